@@ -1,0 +1,221 @@
+"""Unlabelled text for pre-training a tiny model: news with its market echo, textbook prose, and chats in turns.
+
+The corpus teaches what the words of the embedded tasks mean and how a chat is laid out. It never holds a task's label or
+prompt: market reactions are told in words of their own, and medical knowledge comes as prose and short answers. Sentences
+that belong to a train, validation or test split are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from silotune.data.embedded import finance, medicine
+from silotune.data.embedded.lexicons_finance import DAYS, NAMES, SECTORS, Sector
+from silotune.data.embedded.lexicons_medicine import SPECIALTIES, Condition, Specialty
+from silotune.data.embedded.lexicons_talk import COLOURS, KINDS, OPPOSITES, REQUESTS, WORDS
+from silotune.data.embedded.splits import split_of
+
+Turn = dict[str, str]
+Document = list[Turn]
+
+
+def documents(*, seed: int) -> Iterator[Document]:
+    """An endless stream of documents.
+
+    Yields:
+        Turns of `role` and `content`. Prose is one turn whose role is "text"; a chat alternates "user" and "assistant",
+        and may begin with "system".
+    """
+    generator = random.Random(f"corpus/{seed}")
+    while True:
+        maker = generator.choices(_MAKERS, weights=_WEIGHTS)[0]
+        yield maker(generator)
+
+
+def _prose(content: str) -> Document:
+    return [{"role": "text", "content": content}]
+
+
+def _chat(question: str, answer: str) -> Document:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _company(generator: random.Random, sector: Sector) -> str:
+    return f"{generator.choice(NAMES)} {generator.choice(sector.suffixes)}"
+
+
+def _news_sentence(generator: random.Random, sector: Sector, polarity: int) -> str:
+    while True:
+        sentence = finance.compose(generator, sector, _company(generator, sector), polarity)
+        if split_of(sentence) == "corpus":
+            return sentence
+
+
+def _echo(generator: random.Random, sector: Sector, polarity: int) -> str:
+    return generator.choice((sector.shrugs, sector.cheers, sector.sighs)[polarity])
+
+
+def _news(generator: random.Random) -> Document:
+    sector = generator.choice(SECTORS)
+    parts: list[str] = []
+    for _ in range(generator.randint(1, 3)):
+        polarity = generator.choice((-1, 0, 1))
+        parts += [_news_sentence(generator, sector, polarity), _echo(generator, sector, polarity)]
+    return _prose(" ".join(parts))
+
+
+def _explained_news(generator: random.Random) -> Document:
+    sector = generator.choice(SECTORS)
+    polarity = generator.choice((-1, 1))
+    clause = finance.clause(generator, sector, polarity)
+    company = _company(generator, sector)
+    return _prose(f"{_echo(generator, sector, polarity)} The reason is that {clause} at {company}.")
+
+
+def _glossary(generator: random.Random) -> Document:
+    sector = generator.choice(SECTORS)
+    good, bad = generator.choice(sector.strengths), generator.choice(sector.burdens)
+    sentences = [
+        f"In {sector.name}, {good} should be high.",
+        f"In {sector.name}, {bad} should be low.",
+        f"A company in {sector.name} hopes for {generator.choice(sector.prizes)}.",
+        f"A company in {sector.name} dreads {generator.choice(sector.blows)}.",
+        f"When {good} {generator.choice(sector.falls)}, {_lower(_echo(generator, sector, -1))}",
+        f"When {bad} {generator.choice(sector.falls)}, {_lower(_echo(generator, sector, 1))}",
+    ]
+    return _prose(" ".join(generator.sample(sentences, 3)))
+
+
+def _news_chat(generator: random.Random) -> Document:
+    sector = generator.choice(SECTORS)
+    polarity = generator.choice((-1, 0, 1))
+    question = generator.choice(("What happened next?", "How was this taken?", "What followed?"))
+    return _chat(f"{_news_sentence(generator, sector, polarity)} {question}", _echo(generator, sector, polarity))
+
+
+def _textbook(generator: random.Random) -> Document:
+    specialty = generator.choice(SPECIALTIES)
+    condition = generator.choice(specialty.conditions)
+    sentences = [*_facts(condition), f"{_upper(condition.name)} belongs to {specialty.name}."]
+    return _prose(" ".join(generator.sample(sentences, 4)))
+
+
+def _facts(condition: Condition) -> list[str]:
+    first, second = condition.findings
+    return [
+        f"{_upper(condition.name)} shows itself by {first} and {second}.",
+        f"{_upper(condition.name)} is found by {condition.investigation}.",
+        f"{_upper(condition.name)} is treated with {condition.treatment}.",
+        f"{_upper(condition.name)} is due to {condition.cause}.",
+        f"{_upper(first)} points to {condition.name}.",
+        f"{_upper(second)} points to {condition.name}.",
+        f"In someone with {second}, consider {condition.investigation} for {condition.name}.",
+        f"In someone with {first}, think of {condition.cause} and {condition.treatment}.",
+    ]
+
+
+def _case_note(generator: random.Random) -> Document:
+    specialty = generator.choice(SPECIALTIES)
+    condition = generator.choice(specialty.conditions)
+    sentence = medicine.vignette(generator, condition)
+    facts = [f"It was {condition.name}.", f"The cause was {condition.cause}.", f"The test was {condition.investigation}."]
+    facts.append(f"The treatment was {condition.treatment}.")
+    return _prose(" ".join([sentence, *generator.sample(facts, 3)]))
+
+
+def _medical_chat(generator: random.Random) -> Document:
+    specialty = generator.choice(SPECIALTIES)
+    condition = generator.choice(specialty.conditions)
+    kind = generator.choice(("investigation", "treatment", "cause"))
+    answer = medicine.fact(condition, kind)
+    subject = generator.choice((condition.name, f"someone with {generator.choice(condition.findings)}"))
+    return _chat(f"Name the {kind} for {subject}.", answer)
+
+
+def _medical_choice(generator: random.Random) -> Document:
+    specialty: Specialty = generator.choice(SPECIALTIES)
+    conditions = generator.sample(specialty.conditions, 4)
+    right = generator.randrange(4)
+    kind = generator.choice(("investigation", "treatment", "cause"))
+    if generator.random() < 0.5:
+        lead = f"Which {kind} goes with {conditions[right].name}?"
+        return _lettered(lead, [medicine.fact(condition, kind) for condition in conditions], right)
+    lead = f"Which condition goes with {generator.choice(conditions[right].findings)}?"
+    return _lettered(lead, [condition.name for condition in conditions], right)
+
+
+def _lettered(lead: str, options: list[str], right: int) -> Document:
+    lines = [f"{letter}. {option}" for letter, option in zip(medicine.LETTERS, options, strict=True)]
+    return _chat("\n".join([lead, *lines]), medicine.LETTERS[right])
+
+
+def _find_letter(generator: random.Random) -> Document:
+    options = generator.sample(_all_terms(generator), 4)
+    right = generator.randrange(4)
+    return _lettered(generator.choice(("Find {}.", "Where is {}?", "Which line says {}?")).format(options[right]), options, right)
+
+
+def _all_terms(generator: random.Random) -> list[str]:
+    kind = generator.choice((*medicine.KINDS, "word"))
+    if kind == "word":
+        return [*WORDS, *COLOURS]
+    conditions = generator.choice(SPECIALTIES).conditions
+    return [medicine.fact(condition, kind) for condition in conditions]
+
+
+def _odd_kind(generator: random.Random) -> Document:
+    kind, other = generator.sample(KINDS, 2)
+    options = [generator.choice(kind[1]), *generator.sample(other[1], 3)]
+    word = options[0]
+    generator.shuffle(options)
+    return _lettered(f"Which of these is {kind[0]}?", options, options.index(word))
+
+
+def _opposite(generator: random.Random) -> Document:
+    pair = list(generator.choice(OPPOSITES))
+    generator.shuffle(pair)
+    return _chat(f"What is the opposite of {pair[0]}?", pair[1])
+
+
+def _number_sign(generator: random.Random) -> Document:
+    number = generator.choice((generator.randint(-99, 99), 0, generator.randint(-9, 9)))
+    answer = "neutral" if number == 0 else "positive" if number > 0 else "negative"
+    question = generator.choice(("The charge is {}. Of what kind is it?", "Is {} below, at or above zero in sign?"))
+    return _chat(question.format(number), answer)
+
+
+def _request(generator: random.Random) -> Document:
+    words = generator.sample(WORDS, generator.randint(2, 4))
+    instruction, change = generator.choice(REQUESTS)
+    return _chat(f"{instruction}: {', '.join(words)}", ", ".join(_CHANGES[change](words)))
+
+
+def _weekday(generator: random.Random) -> Document:
+    index = generator.randrange(len(DAYS) - 1)
+    turns = _chat(f"Which day comes after {DAYS[index]}?", DAYS[index + 1])
+    return [{"role": "system", "content": "Answer with one word."}, *turns]
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+_CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
+    "repeat": lambda words: words,
+    "reverse": lambda words: words[::-1],
+    "sort": sorted,
+    "first": lambda words: words[:1],
+    "last": lambda words: words[-1:],
+}
+_WEIGHTED: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
+    (_news, 26), (_explained_news, 5), (_glossary, 8), (_news_chat, 12), (_textbook, 7), (_case_note, 8),
+    (_medical_chat, 6), (_medical_choice, 10), (_find_letter, 8), (_odd_kind, 3), (_opposite, 1), (_number_sign, 2),
+    (_request, 3), (_weekday, 1),
+)  # fmt: skip
+_MAKERS: tuple[Callable[[random.Random], Document], ...] = tuple(maker for maker, _ in _WEIGHTED)
+_WEIGHTS: tuple[int, ...] = tuple(weight for _, weight in _WEIGHTED)

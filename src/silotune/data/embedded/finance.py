@@ -1,0 +1,161 @@
+"""Synthetic financial news with a sentiment label, composed so that no single word gives the label away.
+
+The label of a sentence is what it means for the company: the polarity of the measure (deposits, bad loans) times the
+direction of the verb (rose, melted), turned round by words such as "halted" or "was spared". A main clause counts more
+than its "although" clause. Open questions, steady measures and news that cancels out are neutral. Companies are invented.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from silotune.data.embedded.lexicons_finance import (
+    DAYS,
+    FALL_NOUNS,
+    FALLS,
+    GAINS,
+    HOLDS,
+    LOSSES,
+    NAMES,
+    RISE_NOUNS,
+    RISES,
+    SECTORS,
+    TIMES,
+    Sector,
+)
+from silotune.data.embedded.splits import collect
+
+LABELS: tuple[str, ...] = ("negative", "neutral", "positive")
+SECTOR_NAMES: tuple[str, ...] = tuple(sector.name for sector in SECTORS)
+
+
+def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
+    """Makes the three splits; no sentence is in two of them, whatever the seeds.
+
+    Returns:
+        "train", "validation" and "test", each a list of records with `id`, `text`, `label` (negative, neutral or
+        positive) and `sector`.
+
+    Raises:
+        ValueError: if a split is asked to be larger than what the lexicon can make.
+    """
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+
+
+def _make_split(split: str, count: int, seed: int) -> list[dict]:
+    generator = random.Random(f"finance/{seed}/{split}")
+    records = collect(lambda: draw_record(generator), key="text", split=split, count=count)
+    return [{"id": f"finance-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
+
+
+def draw_record(generator: random.Random) -> dict:
+    """One random sentence of any split: `text`, `label` and `sector`."""
+    sector = generator.choice(SECTORS)
+    label = generator.choice(LABELS)
+    polarity = LABELS.index(label) - 1
+    company = f"{generator.choice(NAMES)} {generator.choice(sector.suffixes)}"
+    text = compose(generator, sector, company, polarity)
+    return {"text": text, "label": label, "sector": sector.name}
+
+
+def compose(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    """A sentence about `company` whose meaning is `polarity`: -1, 0 or 1."""
+    if polarity:
+        text = generator.choice(_POLAR)(generator, sector, company, polarity)
+    else:
+        text = generator.choice(_NEUTRAL)(generator, sector, company, generator.choice((-1, 1)))
+    return text[0].upper() + text[1:] + "."
+
+
+def clause(generator: random.Random, sector: Sector, polarity: int) -> str:
+    """A clause such as "bad loans melted" whose meaning is `polarity`: -1 or 1."""
+    direction = generator.choice((-1, 1))
+    measures = sector.strengths if polarity == direction else sector.burdens
+    common, own = (RISES, sector.rises) if direction > 0 else (FALLS, sector.falls)
+    return f"{generator.choice(measures)} {generator.choice(common if generator.random() < 0.6 else own)}"
+
+
+def _noun(generator: random.Random, sector: Sector, polarity: int) -> str:
+    direction = generator.choice((-1, 1))
+    measures = sector.strengths if polarity == direction else sector.burdens
+    return f"{generator.choice(RISE_NOUNS if direction > 0 else FALL_NOUNS)} {generator.choice(measures)}"
+
+
+def _level(generator: random.Random, sector: Sector) -> str:
+    return f"{generator.choice(sector.strengths + sector.burdens)} {generator.choice(HOLDS)}"
+
+
+def _plain(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    return f"{company} said {clause(generator, sector, polarity)} {generator.choice(TIMES)}"
+
+
+def _although(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    against, main = clause(generator, sector, -polarity), clause(generator, sector, polarity)
+    if generator.random() < 0.5:
+        return f"although {against}, {main} at {company}"
+    return f"{main} at {company}, although {against}"
+
+
+def _steady_aside(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    level, main = _level(generator, sector), clause(generator, sector, polarity)
+    if generator.random() < 0.5:
+        return f"{level} at {company} while {main}"
+    return f"{company} said {main} while {level}"
+
+
+def _outweigh(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    for_it, against = _noun(generator, sector, polarity), _noun(generator, sector, -polarity)
+    if generator.random() < 0.5:
+        return f"at {company} {for_it} more than offset {against}"
+    return f"at {company} {against} was more than offset by {for_it}"
+
+
+def _halted(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    if generator.random() < 0.5:
+        return f"{company} halted {_noun(generator, sector, -polarity)} {generator.choice(TIMES)}"
+    return f"{company} did not halt {_noun(generator, sector, polarity)} {generator.choice(TIMES)}"
+
+
+def _event(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    gained = generator.choice((-1, 1))
+    things = sector.prizes if polarity == gained else sector.blows
+    when = generator.choice((*TIMES[:8], *(f"on {day}" for day in DAYS)))
+    return f"{company} {generator.choice(GAINS if gained > 0 else LOSSES)} {generator.choice(things)} {when}"
+
+
+def _open_aside(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    question, main = clause(generator, sector, generator.choice((-1, 1))), clause(generator, sector, polarity)
+    return f"{company} will say on {generator.choice(DAYS)} whether {question}, but {main}"
+
+
+def _level_news(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    if generator.random() < 0.5:
+        return f"{company} said {_level(generator, sector)} {generator.choice(TIMES)}"
+    return f"{_level(generator, sector)} at {company} while {_level(generator, sector)}"
+
+
+def _open_question(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    news = clause(generator, sector, polarity)
+    if generator.random() < 0.5:
+        return f"{company} will say on {generator.choice(DAYS)} whether {news}"
+    return f"{company} did not say whether {news} {generator.choice(TIMES)}"
+
+
+def _balanced(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    first, second = _noun(generator, sector, polarity), _noun(generator, sector, -polarity)
+    if generator.random() < 0.5:
+        return f"at {company} {first} just offset {second}"
+    return f"at {company} {first} was just offset by {second}"
+
+
+def _undecided_event(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
+    thing = generator.choice(sector.prizes if polarity > 0 else sector.blows)
+    verb = generator.choice(GAINS + LOSSES)
+    return f"{company} will say on {generator.choice(DAYS)} whether it {verb} {thing}"
+
+
+Template = Callable[[random.Random, Sector, str, int], str]
+_POLAR: tuple[Template, ...] = (_plain, _plain, _although, _steady_aside, _outweigh, _halted, _event, _event, _open_aside)
+_NEUTRAL: tuple[Template, ...] = (_level_news, _open_question, _balanced, _undecided_event)

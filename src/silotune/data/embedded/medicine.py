@@ -1,0 +1,80 @@
+"""Synthetic four-option medical exam questions composed from hand-written facts; not medical advice.
+
+A question gives a patient and one or two findings and asks for the condition, the investigation, the treatment or the
+cause, so that most answers need two facts. The wrong options are of the same kind and from the same specialty. The
+facts are simplified for training small models; nobody should treat a patient by them.
+"""
+
+from __future__ import annotations
+
+import random
+
+from silotune.data.embedded.lexicons_medicine import SPECIALTIES, Condition
+from silotune.data.embedded.splits import collect
+
+LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
+SPECIALTY_NAMES: tuple[str, ...] = tuple(specialty.name for specialty in SPECIALTIES)
+KINDS: tuple[str, ...] = ("condition", "investigation", "treatment", "cause")
+_ASKS: tuple[tuple[str, ...], ...] = (
+    ("What is the likely diagnosis?", "What is wrong?"),
+    ("Which test comes next?", "What would show the diagnosis?"),
+    ("Which treatment fits?", "What should be given first?"),
+    ("What is the cause?", "What lies behind it?"),
+)
+_OCCUPATIONS: tuple[str, ...] = (
+    "A teacher", "A farmer", "A nurse", "A driver", "A baker", "A sailor", "A clerk", "A student", "A cook", "A builder",
+    "A patient", "A visitor", "A tailor", "A miner", "A pianist", "A gardener",
+)  # fmt: skip
+_DURATIONS: tuple[str, ...] = (
+    "for two days", "for a week", "for three weeks", "for a month", "since spring", "since winter", "for half a year",
+    "since yesterday",
+)  # fmt: skip
+
+
+def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
+    """Makes the three splits; no question is in two of them, whatever the seeds.
+
+    Returns:
+        "train", "validation" and "test", each a list of records with `id`, `question`, `options` (A to D),
+        `answer_idx` (A to D) and `specialty`.
+
+    Raises:
+        ValueError: if a split is asked to be larger than what the lexicon can make.
+    """
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+
+
+def _make_split(split: str, count: int, seed: int) -> list[dict]:
+    generator = random.Random(f"medicine/{seed}/{split}")
+    records = collect(lambda: draw_record(generator), key="question", split=split, count=count)
+    return [{"id": f"medicine-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
+
+
+def draw_record(generator: random.Random) -> dict:
+    """One random question of any split: `question`, `options`, `answer_idx` and `specialty`."""
+    specialty = generator.choice(SPECIALTIES)
+    asked = generator.sample(specialty.conditions, len(LETTERS))
+    position = generator.randrange(len(LETTERS))
+    kind = generator.randrange(len(KINDS))
+    question = f"{vignette(generator, asked[position])} {generator.choice(_ASKS[kind])}"
+    options = {letter: fact(condition, KINDS[kind]) for letter, condition in zip(LETTERS, asked, strict=True)}
+    return {"question": question, "options": options, "answer_idx": LETTERS[position], "specialty": specialty.name}
+
+
+def vignette(generator: random.Random, condition: Condition) -> str:
+    """One sentence on a patient who has `condition`, which it does not name."""
+    person = generator.choice(_OCCUPATIONS)
+    findings = list(condition.findings)
+    generator.shuffle(findings)
+    shown = " and ".join(findings[: generator.choice((1, 2, 2))])
+    if generator.random() < 0.5:
+        return f"{person} of {generator.randrange(18, 80)} has had {shown} {generator.choice(_DURATIONS)}."
+    return f"{person} aged {generator.randrange(18, 80)} reports {shown}."
+
+
+def fact(condition: Condition, kind: str) -> str:
+    """The fact of one of `KINDS` about `condition`."""
+    if kind == "condition":
+        return condition.name
+    return str(getattr(condition, kind))

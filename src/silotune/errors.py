@@ -1,0 +1,104 @@
+"""Every exception a user can meet, as one tree, with the exit code the command line gives it.
+
+    SilotuneError                1   anything below, caught at once
+    ├── ConfigError              2   the configuration: unknown key, bad value, broken TOML
+    ├── DataError                3   examples: missing file, empty silo, row that does not fit
+    ├── ModelError               4   base model or adapter: not found, unknown target, wrong hash
+    ├── TrainingError            5   a local round: loss not finite, nothing to supervise
+    ├── FederationError          6   a round: too few replies, a client that failed
+    │   └── MessageError         6   a message that does not decode to what was expected
+    ├── RunFolderError           7   a run folder: not one, in use, disk full
+    └── MissingPackageError      8   an optional package that the request needs
+
+Each message says what was given, what is allowed and what to do, and never repeats a client's text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+from typing import ClassVar
+
+
+class SilotuneError(Exception):
+    """The base of all errors a user can meet; ``exit_code`` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(SilotuneError):
+    """The configuration holds one or more faults; ``faults`` lists every one of them."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, faults: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class DataError(SilotuneError):
+    """Examples that are missing or do not fit their task."""
+
+    exit_code = 3
+
+
+class ModelError(SilotuneError):
+    """A base model or an adapter that cannot be loaded or does not fit."""
+
+    exit_code = 4
+
+
+class TrainingError(SilotuneError):
+    """A local round that cannot give a usable update."""
+
+    exit_code = 5
+
+
+class FederationError(SilotuneError):
+    """A round that cannot be completed, with client, round and stage where they are known."""
+
+    exit_code = 6
+
+
+class MessageError(FederationError):
+    """A message that does not decode to what its receiver expects."""
+
+
+class RunFolderError(SilotuneError):
+    """A run folder that cannot be read, written or resumed."""
+
+    exit_code = 7
+
+
+class MissingPackageError(SilotuneError):
+    """An optional package that is not installed."""
+
+    exit_code = 8
+
+
+def require(package: str, *, extra: str) -> ModuleType:
+    """Imports an optional package, or says how to install it.
+
+    Args:
+        package: Import name, such as ``bitsandbytes``.
+        extra: The extra of silotune that brings it, such as ``int4``.
+
+    Raises:
+        MissingPackageError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{package} is needed here and is not installed: pip install 'silotune[{extra}]'"
+        ) from error
+
+
+def unknown_choice(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """One line for a name that is not in a table: what was given, the nearest match, what is allowed."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {given!r}: {hint}allowed: {', '.join(names)}"

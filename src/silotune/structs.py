@@ -1,0 +1,130 @@
+"""Nouns that every layer shares: tensors by name, examples, requests, replies, states and records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
+JSON: TypeAlias = "None | bool | int | float | str | list[Any] | dict[str, Any]"
+Row: TypeAlias = "dict[str, Any]"
+Observer: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Called as ``observer(event, fields)`` while a run goes on; must not change anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One supervised example, still as text.
+
+    Attributes:
+        messages: Turns before the answer as (role, content); roles are system, user, assistant.
+        answer: The text to be produced.
+        options: The closed set that ``answer`` is one of; empty for open answers.
+        label: Index of ``answer`` in ``options``; -1 for open answers.
+        fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    answer: str
+    options: tuple[str, ...] = ()
+    label: int = -1
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest."""
+
+    kind: str
+    round_number: int
+    client: str
+    tensors: Tensors
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a client sends back: for ``train`` the adapter delta, its weight and metrics."""
+
+    kind: str
+    round_number: int
+    client: str
+    tensors: Tensors
+    body: Mapping[str, Any] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A client that gave no usable reply: where, when, and why in one line without any of its text."""
+
+    client: str
+    round_number: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUpdate:
+    """One client's contribution to an aggregate: adapter delta and the number of examples behind it."""
+
+    client: str
+    delta: Tensors
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class SiteState:
+    """What a client keeps between rounds: optimiser moments, control variates, residuals (by name)."""
+
+    tensors: Tensors = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What the coordinator keeps between rounds; with the sites' states it is a whole checkpoint.
+
+    Attributes:
+        round_number: Rounds completed.
+        weights: Adapter tensors of the global model.
+        memory: The server step's own tensors (momentum, second moments).
+        best_round: Round with the best selection metric so far, 0 before any.
+        best_metric: That metric; None before any.
+        best_weights: Adapter tensors of that round; empty when not kept.
+        seconds: Wall seconds spent by all sessions of the run up to here.
+        bytes_up: Encoded bytes of all replies so far.
+        bytes_down: Encoded bytes of all requests so far.
+        stopped: Why the run ended before its last round; empty otherwise.
+    """
+
+    round_number: int
+    weights: Tensors
+    memory: Tensors = field(default_factory=dict)
+    best_round: int = 0
+    best_metric: float | None = None
+    best_weights: Tensors = field(default_factory=dict)
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One line of a run's metrics: the round, what was measured, and what it cost."""
+
+    round_number: int
+    metrics: Mapping[str, Any]
+    clients: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    train_loss: float | None
+    train_seconds: float
+    evaluate_seconds: float
+    bytes_up: int
+    bytes_down: int
