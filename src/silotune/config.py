@@ -107,9 +107,7 @@ class DataSection(Section):
 class TrainingSection(Section):
     """One local round at a client."""
 
-    objective: Objective = Field(
-        "sft", description="sft: the answer's tokens; choice: softmax over the options"
-    )
+    objective: Objective = Field("sft", description="sft: the answer's tokens; choice: softmax over the options")
     optimizer: Optimizer = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -127,15 +125,11 @@ class TrainingSection(Section):
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
-    modes: tuple[Mode, ...] = Field(
-        ("federated",), description="what to run: federated, isolated, centralized"
-    )
+    modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
     algorithm: Algorithm = "fedavg"
     rounds: Positive = 5
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="fedprox: weight of the proximal term"
-    )
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
     server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
@@ -146,19 +140,13 @@ class EvaluationSection(Section):
     """On what, how and when models are scored."""
 
     gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
-    selection: str = Field(
-        "validation", description="set behind early stop and best round: a split, or a file"
-    )
+    selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
     scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
     batch_size: Positive = 64
     max_examples: Positive | None = Field(None, description="of the gold-standard set")
     every: Positive = Field(1, description="rounds between two scorings of the global model")
-    per_client: bool = Field(
-        False, description="score the global model on each client's own examples at the end"
-    )
-    patience: Positive | None = Field(
-        None, description="stop after so many rounds without a better selection metric"
-    )
+    per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
+    patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
     max_new_tokens: Positive = 16
     bootstrap_samples: Annotated[int, Field(ge=0)] = 1000
@@ -168,9 +156,7 @@ class RecordSection(Section):
     """Where results go."""
 
     folder: Path = Path("runs")
-    name: str | None = Field(
-        None, description="name of the run folder; default: made from task, model, adapter"
-    )
+    name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
 
 
@@ -190,10 +176,10 @@ class Config(Section):
     @classmethod
     def _qlora_implies_int4(cls, document: Any) -> Any:
         """An ``adapter.kind = 'qlora'`` without a precision means int4: that is what the name says."""
-        if isinstance(document, Mapping) and _get(document, "adapter", "kind") == "qlora":
-            if _get(document, "model", "precision") is None:
-                return {**document, "model": {**document.get("model", {}), "precision": "int4"}}
-        return document
+        if not isinstance(document, Mapping) or _get(document, "adapter", "kind") != "qlora":
+            return document
+        model = document.get("model", {})
+        return {**document, "model": {"precision": "int4", **model}} if isinstance(model, Mapping) else document
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -291,9 +277,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"no configuration file {str(path)!r}; 'silotune configs list' shows those shipped"
-        ) from None
+        raise ConfigError(f"no configuration file {str(path)!r}; 'silotune configs list' shows those shipped") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
     except tomllib.TOMLDecodeError as error:

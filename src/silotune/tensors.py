@@ -7,6 +7,7 @@ names and shapes; a difference raises ``MessageError`` naming the first one.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 
@@ -21,9 +22,7 @@ def check_alike(left: Tensors, right: Tensors) -> None:
         raise MessageError(f"tensor names differ: {odd!r} is on one side only")
     for name, tensor in left.items():
         if tensor.shape != right[name].shape:
-            raise MessageError(
-                f"tensor {name!r} has shape {tuple(right[name].shape)}, expected {tuple(tensor.shape)}"
-            )
+            raise MessageError(f"tensor {name!r} has shape {tuple(right[name].shape)}, expected {tuple(tensor.shape)}")
 
 
 def add(left: Tensors, right: Tensors) -> Tensors:
@@ -61,7 +60,7 @@ def clone(tensors: Tensors) -> Tensors:
 
 def norm(tensors: Tensors) -> float:
     """Euclidean norm over all values, accumulated in float64."""
-    return float(sum(float(tensor.double().square().sum()) for tensor in tensors.values())) ** 0.5
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
 
 
 def clip(tensors: Tensors, max_norm: float) -> Tensors:

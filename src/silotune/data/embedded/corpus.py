@@ -115,10 +115,17 @@ def _facts(condition: Condition) -> list[str]:
     ]
 
 
+def _patient(generator: random.Random, condition: Condition) -> str:
+    while True:
+        sentence = medicine.vignette(generator, condition)
+        if split_of(sentence) == "corpus":
+            return sentence
+
+
 def _case_note(generator: random.Random) -> Document:
     specialty = generator.choice(SPECIALTIES)
     condition = generator.choice(specialty.conditions)
-    sentence = medicine.vignette(generator, condition)
+    sentence = _patient(generator, condition)
     facts = [f"It was {condition.name}.", f"The cause was {condition.cause}.", f"The test was {condition.investigation}."]
     facts.append(f"The treatment was {condition.treatment}.")
     return _prose(" ".join([sentence, *generator.sample(facts, 3)]))

@@ -32,7 +32,7 @@ _DURATIONS: tuple[str, ...] = (
 
 
 def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
-    """Makes the three splits; no question is in two of them, whatever the seeds.
+    """Makes the three splits; no patient is in two of them, whatever the seeds.
 
     Returns:
         "train", "validation" and "test", each a list of records with `id`, `question`, `options` (A to D),
@@ -47,19 +47,24 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
 
 def _make_split(split: str, count: int, seed: int) -> list[dict]:
     generator = random.Random(f"medicine/{seed}/{split}")
-    records = collect(lambda: draw_record(generator), key="question", split=split, count=count)
-    return [{"id": f"medicine-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
+    records = collect(lambda: _draw(generator), key="vignette", split=split, count=count)
+    return [{"id": f"medicine-{seed}-{split}-{index}", **record["record"]} for index, record in enumerate(records)]
 
 
-def draw_record(generator: random.Random) -> dict:
-    """One random question of any split: `question`, `options`, `answer_idx` and `specialty`."""
+def _draw(generator: random.Random) -> dict:
     specialty = generator.choice(SPECIALTIES)
     asked = generator.sample(specialty.conditions, len(LETTERS))
     position = generator.randrange(len(LETTERS))
     kind = generator.randrange(len(KINDS))
-    question = f"{vignette(generator, asked[position])} {generator.choice(_ASKS[kind])}"
+    patient = vignette(generator, asked[position])
     options = {letter: fact(condition, KINDS[kind]) for letter, condition in zip(LETTERS, asked, strict=True)}
-    return {"question": question, "options": options, "answer_idx": LETTERS[position], "specialty": specialty.name}
+    record = {
+        "question": f"{patient} {generator.choice(_ASKS[kind])}",
+        "options": options,
+        "answer_idx": LETTERS[position],
+        "specialty": specialty.name,
+    }
+    return {"vignette": patient, "record": record}
 
 
 def vignette(generator: random.Random, condition: Condition) -> str:
