@@ -1,7 +1,7 @@
 """Pre-trains `nano`, the tiny causal LM that silotune ships, from public-domain text and generated text.
 
-The tokenizer is a byte-level BPE; the model has the Llama architecture. Batch `n` depends on the seed and `n` alone, so a
-run that was stopped and resumed sees the text of one that was not. Example:
+The tokenizer is a byte-level BPE; the model has the Llama architecture. Batch `n` depends on the seed and `n` alone,
+so a run that was stopped and resumed sees the text of one that was not. Example:
 
     python scripts/pretrain_nano.py --text text_novels/train.jsonl --validation-text text_novels/validation.jsonl \
         --out nano --steps 6000 --decay-from 4800
@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -54,41 +53,44 @@ pipeline_tag: text-generation
 
 # nano: a tiny causal language model for trying out federated fine-tuning
 
-{parameters:,} parameters: Llama architecture, {layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary} (byte-level
-BPE), context {context} tokens, tied embeddings, weights in fp32. It is small enough to be fine-tuned in seconds on a laptop's
-processor. Use it to see a federation run from end to end; use a real base model for real work.
+{parameters:,} parameters: Llama architecture, {layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary}
+(byte-level BPE), context {context} tokens, tied embeddings, weights in fp32. It was trained on sequences of {sequence}
+tokens. It is small enough to be fine-tuned in seconds on a laptop's processor. Use it to see a federation run from end
+to end; use a real base model for real work.
 
 ## Training
 
 | what | value |
 | --- | --- |
-| text | {text_share:.0%} of the documents: English novels of 1839-1912, public domain ({text_files}); the rest: `silotune.data.embedded.corpus` |
+| text | {text_share:.1%} of the documents: English novels of 1839-1912, public domain ({text_files}) |
+| generated text | the rest: `silotune.data.embedded.corpus`, which this project wrote |
 | tokens seen | {tokens:,} ({steps} steps of {batch} sequences of {sequence} tokens) |
-| optimiser | AdamW, peak learning rate {learning_rate}, warm-up {warmup} steps, decay to zero from step {decay_from} |
+| optimiser | AdamW, learning rate {learning_rate}, warm-up {warmup} steps, decay to zero from step {decay_from} |
 | seed | {seed} |
 | training loss (mean of the last 50 steps) | {train_loss:.3f} nats a token |
-| validation loss, generated text | {generated_loss:.3f} nats a token (perplexity {generated_perplexity:.2f}; uniform would be {vocabulary}) |
+| validation loss, generated text | {generated_loss:.3f} nats a token (perplexity {generated_perplexity:.2f}) |
 | validation loss, novels | {text_loss} |
 
-To make it again (the text is the 100 English novels corpus cut into passages, one JSON object with a `text` field a line):
+To make it again (the text is the 100 English novels corpus cut into passages, one JSON object with a `text` a line):
 
     {command}
 
 ## Chat format
 
-`<|bos|><|user|>question<|assistant|>answer<|eos|>`, optionally with `<|system|>` first. The answer follows the header directly.
-`<|pad|>` is a token of its own.
+`<|bos|><|user|>question<|assistant|>answer<|eos|>`, optionally with `<|system|>` first. The answer follows the header
+directly. `<|pad|>` is a token of its own.
 
 ## What it has not seen
 
-The embedded tasks' labels, prompts, and sentences of their train, validation and test splits. Their vocabulary it has seen:
-generated news with the market's reaction in other words, textbook sentences, and quizzes. Each quiz line names its answer.
+The embedded tasks' prompts, and any sentence of their train, validation and test splits. Their vocabulary and the kinds
+of sentence it has seen: generated news with the market's reaction told in other words than the labels, textbook
+sentences, and quizzes on the same medical facts with lettered answers.
 
 ## Limits
 
-It knows a few hundred words of invented business news and one-line simplifications of medicine, and answers nothing else
-sensibly. Its medical sentences are not medical advice. The generated text is synthetic; the novels carry the prejudices of
-their century. Licence: Apache-2.0.
+It knows a few hundred words of invented business news and one-line simplifications of medicine, and answers nothing
+else sensibly. Its medical sentences are not medical advice. The generated text is synthetic; the novels carry the
+prejudices of their century. Licence: Apache-2.0.
 """
 
 
@@ -106,24 +108,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="JSONL files with a field `text`")
-    parser.add_argument("--validation-text", type=Path, nargs="*", default=[], help="JSONL files for the validation loss only")
-    parser.add_argument("--text-share", type=float, default=0.06, help="share of documents from --text; the rest is generated")
+    parser.add_argument(
+        "--validation-text", type=Path, nargs="*", default=[], help="JSONL files for the validation loss only"
+    )
+    parser.add_argument(
+        "--text-share", type=float, default=0.015, help="share of documents from --text; the rest is generated"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
-    parser.add_argument("--work", type=Path, help="folder for checkpoints and the log (default: OUT with -work appended)")
+    parser.add_argument(
+        "--work", type=Path, help="folder for checkpoints and the log (default: OUT with -work appended)"
+    )
     parser.add_argument("--steps", type=int, default=0, help="number of steps; needs --decay-from")
     parser.add_argument("--decay-from", type=int, default=0, help="first step of the decay to learning rate zero")
-    parser.add_argument("--minutes", type=float, default=0.0, help="instead of --steps: stop after this time, last fifth decays")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="instead of --steps: stop after this time, last fifth decays"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     parser.add_argument("--checkpoint-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--sequence", type=int, default=256, help="tokens in a packed training sequence")
-    parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=4, help="sequences in a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="processor threads; 0 leaves torch's choice")
@@ -244,7 +254,7 @@ def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimiser: torch.opti
         for key, value in optimiser.state[parameter].items():
             tensors[f"{key}/{name}"] = torch.as_tensor(value).contiguous()
     save_file(tensors, folder / "checkpoint.tmp", metadata={"progress": json.dumps(asdict(progress))})
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.safetensors")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.safetensors")
     (folder / "progress.json").write_text(json.dumps(asdict(progress)))
 
 
@@ -289,7 +299,9 @@ def end_of_time(options: argparse.Namespace, progress: Progress, started: float,
         progress.steps = progress.step + max(1, round((progress.step - first) / 4))
 
 
-def train(options: argparse.Namespace, tokenizer: Tokenizer, texts: list[str]) -> tuple[LlamaForCausalLM, Progress, float]:
+def train(
+    options: argparse.Namespace, tokenizer: Tokenizer, texts: list[str]
+) -> tuple[LlamaForCausalLM, Progress, float]:
     """Runs the steps; returns the model, where it stands, and the mean training loss of the last 50 steps."""
     device, has_bf16 = choose_device(options.device)
     model = build_model(options, tokenizer).to(device)
@@ -314,7 +326,11 @@ def train(options: argparse.Namespace, tokenizer: Tokenizer, texts: list[str]) -
         progress.tokens += ids.numel()
         end_of_time(options, progress, started, first)
         if progress.step % 20 == 0:
-            record = {**asdict(progress), "loss": sum(losses[-20:]) / len(losses[-20:]), "seconds": round(time.monotonic() - started, 1)}
+            record = {
+                **asdict(progress),
+                "loss": sum(losses[-20:]) / len(losses[-20:]),
+                "seconds": round(time.monotonic() - started, 1),
+            }
             with (options.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
         if progress.step % options.checkpoint_every == 0 and not progress.decay_from:
@@ -328,12 +344,26 @@ def reproduce_command(options: argparse.Namespace, progress: Progress) -> str:
     if options.validation_text:
         parts += ["--validation-text", *("/".join(path.parts[-2:]) for path in options.validation_text)]
     parts += ["--out nano", f"--steps {progress.steps}", f"--decay-from {progress.decay_from}"]
-    for name in ("seed", "text_share", "vocabulary", "layers", "width", "heads", "context", "sequence", "batch", "learning_rate", "warmup"):
+    for name in (
+        "seed",
+        "text_share",
+        "vocabulary",
+        "layers",
+        "width",
+        "heads",
+        "context",
+        "sequence",
+        "batch",
+        "learning_rate",
+        "warmup",
+    ):
         parts.append(f"--{name.replace('_', '-')} {getattr(options, name)}")
     return " ".join(parts)
 
 
-def describe(options: argparse.Namespace, model: LlamaForCausalLM, progress: Progress, losses: dict[str, float | None]) -> str:
+def describe(
+    options: argparse.Namespace, model: LlamaForCausalLM, progress: Progress, losses: dict[str, float | None]
+) -> str:
     """The model card."""
     generated, text = losses["generated"], losses["text"]
     assert generated is not None
@@ -347,7 +377,18 @@ def describe(options: argparse.Namespace, model: LlamaForCausalLM, progress: Pro
         "text_loss": "not measured" if text is None else f"{text:.3f} nats a token (perplexity {math.exp(text):.1f})",
         "command": reproduce_command(options, progress),
     }
-    for name in ("layers", "width", "heads", "context", "text_share", "batch", "sequence", "learning_rate", "warmup", "seed"):
+    for name in (
+        "layers",
+        "width",
+        "heads",
+        "context",
+        "text_share",
+        "batch",
+        "sequence",
+        "learning_rate",
+        "warmup",
+        "seed",
+    ):
         values[name] = getattr(options, name)
     return CARD.format(**values, **asdict(progress))
 

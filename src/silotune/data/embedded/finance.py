@@ -1,8 +1,9 @@
 """Synthetic financial news with a sentiment label, composed so that no single word gives the label away.
 
-The label of a sentence is what it means for the company: the polarity of the measure (deposits, bad loans) times the
-direction of the verb (rose, melted), turned round by words such as "halted" or "was spared". A main clause counts more
-than its "although" clause. Open questions, steady measures and news that cancels out are neutral. Companies are invented.
+The label of a sentence is what it means for the company: the polarity of the measure (deposits, bad loans) times
+the direction of the verb (rose, melted), turned round by words such as "halted" or "was spared". A main clause
+counts more than its "although" clause. Open questions, steady measures and news that cancels out are neutral.
+Companies are invented.
 """
 
 from __future__ import annotations
@@ -62,11 +63,14 @@ def draw_record(generator: random.Random) -> dict:
 
 def compose(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     """A sentence about `company` whose meaning is `polarity`: -1, 0 or 1."""
-    if polarity:
-        text = generator.choice(_POLAR)(generator, sector, company, polarity)
-    else:
-        text = generator.choice(_NEUTRAL)(generator, sector, company, generator.choice((-1, 1)))
-    return text[0].upper() + text[1:] + "."
+    measures = sector.strengths + sector.burdens
+    while True:
+        if polarity:
+            text = generator.choice(_POLAR)(generator, sector, company, polarity)
+        else:
+            text = generator.choice(_NEUTRAL)(generator, sector, company, generator.choice((-1, 1)))
+        if all(text.count(measure) < 2 for measure in measures):
+            return text[0].upper() + text[1:] + "."
 
 
 def clause(generator: random.Random, sector: Sector, polarity: int) -> str:
@@ -157,5 +161,17 @@ def _undecided_event(generator: random.Random, sector: Sector, company: str, pol
 
 
 Template = Callable[[random.Random, Sector, str, int], str]
-_POLAR: tuple[Template, ...] = (_plain, _plain, _although, _steady_aside, _outweigh, _halted, _event, _event, _open_aside)
+_POLAR: tuple[Template, ...] = (
+    _plain,
+    _plain,
+    _although,
+    _steady_aside,
+    _steady_aside,
+    _outweigh,
+    _halted,
+    _event,
+    _event,
+    _open_aside,
+    _open_aside,
+)
 _NEUTRAL: tuple[Template, ...] = (_level_news, _open_question, _balanced, _undecided_event)

@@ -1,8 +1,8 @@
 """Hand-written words of eight business sectors, from which synthetic financial news is composed.
 
-`strengths` are measures a company likes to see rise, `burdens` measures it likes to see fall. `prizes` are things it
-likes to obtain, `blows` things it likes to escape. `cheers`, `sighs` and `shrugs` are how markets react to good, bad and
-indifferent news; only the unlabelled corpus uses them.
+`strengths` are measures a company likes to see rise, `burdens` measures it likes to see fall. `prizes` are things
+it likes to obtain, `blows` things it likes to escape. `cheers`, `sighs` and `shrugs` are how markets react to good,
+bad and indifferent news; only the unlabelled corpus uses them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Sector:
 BANKING = Sector(
     name="banking",
     suffixes=("Bank", "Savings", "Credit"),
-    strengths=("deposits", "net interest income", "fee income", "capital", "new lending", "the lending margin", "loan demand", "branch income"),
-    burdens=("bad loans", "loan losses", "late payments", "write-offs", "funding costs", "fraud claims", "overdue debt", "branch costs"),
+    strengths=("deposits", "net interest income", "fee income", "capital", "new lending", "the lending margin"),
+    burdens=("bad loans", "loan losses", "late payments", "write-offs", "funding costs", "fraud claims"),
     prizes=("the deposit licence", "the payroll mandate", "the cheap credit line", "the rating upgrade"),
     blows=("the capital penalty", "the money laundering case", "the rating cut", "the refund order"),
     rises=("swelled", "mounted"),
@@ -43,8 +43,8 @@ BANKING = Sector(
 INSURANCE = Sector(
     name="insurance",
     suffixes=("Insurance", "Mutual", "Life"),
-    strengths=("premiums", "policy sales", "the solvency ratio", "the renewal rate", "reserves", "investment gains", "policy numbers", "underwriting income"),
-    burdens=("claims", "storm losses", "policy lapses", "the loss ratio", "handling expenses", "payout disputes", "reinsurance bills", "fire damage"),
+    strengths=("premiums", "policy sales", "the solvency ratio", "the renewal rate", "reserves", "investment gains"),
+    burdens=("claims", "storm losses", "policy lapses", "the loss ratio", "handling expenses", "payout disputes"),
     prizes=("the fleet policy", "the pension mandate", "the reinsurance cover", "the state scheme"),
     blows=("the flood bill", "the reserve shortfall", "the mis-selling case", "the premium cap"),
     rises=("built up", "piled up"),
@@ -56,8 +56,8 @@ INSURANCE = Sector(
 SHIPPING = Sector(
     name="shipping",
     suffixes=("Lines", "Shipping", "Maritime"),
-    strengths=("freight rates", "cargo volumes", "charter income", "fleet use", "container bookings", "port calls", "tanker hires", "voyage earnings"),
-    burdens=("bunker bills", "port delays", "idle tonnage", "empty voyages", "canal fees", "hull repairs", "demurrage", "detention days"),
+    strengths=("freight rates", "cargo volumes", "charter income", "fleet use", "container bookings", "port calls"),
+    burdens=("bunker bills", "port delays", "idle tonnage", "empty voyages", "canal fees", "hull repairs"),
     prizes=("the long charter", "the berth", "the grain cargo", "the ferry route"),
     blows=("the arrest order", "the spill charge", "the canal ban", "the crew strike"),
     rises=("steamed higher", "surged"),
@@ -69,8 +69,8 @@ SHIPPING = Sector(
 ENERGY = Sector(
     name="energy",
     suffixes=("Energy", "Power", "Petroleum"),
-    strengths=("oil output", "power sales", "proven reserves", "refining margins", "grid income", "gas flows", "wind generation", "well yields"),
-    burdens=("outages", "pipeline leaks", "drilling costs", "grid losses", "carbon charges", "flaring", "dry wells", "cleanup bills"),
+    strengths=("oil output", "power sales", "proven reserves", "refining margins", "grid income", "gas flows"),
+    burdens=("outages", "pipeline leaks", "drilling costs", "grid losses", "carbon charges", "flaring"),
     prizes=("the drilling permit", "the supply contract", "the wind concession", "the grid connection"),
     blows=("the windfall tax", "the blowout inquiry", "the plant closure", "the export ban"),
     rises=("flared up", "powered ahead"),
@@ -82,8 +82,8 @@ ENERGY = Sector(
 RETAIL = Sector(
     name="retail",
     suffixes=("Stores", "Retail", "Markets"),
-    strengths=("store sales", "footfall", "basket size", "online orders", "gift card sales", "loyalty sign-ups", "shelf turnover", "like-for-like revenue"),
-    burdens=("markdowns", "unsold stock", "theft", "product returns", "store rents", "complaints", "wage bills", "queue times"),
+    strengths=("store sales", "footfall", "basket size", "online orders", "gift card sales", "loyalty sign-ups"),
+    burdens=("markdowns", "unsold stock", "theft", "product returns", "store rents", "complaints"),
     prizes=("the flagship lease", "the school uniform order", "the brand franchise", "the delivery deal"),
     blows=("the product recall", "the pricing probe", "the warehouse walkout", "the data breach"),
     rises=("bulged", "rang up gains"),
@@ -95,8 +95,8 @@ RETAIL = Sector(
 CHIPS = Sector(
     name="chips",
     suffixes=("Semiconductor", "Devices", "Microsystems"),
-    strengths=("wafer starts", "chip orders", "the yield", "design wins", "the order backlog", "sensor shipments", "licence fees", "fab utilisation"),
-    burdens=("defects", "scrap", "inventory days", "lead times", "test failures", "tool downtime", "order cancellations", "warranty claims"),
+    strengths=("wafer starts", "chip orders", "the yield", "design wins", "the order backlog", "sensor shipments"),
+    burdens=("defects", "scrap", "inventory days", "lead times", "test failures", "tool downtime"),
     prizes=("the foundry deal", "the phone socket", "the patent", "the research grant"),
     blows=("the patent suit", "the export curb", "the import duty", "the clean room fire"),
     rises=("ramped", "scaled up"),
@@ -108,8 +108,8 @@ CHIPS = Sector(
 PROPERTY = Sector(
     name="property",
     suffixes=("Properties", "Estates", "Homes"),
-    strengths=("rents", "occupancy", "flat sales", "asset values", "building starts", "lease renewals", "housing reservations", "tenant numbers"),
-    burdens=("vacancies", "rent arrears", "evictions", "mortgage costs", "building delays", "repair bills", "buyer defaults", "ground charges"),
+    strengths=("rents", "occupancy", "flat sales", "asset values", "building starts", "lease renewals"),
+    burdens=("vacancies", "rent arrears", "evictions", "mortgage costs", "building delays", "repair bills"),
     prizes=("the planning consent", "the anchor tenant", "the land plot", "the tower contract"),
     blows=("the zoning refusal", "the cladding bill", "the rent freeze", "the eviction suit"),
     rises=("towered", "crept higher"),
@@ -121,8 +121,8 @@ PROPERTY = Sector(
 AIRLINES = Sector(
     name="airlines",
     suffixes=("Airways", "Air", "Aviation"),
-    strengths=("passenger numbers", "load factors", "ticket sales", "seat income", "punctuality", "business fares", "route revenue", "upgrade sales"),
-    burdens=("flight cancellations", "fuel bills", "lost bags", "landing fees", "refunds", "crew shortages", "grounded jets", "airport charges"),
+    strengths=("passenger numbers", "load factors", "ticket sales", "seat income", "punctuality", "business fares"),
+    burdens=("flight cancellations", "fuel bills", "lost bags", "landing fees", "refunds", "crew shortages"),
     prizes=("the landing slots", "the mail contract", "the codeshare", "the new hub"),
     blows=("the pilot strike", "the grounding order", "the noise levy", "the safety audit"),
     rises=("took off", "soared"),
@@ -135,8 +135,9 @@ AIRLINES = Sector(
 SECTORS: tuple[Sector, ...] = (BANKING, INSURANCE, SHIPPING, ENERGY, RETAIL, CHIPS, PROPERTY, AIRLINES)
 
 NAMES: tuple[str, ...] = (
-    "Alder", "Beacon", "Cedar", "Delta", "Elm", "Falcon", "Granite", "Harbour", "Iris", "Juniper", "Kestrel", "Linden",
-    "Maple", "North", "Orchid", "Pine", "Quartz", "River", "Summit", "Thorn", "Union", "Valley", "West", "York",
+    "Alder", "Beacon", "Cedar", "Delta", "Elm", "Falcon", "Granite", "Harbour", "Iris", "Juniper", "Kestrel",
+    "Linden", "Maple", "North", "Orchid", "Pine", "Quartz", "River", "Summit", "Thorn", "Union", "Valley",
+    "West", "York",
 )  # fmt: skip
 RISES: tuple[str, ...] = ("rose", "climbed", "grew", "jumped", "increased", "went up")
 FALLS: tuple[str, ...] = ("fell", "dropped", "shrank", "slid", "declined", "went down")
@@ -146,7 +147,7 @@ FALL_NOUNS: tuple[str, ...] = ("a fall in", "a drop in", "a decline in", "a slid
 GAINS: tuple[str, ...] = ("won", "received", "was handed", "faced", "was given")
 LOSSES: tuple[str, ...] = ("lost", "was spared", "missed", "was denied", "got rid of")
 TIMES: tuple[str, ...] = (
-    "in spring", "in summer", "in autumn", "in winter", "last year", "this month", "in March", "in June", "by two percent",
-    "by five percent", "by a tenth", "by a third",
+    "in spring", "in summer", "in autumn", "in winter", "last year", "this month", "in March", "in June",
+    "by two percent", "by five percent", "by a tenth", "by a third",
 )  # fmt: skip
 DAYS: tuple[str, ...] = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")

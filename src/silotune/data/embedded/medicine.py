@@ -1,8 +1,8 @@
 """Synthetic four-option medical exam questions composed from hand-written facts; not medical advice.
 
-A question gives a patient and one or two findings and asks for the condition, the investigation, the treatment or the
-cause, so that most answers need two facts. The wrong options are of the same kind and from the same specialty. The
-facts are simplified for training small models; nobody should treat a patient by them.
+A question gives a patient and one or two findings and asks for the condition, the investigation, the treatment or
+the cause, so that most answers need two facts. The wrong options are of the same kind and from the same specialty.
+The facts are simplified for training small models; nobody should treat a patient by them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _ASKS: tuple[tuple[str, ...], ...] = (
     ("What is the cause?", "What lies behind it?"),
 )
 _OCCUPATIONS: tuple[str, ...] = (
-    "A teacher", "A farmer", "A nurse", "A driver", "A baker", "A sailor", "A clerk", "A student", "A cook", "A builder",
-    "A patient", "A visitor", "A tailor", "A miner", "A pianist", "A gardener",
+    "A teacher", "A farmer", "A nurse", "A driver", "A baker", "A sailor", "A clerk", "A student", "A cook",
+    "A builder", "A patient", "A visitor", "A tailor", "A miner", "A pianist", "A gardener",
 )  # fmt: skip
 _DURATIONS: tuple[str, ...] = (
-    "for two days", "for a week", "for three weeks", "for a month", "since spring", "since winter", "for half a year",
-    "since yesterday",
+    "for two days", "for a week", "for three weeks", "for a month", "since spring", "since winter",
+    "for half a year", "since yesterday",
 )  # fmt: skip
 
 

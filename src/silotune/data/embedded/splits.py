@@ -38,5 +38,7 @@ def collect(draw: Callable[[], dict], *, key: str, split: str, count: int) -> li
         if split_of(record[key]) == split:
             records.setdefault(record[key], record)
     if len(records) < count:
-        raise ValueError(f"{split}: asked for {count} examples, but only {len(records)} different ones can be made; ask for fewer")
+        raise ValueError(
+            f"{split}: asked for {count} examples, but only {len(records)} different ones can be made; ask for fewer"
+        )
     return list(records.values())

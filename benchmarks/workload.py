@@ -1,0 +1,91 @@
+"""What both sides are given: one folder with the settings, every client's texts and the first adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HELD_OUT = "held_out.jsonl"
+INITIAL = "initial.safetensors"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers that both sides share.
+
+    Attributes:
+        model: Folder of the base model and its tokenizer.
+        scheme: How silotune spreads the examples over clients.
+        peer_cpus: Cores that each Flower client asks of Ray; the pool then holds cores / peer_cpus workers.
+    """
+
+    model: str
+    clients: int = 8
+    rounds: int = 5
+    local_steps: int = 10
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    rank: int = 8
+    alpha: int = 16
+    max_length: int = 256
+    examples_per_client: int = 160
+    held_out: int = 400
+    seed: int = 0
+    peer_cpus: int = 1
+    scheme: str = "dirichlet"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One supervised example as plain text; the answer starts with the space that parts it from the prompt."""
+
+    prompt: str
+    completion: str
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Writes the settings where both sides look for them."""
+    (folder / SETTINGS).write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a prepared folder."""
+    return Settings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+
+
+def client_file(folder: Path, client: int) -> Path:
+    """Where a client's examples stand, by its index."""
+    return folder / f"client-{client:04d}.jsonl"
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Writes examples in trl's prompt and completion columns."""
+    path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs), encoding="utf-8")
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Reads what `write_pairs` wrote."""
+    return [Pair(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def default_model(root: Path) -> Path:
+    """The small model that lies beside the repository if it is there, else the one that silotune ships."""
+    beside = root.parent / "shared" / "models" / "stories260K"
+    return beside if (beside / "config.json").is_file() else root / "src" / "silotune" / "models" / "nano"
+
+
+def lora_config(settings: Settings) -> Any:
+    """The adapter of both sides: LoRA on all linear layers but the head, without dropout."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )

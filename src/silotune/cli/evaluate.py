@@ -1,0 +1,65 @@
+"""``silotune evaluate``: score a run's model again, on a split or on a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, stdout
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="A file of examples instead of a split.")] = None,
+    scoring: Annotated[str | None, typer.Option(help="likelihood or generation; default: the run's own.")] = None,
+    mode: ModeName = "federated",
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained model on a split or a file."""
+    from silotune.experiment.tuned import evaluate_run
+
+    with reserved_stdout(as_json):
+        result = evaluate_run(folder, mode=mode, split=split, data=data, scoring=scoring)
+    if as_json:
+        print_json(result)
+        return
+    stdout().print(_table(result))
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, text in _lines(result):
+        table.add_row(name, text)
+    return table
+
+
+def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each figure: shares in percent, one line a class; the confusion matrix is for ``--json``."""
+    from silotune.report import KINDS
+
+    lines = []
+    for name, value in figures.items():
+        if name == "per_class":
+            lines += [(f"  {label}", _class_text(scores)) for label, scores in value.items()]
+        elif isinstance(value, float):
+            is_share = name == "unparsed" or (name in KINDS and KINDS[name].is_share)
+            lines.append((name.replace("_", " "), f"{100 * value:.1f} %" if is_share else f"{value:.4g}"))
+        elif isinstance(value, (int, str)):
+            lines.append((name.replace("_", " "), str(value)))
+        elif name.endswith("_interval") and value:
+            lines.append((name.replace("_", " "), f"{100 * value[0]:.1f} % to {100 * value[1]:.1f} %"))
+    return lines
+
+
+def _class_text(scores: Mapping[str, float]) -> str:
+    shares = [f"{name} {100 * scores[name]:.1f} %" for name in ("precision", "recall", "f1") if name in scores]
+    return ", ".join([*shares, f"{scores.get('support', 0)} examples"])

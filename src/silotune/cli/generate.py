@@ -1,0 +1,147 @@
+"""``silotune generate`` and ``silotune chat``: ask a tuned model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout
+from silotune.errors import DataError, ModelError
+
+Messages = tuple[tuple[str, str], ...]
+
+Source = Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A run folder, a model folder or a model's name.")]
+File = Annotated[
+    Path | None, typer.Option(help="Prompts: a text file, one a line; or .jsonl with 'prompt' or 'messages'.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this much probability.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0 for all.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1 avoids repeating tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Base = Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")]
+
+
+def generate(  # noqa: PLR0913 - each parameter is an option of the command line
+    source: Source,
+    prompt: Annotated[str | None, typer.Option(help="The prompt.")] = None,
+    file: File = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print each answer when it is complete.")] = False,
+    base: Base = False,
+    mode: ModeName = "federated",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a prompt, a file of prompts, or what stands on standard input."""
+    prompts = _prompts(prompt, file)
+    from silotune.evaluation.generate import Sampling, stream_answer
+    from silotune.experiment.tuned import load_tuned
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+    with reserved_stdout(as_json):
+        model = load_tuned(source, mode=mode, base=base)
+        answers = (stream_answer(model, messages, sampling) for messages in prompts)
+        if as_json:
+            texts = ["".join(pieces) for pieces in answers]
+    if as_json:
+        given = [{"prompt": messages[-1][1], "answer": text} for messages, text in zip(prompts, texts, strict=True)]
+        print_json({"model": source, "base": base, "answers": given})
+        return
+    for pieces in answers:
+        _write(["".join(pieces)] if no_stream else pieces)
+
+
+def chat(
+    source: Source,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+    base: Base = False,
+    mode: ModeName = "federated",
+) -> None:
+    """Talk with a tuned model; /reset starts anew, /quit or Ctrl-D ends."""
+    from silotune.evaluation.generate import Sampling, stream_answer
+    from silotune.experiment.tuned import load_tuned
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    model = load_tuned(source, mode=mode, base=base)
+    typer.echo("/reset starts anew, /quit or Ctrl-D ends")
+    said: list[tuple[str, str]] = []
+    while (line := _next_line()) is not None:
+        if line == "/reset":
+            said = []
+        elif line:
+            try:
+                answer = _write(stream_answer(model, [*said, ("user", line)], sampling))
+                said += [("user", line), ("assistant", answer)]
+            except ModelError as error:
+                typer.echo(f"error: {error}; /reset starts anew", err=True)
+
+
+def _next_line() -> str | None:
+    """What the user says; None at the end."""
+    try:
+        line = input("> ").strip()
+    except EOFError:
+        typer.echo()
+        return None
+    return None if line in ("/quit", "/exit") else line
+
+
+def _write(pieces: Iterable[str]) -> str:
+    """Prints an answer as it comes, and returns it whole."""
+    whole = []
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+        whole.append(piece)
+    typer.echo()
+    return "".join(whole).strip()
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[Messages]:
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("give --prompt or --file, not both")
+    if prompt is not None:
+        return [(("user", prompt),)]
+    if file is not None:
+        return _from_file(file)
+    text = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    if not text:
+        raise typer.BadParameter("give --prompt TEXT, --file FILE, or a text on standard input")
+    return [(("user", text),)]
+
+
+def _from_file(file: Path) -> list[Messages]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {str(file)!r}: {error}") from None
+    read = _from_row if file.suffix == ".jsonl" else lambda line, where: (("user", line),)
+    found = [read(line, f"{file} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise DataError(f"{str(file)!r} holds no prompts")
+    return found
+
+
+def _from_row(line: str, where: str) -> Messages:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        if "prompt" in row:
+            return (("user", str(row["prompt"])),)
+        turns: Sequence[dict[str, str]] = row["messages"]
+        return tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{where} is no JSON object with 'prompt' or 'messages' (role, content)") from None

@@ -1,0 +1,96 @@
+"""The entry point of the ``silotune`` command: builds the commands, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from silotune.cli.configs import configs_app
+from silotune.cli.doctor import doctor
+from silotune.cli.evaluate import evaluate
+from silotune.cli.export import export
+from silotune.cli.generate import chat, generate
+from silotune.cli.output import quiet
+from silotune.cli.quickstart import quickstart
+from silotune.cli.report import report
+from silotune.cli.run import resume, run
+from silotune.cli.tasks import tasks
+from silotune.errors import ConfigError, SilotuneError
+
+_HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
+_EPILOG = (
+    "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
+    "7 run folder; 8 package missing; 130 interrupted."
+)
+_COMMANDS = (quickstart, run, resume, evaluate, generate, chat, export, report, doctor, tasks)
+
+
+def build_app() -> typer.Typer:
+    """All commands."""
+    app = typer.Typer(
+        help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    app.callback()(_global_options)
+    for command in _COMMANDS:
+        app.command(command.__name__)(command)
+    app.add_typer(configs_app(), name="configs")
+    return app
+
+
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda asked: _print_version(asked), help="Show it.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, as SILOTUNE_DEBUG=1 does.")] = False,
+) -> None:
+    """The options that stand before a command; ``main`` has read them already."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from silotune.record.environment import version_of
+
+        typer.echo(f"silotune {version_of('silotune') or '(source tree, not installed)'}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code.
+
+    Args:
+        arguments: Without the program's name; those of the process when None.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in given or os.environ.get("SILOTUNE_DEBUG", "") not in ("", "0")
+    if not is_debug:
+        quiet()
+    sys.exit(_run([argument for argument in given if argument != "--debug"], is_debug=is_debug))
+
+
+def _run(arguments: list[str], *, is_debug: bool) -> int:
+    try:
+        code = build_app()(arguments, prog_name="silotune", standalone_mode=False)
+    except SilotuneError as error:
+        if is_debug:
+            raise
+        for line in _lines(error):
+            typer.echo(f"error: {line}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _lines(error: SilotuneError) -> list[str]:
+    """The error in one line; each fault of a configuration on a line of its own."""
+    if isinstance(error, ConfigError) and error.faults:
+        return list(error.faults)
+    return [" ".join(str(error).split())]

@@ -1,0 +1,65 @@
+"""``silotune run`` and ``silotune resume``: start a run from a configuration, or go on with one that was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+
+if TYPE_CHECKING:
+    from silotune.record.runs import RunFolder
+    from silotune.structs import Observer
+
+
+def run(
+    config: Annotated[str, typer.Argument(help="A TOML file, or a name from 'silotune configs list'.")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment: federated, isolated and centralised training as its configuration says."""
+    from silotune.cli.shipped import find
+    from silotune.config import load_config
+    from silotune.experiment.run import run_experiment
+
+    loaded = load_config(find(config), settings or ())
+    folder = watched(lambda observer: run_experiment(loaded, observer=observer), is_silent=as_json)
+    _show(folder, as_json)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint; the result is the same to the bit."""
+    from silotune.experiment.run import resume_experiment
+
+    done = watched(lambda observer: resume_experiment(folder, observer=observer), is_silent=as_json)
+    _show(done, as_json)
+
+
+def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) -> RunFolder:
+    """Does the work with live progress, or in silence."""
+    from silotune.cli.progress import RunProgress
+
+    with reserved_stdout(is_silent):
+        if is_silent:
+            return work(None)
+        with RunProgress(stdout()) as progress:
+            return work(progress)
+
+
+def _show(folder: RunFolder, as_json: bool) -> None:
+    from silotune.report import read_summary, summary_table
+
+    summary = read_summary(folder)
+    if as_json:
+        print_json({"folder": str(folder.path), **summary})
+        return
+    console = stdout()
+    console.print(summary_table(summary))
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
+    console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True, markup=False)

@@ -1,0 +1,56 @@
+"""Finds the configurations that come with silotune, in a source checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from silotune.errors import ConfigError, unknown_choice
+
+ENDING = ".toml"
+
+
+def folder() -> Path:
+    """The folder of shipped configurations: package data of a wheel, else ``configs/`` of the checkout."""
+    package = Path(__file__).parents[1]
+    in_wheel = package / "configs"
+    return in_wheel if in_wheel.is_dir() else package.parents[1] / "configs"
+
+
+def names() -> list[str]:
+    """Names of the shipped configurations: paths below the folder without their ending, sorted."""
+    return sorted(path.relative_to(folder()).with_suffix("").as_posix() for path in folder().rglob(f"*{ENDING}"))
+
+
+def shipped(name: str) -> Path:
+    """The file of a shipped configuration.
+
+    Raises:
+        ConfigError: No configuration of that name is shipped.
+    """
+    known = names()
+    short = name.removesuffix(ENDING)
+    if short not in known:
+        raise ConfigError(unknown_choice("configuration", name, known))
+    return folder() / f"{short}{ENDING}"
+
+
+def find(name_or_path: str) -> Path:
+    """The file that a command's CONFIG means: a path if there is such a file, else a shipped name.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.name != name_or_path and name_or_path not in names():
+        raise ConfigError(f"no configuration file {name_or_path!r}; 'silotune configs list' shows those shipped")
+    return shipped(name_or_path)
+
+
+def summary(name: str) -> str:
+    """The first comment line of a shipped configuration: what it is for."""
+    for line in shipped(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            return line.lstrip("# ").rstrip()
+    return ""

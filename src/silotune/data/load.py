@@ -1,0 +1,312 @@
+"""Loads examples as train, validation and test splits, from local files, the Hub or the embedded generator."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from silotune.config import DataSection
+from silotune.data.embedded import finance, medicine
+from silotune.data.files import SUFFIXES, listing, read_rows
+from silotune.data.rows import SPLITS, Task, to_example, unit_of
+from silotune.data.tasks import resolve
+from silotune.errors import ConfigError, DataError
+from silotune.seeds import derive
+from silotune.structs import Example, Row
+
+__all__ = ["Dataset", "load", "read_examples", "read_rows"]
+
+CARVED: Final[Mapping[str, float]] = {"test": 0.2, "validation": 0.1}
+"""Share of the training examples that stands in for a split that is not there."""
+EMBEDDED_SIZES: Final[Mapping[str, int]] = {"train": 1600, "validation": 300, "test": 600}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A task's examples.
+
+    Attributes:
+        task: What they are examples of.
+        splits: ``train``, ``validation`` and ``test``.
+        clients: Client -> indices into ``train``, if each client gave its own file; else None.
+        notes: What a reader of results should know: where each split came from, what was carved or left out.
+    """
+
+    task: Task
+    splits: Mapping[str, tuple[Example, ...]]
+    clients: Mapping[str, tuple[int, ...]] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """An example with what decides where it may go: its unit, and the client whose file it came from."""
+
+    example: Example
+    unit: str
+    client: str = ""
+
+
+_Pools = dict[str, list[_Record]]
+_Found = TypeVar("_Found")
+
+
+def load(section: DataSection, *, seed: int) -> Dataset:
+    """All examples of a run.
+
+    Args:
+        section: ``[data]`` of the configuration.
+        seed: The run's seed; decides what is generated, carved and sampled.
+
+    Raises:
+        ConfigError: The task or the source does not hold together.
+        DataError: A file is missing or broken, a row does not fit, or the Hub cannot be reached.
+    """
+    task = resolve(section)
+    pools, notes = _SOURCES[_source(section, task)](section, task, seed)
+    notes += _carve(pools, seed)
+    wanted = {"train": section.num_train, "validation": section.num_validation, "test": section.num_test}
+    for split, most in wanted.items():
+        pools[split], note = _limit(pools[split], most, split, seed)
+        notes += note
+    notes += _overlap(pools)
+    splits = {split: tuple(record.example for record in pools[split]) for split in SPLITS}
+    clients = _owners(section, pools["train"]) if section.partition.scheme == "file" else None
+    return Dataset(task, splits, clients, tuple(notes))
+
+
+def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
+    """The examples of one file, such as a gold-standard set.
+
+    Raises:
+        DataError: The file is missing, empty or broken, or a row does not fit the task.
+    """
+    return tuple(record.example for record in _records(read_rows(path), task, str(path)))
+
+
+def _records(rows: Iterable[Row], task: Task, where: str, client: str = "") -> list[_Record]:
+    records = []
+    for number, row in enumerate(rows, start=1):
+        example = to_example(task, row, where=where, number=number)
+        records.append(_Record(example, unit_of(task, row) or repr(example.messages), client))
+    return records
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def _source(section: DataSection, task: Task) -> str:
+    """The source that ``data.source`` names, or for ``auto`` the first that has what it needs."""
+    by_file = section.partition.scheme == "file"
+    given = by_file or any((section.root, section.train, section.validation, section.test))
+    usable = {"local": given, "embedded": task.embedded and not given, "hub": task.hub is not None and not given}
+    if section.source == "auto":
+        found = [name for name, ready in usable.items() if ready]
+        if not found:
+            raise ConfigError(f"task {task.name!r} needs data.root or data.train: it has no other source")
+        return found[0]
+    if usable[section.source]:
+        return section.source
+    if section.source == "local":
+        raise ConfigError("data.source = 'local' needs data.root (a folder) or data.train (a file)")
+    if given:
+        raise ConfigError(f"data.source = {section.source!r} does not go with files of your own; use 'local' or 'auto'")
+    raise ConfigError(f"data.source = {section.source!r}: task {task.name!r} has no such source")
+
+
+def _from_embedded(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list[str]]:
+    asked = {"train": section.num_train, "validation": section.num_validation, "test": section.num_test}
+    sizes = {split: size or EMBEDDED_SIZES[split] for split, size in asked.items()}
+    try:
+        made = _GENERATORS[task.name](
+            num_train=sizes["train"], num_validation=sizes["validation"], num_test=sizes["test"], seed=seed
+        )
+    except ValueError as error:
+        raise DataError(f"task {task.name!r}: {error}") from None
+    pools = {split: _records(rows, task, f"{task.name} {split}") for split, rows in made.items()}
+    return pools, [f"{split}: generated, {len(pool)} examples" for split, pool in pools.items()]
+
+
+def _from_hub(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list[str]]:
+    import datasets
+
+    assert task.hub is not None
+    name = f"{task.hub.id} ({task.hub.config})" if task.hub.config else task.hub.id
+    try:
+        found = datasets.load_dataset(task.hub.id, task.hub.config)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"task {task.name!r}: cannot load {name} from the Hugging Face Hub ({type(error).__name__}); "
+            f"without a network pass data.root=FOLDER with {task.folder or 'your'} files (train.jsonl, test.jsonl)"
+        ) from None
+    chosen = _choose(task.hub.splits, lambda stem: stem if stem in found else None)
+    if "train" not in chosen:
+        raise DataError(f"{name} has no train split; it has {', '.join(sorted(found))}")
+    pools = {split: _records(found[stem], task, f"{name} {stem}") for split, stem in chosen.items()}
+    return pools, [f"{split}: {name} {chosen[split]}, {len(pool)} examples" for split, pool in pools.items()]
+
+
+def _from_local(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list[str]]:
+    files = _local_files(section, task)
+    pools: _Pools = {}
+    notes = []
+    _refuse_twice([path for group in files.values() for path, _ in group])
+    for split, group in files.items():
+        for path, client in group:
+            rows = read_rows(path)
+            records = _records(rows, task, str(path), client)
+            parts = _by_split(rows, records, path) if split == "pooled" else {split: records}
+            for part, own in parts.items():
+                pools.setdefault(part, []).extend(own)
+                notes.append(f"{part}: {path}, {len(own)} examples")
+    if not pools.get("train"):
+        raise DataError(f"task {task.name!r}: no training examples; pass data.train=FILE")
+    return pools, notes
+
+
+def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path, str]]]:
+    """Split (or ``pooled``) -> files with their client; given files win over those of the folder."""
+    given = {"train": section.train, "validation": section.validation, "test": section.test}
+    files = {split: [(path, "")] for split, path in given.items() if path is not None}
+    if section.partition.scheme == "file":
+        files["train"] = [(path, _client(name)) for name, path in sorted(section.partition.files.items())]
+    if section.root is None:
+        return files
+    folder = _folder(section.root, task)
+    taken = {path.resolve() for group in files.values() for path, _ in group}
+    found = _choose(
+        {split: stems for split, stems in task.files.items() if split not in files},
+        lambda stem: next((path for path in _paths(folder, stem) if path.resolve() not in taken), None),
+    )
+    pooled = [path for stem in task.pooled for path in _paths(folder, stem)[:1]]
+    if "train" not in found and "train" not in files and pooled:
+        return {**files, "pooled": [(path, "") for path in pooled]}
+    if "train" not in found and "train" not in files:
+        raise DataError(f"task {task.name!r}: no train file in {folder}, which holds {listing(folder)}")
+    return {**files, **{split: [(path, "")] for split, path in found.items()}}
+
+
+def _folder(root: Path, task: Task) -> Path:
+    if root.is_file():
+        raise DataError(f"data.root = {str(root)!r} is a file; data.root takes a folder, data.train a file")
+    if not root.is_dir():
+        raise DataError(f"no folder {str(root)!r} (data.root); {root.parent} holds {listing(root.parent)}")
+    own = root / task.folder
+    return own if task.folder and own.is_dir() else root
+
+
+def _paths(folder: Path, stem: str) -> list[Path]:
+    return [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+
+
+def _choose(names: Mapping[str, tuple[str, ...]], find: Callable[[str], _Found | None]) -> dict[str, _Found]:
+    """Split -> the first of its names that is found; no name serves two splits, and test chooses before validation."""
+    chosen: dict[str, _Found] = {}
+    used: set[str] = set()
+    for split in ("train", "test", "validation"):
+        for stem in names.get(split, ()):
+            hit = find(stem) if stem not in used else None
+            if hit is not None:
+                chosen[split] = hit
+                used.add(stem)
+                break
+    return chosen
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise DataError(f"{path} is given twice; each split and each client needs a file of its own")
+        seen.add(path.resolve())
+
+
+def _by_split(rows: Sequence[Row], records: Sequence[_Record], path: Path) -> _Pools:
+    names = {name: split for split, stems in SPLITS.items() for name in stems}
+    pools: _Pools = {}
+    for number, (row, record) in enumerate(zip(rows, records, strict=True), start=1):
+        split = names.get(str(row.get("split", "train")))
+        if split is None:
+            raise DataError(f"{path}: row {number}: split is not one of {', '.join(names)}")
+        pools.setdefault(split, []).append(record)
+    return pools
+
+
+def _client(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"data.partition.files: client name {name!r} may hold letters, digits and . _ - only")
+    return name
+
+
+_SOURCES: Final[Mapping[str, Callable[[DataSection, Task, int], tuple[_Pools, list[str]]]]] = {
+    "local": _from_local,
+    "embedded": _from_embedded,
+    "hub": _from_hub,
+}
+_GENERATORS: Final[Mapping[str, Callable[..., dict[str, list[Row]]]]] = {
+    "finance-news": finance.generate,
+    "medical-choice": medicine.generate,
+}
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def _carve(pools: _Pools, seed: int) -> list[str]:
+    """Moves part of ``train`` to each split that is not there; rows of one unit (the same text) stay together."""
+    notes = []
+    total = len(pools["train"])
+    for split, share in CARVED.items():
+        if split in pools:
+            continue
+        count = max(1, round(share * total))
+        units = sorted({record.unit for record in pools["train"]})
+        random.Random(derive(seed, f"carve-{split}")).shuffle(units)
+        sizes = Counter(record.unit for record in pools["train"])
+        moved: set[str] = set()
+        for unit in units:
+            if count <= 0:
+                break
+            moved.add(unit)
+            count -= sizes[unit]
+        pools[split] = [record for record in pools["train"] if record.unit in moved]
+        pools["train"] = [record for record in pools["train"] if record.unit not in moved]
+        if not pools["train"]:
+            raise DataError(
+                f"{total} training examples are too few to carve a {split} split from; pass data.{split}=FILE"
+            )
+        notes.append(f"{split}: carved from train, {len(pools[split])} of {total} examples ({share:.0%} by seed)")
+    return notes
+
+
+def _limit(records: list[_Record], most: int | None, split: str, seed: int) -> tuple[list[_Record], list[str]]:
+    """At most ``most`` records, drawn by seed, and a note on it."""
+    if most is None or most == len(records):
+        return records, []
+    if most > len(records):
+        return records, [f"{split}: {len(records)} examples, fewer than the {most} asked for"]
+    chosen = random.Random(derive(seed, f"sample-{split}")).sample(records, most)
+    return chosen, [f"{split}: {most} of {len(records)} examples, drawn by seed"]
+
+
+def _overlap(pools: _Pools) -> list[str]:
+    known = {record.example.messages for record in pools["train"]}
+    notes = []
+    for split in ("validation", "test"):
+        shared = sum(record.example.messages in known for record in pools[split])
+        if shared:
+            notes.append(f"{split}: {shared} of {len(pools[split])} prompts also stand in train")
+    return notes
+
+
+def _owners(section: DataSection, records: Sequence[_Record]) -> dict[str, tuple[int, ...]]:
+    """Client -> indices of its records; a client whose records were all carved or left out has none."""
+    owners: dict[str, list[int]] = {name: [] for name in sorted(section.partition.files)}
+    for index, record in enumerate(records):
+        owners[record.client].append(index)
+    return {name: tuple(indices) for name, indices in owners.items()}

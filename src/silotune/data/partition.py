@@ -1,0 +1,264 @@
+"""Spreads training examples over clients (IID, Dirichlet, by field, by quantity) and reports how skewed that is.
+
+The schemes are those of ``flwr-datasets`` where it has them: ``IidPartitioner``, ``DirichletPartitioner`` (Yurochkin
+et al., "Bayesian Nonparametric Federated Learning of Neural Networks", 2019) and ``NaturalIdPartitioner``. Its
+partitioners by size know only fixed curves, so quantity skew is written here: sizes drawn from a symmetric Dirichlet
+distribution, as in Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", 2022.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from silotune.config import PartitionSection
+from silotune.data.rows import UNKNOWN
+from silotune.errors import DataError
+from silotune.seeds import derive
+from silotune.structs import Example
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+Clients = dict[str, tuple[int, ...]]
+OTHER: Final = "other"
+"""Client that holds the rare values of a natural partition."""
+OPEN: Final = "open"
+"""Stands for the label of an open answer in a skew report."""
+
+
+def partition(examples: Sequence[Example], section: PartitionSection, *, seed: int) -> Clients:
+    """Client -> sorted indices into ``examples``; every example lands in exactly one client.
+
+    A client with fewer than ``min_examples`` is filled up from the largest ones (``field``: rare values are merged).
+    ``file`` is not handled here: the loader knows which client's file an example came from (``Dataset.clients``).
+
+    Raises:
+        DataError: There are too few examples for so many clients, or the examples do not have the field.
+    """
+    if not math.isfinite(section.alpha):
+        raise DataError(
+            f"data.partition.alpha = {section.alpha} is not a finite number; use scheme 'iid' for equal shares"
+        )
+    shares = _SCHEMES[section.scheme](examples, section, seed)
+    spread = sorted(index for share in shares.values() for index in share)
+    if spread != list(range(len(examples))):
+        raise DataError(
+            f"scheme {section.scheme!r} did not put every example into exactly one client; please report this"
+        )
+    return {name: tuple(sorted(share)) for name, share in shares.items()}
+
+
+def _iid(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    from flwr_datasets.partitioner import IidPartitioner
+
+    _refuse_too_few(len(examples), section)
+    shares = _shares(IidPartitioner(num_partitions=section.clients), _shuffled(len(examples), seed))
+    return _named(shares, section.min_examples)
+
+
+def _dirichlet(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    _refuse_too_few(len(examples), section)
+    order, values = _shuffled(len(examples), seed), _values(examples, section.field)
+
+    def draw(least: int) -> list[list[int]]:
+        partitioner = DirichletPartitioner(
+            num_partitions=section.clients,
+            partition_by="value",
+            alpha=float(section.alpha),
+            min_partition_size=least,
+            seed=derive(seed, "partition-dirichlet"),
+        )
+        return _shares(partitioner, order, [values[index] for index in order])
+
+    try:
+        shares = draw(section.min_examples)
+    except ValueError:  # flwr-datasets gives up after eleven draws: take one as it comes and fill up
+        shares = draw(0)
+    return _named(shares, section.min_examples)
+
+
+def _quantity(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    import numpy as np
+
+    _refuse_too_few(len(examples), section)
+    generator = np.random.default_rng(derive(seed, "partition-quantity"))
+    proportions = generator.dirichlet([section.alpha] * section.clients)  # [clients]
+    bounds = np.floor(np.cumsum(proportions)[:-1] * len(examples)).astype(int)
+    shares = np.split(np.array(_shuffled(len(examples), seed)), bounds)
+    return _named([share.tolist() for share in shares], section.min_examples)
+
+
+def _by_field(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    values = _values(examples, section.field)
+    if len(set(values)) < 2:
+        raise DataError(
+            f"data.partition.field = {section.field!r}: all {len(values)} training examples have the same value"
+        )
+    partitioner = NaturalIdPartitioner(partition_by="value")
+    shares = _shares(partitioner, list(range(len(values))), values)
+    groups = dict(zip(sorted(set(values)), shares, strict=True))
+    return _named_by_value(_merge_rare(groups, section))
+
+
+def _by_file(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    raise DataError("data.partition.scheme = 'file': the clients come with the data set (Dataset.clients)")
+
+
+_SCHEMES: Final[Mapping[str, Callable[[Sequence[Example], PartitionSection, int], dict[str, list[int]]]]] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "quantity": _quantity,
+    "field": _by_field,
+    "file": _by_file,
+}
+
+
+def _refuse_too_few(count: int, section: PartitionSection) -> None:
+    clients, least = section.clients, section.min_examples
+    if clients * least > count:
+        most = count // least
+        remedy = f"lower data.partition.clients to {most} or less" if most else "give more data"
+        raise DataError(
+            f"{clients} clients of at least {least} examples need {clients * least}, there are {count}: {remedy}"
+        )
+
+
+def _values(examples: Sequence[Example], field: str) -> list[str]:
+    known = dict.fromkeys(name for example in examples for name in example.fields)
+    if field not in known:
+        allowed = ", ".join(sorted(known)) or "none (use scheme 'iid' or 'quantity')"
+        raise DataError(f"data.partition.field = {field!r}: the examples do not have it; they have: {allowed}")
+    return [example.fields.get(field, UNKNOWN) for example in examples]
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    import numpy as np
+
+    order: list[int] = np.random.default_rng(derive(seed, "partition-order")).permutation(count).tolist()
+    return order
+
+
+def _shares(partitioner: Partitioner, order: Sequence[int], values: Sequence[str] = ()) -> list[list[int]]:
+    """What a partitioner of flwr-datasets gives each client, as indices; ``values`` are in the order of ``order``."""
+    import datasets
+
+    columns: dict[str, Any] = {"index": order, "value": values} if values else {"index": order}
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it warns at each draw, and shows bars
+        warnings.simplefilter("ignore")
+        return [partitioner.load_partition(number)["index"][:] for number in range(partitioner.num_partitions)]
+
+
+def _named(shares: list[list[int]], least: int) -> dict[str, list[int]]:
+    """Numbered clients, after those with fewer than ``least`` examples were filled up from the largest."""
+    for share in shares:
+        while len(share) < least:
+            share.append(max(shares, key=len).pop())
+    width = len(str(len(shares) - 1))
+    return {f"client-{number:0{width}}": share for number, share in enumerate(shares)}
+
+
+def _merge_rare(groups: dict[str, list[int]], section: PartitionSection) -> dict[str, list[int]]:
+    """Values with too few examples become ``other``, with the next smallest ones until it has enough itself."""
+    least = section.min_examples
+    by_size = sorted(groups, key=lambda value: (len(groups[value]), value))
+    rare = [value for value in by_size if len(groups[value]) < least]
+    if not rare:
+        return groups
+    rare += [value for value in by_size if value.lower() == OTHER and value not in rare]
+    for value in by_size:
+        if value not in rare and sum(len(groups[own]) for own in rare) < least:
+            rare.append(value)
+    kept = {value: share for value, share in groups.items() if value not in rare}
+    if not kept:
+        raise DataError(
+            f"data.partition.field = {section.field!r}: fewer than two clients have data.partition.min_examples = "
+            f"{least}; lower it or choose another field"
+        )
+    return {**kept, OTHER: [index for value in rare for index in groups[value]]}
+
+
+def _named_by_value(groups: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    named: dict[str, list[int]] = {}
+    for value, share in groups.items():
+        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-") or "client"
+        name, twin = slug, 1
+        while name in named:
+            twin += 1
+            name = f"{slug}-{twin}"
+        named[name] = share
+    return named
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def skew(examples: Sequence[Example], clients: Mapping[str, Sequence[int]], *, field: str = "label") -> dict[str, Any]:
+    """How unlike the clients are, ready for JSON.
+
+    Args:
+        examples: The training examples.
+        clients: Client -> indices into ``examples``.
+        field: What is counted; open answers without a label count as ``open``.
+
+    Returns:
+        ``field``, ``num_examples``, ``labels`` (of all clients together), ``clients`` (each with ``num_examples``,
+        ``labels`` and ``distance``), ``mean_distance`` and ``max_distance``. A distance is the total variation
+        1/2 Σ|p(label | client) - p(label)|, 0 for a client like the whole, near 1 for one unlike it.
+    """
+    missing = OPEN if field == "label" else UNKNOWN
+    counts = {
+        name: Counter(examples[index].fields.get(field, missing) for index in indices)
+        for name, indices in clients.items()
+    }
+    pooled = sum(counts.values(), Counter())
+    report = {
+        name: {"num_examples": own.total(), "labels": dict(sorted(own.items())), "distance": _distance(own, pooled)}
+        for name, own in counts.items()
+    }
+    distances = [float(str(entry["distance"])) for entry in report.values()] or [0.0]
+    return {
+        "field": field,
+        "num_examples": pooled.total(),
+        "labels": dict(sorted(pooled.items())),
+        "clients": report,
+        "mean_distance": sum(distances) / len(distances),
+        "max_distance": max(distances),
+    }
+
+
+def _distance(own: Counter[str], pooled: Counter[str]) -> float:
+    """Total variation distance; 0 for a client without examples."""
+    if not own:
+        return 0.0
+    return sum(abs(own[label] / own.total() - count / pooled.total()) for label, count in pooled.items()) / 2
+
+
+def find_faults(examples: Sequence[Example], clients: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Notes on silos that can be trained but should be known of: those with one class only.
+
+    Raises:
+        DataError: There is no silo, or one holds no examples.
+    """
+    if not clients:
+        raise DataError("there are no clients: give data.partition.clients or data.partition.files")
+    empty = [name for name, indices in clients.items() if not indices]
+    if empty:
+        raise DataError(f"client {empty[0]!r} holds no training examples; give it some or leave it out")
+    closed = {example.label for example in examples} - {-1}
+    single = [name for name, own in clients.items() if len({examples[index].label for index in own}) == 1]
+    if len(closed) < 2 or not single:
+        return ()
+    names = ", ".join(single)
+    return (f"{len(single)} of {len(clients)} clients hold one class only: {names}",)

@@ -1,0 +1,277 @@
+"""What a task is, and how one row of its data becomes an example.
+
+A row that does not fit is named by its number and the column at fault, never by its content.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from types import MappingProxyType
+from typing import Any, Final
+
+from silotune.config import AnswerFormat, Metric
+from silotune.errors import DataError
+from silotune.structs import Example, Row
+
+UNKNOWN: Final = "unknown"
+"""Value of a partition field that a row leaves empty."""
+SPLITS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+)
+"""Split -> names it may have on disk (stem of the file) and on the Hub, the first that is there is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which the rows of a data set are laid out.
+
+    Attributes:
+        columns: Placeholder of the prompt -> column.
+        answer: Column of the answer.
+        choices: Of a ``letter`` task: one column with all options, or one column for each.
+        optional: Placeholders that may be empty or missing.
+        fields: Partition field -> column; a column that is not there gives no field.
+        cuts: The answer is a score; option i+1 starts at ``cuts[i]``.
+        prompt: Template instead of the task's own.
+        messages: Column with a list of chat messages, instead of prompt and answer.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    answer: str = ""
+    choices: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict)
+    cuts: tuple[float, ...] = ()
+    prompt: str = ""
+    messages: str = ""
+
+    def required(self) -> list[str]:
+        """Columns without which a row does not have this layout."""
+        columns = [column for name, column in self.columns.items() if name not in self.optional]
+        return [column for column in (*columns, *self.choices, self.answer, self.messages) if column]
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where a data set lies on the Hugging Face Hub; ``splits`` as in ``SPLITS``."""
+
+    id: str
+    config: str | None = None
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SPLITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task: prompt, answer, metric and where its rows come from.
+
+    Attributes:
+        name: As in ``data.task``.
+        summary: One line for people.
+        prompt: Template over placeholders; ``{options}`` is the lettered list of a ``letter`` task.
+        answer: ``label`` (one of ``options``), ``letter`` (options differ by row) or ``text`` (open).
+        metric: What selects and ranks models.
+        layouts: The row layouts that are understood: local files first, then the Hub's.
+        options: Closed set of answers.
+        labels: Raw value of the answer column -> option; the options themselves are always understood.
+        system: System text; empty for none.
+        unit: Placeholder whose text identifies a row: rows that share it never part when a split is carved.
+        folder: Name of the task's folder under ``data.root``.
+        files: Local split -> file stems, as in ``SPLITS``.
+        pooled: File stems that together hold all splits, told apart by the rows' ``split``.
+        hub: The Hub's copy, if any.
+        embedded: Whether silotune generates the rows itself.
+    """
+
+    name: str
+    summary: str
+    prompt: str
+    answer: AnswerFormat
+    metric: Metric
+    layouts: tuple[Layout, ...]
+    options: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    system: str = ""
+    unit: str = ""
+    folder: str = ""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: SPLITS)
+    pooled: tuple[str, ...] = ("all",)
+    hub: Hub | None = None
+    embedded: bool = False
+
+    @property
+    def partition_fields(self) -> tuple[str, ...]:
+        """Fields that a partition may use, if the rows have their columns."""
+        own = dict.fromkeys(name for layout in self.layouts for name in layout.fields)
+        return (("label",) if self.options else ()) + tuple(own)
+
+
+def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
+    """One row as an example.
+
+    Args:
+        task: The row's task.
+        row: Column -> value.
+        where: File or split, for errors.
+        number: Number of the row, from 1, for errors.
+
+    Raises:
+        DataError: The row does not fit; says where and why without repeating what it holds.
+    """
+    spot = f"{where}: row {number}"
+    layout = _layout_of(task, row, spot)
+    if layout.messages:
+        messages, answer = _conversation(row[layout.messages], f"{spot}: {layout.messages}")
+    else:
+        messages, answer = _prompt(task, layout, row, spot), _answer(task, layout, row, spot)
+    if task.system and messages[0][0] != "system":
+        messages = (("system", task.system), *messages)
+    fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
+    if not task.options:
+        return Example(messages, answer, fields=fields)
+    return Example(messages, answer, task.options, task.options.index(answer), {**fields, "label": answer})
+
+
+def unit_of(task: Task, row: Row) -> str:
+    """The text that rows share if they must stay on one side of a carved split; empty if the task names none."""
+    for layout in task.layouts:
+        column = layout.columns.get(task.unit)
+        if column is not None and column in row:
+            return _plain(row[column])
+    return ""
+
+
+def placeholders(template: str) -> tuple[str, ...]:
+    """Names in the braces of a template.
+
+    Raises:
+        ValueError: The template is broken, or wants more than a name (``{a!r}``, ``{a:>9}``, ``{}``).
+    """
+    names = []
+    for _, name, style, conversion in Formatter().parse(template):
+        if name is None:
+            continue
+        if not name or style or conversion:
+            raise ValueError("braces hold a column's name and nothing else; a literal brace is {{ or }}")
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def render(template: str, values: Mapping[str, str]) -> str:
+    """The template with its placeholders filled by plain look-up: no attributes, no indices, no format codes."""
+    parts = Formatter().parse(template)
+    return "".join(literal + (values[name] if name is not None else "") for literal, name, _, _ in parts)
+
+
+def _layout_of(task: Task, row: Row, spot: str) -> Layout:
+    gaps = [[column for column in layout.required() if column not in row] for layout in task.layouts]
+    missing = min(gaps, key=len)
+    if not missing:
+        return task.layouts[gaps.index(missing)]
+    wanted = " or ".join(", ".join(layout.required()) for layout in task.layouts)
+    raise DataError(f"{spot}: field {missing[0]!r} is missing; task {task.name!r} needs {wanted}")
+
+
+def _prompt(task: Task, layout: Layout, row: Row, spot: str) -> tuple[tuple[str, str], ...]:
+    values = {}
+    for name, column in layout.columns.items():
+        values[name] = _text(row.get(column), f"{spot}: field {column!r}")
+        if not values[name] and name not in layout.optional:
+            raise DataError(f"{spot}: field {column!r} is empty")
+    if layout.choices:
+        options = _choices(layout, row, spot)
+        if tuple(options) != task.options:
+            raise DataError(
+                f"{spot}: {', '.join(layout.choices)}: options are not {', '.join(task.options)}, none empty"
+            )
+        values["options"] = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return (("user", render(layout.prompt or task.prompt, values).strip()),)
+
+
+def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:
+    """Letter -> option, in order, without empty ones."""
+    columns = layout.choices
+    value: Any = row[columns[0]] if len(columns) == 1 else [row[column] for column in columns]
+    if isinstance(value, str):  # a CSV file holds them as JSON
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = None
+    if isinstance(value, list):
+        value = {chr(ord("A") + index): option for index, option in enumerate(value)}
+    if not isinstance(value, Mapping):
+        raise DataError(f"{spot}: field {columns[0]!r} is neither a list nor a mapping of options")
+    texts = {str(letter): _text(option, f"{spot}: options") for letter, option in value.items()}
+    return {letter: texts[letter] for letter in sorted(texts) if texts[letter]}
+
+
+def _answer(task: Task, layout: Layout, row: Row, spot: str) -> str:
+    if not task.options:
+        answer = _text(row[layout.answer], f"{spot}: field {layout.answer!r}")
+        if not answer:
+            raise DataError(f"{spot}: field {layout.answer!r} is empty")
+        return answer
+    if layout.cuts:
+        return _cut(row[layout.answer], task.options, layout, spot)
+    raw = _plain(row[layout.answer])
+    named = {option.casefold(): option for option in task.options}
+    option = task.labels.get(raw) or named.get(raw.casefold())
+    if option is None:
+        raise DataError(f"{spot}: {layout.answer} is not one of {', '.join(task.options)}")
+    return option
+
+
+def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str:
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if math.isnan(score):
+        raise DataError(f"{spot}: {layout.answer} is not a number")
+    return options[sum(score >= cut for cut in layout.cuts)]
+
+
+def _conversation(turns: Any, spot: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Turns before the last answer, and that answer; whatever follows it is refused."""
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except json.JSONDecodeError:
+            turns = None
+    if not isinstance(turns, Iterable) or isinstance(turns, (str, Mapping)):
+        raise DataError(f"{spot}: is not a list of messages with role and content")
+    messages = []
+    for place, turn in enumerate(turns, start=1):
+        role = turn.get("role") if isinstance(turn, Mapping) else None
+        content = _plain(turn.get("content")) if role else ""
+        if role not in ("system", "user", "assistant") or not content:
+            raise DataError(f"{spot}: message {place} needs a role (system, user, assistant) and a content")
+        messages.append((str(role), content))
+    if len(messages) < 2 or messages[-1][0] != "assistant" or messages[-2][0] == "system":
+        raise DataError(f"{spot}: must end with a user's message and an assistant's answer")
+    return tuple(messages[:-1]), messages[-1][1]
+
+
+def _text(value: Any, spot: str) -> str:
+    """Text for a prompt; a list of passages, or a mapping that holds one as ``contexts``, is joined by lines."""
+    if isinstance(value, Mapping):
+        value = value.get("contexts", value)
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value).strip()
+    if isinstance(value, (list, Mapping)):
+        raise DataError(f"{spot} is not text")
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    """A scalar as text: nothing for None and NaN, ``true`` and ``false``, no ``.0`` after a whole number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()

@@ -1,0 +1,132 @@
+"""Generates text: greedily for scoring, and as a stream with sampling for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import torch
+
+from silotune.errors import ModelError
+from silotune.models.adapters import Adapted
+from silotune.training.batches import by_length
+from silotune.training.encode import Encoded, prompt_ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to pick the next token; ``temperature`` 0 is greedy.
+
+    Attributes:
+        max_new_tokens: Most tokens of an answer.
+        temperature: Divides the logits.
+        top_p: Nucleus probability (Holtzman et al. 2020).
+        top_k: Candidates kept; 0 for all.
+        repetition_penalty: 1.0 for none (Keskar et al. 2019).
+        seed: Of the sampling.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], sampling: Sampling) -> Iterator[str]:
+    """Yields an answer's text as it is generated.
+
+    Args:
+        adapted: The model.
+        messages: Turns as (role, content); the last is the user's.
+        sampling: How to pick tokens.
+
+    Raises:
+        ModelError: The prompt fills the model's context.
+    """
+    from transformers import TextIteratorStreamer
+
+    tokenizer = adapted.base.tokenizer
+    ids = prompt_ids(messages, tokenizer)
+    context = adapted.base.context_length
+    if context is not None and len(ids) >= context:
+        raise ModelError(f"the prompt has {len(ids)} tokens and the model's context is {context}; shorten the prompt")
+    room = sampling.max_new_tokens if context is None else min(sampling.max_new_tokens, context - len(ids))
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.random.fork_rng(devices=[]), _cache_on(adapted):
+                torch.manual_seed(sampling.seed)
+                line = torch.tensor([ids], device=adapted.base.device)
+                adapted.model.generate(  # type: ignore[operator]
+                    input_ids=line,
+                    attention_mask=torch.ones_like(line),
+                    streamer=streamer,
+                    **_options(adapted, sampling, room),
+                )
+        except (RuntimeError, ValueError) as error:
+            failures.append(error)
+            streamer.end()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failures:
+        raise ModelError(f"generation failed: {str(failures[0]).splitlines()[0]}") from failures[0]
+
+
+@torch.no_grad()
+def greedy_answers(adapted: Adapted, examples: Sequence[Encoded], *, batch_size: int, max_new_tokens: int) -> list[str]:
+    """The greedy answer of every example, as text, in the order of the examples."""
+    tokenizer = adapted.base.tokenizer
+    answers = [""] * len(examples)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    for places, batch in by_length(examples, batch_size):
+        longest = max(len(example.prompt) for example in batch)
+        pad = adapted.base.pad_id
+        gaps = [longest - len(example.prompt) for example in batch]
+        ids = [[*[pad] * gap, *example.prompt] for gap, example in zip(gaps, batch, strict=True)]
+        mask = [[*[0] * gap, *[1] * (longest - gap)] for gap in gaps]
+        device = adapted.base.device
+        with _cache_on(adapted):
+            made = adapted.model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                **_options(adapted, sampling, max_new_tokens),
+            )
+        texts = tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)
+        for place, text in zip(places, texts, strict=True):
+            answers[place] = text.strip()
+    return answers
+
+
+def _options(adapted: Adapted, sampling: Sampling, room: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_new_tokens": room,
+        "do_sample": sampling.temperature > 0,
+        "repetition_penalty": sampling.repetition_penalty,
+        "pad_token_id": adapted.base.pad_id,
+        "eos_token_id": adapted.base.tokenizer.eos_token_id,
+        "use_cache": True,
+    }
+    if sampling.temperature > 0:
+        options.update(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+    return options
+
+
+@contextmanager
+def _cache_on(adapted: Adapted) -> Iterator[None]:
+    """Generation wants the key-value cache that training keeps off."""
+    config = adapted.base.model.config
+    previous, config.use_cache = config.use_cache, True
+    try:
+        yield
+    finally:
+        config.use_cache = previous

@@ -1,0 +1,95 @@
+"""Figures of quality from predictions and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNPARSED = -1
+"""Prediction of an answer that names none of the options; always wrong."""
+
+
+def classification(
+    predictions: Sequence[int], labels: Sequence[int], names: Sequence[str], *, bootstrap_samples: int, seed: int = 0
+) -> dict[str, Any]:
+    """Accuracy, macro-F1, per-class figures, confusion matrix, unparsed share, and bootstrap 95 % intervals.
+
+    Macro-F1 is the mean over the classes that occur among labels or predictions, as scikit-learn's.
+
+    Args:
+        predictions: Index of the predicted option, or ``UNPARSED``.
+        labels: Index of the right option.
+        names: The options.
+        bootstrap_samples: Resamples behind the percentile intervals; 0 for none.
+        seed: Of the resampling.
+
+    Returns:
+        ``confusion`` has a row a true class and a column a predicted class, the last column being unparsed.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    predicted, true = np.asarray(predictions), np.asarray(labels)
+    classes = np.arange(len(names))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        true, predicted, labels=classes, average=None, zero_division=0.0
+    )
+    matrix = _confusion(predicted, true, len(names))
+    result: dict[str, Any] = {
+        "accuracy": float(np.mean(predicted == true)),
+        "macro_f1": float(_macro_f1(matrix[None])[0]),
+        "unparsed": float(np.mean(predicted == UNPARSED)),
+        "per_class": {
+            name: {
+                "precision": float(precision[place]),
+                "recall": float(recall[place]),
+                "f1": float(f1[place]),
+                "support": int(support[place]),
+            }
+            for place, name in enumerate(names)
+        },
+        "confusion": matrix.astype(int).tolist(),
+    }
+    if bootstrap_samples:
+        result.update(_intervals(predicted, true, len(names), bootstrap_samples, seed))
+    return result
+
+
+def language_modelling(total_loss: float, num_tokens: int) -> dict[str, Any]:
+    """Mean negative log-likelihood a token (nats) and its exponential, the perplexity."""
+    loss = total_loss / num_tokens
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def _confusion(predicted: NDArray[Any], true: NDArray[Any], num_classes: int) -> NDArray[Any]:
+    """[true class, predicted class or unparsed]."""
+    columns = np.where(predicted == UNPARSED, num_classes, predicted)
+    cells = np.bincount(true * (num_classes + 1) + columns, minlength=num_classes * (num_classes + 1))
+    return cells.reshape(num_classes, num_classes + 1)
+
+
+def _macro_f1(matrices: NDArray[Any]) -> NDArray[Any]:
+    """[samples] from confusion matrices [samples, true, predicted or unparsed]."""
+    size = matrices.shape[1]
+    right = matrices[:, np.arange(size), np.arange(size)].astype(float)
+    seen = matrices.sum(axis=2) + matrices[:, :, :size].sum(axis=1)
+    f1 = np.divide(2 * right, seen, out=np.zeros_like(right), where=seen > 0)
+    return f1.sum(axis=1) / np.maximum((seen > 0).sum(axis=1), 1)
+
+
+def _intervals(
+    predicted: NDArray[Any], true: NDArray[Any], num_classes: int, samples: int, seed: int
+) -> dict[str, list[float]]:
+    """Percentile bootstrap over examples (Efron 1979): resampling examples is multinomial over the cells."""
+    matrix = _confusion(predicted, true, num_classes)
+    total = int(matrix.sum())
+    cells = matrix.reshape(-1) / total
+    drawn = np.random.default_rng(seed).multinomial(total, cells, size=samples).reshape(samples, *matrix.shape)
+    diagonal = drawn[:, np.arange(num_classes), np.arange(num_classes)].sum(axis=1) / total
+    return {
+        "accuracy_interval": [float(value) for value in np.percentile(diagonal, [2.5, 97.5])],
+        "macro_f1_interval": [float(value) for value in np.percentile(_macro_f1(drawn), [2.5, 97.5])],
+    }

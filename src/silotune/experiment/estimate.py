@@ -1,0 +1,81 @@
+"""Estimates what a configuration will need, before it is started."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from silotune import tensors as arithmetic
+from silotune.config import Config
+from silotune.experiment.modes import pooled_steps
+from silotune.experiment.prepare import Prepared, prepare
+from silotune.federation.messages import encode
+from silotune.record.environment import peak_memory_bytes
+from silotune.structs import Request
+from silotune.training.local import RoundPlace, train_round
+
+CALIBRATION_STEPS = 3
+MODE_SHARE = {"federated": 1, "centralized": 1, "isolated": 1}
+"""Each mode does the same number of optimiser steps in total."""
+
+
+def estimate(config: Config) -> dict[str, Any]:
+    """Parameters, bytes a round, memory and seconds of a run, the last two from a few real steps.
+
+    Returns:
+        ``parameters``, ``trainable``, ``clients``, ``steps`` (all modes), ``bytes_per_round``, ``memory_bytes``
+        (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step`` and ``seconds``.
+
+    Raises:
+        SilotuneError: The configuration, its data or its model do not work; nothing is written.
+    """
+    prepared = prepare(config)
+    federation = config.federation
+    per_round = pooled_steps(prepared)
+    steps = federation.rounds * per_round * sum(MODE_SHARE[mode] for mode in federation.modes)
+    seconds_per_step = _measure(prepared)
+    message = len(encode(Request("train", 1, "client", prepared.initial)))
+    taking_part = federation.clients_per_round or len(prepared.clients)
+    scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
+    cuda = prepared.adapted.base.device.type == "cuda"
+    return {
+        "parameters": sum(parameter.numel() for parameter in prepared.adapted.base.model.parameters()),
+        "trainable": arithmetic.count(prepared.initial),
+        "clients": len(prepared.clients),
+        "steps": steps,
+        "bytes_per_round": 2 * message * taking_part,
+        "memory_bytes": peak_memory_bytes(),
+        "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+        "seconds_per_step": seconds_per_step,
+        "seconds": steps * seconds_per_step + scored,
+        "notes": list(prepared.notes),
+    }
+
+
+def _measure(prepared: Prepared) -> float:
+    """Seconds of an optimiser step: the second of two short rounds on the largest client."""
+    largest = max(prepared.clients.values(), key=len)
+    settings = prepared.config.training.model_copy(update={"max_steps": CALIBRATION_STEPS})
+    seconds = 0.0
+    for number in (1, 2):
+        place = RoundPlace(seed=number)
+        result = train_round(prepared.adapted, prepared.initial, largest, settings=settings, place=place)
+        seconds = result.seconds / result.steps
+    return seconds
+
+
+def _measure_scoring(prepared: Prepared) -> float:
+    began = time.perf_counter()
+    prepared.gold(prepared.initial)
+    return time.perf_counter() - began
+
+
+def _scorings(config: Config, num_clients: int) -> int:
+    counts = {
+        "federated": config.federation.rounds // config.evaluation.every + 1,
+        "centralized": 1,
+        "isolated": num_clients,
+    }
+    return sum(counts[mode] for mode in config.federation.modes)

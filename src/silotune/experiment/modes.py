@@ -1,0 +1,81 @@
+"""The three modes as federations of different clients, so that one loop serves all and only the data differ.
+
+``federated``: every institution is a client. ``centralized``: one client holds everybody's examples.
+``isolated``: as many federations as institutions, each with that institution alone. All start from the same
+adapter, see the same examples, and do the same number of optimiser steps in total.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from silotune.config import TrainingSection
+from silotune.experiment.prepare import Prepared
+from silotune.training.encode import Encoded
+from silotune.training.local import steps_in_round
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of rounds: its place in the run folder, its clients, and their settings.
+
+    ``text_bytes`` is what the mode sends outside of messages: the examples themselves, when they are pooled.
+    """
+
+    mode: str
+    names: tuple[str, ...]
+    clients: Mapping[str, Sequence[Encoded]]
+    training: TrainingSection
+    clients_per_round: int | None = None
+    text_bytes: int = 0
+
+    @property
+    def sends_updates(self) -> bool:
+        """Whether adapter tensors travel between institutions."""
+        return self.mode == "federated"
+
+
+def _federated(prepared: Prepared) -> list[Part]:
+    sampled = prepared.config.federation.clients_per_round
+    return [Part("federated", ("federated",), prepared.clients, prepared.config.training, sampled)]
+
+
+def _centralized(prepared: Prepared) -> list[Part]:
+    pooled = [example for examples in prepared.clients.values() for example in examples]
+    settings = prepared.config.training.model_copy(update={"max_steps": pooled_steps(prepared)})
+    return [Part("centralized", ("centralized",), {"pooled": pooled}, settings, text_bytes=prepared.text_bytes)]
+
+
+def _isolated(prepared: Prepared) -> list[Part]:
+    return [
+        Part("isolated", ("isolated", name), {name: examples}, prepared.config.training)
+        for name, examples in prepared.clients.items()
+    ]
+
+
+MODES: Mapping[str, Callable[[Prepared], list[Part]]] = {
+    "federated": _federated,
+    "isolated": _isolated,
+    "centralized": _centralized,
+}
+
+
+def pooled_steps(prepared: Prepared) -> int:
+    """Optimiser steps that all sampled clients of a round do together (mean over the clients when some rest)."""
+    steps = [steps_in_round(len(examples), prepared.config.training) for examples in prepared.clients.values()]
+    sampled = prepared.config.federation.clients_per_round or len(steps)
+    return max(1, math.ceil(sum(steps) * sampled / len(steps)))
+
+
+def budget(prepared: Prepared) -> str:
+    """What "the same budget" means in this run, in one sentence."""
+    config = prepared.config
+    rounds, per_round = config.federation.rounds, pooled_steps(prepared)
+    return (
+        f"same examples, initial adapter, batch size and evaluation; {rounds} rounds; "
+        f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
+        f"centralised: the same {rounds * per_round} on the pooled examples; "
+        "isolated: each institution does its own share of these steps on its own examples, in every round"
+    )

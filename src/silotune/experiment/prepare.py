@@ -1,0 +1,185 @@
+"""Loads what all modes of a run share: examples, clients, base model, adapter and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from silotune.config import Config, EvaluationSection
+from silotune.data.load import Dataset, load, read_examples
+from silotune.data.partition import find_faults, partition, skew
+from silotune.data.rows import Task
+from silotune.errors import ConfigError, DataError
+from silotune.evaluation.evaluate import evaluate
+from silotune.models import adapters
+from silotune.models.adapters import Adapted
+from silotune.models.load import load_base
+from silotune.structs import Example, Tensors
+from silotune.tensors import digest
+from silotune.training.encode import Encoded, Encoder, truncation_note
+
+
+@dataclass
+class Scorer:
+    """Scores adapter tensors on one set of examples, and remembers what it has scored.
+
+    Attributes:
+        adapted: The resident model.
+        examples: The set.
+        split: Its name, as it stands in results.
+        labels: The options' names; empty for open answers.
+        settings: The ``[evaluation]`` section.
+        known: Metrics by digest of the scored tensors.
+    """
+
+    adapted: Adapted
+    examples: Sequence[Encoded]
+    split: str
+    labels: Sequence[str]
+    settings: EvaluationSection
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, weights: Tensors) -> dict[str, Any]:
+        """Metrics of the model with these adapter tensors."""
+        key = digest(weights)
+        if key not in self.known:
+            adapters.write(self.adapted, weights)
+            figures = evaluate(
+                self.adapted,
+                self.examples,
+                labels=self.labels,
+                batch_size=self.settings.batch_size,
+                scoring=self.settings.scoring,
+                max_new_tokens=self.settings.max_new_tokens,
+                bootstrap_samples=self.settings.bootstrap_samples,
+            )
+            self.known[key] = {"split": self.split, **figures}
+        return dict(self.known[key])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all modes of a run share.
+
+    Attributes:
+        config: The run's configuration.
+        task: What the examples are examples of.
+        clients: Encoded training examples by client.
+        text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
+        adapted: The resident model.
+        initial: Adapter tensors that every mode starts from.
+        gold: Scores on the gold-standard set.
+        selection: Scores on the selection set; None where nothing is selected.
+        skew: Examples and labels by client.
+        notes: What a reader of results should know.
+    """
+
+    config: Config
+    task: Task
+    clients: Mapping[str, Sequence[Encoded]]
+    text_bytes: int
+    adapted: Adapted
+    initial: Tensors
+    gold: Scorer
+    selection: Scorer | None
+    skew: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads data and model and checks that they fit each other; writes nothing.
+
+    Raises:
+        SilotuneError: Whatever is wrong with data, model or their fit, in one line.
+    """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    dataset = load(config.data, seed=config.seed)
+    task, train = dataset.task, dataset.splits["train"]
+    shares = client_shares(config, dataset)
+    notes = [*dataset.notes, *find_faults(train, shares)]
+    _check_objective(config, task)
+    base = load_base(config.model)
+    encoder = Encoder(base.tokenizer, max_length=config.model.max_length)
+    encoded = encoder(train)
+    adapted = adapters.attach(base, config.adapter, seed=config.seed)
+    labels = closed_labels(task)
+
+    def scorer(name: str) -> Scorer:
+        examples = scored_examples(config, dataset, name)
+        made = encoder(examples)
+        notes.extend(filter(None, [truncation_note(made, name)]))
+        return Scorer(adapted, made, name, labels, config.evaluation)
+
+    gold = scorer(config.evaluation.gold)
+    selects = config.evaluation.patience is not None or config.evaluation.keep == "best"
+    selection = scorer(config.evaluation.selection) if selects else None
+    notes.extend(filter(None, [truncation_note(encoded, "train")]))
+    return Prepared(
+        config=config,
+        task=task,
+        clients={name: [encoded[index] for index in indices] for name, indices in shares.items()},
+        text_bytes=sum(_text_bytes(example) for example in train),
+        adapted=adapted,
+        initial=adapters.read(adapted),
+        gold=gold,
+        selection=selection,
+        skew=skew(train, shares),
+        notes=tuple(notes),
+    )
+
+
+def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, ...]]:
+    """Client name -> indices into the training examples.
+
+    Raises:
+        DataError: There are too few examples.
+        ConfigError: More clients are to be sampled a round than there are.
+    """
+    if dataset.clients is not None:
+        shares = dataset.clients
+    else:
+        shares = partition(dataset.splits["train"], config.data.partition, seed=config.seed)
+    wanted = config.federation.clients_per_round
+    if wanted is not None and wanted > len(shares):
+        raise ConfigError(
+            f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
+        )
+    return shares
+
+
+def closed_labels(task: Task) -> tuple[str, ...]:
+    """Names of the classes that a task's examples are scored over; empty for open answers."""
+    return tuple(task.options)
+
+
+def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Example]:
+    """The examples that ``evaluation.gold`` or ``evaluation.selection`` names: a split, or a file.
+
+    Raises:
+        DataError: It is neither, or holds nothing.
+    """
+    if name in dataset.splits:
+        examples: Sequence[Example] = dataset.splits[name]
+    elif Path(name).suffix:
+        examples = read_examples(name, dataset.task)
+    else:
+        raise DataError(f"{name!r} is neither a split ({', '.join(dataset.splits)}) nor a file")
+    if not examples:
+        raise DataError(f"{name!r} holds no examples to evaluate on")
+    return examples[: config.evaluation.max_examples]
+
+
+def _check_objective(config: Config, task: Task) -> None:
+    if config.training.objective == "choice" and not task.options:
+        raise ConfigError(
+            f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
+        )
+
+
+def _text_bytes(example: Example) -> int:
+    return sum(len(content.encode()) for _, content in example.messages) + len(example.answer.encode())

@@ -1,0 +1,155 @@
+"""What a finished run says: the result of each part, the comparison of the modes, and the adapter's card."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from silotune.config import Config
+from silotune.data.rows import Task
+from silotune.record.runs import RunFolder
+from silotune.structs import ServerState
+
+COMPARED: Mapping[str, tuple[str, ...]] = {
+    "accuracy": ("accuracy", "macro_f1"),
+    "macro_f1": ("accuracy", "macro_f1"),
+    "perplexity": ("perplexity", "loss"),
+}
+"""Metric of a task -> figures that the comparison of modes shows."""
+
+
+def default_name(config: Config) -> str:
+    """Name of a run folder: task, last part of the model's name, adapter, seed."""
+    parts = (config.data.task, config.model.name.rstrip("/").split("/")[-1], config.adapter.kind, f"seed{config.seed}")
+    return "-".join("".join(char if char.isalnum() or char in "._" else "-" for char in part) for part in parts)
+
+
+def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, Any], keep: str) -> dict[str, Any]:
+    """The result of one run of rounds: final metrics, cost, and how it ended.
+
+    ``seconds`` is training with aggregation and messages; scoring is counted apart.
+    """
+    rows = folder.read_rows("metrics")
+    return {
+        "split": metrics["split"],
+        "num_examples": metrics["num_examples"],
+        "metrics": {name: value for name, value in metrics.items() if name not in ("split", "num_examples")},
+        "round": state.best_round if keep == "best" else state.round_number,
+        "rounds": state.round_number,
+        "stopped": state.stopped,
+        "seconds": sum(row["train_seconds"] for row in rows),
+        "evaluate_seconds": sum(row["evaluate_seconds"] for row in rows),
+        "bytes_up": state.bytes_up,
+        "bytes_down": state.bytes_down,
+    }
+
+
+def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) -> dict[str, Any]:
+    """The comparison of all modes that a run folder holds, as one JSON object."""
+    names = COMPARED[metric]
+    summary: dict[str, Any] = {
+        "task": config.data.task,
+        "model": config.model.name,
+        "adapter": config.adapter.kind,
+        "algorithm": config.federation.algorithm,
+        "seed": config.seed,
+        "metric": metric,
+        "budget": budget,
+    }
+    parts = [mode for mode in ("federated", "centralized") if folder.part(mode).has("result")]
+    for mode in parts:
+        summary[mode] = _figures(folder.part(mode), names)
+    clients = {name: _figures(folder.part("isolated", name), names) for name in folder.part("isolated").parts()}
+    if clients:
+        summary["isolated"] = _isolated(clients, names, lower_is_better=metric == "perplexity")
+    shown = [summary[mode] for mode in (*parts, "isolated") if mode in summary]
+    summary["split"] = shown[0]["split"]
+    summary["base"] = _base(folder, [(mode,) for mode in parts] + [("isolated", name) for name in clients], names)
+    for cost in ("bytes_up", "bytes_down"):
+        summary[cost] = summary["federated"][cost] if "federated" in summary else 0
+    return summary
+
+
+def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
+    result = folder.read_json("result")
+    chosen = {name: result["metrics"][name] for name in names}
+    intervals = {key: value for key, value in result["metrics"].items() if key.endswith("_interval")}
+    costs = {key: result[key] for key in ("split", "num_examples", "round", "seconds", "bytes_up", "bytes_down")}
+    unparsed = {"unparsed": result["metrics"]["unparsed"]} if "unparsed" in result["metrics"] else {}
+    return {**chosen, **intervals, **unparsed, **costs}
+
+
+def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:
+    best: Callable[[Sequence[float]], float] = min if lower_is_better else max
+    worst: Callable[[Sequence[float]], float] = max if lower_is_better else min
+    figures: dict[str, Any] = {}
+    for name in names:
+        values = [float(client[name]) for client in clients.values()]
+        figures[name] = {"mean": statistics.fmean(values), "best": best(values), "worst": worst(values)}
+    first = next(iter(clients.values()))
+    figures.update(split=first["split"], num_examples=first["num_examples"])
+    figures["seconds"] = sum(client["seconds"] for client in clients.values())
+    return {**figures, "bytes_up": 0, "bytes_down": 0, "clients": dict(clients)}
+
+
+def _base(folder: RunFolder, parts: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[str, Any] | None:
+    """Figures before any training, from the first part that scored them."""
+    for part in parts:
+        rows = [row for row in folder.part(*part).read_rows("metrics") if row["round"] == 0]
+        if rows:
+            return {name: rows[0][name] for name in names}
+    return None
+
+
+def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any]) -> str:
+    """A Hugging Face model card for an adapter: base, data, method, metrics, privacy."""
+    figures = "\n".join(
+        f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
+    )
+    partition, federation, training = config.data.partition, config.federation, config.training
+    privacy = {
+        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
+        "or encryption, and can leak parts of what they were trained on.",
+        "centralized": "All examples were pooled in one place.",
+        "isolated": "One institution's examples alone; nothing travelled.",
+    }[mode]
+    return f"""---
+base_model: {config.model.name}
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- silotune
+- federated-learning
+- {config.adapter.kind}
+---
+
+# {config.adapter.kind} adapter for {config.data.task}
+
+Trained with silotune ({mode}).
+
+## Base model
+
+`{config.model.name}`, precision {config.model.precision}.
+
+## Data
+
+{task.summary}. Partition: {partition.scheme} over {partition.clients} clients, seed {config.seed}. The data are not
+included.
+
+## Method
+
+{mode}; {federation.algorithm}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
+{training.learning_rate:g}, batch {training.batch_size}.
+
+## Metrics
+
+On {result["num_examples"]} examples of `{result["split"]}`, model of round {result["round"]}:
+
+{figures}
+
+## Privacy
+
+{privacy}
+"""

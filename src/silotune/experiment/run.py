@@ -1,0 +1,181 @@
+"""Runs an experiment: the one place where the parts meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from silotune import tensors as arithmetic
+from silotune.config import Config, from_mapping
+from silotune.errors import RunFolderError
+from silotune.experiment import results
+from silotune.experiment.modes import MODES, Part, budget
+from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.server import Plan, run_rounds
+from silotune.methods.algorithms import method
+from silotune.record.environment import peak_memory_bytes
+from silotune.record.runs import RunFolder
+from silotune.structs import Observer, Reply, Request, ServerState, Tensors
+from silotune.transports.in_process import InProcess
+
+
+def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
+    """Runs every mode that a configuration names, and writes a new run folder.
+
+    Args:
+        config: The whole configuration.
+        observer: Told of every event; the folder's ``events.jsonl`` holds the same.
+
+    Returns:
+        The run folder; ``summary.json`` in it holds the comparison of the modes.
+
+    Raises:
+        SilotuneError: Whatever went wrong, in one line. Faults of configuration, data and model are found before
+            the folder is made.
+    """
+    began = time.perf_counter()
+    prepared = prepare(config)
+    name = config.record.name or results.default_name(config)
+    folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
+    return _run(prepared, folder, observer, began)
+
+
+def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
+    """Continues a run that was stopped, from its last checkpoint; a finished run is left as it is.
+
+    The result is bit for bit that of a run that was never stopped.
+
+    Raises:
+        RunFolderError: ``path`` is no run folder, or another process is writing to it.
+    """
+    began = time.perf_counter()
+    folder = RunFolder.open(path)
+    config = from_mapping(folder.read_json("config"), source=f"{path}/config.json")
+    if folder.has("summary"):
+        return folder
+    return _run(prepare(config), folder, observer, began)
+
+
+def _run(prepared: Prepared, folder: RunFolder, observer: Observer | None, began: float) -> RunFolder:
+    def notify(event: str, fields: Mapping[str, Any]) -> None:
+        folder.append("events", {"event": event, "time": time.time(), **fields})
+        if observer is not None:
+            observer(event, fields)
+
+    with folder.lock():
+        folder.write_json("partition", prepared.skew)
+        notify("run_started", _introduction(prepared, folder))
+        for note in prepared.notes:
+            notify("note", {"text": note})
+        for mode in prepared.config.federation.modes:
+            for part in MODES[mode](prepared):
+                _run_part(prepared, part, folder.part(*part.names), notify)
+        summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
+        summary["notes"] = list(prepared.notes)
+        summary["seconds"] = time.perf_counter() - began
+        summary["peak_memory_bytes"] = peak_memory_bytes()
+        folder.write_json("summary", summary)
+        notify("run_finished", {"summary": summary})
+    return folder
+
+
+def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
+    config = prepared.config
+    return {
+        "folder": str(folder.path),
+        "modes": list(config.federation.modes),
+        "task": prepared.task.name,
+        "model": config.model.name,
+        "clients": len(prepared.clients),
+        "num_parameters": sum(parameter.numel() for parameter in prepared.adapted.base.model.parameters()),
+        "trainable": arithmetic.count(prepared.initial),
+    }
+
+
+def _run_part(prepared: Prepared, part: Part, folder: RunFolder, notify: Observer) -> None:
+    """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
+    if folder.has("result"):
+        return
+    config = prepared.config
+    transport = in_process(prepared, part)
+    state = ServerState(round_number=0, weights=prepared.initial)
+    checkpoint = folder.load_checkpoint()
+    if checkpoint is not None:
+        state, sites = checkpoint
+        _check_fits(state, prepared.initial, folder)
+        transport.restore(sites)
+    who = {"mode": part.mode, "client": part.names[-1]} if part.mode == "isolated" else {"mode": part.mode}
+
+    def told(event: str, fields: Mapping[str, Any]) -> None:
+        notify(event, {**who, **fields})
+
+    sampled = part.clients_per_round or len(part.clients)
+    told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
+    state = run_rounds(plan_of(prepared, part), transport, state, folder, notify=told)
+    weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
+    if part.mode == "federated" and config.evaluation.per_client:
+        folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
+    result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
+    if not part.sends_updates:
+        result.update(bytes_up=part.text_bytes, bytes_down=0)
+    card = results.adapter_card(config, part.mode, prepared.task, result)
+    folder.save_adapter(weights, prepared.adapted.config, card=card)
+    folder.write_json("result", result)
+    told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
+
+
+def in_process(prepared: Prepared, part: Part) -> InProcess:
+    """The clients of a part, in this process; only what really travels is encoded."""
+    sites = {name: Site(name, examples, prepared.adapted) for name, examples in part.clients.items()}
+    return InProcess(sites, encode=prepared.config.federation.encode and part.sends_updates)
+
+
+def plan_of(prepared: Prepared, part: Part) -> Plan:
+    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
+    config, federation = prepared.config, prepared.config.federation
+    order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    return Plan(
+        rounds=federation.rounds,
+        method=method(federation),
+        body=order.model_dump(mode="json"),
+        seed=config.seed,
+        clients_per_round=part.clients_per_round,
+        timeout_seconds=federation.timeout_seconds,
+        min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
+        score=prepared.gold,
+        select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
+        every=config.evaluation.every if part.sends_updates else federation.rounds,
+        patience=config.evaluation.patience,
+        checkpoint_every=config.record.checkpoint_every,
+    )
+
+
+def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
+    """The task's metric on the selection set, turned so that higher is better."""
+
+    def select(weights: Tensors) -> float:
+        figures = scorer(weights)
+        return -float(figures["perplexity"]) if metric == "perplexity" else float(figures[metric])
+
+    return select
+
+
+def _score_clients(
+    prepared: Prepared, transport: InProcess, weights: Tensors, round_number: int
+) -> dict[str, Mapping[str, Any]]:
+    order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
+    body = order.model_dump(mode="json")
+    requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
+    replies = transport.exchange(requests, timeout_seconds=prepared.config.federation.timeout_seconds)
+    return {
+        reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
+    }
+
+
+def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.weights.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in initial.items()}:
+        raise RunFolderError(f"{folder.path}: its checkpoint does not fit the adapter of its configuration")

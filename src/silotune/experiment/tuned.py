@@ -1,0 +1,173 @@
+"""Uses a trained adapter again: load it for generation, score it on another set, export it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from silotune.config import Config, ModelSection, from_mapping
+from silotune.data.load import load, read_examples
+from silotune.data.tasks import resolve
+from silotune.errors import DataError, ModelError, RunFolderError
+from silotune.evaluation.evaluate import evaluate
+from silotune.experiment.prepare import closed_labels, scored_examples
+from silotune.models import adapters
+from silotune.models.adapters import Adapted
+from silotune.models.load import load_base
+from silotune.record.files import new_folder
+from silotune.record.runs import RunFolder
+from silotune.training.encode import Encoder
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is a run folder, rather than a model's folder or name."""
+    return (Path(path) / "config.json").is_file() and (Path(path) / "versions.json").is_file()
+
+
+def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:
+    """The base model of a run with the adapter of one of its parts.
+
+    Args:
+        path: A run folder; or a model's folder, Hub id or ``nano``, which is loaded as it is.
+        mode: ``federated``, ``centralized`` or ``isolated/<client>``.
+        base: Leave the adapter at its initial values, which do not change the base.
+
+    Raises:
+        RunFolderError: The part has no adapter.
+        ModelError: The base model is not found, or the adapter does not fit it.
+    """
+    if not is_run(path):
+        found = load_base(ModelSection(name=str(path), max_length=8))
+        return Adapted(found, found.model, {}, {})
+    folder = RunFolder.open(path)
+    config = config_of(folder)
+    adapted = adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
+    if not base:
+        tensors, _ = _part(folder, mode).load_adapter()
+        adapters.write(adapted, tensors)
+    return adapted
+
+
+def config_of(folder: RunFolder) -> Config:
+    """The resolved configuration of a run."""
+    return from_mapping(folder.read_json("config"), source=f"{folder.path}/config.json")
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    mode: str = "federated",
+    split: str = "test",
+    data: Path | None = None,
+    scoring: str | None = None,
+) -> dict[str, Any]:
+    """Scores the adapter of a run on a split of its data, or on a file of examples of the same task.
+
+    Returns:
+        The figures, with ``model`` (which adapter) and ``split`` (on what).
+
+    Raises:
+        SilotuneError: Run, adapter, split or file are not there.
+    """
+    folder = RunFolder.open(path)
+    config = config_of(folder)
+    if data is not None:
+        task = resolve(config.data)
+        examples, name = read_examples(data, task), str(data)
+    else:
+        dataset = load(config.data, seed=config.seed)
+        task, examples, name = dataset.task, tuple(scored_examples(config, dataset, split)), split
+    adapted = load_tuned(path, mode=mode)
+    encoded = Encoder(adapted.base.tokenizer, max_length=config.model.max_length)(examples)
+    settings = config.evaluation
+    figures = evaluate(
+        adapted,
+        encoded,
+        labels=closed_labels(task),
+        batch_size=settings.batch_size,
+        scoring=scoring or settings.scoring,
+        max_new_tokens=settings.max_new_tokens,
+        bootstrap_samples=settings.bootstrap_samples,
+    )
+    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", "split": name, **figures}
+
+
+def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, str], ...], str]]:
+    """Prompts (as messages) with their right answers, spread over the classes of a run's test split.
+
+    Raises:
+        DataError: The test split is empty.
+    """
+    config = config_of(RunFolder.open(path))
+    examples = load(config.data, seed=config.seed).splits["test"]
+    if not examples:
+        raise DataError("the test split holds no examples")
+    by_label: dict[int, list[int]] = {}
+    for place, example in enumerate(examples):
+        by_label.setdefault(example.label, []).append(place)
+    turns = [places[turn] for turn in range(count) for places in by_label.values() if turn < len(places)]
+    return [(examples[place].messages, examples[place].answer) for place in turns[:count]]
+
+
+def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "federated") -> Path:
+    """Writes an adapter in peft's format, or the base with the adapter merged in, that plain transformers loads.
+
+    Args:
+        path: A run folder.
+        out: A folder that does not exist yet.
+        merge: Merge the adapter into the base's weights.
+        mode: ``federated``, ``centralized`` or ``isolated/<client>``.
+
+    Raises:
+        RunFolderError: ``out`` exists, or the part has no adapter.
+        ModelError: An int4 base cannot be merged exactly.
+    """
+    target = Path(out)
+    if target.exists():
+        raise RunFolderError(f"{str(target)!r} is already there; give a folder that does not exist")
+    folder = RunFolder.open(path)
+    part, config = _part(folder, mode), config_of(folder)
+    part.load_adapter()
+    if not merge and config.adapter.kind == "none":
+        raise ModelError("a run with adapter.kind = 'none' has no adapter apart; export it with --merge")
+    card = part.path / "adapter" / "README.md"
+    with new_folder(target) as building:
+        if merge:
+            _save_merged(path, config, mode, building)
+            shutil.copyfile(card, building / "README.md")
+        else:
+            shutil.copytree(part.path / "adapter", building, dirs_exist_ok=True)
+    return target
+
+
+def _save_merged(path: str | Path, config: Config, mode: str, out: Path) -> None:
+    if config.model.precision == "int4":
+        # An int4 base cannot hold the sum: the adapter is merged into the base's weights in float32.
+        config = config.model_copy(
+            update={
+                "model": config.model.model_copy(update={"precision": "float32"}),
+                "adapter": config.adapter.model_copy(update={"kind": "lora"}),
+            }
+        )
+    adapted = adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
+    tensors, _ = _part(RunFolder.open(path), mode).load_adapter()
+    adapters.write(adapted, tensors)
+    model: Any = adapted.model
+    with torch.no_grad():
+        merged = model.merge_and_unload() if config.adapter.kind != "none" else model
+    merged.config.use_cache = True
+    merged.save_pretrained(out)
+    adapted.base.tokenizer.save_pretrained(out)
+
+
+def _part(folder: RunFolder, mode: str) -> RunFolder:
+    names = mode.split("/")
+    part = folder.part(*names)
+    if not (part.path / "adapter").is_dir():
+        found = sorted(str(place.parent.relative_to(folder.path)) for place in folder.path.rglob("adapter/"))
+        there = ", ".join(found) if found else "none yet: 'silotune resume' finishes the run"
+        raise RunFolderError(f"{str(folder.path)!r} has no adapter of {mode!r}; there is: {there}")
+    return part

@@ -1,0 +1,101 @@
+"""All that a silo does: a request in, a reply out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from silotune.config import FederationSection, Section, TrainingSection
+from silotune.errors import MessageError, unknown_choice
+from silotune.evaluation.evaluate import evaluate
+from silotune.methods.algorithms import method
+from silotune.models import adapters
+from silotune.models.adapters import Adapted
+from silotune.seeds import derive
+from silotune.structs import Reply, Request, SiteState
+from silotune.training.encode import Encoded
+from silotune.training.local import RoundPlace, train_round
+
+_Order = TypeVar("_Order", bound=Section)
+
+
+@dataclass
+class Site:
+    """One data holder: its examples, the resident model it trains on, and what it keeps between rounds."""
+
+    name: str
+    examples: Sequence[Encoded]
+    adapted: Adapted
+    state: SiteState = field(default_factory=SiteState)
+
+
+class TrainOrder(Section):
+    """The body of a ``train`` request: the settings of a local round."""
+
+    training: TrainingSection
+    federation: FederationSection
+    seed: int
+    rounds: int
+
+
+class EvaluateOrder(Section):
+    """The body of an ``evaluate`` request: how to score the client's own examples."""
+
+    labels: tuple[str, ...]
+    batch_size: int
+
+
+def client_round(request: Request, site: Site) -> Reply:
+    """Does what a request asks with the site's own data; the site's state moves on.
+
+    Raises:
+        MessageError: The kind is unknown, or the body does not hold valid settings.
+        SilotuneError: What the work itself raises.
+    """
+    if request.kind not in KINDS:
+        raise MessageError(unknown_choice("request", request.kind, KINDS))
+    return KINDS[request.kind](request, site)
+
+
+def _train(request: Request, site: Site) -> Reply:
+    order = _read(TrainOrder, request)
+    seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
+    result = train_round(
+        site.adapted,
+        request.tensors,
+        site.examples,
+        settings=order.training,
+        place=RoundPlace(seed, request.round_number, order.rounds),
+        correction=method(order.federation).correction,
+        state=site.state,
+    )
+    site.state = result.state
+    body = {
+        "num_examples": result.num_examples,
+        "loss": result.loss,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+    }
+    return Reply(request.kind, request.round_number, site.name, result.delta, body)
+
+
+def _evaluate(request: Request, site: Site) -> Reply:
+    order = _read(EvaluateOrder, request)
+    adapters.write(site.adapted, request.tensors)
+    scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
+    return Reply(request.kind, request.round_number, site.name, {}, scores)
+
+
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _train, "evaluate": _evaluate}
+
+
+def _read(kind: type[_Order], request: Request) -> _Order:
+    try:
+        return kind.model_validate(dict(request.body))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"a {request.kind} request's body is not valid at {where!r}") from error

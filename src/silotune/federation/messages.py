@@ -1,0 +1,156 @@
+"""Encodes requests and replies as bytes, and decodes them strictly: JSON and safetensors, nothing executable.
+
+A message is ``ST01``, the length of a JSON header (4 bytes, little-endian), the header, and a safetensors
+file. The decoder compares every name, dtype and shape with what the receiver expects before it allocates
+anything from them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from silotune.errors import MessageError
+from silotune.structs import Reply, Request, Tensors
+from silotune.tensors import all_finite
+
+MAGIC = b"ST01"
+MAX_HEADER_BYTES = 1 << 20
+SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
+
+Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor name -> (safetensors dtype, shape) that a receiver expects."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message says beside its tensors."""
+
+    type: Literal["request", "reply"]
+    kind: str
+    round_number: int
+    client: str
+    body: Mapping[str, Any]
+
+
+def layout_of(tensors: Tensors) -> Layout:
+    """The layout that a message with these tensors has."""
+    return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def encode(message: Request | Reply) -> bytes:
+    """A message as bytes; the same message gives the same bytes.
+
+    Raises:
+        MessageError: The body holds something that JSON cannot say.
+    """
+    header = {
+        "type": "request" if isinstance(message, Request) else "reply",
+        "kind": message.kind,
+        "round": message.round_number,
+        "client": message.client,
+        "body": dict(message.body),
+    }
+    try:
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise MessageError(f"a {message.kind} message's body is not plain JSON: {error}") from error
+    payload = save({name: tensor.detach().contiguous() for name, tensor in message.tensors.items()})
+    return MAGIC + struct.pack("<I", len(text)) + text + payload
+
+
+def decode_request(data: bytes, expected: Layout) -> Request:
+    """Decodes a request whose tensors must have the expected layout.
+
+    Raises:
+        MessageError: Anything is not as expected.
+    """
+    header, tensors = _decode(data, "request", expected)
+    return Request(header.kind, header.round_number, header.client, tensors, header.body)
+
+
+def decode_reply(data: bytes, expected: Layout) -> Reply:
+    """Decodes a reply whose tensors must have the expected layout and be finite.
+
+    Raises:
+        MessageError: Anything is not as expected.
+    """
+    header, tensors = _decode(data, "reply", expected)
+    if not all_finite(tensors):
+        raise MessageError(f"the reply of {header.client!r} holds values that are not finite")
+    return Reply(header.kind, header.round_number, header.client, tensors, header.body)
+
+
+def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
+    header, start = _header(data)
+    if header.type != wanted:
+        raise MessageError(f"expected a {wanted}, got a {header.type}")
+    payload = data[start:]
+    _check_layout(_layout_in(payload), expected)
+    try:
+        return header, load(payload)
+    except SafetensorError as error:
+        raise MessageError(f"the tensors of a message do not decode: {error}") from error
+
+
+def _header(data: bytes) -> tuple[Header, int]:
+    if len(data) < 8 or data[:4] != MAGIC:
+        raise MessageError("not a silotune message, or one of another version")
+    (length,) = struct.unpack("<I", data[4:8])
+    if length > MAX_HEADER_BYTES or len(data) < 8 + length:
+        raise MessageError(f"a message's header says {length} bytes, which cannot be")
+    fields = _json(data[8 : 8 + length], "header")
+    expected = {"type": str, "kind": str, "round": int, "client": str, "body": dict}
+    if fields.keys() != expected.keys() or not all(isinstance(fields[key], expected[key]) for key in expected):
+        raise MessageError("a message's header does not have the expected fields")
+    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"]), 8 + length
+
+
+def _layout_in(payload: bytes) -> Layout:
+    """Names, dtypes and shapes that a safetensors file claims, read without allocating the tensors."""
+    if len(payload) < 8:
+        raise MessageError("a message ends before its tensors")
+    (length,) = struct.unpack("<Q", payload[:8])
+    if length > len(payload) - 8:
+        raise MessageError("a message ends inside the list of its tensors")
+    listed = _json(payload[8 : 8 + length], "tensor list")
+    listed.pop("__metadata__", None)
+    try:
+        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in listed.items()}
+    except (TypeError, KeyError) as error:
+        raise MessageError("a message's tensor list does not have the expected fields") from error
+
+
+def _json(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise MessageError(f"a message's {what} is not JSON") from error
+    if not isinstance(document, dict):
+        raise MessageError(f"a message's {what} is not an object")
+    return document
+
+
+def _check_layout(claimed: Layout, expected: Layout) -> None:
+    if claimed.keys() != expected.keys():
+        odd = sorted(claimed.keys() ^ expected.keys())[0]
+        side = "unexpected" if odd in claimed else "missing"
+        raise MessageError(f"tensor {odd!r} is {side} in a message")
+    for name, entry in claimed.items():
+        if entry != expected[name]:
+            raise MessageError(f"tensor {name!r} came as {entry}, expected {expected[name]}")

@@ -1,0 +1,242 @@
+"""All that a coordinator does: rounds of requests, aggregation, scoring, records and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from silotune.errors import FederationError
+from silotune.federation.sampling import sample_clients
+from silotune.methods.algorithms import Method
+from silotune.record.runs import RunFolder
+from silotune.structs import (
+    ClientUpdate,
+    Failure,
+    Observer,
+    Reply,
+    Request,
+    RoundRecord,
+    ServerState,
+    SiteState,
+    Tensors,
+)
+
+
+class Transport(Protocol):
+    """Carries requests to clients and replies back; it knows nothing of what they say."""
+
+    def clients(self) -> Sequence[str]:
+        """Names of all clients, in a fixed order."""
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        """Yields one reply or failure a request, as they arrive."""
+
+    def states(self) -> dict[str, SiteState]:
+        """What clients keep between rounds, where this process holds it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of rounds is to do.
+
+    Attributes:
+        rounds: In all, those done before a resume counted in.
+        method: Aggregation, server step and correction.
+        body: Of every ``train`` request.
+        seed: The run's seed.
+        clients_per_round: Sampled each round; None for all.
+        timeout_seconds: Bound on the wait for a reply.
+        min_replies: A round with fewer usable replies ends the run with an error.
+        score: Metrics of the global model on the gold-standard set.
+        select: Selection metric of the global model, the higher the better; None where nothing is selected.
+        every: Rounds between two scorings; the first state and the last round are always scored.
+        patience: Rounds without a better selection metric before the run stops; None for never.
+        checkpoint_every: Rounds between checkpoints; the last is always written.
+    """
+
+    rounds: int
+    method: Method
+    body: Mapping[str, Any]
+    seed: int
+    clients_per_round: int | None = None
+    timeout_seconds: float = 3600.0
+    min_replies: int = 1
+    score: Callable[[Tensors], Mapping[str, Any]] | None = None
+    select: Callable[[Tensors], float] | None = None
+    every: int = 1
+    patience: int | None = None
+    checkpoint_every: int = 1
+
+
+@dataclass
+class _Round:
+    """What comes in during one round; each update is handed on and forgotten."""
+
+    clients: tuple[str, ...]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
+        for reply in replies:
+            if isinstance(reply, Failure):
+                self.failures.append(reply)
+                notify("client_failed", {"client": reply.client, "round": reply.round_number, "reason": reply.reason})
+                continue
+            row = {"round": reply.round_number, "client": reply.client, **reply.body}
+            self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
+            notify("client_finished", row)
+            yield ClientUpdate(reply.client, reply.tensors, int(reply.body["num_examples"]))
+
+    def total(self, name: str) -> int:
+        return sum(int(row[name]) for row in self.rows)
+
+    def mean_loss(self) -> float | None:
+        weight = self.total("num_examples")
+        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight if weight else None
+
+
+def run_rounds(
+    plan: Plan,
+    transport: Transport,
+    state: ServerState,
+    run: RunFolder,
+    *,
+    notify: Observer = lambda event, fields: None,
+) -> ServerState:
+    """Runs the rounds that are still to do, recording each; a checkpoint is written after each.
+
+    Args:
+        plan: What to do.
+        transport: How to reach the clients.
+        state: Where to begin: round 0, or what a checkpoint held.
+        run: Folder of this run of rounds; its lock is held by the caller.
+        notify: Told of every event.
+
+    Raises:
+        FederationError: A round had fewer usable replies than ``plan.min_replies``.
+    """
+    for name in ("metrics", "clients"):
+        run.keep_rounds(name, state.round_number if state.round_number else -1)
+    if state.round_number == 0:
+        state = _begin(plan, state, run, notify)
+    while state.round_number < plan.rounds and not state.stopped:
+        state = _one_round(plan, transport, state, run, notify)
+        if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
+            run.save_checkpoint(state, transport.states())
+    return state
+
+
+def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
+    """Scores the model before round 1."""
+    metrics, seconds = _scored(plan, state.weights)
+    if metrics:
+        record = RoundRecord(0, metrics, (), (), None, 0.0, seconds, 0, 0)
+        _write(record, plan, run, notify)
+    if plan.select is not None:
+        best = plan.select(state.weights)
+        state = replace(state, best_metric=best, best_weights=state.weights)
+    return replace(state, seconds=state.seconds + seconds)
+
+
+def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
+    began = time.perf_counter()
+    number = state.round_number + 1
+    clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
+    incoming = _Round(clients)
+    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
+    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    train_seconds = time.perf_counter() - began
+    due = number % plan.every == 0 or number == plan.rounds
+    metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
+    record = RoundRecord(
+        number,
+        metrics,
+        clients,
+        tuple(incoming.failures),
+        incoming.mean_loss(),
+        train_seconds,
+        evaluate_seconds,
+        incoming.total("bytes_up"),
+        incoming.total("bytes_down"),
+    )
+    run.append("clients", *incoming.rows)
+    _write(record, plan, run, notify)
+    after = replace(
+        state,
+        round_number=number,
+        weights=weights,
+        memory=memory,
+        bytes_up=state.bytes_up + record.bytes_up,
+        bytes_down=state.bytes_down + record.bytes_down,
+    )
+    after = _selected(plan, after)
+    return replace(after, seconds=state.seconds + time.perf_counter() - began)
+
+
+def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
+    try:
+        delta = plan.method.aggregate(updates)
+    except FederationError as error:
+        raise FederationError(_why(incoming) or str(error)) from error
+    if len(incoming.rows) < plan.min_replies:
+        raise FederationError(
+            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
+        )
+    return delta
+
+
+def _why(incoming: _Round) -> str:
+    if not incoming.failures:
+        return ""
+    first = incoming.failures[0]
+    more = f" (and {len(incoming.failures) - 1} more)" if len(incoming.failures) > 1 else ""
+    return f"client {first.client!r} failed in round {first.round_number} at {first.stage}: {first.reason}{more}"
+
+
+def _scored(plan: Plan, weights: Tensors) -> tuple[Mapping[str, Any], float]:
+    began = time.perf_counter()
+    metrics = plan.score(weights) if plan.score is not None else {}
+    return metrics, time.perf_counter() - began
+
+
+def _selected(plan: Plan, state: ServerState) -> ServerState:
+    """Keeps the best round so far, and stops the run when patience has run out."""
+    if plan.select is None:
+        return state
+    metric = plan.select(state.weights)
+    if state.best_metric is None or metric > state.best_metric:
+        return replace(state, best_round=state.round_number, best_metric=metric, best_weights=state.weights)
+    waited = state.round_number - state.best_round
+    if plan.patience is not None and waited >= plan.patience:
+        return replace(state, stopped=f"no better selection metric for {waited} rounds")
+    return state
+
+
+def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) -> None:
+    row = {
+        "round": record.round_number,
+        **record.metrics,
+        "train_loss": record.train_loss,
+        "train_seconds": record.train_seconds,
+        "evaluate_seconds": record.evaluate_seconds,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "clients": list(record.clients),
+        "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
+    }
+    run.append("metrics", row)
+    notify(
+        "round_finished",
+        {
+            "round": record.round_number,
+            "rounds": plan.rounds,
+            "metrics": record.metrics,
+            "train_loss": record.train_loss,
+            "seconds": record.train_seconds + record.evaluate_seconds,
+        },
+    )

@@ -1,0 +1,176 @@
+"""Puts a trainable adapter on a base model, and reads and writes it as named tensors.
+
+LoRA: Hu et al. 2021; rsLoRA: Kalajdzievski 2023; DoRA: Liu et al. 2024; IA3: Liu et al. 2022;
+QLoRA: Dettmers et al. 2023. The layers are peft's; names of tensors are those of peft's saved files.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from silotune.config import AdapterSection
+from silotune.errors import MessageError, ModelError, unknown_choice
+from silotune.models.load import Base
+from silotune.seeds import derive
+from silotune.structs import Tensors
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base model that carries one adapter.
+
+    Attributes:
+        base: The base model and tokenizer; its weights are shared by every adapter of a run.
+        model: The module to call; a peft model, or the base itself when all weights are trained.
+        parameters: The trained tensors by their name in a saved adapter.
+        config: Contents of peft's ``adapter_config.json``; empty when all weights are trained.
+    """
+
+    base: Base
+    model: torch.nn.Module
+    parameters: Mapping[str, torch.nn.Parameter]
+    config: Mapping[str, Any]
+
+
+def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
+    """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.
+
+    Args:
+        base: The loaded base; the same object must not carry another adapter.
+        section: The ``[adapter]`` section.
+        seed: The run's seed.
+
+    Raises:
+        ModelError: A target module does not exist, or the architecture has no default targets.
+    """
+    if section.kind == "none":
+        base.model.requires_grad_(True)
+        return Adapted(base, base.model, dict(base.model.named_parameters()), {})
+    from peft import get_peft_model
+
+    peft_config = CONFIGS[section.kind](base, section)
+    peft_config.base_model_name_or_path = base.name
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        torch.manual_seed(derive(seed, "adapter-init"))
+        try:
+            model = get_peft_model(base.model, peft_config)
+        except ValueError as error:
+            raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
+    model.eval()
+    return Adapted(base, model, _saved_names(model), _as_json(peft_config))
+
+
+def read(adapted: Adapted) -> Tensors:
+    """Copies of the trained tensors, on the CPU, by their saved names."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in adapted.parameters.items()}
+
+
+def write(adapted: Adapted, tensors: Tensors) -> None:
+    """Overwrites the trained tensors in place.
+
+    Raises:
+        MessageError: A name is missing or left over, or a shape differs.
+    """
+    if tensors.keys() != adapted.parameters.keys():
+        odd = sorted(tensors.keys() ^ adapted.parameters.keys())[0]
+        raise MessageError(f"adapter tensor {odd!r} is on one side only")
+    with torch.no_grad():
+        for name, parameter in adapted.parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise MessageError(
+                    f"adapter tensor {name!r} has shape {tuple(tensors[name].shape)}, "
+                    f"the model wants {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all linear layers but the output head, sorted."""
+    head = model.get_output_embeddings()
+    names = set()
+    for name, module in model.named_modules():
+        linear = isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")
+        if linear and module is not head:
+            names.add(name.rpartition(".")[2])
+    return sorted(names)
+
+
+def _lora(base: Base, section: AdapterSection) -> PeftConfig:
+    from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft only divides by it
+        lora_dropout=section.dropout,
+        target_modules=_targets(base, section, DEFAULTS),
+        use_rslora=section.rslora,
+        use_dora=section.dora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
+    from peft import IA3Config
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as DEFAULTS
+
+    targets = _targets(base, section, DEFAULTS)
+    if targets == "all-linear":
+        targets = linear_names(base.model)
+    known = FEEDFORWARD.get(base.model.config.model_type, [])
+    inner = [name for name in targets if name in known]
+    return IA3Config(target_modules=targets, feedforward_modules=inner, task_type="CAUSAL_LM")
+
+
+CONFIGS: Mapping[str, Callable[[Base, AdapterSection], PeftConfig]] = {"lora": _lora, "qlora": _lora, "ia3": _ia3}
+
+
+def _targets(base: Base, section: AdapterSection, defaults: Mapping[str, Sequence[str]]) -> str | list[str]:
+    if section.targets == "all-linear":
+        return "all-linear"
+    if section.targets == "auto":
+        known = defaults.get(base.model.config.model_type)
+        return list(known) if known else "all-linear"
+    modules = [name for name, _ in base.model.named_modules()]
+    for target in section.targets:
+        if not any(name == target or name.endswith("." + target) for name in modules):
+            raise ModelError(
+                f"adapter.targets: {unknown_choice('module', target, linear_names(base.model))}, "
+                "or 'auto', or 'all-linear'"
+            )
+    return list(section.targets)
+
+
+def _saved_names(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Trained parameters by the names peft gives them in a saved file (matched by their memory)."""
+    from peft import get_peft_model_state_dict
+
+    by_memory = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.requires_grad}
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: by_memory[tensor.data_ptr()] for name, tensor in saved.items()}
+
+
+def _as_json(peft_config: PeftConfig) -> dict[str, Any]:
+    """The configuration as peft writes it to disk, so that a saved adapter is peft's own format."""
+    with TemporaryDirectory() as folder:
+        peft_config.save_pretrained(folder)
+        document: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    for name in ("target_modules", "feedforward_modules"):  # peft keeps sets: their order differs by process
+        if isinstance(document.get(name), list):
+            document[name] = sorted(document[name])
+    return {**document, "inference_mode": True}

@@ -1,0 +1,91 @@
+"""What a run ran on: versions of the packages, cores, memory, GPU, and how much memory was used at most."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "silotune", "torch", "transformers", "peft", "safetensors", "tokenizers", "accelerate", "datasets",
+    "flwr-datasets", "numpy", "scikit-learn", "pydantic",
+)  # fmt: skip
+EXTRAS = {
+    "int4": ("bitsandbytes",),
+    "bench": ("trl", "flwr", "psutil"),
+}
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a distribution; None when it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python and of the packages that a run's numbers depend on, and the machine."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": cores(),
+        "packages": {name: version_of(name) for name in (*PACKAGES, "bitsandbytes")},
+    }
+
+
+def extras() -> dict[str, dict[str, str | None]]:
+    """Each optional extra's packages with their installed versions."""
+    return {extra: {name: version_of(name) for name in names} for extra, names in EXTRAS.items()}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory that this process, or one child it waited for, ever held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, children) * unit
+
+
+def memory(source: Path = Path("/proc/meminfo")) -> dict[str, int | None]:
+    """Bytes of main memory: ``total`` and ``available``; None where the system does not say."""
+    try:
+        lines = source.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {"total": None, "available": None}
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if rest}
+    return {"total": sizes.get("MemTotal"), "available": sizes.get("MemAvailable")}
+
+
+def disk_free_bytes(folder: Path) -> int:
+    """Bytes free for the user where a folder is, or would be once it is made."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name and bytes of memory of each CUDA device, and ``mps`` where there is one; empty without a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    found: list[dict[str, Any]] = [
+        {"name": torch.cuda.get_device_name(index), "memory_bytes": torch.cuda.mem_get_info(index)[1]}
+        for index in range(torch.cuda.device_count())
+    ]
+    if torch.backends.mps.is_available():
+        found.append({"name": "Apple GPU (mps)", "memory_bytes": None})
+    return found

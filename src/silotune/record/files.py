@@ -1,0 +1,224 @@
+"""Files that are written whole or not at all: replaced atomically, flushed to the disk, errors in one line.
+
+A file is first written beside its place under a name that ends in ``.tmp``, flushed, then renamed. A process
+that dies at any moment leaves the old file or the new one, and at worst a ``.tmp`` that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from silotune.errors import RunFolderError
+from silotune.structs import JSON
+
+TEMPORARY = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an ``OSError`` in the block into a ``RunFolderError`` of one line about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(_explain(error, path)) from None
+
+
+def _explain(error: OSError, path: Path) -> str:
+    if error.errno in _FULL:
+        folder = next(parent for parent in path.parents if not parent.name.endswith(TEMPORARY))
+        return f"no space left in {str(folder)!r}: free some, then go on with 'silotune resume'"
+    if error.errno in _FORBIDDEN:
+        return f"no permission for {str(path)!r}: change its rights, or choose another with --set record.folder=..."
+    return f"cannot use {str(path)!r}: {error.strerror or error}"
+
+
+def plain(value: Any) -> JSON:
+    """The value as strict JSON: paths as text, tuples as lists, NaN and infinities as null."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
+        return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    return plain(_simpler(value))
+
+
+def _simpler(value: Any) -> Any:
+    """One step towards JSON for a path, a dataclass, or values of numpy or torch."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def to_line(row: Mapping[str, Any]) -> bytes:
+    """A row as one line of JSON, newline included."""
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's entries to the disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A free name in the same folder that readers ignore."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path``, whole, when the block ends without an error.
+
+    Raises:
+        RunFolderError: The disk is full, or the folder may not be written; nothing is left behind.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears as ``path``, whole, when the block ends without an error.
+
+    An existing ``path`` is kept and its files are replaced one by one, so that it is never missing.
+
+    Raises:
+        RunFolderError: The disk is full, or the folder may not be written; nothing is left behind.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            temporary.mkdir()
+            yield temporary
+            sync_folder(temporary)
+            if path.exists():
+                for file in sorted(temporary.iterdir()):
+                    file.replace(path / file.name)
+                sync_folder(path)
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file by this content."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file by this value as indented JSON; NaN and infinities become null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        RunFolderError: The file is missing, unreadable or broken.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(f"{str(path.parent)!r} holds no {path.name}: the run did not get that far") from None
+    except OSError as error:
+        raise RunFolderError(_explain(error, path)) from None
+    except ValueError:
+        raise RunFolderError(f"{str(path)!r} is not valid JSON: the file was changed or damaged") from None
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds one line to a file and flushes it to the disk; a line torn by an earlier death is removed first.
+
+    Raises:
+        RunFolderError: The disk is full or the file may not be written; the file is as it was before.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with path.open("ab") as file:
+            end = _end_of_lines(path, file.tell())
+            try:
+                file.truncate(end)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
+        if is_new:
+            sync_folder(path.parent)
+
+
+def _end_of_lines(path: Path, size: int) -> int:
+    """The offset behind the last newline: where the next line starts."""
+    if size == 0:
+        return 0
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return size
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, none when it is missing; a last line without its newline is left out.
+
+    Raises:
+        RunFolderError: Another line is not a JSON object; it is named by its number.
+    """
+    with explained(path):
+        content = path.read_bytes() if path.exists() else b""
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise RunFolderError(f"{str(path)!r} line {number} is not a JSON object: the file was changed or damaged")
+        rows.append(row)
+    return rows
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what processes that died left half-written below a folder; call it only while nobody else writes."""
+    with explained(folder):
+        for path in sorted(folder.rglob(f".*{TEMPORARY}")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from finished_run import events
+from silotune.cli.progress import RunProgress, count_text, figure_text
+
+
+def test_bars_end_full():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
+    with RunProgress(console) as progress:
+        for event, fields in events("runs/x"):
+            progress(event, fields)
+        tasks = progress._view._progress.tasks
+        assert [task.description for task in tasks] == ["federated", "each alone bank-1"]
+        assert [(task.completed, task.total) for task in tasks] == [(2, 2), (4, 4)]
+    assert progress.folder == "runs/x"
+    written = console.file.getvalue()
+    assert "12.3 k of 1.9 M parameters" in written and "timed out" in written
+
+
+def test_a_bar_moves_with_every_client():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False)
+    with RunProgress(console) as progress:
+        told = events("runs/x")
+        for event, fields in told[:6]:
+            progress(event, fields)
+        task = progress._view._progress.tasks[0]
+        assert task.completed == 0.5 and task.fields["state"] == "round 1, client 1/2, loss 0.500"
+        progress("round_finished", {"mode": "never started", "round": 1, "rounds": 2})
+        progress("mode_finished", {"mode": "never started"})
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(None, "?"), (12, "12"), (12_300, "12.3 k"), (1_900_000, "1.9 M"), (7e9, "7.0 B")]
+)
+def test_counts_for_people(number, text):
+    assert count_text(number) == text
+
+
+def test_the_main_figure_is_named():
+    assert figure_text({"accuracy": 0.5, "loss": 1.0}) == "accuracy 50.0 %"
+    assert figure_text({"perplexity": 12.3}) == "perplexity 12.30"
+    assert figure_text({}) == figure_text(None) == ""

@@ -1,0 +1,210 @@
+"""The embedded tasks: splits are disjoint, sizes and balance hold, and no surface word gives an answer away."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from silotune.data.embedded import corpus, finance, medicine
+from silotune.data.embedded.splits import LARGEST_SPLIT, collect, split_of
+
+SIZES = {"train": 1500, "validation": 200, "test": 600}
+
+
+def make(task, seed=0, sizes=SIZES):
+    return task.generate(
+        num_train=sizes["train"], num_validation=sizes["validation"], num_test=sizes["test"], seed=seed
+    )
+
+
+@pytest.fixture(scope="module")
+def news():
+    return make(finance)
+
+
+@pytest.fixture(scope="module")
+def exam():
+    return make(medicine)
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z'-]+", text.lower()))
+
+
+def single_word_accuracy(train: list[dict], test: list[dict]) -> float:
+    """Predicts by the majority label of the most telling word (at least 5 sentences) of each sentence."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for record in train:
+        for word in words(record["text"]):
+            counts[word][record["label"]] += 1
+    known = {word: counter for word, counter in counts.items() if counter.total() >= 5}
+
+    def purity(word: str) -> float:
+        return (max(known[word].values()) + 1) / (known[word].total() + 3)
+
+    def predict(text: str) -> str:
+        best = max(sorted(words(text) & known.keys()), key=purity)
+        return known[best].most_common(1)[0][0]
+
+    return sum(predict(record["text"]) == record["label"] for record in test) / len(test)
+
+
+def naive_bayes_accuracy(train: list[dict], test: list[dict]) -> float:
+    """A bag-of-words naive Bayes classifier with add-one smoothing."""
+    counts = {label: Counter() for label in finance.LABELS}
+    for record in train:
+        counts[record["label"]].update(words(record["text"]))
+    vocabulary = set().union(*counts.values())
+
+    def score(text: str, label: str) -> float:
+        total = counts[label].total() + len(vocabulary)
+        return sum(math.log((counts[label][word] + 1) / total) for word in words(text))
+
+    right = sum(
+        max(finance.LABELS, key=lambda label: score(record["text"], label)) == record["label"] for record in test
+    )
+    return right / len(test)
+
+
+@pytest.mark.parametrize("task", [finance, medicine])
+def test_sizes_and_unique_ids(task):
+    splits = make(task)
+    assert {name: len(records) for name, records in splits.items()} == SIZES
+    ids = [record["id"] for records in splits.values() for record in records]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("task", [finance, medicine])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31), train=st.integers(0, 60), held_out=st.integers(0, 20))
+def test_same_seed_same_records(task, seed, train, held_out):
+    sizes = {"train": train, "validation": held_out, "test": held_out}
+    assert make(task, seed, sizes) == make(task, seed, sizes)
+
+
+@pytest.mark.parametrize("task", [finance, medicine])
+def test_another_seed_gives_other_records(task):
+    assert make(task, 1)["test"] != make(task, 2)["test"]
+
+
+@pytest.mark.parametrize(("task", "field"), [(finance, "text"), (medicine, "question")])
+def test_no_sentence_in_two_splits_even_over_seeds(task, field):
+    both = [make(task, seed) for seed in (3, 4)]
+    texts = {name: {record[field] for splits in both for record in splits[name]} for name in SIZES}
+    assert not texts["train"] & texts["test"]
+    assert not texts["train"] & texts["validation"]
+    assert not texts["validation"] & texts["test"]
+
+
+@pytest.mark.parametrize(("task", "field"), [(finance, "text"), (medicine, "question")])
+def test_a_larger_split_begins_with_the_smaller_one(task, field):
+    small = make(task, 0, {"train": 10, "validation": 5, "test": 5})
+    assert [record[field] for record in make(task)["train"]][:10] == [record[field] for record in small["train"]]
+
+
+@pytest.mark.parametrize("task", [finance, medicine])
+@pytest.mark.parametrize("count", [-1, LARGEST_SPLIT + 1])
+def test_impossible_sizes_are_refused(task, count):
+    with pytest.raises(ValueError, match="test"):
+        task.generate(num_train=1, num_validation=1, num_test=count, seed=0)
+
+
+def test_collect_says_when_the_lexicon_is_used_up():
+    sentence = next(f"sentence {number}" for number in itertools.count() if split_of(f"sentence {number}") == "train")
+    assert collect(lambda: {"text": sentence}, key="text", split="train", count=1) == [{"text": sentence}]
+    with pytest.raises(ValueError, match="only 1 different"):
+        collect(lambda: {"text": sentence}, key="text", split="train", count=2)
+
+
+def test_finance_labels_and_sectors_are_balanced(news):
+    labels = Counter(record["label"] for record in news["train"])
+    assert set(labels) == set(finance.LABELS)
+    assert all(0.28 < count / SIZES["train"] < 0.39 for count in labels.values())
+    sectors = Counter(record["sector"] for record in news["train"])
+    assert set(sectors) == set(finance.SECTOR_NAMES)
+    assert len(sectors) == 8
+    assert min(sectors.values()) > SIZES["train"] / 16
+
+
+def test_finance_is_not_solved_by_one_word(news):
+    assert single_word_accuracy(news["train"], news["test"]) <= 0.6
+
+
+def test_finance_is_not_solved_by_a_bag_of_words(news):
+    assert naive_bayes_accuracy(news["train"], news["test"]) <= 0.68
+
+
+def test_finance_measures_turn_with_the_direction():
+    texts = {
+        record["text"]: record["label"]
+        for record in make(finance, 0, {"train": 4000, "validation": 0, "test": 0})["train"]
+    }
+    plain = {text: label for text, label in texts.items() if re.fullmatch(r"\w+ Bank said bad loans \w+ .*", text)}
+    rising = {
+        label
+        for text, label in plain.items()
+        if re.search("loans (rose|climbed|grew|jumped|increased|swelled|mounted) ", text)
+    }
+    falling = {
+        label for text, label in plain.items() if re.search("loans (fell|dropped|shrank|slid|declined|melted) ", text)
+    }
+    assert rising <= {"negative", "neutral"}
+    assert falling <= {"positive", "neutral"}
+
+
+def test_medicine_right_option_is_anywhere(exam):
+    positions = Counter(record["answer_idx"] for record in exam["train"])
+    assert set(positions) == set(medicine.LETTERS)
+    assert all(0.2 < count / SIZES["train"] < 0.3 for count in positions.values())
+    assert {record["specialty"] for record in exam["train"]} == set(medicine.SPECIALTY_NAMES)
+
+
+def test_medicine_options_are_four_and_the_answer_is_not_in_the_question(exam):
+    for record in exam["train"]:
+        assert tuple(record["options"]) == medicine.LETTERS
+        assert len(set(record["options"].values())) == 4
+        assert record["options"][record["answer_idx"]] not in record["question"]
+
+
+def test_medicine_answers_are_distractors_as_often_as_chance_says(exam):
+    right, shown = Counter(), Counter()
+    for record in exam["train"]:
+        shown.update(record["options"].values())
+        right[record["options"][record["answer_idx"]]] += 1
+    best = sum(
+        max(record["options"].values(), key=lambda option: right[option] / shown[option])
+        == record["options"][record["answer_idx"]]
+        for record in exam["test"]
+    )
+    assert best / len(exam["test"]) < 0.4
+
+
+def test_corpus_holds_no_sentence_of_a_split():
+    documents = itertools.islice(corpus.documents(seed=5), 3000)
+    text = "\n".join(turn["content"] for document in documents for turn in document)
+    tested = [record["text"] for record in make(finance, 5)["test"]]
+    asked = [record["question"].rsplit(".", 1)[0] + "." for record in make(medicine, 5)["test"]]
+    assert not [sentence for sentence in tested + asked if sentence in text]
+    news = [sentence + "." for sentence in re.findall(r"[A-Z][^.\n]* (?:said (?!little)|halted )[^.\n]*(?=\.)", text)]
+    assert len(news) > 300
+    assert {split_of(sentence) for sentence in news} == {"corpus"}
+
+
+def test_corpus_is_reproducible_and_has_chats_and_prose():
+    first, again = (list(itertools.islice(corpus.documents(seed=9), 200)) for _ in range(2))
+    assert first == again
+    roles = {tuple(turn["role"] for turn in document) for document in first}
+    assert {("text",), ("user", "assistant")} <= roles
+
+
+def test_corpus_never_asks_for_sentiment():
+    documents = list(itertools.islice(corpus.documents(seed=11), 3000))
+    labelled = [document for document in documents if document[-1]["content"] in finance.LABELS]
+    companies = "|".join(suffix for sector in finance.SECTORS for suffix in sector.suffixes)
+    assert not [document for document in labelled if re.search(companies, document[0]["content"])]

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from silotune.config import DataSection, TaskSection
+from silotune.data.rows import Task, placeholders, render, unit_of
+from silotune.data.tasks import TASKS, resolve, to_example
+from silotune.errors import ConfigError, DataError
+from silotune.structs import Example
+
+OPTIONS = {"A": "iron", "B": "zinc", "C": "salt", "D": "none"}
+ROWS: dict[str, list[tuple[dict[str, Any], str, dict[str, str]]]] = {
+    "fpb": [
+        ({"text": "Sales rose.", "label": "positive", "agreement": 75}, "positive", {"agreement": "75"}),
+        ({"sentence": "Sales rose.", "label": 2}, "positive", {}),
+        ({"sentence": "Sales fell.", "label": 0}, "negative", {}),
+    ],
+    "fiqa-sa": [
+        (
+            {"text": "Up.", "target": "Acme", "label": "neutral", "source": "post", "aspect_l1": "Stock"},
+            "neutral",
+            {"source": "post", "aspect": "Stock"},
+        ),
+        ({"sentence": "Up.", "target": "Acme", "score": 0.1, "type": "post"}, "positive", {"source": "post"}),
+        ({"sentence": "Up.", "target": "Acme", "score": "-0.1", "type": "headline"}, "neutral", {"source": "headline"}),
+        ({"sentence": "Up.", "target": "Acme", "score": -0.11, "type": ""}, "negative", {"source": "unknown"}),
+    ],
+    "tfns": [({"text": "$A up", "label": 1}, "positive", {}), ({"text": "$A", "label": "Neutral"}, "neutral", {})],
+    "medqa": [
+        ({"question": "What?", "options": OPTIONS, "answer_idx": "B", "answer": "zinc"}, "B", {}),
+        (
+            {"question": "What?", "options": OPTIONS, "answer_idx": "a", "specialty": "Urology", "meta_info": ""},
+            "A",
+            {"specialty": "Urology", "step": "unknown"},
+        ),
+    ],
+    "medmcqa": [
+        (
+            {"question": "What?", "options": OPTIONS, "answer_idx": "D", "subject_name": "Skin"},
+            "D",
+            {"subject": "Skin"},
+        ),
+        (
+            {"question": "What?", "opa": "iron", "opb": "zinc", "opc": "salt", "opd": "none", "cop": 2, "exp": "leak"},
+            "C",
+            {},
+        ),
+    ],
+    "pubmedqa": [
+        (
+            {"question": "Does it?", "context": "One.\nTwo.", "final_decision": "maybe", "long_answer": "leak"},
+            "maybe",
+            {},
+        ),
+        (
+            {
+                "question": "Does it?",
+                "context": {"contexts": ["One.", "Two."], "meshes": ["x"]},
+                "final_decision": "no",
+            },
+            "no",
+            {},
+        ),
+    ],
+    "instruct": [
+        ({"instruction": "Sort.", "input": "b a", "output": "a b", "domain": "general"}, "a b", {"domain": "general"}),
+        ({"instruction": "Sort.", "output": "a b"}, "a b", {}),
+        ({"prompt": "Sort.", "response": "a b"}, "a b", {}),
+        (
+            {"messages": [{"role": "user", "content": "Sort."}, {"role": "assistant", "content": "a b"}]},
+            "a b",
+            {},
+        ),
+    ],
+    "finance-news": [
+        ({"id": "1", "text": "Up.", "label": "negative", "sector": "chips"}, "negative", {"sector": "chips"})
+    ],
+    "medical-choice": [
+        ({"question": "What?", "options": OPTIONS, "answer_idx": "C", "specialty": "x"}, "C", {"specialty": "x"}),
+    ],
+}
+CASES = [(name, *case) for name, cases in ROWS.items() for case in cases]
+
+
+def convert(name: str, row: dict[str, Any]) -> Example:
+    return to_example(TASKS[name], row, where="a.jsonl", number=17)
+
+
+def custom(**changes: Any) -> Task:
+    definition = {"prompt": "Urgent? {letter}", "answer": "level", "options": ["low", "high"]} | changes
+    return resolve(DataSection(task="custom", definition=TaskSection(**definition)))
+
+
+def test_every_task_has_cases_and_its_own_name() -> None:
+    assert set(TASKS) == set(ROWS)
+    assert all(name == task.name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize(("name", "row", "answer", "fields"), CASES)
+def test_rows_become_examples(name: str, row: dict[str, Any], answer: str, fields: dict[str, str]) -> None:
+    example = convert(name, row)
+    task = TASKS[name]
+    assert example.answer == answer
+    assert example.options == task.options
+    assert example.label == (task.options.index(answer) if task.options else -1)
+    assert example.fields == fields | ({"label": answer} if task.options else {})
+    assert set(example.fields) <= set(task.partition_fields)
+    assert "leak" not in str(example)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_prompts_end_with_a_cue_and_name_every_option(task: Task) -> None:
+    if task.answer == "text":
+        return
+    assert task.prompt.endswith("\nAnswer:")
+    if task.answer == "label":
+        assert all(option in task.prompt for option in task.options)
+    for layout in task.layouts:
+        filled = set(layout.columns) | ({"options"} if layout.choices else set())
+        assert set(placeholders(layout.prompt or task.prompt)) == filled
+        assert not {"exp", "long_answer", "gpt4_exp"} & set(layout.required())
+
+
+def test_prompts_as_they_read() -> None:
+    assert convert("fpb", ROWS["fpb"][0][0]).messages == (
+        ("user", "Is this financial news negative, neutral or positive for the company?\nSales rose.\nAnswer:"),
+    )
+    lettered = "What?\nA. iron\nB. zinc\nC. salt\nD. none\nAnswer:"
+    assert [convert("medmcqa", row).messages for row, *_ in ROWS["medmcqa"]] == [(("user", lettered),)] * 2
+    assert [convert("instruct", row).messages[0][1] for row, *_ in ROWS["instruct"]] == ["Sort.\n\nb a"] + ["Sort."] * 3
+    with_list, with_struct = (convert("pubmedqa", row).messages for row, *_ in ROWS["pubmedqa"])
+    assert with_list == with_struct
+
+
+def test_braces_in_a_text_stay_as_they_are() -> None:
+    assert "{label} {0.x}" in convert("fpb", {"text": "{label} {0.x}", "label": "neutral"}).messages[0][1]
+
+
+@pytest.mark.parametrize("options", [json.dumps(OPTIONS), list(OPTIONS.values()), {**OPTIONS, "E": None}])
+def test_options_may_be_json_text_a_list_or_have_empty_extras(options: Any) -> None:
+    expected = convert("medqa", ROWS["medqa"][0][0])
+    assert convert("medqa", {"question": "What?", "options": options, "answer_idx": "B"}) == expected
+
+
+def test_conversations_keep_their_turns() -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Bye"},
+        {"role": "assistant", "content": "Ciao"},
+    ]
+    example = convert("instruct", {"messages": json.dumps(turns)})
+    assert example.answer == "Ciao"
+    assert [role for role, _ in example.messages] == ["system", "user", "assistant", "user"]
+
+
+SECRET = "patient Jane Doe"
+USER, ASSISTANT = {"role": "user", "content": SECRET}, {"role": "assistant", "content": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("fpb", {"text": SECRET}, "field 'label' is missing; task 'fpb' needs text, label or sentence, label"),
+        ("fpb", {"text": "", "label": "neutral"}, "field 'text' is empty"),
+        ("fpb", {"text": None, "label": "neutral"}, "field 'text' is empty"),
+        ("fpb", {"text": math.nan, "label": "neutral"}, "field 'text' is empty"),
+        ("fpb", {"text": {"a": SECRET}, "label": "neutral"}, "field 'text' is not text"),
+        ("fpb", {"text": [1], "label": "neutral"}, "field 'text' is not text"),
+        ("fpb", {"text": "x", "label": SECRET}, "label is not one of negative, neutral, positive"),
+        ("fpb", {"text": "x", "label": None}, "label is not one of negative, neutral, positive"),
+        ("fiqa-sa", {"sentence": "x", "target": "y", "score": SECRET}, "score is not a number"),
+        ("fiqa-sa", {"sentence": "x", "target": "y", "score": None}, "score is not a number"),
+        ("medqa", {"question": "x", "options": SECRET, "answer_idx": "A"}, "'options' is neither a list nor a mapping"),
+        (
+            "medqa",
+            {"question": "x", "options": {"A": SECRET}, "answer_idx": "A"},
+            "options: options are not A, B, C, D",
+        ),
+        ("medqa", {"question": "x", "options": {**OPTIONS, "E": "e"}, "answer_idx": "A"}, "options are not A, B, C, D"),
+        ("medqa", {"question": "x", "options": {**OPTIONS, "D": " "}, "answer_idx": "A"}, "options are not A, B, C, D"),
+        ("medqa", {"question": "x", "options": OPTIONS, "answer_idx": "E"}, "answer_idx is not one of A, B, C, D"),
+        ("medmcqa", {"question": "x", "opa": 1, "opb": 2, "opc": 3, "opd": 4, "cop": -1}, "cop is not one of A, B, C"),
+        ("instruct", {"instruction": SECRET, "output": " "}, "field 'output' is empty"),
+        ("instruct", {"messages": SECRET}, "messages: is not a list of messages"),
+        ("instruct", {"messages": None}, "messages: is not a list of messages"),
+        ("instruct", {"messages": [USER]}, "messages: must end with a user's message and an assistant's answer"),
+        ("instruct", {"messages": [ASSISTANT, USER]}, "messages: must end with a user's message"),
+        ("instruct", {"messages": [{"role": "system", "content": SECRET}, ASSISTANT]}, "messages: must end with a"),
+        ("instruct", {"messages": [{"role": SECRET, "content": "x"}, ASSISTANT]}, "message 1 needs a role"),
+        ("instruct", {"messages": [USER, {"role": "assistant", "content": None}]}, "message 2 needs a role"),
+        ("instruct", {"messages": [SECRET, ASSISTANT]}, "message 1 needs a role"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_by_number_never_by_content(name: str, row: Any, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        convert(name, row)
+    text = str(caught.value)
+    assert text.startswith("a.jsonl: row 17: ")
+    assert reason in text
+    assert SECRET not in text
+    assert "\n" not in text
+
+
+def test_unit_is_the_text_that_rows_share() -> None:
+    assert unit_of(TASKS["fiqa-sa"], {"sentence": "Up.", "target": "A"}) == "Up."
+    assert unit_of(TASKS["medqa"], {"question": "What?"}) == "What?"
+    assert unit_of(TASKS["instruct"], {"instruction": "Sort."}) == ""
+
+
+def test_resolve_names_the_nearest_task() -> None:
+    assert resolve(DataSection(task="fpb")) is TASKS["fpb"]
+    with pytest.raises(ConfigError, match="data.task: unknown task 'medqq': did you mean 'medqa'"):
+        resolve(DataSection(task="medqq"))
+    with pytest.raises(ConfigError, match=r"needs a section \[data.definition\]"):
+        resolve(DataSection(task="custom"))
+
+
+def test_custom_task_with_options() -> None:
+    task = custom(
+        label_names={"1": "high", "true": "high", "0": "low"},
+        fields=["branch"],
+        metric="macro_f1",
+        system="Be strict.",
+        hub_id="x/y",
+        hub_config="z",
+    )
+    rows = [
+        {"letter": "Help!", "level": level, "branch": branch}
+        for level, branch in [(1, "north"), (True, None), ("HIGH", 3.0), (1.0, 0.5), (0, "x")]
+    ]
+    examples = [to_example(task, row, where="f", number=1) for row in rows]
+    assert [example.answer for example in examples] == ["high"] * 4 + ["low"]
+    assert [example.fields["branch"] for example in examples] == ["north", "unknown", "3", "0.5", "x"]
+    assert examples[0].messages == (("system", "Be strict."), ("user", "Urgent? Help!"))
+    assert (task.metric, task.answer) == ("macro_f1", "label")
+    assert task.hub is not None
+    assert (task.hub.id, task.hub.config) == ("x/y", "z")
+    assert task.partition_fields == ("label", "branch")
+
+
+def test_custom_task_with_open_answers_is_scored_by_perplexity() -> None:
+    task = custom(options=())
+    example = to_example(task, {"letter": "x", "level": 3}, where="f", number=1)
+    assert (task.metric, task.answer, task.hub) == ("perplexity", "text", None)
+    assert (example.answer, example.label, example.options) == ("3", -1, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompt": "Urgent?"}, "names no column"),
+        ({"prompt": "{letter} {level}"}, "shows the answer's column 'level'"),
+        ({"prompt": "{letter"}, "data.definition.prompt: "),
+        ({"prompt": "{letter!r}"}, "braces hold a column's name"),
+        ({"prompt": "{letter:>9}"}, "braces hold a column's name"),
+        ({"prompt": "{}"}, "braces hold a column's name"),
+        ({"options": ["low"]}, "at least two different answers"),
+        ({"options": ["low", "Low"]}, "at least two different answers"),
+        ({"options": ["low", " "]}, "an empty answer"),
+        ({"label_names": {"0": "medium"}}, "leads to 'medium', which is not among the options"),
+        ({"fields": ["label"]}, "'label' is there already"),
+        ({"options": [], "metric": "accuracy"}, "metric = 'accuracy' needs options"),
+    ],
+)
+def test_a_definition_that_does_not_hold_together_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=".*") as caught:
+        custom(**changes)
+    assert reason in str(caught.value)
+
+
+def test_all_faults_of_a_definition_come_at_once() -> None:
+    with pytest.raises(ConfigError, match="^2 faults: ") as caught:
+        custom(prompt="Urgent?", options=["low"])
+    assert len(caught.value.faults) == 2
+
+
+def test_templates_look_names_up_and_do_nothing_else() -> None:
+    assert placeholders("{a} {b c} {a} {{x}}") == ("a", "b c")
+    assert render("{a.__class__} {{x}} {b[0]}", {"a.__class__": "1", "b[0]": "2"}) == "1 {x} 2"
+    with pytest.raises(KeyError):
+        render("{a.__class__}", {"a": "1"})

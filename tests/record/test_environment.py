@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from silotune.record import environment
+
+
+def test_versions_name_the_packages_behind_the_numbers():
+    found = environment.versions()
+    assert found["cores"] >= 1 and found["python"].startswith("3.")
+    assert found["packages"]["torch"]
+    assert environment.version_of("no-such-package-of-anyone") is None
+    assert set(environment.extras()) == {"int4", "bench"}
+
+
+def test_peak_memory_sees_what_was_held():
+    before = environment.peak_memory_bytes()
+    block = bytearray(64 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    assert environment.peak_memory_bytes() >= min(before + (32 << 20), 64 << 20)
+
+
+def test_memory_reads_the_kernels_table(tmp_path):
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       16 kB\nMemAvailable:   8 kB\nHugePages_Total:       0\n")
+    assert environment.memory(table) == {"total": 16384, "available": 8192}
+    assert environment.memory(tmp_path / "none") == {"total": None, "available": None}
+
+
+def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path):
+    assert environment.disk_free_bytes(tmp_path / "a" / "b") > 0
+    assert environment.disk_free_bytes(Path("runs")) > 0
+
+
+def test_gpus_are_listed_or_none(monkeypatch):
+    assert isinstance(environment.gpus(), list)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert environment.gpus() == []

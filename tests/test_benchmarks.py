@@ -1,0 +1,137 @@
+"""The benchmark's judgement: medians, ratios, verdicts and tables, without a run of either side."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def _result(ratio, bound=None, direction="at least"):
+    from measure import Result
+
+    return Result("step", "seconds", (2.0, 9.0, 3.0), (1.0,), ratio, bound, direction)
+
+
+def test_the_ratio_is_that_of_the_medians():
+    from measure import speed_up
+
+    assert speed_up([10.0, 100.0, 12.0], [3.0, 4.0, 1.0]) == 4.0
+    assert speed_up([10.0, 20.0], [5.0]) == 3.0
+
+
+@pytest.mark.parametrize(("peer", "silotune"), [([], [1.0]), ([1.0], []), ([1.0], [0.0]), ([1.0], [math.nan])])
+def test_a_ratio_without_times_is_refused(peer, silotune):
+    from measure import speed_up
+
+    with pytest.raises(ValueError):
+        speed_up(peer, silotune)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bound", "direction", "holds"),
+    [
+        (5.0, 5.0, "at least", True),
+        (4.99, 5.0, "at least", False),
+        (1.05, 1.05, "at most", True),
+        (1.06, 1.05, "at most", False),
+        (math.nan, 5.0, "at least", False),
+        (math.nan, 1.05, "at most", False),
+        (0.1, None, "at least", True),
+    ],
+)
+def test_a_bound_holds_or_not(ratio, bound, direction, holds):
+    assert _result(ratio, bound, direction).passed is holds
+
+
+def test_the_verdict_needs_every_bound_and_something_measured():
+    from measure import all_passed
+
+    good, bad = _result(6.0, 5.0), _result(4.0, 5.0)
+    assert all_passed([good, good])
+    assert not all_passed([good, bad])
+    assert not all_passed([])
+
+
+def test_losses_differ_relative_to_the_smaller_one():
+    from measure import relative_difference
+
+    assert relative_difference(1.02, 1.0) == pytest.approx(0.02)
+    assert relative_difference(1.0, 1.02) == relative_difference(1.02, 1.0)
+    assert relative_difference(0.7, 0.7) == 0.0
+
+
+def test_the_end_to_end_part_judges_time_equality_and_learning():
+    from against_flower_trl import _end_to_end_results
+    from measure import Child
+    from workload import Settings
+
+    runs = {"flower_trl_app": [Child(60.0, 400)], "silotune_side": [Child(10.0, 100)]}
+    losses = {"flower_trl_app": [1.00], "silotune_side": [1.01]}
+    time, memory, equality, learning = _end_to_end_results(Settings(model="m"), runs, losses, start=3.0)
+    assert (time.ratio, memory.ratio) == (6.0, 4.0)
+    assert equality.ratio == pytest.approx(0.01)
+    assert all(result.passed for result in (time, memory, equality, learning))
+    apart = _end_to_end_results(Settings(model="m"), runs, {**losses, "silotune_side": [1.03]}, start=3.0)
+    assert not apart[2].passed
+    idle = _end_to_end_results(Settings(model="m"), runs, losses, start=1.01)
+    assert not idle[3].passed
+
+
+def test_the_sides_take_turns_at_going_first():
+    from against_flower_trl import _order
+
+    assert [_order(("peer", "silotune"), number)[0] for number in range(3)] == ["peer", "silotune", "peer"]
+
+
+def test_a_document_survives_json_and_shows_as_a_table(tmp_path, capsys):
+    from against_flower_trl import main
+    from measure import as_document, from_document, machine
+
+    results = [_result(6.0, 5.0), _result(1.2)]
+    document = as_document(results, machine(), {"clients": 8})
+    assert from_document(json.loads(json.dumps(document))) == results
+    place = tmp_path / "results.json"
+    place.write_text(json.dumps(document))
+    assert main(["--show", str(place), "--markdown"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 (2 to 9)" in shown and "at least 5" in shown
+    assert shown.splitlines()[1].startswith("|--")
+
+
+def test_a_failed_bound_is_the_exit_code(tmp_path, capsys):
+    from against_flower_trl import main
+    from measure import as_document, machine
+
+    place = tmp_path / "results.json"
+    place.write_text(json.dumps(as_document([_result(4.0, 5.0)], machine(), {})))
+    assert main(["--show", str(place)]) == 1
+    assert "NO" in capsys.readouterr().out
+
+
+def test_a_child_is_timed_and_its_failure_is_told(tmp_path):
+    from measure import run_child
+
+    assert run_child([sys.executable, "-c", "pass"], tmp_path / "log").seconds > 0
+    with pytest.raises(RuntimeError, match="broken pipe of thoughts"):
+        run_child([sys.executable, "-c", "raise SystemExit('broken pipe of thoughts')"], tmp_path / "log")
+
+
+def test_made_examples_have_the_lengths_they_promise():
+    from steps import closed_ended, instructions
+
+    closed, open_ended = closed_ended(200, 0), instructions(400, 0)
+    assert all(25 <= len(pair.prompt.split()) <= 40 for pair in closed)
+    assert {len(pair.completion.split()) for pair in closed} == {1, 2, 3}
+    mean = sum(len(pair.completion.split()) for pair in open_ended) / len(open_ended)
+    assert 90 < mean < 130

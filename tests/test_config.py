@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from silotune.config import Config, from_mapping, load_config, merge, parse_override, read_toml
+from silotune.errors import ConfigError
+
+
+def faults(document: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(document)
+    return caught.value.faults
+
+
+def test_an_empty_document_is_the_default_run() -> None:
+    assert from_mapping({}) == Config()
+    assert Config().model.name == "nano"
+
+
+def test_a_configuration_survives_its_own_dump() -> None:
+    config = from_mapping({"data": {"partition": {"scheme": "file", "files": {"a": "a.jsonl"}}}, "seed": 3})
+    assert from_mapping(config.model_dump(mode="json")) == config
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().model.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        ({"modle": {}}, "modle: unknown key 'modle': did you mean 'model'? allowed: adapter"),
+        ({"model": {"nmae": "x"}}, "model.nmae: unknown key 'nmae': did you mean 'name'?"),
+        ({"data": {"partition": {"alhpa": 1}}}, "data.partition.alhpa: unknown key 'alhpa': did you mean 'alpha'?"),
+        ({"adapter": {"kind": "lroa"}}, "adapter.kind: unknown value 'lroa': did you mean 'lora'?"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: input should be greater than 0"),
+        ({"data": {"task": "custom"}}, "data.task = 'custom' needs a section [data.definition]"),
+        ({"data": {"partition": {"scheme": "file"}}}, "data.partition.scheme = 'file' needs [data.partition.files]"),
+        (
+            {"federation": {"clients_per_round": 9}},
+            "federation.clients_per_round = 9 exceeds data.partition.clients = 4",
+        ),
+        ({"federation": {"modes": []}}, "federation.modes must name at least one mode, each once"),
+        (
+            {"federation": {"modes": ["isolated", "isolated"]}},
+            "federation.modes must name at least one mode, each once",
+        ),
+        ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
+        ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+    ],
+)
+def test_one_fault_is_explained(document: dict[str, Any], fault: str) -> None:
+    found = faults(document)
+    assert len(found) == 1
+    assert found[0].startswith(fault)
+
+
+def test_all_faults_come_at_once() -> None:
+    found = faults({"model": {"nmae": 1}, "adapter": {"rank": 0}, "training": {"objective": "stf"}})
+    assert len(found) == 3
+    with pytest.raises(ConfigError, match="^x.toml: 3 faults: "):
+        from_mapping({"model": {"nmae": 1}, "adapter": {"rank": 0}, "training": {"objective": "stf"}}, source="x.toml")
+
+
+def test_faults_between_sections_come_at_once() -> None:
+    found = faults({"data": {"task": "custom", "partition": {"scheme": "file"}}, "federation": {"modes": []}})
+    assert len(found) == 3
+
+
+def test_clients_per_round_is_free_where_the_data_decide_on_the_clients() -> None:
+    document = {"data": {"partition": {"scheme": "field"}}, "federation": {"clients_per_round": 9}}
+    assert from_mapping(document).federation.clients_per_round == 9
+
+
+@pytest.mark.parametrize("document", [{"model": 3}, {"adapter": "lora"}, {"adapter": {"kind": "qlora"}, "model": 3}])
+def test_a_section_that_is_no_table_is_refused(document: dict[str, Any]) -> None:
+    assert len(faults(document)) == 1
+
+
+def test_qlora_implies_int4() -> None:
+    assert from_mapping({"adapter": {"kind": "qlora"}}).model.precision == "int4"
+    assert from_mapping({"adapter": {"kind": "qlora"}, "model": {"name": "x"}}).model.precision == "int4"
+    assert from_mapping({"adapter": {"kind": "lora"}}).model.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("seed=3", ["seed"], 3),
+        ("model.name=gpt2", ["model", "name"], "gpt2"),
+        ("model.name='gpt2'", ["model", "name"], "gpt2"),
+        ("data.root=../shared/data", ["data", "root"], "../shared/data"),
+        ("a.b.c=[1, 2]", ["a", "b", "c"], [1, 2]),
+        ("evaluation.per_client=true", ["evaluation", "per_client"], True),
+        ("a=b=c", ["a"], "b=c"),
+        ("a=", ["a"], ""),
+    ],
+)
+def test_overrides_are_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:
+    assert parse_override(text) == (path, value)
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "a..b=1", "a.=1"])
+def test_broken_overrides_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not of the form section.key=value"):
+        parse_override(text)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 99))
+def test_later_overrides_win_and_the_document_is_left_alone(seed: int, rank: int) -> None:
+    document = {"adapter": {"rank": 4}}
+    merged = merge(document, ["seed=1", f"seed={seed}", f"adapter.rank={rank}"])
+    assert merged == {"seed": seed, "adapter": {"rank": rank}}
+    assert document == {"adapter": {"rank": 4}}
+    assert from_mapping(merged).adapter.rank == rank
+
+
+def test_an_override_cannot_turn_a_value_into_a_section() -> None:
+    with pytest.raises(ConfigError, match="'seed' is not a section"):
+        merge({"seed": 1}, ["seed.x=1"])
+
+
+def test_load_config_reads_overrides_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[adapter]\nrank = 2\n", encoding="utf-8")
+    assert load_config(path, ["adapter.rank=3"]).adapter.rank == 3
+    with pytest.raises(ConfigError, match="run.toml: adapter.rank = 0"):
+        load_config(path, ["adapter.rank=0"])
+
+
+def test_broken_toml_is_named_with_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[model\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.toml: not valid TOML: .*line 1"):
+        load_config(path)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no configuration file .*none.toml'; 'silotune configs list'"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path / "latin.toml")
+
+
+def test_an_unknown_key_below_a_free_table_is_explained_without_a_list() -> None:
+    found = faults({"data": {"definition": {"prompt": "{a}", "answer": "b", "optoins": []}, "task": "custom"}})
+    assert "did you mean 'options'?" in found[0]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from finished_run import finished_run, summary
+from silotune import report
+from silotune.errors import RunFolderError
+from silotune.record.runs import RunFolder
+
+
+def shown(table: Table, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+def test_the_summary_has_a_row_for_each_way_to_train():
+    text = shown(report.summary_table(summary()))
+    rows = [line for line in text.splitlines() if " % " in line]
+    assert [row.split("│")[1].strip() for row in rows] == [
+        "base model, untrained", "each alone: mean", "each alone: best", "federated", "centralised (data pooled)",
+    ]  # fmt: skip
+    assert "80.0 % (77.0–83.0)" in rows[3] and "79.0 %" in rows[3] and "8.3 MB" in rows[3] and "20.5" in rows[3]
+    assert "every mode takes 250 optimiser steps" in text
+
+
+def test_modes_that_did_not_run_have_no_row():
+    text = shown(report.summary_table(summary(isolated=None, centralized=None, base=None)))
+    assert "federated" in text and "alone" not in text and "centralised" not in text and "untrained" not in text
+
+
+def test_open_answers_are_shown_by_perplexity():
+    changes = {
+        "metric": "perplexity", "base": {"perplexity": 30.0}, "federated": {"perplexity": 12.345, "seconds": 1},
+        "centralized": None, "isolated": {"perplexity": {"mean": 20.0, "best": 15.0}, "seconds": 2},
+    }  # fmt: skip
+    text = shown(report.summary_table(summary(**changes)))
+    assert "perplexity" in text and "12.35" in text and "15.00" in text and "macro-F1" not in text
+
+
+def test_several_runs_side_by_side(tmp_path):
+    runs = [finished_run(tmp_path), finished_run(tmp_path, "tfns", task="tfns", metric="macro_f1", isolated=None)]
+    text = shown(report.runs_table(runs))
+    assert "80.0 %" in text and "79.0 %" in text and "61.0 %" in text and "-" in text
+    assert [row["folder"] for row in report.runs_json(runs)] == [str(run.path) for run in runs]
+    assert report.runs_json(runs)[0]["seed"] == 3
+    assert max(len(line) for line in shown(report.runs_table(runs), width=80).splitlines()) <= 80
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
+    run = RunFolder.create(tmp_path, "demo", config={})
+    with pytest.raises(RunFolderError, match="silotune resume"):
+        report.runs_table([run])
+    with pytest.raises(RunFolderError, match="not finished"):
+        report.draw_rounds(run, tmp_path / "x.png")
+    with pytest.raises(RunFolderError, match="partition.json"):
+        report.draw_skew(run, tmp_path / "x.png")
+
+
+def test_pictures_are_drawn(tmp_path):
+    run = finished_run(tmp_path)
+    out = report.draw_rounds(run, run.path / "accuracy.png")
+    assert out == run.path / "accuracy.png"
+    assert min(png_size(out)) > 400
+    assert min(png_size(report.draw_skew(run, tmp_path / "new" / "skew.png"))) > 300
+
+
+def test_a_run_without_federated_rounds_has_no_picture_of_them(tmp_path):
+    run = RunFolder.create(tmp_path, "demo", config={})
+    run.write_json("summary", summary(federated=None))
+    with pytest.raises(RunFolderError, match="no federated rounds"):
+        report.draw_rounds(run, tmp_path / "x.png")
+
+
+def test_perplexity_is_drawn_as_it_is(tmp_path):
+    run = RunFolder.create(tmp_path, "demo", config={})
+    run.write_json("summary", summary(metric="perplexity", isolated=None, centralized=None))
+    run.part("federated").append("metrics", {"round": 0, "perplexity": 9.0})
+    run.part("federated").append("metrics", {"round": 1, "perplexity": None})
+    assert png_size(report.draw_rounds(run, tmp_path / "x.png"))[0] > 400
+
+
+@pytest.mark.parametrize(("clients", "labels"), [(3, 12), (60, 4), (2, 0)])
+def test_skew_of_many_labels_many_clients_or_open_answers(tmp_path, clients, labels):
+    run = RunFolder.create(tmp_path, "demo", config={})
+    held = {f"label {number}": 5 * (number + 1) for number in range(labels)}
+    report_of = {f"c{number}": {"num_examples": 10, "labels": held} for number in range(clients)}
+    run.write_json("partition", {"clients": report_of})
+    assert png_size(report.draw_skew(run, tmp_path / "x.png"))[0] > 400
+
+
+def test_many_labels_are_gathered_without_losing_examples():
+    held = {f"label {number}": number + 1 for number in range(12)}
+    labels = report._shown_labels([held])
+    assert len(labels) == report.MOST_LABELS
+    assert sum(report._width(held, label, labels) for label in labels) == sum(held.values())
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "-"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (8.3e6, "8.3 MB"), (2e9, "2.0 GB"), (3e12, "3.0 TB")],
+)
+def test_bytes_for_people(number, text):
+    assert report.bytes_text(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (3.21, "3.2 s"), (125, "2 min 05 s"), (7300, "2 h 01 min")])
+def test_seconds_for_people(seconds, text):
+    assert report.seconds_text(seconds) == text
