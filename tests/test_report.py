@@ -31,10 +31,12 @@ def test_the_summary_has_a_row_for_each_way_to_train():
     text = shown(report.summary_table(summary()))
     rows = [line for line in text.splitlines() if " % " in line]
     assert [row.split("│")[1].strip() for row in rows] == [
-        "base model, untrained", "each alone: mean", "each alone: best", "federated", "centralised (data pooled)",
+        "base, untrained", "each alone: mean", "each alone: best", "federated", "centralised",
     ]  # fmt: skip
     assert "80.0 % (77.0–83.0)" in rows[3] and "79.0 %" in rows[3] and "8.3 MB" in rows[3] and "20.5" in rows[3]
     assert "every mode takes 250 optimiser steps" in text
+    narrow = shown(report.summary_table(summary()), width=80)
+    assert "80.0 % (77.0–83.0)" in narrow
 
 
 def test_modes_that_did_not_run_have_no_row():

@@ -91,13 +91,13 @@ class _Row:
 def _rows(summary: Mapping[str, Any]) -> list[_Row]:
     rows = []
     if summary.get("base"):
-        rows.append(_Row("base model, untrained", summary["base"], None, None))
+        rows.append(_Row("base, untrained", summary["base"], None, None))
     alone = summary.get("isolated")
     if alone:
         for key, title in (("mean", "each alone: mean"), ("best", "each alone: best")):
             figures = {name: alone[name].get(key) for name in KINDS if name in alone}
             rows.append(_Row(title, figures, *(_cost(alone) if key == "mean" else (None, None))))
-    for mode, title in (("federated", "federated"), ("centralized", "centralised (data pooled)")):
+    for mode, title in (("federated", "federated"), ("centralized", "centralised")):
         if summary.get(mode):
             rows.append(_Row(title, summary[mode], *_cost(summary[mode])))
     return rows
@@ -120,7 +120,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for heading in (*(kind.title for kind in kinds), "seconds", "bytes sent"):
         table.add_column(heading, justify="right")
     for row in _rows(summary):
-        cells = [_with_interval(kind, row.figures) for kind in kinds]
+        cells = [_with_interval(kinds[0], row.figures), *(kind.text(row.figures.get(kind.key)) for kind in kinds[1:])]
         seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
         table.add_row(
             row.title, *cells, seconds, bytes_text(row.bytes_sent), style="bold" if row.title == "federated" else None

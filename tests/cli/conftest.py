@@ -80,7 +80,7 @@ class Below:
             raise ModelError("the prompt fills the context")
         yield from (f"{model}: ", messages[-1][1].upper())
 
-    def evaluate_run(self, path: Path, **settings: Any) -> dict[str, Any]:
+    def evaluate(self, path: Path, **settings: Any) -> dict[str, Any]:
         print("a library talks")
         self.calls["evaluate"] = settings
         return {
@@ -107,7 +107,7 @@ def below(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     fakes = Below(tmp_path / "runs")
     modules = {
         "silotune.experiment.run": ("run_experiment", "resume_experiment"),
-        "silotune.experiment.tuned": ("load_tuned", "evaluate_run", "export", "sample_prompts"),
+        "silotune.experiment.tuned": ("load_tuned", "evaluate", "export", "sample_prompts"),
         "silotune.experiment.estimate": ("estimate",),
         "silotune.evaluation.generate": ("stream_answer",),
     }

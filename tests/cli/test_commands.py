@@ -229,7 +229,7 @@ def test_doctor_names_what_is_missing(silotune, below, monkeypatch):
     monkeypatch.setattr(environment, "gpus", lambda: [{"name": "GPU", "memory_bytes": 8 * 10**9}])
     outcome = silotune("doctor", "fpb", "--set", "adapter.kind=qlora")
     assert outcome.code == 1 and "silotune[int4]" in outcome.out and "peft is not installed" in outcome.out
-    assert "8.0 GB" in outcome.out and "not there" in outcome.out
+    assert "8.0 GB" in outcome.out and "not found" in outcome.out
 
 
 def test_doctor_refuses_a_bad_configuration(silotune, below):

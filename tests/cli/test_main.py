@@ -68,7 +68,7 @@ def test_each_error_is_one_line_and_its_exit_code(silotune, below, monkeypatch, 
     def fail(*_: object, **__: object) -> None:
         raise error("it went\nwrong")
 
-    monkeypatch.setattr(sys.modules["silotune.experiment.tuned"], "evaluate_run", fail)
+    monkeypatch.setattr(sys.modules["silotune.experiment.tuned"], "evaluate", fail)
     outcome = silotune("evaluate", "runs/x", "--json")
     assert (outcome.code, outcome.out, outcome.err) == (code, "", "error: it went wrong\n")
     with pytest.raises(error):

@@ -44,7 +44,7 @@ def doctor(
             if found.get(part):
                 console.print(_table(part, found[part]))
         for problem in found["problems"]:
-            console.print(f"problem: {problem}", soft_wrap=True, markup=False)
+            console.print(f"problem: {problem}", soft_wrap=True)
         if not found["problems"]:
             console.print("no problems found")
     if found["problems"]:
@@ -125,7 +125,7 @@ def _text(name: str, value: Any) -> str:
     from silotune.report import bytes_text, seconds_text
 
     if value is None:
-        return "not there"
+        return "not found"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(key, item)}" for key, item in value.items())
     if isinstance(value, list):

@@ -42,8 +42,8 @@ def quiet() -> None:
 
 
 def stdout() -> Console:
-    """A console on standard output as it is now."""
-    return Console(file=sys.stdout, highlight=False)
+    """A console on standard output as it is now; square brackets in texts are just that."""
+    return Console(file=sys.stdout, markup=False, highlight=False)
 
 
 @contextlib.contextmanager

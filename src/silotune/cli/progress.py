@@ -83,7 +83,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Prints a line above the bars."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
 
 class _Lines:
@@ -99,7 +99,7 @@ class _Lines:
         """Nothing to do."""
 
     def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def mode_started(self, fields: Mapping[str, Any]) -> None:
         clients = fields.get("clients_per_round")

@@ -46,8 +46,8 @@ def quickstart(
     console.print(summary_table(summary))
     console.print(_answers(run, config.evaluation.max_new_tokens))
     for title, place in (("run folder", run.path), *zip(("by round", "by client"), pictures, strict=True)):
-        console.print(f"{title + ':':<12}{place}", soft_wrap=True, markup=False)
-    console.print(_next_steps(run.path), soft_wrap=True, markup=False)
+        console.print(f"{title + ':':<12}{place}", soft_wrap=True)
+    console.print(_next_steps(run.path), soft_wrap=True)
 
 
 def compact(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,15 +82,8 @@ def _answers(run: RunFolder, max_new_tokens: int) -> Table:
     for heading in ("prompt", "right answer", "base model", "tuned together"):
         table.add_column(heading)
     for (messages, right), base, tuned in zip(prompts, *columns, strict=True):
-        table.add_row(*(_plain(text) for text in (messages[-1][1], right, base, tuned)))
+        table.add_row(messages[-1][1], right, base, tuned)
     return table
-
-
-def _plain(text: str) -> str:
-    """Text that may hold square brackets, which rich takes for styles."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _next_steps(path: Path) -> str:

@@ -61,5 +61,5 @@ def _show(folder: RunFolder, as_json: bool) -> None:
         return
     console = stdout()
     console.print(summary_table(summary))
-    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
-    console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True, markup=False)
+    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True)

@@ -12,7 +12,8 @@ from silotune.config import Config, ModelSection, from_mapping
 from silotune.data.load import load, read_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
-from silotune.evaluation.evaluate import evaluate
+from silotune.evaluation.evaluate import evaluate as scored
+from silotune.evaluation.generate import Sampling, stream_answer
 from silotune.experiment.prepare import closed_labels, scored_examples
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -56,7 +57,7 @@ def config_of(folder: RunFolder) -> Config:
     return from_mapping(folder.read_json("config"), source=f"{folder.path}/config.json")
 
 
-def evaluate_run(
+def evaluate(
     path: str | Path,
     *,
     mode: str = "federated",
@@ -83,7 +84,7 @@ def evaluate_run(
     adapted = load_tuned(path, mode=mode)
     encoded = Encoder(adapted.base.tokenizer, max_length=config.model.max_length)(examples)
     settings = config.evaluation
-    figures = evaluate(
+    figures = scored(
         adapted,
         encoded,
         labels=closed_labels(task),
@@ -93,6 +94,25 @@ def evaluate_run(
         bootstrap_samples=settings.bootstrap_samples,
     )
     return {"model": f"{config.model.name} + {folder.path.name}/{mode}", "split": name, **figures}
+
+
+def generate(
+    path: str | Path, prompt: str, *, mode: str = "federated", base: bool = False, sampling: Sampling | None = None
+) -> str:
+    """The answer of a tuned model (or of its base) to one prompt.
+
+    Args:
+        path: A run folder, a model's folder, a Hub id or ``nano``.
+        prompt: The user's turn; it goes through the tokenizer's chat template where there is one.
+        mode: ``federated``, ``centralized`` or ``isolated/<client>``.
+        base: Answer with the base model instead.
+        sampling: How to pick tokens; greedy by default.
+
+    Raises:
+        SilotuneError: The run, its adapter or the model are not there, or the prompt is too long.
+    """
+    adapted = load_tuned(path, mode=mode, base=base)
+    return "".join(stream_answer(adapted, [("user", prompt)], sampling or Sampling()))
 
 
 def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, str], ...], str]]:

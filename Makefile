@@ -1,0 +1,44 @@
+# Two commands: `make quickstart` and `make test`. Both prepare .venv once; a second run skips that.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup quickstart test lint types unit end-to-end docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## create .venv with pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Preparing .venv (once; about two minutes and 2 GB)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY)  ## four banks fine-tune one model; what was it worth?
+	$(BIN)/silotune quickstart
+
+test: $(READY) lint types unit end-to-end  ## lint, types, layers, unit, end-to-end and README tests, coverage
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy
+	$(BIN)/mypy
+
+unit: $(READY)  ## the fast tier, layer test included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m 'not end_to_end'
+
+end-to-end: $(READY)  ## real processes, real kills, the wheel, the README
+	$(BIN)/coverage run --append -m pytest -m end_to_end
+	$(BIN)/coverage report --fail-under=90
+
+docs: $(READY)  ## write docs/cli.md from the commands' own help
+	$(BIN)/python scripts/write_cli_docs.py
+
+clean:  ## remove what make and the tests created
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
