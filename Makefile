@@ -37,8 +37,8 @@ end-to-end: $(READY)  ## real processes, real kills, the wheel, the README
 	$(BIN)/coverage run --append -m pytest -m end_to_end
 	$(BIN)/coverage report --fail-under=90
 
-docs: $(READY)  ## write docs/cli.md from the commands' own help
-	$(BIN)/python scripts/write_cli_docs.py
+docs: $(READY)  ## write docs/cli.md and docs/configuration.md from the code
+	$(BIN)/python scripts/write_docs.py
 
 clean:  ## remove what make and the tests created
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

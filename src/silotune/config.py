@@ -41,10 +41,10 @@ class ModelSection(Section):
     name: str = Field("nano", description="Hub id, local folder, or 'nano' (shipped)")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
-    device: Device = "auto"
-    attention: Attention = "auto"
+    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
+    attention: Attention = Field("auto", description="implementation; auto leaves it to transformers")
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
     autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
     offline: bool = Field(False, description="never ask the Hub, as HF_HUB_OFFLINE=1 does")
 
@@ -53,9 +53,11 @@ class AdapterSection(Section):
     """The small part that is trained and sent."""
 
     kind: AdapterKind = Field("lora", description="qlora is lora on an int4 base; none trains all weights")
-    rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Positive = Field(8, description="of lora and qlora")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16, description="of lora and qlora: the update is scaled by alpha / rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of lora and qlora")
     targets: Literal["auto", "all-linear"] | tuple[str, ...] = Field(
         "auto", description="'auto' (peft's map for the architecture), 'all-linear', or module names"
     )
@@ -68,20 +70,20 @@ class TaskSection(Section):
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
     answer: str = Field(description="column that holds the answer")
-    system: str = ""
+    system: str = Field("", description="system message before every prompt")
     options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
     label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
-    metric: Metric = "accuracy"
+    metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
     fields: tuple[str, ...] = Field((), description="columns that a partition may use")
-    hub_id: str | None = None
-    hub_config: str | None = None
+    hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
+    hub_config: str | None = Field(None, description="configuration of that data set")
 
 
 class PartitionSection(Section):
     """How the training examples are spread over clients."""
 
-    scheme: Scheme = "dirichlet"
-    clients: Positive = 4
+    scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
+    clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
     alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
     field: str = Field("label", description="label, or a field of the task such as subject or source")
     min_examples: Positive = Field(4, description="fewest examples a client may hold")
@@ -92,14 +94,16 @@ class DataSection(Section):
     """Where the examples come from."""
 
     task: str = Field("finance-news", description="a name from 'silotune tasks' or 'custom'")
-    source: Literal["auto", "embedded", "local", "hub"] = "auto"
+    source: Literal["auto", "embedded", "local", "hub"] = Field(
+        "auto", description="auto: local where files are given, else embedded, else hub"
+    )
     root: Path | None = Field(None, description="folder that holds the task's own folder or files")
     train: Path | None = Field(None, description="training file instead of the task's own")
-    validation: Path | None = None
-    test: Path | None = None
+    validation: Path | None = Field(None, description="validation file; without one, 10 % of train are carved off")
+    test: Path | None = Field(None, description="test file; without one, 20 % of train are carved off")
     num_train: Positive | None = Field(None, description="most training examples (all clients together)")
-    num_validation: Positive | None = None
-    num_test: Positive | None = None
+    num_validation: Positive | None = Field(None, description="most validation examples")
+    num_test: Positive | None = Field(None, description="most test examples")
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 
@@ -108,15 +112,15 @@ class TrainingSection(Section):
     """One local round at a client."""
 
     objective: Objective = Field("sft", description="sft: the answer's tokens; choice: softmax over the options")
-    optimizer: Optimizer = "adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    optimizer: Optimizer = Field("adamw", description="of the local steps")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
-    batch_size: Positive = 16
-    gradient_accumulation: Positive = 1
+    batch_size: Positive = Field(16, description="examples a batch")
+    gradient_accumulation: Positive = Field(1, description="batches an optimiser step")
     max_steps: Positive | None = Field(None, description="optimiser steps a round; instead of epochs")
     epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over a client's examples a round")
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest norm of a step's gradient")
     schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
@@ -126,14 +130,16 @@ class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
-    algorithm: Algorithm = "fedavg"
-    rounds: Positive = 5
+    algorithm: Algorithm = Field("fedavg", description="how updates become one model")
+    rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
-    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
-    timeout_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="wait for a reply; unused in one process"
+    )
 
 
 class EvaluationSection(Section):
@@ -142,20 +148,20 @@ class EvaluationSection(Section):
     gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
     selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
     scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
-    batch_size: Positive = 64
-    max_examples: Positive | None = Field(None, description="of the gold-standard set")
+    batch_size: Positive = Field(64, description="examples a forward pass")
+    max_examples: Positive | None = Field(None, description="most examples of a scored set")
     every: Positive = Field(1, description="rounds between two scorings of the global model")
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
-    max_new_tokens: Positive = 16
-    bootstrap_samples: Annotated[int, Field(ge=0)] = 1000
+    max_new_tokens: Positive = Field(16, description="of a generated answer")
+    bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
 
 
 class RecordSection(Section):
     """Where results go."""
 
-    folder: Path = Path("runs")
+    folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
 
@@ -163,7 +169,7 @@ class RecordSection(Section):
 class Config(Section):
     """A whole run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of data, partition, adapter and training")
     model: ModelSection = ModelSection()
     adapter: AdapterSection = AdapterSection()
     data: DataSection = DataSection()

@@ -29,7 +29,7 @@ def test_a_bar_moves_with_every_client():
         for event, fields in told[:6]:
             progress(event, fields)
         task = progress._view._progress.tasks[0]
-        assert task.completed == 0.5 and task.fields["state"] == "round 1, client 1/2, loss 0.500"
+        assert task.completed == pytest.approx(1 / 3) and task.fields["state"] == "round 1, client 1/2, loss 0.500"
         progress("round_finished", {"mode": "never started", "round": 1, "rounds": 2})
         progress("mode_finished", {"mode": "never started"})
 

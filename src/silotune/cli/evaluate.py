@@ -23,10 +23,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model on a split or a file."""
-    from silotune.experiment.tuned import evaluate
+    from silotune.experiment.tuned import evaluate as score
 
     with reserved_stdout(as_json):
-        result = evaluate(folder, mode=mode, split=split, data=data, scoring=scoring)
+        result = score(folder, mode=mode, split=split, data=data, scoring=scoring)
     if as_json:
         print_json(result)
         return

@@ -168,8 +168,9 @@ class _Bars:
         self._done[mode, number] = done
         clients = self._clients.get(mode, 1)
         progress = f"client {done}/{clients}" if clients > 1 else ""
+        # Aggregation and scoring count as one more client.
         state = _joined(f"round {number}", progress, _loss_text(fields.get("loss")))
-        self._update(fields, number - 1 + min(done / clients, 1), state)
+        self._update(fields, number - 1 + min(done, clients) / (clients + 1), state)
 
     def round_finished(self, fields: Mapping[str, Any]) -> None:
         loss, figure = _loss_text(fields.get("train_loss")), figure_text(fields.get("metrics"))

@@ -55,9 +55,10 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
     context = adapted.base.context_length
     if context is not None and len(ids) >= context:
         raise ModelError(f"the prompt has {len(ids)} tokens and the model's context is {context}; shorten the prompt")
-    room = sampling.max_new_tokens if context is None else min(sampling.max_new_tokens, context - len(ids))
+    room = _room(adapted, len(ids), sampling.max_new_tokens)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
+    finished: list[bool] = []
 
     def work() -> None:
         try:
@@ -70,16 +71,20 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
                     streamer=streamer,
                     **_options(adapted, sampling, room),
                 )
-        except (RuntimeError, ValueError) as error:
+            finished.append(True)
+        except (RuntimeError, ValueError, LookupError) as error:
             failures.append(error)
-            streamer.end()
+        finally:
+            streamer.end()  # whatever happened: the reader waits for it
 
     thread = Thread(target=work, daemon=True)
     thread.start()
     yield from streamer
     thread.join()
-    if failures:
-        raise ModelError(f"generation failed: {str(failures[0]).splitlines()[0]}") from failures[0]
+    if not finished:
+        cause = failures[0] if failures else None
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise ModelError(f"generation failed: {reason}") from cause
 
 
 @torch.no_grad()
@@ -99,12 +104,18 @@ def greedy_answers(adapted: Adapted, examples: Sequence[Encoded], *, batch_size:
             made = adapted.model.generate(  # type: ignore[operator]
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
-                **_options(adapted, sampling, max_new_tokens),
+                **_options(adapted, sampling, _room(adapted, longest, max_new_tokens)),
             )
         texts = tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)
         for place, text in zip(places, texts, strict=True):
             answers[place] = text.strip()
     return answers
+
+
+def _room(adapted: Adapted, prompt_length: int, wanted: int) -> int:
+    """New tokens that the model's positions leave room for."""
+    context = adapted.base.context_length
+    return wanted if context is None else min(wanted, context - prompt_length)
 
 
 def _options(adapted: Adapted, sampling: Sampling, room: int) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 
     Raises:
         RunFolderError: ``out`` exists, or the part has no adapter.
-        ModelError: An int4 base cannot be merged exactly.
+        ModelError: There is no adapter apart from the weights (``adapter.kind = 'none'`` without ``merge``).
     """
     target = Path(out)
     if target.exists():
@@ -166,10 +166,11 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 def _save_merged(path: str | Path, config: Config, mode: str, out: Path) -> None:
     if config.model.precision == "int4":
         # An int4 base cannot hold the sum: the adapter is merged into the base's weights in float32.
+        kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
         config = config.model_copy(
             update={
                 "model": config.model.model_copy(update={"precision": "float32"}),
-                "adapter": config.adapter.model_copy(update={"kind": "lora"}),
+                "adapter": config.adapter.model_copy(update={"kind": kind}),
             }
         )
     adapted = adapters.attach(load_base(config.model), config.adapter, seed=config.seed)

@@ -11,12 +11,14 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import torch
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from silotune.config import Positive, Section
 from silotune.errors import MessageError
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite
@@ -48,8 +50,40 @@ class Header:
     body: Mapping[str, Any]
 
 
+class TrainReport(Section):
+    """The body of a reply to ``train``: what the update weighs and what it took."""
+
+    model_config = ConfigDict(strict=True)
+
+    num_examples: Positive
+    loss: FiniteFloat
+    steps: Positive
+    tokens: Annotated[int, Field(ge=0)]
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+
+
+def read_report(reply: Reply) -> TrainReport:
+    """The body of a ``train`` reply, checked: it comes from another institution and weighs its update.
+
+    Raises:
+        MessageError: A figure is missing, left over, or cannot be.
+    """
+    try:
+        return TrainReport.model_validate(dict(reply.body))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise MessageError(f"a {reply.kind} reply's body is not valid at {where!r}") from error
+
+
 def layout_of(tensors: Tensors) -> Layout:
-    """The layout that a message with these tensors has."""
+    """The layout that a message with these tensors has.
+
+    Raises:
+        MessageError: A tensor has a dtype that messages do not carry.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in SAFETENSORS_DTYPES:
+            raise MessageError(f"tensor {name!r} is {tensor.dtype}, which messages do not carry")
     return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
@@ -138,12 +172,17 @@ def _layout_in(payload: bytes) -> Layout:
 
 def _json(data: bytes, what: str) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        document = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of endless digits
         raise MessageError(f"a message's {what} is not JSON") from error
     if not isinstance(document, dict):
         raise MessageError(f"a message's {what} is not an object")
     return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """NaN and Infinity, which Python's parser would take."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_layout(claimed: Layout, expected: Layout) -> None:

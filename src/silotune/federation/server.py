@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError
+from silotune.errors import FederationError, MessageError
+from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.methods.algorithms import Method
 from silotune.record.runs import RunFolder
@@ -74,6 +75,7 @@ class Plan:
 class _Round:
     """What comes in during one round; each update is handed on and forgotten."""
 
+    number: int
     clients: tuple[str, ...]
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -81,13 +83,33 @@ class _Round:
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self.failures.append(reply)
-                notify("client_failed", {"client": reply.client, "round": reply.round_number, "reason": reply.reason})
+                self._fail(reply, notify)
                 continue
-            row = {"round": reply.round_number, "client": reply.client, **reply.body}
+            try:
+                report = self._checked(reply)
+            except MessageError as error:
+                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error)), notify)
+                continue
+            row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, int(reply.body["num_examples"]))
+            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
+            del reply  # or it would live on until the next one is there
+
+    def _checked(self, reply: Reply) -> TrainReport:
+        """The report of a reply that answers this round's request, once."""
+        if (reply.kind, reply.round_number) != ("train", self.number) or reply.client not in self.clients:
+            raise MessageError(f"a reply answers no request of round {self.number}")
+        if any(row["client"] == reply.client for row in self.rows):
+            raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        return read_report(reply)
+
+    def _known(self, client: str) -> str:
+        return client if client in self.clients else "unknown"
+
+    def _fail(self, failure: Failure, notify: Observer) -> None:
+        self.failures.append(failure)
+        notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -145,7 +167,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
-    incoming = _Round(clients)
+    incoming = _Round(number, clients)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     weights, memory = plan.method.step(state.weights, delta, state.memory)

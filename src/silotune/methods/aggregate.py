@@ -22,16 +22,17 @@ def weighted_mean(updates: Iterable[ClientUpdate]) -> Tensors:
         MessageError: Names or shapes differ between updates.
     """
     total: Tensors = {}
-    first: Tensors = {}
+    dtypes: dict[str, torch.dtype] = {}
     weight = 0
     for update in updates:
-        if not first:
-            first = update.delta
-            total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in first.items()}
-        check_alike(first, update.delta)
-        for name, tensor in update.delta.items():
-            total[name].add_(tensor.double(), alpha=update.num_examples)
+        if not dtypes:
+            dtypes = {name: tensor.dtype for name, tensor in update.delta.items()}
+            total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in update.delta.items()}
+        check_alike(total, update.delta)
+        for name in total:
+            total[name].add_(update.delta[name].double(), alpha=update.num_examples)
         weight += update.num_examples
+        del update  # or it would live on until the next one is there
     if weight <= 0:
         raise FederationError("there is nothing to aggregate: no update with at least one example")
-    return {name: (tensor / weight).to(first[name].dtype) for name, tensor in total.items()}
+    return {name: (tensor / weight).to(dtypes[name]) for name, tensor in total.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -137,6 +137,20 @@ def option_batch(
         torch.tensor(owner, device=device),
         torch.tensor([example.label for example in examples], device=device),
         num_options,
+    )
+
+
+def separate_option_batch(examples: Sequence[Encoded], *, pad_id: int, device: torch.device) -> OptionBatch:
+    """Scores each option in a row of its own, for models that cannot see options as branches."""
+    lines = [replace(example, answer=option) for example in examples for option in example.options]
+    made = answer_batch(lines, pad_id=pad_id, device=device)
+    return OptionBatch(
+        made.batch,
+        torch.arange(len(made.targets), device=device),
+        made.targets,
+        made.owner,
+        torch.tensor([example.label for example in examples], device=device),
+        len(examples[0].options),
     )
 
 

@@ -99,7 +99,8 @@ class Encoder:
         prompt = prompt_ids(example.messages, self._tokenizer)
         if not prompt:
             raise DataError(f"example {number}: its prompt has no tokens")
-        kept = _cut_left(prompt, self._max_length - len(answer), self._tokenizer.bos_token_id)
+        room = self._max_length - min(longest, self._max_length - 1)  # for the longest option, whichever is right
+        kept = _cut_left(prompt, room, self._tokenizer.bos_token_id)
         return Encoded(
             prompt=tuple(kept),
             answer=tuple(answer),
@@ -114,6 +115,8 @@ class Encoder:
             ids = [tuple(answer_ids(option, self._tokenizer)) for option in options]
             if not _is_prefix_free(ids):  # the end tells "A" from "A B"
                 end = self._tokenizer.eos_token_id
+                if end is None:
+                    raise DataError("an option begins like another, and the tokenizer has no end to tell them apart")
                 ids = [(*option, end) for option in ids]
             if len(set(ids)) != len(ids) or not all(ids):
                 raise DataError("two options of the task have the same tokens; give them other wordings")

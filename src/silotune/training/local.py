@@ -63,7 +63,7 @@ def steps_in_round(num_examples: int, settings: TrainingSection) -> int:
     if settings.max_steps is not None:
         return settings.max_steps
     batches = math.ceil(num_examples / settings.batch_size) / settings.gradient_accumulation
-    return max(1, math.ceil(batches * settings.epochs))
+    return max(1, math.ceil(round(batches * settings.epochs, 9)))  # 100 * 0.07 is 7.000000000000001
 
 
 def learning_rate(settings: TrainingSection, place: RoundPlace) -> float:
@@ -111,7 +111,8 @@ def train_round(
         adapted.model.train()
         try:
             optimizer = _optimizer(adapted, settings, learning_rate(settings, place))
-            _restore(optimizer, adapted, state)
+            if settings.optimizer_state == "keep":
+                _restore(optimizer, adapted, state)
             batches = shuffled(examples, settings.batch_size, seed=place.seed)
             loop = _Loop(adapted, objective, optimizer, settings, received, correction)
             mean_loss, tokens = loop.run(batches, steps)
@@ -194,7 +195,8 @@ def _restore(optimizer: torch.optim.Optimizer, adapted: Adapted, state: SiteStat
     for key, tensor in state.tensors.items():
         moment, _, name = key.partition("/")
         parameter = adapted.parameters[name]
-        device = "cpu" if moment == "step" else parameter.device
+        on_cpu = moment == "step" and not optimizer.defaults.get("fused")  # as torch's own load_state_dict
+        device = torch.device("cpu") if on_cpu else parameter.device
         optimizer.state[parameter][moment] = tensor.clone().to(device)
 
 

@@ -6,17 +6,21 @@ options, each scored by the log-likelihood of its tokens given the prompt.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted
-from silotune.training.batches import Batch, OptionBatch, answer_batch, option_batch
+from silotune.training.batches import Batch, OptionBatch, answer_batch, option_batch, separate_option_batch
 from silotune.training.encode import Encoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,11 @@ def logits_at(adapted: Adapted, batch: Batch) -> torch.Tensor:
         return (hidden.reshape(-1, hidden.shape[-1])[batch.positions], *inputs[1:])
 
     handle = head.register_forward_pre_hook(keep)
+    # some architectures know no position_ids: they are named only where the default does not do
+    places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     try:
         with autocast(adapted):
-            logits = adapted.model(
-                input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-            ).logits
+            logits = adapted.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **places).logits
     finally:
         handle.remove()
     return logits.float()
@@ -73,11 +77,39 @@ def answer_losses(adapted: Adapted, examples: Sequence[Encoded]) -> tuple[torch.
 
 
 def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
-    """Log-likelihood of each option given the prompt [examples, options]; all must have equally many."""
+    """Log-likelihood of each option given the prompt [examples, options].
+
+    Raises:
+        DataError: The examples do not have equally many options.
+    """
+    _closed_examples(examples)
     base = adapted.base
-    dtype = torch.bfloat16 if base.autocast else next(base.model.get_input_embeddings().parameters()).dtype
-    made = option_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype)
+    longest = max(len(example.prompt) + max(map(len, example.options)) for example in examples)
+    if sees_branches(base.model, longest):
+        dtype = torch.bfloat16 if base.autocast else next(base.model.get_input_embeddings().parameters()).dtype
+        made = option_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype)
+    else:
+        made = separate_option_batch(examples, pad_id=base.pad_id, device=base.device)
     return _sum_by_option(torch.log_softmax(logits_at(adapted, made.batch), dim=-1), made, len(examples))
+
+
+def sees_branches(model: PreTrainedModel, length: int) -> bool:
+    """Whether a model follows an explicit mask and positions, for sequences of ``length``, in every layer.
+
+    Not so: kernels without masks (flash attention), layers with memory instead of attention, positions that are
+    not given from outside, and windows that are shorter than the sequence (the mask would open them).
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layers = set(getattr(config, "layer_types", None) or ())
+    return (
+        config._attn_implementation in ("sdpa", "eager")
+        and layers <= {"full_attention", "sliding_attention"}
+        and (window is None or length <= window)
+        and not model._is_stateful
+        and not getattr(config, "alibi", False)
+        and "position_ids" in inspect.signature(model.forward).parameters
+    )
 
 
 def _sum_by_option(log_probabilities: torch.Tensor, made: OptionBatch, num_examples: int) -> torch.Tensor:
@@ -105,8 +137,8 @@ def _any_examples(examples: Sequence[Encoded]) -> None:
 def _closed_examples(examples: Sequence[Encoded]) -> None:
     if len({len(example.options) for example in examples}) != 1 or not examples[0].options:
         raise DataError(
-            "training.objective = 'choice' needs a task whose examples all have the same number of options; "
-            "use 'sft' for open answers"
+            "options can only be scored where all examples have the same number of them (at least one); "
+            "use training.objective = 'sft' for open answers"
         )
 
 

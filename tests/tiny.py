@@ -1,0 +1,207 @@
+"""Tiny models and examples that every test of the training side shares; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from silotune.config import AdapterSection, TrainingSection
+from silotune.models.adapters import Adapted, attach, read, write
+from silotune.models.load import Base
+from silotune.structs import Example, Tensors
+from silotune.training.encode import Encoded, Encoder
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
+CORPUS = [
+    "the bank reports a positive quarter and a neutral outlook",
+    "negative results weigh on the shares of the company",
+    "positive neutral negative A B C D yes no maybe",
+    "profit rose to five million euros from four million",
+]
+CONTEXT = 256
+
+
+def tokenizer(*, chat: bool = True, pad: str | None = "<pad>", begin: str | None = None) -> Any:
+    """A byte-level BPE tokenizer of about 300 ids; ``begin`` is put before every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(CORPUS * 4, trainer)
+    if begin:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, made.token_to_id(begin))]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", bos_token=begin, pad_token=pad)
+    fast.chat_template = TEMPLATE if chat else None
+    return fast
+
+
+def _sizes(**more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def configuration(name: str) -> Any:
+    """The configuration of a tiny model; ``-window`` stands for a sliding window of 8 ids."""
+    import transformers as hf
+
+    apart = {key: value for key, value in _sizes().items() if key not in ("num_key_value_heads", "intermediate_size")}
+    made: Mapping[str, Callable[[], Any]] = {
+        "llama": lambda: hf.LlamaConfig(**_sizes()),
+        "mistral": lambda: hf.MistralConfig(**_sizes(sliding_window=None)),
+        "mistral-window": lambda: hf.MistralConfig(**_sizes(sliding_window=8)),
+        "qwen2": lambda: hf.Qwen2Config(**_sizes()),
+        "gemma": lambda: hf.GemmaConfig(**_sizes(head_dim=8)),
+        "gemma2": lambda: hf.Gemma2Config(**_sizes(head_dim=8, sliding_window=CONTEXT)),
+        "gemma2-window": lambda: hf.Gemma2Config(**_sizes(head_dim=8, sliding_window=8)),
+        "gemma3": lambda: hf.Gemma3TextConfig(**_sizes(head_dim=8, sliding_window=CONTEXT)),
+        "gemma3-window": lambda: hf.Gemma3TextConfig(**_sizes(head_dim=8, sliding_window=8)),
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.3,
+            bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        ),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(**apart, intermediate_size=48),
+        "phi": lambda: hf.PhiConfig(**_sizes()),
+        "bloom": lambda: hf.BloomConfig(
+            vocab_size=320, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, bos_token_id=1,
+            eos_token_id=2, pad_token_id=0,
+        ),
+    }  # fmt: skip
+    return made[name]()
+
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi")
+WINDOWED = ("mistral-window", "gemma2-window", "gemma3-window")
+
+
+def model(name: str, *, attention: str | None = None, seed: int = 0) -> Any:
+    """A randomly initialised model, frozen, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"attn_implementation": attention} if attention else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(configuration(name), **options)
+    made.requires_grad_(False)
+    made.config.use_cache = False
+    return made.eval()
+
+
+def base(name: str = "llama", *, attention: str | None = None, autocast: bool = False, words: Any = None) -> Base:
+    """A base model in memory."""
+    return Base(model(name, attention=attention), words or tokenizer(), torch.device("cpu"), name, autocast)
+
+
+def adapted(name: str = "llama", *, attention: str | None = None, stirred: bool = True, **section: Any) -> Adapted:
+    """A tiny model with an adapter; ``stirred`` gives the adapter's tensors values as after training."""
+    made = attach(base(name, attention=attention), AdapterSection(**{"rank": 2, "alpha": 4, **section}), seed=0)
+    if stirred:
+        write(made, stir(read(made)))
+    return made
+
+
+def stir(tensors: Tensors, *, size: float = 0.1, seed: int = 1) -> Tensors:
+    """The tensors with noise added."""
+    noise = torch.Generator().manual_seed(seed)
+    return {name: tensor + size * torch.randn(tensor.shape, generator=noise) for name, tensor in tensors.items()}
+
+
+LABELS = ("negative", "neutral", "positive")
+TEXTS = (
+    "profit rose to five million", "the outlook is bad", "shares fell", "a quarter like any other",
+    "the company reports results from the bank in the fourth quarter", "sales doubled", "no change", "losses grew",
+)  # fmt: skip
+
+
+def closed(count: int = 8, *, options: Sequence[str] = LABELS) -> list[Example]:
+    """Closed-ended examples of different length."""
+    return [
+        Example(
+            (("user", f"{TEXTS[number % len(TEXTS)]} {number}"),),
+            options[number % len(options)],
+            tuple(options),
+            number % len(options),
+            {"label": options[number % len(options)]},
+        )
+        for number in range(count)
+    ]
+
+
+def opened(count: int = 6) -> list[Example]:
+    """Examples with open answers of different length."""
+    return [
+        Example((("system", "be short"), ("user", TEXTS[number % len(TEXTS)])), "yes " * (number % 4 + 1) + "no")
+        for number in range(count)
+    ]
+
+
+def encoded(examples: Sequence[Example], words: Any = None, *, max_length: int = 128) -> list[Encoded]:
+    """Examples as ids."""
+    return Encoder(words or tokenizer(), max_length=max_length)(examples)
+
+
+def training(**changes: Any) -> TrainingSection:
+    """Settings of a short local round."""
+    return TrainingSection(**{"batch_size": 4, "max_steps": 2, "clip_norm": None, **changes})
+
+
+def log_probabilities(model: Adapted, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """The slow way: full logits, no padding, one sequence alone, default mask and positions [answer]."""
+    line = torch.tensor([[*prompt, *answer]])
+    logits = model.model(input_ids=line, use_cache=False).logits[0].float()
+    scores = torch.log_softmax(logits, dim=-1)
+    return torch.stack([scores[len(prompt) + place - 1, number] for place, number in enumerate(answer)])
+
+
+def gradients(model: Adapted, loss: torch.Tensor) -> Tensors:
+    """Gradients of the adapter, which are then forgotten."""
+    loss.backward()
+    made = {name: parameter.grad.clone() for name, parameter in model.parameters.items()}
+    for parameter in model.parameters.values():
+        parameter.grad = None
+    return made
+
+
+def save(folder: Path, name: str = "llama", **options: Any) -> Path:
+    """A folder as a user has one: model and tokenizer."""
+    model(name).save_pretrained(folder)
+    tokenizer(**options).save_pretrained(folder)
+    return folder
+
+
+def assert_same_bits(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    assert list(left) == list(right)
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def assert_close(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,148 @@
+"""Each fast path against the slow one: full logits, no padding, one sequence at a time."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from silotune.errors import DataError
+from silotune.training.batches import answer_batch
+from silotune.training.encode import Encoded
+from silotune.training.objectives import OBJECTIVES, answer_losses, logits_at, option_scores, sees_branches
+
+EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
+WORDINGS = {
+    "one id each": ((50,), (51,), (52,)),
+    "several ids": ((50, 60), (51, 61, 62), (52, 63, 64, 65)),
+    "one and several": ((50,), (51, 61, 62), (51, 63)),
+}
+
+
+def sequence(length: int, start: int) -> tuple[int, ...]:
+    return tuple(10 + (start * 7 + place * 13) % 290 for place in range(length))
+
+
+def batch_of(options: tuple[tuple[int, ...], ...]) -> list[Encoded]:
+    return [
+        Encoded(sequence(length, number), (*options[number % 3], 2), options, number % 3)
+        for number, length in enumerate((11, 3, 6, 1))
+    ]
+
+
+def open_batch() -> list[Encoded]:
+    return [Encoded(sequence(length, length), (*sequence(answer, 5), 2)) for length, answer in ((9, 3), (2, 6), (5, 1))]
+
+
+@pytest.fixture(scope="module", params=EVERY)
+def model(request: pytest.FixtureRequest):
+    return tiny.adapted(request.param, targets="all-linear")
+
+
+def test_logits_at_is_a_slice_of_all_logits(model) -> None:
+    made = answer_batch(open_batch(), pad_id=0, device=torch.device("cpu"))
+    with torch.no_grad():
+        full = model.model(input_ids=made.batch.ids, use_cache=False).logits.float()
+        fast = logits_at(model, made.batch)
+    assert fast.shape == (len(made.targets), 320)
+    torch.testing.assert_close(fast, full.reshape(-1, 320)[made.batch.positions], rtol=1e-5, atol=1e-5)
+
+
+def test_answer_losses_and_gradients_equal_the_slow_path(model) -> None:
+    examples = open_batch()
+    slow = torch.cat([-tiny.log_probabilities(model, example.prompt, example.answer) for example in examples])
+    expected = tiny.gradients(model, slow.mean())
+    fast, owner = answer_losses(model, examples)
+    assert owner.tolist() == [row for row, example in enumerate(examples) for _ in example.answer]
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    tiny.assert_close(tiny.gradients(model, fast.mean()), expected, 1e-5)
+    assert any(bool(value.abs().max() > 1e-3) for value in expected.values())
+
+
+def slow_scores(model, examples: list[Encoded]) -> torch.Tensor:
+    return torch.stack(
+        [
+            torch.stack([tiny.log_probabilities(model, example.prompt, option).sum() for option in example.options])
+            for example in examples
+        ]
+    )
+
+
+def compare_options(model, options: tuple[tuple[int, ...], ...]) -> None:
+    examples = batch_of(options)
+    labels = torch.tensor([example.label for example in examples])
+    slow = slow_scores(model, examples)
+    expected = tiny.gradients(model, torch.nn.functional.cross_entropy(slow, labels))
+    fast = option_scores(model, examples)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=2e-5)
+    tiny.assert_close(
+        tiny.gradients(model, torch.nn.functional.cross_entropy(fast, labels)), expected, 1e-5
+    )
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_option_scores_equal_each_option_in_its_own_pass(model, wording: str) -> None:
+    compare_options(model, WORDINGS[wording])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
+def test_option_scores_with_eager_attention(name: str) -> None:
+    model = tiny.adapted(name, attention="eager", targets="all-linear")
+    assert model.base.model.config._attn_implementation == "eager"
+    compare_options(model, WORDINGS["one and several"])
+
+
+def test_a_model_without_position_ids_scores_options_too() -> None:
+    model = tiny.adapted("bloom", targets="all-linear")
+    assert not sees_branches(model.base.model, 4)
+    compare_options(model, WORDINGS["one and several"])
+
+
+def test_options_may_be_worded_differently_in_one_batch() -> None:
+    model = tiny.adapted()
+    examples = [
+        Encoded(sequence(4, 1), (50, 2), ((50,), (51,)), 0),
+        Encoded(sequence(9, 2), (60, 61, 2), ((60, 61), (62, 63, 64, 65)), 1),
+    ]
+    torch.testing.assert_close(option_scores(model, examples), slow_scores(model, examples), rtol=1e-5, atol=1e-5)
+
+
+def test_branches_are_used_where_they_may_be_and_only_there() -> None:
+    for name in tiny.ARCHITECTURES:
+        assert sees_branches(tiny.model(name), 20), name
+    for name in tiny.WINDOWED:
+        assert sees_branches(tiny.model(name), 8), name
+        assert not sees_branches(tiny.model(name), 9), name
+
+
+def test_autocast_is_near_float32() -> None:
+    examples = batch_of(WORDINGS["several ids"])
+    exact = option_scores(tiny.adapted(), examples)
+    plain = tiny.adapted()
+    rough = option_scores(type(plain)(tiny.base(autocast=True), plain.model, plain.parameters, {}), examples)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_objectives_sum_their_terms() -> None:
+    model = tiny.adapted()
+    examples = batch_of(WORDINGS["several ids"])
+    sft = OBJECTIVES["sft"].loss(model, examples)
+    assert sft.count == sum(len(example.answer) for example in examples)
+    torch.testing.assert_close(sft.total, answer_losses(model, examples)[0].sum())
+    choice = OBJECTIVES["choice"].loss(model, examples)
+    by_hand = -torch.log_softmax(option_scores(model, examples), dim=1)[torch.arange(4), torch.tensor([0, 1, 2, 0])]
+    assert choice.count == 4
+    torch.testing.assert_close(choice.total, by_hand.sum())
+
+
+def test_choice_refuses_examples_it_cannot_compare() -> None:
+    closed, opened = batch_of(WORDINGS["one id each"]), open_batch()
+    unequal = [closed[0], Encoded((9,), (50, 2), ((50,), (51,)), 0)]
+    for examples in (opened, unequal):
+        with pytest.raises(DataError, match="number"):
+            OBJECTIVES["choice"].check(examples)
+        with pytest.raises(DataError, match="number"):
+            option_scores(tiny.adapted(), examples)
+    with pytest.raises(DataError, match="no supervised token"):
+        OBJECTIVES["sft"].check([Encoded((9,), ())])
