@@ -184,6 +184,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--local-steps", type=int, default=10)
     parser.add_argument("--step-examples", type=int, default=320, help="one epoch of the step part")
     parser.add_argument("--peer-cpus", type=int, default=1, help="cores that a Flower client asks of Ray")
+    parser.add_argument("--keep-model", action="store_true", help="let the peer's workers load the model only once")
     parser.add_argument("--work", type=Path, help="folder to keep logs and adapters in; default: a temporary one")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     parser.add_argument("--markdown", action="store_true", help="print the table for a Markdown page")
@@ -199,6 +200,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rounds=options.rounds,
         local_steps=options.local_steps,
         peer_cpus=options.peer_cpus,
+        keep_model=options.keep_model,
     )
     bench = Bench(
         settings, options.repetitions, folder, options.step_examples, lambda line: print(line, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -23,6 +24,9 @@ def load_model(settings: Settings) -> Any:
 
     base = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     return get_peft_model(base, lora_config(settings))
+
+
+kept_model = functools.lru_cache(maxsize=1)(load_model)
 
 
 def trainer_config(settings: Settings, output: str, *, seed: int, epochs: float = 0.0) -> Any:
@@ -73,7 +77,7 @@ def train_client(
     lines = client_file(folder, client).read_text(encoding="utf-8").splitlines()
     dataset = Dataset.from_list([json.loads(line) for line in lines])
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    model = load_model(settings)
+    model = kept_model(settings) if settings.keep_model else load_model(settings)
     set_peft_model_state_dict(model, arrays)
     seed = settings.seed + 1000 * round_number + client
     trainer = SFTTrainer(

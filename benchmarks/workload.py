@@ -20,6 +20,7 @@ class Settings:
     Attributes:
         model: Folder of the base model and its tokenizer.
         scheme: How silotune spreads the examples over clients.
+        keep_model: Let a Ray worker of the peer load the model once instead of for every message.
         peer_cpus: Cores that each Flower client asks of Ray; the pool then holds cores / peer_cpus workers.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     seed: int = 0
     peer_cpus: int = 1
     scheme: str = "dirichlet"
+    keep_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from silotune.config import load_config
 from silotune.errors import SilotuneError
 
 if TYPE_CHECKING:
+    from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.experiment.tuned import evaluate, generate
 
@@ -20,7 +20,12 @@ __all__ = ["SilotuneError", "__version__", "evaluate", "generate", "load_config"
 
 
 def __getattr__(name: str) -> Any:
-    where = {"run_experiment": "run", "evaluate": "tuned", "generate": "tuned"}
+    where = {
+        "load_config": "silotune.config",
+        "run_experiment": "silotune.experiment.run",
+        "evaluate": "silotune.experiment.tuned",
+        "generate": "silotune.experiment.tuned",
+    }
     if name not in where:
         raise AttributeError(f"module 'silotune' has no attribute {name!r}")
-    return getattr(import_module(f"silotune.experiment.{where[name]}"), name)
+    return getattr(import_module(where[name]), name)

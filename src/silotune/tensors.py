@@ -58,6 +58,20 @@ def clone(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def apart(tensors: Tensors) -> Tensors:
+    """The tensors on the CPU, contiguous, no two on one storage (which safetensors refuses); copied only if needed."""
+    result: Tensors = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        ready = tensor.detach().cpu().contiguous()
+        place = ready.untyped_storage().data_ptr()
+        if place in seen:
+            ready = ready.clone()
+        seen.add(place)
+        result[name] = ready
+    return result
+
+
 def norm(tensors: Tensors) -> float:
     """Euclidean norm over all values, accumulated in float64."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from finished_run import events, finished_run  # noqa: E402, I001
-from silotune.cli import main as entry  # noqa: E402
-from silotune.errors import ModelError  # noqa: E402
+from finished_run import events, finished_run
+from silotune.cli import main as entry
+from silotune.errors import ModelError
 
 
 @dataclass(frozen=True)

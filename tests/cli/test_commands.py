@@ -76,6 +76,11 @@ def test_evaluate_says_what_was_scored_on_what(silotune, below):
     assert value["confusion"] == [[1]]
 
 
+def test_evaluate_refuses_an_unknown_scoring(silotune, below):
+    outcome = silotune("evaluate", "runs/x", "--scoring", "likelyhood", "--json")
+    assert outcome.code == 2 and "did you mean 'likelihood'" in outcome.err and "evaluate" not in below
+
+
 def test_generate_answers_a_prompt(silotune, below):
     options = ("--temperature", 0.5, "--top-p", 0.9, "--top-k", 5, "--repetition-penalty", 1.2, "--seed", 3)
     outcome = silotune("generate", "runs/x", "--prompt", "hello", "--max-new-tokens", 8, *options)
@@ -216,7 +221,9 @@ def test_doctor_shows_the_machine(silotune, below):
 
 def test_doctor_estimates_a_configuration(silotune, below):
     outcome = silotune("doctor", "fpb", "--set", "federation.rounds=2")
-    assert outcome.code == 0 and "1,000" in outcome.out and "1 min 40 s" in outcome.out and "a note" in outcome.out
+    assert (
+        outcome.code == 0 and "1,000" in outcome.out and "1 min 40 s" in outcome.out and "note: a note" in outcome.out
+    )
     below["memory_bytes"] = 10**15
     value = json.loads((outcome := silotune("doctor", "fpb", "--json")).out)
     assert outcome.code == 1 and "main memory: 1000.0 TB needed" in value["problems"][0]

@@ -45,13 +45,13 @@ def test_order_differs_by_client_round_and_pass() -> None:
 
 
 def test_batches_hold_examples_of_similar_length() -> None:
-    examples = of_lengths([number % 64 + 1 for number in range(128)])
+    examples = of_lengths([number * 37 % 64 + 1 for number in range(128)])
     padding = sum(
         max(example.length for example in batch) - example.length
         for batch in islice(shuffled(examples, 16, seed=3), 8)
         for example in batch
     )
-    assert padding < 0.1 * sum(example.length for example in examples)
+    assert padding < 0.15 * sum(example.length for example in examples)
 
 
 @settings(max_examples=50, deadline=None)

@@ -42,7 +42,9 @@ def doctor(
         console = stdout()
         for part in ("machine", "packages", "extras", "estimate"):
             if found.get(part):
-                console.print(_table(part, found[part]))
+                console.print(_table(part, {name: value for name, value in found[part].items() if name != "notes"}))
+        for note in found.get("estimate", {}).get("notes", ()):
+            console.print(f"note: {note}", soft_wrap=True)
         for problem in found["problems"]:
             console.print(f"problem: {problem}", soft_wrap=True)
         if not found["problems"]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, stdout
+from silotune.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +24,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model on a split or a file."""
+    from silotune.config import Scoring
     from silotune.experiment.tuned import evaluate as score
 
+    if scoring is not None and scoring not in get_args(Scoring):
+        raise ConfigError(unknown_choice("scoring", scoring, get_args(Scoring)))
     with reserved_stdout(as_json):
         result = score(folder, mode=mode, split=split, data=data, scoring=scoring)
     if as_json:

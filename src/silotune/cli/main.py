@@ -94,3 +94,7 @@ def _lines(error: SilotuneError) -> list[str]:
     if isinstance(error, ConfigError) and error.faults:
         return list(error.faults)
     return [" ".join(str(error).split())]
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from silotune.errors import DataError
+from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.generate import greedy_answers
 from silotune.evaluation.metrics import UNPARSED, classification, language_modelling
 from silotune.models.adapters import Adapted
@@ -44,16 +44,15 @@ def evaluate(
 
     Raises:
         DataError: There is nothing to score.
+        ConfigError: The scoring is unknown.
     """
     if not examples:
         raise DataError("there are no examples to evaluate on")
     if not labels:
         return {"num_examples": len(examples), **_perplexity(adapted, examples, batch_size)}
-    if scoring == "generation":
-        texts = greedy_answers(adapted, examples, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        predictions = [parse_option(text, labels) for text in texts]
-    else:
-        predictions = _likeliest(adapted, examples, batch_size)
+    if scoring not in SCORINGS:
+        raise ConfigError(unknown_choice("scoring", scoring, SCORINGS))
+    predictions = SCORINGS[scoring](adapted, examples, labels, batch_size, max_new_tokens)
     figures = classification(
         predictions, [example.label for example in examples], labels, bootstrap_samples=bootstrap_samples
     )
@@ -76,14 +75,29 @@ def parse_option(text: str, labels: Sequence[str]) -> int:
     return UNPARSED
 
 
+def _generated(
+    adapted: Adapted, examples: Sequence[Encoded], labels: Sequence[str], batch_size: int, max_new_tokens: int
+) -> list[int]:
+    texts = greedy_answers(adapted, examples, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return [parse_option(text, labels) for text in texts]
+
+
 @torch.no_grad()
-def _likeliest(adapted: Adapted, examples: Sequence[Encoded], batch_size: int) -> list[int]:
+def _likeliest(
+    adapted: Adapted, examples: Sequence[Encoded], labels: Sequence[str], batch_size: int, max_new_tokens: int
+) -> list[int]:
     predictions = [UNPARSED] * len(examples)
     for places, batch in by_length(examples, batch_size):
         best = option_scores(adapted, batch).argmax(dim=1).tolist()
         for place, option in zip(places, best, strict=True):
             predictions[place] = option
     return predictions
+
+
+SCORINGS: Mapping[str, Callable[[Adapted, Sequence[Encoded], Sequence[str], int, int], list[int]]] = {
+    "likelihood": _likeliest,
+    "generation": _generated,
+}
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from silotune.config import Positive, Section
 from silotune.errors import MessageError
 from silotune.structs import Reply, Request, Tensors
-from silotune.tensors import all_finite
+from silotune.tensors import all_finite, apart
 
 MAGIC = b"ST01"
 MAX_HEADER_BYTES = 1 << 20
@@ -91,7 +91,7 @@ def encode(message: Request | Reply) -> bytes:
     """A message as bytes; the same message gives the same bytes.
 
     Raises:
-        MessageError: The body holds something that JSON cannot say.
+        MessageError: The body holds something that JSON cannot say, or a tensor has a dtype that is not carried.
     """
     header = {
         "type": "request" if isinstance(message, Request) else "reply",
@@ -104,7 +104,8 @@ def encode(message: Request | Reply) -> bytes:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise MessageError(f"a {message.kind} message's body is not plain JSON: {error}") from error
-    payload = save({name: tensor.detach().contiguous() for name, tensor in message.tensors.items()})
+    layout_of(message.tensors)
+    payload = save(apart(message.tensors))
     return MAGIC + struct.pack("<I", len(text)) + text + payload
 
 
@@ -172,7 +173,7 @@ def _layout_in(payload: bytes) -> Layout:
 
 def _json(data: bytes, what: str) -> dict[str, Any]:
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of endless digits
         raise MessageError(f"a message's {what} is not JSON") from error
     if not isinstance(document, dict):
@@ -183,6 +184,14 @@ def _json(data: bytes, what: str) -> dict[str, Any]:
 def _refuse_constant(name: str) -> NoReturn:
     """NaN and Infinity, which Python's parser would take."""
     raise ValueError(f"{name} is not JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without a name that stands twice: two parsers could take different ones."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name stands twice")
+    return made
 
 
 def _check_layout(claimed: Layout, expected: Layout) -> None:

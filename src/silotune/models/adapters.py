@@ -61,7 +61,6 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
     from peft import get_peft_model
 
     peft_config = CONFIGS[section.kind](base, section)
-    peft_config.base_model_name_or_path = base.name
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -71,6 +70,7 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
         except ValueError as error:
             raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
     model.eval()
+    peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
     return Adapted(base, model, _saved_names(model), _as_json(peft_config))
 
 
@@ -118,6 +118,7 @@ def _lora(base: Base, section: AdapterSection) -> PeftConfig:
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft only divides by it
         lora_dropout=section.dropout,
         target_modules=_targets(base, section, DEFAULTS),
+        fan_in_fan_out=_stored_transposed(base.model),
         use_rslora=section.rslora,
         use_dora=section.dora,
         task_type="CAUSAL_LM",
@@ -134,7 +135,17 @@ def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
         targets = linear_names(base.model)
     known = FEEDFORWARD.get(base.model.config.model_type, [])
     inner = [name for name in targets if name in known]
-    return IA3Config(target_modules=targets, feedforward_modules=inner, task_type="CAUSAL_LM")
+    return IA3Config(
+        target_modules=targets,
+        feedforward_modules=inner,
+        fan_in_fan_out=_stored_transposed(base.model),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _stored_transposed(model: PreTrainedModel) -> bool:
+    """Whether the linear layers are GPT-2's Conv1D, which stores [in, out]."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
 CONFIGS: Mapping[str, Callable[[Base, AdapterSection], PeftConfig]] = {"lora": _lora, "qlora": _lora, "ia3": _ia3}

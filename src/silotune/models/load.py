@@ -107,14 +107,19 @@ def load_base(section: ModelSection) -> Base:
         options["dtype"] = DTYPES[section.precision]
     tokenizer = load_tokenizer(section)
     with _one_line_errors(section.name), _progress_bars_off():
-        model = AutoModelForCausalLM.from_pretrained(_source(section), **options)
+        model, found = AutoModelForCausalLM.from_pretrained(_source(section), output_loading_info=True, **options)
+    if found["missing_keys"]:  # transformers would go on with random numbers
+        raise ModelError(
+            f"model.name = {section.name!r} has no weights for {sorted(found['missing_keys'])[0]!r} "
+            f"({len(found['missing_keys'])} tensors are missing); take a whole checkpoint of a causal language model"
+        )
     if section.precision != "int4":
         torch.nn.Module.to(model, device)
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
     if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     base = Base(model, tokenizer, device, section.name, section.autocast)
     if base.context_length and section.max_length > base.context_length:
@@ -178,9 +183,11 @@ def _progress_bars_off() -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = Path(name).expanduser()
         if where.is_dir():
             advice = "is a folder, but not one that transformers can load (config.json, weights, tokenizer)"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from silotune.errors import RunFolderError
 from silotune.structs import Tensors
+from silotune.tensors import apart
 
 Order = dict[str, list[str]]
 """Group -> names in their original order; safetensors sorts them, and sums depend on the order."""
@@ -36,7 +37,7 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(_apart(tensors), path, metadata={"format": "pt"})
+        save_file(apart(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -44,20 +45,6 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _apart(tensors: Tensors) -> Tensors:
-    """The tensors on the CPU, contiguous, no two on one storage (which safetensors refuses)."""
-    result: Tensors = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        ready = tensor.detach().cpu().contiguous()
-        place = ready.untyped_storage().data_ptr()
-        if place in seen:
-            ready = ready.clone()
-        seen.add(place)
-        result[name] = ready
-    return result
 
 
 def read_groups(path: Path, order: Mapping[str, list[str]]) -> dict[str, Tensors]:

@@ -118,6 +118,8 @@ def train_round(
             mean_loss, tokens = loop.run(batches, steps)
         finally:
             adapted.model.eval()
+            for parameter in adapted.parameters.values():
+                parameter.grad = None
     final = adapters.read(adapted)
     delta = arithmetic.subtract(final, received)
     if not arithmetic.all_finite(delta):

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from silotune.errors import DataError
+from silotune.evaluation.evaluate import evaluate, parse_option
+from silotune.evaluation.metrics import UNPARSED
+from silotune.models import adapters
+from silotune.training.local import RoundPlace, train_round
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A tiny model that answers its own training examples."""
+    model = tiny.adapted(rank=4, targets="all-linear", stirred=False)
+    settings = tiny.training(batch_size=9, max_steps=40, learning_rate=0.03)
+    start = adapters.read(model)
+    delta = train_round(model, start, tiny.encoded(tiny.closed(9)), settings=settings, place=RoundPlace(1)).delta
+    adapters.write(model, {name: start[name] + delta[name] for name in start})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("positive", 2), (" Positive.\n", 2), ("NEGATIVE!", 0), ("neutral, because nothing changed", 1),
+        ("**positive**", 2), ("not positive", UNPARSED), ("positively", UNPARSED), ("", UNPARSED), ("...", UNPARSED),
+        ("the answer is positive", UNPARSED),
+    ],
+)  # fmt: skip
+def test_parse_option(text: str, expected: int) -> None:
+    assert parse_option(text, tiny.LABELS) == expected
+
+
+def test_parse_letters_and_options_of_several_words() -> None:
+    assert [parse_option(text, ("A", "B")) for text in ("A", "b)", "(B) beta", "AB", "C")] == [0, 1, 1, -1, -1]
+    assert parse_option("Not at all.", ("yes", "not at all")) == 1
+
+
+def test_likelihood_takes_the_likeliest_option_of_each_example() -> None:
+    model = tiny.adapted()
+    examples = tiny.encoded(tiny.closed(7))
+    with torch.no_grad():
+        slow = [
+            max(
+                range(3),
+                key=lambda option, own=example: float(
+                    tiny.log_probabilities(model, own.prompt, own.options[option]).sum()
+                ),
+            )
+            for example in examples
+        ]
+    for batch_size in (1, 3, 64):
+        figures = evaluate(model, examples, labels=tiny.LABELS, batch_size=batch_size)
+        right = [prediction == example.label for prediction, example in zip(slow, examples, strict=True)]
+        assert figures["accuracy"] == pytest.approx(sum(right) / 7)
+        assert figures["confusion"] == [
+            [sum(e.label == true and p == named for p, e in zip(slow, examples, strict=True)) for named in range(3)] + [0]
+            for true in range(3)
+        ]
+        assert figures["num_examples"] == 7
+        assert figures["scoring"] == "likelihood"
+
+
+def test_generation_reads_the_written_answer(learnt) -> None:
+    examples = tiny.encoded(tiny.closed(9))
+    figures = evaluate(learnt, examples, labels=tiny.LABELS, batch_size=4, scoring="generation", bootstrap_samples=50)
+    assert figures["scoring"] == "generation"
+    assert figures["accuracy"] >= 8 / 9
+    assert figures["accuracy_interval"][0] <= figures["accuracy"] <= figures["accuracy_interval"][1]
+    untaught = evaluate(tiny.adapted(), examples, labels=tiny.LABELS, batch_size=4, scoring="generation")
+    assert untaught["unparsed"] > 0.5
+
+
+def test_perplexity_equals_the_slow_one() -> None:
+    model = tiny.adapted()
+    examples = tiny.encoded(tiny.opened())
+    with torch.no_grad():
+        losses = torch.cat([-tiny.log_probabilities(model, item.prompt, item.answer) for item in examples])
+    figures = evaluate(model, examples, labels=(), batch_size=2)
+    assert figures["loss"] == pytest.approx(float(losses.double().mean()), rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(math.exp(float(losses.double().mean())), rel=1e-4)
+    assert figures["num_examples"] == len(examples)
+
+
+def test_nothing_to_score() -> None:
+    with pytest.raises(DataError, match="no examples"):
+        evaluate(tiny.adapted(), [], labels=tiny.LABELS, batch_size=2)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from silotune.errors import ModelError
+from silotune.evaluation.generate import Sampling, greedy_answers, stream_answer
+from silotune.training.encode import Encoded, prompt_ids
+
+TURNS = [("user", "shares fell")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.adapted()
+
+
+def by_hand(model, ids: list[int], count: int) -> list[int]:
+    """Greedy decoding without a cache, one id at a time."""
+    made: list[int] = []
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model.model(input_ids=torch.tensor([[*ids, *made]]), use_cache=False).logits
+        made.append(int(logits[0, -1].argmax()))
+        if made[-1] == model.base.tokenizer.eos_token_id:
+            break
+    return made
+
+
+def test_temperature_zero_is_greedy(model) -> None:
+    ids = prompt_ids(TURNS, model.base.tokenizer)
+    line = torch.tensor([ids])
+    theirs = model.model.generate(
+        input_ids=line, attention_mask=torch.ones_like(line), do_sample=False, max_new_tokens=12, pad_token_id=0,
+        eos_token_id=2,
+    )[0, len(ids) :].tolist()  # fmt: skip
+    assert theirs == by_hand(model, ids, 12)
+    text = "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=12)))
+    assert text == model.base.tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def test_sampling_comes_from_its_seed_and_leaves_the_generator_alone(model) -> None:
+    def sample(seed: int) -> str:
+        return "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=20, temperature=1.5, top_p=0.95, seed=seed)))
+
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
+    first = sample(1)
+    assert torch.equal(torch.rand(2), expected)
+    assert first == sample(1)
+    assert len({first, sample(2), sample(3)}) == 3
+    narrow = Sampling(max_new_tokens=12, temperature=1.5, top_k=1)
+    assert "".join(stream_answer(model, TURNS, narrow)) == "".join(stream_answer(model, TURNS, Sampling(12)))
+
+
+def test_a_repetition_penalty_changes_the_answer(model) -> None:
+    plain, varied = (
+        "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=30, repetition_penalty=penalty)))
+        for penalty in (1.0, 5.0)
+    )
+    assert plain != varied
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_batch_of_answers_equals_one_at_a_time(name: str) -> None:
+    model = tiny.adapted(name)
+    examples = tiny.encoded(tiny.closed(5))
+    batch = greedy_answers(model, examples, batch_size=5, max_new_tokens=8)
+    alone = [
+        model.base.tokenizer.decode(by_hand(model, list(example.prompt), 8), skip_special_tokens=True).strip()
+        for example in examples
+    ]
+    assert batch == alone
+    assert model.base.model.config.use_cache is False
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_answers_never_leave_the_context(name: str) -> None:
+    """GPT-2 has no position beyond its last one."""
+    model = tiny.adapted(name)
+    nearly_full = Encoded((5,) * (tiny.CONTEXT - 3), (50, 2), ((50,), (51,)), 0)
+    assert len(greedy_answers(model, [nearly_full], batch_size=1, max_new_tokens=16)) == 1
+    words = model.base.tokenizer
+    long = "a" * 400
+    while len(prompt_ids([("user", long)], words)) > tiny.CONTEXT - 2:
+        long = long[:-1]
+    list(stream_answer(model, [("user", long)], Sampling(max_new_tokens=50)))
+
+
+def test_a_prompt_that_fills_the_context_is_refused(model) -> None:
+    with pytest.raises(ModelError, match="context is 256; shorten"):
+        list(stream_answer(model, [("user", "z" * 400)], Sampling()))
+
+
+def test_a_failure_in_the_generating_thread_reaches_the_reader(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (RuntimeError("out of memory\nmore"), IndexError()):
+
+        def fail(raised: Exception = error, **options: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(model.model, "generate", fail, raising=False)
+        with pytest.raises(ModelError, match="generation failed") as caught:
+            list(stream_answer(model, TURNS, Sampling()))
+        assert "\n" not in str(caught.value)

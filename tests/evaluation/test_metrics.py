@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from silotune.evaluation.metrics import UNPARSED, classification, language_modelling
+
+NAMES = ("a", "b", "c")
+pairs = st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2)), min_size=1, max_size=60)
+
+
+def test_by_hand() -> None:
+    """Class a: 2 of 3 found, 1 wrongly named; b: found, c: never named; one answer unparsed."""
+    figures = classification([0, 0, UNPARSED, 1, 0], [0, 0, 0, 1, 2], NAMES, bootstrap_samples=0)
+    assert figures["accuracy"] == 0.6
+    assert figures["unparsed"] == 0.2
+    assert figures["confusion"] == [[2, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0]]
+    assert figures["per_class"]["a"] == {"precision": 2 / 3, "recall": 2 / 3, "f1": pytest.approx(2 / 3), "support": 3}
+    assert figures["per_class"]["b"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1}
+    assert figures["per_class"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1}
+    assert figures["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert not any(key.endswith("_interval") for key in figures)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs)
+def test_equals_scikit_learn(values: list[tuple[int, int]]) -> None:
+    predicted, true = [pair[0] for pair in values], [pair[1] for pair in values]
+    figures = classification(predicted, true, NAMES, bootstrap_samples=0)
+    assert figures["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    present = sorted({*true, *predicted} - {UNPARSED})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = f1_score(true, predicted, labels=present, average="macro", zero_division=0.0)
+    assert figures["macro_f1"] == pytest.approx(expected)
+    table = confusion_matrix(true, [3 if value == UNPARSED else value for value in predicted], labels=[0, 1, 2, 3])
+    assert figures["confusion"] == table[:3].tolist()
+    assert figures["unparsed"] == pytest.approx(predicted.count(UNPARSED) / len(predicted))
+
+
+def test_intervals_are_those_of_resampled_examples() -> None:
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 3, 200)
+    predicted = np.where(generator.random(200) < 0.7, true, generator.integers(-1, 3, 200))
+    figures = classification(predicted.tolist(), true.tolist(), NAMES, bootstrap_samples=4000)
+    slow = []
+    for _ in range(300):
+        chosen = generator.integers(0, 200, 200)
+        slow.append(
+            (
+                accuracy_score(true[chosen], predicted[chosen]),
+                f1_score(true[chosen], predicted[chosen], labels=[0, 1, 2], average="macro"),
+            )
+        )
+    for place, name in enumerate(("accuracy", "macro_f1")):
+        low, high = figures[f"{name}_interval"]
+        assert low < figures[name] < high
+        expected = np.percentile([pair[place] for pair in slow], [2.5, 97.5])
+        assert [low, high] == pytest.approx(expected.tolist(), abs=0.02)
+
+
+def test_intervals_are_deterministic_and_narrow_with_more_examples() -> None:
+    few = classification([0, 1] * 20, [0, 0] * 20, NAMES[:2], bootstrap_samples=500)
+    assert few == classification([0, 1] * 20, [0, 0] * 20, NAMES[:2], bootstrap_samples=500)
+    many = classification([0, 1] * 500, [0, 0] * 500, NAMES[:2], bootstrap_samples=500)
+    assert np.diff(many["accuracy_interval"])[0] < 0.4 * np.diff(few["accuracy_interval"])[0]
+    sure = classification([0] * 9, [0] * 9, NAMES[:1], bootstrap_samples=50)
+    assert sure["accuracy_interval"] == [1.0, 1.0]
+
+
+def test_perplexity_is_the_exponential_of_the_mean() -> None:
+    assert language_modelling(6.0, 3) == {"loss": 2.0, "perplexity": math.exp(2.0)}
+    assert math.isfinite(language_modelling(1e9, 1)["perplexity"])

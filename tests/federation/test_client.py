@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from silotune.config import FederationSection
+from silotune.errors import MessageError
+from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.models import adapters
+from silotune.seeds import derive
+from silotune.structs import Request
+from silotune.training.local import RoundPlace, train_round
+
+EXAMPLES = tiny.encoded(tiny.closed(6))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.adapted()
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    return adapters.read(model)
+
+
+def body(settings=None, **federation) -> dict:
+    order = TrainOrder(
+        training=settings or tiny.training(), federation=FederationSection(**federation), seed=3, rounds=4
+    )
+    return order.model_dump(mode="json")
+
+
+def test_train_is_a_local_round_with_the_client_s_own_seed(model, start) -> None:
+    site = Site("bank", EXAMPLES, model)
+    reply = client_round(Request("train", 2, "bank", start, body()), site)
+    place = RoundPlace(derive(3, "train", round_number=2, client="bank"), 2, 4)
+    expected = train_round(model, start, EXAMPLES, settings=tiny.training(), place=place)
+    tiny.assert_same_bits(reply.tensors, expected.delta)
+    assert (reply.kind, reply.round_number, reply.client) == ("train", 2, "bank")
+    assert reply.body["num_examples"] == 6 and reply.body["loss"] == expected.loss and reply.body["steps"] == 2
+
+
+def test_clients_and_rounds_draw_different_orders(model, start) -> None:
+    one_by_one = tiny.training(batch_size=1, max_steps=4)
+    replies = [
+        client_round(Request("train", number, name, start, body(one_by_one)), Site(name, EXAMPLES, model))
+        for name in ("a", "b") for number in (1, 2)
+    ]  # fmt: skip
+    assert len({reply.body["tokens"] + reply.body["loss"] for reply in replies}) == 4
+
+
+def test_fedprox_reaches_the_client(model, start) -> None:
+    plain, pulled, none = (
+        client_round(Request("train", 1, "bank", start, body(**options)), Site("bank", EXAMPLES, model)).tensors
+        for options in ({}, {"algorithm": "fedprox", "proximal_mu": 50.0}, {"algorithm": "fedprox", "proximal_mu": 0.0})
+    )
+    tiny.assert_same_bits(plain, none)
+    assert any(not (plain[name] == pulled[name]).all() for name in plain)
+
+
+def test_state_moves_on_with_the_site(model, start) -> None:
+    site = Site("bank", EXAMPLES, model)
+    settings = tiny.training(optimizer_state="keep")
+    for number, steps in ((1, 2.0), (2, 4.0)):
+        client_round(Request("train", number, "bank", start, body(settings)), site)
+        counted = {float(tensor) for key, tensor in site.state.tensors.items() if key.startswith("step/")}
+        assert counted == {steps}
+
+
+def test_evaluate_sends_figures_and_no_tensors(model, start) -> None:
+    order = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
+    reply = client_round(Request("evaluate", 2, "bank", start, order), Site("bank", EXAMPLES, model))
+    assert reply.tensors == {}
+    assert reply.body["num_examples"] == 6 and 0 <= reply.body["accuracy"] <= 1
+
+
+def test_what_a_client_refuses(model, start) -> None:
+    site = Site("bank", EXAMPLES, model)
+    with pytest.raises(MessageError, match="unknown request 'tran': did you mean 'train'"):
+        client_round(Request("tran", 1, "bank", start, body()), site)
+    for wrong in ({}, {**body(), "more": 1}, {**body(), "training": {"learning_rate": -1}}):
+        with pytest.raises(MessageError, match="train request's body is not valid at '"):
+            client_round(Request("train", 1, "bank", start, wrong), site)

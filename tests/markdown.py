@@ -1,0 +1,34 @@
+"""Reads Markdown files for the tests of the documentation: code blocks, commands and links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The contents of the fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """The commands of all shell blocks as words, comments left out."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def inline_commands(page: Path) -> list[list[str]]:
+    """The commands that stand as code in the running text, such as ``silotune tasks``."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [shlex.split(code) for code in re.findall(r"`(silotune [a-z][^`]*)`", text)]
+
+
+def links(page: Path) -> list[str]:
+    """Targets of the links and pictures that lead to files of the repository."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    return [target for target in targets if "://" not in target]

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import tiny
+import torch
+
+from silotune.config import Algorithm, FederationSection, Mode, Objective
+from silotune.experiment.modes import MODES
+from silotune.methods.aggregate import weighted_mean
+from silotune.methods.algorithms import ALGORITHMS, method
+from silotune.methods.corrections import proximal
+from silotune.methods.server_step import plain_step
+from silotune.structs import ClientUpdate
+from silotune.training.objectives import OBJECTIVES
+
+
+def test_tables_hold_what_the_configuration_allows() -> None:
+    assert set(ALGORITHMS) == set(get_args(Algorithm))
+    assert set(OBJECTIVES) == set(get_args(Objective))
+    assert set(MODES) == set(get_args(Mode))
+
+
+def test_proximal_term_by_hand() -> None:
+    weights, received = {"w": torch.tensor([1.0, 4.0])}, {"w": torch.tensor([0.5, 6.0])}
+    assert proximal(0.5)(weights, received)["w"].tolist() == [0.25, -1.0]
+
+
+def test_proximal_term_is_the_gradient_of_half_mu_times_the_squared_distance() -> None:
+    weights = torch.randn(5, requires_grad=True)
+    received = torch.randn(5)
+    (0.3 / 2 * (weights - received).square().sum()).backward()
+    term = proximal(0.3)({"w": weights.detach()}, {"w": received})["w"]
+    torch.testing.assert_close(term, weights.grad)
+
+
+def test_plain_step_by_hand() -> None:
+    weights, delta, memory = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, -1.0])}, {"m": torch.ones(1)}
+    stepped, kept = plain_step(0.5)(weights, delta, memory)
+    assert stepped["w"].tolist() == [1.25, 1.5]
+    assert kept == memory
+    assert weights["w"].tolist() == [1.0, 2.0]
+
+
+def test_two_rounds_of_fedavg_on_the_known_clients() -> None:
+    """x0 = [1, -2, .5]; FedAvg gives the weighted means of the clients' own models."""
+    fedavg = method(FederationSection())
+    weights = {"w": torch.tensor([1.0, -2.0, 0.5])}
+    rounds = (
+        (([1.1, -2.2, 0.5], 1), ([0.9, -1.8, 0.7], 3), [0.95, -1.9, 0.65]),
+        (([1.2, -1.9, 0.6], 1), ([1.0, -2.1, 0.4], 3), [1.05, -2.05, 0.45]),
+    )
+    for *clients, expected in rounds:
+        updates = [ClientUpdate("c", {"w": torch.tensor(own) - weights["w"]}, count) for own, count in clients]
+        weights, _ = fedavg.step(weights, fedavg.aggregate(updates), {})
+        torch.testing.assert_close(weights["w"], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("name", get_args(Algorithm))
+def test_only_fedprox_corrects(name: Algorithm) -> None:
+    made = method(FederationSection(algorithm=name, proximal_mu=0.5))
+    assert made.aggregate is weighted_mean
+    assert (made.correction is not None) == (name == "fedprox")
+    if made.correction is not None:
+        tiny.assert_same_bits(
+            made.correction({"w": torch.ones(2)}, {"w": torch.zeros(2)}), {"w": torch.full((2,), 0.5)}
+        )

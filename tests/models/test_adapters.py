@@ -1,0 +1,186 @@
+"""Adapters: found on every architecture, read and written bit for bit, stored as peft stores them."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import tiny
+import torch
+
+from silotune import tensors as arithmetic
+from silotune.config import AdapterKind, AdapterSection, ModelSection
+from silotune.errors import MessageError, ModelError
+from silotune.models.adapters import CONFIGS, attach, linear_names, read, write
+from silotune.models.load import load_base
+from silotune.record.runs import RunFolder
+from silotune.training.local import RoundPlace, train_round
+
+KINDS = {
+    "lora": {"kind": "lora"},
+    "rslora": {"kind": "lora", "rslora": True},
+    "dora": {"kind": "lora", "dora": True},
+    "ia3": {"kind": "ia3"},
+    "lora on all": {"kind": "lora", "targets": "all-linear"},
+    "ia3 on all": {"kind": "ia3", "targets": "all-linear"},
+}
+IDS = torch.tensor([[5, 60, 70, 80, 9]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def test_table_is_the_configuration_s() -> None:
+    assert {*CONFIGS, "none"} == set(get_args(AdapterKind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_targets_are_found_and_train(name: str, kind: str) -> None:
+    model = tiny.adapted(name, stirred=False, **KINDS[kind])
+    before = logits(tiny.model(name))
+    torch.testing.assert_close(logits(model.model), before, rtol=1e-5, atol=1e-5)  # a fresh adapter changes nothing
+    start = read(model)
+    examples = tiny.encoded(tiny.closed(4))
+    settings = tiny.training(learning_rate=0.05, max_steps=1)
+    delta = train_round(model, start, examples, settings=settings, place=RoundPlace(1)).delta
+    assert start.keys() == delta.keys() == model.parameters.keys()
+    assert {parameter.requires_grad for parameter in model.parameters.values()} == {True}
+    assert not torch.allclose(logits(model.model), before, atol=1e-4)
+    head = model.base.model.get_output_embeddings()
+    assert type(head) is torch.nn.Linear
+
+
+def test_all_linear_layers_but_the_head_are_known() -> None:
+    expected = {
+        "llama": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+        "gpt2": ["c_attn", "c_fc", "c_proj"],
+        "gpt_neox": ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"],
+        "phi": ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"],
+    }
+    assert {name: linear_names(tiny.model(name)) for name in expected} == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_and_write_are_exact_and_copies(kind: str) -> None:
+    model = tiny.adapted(**KINDS[kind])
+    first = read(model)
+    other = tiny.stir(first, seed=9)
+    kept = arithmetic.digest(other)
+    write(model, other)
+    tiny.assert_same_bits(read(model), other)
+    for parameter in model.parameters.values():
+        parameter.data.zero_()
+    assert arithmetic.digest(other) == kept
+    write(model, first)
+    tiny.assert_same_bits(read(model), first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's, not ours
+def test_a_saved_adapter_is_peft_s_own(name: str, kind: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    model = tiny.adapted(name, **KINDS[kind])
+    model.model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    theirs = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    ours = read(model)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[key]), key
+    RunFolder(tmp_path / "ours").save_adapter(ours, model.config, card="")
+    loaded = PeftModel.from_pretrained(tiny.model(name), tmp_path / "ours" / "adapter")
+    torch.testing.assert_close(logits(loaded.eval()), logits(model.model), rtol=0, atol=0)
+
+
+def test_configuration_is_the_same_in_every_process_and_names_the_base_as_given(tmp_path: Path) -> None:
+    first, second = tiny.adapted(targets="all-linear").config, tiny.adapted(targets="all-linear").config
+    assert json.dumps(first) == json.dumps(second)
+    assert first["target_modules"] == sorted(first["target_modules"])
+    assert first["base_model_name_or_path"] == "llama"
+    assert first["inference_mode"] is True
+
+
+def test_the_initial_adapter_comes_from_the_seed() -> None:
+    def initial(seed: int) -> str:
+        torch.manual_seed(torch.seed())
+        return arithmetic.digest(read(attach(tiny.base(), AdapterSection(rank=2), seed=seed)))
+
+    assert initial(1) == initial(1) != initial(2)
+
+
+def test_rank_and_scale_are_what_was_asked() -> None:
+    for options, scale in (({}, 2.0), ({"rslora": True}, 4 / 2**0.5)):
+        model = tiny.adapted(targets=("q_proj",), **options)
+        (name, layer), *_ = [item for item in model.model.named_modules() if item[0].endswith("layers.0.self_attn.q_proj")]
+        down, up = (read(model)[f"{name}.lora_{part}.weight"] for part in "AB")
+        assert down.shape == (2, 32) and up.shape == (32, 2)
+        hidden = torch.randn(3, 32)
+        expected = hidden @ layer.base_layer.weight.T + scale * (hidden @ down.T) @ up.T
+        torch.testing.assert_close(layer(hidden), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_adapter_trains_all_weights_once() -> None:
+    base = tiny.base("gpt2")  # its head shares the embedding's memory
+    model = attach(base, AdapterSection(kind="none"), seed=0)
+    assert model.config == {} and model.model is base.model
+    assert model.parameters.keys() == dict(base.model.named_parameters()).keys()
+    start = read(model)
+    assert arithmetic.count(start) == sum(item.numel() for item in base.model.parameters())
+    settings = tiny.training(learning_rate=0.01)
+    result = train_round(model, start, tiny.encoded(tiny.closed(4)), settings=settings, place=RoundPlace(1))
+    assert all(bool(tensor.any()) for name, tensor in result.delta.items() if "wpe" not in name)
+    write(model, start)
+    tiny.assert_same_bits(read(model), start)
+
+
+@pytest.mark.parametrize(
+    ("target", "near"), [("q_prj", "did you mean 'q_proj'?"), ("query", "allowed: down_proj, gate_proj")]
+)
+def test_an_unknown_target_names_the_nearest(target: str, near: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        tiny.adapted(targets=("v_proj", target))
+    assert near in str(caught.value) and target in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_a_target_that_is_no_layer_is_refused(kind: str) -> None:
+    with pytest.raises(ModelError, match=f"adapter.kind = '{kind}'"):
+        tiny.adapted(kind=kind, targets=("layers",))
+
+
+def test_write_refuses_what_does_not_fit() -> None:
+    model = tiny.adapted()
+    tensors = read(model)
+    name = next(iter(tensors))
+    with pytest.raises(MessageError, match="one side only"):
+        write(model, {key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(MessageError, match="shape"):
+        write(model, {**tensors, name: torch.zeros(1)})
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_qlora_trains_on_an_int4_base_without_touching_it(tiny_folder: Path) -> None:
+    base = load_base(ModelSection(name=str(tiny_folder), max_length=128, precision="int4"))
+    packed = {name: item for name, item in base.model.named_parameters() if item.dtype == torch.uint8}
+    assert any("q_proj" in name for name in packed)
+    before = arithmetic.digest(packed)
+    model = attach(base, AdapterSection(kind="qlora", rank=2, targets="all-linear"), seed=0)
+    start = read(model)
+    assert {tensor.dtype for tensor in start.values()} == {torch.float32}
+    settings = tiny.training(learning_rate=0.01, objective="choice", batch_size=8, max_steps=6)
+    place = RoundPlace(1)
+    first = train_round(model, start, tiny.encoded(tiny.closed()), settings=settings, place=place)
+    again = train_round(model, start, tiny.encoded(tiny.closed()), settings=settings, place=place)
+    tiny.assert_same_bits(first.delta, again.delta)
+    assert arithmetic.digest(packed) == before
+    after = arithmetic.add(start, first.delta)
+    assert train_round(model, after, tiny.encoded(tiny.closed()), settings=settings, place=place).loss < first.loss

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from silotune.config import ModelSection
+from silotune.errors import MissingPackageError, ModelError
+from silotune.models.load import Base, load_base, load_tokenizer, pick_device
+
+
+def section(folder: Path, **changes) -> ModelSection:
+    return ModelSection(**{"name": str(folder), "max_length": 128, **changes})
+
+
+def test_a_base_is_frozen_and_in_evaluation_mode(tiny_folder: Path) -> None:
+    base = load_base(section(tiny_folder))
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert not base.model.training
+    assert base.model.config.use_cache is False
+    assert base.device.type in ("cpu", "cuda", "mps")
+    assert base.context_length == tiny.CONTEXT
+    assert base.tokenizer.chat_template
+    assert base.pad_id == 0
+
+
+def test_weights_are_those_of_the_folder(tiny_folder: Path, tiny_model: Base) -> None:
+    expected = tiny.model("llama").state_dict()
+    assert tiny_model.model.state_dict().keys() == expected.keys()
+    for name, tensor in tiny_model.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_precision_attention_and_checkpointing(tiny_folder: Path) -> None:
+    base = load_base(section(tiny_folder, precision="bfloat16", attention="eager", gradient_checkpointing=True))
+    assert {parameter.dtype for parameter in base.model.parameters()} == {torch.bfloat16}
+    assert base.model.config._attn_implementation == "eager"
+    assert any(getattr(layer, "gradient_checkpointing", False) for layer in base.model.modules())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> None:
+    from silotune.config import AdapterSection
+    from silotune.models.adapters import attach, read, write
+    from silotune.training.objectives import answer_losses
+
+    made = []
+    for checkpointing in (False, True):
+        model = attach(
+            load_base(section(tiny_folder, gradient_checkpointing=checkpointing)), AdapterSection(rank=2), seed=0
+        )
+        write(model, tiny.stir(read(model)))
+        model.model.train()
+        losses, _ = answer_losses(model, tiny.encoded(tiny.closed(4)))
+        made.append(tiny.gradients(model, losses.mean()))
+    tiny.assert_close(*made, 1e-5)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_int4_is_near_float32_and_smaller(tiny_folder: Path, tiny_model: Base, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        base = load_base(section(tiny_folder, precision="int4"))
+    assert not [record for record in caplog.records if "kernels" in record.getMessage()]
+    line = torch.tensor([[5, 60, 70]])
+    with torch.no_grad():
+        rough, exact = base.model(line).logits, tiny_model.model(line).logits
+    assert 0 < (rough - exact).abs().mean() < exact.abs().mean()
+    assert "Linear4bit" in {type(module).__name__ for module in base.model.modules()}
+
+
+def test_int4_without_its_package_says_what_to_install(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingPackageError, match=r"silotune\[int4\]"):
+        load_base(section(tiny_folder, precision="int4"))
+
+
+def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_and_broken_folders(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_base(section(tmp_path / "nowhere", offline=True))
+    assert "neither a local folder" in one_line(caught)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError) as caught:
+        load_base(section(tmp_path / "empty"))
+    assert "not one that transformers can load" in one_line(caught)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError) as caught:
+        load_base(section(broken))
+    assert "not one that transformers can load" in one_line(caught)
+
+
+def test_weights_that_lack_a_layer_are_refused_rather_than_made_up(tmp_path: Path, tiny_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as caught:
+        load_base(section(folder))
+    assert "up_proj" in one_line(caught)
+
+
+def test_context_and_device_that_are_not_there(tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="model.max_length to at most 256"):
+        load_base(section(tiny_folder, max_length=257))
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="model.device = 'mps' is not available.*cpu"):
+            pick_device("mps")
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_the_tokenizer_alone(tiny_folder: Path) -> None:
+    words = load_tokenizer(section(tiny_folder))
+    assert words("the bank")["input_ids"] == tiny.tokenizer()("the bank")["input_ids"]
+
+
+def test_pad_is_never_missing() -> None:
+    assert tiny.base(words=tiny.tokenizer(pad=None)).pad_id == 2  # the end
+    bare = tiny.tokenizer(pad=None)
+    bare.eos_token = None
+    assert tiny.base(words=bare).pad_id == 0
+
+
+@pytest.mark.end_to_end
+def test_int4_prints_nothing_in_a_fresh_process(tiny_folder: Path) -> None:
+    if find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    code = (
+        "from silotune.config import ModelSection; from silotune.models.load import load_base; "
+        f"load_base(ModelSection(name={str(tiny_folder)!r}, max_length=128, precision='int4'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -1,0 +1,98 @@
+"""The generated pages are up to date, and what the written ones quote is in the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from types import ModuleType
+
+import pytest
+import torch
+
+import tiny
+from markdown import ROOT, blocks
+from silotune.config import AdapterSection, FederationSection
+from silotune.data import tasks
+from silotune.methods import algorithms, server_step
+from silotune.models import adapters
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "scripts" / "write_docs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    for path, text in script().documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run 'make docs'"
+
+
+def test_every_setting_is_described() -> None:
+    undescribed = re.findall(r"^\| `(\w+)` \|.*\|  \|$", script().configuration(), flags=re.MULTILINE)
+    assert undescribed == []
+
+
+def test_every_command_is_there() -> None:
+    pages = script().commands()
+    for command in ("quickstart", "run", "resume", "evaluate", "generate", "chat", "export", "report", "doctor"):
+        assert f"## silotune {command}\n" in pages
+    assert "## silotune configs copy\n" in pages and "\x1b" not in pages
+
+
+def test_quoted_errors_stand_in_the_code() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", sources)  # one text over several lines of code
+    table = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").partition("## Common errors")[2]
+    quoted = [
+        code for row in re.findall(r"^\| (.*?) \|", table, flags=re.MULTILINE) for code in re.findall("`(.+?)`", row)
+    ]
+    pieces = [piece.strip(" .:") for code in quoted for piece in re.split(r"\.\.\.|\bN\b|'\w+'|\?", code)]
+    assert len(pieces) > 20
+    missing = [piece for piece in pieces if len(piece) > 3 and piece not in joined]
+    assert missing == []
+
+
+CODE = blocks(ROOT / "CONTRIBUTING.md", "python")
+
+
+def test_recipes_are_short() -> None:
+    assert len(CODE) == 3
+    assert max(len(code.splitlines()) for code in CODE) < 30
+
+
+def test_the_recipe_for_a_task_works() -> None:
+    (task,) = eval("[" + CODE[0] + "]", vars(tasks).copy())
+    example = tasks.to_example(task, {"text": "We drew lots.", "label": 2, "journal": "A"}, where="x", number=1)
+    assert example.answer == "methods" and example.fields["journal"] == "A"
+
+
+def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict(vars(adapters))
+    exec(CODE[1], names)
+    monkeypatch.setattr(adapters, "CONFIGS", {**adapters.CONFIGS, "loha": names["_loha"]})
+    base = tiny.base()
+    line = torch.tensor([[7, 8, 9]])
+    before = base.model(input_ids=line).logits
+    section = AdapterSection(rank=2, targets="all-linear").model_copy(update={"kind": "loha"})
+    adapted = adapters.attach(base, section, seed=0)
+    assert adapted.parameters
+    torch.testing.assert_close(adapted.model(input_ids=line).logits, before)
+    tensors = adapters.read(adapted)
+    adapters.write(adapted, tensors)
+    tiny.assert_same_bits(adapters.read(adapted), tensors)
+
+
+def test_the_recipe_for_an_algorithm_works() -> None:
+    names = {**vars(server_step), **vars(algorithms)}
+    config_part, _, code = CODE[2].partition("# methods/server_step.py")
+    assert "server_momentum: Annotated[float" in config_part
+    exec(code, names)
+    section = FederationSection(server_learning_rate=0.5).model_copy(update={"server_momentum": 0.5})
+    step = names["_fedavgm"](section).step
+    weights, memory = step({"a": torch.tensor([1.0])}, {"a": torch.tensor([2.0])}, {})
+    assert weights["a"].item() == 2.0 and memory["a"].item() == 2.0
+    weights, memory = step(weights, {"a": torch.tensor([2.0])}, memory)
+    assert weights["a"].item() == 3.5 and memory["a"].item() == 3.0

@@ -1,0 +1,129 @@
+"""What README and docs tell people to type exists, and the README's Python runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+import silotune
+from markdown import PAGES, ROOT, blocks, command_lines, inline_commands, links
+from silotune.cli.main import build_app
+from silotune.cli.shipped import find
+from silotune.config import load_config
+
+README = ROOT / "README.md"
+TINY = (
+    "data.num_train=40", "data.num_validation=6", "data.num_test=12", "data.partition.clients=2",
+    "training.max_steps=1", "federation.rounds=1", "evaluation.bootstrap_samples=0",
+)  # fmt: skip
+PLACEHOLDERS = {"CONFIG", "NAME", "DIR"}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def parsed(words: list[str]) -> click.Context:
+    """The innermost context of a command that starts with ``silotune``; unknown commands and options raise."""
+    command = typer.main.get_command(build_app())
+    context = click.Context(command, info_name=words[0])
+    rest = words[1:]
+    while isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None and name is not None, words
+        command = found
+        if not isinstance(command, click.Group):
+            return command.make_context(name, rest, parent=context)
+        context = click.Context(command, info_name=name, parent=context)
+    raise AssertionError("a group without commands")
+
+
+def check_config(context: click.Context, copied: set[str]) -> None:
+    """The configuration that a command names exists and takes its changes; ``copied`` are made by earlier lines."""
+    name = context.params.get("config")
+    if not name or name in copied or name in PLACEHOLDERS:
+        return
+    place = ROOT / name
+    load_config(place if place.is_file() else find(name), context.params.get("settings") or ())
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+
+
+def test_the_first_commands_are_quickstart_and_test() -> None:
+    assert command_lines(README)[:2] == [["make", "quickstart"], ["make", "test"]]
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist_with_their_options_and_configurations(page: Path) -> None:
+    copied: set[str] = set()
+    for words in command_lines(page):
+        if words[0] == "silotune":
+            context = parsed(words)
+            check_config(context, copied)
+            if context.info_name == "copy":
+                copied.add(str(context.params["out"]))
+        elif words[0] == "make":
+            assert set(words[1:]) <= targets(), words
+        elif words[0].endswith("python") and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), words
+        else:
+            assert words[0].endswith(("python", "pip", "source", "git", "cd")), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_the_running_text_exist(page: Path) -> None:
+    for words in inline_commands(page):
+        if "..." not in words and words[1] != "COMMAND":
+            try:
+                parsed(words)
+            except click.MissingParameter:
+                pass  # the text names a command without its arguments
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in links(page):
+        assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_the_layout_names_what_there_is() -> None:
+    tree = next(block for block in blocks(README, "text") if block.startswith("src/silotune/"))
+    folder, named = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = folder if line.startswith("  ") else (name if name == "src/silotune/" else "")
+        assert (ROOT / folder / name if line.startswith("  ") else ROOT / name).exists(), line
+        named.add(name.rstrip("/") if line.startswith("  ") else "")
+    inside = {path.name for path in (ROOT / "src" / "silotune").iterdir()}
+    assert inside - named - {"__init__.py", "__main__.py", "__pycache__", "py.typed"} == set()
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    from silotune import errors
+
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    for page in (README, ROOT / "docs" / "errors.md"):
+        stated = {int(code) for code in re.findall(r"\| (\d+) \|", page.read_text(encoding="utf-8"))}
+        assert stated == codes | {0, 130}, page
+
+
+@pytest.mark.end_to_end
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = silotune.load_config
+    small = (*TINY, f"model.name={str(tiny_folder)!r}", f"record.folder={str(tmp_path)!r}")
+    monkeypatch.setattr(silotune, "load_config", lambda path, changes=(): real(path, [*changes, *small]))
+    monkeypatch.chdir(ROOT)
+    (block,) = blocks(README, "python")
+    assert len(block.splitlines()) <= 11
+    exec(compile(block, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("together: ", "alone: ", "on validation: ", " instead of "))

@@ -1,0 +1,152 @@
+"""Clients in this process: what would travel is what is counted, and a broken client breaks nobody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from silotune import tensors as arithmetic
+from silotune.config import FederationSection
+from silotune.errors import DataError
+from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.messages import encode
+from silotune.federation.server import Plan, run_rounds
+from silotune.methods.algorithms import method
+from silotune.models import adapters
+from silotune.record.runs import RunFolder
+from silotune.seeds import derive
+from silotune.structs import Failure, Reply, Request, ServerState, SiteState
+from silotune.training.local import RoundPlace, train_round
+from silotune.transports import in_process
+from silotune.transports.in_process import InProcess
+
+EXAMPLES = tiny.encoded(tiny.closed(8))
+SETTINGS = tiny.training(learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.adapted()
+
+
+@pytest.fixture(scope="module")
+def start(model):
+    return adapters.read(model)
+
+
+def order(settings=SETTINGS, **federation) -> dict:
+    made = TrainOrder(training=settings, federation=FederationSection(**federation), seed=3, rounds=2)
+    return made.model_dump(mode="json")
+
+
+def sites(model) -> dict[str, Site]:
+    return {"a": Site("a", EXAMPLES[:3], model), "b": Site("b", EXAMPLES[3:], model)}
+
+
+def ask(transport: InProcess, start, kind: str = "train", body: dict | None = None) -> list[Reply | Failure]:
+    requests = {name: Request(kind, 1, name, start, body or order()) for name in transport.clients()}
+    return list(transport.exchange(requests, timeout_seconds=1.0))
+
+
+def test_bytes_are_those_of_the_encoded_messages(model, start) -> None:
+    for reply in ask(InProcess(sites(model)), start):
+        request = Request("train", 1, reply.client, start, order())
+        assert reply.bytes_down == len(encode(request))
+        assert reply.bytes_up == len(encode(Reply("train", 1, reply.client, reply.tensors, reply.body)))
+
+
+def test_encoding_changes_no_bit(model, start) -> None:
+    encoded, direct = (ask(InProcess(sites(model), encode=choice), start) for choice in (True, False))
+    for left, right in zip(encoded, direct, strict=True):
+        for name, tensor in right.tensors.items():
+            assert torch.equal(left.tensors[name], tensor)
+        assert right.bytes_up == right.bytes_down == arithmetic.num_bytes(start)
+        assert left.body["loss"] == right.body["loss"]
+
+
+def test_evaluation_sends_no_tensors_back(model, start) -> None:
+    replies = ask(InProcess(sites(model)), start, "evaluate", {"labels": list(tiny.LABELS), "batch_size": 4})
+    assert [reply.body["num_examples"] for reply in replies] == [3, 5]
+    assert all(reply.bytes_up < reply.bytes_down for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DataError("client has none"), "client has none"),
+        (RuntimeError("a secret sentence"), "RuntimeError"),
+        (KeyError("a secret sentence"), "KeyError"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+@pytest.mark.parametrize("encoded", [True, False])
+def test_a_failure_is_never_an_exception_and_tells_no_text(
+    model, start, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str, encoded: bool
+) -> None:
+    def broken(request: Request, site: Site) -> Reply:
+        if site.name == "a":
+            raise error
+        return client_round(request, site)
+
+    monkeypatch.setattr(in_process, "client_round", broken)
+    first, second = ask(InProcess(sites(model), encode=encoded), start)
+    assert first == Failure("a", 1, "train", reason)
+    assert isinstance(second, Reply)
+
+
+def test_an_update_that_is_not_finite_or_of_another_shape_is_a_failure(model, start, monkeypatch) -> None:
+    def poisoned(request: Request, site: Site) -> Reply:
+        delta = dict(request.tensors)
+        name = next(iter(delta))
+        delta[name] = torch.full_like(delta[name], float("nan")) if site.name == "a" else torch.zeros(1)
+        return Reply("train", 1, site.name, delta, {})
+
+    monkeypatch.setattr(in_process, "client_round", poisoned)
+    first, second = ask(InProcess(sites(model)), start)
+    assert isinstance(first, Failure) and "finite" in first.reason
+    assert isinstance(second, Failure) and "expected" in second.reason
+
+
+def test_states_are_kept_and_given_back(model, start) -> None:
+    transport = InProcess(sites(model))
+    ask(transport, start, body=order(SETTINGS.model_copy(update={"optimizer_state": "keep"})))
+    states = transport.states()
+    assert all(state.tensors for state in states.values())
+    fresh = InProcess(sites(model))
+    fresh.restore({"b": states["b"]})
+    assert fresh.states() == {"a": SiteState(), "b": states["b"]}
+
+
+def test_fedavg_with_one_client_is_central_training_bit_for_bit(model, start, tmp_path: Path) -> None:
+    plan = Plan(rounds=2, method=method(FederationSection()), body=order(), seed=3)
+    transport = InProcess({"only": Site("only", EXAMPLES, model)})
+    state = run_rounds(plan, transport, ServerState(0, start), RunFolder(tmp_path))
+    weights = start
+    for number in (1, 2):
+        place = RoundPlace(derive(3, "train", round_number=number, client="only"), number, 2)
+        weights = arithmetic.add(weights, train_round(model, weights, EXAMPLES, settings=SETTINGS, place=place).delta)
+    tiny.assert_same_bits(dict(sorted(state.weights.items())), dict(sorted(weights.items())))
+
+
+def test_one_local_step_of_equal_silos_is_one_central_step(model, start, tmp_path: Path) -> None:
+    settings = tiny.training(optimizer="sgd", learning_rate=0.1, objective="choice", batch_size=8, max_steps=1)
+    plan = Plan(rounds=1, method=method(FederationSection()), body=order(settings), seed=3)
+    split = {name: Site(name, EXAMPLES[place::4], model) for place, name in enumerate("abcd")}
+    together = {"all": Site("all", EXAMPLES, model)}
+    made = [
+        run_rounds(plan, InProcess(clients), ServerState(0, start), RunFolder(tmp_path / str(number))).weights
+        for number, clients in enumerate((split, together))
+    ]
+    tiny.assert_close(*made, 1e-6)
+
+
+def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
+    made = []
+    for number, options in enumerate(({}, {"algorithm": "fedprox", "proximal_mu": 0.0})):
+        plan = Plan(rounds=2, method=method(FederationSection(**options)), body=order(**options), seed=3)
+        state = run_rounds(plan, InProcess(sites(model)), ServerState(0, start), RunFolder(tmp_path / str(number)))
+        made.append(state.weights)
+    tiny.assert_same_bits(*made)
