@@ -9,6 +9,7 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from silotune import load_config, run_experiment
@@ -55,25 +56,26 @@ CALM = ("I would like a new statement.", "Please change my address.", "The leafl
 PRESSING = ("My money is gone.", "Somebody else uses my name.", "I cannot pay my rent today.")
 
 
-def rows(count: int, seed: int) -> list[dict[str, str]]:
-    """Made-up complaints; ``urgency`` is 0 or 1."""
+def rows(count: int, seed: int, kinds: Sequence[int]) -> list[dict[str, str]]:
+    """Made-up complaints of these kinds; ``urgency`` is 0 or 1."""
     draw = random.Random(seed)
     made = []
     for _ in range(count):
         urgency, days = draw.randrange(2), draw.randrange(2, 30)
-        letter = f"{draw.choice(PRESSING if urgency else CALM)} I wrote {days} days ago."
+        kind = draw.choice(kinds)
+        letter = f"{(PRESSING if urgency else CALM)[kind]} I wrote {days} days ago."
         made.append({"product": draw.choice(PRODUCTS), "letter": letter, "urgency": str(urgency)})
     return made
 
 
 def write_files(folder: Path) -> None:
-    """Three institutions and the set on which all are scored."""
+    """Three institutions that each know one kind of complaint, and a set with all kinds on which they are scored."""
     with (folder / "north.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["product", "letter", "urgency"])
         writer.writeheader()
-        writer.writerows(rows(60, seed=1))
-    for seed, name in enumerate(("south", "east", "test"), start=2):
-        lines = [json.dumps(row) + "\n" for row in rows(60, seed=seed)]
+        writer.writerows(rows(60, seed=1, kinds=(0,)))
+    for seed, (name, kinds) in enumerate({"south": (1,), "east": (2,), "test": (0, 1, 2)}.items(), start=2):
+        lines = [json.dumps(row) + "\n" for row in rows(60, seed=seed, kinds=kinds)]
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -81,10 +85,8 @@ def test_commands_exist_with_their_options_and_configurations(page: Path) -> Non
 def test_commands_in_the_running_text_exist(page: Path) -> None:
     for words in inline_commands(page):
         if "..." not in words and words[1] != "COMMAND":
-            try:
+            with contextlib.suppress(click.MissingParameter):  # the text may leave a command's arguments out
                 parsed(words)
-            except click.MissingParameter:
-                pass  # the text names a command without its arguments
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -114,16 +116,42 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         assert stated == codes | {0, 130}, page
 
 
-@pytest.mark.end_to_end
-def test_the_python_of_the_readme_runs(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = silotune.load_config
-    small = (*TINY, f"model.name={str(tiny_folder)!r}", f"record.folder={str(tmp_path)!r}")
-    monkeypatch.setattr(silotune, "load_config", lambda path, changes=(): real(path, [*changes, *small]))
-    monkeypatch.chdir(ROOT)
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[str, Path]:
+    """What the README's Python prints, with sizes for a test, and the run folder that it makes."""
+    root, real = tmp_path_factory.mktemp("runs"), silotune.load_config
+    small = (*TINY, f"model.name={str(tiny_folder)!r}", f"record.folder={str(root)!r}")
     (block,) = blocks(README, "python")
     assert len(block.splitlines()) <= 11
-    exec(compile(block, "README.md", "exec"), {})
-    out = capsys.readouterr().out
-    assert all(word in out for word in ("together: ", "alone: ", "on validation: ", " instead of "))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(silotune, "load_config", lambda path, changes=(): real(path, [*changes, *small]))
+        patch.chdir(ROOT)
+        exec(compile(block, "README.md", "exec"), {})
+    (folder,) = root.iterdir()
+    return out.getvalue(), folder
+
+
+@pytest.mark.end_to_end
+def test_the_python_of_the_readme_runs(ran: tuple[str, Path]) -> None:
+    assert all(word in ran[0] for word in ("together: ", "alone: ", "on validation: ", " instead of "))
+
+
+@pytest.mark.end_to_end
+def test_every_file_and_field_of_a_run_folder_is_documented(ran: tuple[str, Path]) -> None:
+    page = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    files = {path.name for path in ran[1].rglob("*") if path.is_file()}
+    assert {name for name in files if name not in page} == set()
+    documents: list[dict[str, Any]] = []
+    for path in ran[1].rglob("*.json*"):
+        if path.name not in ("config.json", "adapter_config.json"):
+            documents += (
+                [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+                if path.suffix == ".jsonl"
+                else [json.loads(path.read_text("utf-8"))]
+            )
+    for document in documents[:]:
+        documents += [
+            document[name] for name in ("server", "metrics", "federated") if isinstance(document.get(name), dict)
+        ]
+    unknown = {key for document in documents for key in document if f"`{key}`" not in page}
+    assert unknown == set()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from silotune.errors import RunFolderError
 from silotune.structs import Tensors
-from silotune.tensors import apart
 
 Order = dict[str, list[str]]
 """Group -> names in their original order; safetensors sorts them, and sums depend on the order."""
@@ -35,6 +34,8 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     """Writes tensors under their own names, as ``write_groups`` does."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    from silotune.tensors import apart  # late, as torch is: reading a run's rows needs neither
 
     try:
         save_file(apart(tensors), path, metadata={"format": "pt"})

@@ -1,0 +1,98 @@
+"""Real kills: a run that dies at any moment and is resumed ends with the bits of one that never did."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from silotune.config import Config
+from silotune.experiment.run import resume_experiment, run_experiment
+from silotune.record.runs import RunFolder
+
+CODE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from silotune.config import from_mapping
+from silotune.experiment.run import resume_experiment, run_experiment
+if sys.argv[1] == "run":
+    run_experiment(from_mapping(json.loads(sys.argv[2])))
+else:
+    resume_experiment(sys.argv[2])
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CODE, *arguments], stderr=subprocess.DEVNULL)
+
+
+def rounds_done(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("clients.jsonl"))
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, rounds: int, delay: float) -> bool:
+    """Kills at a moment of ``delay`` seconds after so many rows; False if the run ended before."""
+    limit = time.monotonic() + 120
+    while process.poll() is None and rounds_done(folder) < rounds:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    time.sleep(delay)
+    if process.poll() is not None:
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("optimizer_state", ["reset", "keep"])
+def test_three_kills_change_no_bit(configuration: Callable[..., Config], tmp_path: Path, optimizer_state: str) -> None:
+    sections = {
+        "training": {"optimizer_state": optimizer_state, "max_steps": 3},
+        "federation": {"modes": ["federated", "isolated", "centralized"], "rounds": 6, "clients_per_round": 2},
+        "evaluation": {"keep": "best", "bootstrap_samples": 0},
+    }
+    whole = run_experiment(configuration(**sections))
+    cut = configuration(**sections, record={"name": "cut"})
+    folder = tmp_path / "runs" / "cut"
+    moments = random.Random()
+    seed = moments.randrange(2**32)
+    print(f"moments of the kills: seed {seed}")
+    moments.seed(seed)
+    process = start("run", json.dumps(cut.model_dump(mode="json")))
+    killed = 0
+    for rows in sorted(moments.sample(range(1, 30), 3)):
+        killed += kill_after(process, folder, rows, moments.uniform(0, 0.2))
+        assert RunFolder.open(folder).read_json("config") == cut.model_dump(mode="json")
+        process = start("resume", str(folder))
+    assert process.wait(timeout=200) == 0
+    assert killed >= 2
+    resumed = resume_experiment(folder)
+    places = [("federated",), ("centralized",), *(("isolated", name) for name in whole.part("isolated").parts())]
+    assert len(places) == 5
+    for place in places:
+        (left, left_config), (right, right_config) = (run.part(*place).load_adapter() for run in (whole, resumed))
+        tiny.assert_same_bits(left, right)
+        assert left_config == right_config
+        for name in ("metrics", "clients"):
+            kept = [
+                [
+                    {key: value for key, value in row.items() if "seconds" not in key and key != "bytes_up"}
+                    for row in run.part(*place).read_rows(name)
+                ]
+                for run in (whole, resumed)
+            ]
+            assert kept[0] == kept[1]
+        results = [run.part(*place).read_json("result") for run in (whole, resumed)]
+        assert results[0]["metrics"] == results[1]["metrics"]
+        assert results[0]["round"] == results[1]["round"]
+    assert not list(folder.rglob(".*tmp"))

@@ -1,0 +1,288 @@
+"""A whole experiment: the folder is complete, the figures are the model's, the modes have one budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from silotune import tensors as arithmetic
+from silotune.config import Config
+from silotune.errors import FederationError, RunFolderError
+from silotune.experiment.estimate import estimate
+from silotune.experiment.modes import MODES, budget, pooled_steps
+from silotune.experiment.prepare import prepare
+from silotune.experiment.run import resume_experiment, run_experiment
+from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
+from silotune.federation.messages import encode
+from silotune.record.runs import RunFolder
+from silotune.structs import Request
+
+Make = Callable[..., Config]
+ALL = {"modes": ["federated", "isolated", "centralized"], "rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, list[tuple[str, Any]]]:
+    """One run of all modes, and what it told while it went on."""
+    from silotune.config import from_mapping
+
+    told: list[tuple[str, Any]] = []
+    config = from_mapping(
+        {
+            "model": {"name": str(tiny_folder), "max_length": 128},
+            "adapter": {"rank": 2, "alpha": 4},
+            "data": {"num_train": 48, "num_validation": 12, "num_test": 18, "partition": {"clients": 3}},
+            "training": {"batch_size": 4, "epochs": 1, "learning_rate": 0.01, "objective": "choice"},
+            "federation": ALL,
+            "evaluation": {"bootstrap_samples": 20, "per_client": True},
+            "record": {"folder": str(tmp_path_factory.mktemp("runs")), "name": "demo"},
+        }
+    )
+    return run_experiment(config, observer=lambda event, fields: told.append((event, dict(fields)))), told
+
+
+def test_the_folder_is_complete(finished) -> None:
+    run, _ = finished
+    top = {"config.json", "versions.json", "partition.json", "events.jsonl", "summary.json"}
+    assert top <= {path.name for path in run.path.iterdir()}
+    parts = [("federated",), ("centralized",), *(("isolated", name) for name in run.part("isolated").parts())]
+    assert len(parts) == 5
+    for part in parts:
+        place = run.part(*part).path
+        names = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert {path.name for path in (place / "adapter").iterdir()} == names
+        assert {"metrics.jsonl", "clients.jsonl", "result.json"} <= {path.name for path in place.iterdir()}
+        assert [path.name for path in place.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not list(run.path.rglob(".*tmp"))
+    assert len(run.part("federated").read_json("per_client")) == 3
+
+
+def test_the_summary_compares_the_modes(finished) -> None:
+    run, _ = finished
+    summary = run.read_json("summary")
+    assert {
+        "task", "model", "adapter", "algorithm", "seed", "metric", "budget", "split", "base", "bytes_up", "bytes_down",
+        "notes", "seconds", "peak_memory_bytes", "federated", "centralized", "isolated",
+    } <= set(summary)  # fmt: skip
+    for mode in ("federated", "centralized"):
+        result = run.part(mode).read_json("result")
+        assert summary[mode]["accuracy"] == result["metrics"]["accuracy"]
+        assert summary[mode]["split"] == "test" and summary[mode]["num_examples"] == 18
+    clients = summary["isolated"]["clients"]
+    accuracies = [client["accuracy"] for client in clients.values()]
+    assert summary["isolated"]["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 3)
+    assert summary["isolated"]["accuracy"]["best"] == max(accuracies)
+    assert summary["isolated"]["accuracy"]["worst"] == min(accuracies)
+    assert summary["isolated"]["bytes_up"] == 0
+    assert summary["base"]["accuracy"] == run.part("federated").read_rows("metrics")[0]["accuracy"]
+    assert summary["bytes_up"] == summary["federated"]["bytes_up"] > 0
+
+
+def test_modes_do_the_same_number_of_steps(finished) -> None:
+    run, _ = finished
+    parts = {
+        "federated": [("federated",)],
+        "centralized": [("centralized",)],
+        "isolated": [("isolated", name) for name in run.part("isolated").parts()],
+    }
+    steps = {
+        mode: sum(row["steps"] for names in places for row in run.part(*names).read_rows("clients"))
+        for mode, places in parts.items()
+    }
+    assert len(set(steps.values())) == 1
+    assert str(steps["federated"]) in run.read_json("summary")["budget"]
+
+
+def test_bytes_are_those_of_the_messages(finished) -> None:
+    run, _ = finished
+    row = run.part("federated").read_rows("clients")[0]
+    tensors, _ = run.part("federated").load_adapter()
+    bare = len(encode(Request("train", 1, row["client"], tensors)))
+    assert 0 < row["bytes_down"] - bare < 3000  # the settings travel beside the tensors
+    assert abs(row["bytes_up"] - bare) < 1000
+    result = run.part("federated").read_json("result")
+    assert result["bytes_up"] == sum(item["bytes_up"] for item in run.part("federated").read_rows("clients"))
+    assert run.part("centralized").read_json("result")["bytes_up"] > 48 * 20  # the texts themselves
+
+
+def test_events_are_told_and_kept_alike(finished) -> None:
+    run, told = finished
+    kept = run.read_rows("events")
+    assert [row["event"] for row in kept] == [event for event, _ in told]
+    assert told[0][0] == "run_started" and told[-1][0] == "run_finished"
+    assert sum(event == "mode_started" for event, _ in told) == 5
+    assert told[0][1]["clients"] == 3 and told[0][1]["trainable"] > 0
+    json.dumps(kept)
+
+
+def test_no_text_of_a_client_stands_in_the_folder(finished) -> None:
+    from silotune.data.load import load
+    from silotune.experiment.tuned import config_of
+
+    run, _ = finished
+    texts = [example.messages[-1][1] for example in load(config_of(run).data, seed=0).splits["train"]]
+    for path in run.path.rglob("*.json*"):
+        content = path.read_text(encoding="utf-8")
+        assert not any(text in content for text in texts), path
+
+
+def test_evaluate_again_gives_the_result(finished) -> None:
+    run, _ = finished
+    name = run.part("isolated").parts()[0]
+    for mode in ("federated", "centralized", f"isolated/{name}"):
+        expected = run.part(*mode.split("/")).read_json("result")
+        figures = evaluate(run.path, mode=mode)
+        assert figures["split"] == "test" and figures["model"].endswith(f"demo/{mode}")
+        assert {key: figures[key] for key in expected["metrics"]} == expected["metrics"]
+    assert evaluate(run.path, split="validation")["num_examples"] == 12
+    with pytest.raises(RunFolderError, match="no adapter of 'isolated/nobody'; there is: centralized, federated"):
+        evaluate(run.path, mode="isolated/nobody")
+
+
+def test_generation_and_prompts(finished) -> None:
+    run, _ = finished
+    assert isinstance(generate(run.path, "shares fell"), str)
+    assert generate(run.path, "shares fell", base=True) == generate(run.read_json("config")["model"]["name"], "shares fell")
+    prompts = sample_prompts(run.path, 3)
+    assert len({answer for _, answer in prompts}) == 3
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "none", "qlora", "int4 ia3"])
+def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_path: Path, kind: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = kind.split()[-1]
+    model = {"precision": "int4"} if kind in ("qlora", "int4 ia3") else {}
+    if model:
+        pytest.importorskip("bitsandbytes")
+    config = configuration(
+        adapter={"kind": name, "rank": 2}, federation={"rounds": 1}, model=model, training={"learning_rate": 0.05}
+    )
+    run = run_experiment(config)
+    merged = export(run.path, tmp_path / "merged", merge=True)
+    model, words = AutoModelForCausalLM.from_pretrained(merged), AutoTokenizer.from_pretrained(merged)
+    line = words("shares fell", return_tensors="pt")
+    with torch.no_grad():
+        made = model(**line).logits
+        tuned = load_tuned(run.path).model(input_ids=line["input_ids"]).logits
+        base = load_tuned(config.model.name).model(input_ids=line["input_ids"]).logits
+    if "int4" not in config.model.precision:
+        torch.testing.assert_close(made, tuned, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(made, base, atol=1e-3)
+    assert "base_model" in (merged / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(RunFolderError, match="already there"):
+        export(run.path, merged, merge=True)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's, not ours
+def test_an_exported_adapter_is_read_by_peft(finished, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    run, _ = finished
+    out = export(run.path, tmp_path / "adapter", merge=False, mode="centralized")
+    ids = torch.tensor([[5, 60, 70]])
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(tiny.model("llama"), out).eval()(input_ids=ids).logits
+        ours = load_tuned(run.path, mode="centralized").model(input_ids=ids).logits
+    assert torch.equal(theirs, ours)
+
+
+def test_a_finished_run_is_left_as_it_is(finished) -> None:
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    assert resume_experiment(run.path).path == run.path
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+def test_the_same_configuration_gives_the_same_bits(configuration: Make) -> None:
+    runs = [run_experiment(configuration(training={"optimizer_state": "keep"})) for _ in range(2)]
+    assert [run.path.name for run in runs] == ["demo", "demo-2"]
+    first, second = (arithmetic.digest(run.part("federated").load_adapter()[0]) for run in runs)
+    assert first == second
+    other = run_experiment(configuration(seed=1)).part("federated").load_adapter()[0]
+    assert arithmetic.digest(other) != first
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_an_interrupted_run_ends_with_the_same_bits(configuration: Make, stop: int) -> None:
+    sections: dict[str, Any] = {
+        "training": {"optimizer_state": "keep"},
+        "federation": {"modes": ["federated", "centralized"], "rounds": 3, "clients_per_round": 2},
+        "evaluation": {"keep": "best", "bootstrap_samples": 0},
+    }
+    whole = run_experiment(configuration(**sections))
+    seen = 0
+
+    def interrupt(event: str, fields: Any) -> None:
+        nonlocal seen
+        seen += event == "client_finished"
+        if event == "client_finished" and seen == 2 * stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(configuration(**sections, record={"name": "cut"}), observer=interrupt)
+    cut = resume_experiment(whole.path.parent / "cut")
+    for mode in ("federated", "centralized"):
+        (left, _), (right, _) = (run.part(mode).load_adapter() for run in (whole, cut))
+        tiny.assert_same_bits(left, right)
+        rows = [[same(row) for row in run.part(mode).read_rows("metrics")] for run in (whole, cut)]
+        assert rows[0] == rows[1]
+        assert whole.part(mode).read_json("result")["metrics"] == cut.part(mode).read_json("result")["metrics"]
+
+
+def same(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without times, and without the bytes that depend on them: a reply says its seconds in decimal digits."""
+    return {key: value for key, value in row.items() if "seconds" not in key and key != "bytes_up"}
+
+
+def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> None:
+    path = tmp_path / "open.jsonl"
+    path.write_text("".join(json.dumps({"q": f"{text} {n}", "a": "yes"}) + "\n" for n in range(5) for text in tiny.TEXTS))
+    definition = {"prompt": "{q}", "answer": "a", "metric": "perplexity"}
+    config = configuration(
+        data={"task": "custom", "train": str(path), "definition": definition,
+              "partition": {"scheme": "iid", "clients": 2}},
+        training={"objective": "sft", "learning_rate": 0.2},
+        federation={"rounds": 12},
+        evaluation={"patience": 1, "keep": "best"},
+    )  # fmt: skip
+    run = run_experiment(config)
+    result = run.part("federated").read_json("result")
+    assert result["metrics"]["perplexity"] > 1
+    if result["stopped"]:
+        assert result["rounds"] == result["round"] + 1 < 12
+    assert run.read_json("summary")["metric"] == "perplexity"
+
+
+def test_a_loss_that_is_not_finite_says_so(configuration: Make) -> None:
+    config = configuration(training={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": None, "max_steps": 4})
+    with pytest.raises(FederationError, match="client 'client-0' failed in round 1 at train: .*not finite") as caught:
+        run_experiment(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_budget_is_what_the_parts_do(configuration: Make) -> None:
+    prepared = prepare(configuration(training={"max_steps": None, "epochs": 1.5}, federation=ALL))
+    steps = pooled_steps(prepared)
+    (central,) = MODES["centralized"](prepared)
+    assert central.training.max_steps == steps
+    assert len(central.clients["pooled"]) == 48
+    assert [len(part.clients) for part in MODES["isolated"](prepared)] == [1, 1, 1]
+    assert f"{2 * steps} in total" in budget(prepared)
+
+
+def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None:
+    config = configuration(federation=ALL)
+    figures = estimate(config)
+    assert figures["steps"] == 3 * 2 * 6
+    assert figures["clients"] == 3 and figures["seconds"] > 0 and figures["seconds_per_step"] > 0
+    assert figures["trainable"] < figures["parameters"]
+    assert figures["bytes_per_round"] > 2 * 3 * 4 * figures["trainable"]
+    assert not (tmp_path / "runs").exists()

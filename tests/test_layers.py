@@ -1,0 +1,79 @@
+"""The house's plan as a test: imports point down, late ones included; see the table below."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "silotune"
+ROWS = (
+    ("errors", "structs", "seeds"),
+    ("tensors", "config"),
+    ("data", "models", "privacy", "methods", "record"),
+    ("training",),
+    ("evaluation",),
+    ("federation",),
+    ("transports",),
+    ("experiment",),
+    ("deploy", "benchmark", "report"),
+    ("dashboard",),
+    ("cli",),
+)
+ROW = {name: number for number, names in enumerate(ROWS, start=1) for name in names}
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def part(path: Path) -> str:
+    """The part of the house that a file belongs to: its top folder, or its own name."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Parts of silotune that a file imports anywhere, by whichever form of import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "silotune" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        else:
+            continue
+        yield from (str(name).split(".")[1] for name in names if str(name).startswith("silotune."))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = part(path)
+    assert own in ROW, f"{own} stands on no row of the table"
+    for other in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        if other in ("__version__", own):
+            continue
+        assert ROW[other] < ROW[own], f"{own} (row {ROW[own]}) imports {other} (row {ROW[other]})"
+
+
+def test_package_files_are_empty_and_there() -> None:
+    folders = {path.parent for path in FILES} - {ROOT}
+    assert {"experiment", "embedded"} <= {folder.name for folder in folders}
+    for folder in folders:
+        assert (folder / "__init__.py").read_bytes() == b"", folder
+
+
+def test_only_one_file_knows_flower() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        if any(name == "flwr" or name.startswith("flwr.") for name in modules):
+            assert part(path) in ("transports", "deploy"), path
+
+
+def test_files_are_short_and_say_what_they_are_for() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path
+        assert path.name == "__init__.py" or ast.get_docstring(ast.parse(text)), path
