@@ -89,8 +89,9 @@ sentences, and quizzes on the same medical facts with lettered answers.
 ## Limits
 
 It knows a few hundred words of invented business news and one-line simplifications of medicine, and answers nothing
-else sensibly. Its medical sentences are not medical advice. The generated text is synthetic; the novels carry the
-prejudices of their century. Licence: Apache-2.0.
+else sensibly. It has not learnt to match a lettered option with its meaning: on four-option questions it stays at
+chance, also after a few hundred LoRA steps. Its medical sentences are not medical advice. The generated text is
+synthetic; the novels carry the prejudices of their century. Licence: Apache-2.0.
 """
 
 

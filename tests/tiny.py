@@ -168,7 +168,7 @@ def encoded(examples: Sequence[Example], words: Any = None, *, max_length: int =
 
 def training(**changes: Any) -> TrainingSection:
     """Settings of a short local round."""
-    return TrainingSection(**{"batch_size": 4, "max_steps": 2, "clip_norm": None, **changes})
+    return TrainingSection(**{"batch_size": 4, "max_steps": 2, "clip_norm": 0, **changes})
 
 
 def log_probabilities(model: Adapted, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
@@ -204,4 +204,6 @@ def assert_same_bits(left: Mapping[str, torch.Tensor], right: Mapping[str, torch
 def assert_close(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor], tolerance: float) -> None:
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        torch.testing.assert_close(tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )

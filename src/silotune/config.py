@@ -120,7 +120,7 @@ class TrainingSection(Section):
     gradient_accumulation: Positive = Field(1, description="batches an optimiser step")
     max_steps: Positive | None = Field(None, description="optimiser steps a round; instead of epochs")
     epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over a client's examples a round")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest norm of a step's gradient")
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="bound on a step's gradient norm; 0 for none")
     schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
@@ -218,7 +218,7 @@ def _get(document: Mapping[str, Any], section: str, key: str) -> Any:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Splits ``a.b=c`` into its path and value; the value is read as TOML, else taken as a string.
+    """Splits ``a.b=c`` into its path and value; nothing after ``=`` unsets, else it is TOML, else a string.
 
     Raises:
         ConfigError: There is no ``=`` or the path is empty.
@@ -227,6 +227,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     keys = [key.strip() for key in path.split(".")]
     if not separator or not all(keys):
         raise ConfigError(f"--set {text!r} is not of the form section.key=value")
+    if not raw.strip():
+        return keys, None
     try:
         return keys, tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
-import tiny
 import torch
 
-from silotune.errors import DataError
-from silotune.evaluation.evaluate import evaluate, parse_option
+import tiny
+from silotune.config import Scoring
+from silotune.errors import ConfigError, DataError
+from silotune.evaluation.evaluate import SCORINGS, evaluate, parse_option
 from silotune.evaluation.metrics import UNPARSED
 from silotune.models import adapters
 from silotune.training.local import RoundPlace, train_round
@@ -59,7 +61,8 @@ def test_likelihood_takes_the_likeliest_option_of_each_example() -> None:
         right = [prediction == example.label for prediction, example in zip(slow, examples, strict=True)]
         assert figures["accuracy"] == pytest.approx(sum(right) / 7)
         assert figures["confusion"] == [
-            [sum(e.label == true and p == named for p, e in zip(slow, examples, strict=True)) for named in range(3)] + [0]
+            [sum(e.label == true and p == named for p, e in zip(slow, examples, strict=True)) for named in range(3)]
+            + [0]
             for true in range(3)
         ]
         assert figures["num_examples"] == 7
@@ -85,6 +88,12 @@ def test_perplexity_equals_the_slow_one() -> None:
     assert figures["loss"] == pytest.approx(float(losses.double().mean()), rel=1e-5)
     assert figures["perplexity"] == pytest.approx(math.exp(float(losses.double().mean())), rel=1e-4)
     assert figures["num_examples"] == len(examples)
+
+
+def test_scorings_are_those_of_the_configuration() -> None:
+    assert set(SCORINGS) == set(get_args(Scoring))
+    with pytest.raises(ConfigError, match="unknown scoring 'likelyhood': did you mean 'likelihood'"):
+        evaluate(tiny.adapted(), tiny.encoded(tiny.closed(2)), labels=tiny.LABELS, batch_size=2, scoring="likelyhood")
 
 
 def test_nothing_to_score() -> None:

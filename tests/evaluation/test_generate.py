@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.errors import ModelError
 from silotune.evaluation.generate import Sampling, greedy_answers, stream_answer
 from silotune.training.encode import Encoded, prompt_ids

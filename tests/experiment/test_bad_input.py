@@ -106,7 +106,9 @@ def test_more_sampled_clients_than_there_are(configuration: Make, tmp_path: Path
 
 
 def test_a_model_that_is_not_there(configuration: Make, tmp_path: Path) -> None:
-    refused(configuration(model={"name": str(tmp_path / "model"), "offline": True}), ModelError, "neither a local folder")
+    refused(
+        configuration(model={"name": str(tmp_path / "model"), "offline": True}), ModelError, "neither a local folder"
+    )
 
 
 def test_a_gold_set_that_is_not_there(configuration: Make, tmp_path: Path) -> None:

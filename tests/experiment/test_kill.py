@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from silotune.config import Config
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
@@ -32,7 +32,7 @@ else:
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", CODE, *arguments], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", CODE, *arguments])
 
 
 def rounds_done(folder: Path) -> int:
@@ -47,6 +47,7 @@ def kill_after(process: subprocess.Popen[bytes], folder: Path, rounds: int, dela
         time.sleep(0.002)
     time.sleep(delay)
     if process.poll() is not None:
+        assert process.returncode == 0
         return False
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

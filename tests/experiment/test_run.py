@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from silotune import tensors as arithmetic
 from silotune.config import Config
-from silotune.errors import FederationError, RunFolderError
+from silotune.errors import FederationError, ModelError, RunFolderError
 from silotune.experiment.estimate import estimate
 from silotune.experiment.modes import MODES, budget, pooled_steps
 from silotune.experiment.prepare import prepare
@@ -144,10 +144,21 @@ def test_evaluate_again_gives_the_result(finished) -> None:
         evaluate(run.path, mode="isolated/nobody")
 
 
+def test_a_file_of_one_s_own_can_be_scored(finished, tmp_path: Path) -> None:
+    run, _ = finished
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": "neutral"}) + "\n" for text in tiny.TEXTS))
+    figures = evaluate(run.path, data=path, scoring="generation")
+    assert figures["split"] == str(path) and figures["num_examples"] == len(tiny.TEXTS)
+    assert figures["scoring"] == "generation" and figures["per_class"]["neutral"]["support"] == len(tiny.TEXTS)
+
+
 def test_generation_and_prompts(finished) -> None:
     run, _ = finished
     assert isinstance(generate(run.path, "shares fell"), str)
-    assert generate(run.path, "shares fell", base=True) == generate(run.read_json("config")["model"]["name"], "shares fell")
+    assert generate(run.path, "shares fell", base=True) == generate(
+        run.read_json("config")["model"]["name"], "shares fell"
+    )
     prompts = sample_prompts(run.path, 3)
     assert len({answer for _, answer in prompts}) == 3
 
@@ -176,6 +187,9 @@ def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_pat
         torch.testing.assert_close(made, tuned, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(made, base, atol=1e-3)
     assert "base_model" in (merged / "README.md").read_text(encoding="utf-8")
+    if kind == "none":
+        with pytest.raises(ModelError, match="--merge"):
+            export(run.path, tmp_path / "adapter", merge=False)
     with pytest.raises(RunFolderError, match="already there"):
         export(run.path, merged, merge=True)
 
@@ -210,7 +224,7 @@ def test_the_same_configuration_gives_the_same_bits(configuration: Make) -> None
     assert arithmetic.digest(other) != first
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 3, 4])  # in the first round, in the last, in the second mode
 def test_an_interrupted_run_ends_with_the_same_bits(configuration: Make, stop: int) -> None:
     sections: dict[str, Any] = {
         "training": {"optimizer_state": "keep"},
@@ -237,6 +251,27 @@ def test_an_interrupted_run_ends_with_the_same_bits(configuration: Make, stop: i
         assert whole.part(mode).read_json("result")["metrics"] == cut.part(mode).read_json("result")["metrics"]
 
 
+def test_a_checkpoint_of_another_adapter_is_refused(configuration: Make) -> None:
+    def interrupt(event: str, fields: Any) -> None:
+        if event == "client_finished" and fields["round"] == 2:
+            raise KeyboardInterrupt
+
+    config = configuration()
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, observer=interrupt)
+    run = RunFolder.open(config.record.folder / "demo")
+    changed = run.read_json("config")
+    changed["adapter"]["rank"] = 3
+    run.write_json("config", changed)
+    with pytest.raises(RunFolderError, match="does not fit the adapter"):
+        resume_experiment(run.path)
+
+
+def test_a_run_is_named_after_what_it_is(configuration: Make) -> None:
+    config = configuration(record={"name": None}, federation={"rounds": 1}, training={"threads": 1})
+    assert run_experiment(config).path.name == "finance-news-tiny-llama-lora-seed0"
+
+
 def same(row: dict[str, Any]) -> dict[str, Any]:
     """A row without times, and without the bytes that depend on them: a reply says its seconds in decimal digits."""
     return {key: value for key, value in row.items() if "seconds" not in key and key != "bytes_up"}
@@ -244,7 +279,9 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
 
 def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> None:
     path = tmp_path / "open.jsonl"
-    path.write_text("".join(json.dumps({"q": f"{text} {n}", "a": "yes"}) + "\n" for n in range(5) for text in tiny.TEXTS))
+    path.write_text(
+        "".join(json.dumps({"q": f"{text} {n}", "a": "yes"}) + "\n" for n in range(5) for text in tiny.TEXTS)
+    )
     definition = {"prompt": "{q}", "answer": "a", "metric": "perplexity"}
     config = configuration(
         data={"task": "custom", "train": str(path), "definition": definition,
@@ -262,7 +299,7 @@ def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_says_so(configuration: Make) -> None:
-    config = configuration(training={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": None, "max_steps": 4})
+    config = configuration(training={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0, "max_steps": 4})
     with pytest.raises(FederationError, match="client 'client-0' failed in round 1 at train: .*not finite") as caught:
         run_experiment(config)
     assert "\n" not in str(caught.value)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 
+import tiny
 from silotune.config import FederationSection
 from silotune.errors import MessageError
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.config import FederationSection
 from silotune.errors import FederationError
 from silotune.federation.server import Plan, run_rounds
@@ -81,7 +81,12 @@ def test_requests_and_arithmetic(tmp_path: Path) -> None:
     for number, requests in enumerate(transport.asked, start=1):
         assert tuple(requests) == NAMES
         for name, request in requests.items():
-            assert (request.kind, request.round_number, request.client, request.body) == ("train", number, name, {"x": 1})
+            assert (request.kind, request.round_number, request.client, request.body) == (
+                "train",
+                number,
+                name,
+                {"x": 1},
+            )
             torch.testing.assert_close(request.tensors["w"], expected)
         expected = expected + 0.5 * (2.0 - expected)  # the weighted mean of the targets is (0 + 2 + 6 + 12) / 10
     torch.testing.assert_close(state.weights["w"], expected)

@@ -36,8 +36,14 @@ def test_one_client_is_its_own_mean_bit_for_bit() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), st.integers(1, 10_000)),
-                min_size=1, max_size=8), st.randoms())
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), st.integers(1, 10_000)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.randoms(),
+)
 def test_order_does_not_matter(clients: list, shuffler: random.Random) -> None:
     updates = [update(values, examples) for values, examples in clients]
     expected = weighted_mean(updates)["w"]

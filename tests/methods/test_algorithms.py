@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.config import Algorithm, FederationSection, Mode, Objective
 from silotune.experiment.modes import MODES
 from silotune.methods.aggregate import weighted_mean

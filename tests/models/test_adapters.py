@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune import tensors as arithmetic
 from silotune.config import AdapterKind, AdapterSection, ModelSection
 from silotune.errors import MessageError, ModelError
@@ -119,7 +119,9 @@ def test_the_initial_adapter_comes_from_the_seed() -> None:
 def test_rank_and_scale_are_what_was_asked() -> None:
     for options, scale in (({}, 2.0), ({"rslora": True}, 4 / 2**0.5)):
         model = tiny.adapted(targets=("q_proj",), **options)
-        (name, layer), *_ = [item for item in model.model.named_modules() if item[0].endswith("layers.0.self_attn.q_proj")]
+        (name, layer), *_ = [
+            item for item in model.model.named_modules() if item[0].endswith("layers.0.self_attn.q_proj")
+        ]
         down, up = (read(model)[f"{name}.lora_{part}.weight"] for part in "AB")
         assert down.shape == (2, 32) and up.shape == (32, 2)
         hidden = torch.randn(3, 32)

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.config import ModelSection
 from silotune.errors import MissingPackageError, ModelError
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
@@ -63,7 +63,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> N
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-def test_int4_is_near_float32_and_smaller(tiny_folder: Path, tiny_model: Base, caplog: pytest.LogCaptureFixture) -> None:
+def test_int4_is_near_float32_and_smaller(
+    tiny_folder: Path, tiny_model: Base, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         base = load_base(section(tiny_folder, precision="int4"))
     assert not [record for record in caplog.records if "kernels" in record.getMessage()]

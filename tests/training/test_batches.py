@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from silotune.seeds import derive
 from silotune.training.batches import by_length, option_batch, separate_option_batch, shuffled
 from silotune.training.encode import Encoded

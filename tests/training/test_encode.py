@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.errors import DataError
 from silotune.structs import Example
 from silotune.training.batches import answer_batch

@@ -7,18 +7,18 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import DataError, MessageError, TrainingError
 from silotune.methods.corrections import proximal
 from silotune.models import adapters
 from silotune.structs import SiteState
-from silotune.training.batches import shuffled
-from silotune.training.objectives import OBJECTIVES, Loss
 from silotune.training import local
+from silotune.training.batches import shuffled
 from silotune.training.local import RoundPlace, learning_rate, steps_in_round, train_round
+from silotune.training.objectives import OBJECTIVES, Loss
 
 EXAMPLES = tiny.encoded(tiny.closed())
 ALIKE = [example for example in tiny.encoded(tiny.closed(24)) if len(example.answer) == len(EXAMPLES[0].answer)]

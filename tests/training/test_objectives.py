@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.errors import DataError
 from silotune.training.batches import answer_batch
 from silotune.training.encode import Encoded
@@ -75,9 +75,7 @@ def compare_options(model, options: tuple[tuple[int, ...], ...]) -> None:
     expected = tiny.gradients(model, torch.nn.functional.cross_entropy(slow, labels))
     fast = option_scores(model, examples)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=2e-5)
-    tiny.assert_close(
-        tiny.gradients(model, torch.nn.functional.cross_entropy(fast, labels)), expected, 1e-5
-    )
+    tiny.assert_close(tiny.gradients(model, torch.nn.functional.cross_entropy(fast, labels)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("wording", WORDINGS)

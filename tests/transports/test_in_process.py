@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune import tensors as arithmetic
 from silotune.config import FederationSection
 from silotune.errors import DataError

@@ -41,7 +41,7 @@ def estimate(config: Config) -> dict[str, Any]:
     scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
     cuda = prepared.adapted.base.device.type == "cuda"
     return {
-        "parameters": sum(parameter.numel() for parameter in prepared.adapted.base.model.parameters()),
+        "parameters": prepared.adapted.num_base_parameters,
         "trainable": arithmetic.count(prepared.initial),
         "clients": len(prepared.clients),
         "steps": steps,

@@ -74,7 +74,7 @@ def budget(prepared: Prepared) -> str:
     config = prepared.config
     rounds, per_round = config.federation.rounds, pooled_steps(prepared)
     return (
-        f"same examples, initial adapter, batch size and evaluation; {rounds} rounds; "
+        f"same examples, initial adapter, batch size and evaluation; {rounds} round{'' if rounds == 1 else 's'}; "
         f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
         f"centralised: the same {rounds * per_round} on the pooled examples; "
         "isolated: each institution does its own share of these steps on its own examples, in every round"

@@ -90,7 +90,7 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
         "task": prepared.task.name,
         "model": config.model.name,
         "clients": len(prepared.clients),
-        "num_parameters": sum(parameter.numel() for parameter in prepared.adapted.base.model.parameters()),
+        "num_parameters": prepared.adapted.num_base_parameters,
         "trainable": arithmetic.count(prepared.initial),
     }
 

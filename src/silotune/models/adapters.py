@@ -43,6 +43,13 @@ class Adapted:
     parameters: Mapping[str, torch.nn.Parameter]
     config: Mapping[str, Any]
 
+    @property
+    def num_base_parameters(self) -> int:
+        """Values of the base model, the adapter's not counted (packed int4 weights count as stored)."""
+        total = sum(parameter.numel() for parameter in self.base.model.parameters())
+        own = sum(parameter.numel() for parameter in self.parameters.values())
+        return total - own if self.config else total
+
 
 def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
     """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.

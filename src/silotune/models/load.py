@@ -107,7 +107,9 @@ def load_base(section: ModelSection) -> Base:
         options["dtype"] = DTYPES[section.precision]
     tokenizer = load_tokenizer(section)
     with _one_line_errors(section.name), _progress_bars_off():
-        model, found = AutoModelForCausalLM.from_pretrained(_source(section), output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(_source(section), output_loading_info=True, **options)
+    model: PreTrainedModel
+    model, found = loaded
     if found["missing_keys"]:  # transformers would go on with random numbers
         raise ModelError(
             f"model.name = {section.name!r} has no weights for {sorted(found['missing_keys'])[0]!r} "

@@ -12,6 +12,8 @@ from silotune.training.encode import Encoded
 
 BUCKET_BATCHES = 8
 """Batches that are sorted by length together; more means less padding and less shuffling."""
+LENGTH_JITTER = 0.3
+"""Lengths are blurred by up to this share when sorted, so that a small client's batches differ from pass to pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def shuffled(examples: Sequence[Encoded], batch_size: int, *, seed: int) -> Iter
         stretch = batch_size * BUCKET_BATCHES
         for start in range(0, len(indices), stretch):
             indices[start : start + stretch] = sorted(
-                indices[start : start + stretch], key=lambda index: examples[index].length
+                indices[start : start + stretch],
+                key=lambda index: examples[index].length * order.uniform(1.0, 1.0 + LENGTH_JITTER),
             )
         groups = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         order.shuffle(groups)

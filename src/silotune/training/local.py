@@ -171,7 +171,7 @@ class _Loop:
         """Sum to mean over the step's supervised terms, then clip, then add the correction (unclipped)."""
         gradients = [parameter.grad for parameter in self.adapted.parameters.values() if parameter.grad is not None]
         torch._foreach_div_(gradients, float(count))
-        if self.settings.clip_norm is not None:
+        if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.adapted.parameters.values(), self.settings.clip_norm)
         if self.correction is None:
             return
