@@ -26,7 +26,10 @@ def load_model(settings: Settings) -> Any:
     return get_peft_model(base, lora_config(settings))
 
 
-kept_model = functools.lru_cache(maxsize=1)(load_model)
+@functools.lru_cache(maxsize=1)
+def kept_model(settings: Settings) -> Any:
+    """The same, loaded once a worker: for the peer that does not reload it with every message."""
+    return load_model(settings)
 
 
 def trainer_config(settings: Settings, output: str, *, seed: int, epochs: float = 0.0) -> Any:
@@ -156,4 +159,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import flower_trl_app  # Ray's workers must import the app by name, as they do with an installed one
+
+    flower_trl_app.main()

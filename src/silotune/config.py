@@ -85,7 +85,7 @@ class PartitionSection(Section):
     scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
     clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
     alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
-    field: str = Field("label", description="label, or a field of the task such as subject or source")
+    field: str = Field("label", description="label, a field of the task such as subject, or both: subject+label")
     min_examples: Positive = Field(4, description="fewest examples a client may hold")
     files: dict[str, Path] = Field({}, description="scheme 'file': client name -> training file")
 

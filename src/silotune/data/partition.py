@@ -135,11 +135,13 @@ def _refuse_too_few(count: int, section: PartitionSection) -> None:
 
 
 def _values(examples: Sequence[Example], field: str) -> list[str]:
+    """Each example's value of a field, or of several joined by ``+`` (``sector+label``)."""
     known = dict.fromkeys(name for example in examples for name in example.fields)
-    if field not in known:
+    names = field.split("+")
+    if not set(names) <= set(known):
         allowed = ", ".join(sorted(known)) or "none (use scheme 'iid' or 'quantity')"
         raise DataError(f"data.partition.field = {field!r}: the examples do not have it; they have: {allowed}")
-    return [example.fields.get(field, UNKNOWN) for example in examples]
+    return ["+".join(example.fields.get(name, UNKNOWN) for name in names) for example in examples]
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
