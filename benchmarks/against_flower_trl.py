@@ -130,7 +130,6 @@ def memory(bench: Bench) -> list[Result]:
     from silotune_side import prepare
 
     small = replace(bench.settings, rounds=2, local_steps=1, batch_size=4, examples_per_client=4, held_out=8)
-    small = replace(small, scheme="iid")
     peaks: dict[int, list[float]] = {FEW_CLIENTS: [], MANY_CLIENTS: []}
     adapter_bytes = 0
     for clients, peak in peaks.items():

@@ -37,7 +37,7 @@ class Settings:
     held_out: int = 400
     seed: int = 0
     peer_cpus: int = 1
-    scheme: str = "dirichlet"
+    scheme: str = "iid"
     keep_model: bool = False
 
 

@@ -23,7 +23,7 @@ Algorithm = Literal["fedavg", "fedprox"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
-AnswerFormat = Literal["label", "letter", "text"]
+AnswerFormat = Literal["label", "letter", "cloze", "text"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -72,10 +72,11 @@ class Task:
         name: As in ``data.task``.
         summary: One line for people.
         prompt: Template over placeholders; ``{options}`` is the lettered list of a ``letter`` task.
-        answer: ``label`` (one of ``options``), ``letter`` (options differ by row) or ``text`` (open).
+        answer: ``label`` (one of ``options``), ``letter`` (the options differ by row and stand in the prompt),
+            ``cloze`` (they differ by row, and the answer is an option's text) or ``text`` (open).
         metric: What selects and ranks models.
         layouts: The row layouts that are understood: local files first, then the Hub's.
-        options: Closed set of answers.
+        options: Closed set of answers; of a ``cloze`` task, the names of the options' places.
         labels: Raw value of the answer column -> option; the options themselves are always understood.
         system: System text; empty for none.
         unit: Placeholder whose text identifies a row: rows that share it never part when a split is carved.
@@ -132,7 +133,10 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
     if not task.options:
         return Example(messages, answer, fields=fields)
-    return Example(messages, answer, task.options, task.options.index(answer), {**fields, "label": answer})
+    place, options = task.options.index(answer), task.options
+    if task.answer == "cloze":
+        options = tuple(_choices(layout, row, spot).values())
+    return Example(messages, options[place], options, place, {**fields, "label": answer})
 
 
 def unit_of(task: Task, row: Row) -> str:

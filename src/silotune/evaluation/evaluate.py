@@ -79,7 +79,9 @@ def _generated(
     adapted: Adapted, examples: Sequence[Encoded], labels: Sequence[str], batch_size: int, max_new_tokens: int
 ) -> list[int]:
     texts = greedy_answers(adapted, examples, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return [parse_option(text, labels) for text in texts]
+    decode = adapted.base.tokenizer.decode
+    choices = ([str(decode(ids, skip_special_tokens=True)) for ids in example.options] for example in examples)
+    return [parse_option(text, options) for text, options in zip(texts, choices, strict=True)]
 
 
 @torch.no_grad()
