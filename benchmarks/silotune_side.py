@@ -90,7 +90,7 @@ def run(folder: Path, output: Path) -> None:
     """Runs the experiment of a prepared folder; writes the final adapter and what was measured inside."""
     began = time.perf_counter()
     from silotune.config import from_mapping
-    from silotune.experiment import run_experiment
+    from silotune.experiment.run import run_experiment
 
     finished: dict[int, float] = {}
 
@@ -100,7 +100,7 @@ def run(folder: Path, output: Path) -> None:
 
     settings = read_settings(folder)
     here = folder / output.stem
-    made = run_experiment(from_mapping(document(settings, here)), note)
+    made = run_experiment(from_mapping(document(settings, here)), observer=note)
     federated = made.path / "federated"
     shutil.copyfile(federated / "adapter" / "adapter_model.safetensors", output)
     rounds = _rows(federated / "metrics.jsonl")

@@ -99,7 +99,7 @@ def test_qlora_implies_int4() -> None:
         ("a.b.c=[1, 2]", ["a", "b", "c"], [1, 2]),
         ("evaluation.per_client=true", ["evaluation", "per_client"], True),
         ("a=b=c", ["a"], "b=c"),
-        ("a=", ["a"], ""),
+        ("a=", ["a"], None),
     ],
 )
 def test_overrides_are_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:

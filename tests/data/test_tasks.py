@@ -80,7 +80,11 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, dict[str, str]]]] = {
         ({"id": "1", "text": "Up.", "label": "negative", "sector": "chips"}, "negative", {"sector": "chips"})
     ],
     "medical-choice": [
-        ({"question": "What?", "options": OPTIONS, "answer_idx": "C", "specialty": "x"}, "C", {"specialty": "x"}),
+        (
+            {"question": "What?", "options": OPTIONS, "answer_idx": "C", "specialty": "x"},
+            "salt",
+            {"specialty": "x", "label": "C"},
+        ),
     ],
 }
 CASES = [(name, *case) for name, cases in ROWS.items() for case in cases]
@@ -105,9 +109,10 @@ def test_rows_become_examples(name: str, row: dict[str, Any], answer: str, field
     example = convert(name, row)
     task = TASKS[name]
     assert example.answer == answer
-    assert example.options == task.options
-    assert example.label == (task.options.index(answer) if task.options else -1)
-    assert example.fields == fields | ({"label": answer} if task.options else {})
+    options = tuple(OPTIONS.values()) if task.answer == "cloze" else task.options
+    assert example.options == options
+    assert example.label == (options.index(answer) if options else -1)
+    assert example.fields == ({"label": answer} if options else {}) | fields
     assert set(example.fields) <= set(task.partition_fields)
     assert "leak" not in str(example)
 
@@ -120,7 +125,7 @@ def test_prompts_end_with_a_cue_and_name_every_option(task: Task) -> None:
     if task.answer == "label":
         assert all(option in task.prompt for option in task.options)
     for layout in task.layouts:
-        filled = set(layout.columns) | ({"options"} if layout.choices else set())
+        filled = set(layout.columns) | ({"options"} if task.answer == "letter" else set())
         assert set(placeholders(layout.prompt or task.prompt)) == filled
         assert not {"exp", "long_answer", "gpt4_exp"} & set(layout.required())
 

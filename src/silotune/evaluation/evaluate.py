@@ -80,7 +80,7 @@ def _generated(
 ) -> list[int]:
     texts = greedy_answers(adapted, examples, batch_size=batch_size, max_new_tokens=max_new_tokens)
     decode = adapted.base.tokenizer.decode
-    choices = ([str(decode(ids, skip_special_tokens=True)) for ids in example.options] for example in examples)
+    choices = ([str(decode(list(ids), skip_special_tokens=True)) for ids in example.options] for example in examples)
     return [parse_option(text, options) for text, options in zip(texts, choices, strict=True)]
 
 

@@ -12,7 +12,7 @@ from silotune.training.encode import Encoded
 
 BUCKET_BATCHES = 8
 """Batches that are sorted by length together; more means less padding and less shuffling."""
-LENGTH_JITTER = 0.3
+LENGTH_JITTER = 0.15
 """Lengths are blurred by up to this share when sorted, so that a small client's batches differ from pass to pass."""
 
 
