@@ -30,3 +30,19 @@ def tiny_model(tiny_folder: Path):  # noqa: ANN201
     from silotune.models.load import load_base
 
     return load_base(ModelSection(name=str(tiny_folder), max_length=128))
+
+
+@pytest.fixture(scope="module")
+def model():  # noqa: ANN201
+    """The tiny Llama with an adapter of its own for every test module."""
+    import tiny
+
+    return tiny.adapted()
+
+
+@pytest.fixture(scope="module")
+def start(model):  # noqa: ANN001, ANN201
+    """The adapter's initial tensors."""
+    from silotune.models import adapters
+
+    return adapters.read(model)

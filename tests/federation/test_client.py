@@ -6,22 +6,11 @@ import tiny
 from silotune.config import FederationSection
 from silotune.errors import MessageError
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
-from silotune.models import adapters
 from silotune.seeds import derive
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 
 EXAMPLES = tiny.encoded(tiny.closed(6))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.adapted()
-
-
-@pytest.fixture(scope="module")
-def start(model):
-    return adapters.read(model)
 
 
 def body(settings=None, **federation) -> dict:

@@ -25,16 +25,6 @@ ALIKE = [example for example in tiny.encoded(tiny.closed(24)) if len(example.ans
 SGD = tiny.training(optimizer="sgd", learning_rate=0.1, objective="choice")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.adapted()
-
-
-@pytest.fixture(scope="module")
-def start(model):
-    return adapters.read(model)
-
-
 def go(model, start, examples=EXAMPLES, *, seed: int = 5, number: int = 1, rounds: int = 1, settings=SGD, **more):
     place = RoundPlace(seed, number, rounds)
     return train_round(model, start, examples, settings=settings, place=place, **more)

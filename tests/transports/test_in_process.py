@@ -15,7 +15,6 @@ from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
-from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.seeds import derive
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
@@ -25,16 +24,6 @@ from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
 SETTINGS = tiny.training(learning_rate=0.01)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny.adapted()
-
-
-@pytest.fixture(scope="module")
-def start(model):
-    return adapters.read(model)
 
 
 def order(settings=SETTINGS, **federation) -> dict:
