@@ -16,7 +16,7 @@ def report(
 ) -> None:
     """Show the table of a finished run, or of several side by side."""
     from silotune.record.runs import RunFolder
-    from silotune.report import read_summary, runs_json, runs_table, summary_table
+    from silotune.report.runs import read_summary, runs_json, runs_table, summary_table
 
     runs = [RunFolder.open(folder) for folder in folders]
     if as_json:

@@ -53,7 +53,7 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 
 def _show(folder: RunFolder, as_json: bool) -> None:
-    from silotune.report import read_summary, summary_table
+    from silotune.report.runs import read_summary, summary_table
 
     summary = read_summary(folder)
     if as_json:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finished_run import finished_run, summary
-from silotune import report
+from silotune.report import runs as report
 from silotune.errors import RunFolderError
 from silotune.record.runs import RunFolder
 
