@@ -74,6 +74,7 @@ def write_report(folder: GridFolder, out: Path | None = None) -> GridReport:
 
 
 def facts_of(folder: GridFolder) -> Facts:
+    """What the findings need to know of a grid beside its figures."""
     cells, failures = folder.cells(), folder.failures()
     undone = [cell for cell in cells if not folder.is_done(cell)]
     failed = sum(cell.folder in failures for cell in undone)
