@@ -107,6 +107,11 @@ class DataSection(Section):
     num_train: Positive | None = Field(None, description="most training examples (all clients together)")
     num_validation: Positive | None = Field(None, description="most validation examples")
     num_test: Positive | None = Field(None, description="most test examples")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
+    )
+    holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
+    prompt: str | None = Field(None, description="another template for a known task, over the same columns")
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 
@@ -208,6 +213,8 @@ class Config(Section):
             )
         if self.data.task == "custom" and self.data.definition is None:
             faults.append("data.task = 'custom' needs a section [data.definition]")
+        if self.data.task == "custom" and self.data.prompt is not None:
+            faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:

@@ -147,7 +147,7 @@ def _quality(rows: Sequence[Row]) -> TextTable:
         "error: expected calibration error, 0 is best. General text: perplexity before and after training; higher "
         "after is what was forgotten."
     )
-    return TextTable("quality", "Quality in full", note, heads, tuple(_quality_row(row) for row in rows), 7)
+    return TextTable("quality", "All figures of quality", note, heads, tuple(_quality_row(row) for row in rows), 7)
 
 
 def _quality_row(row: Row) -> tuple[str, ...]:
