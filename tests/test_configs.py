@@ -31,7 +31,7 @@ def check(config: Config) -> None:
     task = resolve(config.data)
     partition = config.data.partition
     if partition.scheme in ("field", "dirichlet"):
-        assert partition.field in task.partition_fields
+        assert set(partition.field.split("+")) <= set(task.partition_fields)
     if config.training.objective == "choice":
         assert task.options
 
