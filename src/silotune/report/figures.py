@@ -92,9 +92,12 @@ def _titled(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=INK)
 
 
-def _share_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
+def _share_legend(figure: Figure) -> None:
+    """One legend for all panels, whichever of them has a series."""
+    unique: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            unique.setdefault(label, handle)
     figure.legend(
         unique.values(), unique.keys(), loc="outside lower center", ncols=min(4, len(unique)), frameon=False, fontsize=9
     )
@@ -123,7 +126,7 @@ def _modes(task: str, model: str, rows: Sequence[Row]) -> Picture:
         axes.set_ylim(bottom=0)
         _titled(axes, partition)
     every[0].set_ylabel(_unit(metric))
-    _share_legend(figure, every[0])
+    _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
     numbers = "; ".join(f"{row.partition}, {row.adapter}, {_series_title(row)}: {_mean_text(row)}" for row in rows)
     return Picture(
@@ -185,7 +188,7 @@ def _rounds(folder: GridFolder, cells: Sequence[Cell], task: str, model: str) ->
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _titled(axes, partition)
     every[0].set_ylabel(_unit(metric))
-    _share_legend(figure, every[0])
+    _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
     ends = "; ".join(
         f"{partition}, {name}: from {KINDS[metric].text(statistics.fmean(points[min(points)]))} to "
@@ -252,11 +255,11 @@ def _costs(
         _points(axes, own, adapters, cost, unit)
         _front_line(axes, [row for row in own if any(row is other for other in fronts)], cost, unit)
         axes.set_xlabel(f"{title} ({name})")
-        axes.margins(0.15)
-        axes.set_xlim(left=0)
+        axes.margins(y=0.15)
+        axes.set_xlim(0, 1.12 * max((row.costs[cost] or 0) / unit for row in known))
         _titled(axes, partition)
     every[0].set_ylabel(_unit(known[0].metric))
-    _share_legend(figure, every[0])
+    _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
     doubt = " Energy is estimated, not measured." if cost == "joules" and _is_estimated(known) else ""
     numbers = "; ".join(
