@@ -19,7 +19,7 @@ from silotune.methods.algorithms import method
 from silotune.record.environment import peak_memory_bytes
 from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.in_process import InProcess
+from silotune.transports.in_process import InProcess, workers_for
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -130,7 +130,9 @@ def _run_part(prepared: Prepared, part: Part, folder: RunFolder, notify: Observe
 def in_process(prepared: Prepared, part: Part) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
     sites = {name: Site(name, examples, prepared.adapted) for name, examples in part.clients.items()}
-    return InProcess(sites, encode=prepared.config.federation.encode and part.sends_updates)
+    federation = prepared.config.federation
+    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
+    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
 def plan_of(prepared: Prepared, part: Part) -> Plan:
