@@ -88,6 +88,13 @@ def by_length(examples: Sequence[Encoded], batch_size: int) -> Iterator[tuple[li
         yield indices, [examples[index] for index in indices]
 
 
+def class_batch(examples: Sequence[Encoded], *, pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, right-padded [examples, length]; the mask is 1 at real ids, which encoders need."""
+    lines = [example.prompt for example in examples]
+    length = max(map(len, lines))
+    return _padded(lines, length, pad_id, device), _padded([[1] * len(line) for line in lines], length, 0, device)
+
+
 def answer_batch(examples: Sequence[Encoded], *, pad_id: int, device: torch.device) -> AnswerBatch:
     """Supervises every answer id and nothing else."""
     # the last id is only ever a target: it needs no position of its own
