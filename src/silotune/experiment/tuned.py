@@ -172,6 +172,19 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
     return target
 
 
+def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
+    """The call of peft or transformers that loads what ``export`` wrote from a run."""
+    config = config_of(RunFolder.open(path))
+    place = repr(str(out))
+    if not OBJECTIVES[config.training.objective].has_head:
+        kind = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
+        return f"{kind}.from_pretrained({place})"
+    if merge:
+        return f"transformers.AutoModelForSequenceClassification.from_pretrained({place})"
+    classes = len(closed_labels(resolve(config.data)))  # the adapter's file does not say it, and peft takes 2
+    return f"peft.AutoPeftModelForSequenceClassification.from_pretrained({place}, num_labels={classes})"
+
+
 def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> None:
     if config.model.precision == "int4":
         # An int4 base cannot hold the sum: the adapter is merged into the base's weights in float32.

@@ -116,8 +116,8 @@ def draw(model: PreTrainedModel, head: Sequence[str], seed: int) -> None:
             device = next(module.parameters()).device
             module.to("cpu", torch.float32)
             for part in module.modules():
-                for tensor in (part, *part.parameters(recurse=False)):
-                    tensor._is_hf_initialized = False  # type: ignore[union-attr, assignment]
+                for item in (part, *part.parameters(recurse=False)):
+                    setattr(item, "_is_hf_initialized", False)  # noqa: B010 - transformers' mark, which no type knows
                 model._init_weights(part)
             module.to(device)
 
@@ -148,5 +148,6 @@ def _around(model: PreTrainedModel) -> list[str]:
 def _pooler(model: PreTrainedModel) -> str:
     """Name of the pooler inside the body; empty where there is none."""
     pooler = getattr(model.base_model, "pooler", None)
-    is_inside = model.base_model is not model and isinstance(pooler, torch.nn.Module)
-    return f"{model.base_model_prefix}.pooler" if is_inside and any(True for _ in pooler.parameters()) else ""
+    if model.base_model is model or not isinstance(pooler, torch.nn.Module) or not list(pooler.parameters()):
+        return ""
+    return f"{model.base_model_prefix}.pooler"
