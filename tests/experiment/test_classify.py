@@ -17,7 +17,7 @@ from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, ModelError
 from silotune.experiment.estimate import estimate
 from silotune.experiment.run import resume_experiment, run_experiment
-from silotune.experiment.tuned import evaluate, export, load_tuned, loader_of
+from silotune.experiment.tuned import evaluate, export, load_tuned, loader_of, next_command
 from silotune.record.runs import RunFolder
 
 Make = Callable[..., Config]
@@ -151,6 +151,7 @@ def test_a_classifier_writes_no_text(make: Make, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="classifier.*which writes no text") as caught:
             load_tuned(path, base=base)
         assert "\n" not in str(caught.value)
+    assert next_command(run.path) == f"silotune evaluate {run.path}"
     with pytest.raises(ModelError, match="classification head, which writes no text"):
         evaluate(run.path, scoring="generation")
 

@@ -43,7 +43,7 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
         return Adapted(found, found.model, {}, {})
     folder = RunFolder.open(path)
     config = config_of(folder)
-    if OBJECTIVES[config.training.objective].has_head:
+    if _is_classifier(config):
         raise ModelError(
             f"{str(path)!r} holds a classifier (training.objective = {config.training.objective!r}), which writes no "
             "text; score it with 'silotune evaluate'"
@@ -59,6 +59,16 @@ def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
     adapted = adapters.attach(base_of(config, resolve(config.data)), config.adapter, seed=config.seed)
     adapters.write(adapted, tensors)
     return adapted
+
+
+def next_command(path: str | Path) -> str:
+    """What a person may type to try the model of a finished run."""
+    is_classifier = _is_classifier(config_of(RunFolder.open(path)))
+    return f"silotune {'evaluate' if is_classifier else 'chat'} {path}"
+
+
+def _is_classifier(config: Config) -> bool:
+    return OBJECTIVES[config.training.objective].has_head
 
 
 def config_of(folder: RunFolder) -> Config:
@@ -176,7 +186,7 @@ def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
     """The call of peft or transformers that loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
     place = repr(str(out))
-    if not OBJECTIVES[config.training.objective].has_head:
+    if not _is_classifier(config):
         kind = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
         return f"{kind}.from_pretrained({place})"
     if merge:
