@@ -45,10 +45,11 @@ What a run really used, defaults included, stands in `config.json` of its [run f
 | `choice` | causal language models | those with options, also options that differ by row | the adapter |
 | `classify` | these and encoders | those with the same options in every row | the adapter and a classification head |
 
-Encoders are BERT, RoBERTa, DistilBERT, DeBERTa, MiniLM and their kind. With `classify` the model is loaded as `AutoModelForSequenceClassification`. Its head (and the pooler, where the
-checkpoint has none) is drawn from `seed`, or kept where the checkpoint has a head for the same classes in the same
-order; it stays in float32 on a bfloat16 or int4 base. MedQA, MedMCQA and `medical-choice` are refused: A to D say
-nothing without the options of the row. The likelihood of an option is the probability of its class.
+Encoders are BERT, RoBERTa, DistilBERT, DeBERTa, MiniLM and their kind. With `classify` the model is loaded as
+`AutoModelForSequenceClassification`. Its head (and the pooler, where the checkpoint has none) is drawn from `seed`, or
+kept where the checkpoint has a head for the same classes in the same order; it stays in float32 on a bfloat16 or int4
+base. MedQA, MedMCQA and `medical-choice` are refused: A to D say nothing without the options of the row. The
+likelihood of an option is the probability of its class.
 
 `training.wording` says what a classifier reads. `prompt` is the whole prompt, through the chat template where there is
 one. `text` is the row alone: the columns that the prompt shows, in its order, joined by the encoder's separator (by a

@@ -204,6 +204,27 @@ def test_an_int4_body_has_a_whole_head(folders: dict[str, Path], name: str, kind
     tiny.assert_same_bits(learn(model), learnt)
 
 
+@pytest.mark.parametrize("name", ["bert", "distilbert", "llama"])
+def test_gradient_checkpointing_learns_the_same(folders: dict[str, Path], name: str) -> None:
+    made = [
+        learn(attach(load(folders[name], gradient_checkpointing=checkpointing), AdapterSection(rank=2), seed=0))
+        for checkpointing in (False, True)
+    ]
+    tiny.assert_close(made[0], made[1], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_autocast_is_near_float32(folders: dict[str, Path], name: str) -> None:
+    made = []
+    for autocast in (False, True):
+        model = attach(load(folders[name], autocast=autocast), AdapterSection(rank=2), seed=0)
+        examples = encoder_of(model.base, max_length=64, wording="auto")(tiny.closed(4))
+        with torch.no_grad():
+            made.append(class_logits(model, examples))
+        assert made[-1].dtype == torch.float32
+    torch.testing.assert_close(made[0], made[1], rtol=0.1, atol=0.3)
+
+
 def test_what_is_no_classifier_or_no_writer_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     import transformers as hf
 
