@@ -14,7 +14,7 @@ CONFIGS = sorted(FOLDER.rglob("*.toml"))
 
 def test_none_is_overlooked() -> None:
     assert len(CONFIGS) >= 8
-    assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task"} <= {
+    assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task", "fpb-classify"} <= {
         path.stem for path in CONFIGS
     }
     assert [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"] == []
@@ -29,6 +29,8 @@ def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
         assert partition.field in task.partition_fields
     if config.training.objective == "choice":
         assert task.options
+    if config.training.objective == "classify":
+        assert task.answer == "label"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -16,7 +16,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice"]
+Objective = Literal["sft", "choice", "classify"]
+Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
@@ -111,7 +112,12 @@ class DataSection(Section):
 class TrainingSection(Section):
     """One local round at a client."""
 
-    objective: Objective = Field("sft", description="sft: the answer's tokens; choice: softmax over the options")
+    objective: Objective = Field(
+        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
+    )
+    wording: Wording = Field(
+        "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
+    )
     optimizer: Optimizer = Field("adamw", description="of the local steps")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
@@ -208,11 +214,22 @@ class Config(Section):
             )
         if self.data.task == "custom" and self.data.definition is None:
             faults.append("data.task = 'custom' needs a section [data.definition]")
+        faults += _classify_faults(self.training, self.evaluation)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with a classification head, or needs one."""
+    if training.objective != "classify":
+        is_default = training.wording == "auto"
+        return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
+    if evaluation.scoring == "generation":
+        return ["training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'"]
+    return []
 
 
 def _get(document: Mapping[str, Any], section: str, key: str) -> Any:

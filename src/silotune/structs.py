@@ -26,6 +26,8 @@ class Example:
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+        text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
+            empty where there is no such prompt.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -33,6 +35,7 @@ class Example:
     options: tuple[str, ...] = ()
     label: int = -1
     fields: Mapping[str, str] = field(default_factory=dict)
+    text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

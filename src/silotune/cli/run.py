@@ -53,6 +53,7 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 
 def _show(folder: RunFolder, as_json: bool) -> None:
+    from silotune.experiment.tuned import next_command
     from silotune.report import read_summary, summary_table
 
     summary = read_summary(folder)
@@ -62,4 +63,4 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     console = stdout()
     console.print(summary_table(summary))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
-    console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True)
+    console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)

@@ -17,10 +17,12 @@ from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import evaluate
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.models.load import load_base
+from silotune.models.head import Classes
+from silotune.models.load import Base, load_base
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
-from silotune.training.encode import Encoded, Encoder, truncation_note
+from silotune.training.encode import Encoded, truncation_note
+from silotune.training.objectives import OBJECTIVES, encoder_of
 
 
 @dataclass
@@ -103,8 +105,8 @@ def prepare(config: Config) -> Prepared:
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares)]
     _check_objective(config, task)
-    base = load_base(config.model)
-    encoder = Encoder(base.tokenizer, max_length=config.model.max_length)
+    base = base_of(config, task)
+    encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
     encoded = encoder(train)
     adapted = adapters.attach(base, config.adapter, seed=config.seed)
     labels = closed_labels(task)
@@ -131,6 +133,12 @@ def prepare(config: Config) -> Prepared:
         skew=skew(train, shares),
         notes=tuple(notes),
     )
+
+
+def base_of(config: Config, task: Task) -> Base:
+    """The base model of a run, with a head for the task's classes where the objective trains one."""
+    has_head = OBJECTIVES[config.training.objective].has_head
+    return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
 
 
 def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, ...]]:
@@ -178,6 +186,12 @@ def _check_objective(config: Config, task: Task) -> None:
     if config.training.objective == "choice" and not task.options:
         raise ConfigError(
             f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
+        )
+    if OBJECTIVES[config.training.objective].has_head and task.answer != "label":
+        kind, instead = ("options that differ by row", "choice") if task.options else ("open answers", "sft")
+        raise ConfigError(
+            f"training.objective = {config.training.objective!r} needs a task with the same classes in every row; "
+            f"{task.name!r} has {kind}: use {instead!r}"
         )
 
 

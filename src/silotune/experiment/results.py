@@ -10,6 +10,7 @@ from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState
+from silotune.training.objectives import OBJECTIVES
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
@@ -108,6 +109,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
     partition, federation, training = config.data.partition, config.federation, config.training
+    classes = task.options if OBJECTIVES[training.objective].has_head else ()
     privacy = {
         "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
         "or encryption, and can leak parts of what they were trained on.",
@@ -117,7 +119,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     return f"""---
 base_model: {config.model.name}
 library_name: peft
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if classes else "text-generation"}
 tags:
 - silotune
 - federated-learning
@@ -126,7 +128,7 @@ tags:
 
 # {config.adapter.kind} adapter for {config.data.task}
 
-Trained with silotune ({mode}).
+Trained with silotune ({mode}).{_head_text(classes)}
 
 ## Base model
 
@@ -153,3 +155,14 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 {privacy}
 """
+
+
+def _head_text(classes: Sequence[str]) -> str:
+    """How to load an adapter that carries a classification head; empty where there are no classes."""
+    if not classes:
+        return ""
+    return f"""
+
+It carries a classification head for {len(classes)} classes: {", ".join(classes)} (0 to {len(classes) - 1}). Load the
+base with `AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(classes)})` and put the adapter on
+it with `PeftModel.from_pretrained`; a base without a padding token also needs `config.pad_token_id` for batches."""

@@ -136,13 +136,26 @@ def write(adapted: Adapted, tensors: Tensors) -> None:
             parameter.copy_(tensors[name])
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all linear layers but the output head, sorted."""
-    head = model.get_output_embeddings()
+def merged(adapted: Adapted) -> PreTrainedModel:
+    """The base model with the adapter worked into its weights: a plain transformers model. The adapter is gone."""
+    base, model = adapted.base, adapted.model
+    if not adapted.config:
+        return base.model
+    for name in base.head:  # peft's own way asks for the head's weight, which a head of several layers has not
+        base.model.set_submodule(name, base.model.get_submodule(name).modules_to_save["default"])  # type: ignore[index, arg-type]
+    with torch.no_grad():
+        plain: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+    return plain
+
+
+def linear_names(model: PreTrainedModel, head: Sequence[str] = ()) -> list[str]:
+    """Last parts of the names of all linear layers but those of the output head, sorted."""
+    outputs = [model.get_output_embeddings(), *(model.get_submodule(name) for name in head)]
+    left_out = {id(part) for output in outputs if output is not None for part in output.modules()}
     names = set()
     for name, module in model.named_modules():
         linear = isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")
-        if linear and module is not head:
+        if linear and id(module) not in left_out:
             names.add(name.rpartition(".")[2])
     return sorted(names)
 
@@ -159,7 +172,8 @@ def _lora(base: Base, section: AdapterSection) -> PeftConfig:
         fan_in_fan_out=_stored_transposed(base.model),
         use_rslora=section.rslora,
         use_dora=section.dora,
-        task_type="CAUSAL_LM",
+        task_type=base.task_type,
+        modules_to_save=list(base.head) or None,
     )
 
 
@@ -170,14 +184,15 @@ def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
 
     targets = _targets(base, section, DEFAULTS)
     if targets == "all-linear":
-        targets = linear_names(base.model)
+        targets = linear_names(base.model, base.head)
     known = FEEDFORWARD.get(base.model.config.model_type, [])
     inner = [name for name in targets if name in known]
     return IA3Config(
         target_modules=targets,
         feedforward_modules=inner,
         fan_in_fan_out=_stored_transposed(base.model),
-        task_type="CAUSAL_LM",
+        task_type=base.task_type,
+        modules_to_save=list(base.head) or None,
     )
 
 
@@ -199,7 +214,7 @@ def _targets(base: Base, section: AdapterSection, defaults: Mapping[str, Sequenc
     for target in section.targets:
         if not any(name == target or name.endswith("." + target) for name in modules):
             raise ModelError(
-                f"adapter.targets: {unknown_choice('module', target, linear_names(base.model))}, "
+                f"adapter.targets: {unknown_choice('module', target, linear_names(base.model, base.head))}, "
                 "or 'auto', or 'all-linear'"
             )
     return list(section.targets)
@@ -219,7 +234,8 @@ def _as_json(peft_config: PeftConfig) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         peft_config.save_pretrained(folder)
         document: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    for name in ("target_modules", "feedforward_modules"):  # peft keeps sets: their order differs by process
+    # peft keeps sets, whose order differs by process, and names the common heads a second time
+    for name in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
-            document[name] = sorted(document[name])
+            document[name] = sorted(set(document[name]))
     return {**document, "inference_mode": True}

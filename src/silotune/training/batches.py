@@ -103,6 +103,13 @@ def shared_prefix(examples: Sequence[Encoded]) -> int:
     return shared if saved * 5 >= sum(example.length for example in examples) else 0
 
 
+def class_batch(examples: Sequence[Encoded], *, pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, right-padded [examples, length]; the mask is 1 at real ids, which encoders need."""
+    lines = [example.prompt for example in examples]
+    length = max(map(len, lines))
+    return _padded(lines, length, pad_id, device), _padded([[1] * len(line) for line in lines], length, 0, device)
+
+
 def answer_batch(
     examples: Sequence[Encoded],
     *,

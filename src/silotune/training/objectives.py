@@ -1,13 +1,14 @@
 """What a local round minimises, as values: a way to build batches and a loss over them.
 
 ``sft``: cross-entropy of the answer and the end of sequence. ``choice``: cross-entropy over a closed set of
-options, each scored by the log-likelihood of its tokens given the prompt.
+options, each scored by the log-likelihood of its tokens given the prompt. ``classify``: cross-entropy over the
+classes of a head that is trained with the adapter.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,19 @@ import torch
 from silotune.errors import DataError
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.models.load import Base
+from silotune.structs import Example
 from silotune.training.batches import (
     Batch,
     OptionBatch,
     answer_batch,
+    class_batch,
     option_batch,
     separate_option_batch,
     shared_prefix,
 )
-from silotune.training.encode import Encoded
+from silotune.training.classify import ClassEncoder
+from silotune.training.encode import Encoded, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,10 +46,21 @@ class Loss:
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss(adapted, examples)`` for one batch of examples; ``check`` refuses examples it cannot use."""
+    """``loss(adapted, examples)`` for one batch of examples; ``check`` refuses examples it cannot use.
+
+    ``has_head`` says that the base carries a classification head instead of its language model's.
+    """
 
     loss: Callable[[Adapted, Sequence[Encoded]], Loss]
     check: Callable[[Sequence[Encoded]], None]
+    has_head: bool = False
+
+
+def encoder_of(base: Base, *, max_length: int, wording: str) -> Callable[[Iterable[Example]], list[Encoded]]:
+    """What turns examples into ids for this model: a classifier's examples have no answer."""
+    if base.labels:
+        return ClassEncoder(base, max_length=max_length, wording=wording)
+    return Encoder(base.tokenizer, max_length=max_length)
 
 
 def logits_at(adapted: Adapted, batch: Batch) -> torch.Tensor:
@@ -111,13 +127,15 @@ def answer_losses(adapted: Adapted, examples: Sequence[Encoded]) -> tuple[torch.
 
 
 def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
-    """Log-likelihood of each option given the prompt [examples, options].
+    """Log-likelihood of each option given the prompt [examples, options]; a classifier's options are its classes.
 
     Raises:
         DataError: The examples do not have equally many options.
     """
-    _closed_examples(examples)
     base = adapted.base
+    if base.labels:
+        return torch.log_softmax(class_logits(adapted, examples), dim=-1)
+    _closed_examples(examples)
     longest = max(len(example.prompt) + max(map(len, example.options)) for example in examples)
     if sees_branches(base.model, longest):
         shared = shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
@@ -126,6 +144,17 @@ def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor
     else:
         made = separate_option_batch(examples, pad_id=base.pad_id, device=base.device)
     return _sum_by_option(torch.log_softmax(logits_at(adapted, made.batch), dim=-1), made, len(examples))
+
+
+def class_logits(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
+    """What the head gives for each class [examples, classes], in float32.
+
+    transformers reads a decoder at its last id that is no padding, and an encoder as its architecture says.
+    """
+    ids, mask = class_batch(examples, pad_id=adapted.base.pad_id, device=adapted.base.device)
+    with autocast(adapted):
+        logits: torch.Tensor = adapted.model(input_ids=ids, attention_mask=mask).logits
+    return logits.float()
 
 
 def sees_branches(model: PreTrainedModel, length: int) -> bool:
@@ -181,6 +210,17 @@ def _choice_loss(adapted: Adapted, examples: Sequence[Encoded]) -> Loss:
     return Loss(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"), len(examples))
 
 
+def _class_loss(adapted: Adapted, examples: Sequence[Encoded]) -> Loss:
+    labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
+    losses = torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="sum")
+    return Loss(losses, len(examples))
+
+
+def _labelled_examples(examples: Sequence[Encoded]) -> None:
+    if any(example.label < 0 or example.answer for example in examples):
+        raise DataError("a classifier trains on examples with a class and without an answer's tokens")
+
+
 def _any_examples(examples: Sequence[Encoded]) -> None:
     if not all(example.answer for example in examples):
         raise DataError("an example has no supervised token")
@@ -197,4 +237,5 @@ def _closed_examples(examples: Sequence[Encoded]) -> None:
 OBJECTIVES: Mapping[str, Objective] = {
     "sft": Objective(_sft_loss, _any_examples),
     "choice": Objective(_choice_loss, _closed_examples),
+    "classify": Objective(_class_loss, _labelled_examples, has_head=True),
 }
