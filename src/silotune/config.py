@@ -164,6 +164,10 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
+        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
+    )
 
 
 class Config(Section):

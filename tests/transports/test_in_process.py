@@ -82,8 +82,8 @@ def test_a_failure_is_never_an_exception_and_tells_no_text(
 
     monkeypatch.setattr(in_process, "client_round", broken)
     first, second = ask(InProcess(sites(model), encode=encoded), start)
-    assert first == Failure("a", 1, "train", reason)
     assert isinstance(second, Reply)
+    assert first == Failure("a", 1, "train", reason, bytes_down=second.bytes_down)
 
 
 def test_an_update_that_is_not_finite_or_of_another_shape_is_a_failure(model, start, monkeypatch) -> None:

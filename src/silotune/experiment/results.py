@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
 from silotune.data.rows import Task
+from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
-from silotune.structs import ServerState
+from silotune.structs import ServerState, Spent
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
@@ -43,6 +45,47 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
     }
+
+
+def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gauge: Gauge) -> dict[str, Any]:
+    """What a run of rounds took, from its rows, so that a resumed run counts all its sessions.
+
+    ``core_seconds`` and ``joules`` are the clients' training and the coordinator's aggregation and messages; scoring
+    stands apart under ``evaluation``. ``joules`` is null where any share of it is not known.
+    """
+    rounds, rows = folder.read_rows("metrics"), folder.read_rows("clients")
+    costs = [row["cost"] for row in rounds]
+    coordinator, evaluation = (_spent(cost[who] for cost in costs) for who in ("coordinator", "evaluation"))
+    names = sorted({str(row["client"]) for row in rows})
+    clients = {name: _client_cost([row for row in rows if row["client"] == name]) for name in names}
+    spent = sum((Spent(own["core_seconds"], own["joules"]) for own in clients.values()), coordinator)
+    gpu = [cost["gpu_peak_memory_bytes"] for cost in costs if cost["gpu_peak_memory_bytes"] is not None]
+    return {
+        "seconds": result["seconds"],
+        "core_seconds": spent.core_seconds,
+        "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
+        "gpu_peak_memory_bytes": max(gpu, default=None),
+        "bytes_up": result["bytes_up"],
+        "bytes_down": result["bytes_down"],
+        "trainable_parameters": trainable,
+        "tokens": sum(row["tokens"] for row in rows),
+        "joules": spent.joules,
+        "co2_kg": gauge.co2_kg(spent.joules),
+        "energy_source": weakest(row["energy_source"] for row in (*costs, *rows)),
+        "energy_method": gauge.method(),
+        "clients": clients,
+        "coordinator": coordinator,
+        "evaluation": {"seconds": result["evaluate_seconds"], **dataclasses.asdict(evaluation)},
+    }
+
+
+def _spent(costs: Iterable[Mapping[str, Any]]) -> Spent:
+    return sum((Spent(cost["core_seconds"], cost["joules"]) for cost in costs), Spent())
+
+
+def _client_cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    seconds = sum(row["seconds"] for row in rows)
+    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": sum(row["tokens"] for row in rows)}
 
 
 def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) -> dict[str, Any]:
