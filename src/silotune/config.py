@@ -137,6 +137,9 @@ class FederationSection(Section):
     server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
+    workers: Positive | None = Field(
+        None, description="clients trained side by side in one process; default: a core each for small models"
+    )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
     )

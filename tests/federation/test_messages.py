@@ -225,3 +225,10 @@ def test_a_report_that_lacks_a_figure_is_refused() -> None:
     for name in REPORT:
         with pytest.raises(MessageError, match=name):
             read_report(Reply("train", 1, "c", {}, {key: value for key, value in REPORT.items() if key != name}))
+
+
+def test_decoded_tensors_stand_in_the_expected_order() -> None:
+    names = [f"layer.{number}" for number in (3, 1, 2, 9, 4, 8, 0, 7, 5, 6)]
+    tensors = {name: torch.zeros(2) for name in names}
+    request = decode_request(encode(Request("train", 1, "a", tensors, {})), layout_of(tensors))
+    assert list(request.tensors) == names

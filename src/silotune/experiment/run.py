@@ -23,7 +23,7 @@ from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.in_process import InProcess
+from silotune.transports.in_process import InProcess, workers_for
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -163,7 +163,9 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
     sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
-    return InProcess(sites, encode=prepared.config.federation.encode and part.sends_updates)
+    federation = prepared.config.federation
+    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
+    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:

@@ -6,10 +6,11 @@ QLoRA: Dettmers et al. 2023. The layers are peft's; names of tensors are those o
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,36 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
     model.eval()
     peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
     return Adapted(base, model, _saved_names(model), _as_json(peft_config))
+
+
+def replicate(adapted: Adapted) -> Adapted:
+    """A second adapter around the same base weights, so that two clients can train at one time.
+
+    Frozen tensors are shared; trained ones and buffers are copied. Of a quantised base nothing can be shared safely:
+    `can_replicate` says so.
+    """
+    trained = {id(parameter) for parameter in adapted.parameters.values()}
+    shared = {id(parameter): parameter for parameter in adapted.model.parameters() if id(parameter) not in trained}
+    model: Any = copy.deepcopy(adapted.model, shared)
+    if not adapted.config:
+        return Adapted(replace(adapted.base, model=model), model, dict(model.named_parameters()), {})
+    base = replace(adapted.base, model=model.get_base_model())
+    return Adapted(base, model, _saved_names(model), adapted.config)
+
+
+def can_replicate(adapted: Adapted) -> bool:
+    """Whether `replicate` can be used: a model on the CPU whose weights are plain floating-point tensors."""
+    return adapted.base.device.type == "cpu" and all(
+        parameter.is_floating_point() for parameter in adapted.model.parameters()
+    )
+
+
+def draws_randomly(adapted: Adapted) -> bool:
+    """Whether a training step draws random numbers: dropout in the adapter, as a module, or named in the config."""
+    modules = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in adapted.model.modules())
+    settings = adapted.base.model.config.get_text_config().to_dict()
+    named = any("drop" in name and isinstance(value, float) and value > 0 for name, value in settings.items())
+    return modules or named
 
 
 def read(adapted: Adapted) -> Tensors:
