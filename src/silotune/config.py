@@ -157,6 +157,12 @@ class EvaluationSection(Section):
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
+    forgetting: str = Field(
+        "",
+        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
+        "'embedded' (everyday chats), or nothing",
+    )
+    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
     max_new_tokens: Positive = Field(16, description="of a generated answer")
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
 

@@ -353,3 +353,41 @@ def test_a_run_without_energy_says_so(configuration: Make) -> None:
     assert (cost["joules"], cost["co2_kg"], cost["energy_source"]) == (None, None, "unavailable")
     assert cost["energy_method"] == "switched off: record.energy = false" and cost["core_seconds"] > 0
     assert {row["joules"] for row in run.part("federated").read_rows("clients")} == {None}
+
+
+def test_every_model_is_scored_on_each_institutions_own_test_examples(finished) -> None:
+    run, _ = finished
+    parts = [("federated",), ("centralized",), *(("isolated", name) for name in run.part("isolated").parts())]
+    for names in parts:
+        result = run.part(*names).read_json("result")
+        own, worst = result["by_client"], result["worst_client"]
+        assert sorted(own) == run.part("isolated").parts()
+        assert sum(client["num_examples"] for client in own.values()) == result["num_examples"]
+        right = sum(client["accuracy"] * client["num_examples"] for client in own.values() if client["num_examples"])
+        assert right / result["num_examples"] == pytest.approx(result["metrics"]["accuracy"])
+        assert worst["accuracy"] == min(client["accuracy"] for client in own.values() if client["num_examples"])
+        assert 0 <= result["metrics"]["ece"] <= 1
+        assert sum(each["num_examples"] for each in result["metrics"]["reliability"]) == result["num_examples"]
+    summary = run.read_json("summary")
+    for name, value in summary["isolated"]["own"].items():
+        alone = run.part("isolated", name).read_json("result")["by_client"][name]
+        assert value == alone.get("accuracy")
+    assert summary["isolated"]["cost"]["joules"] == pytest.approx(
+        sum(run.part("isolated", name).read_json("result")["cost"]["joules"] for name in summary["isolated"]["own"])
+    )
+
+
+def test_what_tuning_made_the_model_forget(configuration: Make) -> None:
+    run = run_experiment(
+        configuration(
+            evaluation={"forgetting": "embedded", "forgetting_tokens": 300},
+            federation={"modes": ["federated", "centralized"]},
+            training={"learning_rate": 0.05},
+        )
+    )
+    figures = [run.part(mode).read_json("result")["forgetting"] for mode in ("federated", "centralized")]
+    assert figures[0]["base_perplexity"] == figures[1]["base_perplexity"] > 1
+    for each in figures:
+        assert each["text"] == "embedded" and 250 < each["num_tokens"] < 300
+        assert each["ratio"] == pytest.approx(each["tuned_perplexity"] / each["base_perplexity"]) != 1.0
+    assert run.read_json("summary")["federated"]["forgetting"] == figures[0]

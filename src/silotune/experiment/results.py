@@ -21,6 +21,13 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
 """Metric of a task -> figures that the comparison of modes shows."""
 
 
+SHOWN_COSTS = (
+    "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes", "gpu_peak_memory_bytes",
+    "trainable_parameters", "tokens",
+)  # fmt: skip
+"""Of a part's cost, what the summary repeats."""
+
+
 def default_name(config: Config) -> str:
     """Name of a run folder: task, last part of the model's name, adapter, seed."""
     parts = (config.data.task, config.model.name.rstrip("/").split("/")[-1], config.adapter.kind, f"seed{config.seed}")
@@ -44,6 +51,17 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "evaluate_seconds": sum(row["evaluate_seconds"] for row in rows),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
+    }
+
+
+def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """``by_client`` and, among the clients that have test examples of their own, the one served worst."""
+    scored = {name: own for name, own in by_client.items() if own["num_examples"]}
+    worst = max if metric == "perplexity" else min
+    name = worst(scored, key=lambda client: float(scored[client][metric]))
+    return {
+        "by_client": by_client,
+        "worst_client": {"client": name, "num_examples": scored[name]["num_examples"], metric: scored[name][metric]},
     }
 
 
@@ -120,7 +138,11 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     intervals = {key: value for key, value in result["metrics"].items() if key.endswith("_interval")}
     costs = {key: result[key] for key in ("split", "num_examples", "round", "seconds", "bytes_up", "bytes_down")}
     unparsed = {"unparsed": result["metrics"]["unparsed"]} if "unparsed" in result["metrics"] else {}
-    return {**chosen, **intervals, **unparsed, **costs}
+    error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
+    own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
+    cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:
@@ -130,10 +152,28 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lo
     for name in names:
         values = [float(client[name]) for client in clients.values()]
         figures[name] = {"mean": statistics.fmean(values), "best": best(values), "worst": worst(values)}
+    errors = [float(client["ece"]) for client in clients.values() if "ece" in client]
+    if errors:
+        figures["ece"] = {"mean": statistics.fmean(errors), "best": min(errors), "worst": max(errors)}
+    figures["own"] = {name: client["own"].get(name) for name, client in clients.items()}
+    figures["cost"] = _summed([client["cost"] for client in clients.values()])
     first = next(iter(clients.values()))
     figures.update(split=first["split"], num_examples=first["num_examples"])
     figures["seconds"] = sum(client["seconds"] for client in clients.values())
     return {**figures, "bytes_up": 0, "bytes_down": 0, "clients": dict(clients)}
+
+
+def _summed(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The costs of several parts together: sums, but the most memory; null where one is not known."""
+    made: dict[str, Any] = {"energy_source": weakest(cost["energy_source"] for cost in costs)}
+    for key in SHOWN_COSTS:
+        values = [cost[key] for cost in costs]
+        if key == "trainable_parameters":
+            made[key] = values[0]
+        elif key != "energy_source":
+            together = max if key.endswith("memory_bytes") else sum
+            made[key] = None if None in values else together(values)
+    return made
 
 
 def _base(folder: RunFolder, parts: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[str, Any] | None:

@@ -151,6 +151,9 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
+    result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
+    if prepared.forgetting is not None:
+        result["forgetting"] = prepared.forgetting(weights)
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
