@@ -53,7 +53,7 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 
 def _show(folder: RunFolder, as_json: bool) -> None:
-    from silotune.report import read_summary, summary_table
+    from silotune.report import cost_table, read_summary, summary_table
 
     summary = read_summary(folder)
     if as_json:
@@ -61,5 +61,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
         return
     console = stdout()
     console.print(summary_table(summary))
+    console.print(cost_table(summary))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True)
