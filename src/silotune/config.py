@@ -163,6 +163,12 @@ class EvaluationSection(Section):
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
+    forgetting: str = Field(
+        "",
+        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
+        "'embedded' (everyday chats), or nothing",
+    )
+    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
     max_new_tokens: Positive = Field(16, description="of a generated answer")
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
 
@@ -173,6 +179,10 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
+        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
+    )
 
 
 class Config(Section):
@@ -227,9 +237,12 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
     if training.objective != "classify":
         is_default = training.wording == "auto"
         return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
+    faults = []
     if evaluation.scoring == "generation":
-        return ["training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'"]
-    return []
+        faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
+    if evaluation.forgetting:
+        faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
 
 
 def _get(document: Mapping[str, Any], section: str, key: str) -> Any:

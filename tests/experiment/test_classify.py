@@ -189,6 +189,10 @@ def test_a_context_longer_than_the_positions_is_refused(make: Make) -> None:
     ("sections", "words"),
     [
         ({"training": {"objective": "classify"}, "evaluation": {"scoring": "generation"}}, "writes no text"),
+        (
+            {"training": {"objective": "classify"}, "evaluation": {"forgetting": "embedded"}},
+            "leave evaluation.forgetting",
+        ),
         ({"training": {"objective": "choice", "wording": "text"}}, "training.wording = 'text' needs"),
     ],
 )

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import SilotuneError
+from silotune.errors import MessageError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
@@ -124,7 +124,8 @@ class InProcess:
         try:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
-            return Failure(site.name, request.round_number, request.kind, _one_line(error))
+            sent = _request_bytes(request, encoded=self._encode)
+            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
 
 
 @contextmanager
@@ -154,6 +155,14 @@ def _encoded(request: Request, site: Site) -> Reply:
 def _direct(request: Request, site: Site) -> Reply:
     reply = client_round(request, site)
     return _with_bytes(reply, down=num_bytes(request.tensors), up=num_bytes(reply.tensors))
+
+
+def _request_bytes(request: Request, *, encoded: bool) -> int:
+    """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
+    try:
+        return len(encode(request)) if encoded else num_bytes(request.tensors)
+    except MessageError:
+        return 0
 
 
 def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:
