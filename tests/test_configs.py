@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from silotune.config import load_config
+from silotune.benchmark.expand import Changes, expand, trials
+from silotune.benchmark.schema import load_grid
+from silotune.config import Config, load_config
 from silotune.data.tasks import resolve
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.toml"))
+GRIDS = sorted((FOLDER / "benchmarks").glob("*.toml"))
+RUNS = [path for path in CONFIGS if path not in GRIDS]
 
 
 def test_none_is_overlooked() -> None:
@@ -17,12 +21,13 @@ def test_none_is_overlooked() -> None:
     assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task", "fpb-classify"} <= {
         path.stem for path in CONFIGS
     }
+    assert {path.stem for path in GRIDS} == {"embedded", "cross-domain", "cross-domain-local", "flowertune-finance"}
+    assert len(RUNS) + len(GRIDS) == len(CONFIGS)
     assert [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"] == []
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
-    config = load_config(path)
+def check(config: Config) -> None:
+    """The parts of a configuration fit each other and the task."""
     task = resolve(config.data)
     partition = config.data.partition
     if partition.scheme in ("field", "dirichlet"):
@@ -31,6 +36,31 @@ def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
         assert task.options
     if config.training.objective == "classify":
         assert task.answer == "label"
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
+    check(load_config(path))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_cell_of_a_grid_is_valid(path: Path) -> None:
+    grid = load_grid(path)
+    changes = Changes(data_root=Path("data") if path.stem.endswith("-local") else None)
+    planned = expand(grid, changes)
+    assert len(grid.seeds) >= 3 and grid.name == path.stem
+    for each in [*planned, *(trial.planned for trial in trials(grid, changes))]:
+        check(each.config)
+    tuned = grid.tune is not None or path.stem == "flowertune-finance"  # whose rate is part of the protocol
+    assert tuned and {each.config.evaluation.gold for each in planned} == {"test"}
+
+
+def test_the_grids_have_the_cells_that_they_promise() -> None:
+    counts = {path.stem: len(expand(load_grid(path), Changes())) for path in GRIDS}
+    assert counts == {
+        "embedded": 2 * 3 * 2 * 3, "cross-domain": 4 * 3 * 3 * 2 * 3, "cross-domain-local": 4 * 2 * 2 * 3,
+        "flowertune-finance": 3 * 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

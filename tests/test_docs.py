@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 import tiny
 from markdown import ROOT, blocks
-from silotune.config import AdapterSection, FederationSection
+from silotune.benchmark.expand import Changes, expand
+from silotune.benchmark.schema import Grid
+from silotune.config import AdapterSection, FederationSection, validated
 from silotune.data import tasks
 from silotune.methods import algorithms, server_step
 from silotune.models import adapters
@@ -37,9 +40,17 @@ def test_every_setting_is_described() -> None:
 
 def test_every_command_is_there() -> None:
     pages = script().commands()
-    for command in ("quickstart", "run", "resume", "evaluate", "generate", "chat", "export", "report", "doctor"):
+    for command in ("quickstart", "run", "resume", "evaluate", "generate", "chat", "export", "report", "doctor",
+                    "benchmark"):  # fmt: skip
         assert f"## silotune {command}\n" in pages
     assert "## silotune configs copy\n" in pages and "\x1b" not in pages
+
+
+def test_every_key_of_a_grid_is_described() -> None:
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert [name for name in Grid.model_fields if f"`{name}`" not in page] == []
+    example = tomllib.loads(blocks(ROOT / "docs" / "benchmark.md", "toml")[0])
+    assert len(expand(validated(Grid, example, source="example"), Changes())) == 3 * 3
 
 
 def test_quoted_errors_stand_in_the_code() -> None:

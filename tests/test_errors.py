@@ -17,6 +17,7 @@ CODES = {
     "MessageError": 6,
     "RunFolderError": 7,
     "MissingPackageError": 8,
+    "GridError": 9,
 }
 
 

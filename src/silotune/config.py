@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,6 +34,9 @@ class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class ModelSection(Section):
@@ -105,6 +108,11 @@ class DataSection(Section):
     num_train: Positive | None = Field(None, description="most training examples (all clients together)")
     num_validation: Positive | None = Field(None, description="most validation examples")
     num_test: Positive | None = Field(None, description="most test examples")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
+    )
+    holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
+    prompt: str | None = Field(None, description="another template for a known task, over the same columns")
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 
@@ -224,6 +232,8 @@ class Config(Section):
             )
         if self.data.task == "custom" and self.data.definition is None:
             faults.append("data.task = 'custom' needs a section [data.definition]")
+        if self.data.task == "custom" and self.data.prompt is not None:
+            faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
@@ -268,7 +278,17 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         return keys, raw.strip()
 
 
-def merge(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def overlaid(document: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the values of other documents put over it, section by section; the inputs are left alone."""
+    result = _copy(document)
+    for change in changes:
+        for key, value in change.items():
+            old = result.get(key)
+            result[key] = overlaid(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return _copy(result)
+
+
+def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The document with ``a.b=c`` overrides applied, in order; the input is left alone."""
     result = _copy(document)
     for text in overrides:
@@ -292,12 +312,25 @@ def from_mapping(document: Mapping[str, Any], *, source: str = "configuration") 
     Raises:
         ConfigError: With every fault, one line each, in ``faults``.
     """
+    return validated(Config, document, source=source)
+
+
+def validated(schema: type[SectionType], document: Mapping[str, Any], *, source: str) -> SectionType:
+    """A mapping as the given section, every key checked.
+
+    Raises:
+        ConfigError: With every fault, one line each, in ``faults``.
+    """
     try:
-        return Config.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
-        faults = [line for fault in error.errors() for line in _explain(fault)]
-        summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
-        raise ConfigError(f"{source}: {summary}", faults) from None
+        raise faulty([line for fault in error.errors() for line in _explain(fault, schema)], source=source) from None
+
+
+def faulty(faults: Sequence[str], *, source: str) -> ConfigError:
+    """The error that lists these faults."""
+    summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
+    return ConfigError(f"{source}: {summary}", faults)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -325,11 +358,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def _explain(fault: Mapping[str, Any]) -> list[str]:
+def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
     where = [str(part) for part in fault["loc"]]
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
-        return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1]))}"]
+        return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1], schema))}"]
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"]).splitlines()
     if fault["type"] == "literal_error":
@@ -338,9 +371,11 @@ def _explain(fault: Mapping[str, Any]) -> list[str]:
     return [f"{dotted} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"]
 
 
-def _keys_at(where: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_at(where: Sequence[str], schema: type[BaseModel]) -> list[str]:
+    section = schema
     for name in where:
+        if name.isdigit():  # a place in a list: its entries are looked at already
+            continue
         field = section.model_fields.get(name)
         inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]

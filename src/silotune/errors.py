@@ -8,7 +8,8 @@
     ├── FederationError          6   a round: too few replies, a client that failed
     │   └── MessageError         6   a message that does not decode to what was expected
     ├── RunFolderError           7   a run folder: not one, in use, disk full
-    └── MissingPackageError      8   an optional package that the request needs
+    ├── MissingPackageError      8   an optional package that the request needs
+    └── GridError                9   a grid: one or more of its cells have no result
 
 Each message says what was given, what is allowed and what to do, and never repeats a client's text.
 """
@@ -76,6 +77,12 @@ class MissingPackageError(SilotuneError):
     """An optional package that is not installed."""
 
     exit_code = 8
+
+
+class GridError(SilotuneError):
+    """A grid that was worked through, and some of whose cells failed; the others have their results."""
+
+    exit_code = 9
 
 
 def require(package: str, *, extra: str) -> ModuleType:

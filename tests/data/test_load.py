@@ -380,3 +380,28 @@ def test_shared_data_load_as_they_are(task: str) -> None:
     if task != "medqa" and field in present:
         section = PartitionSection(scheme="field", field=field)
         assert len(partition(dataset.splits["train"], section, seed=0)) >= 2
+
+
+# --- holdout
+
+
+def test_a_holdout_is_the_draw_of_train_test_split(root: Path) -> None:
+    dataset = run(root, holdout=0.25)
+    everything = [row["text"] for row in rows(45)]
+    split = datasets.Dataset.from_dict({"text": everything}).train_test_split(0.25, seed=42)
+    assert [text.splitlines()[1] for text in texts(dataset, "test")] == split["test"]["text"]
+    rest = {text.splitlines()[1] for part in ("train", "validation") for text in texts(dataset, part)}
+    assert rest == set(split["train"]["text"]) and len(dataset.splits["validation"]) > 0
+    assert any("12 of all 45 examples, held out with seed 42" in note for note in dataset.notes)
+
+
+def test_a_holdout_stays_when_the_seed_of_the_run_changes(root: Path) -> None:
+    first, second = run(root, seed=0, holdout=0.2), run(root, seed=1, holdout=0.2)
+    assert texts(first, "test") == texts(second, "test") and texts(first, "validation") != texts(second, "validation")
+    assert texts(first, "test") != texts(run(root, holdout=0.2, holdout_seed=7), "test")
+
+
+def test_too_few_rows_to_hold_out_are_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", rows(1))
+    with pytest.raises(DataError, match="too few to hold some out"):
+        run(None, train=tmp_path / "train.jsonl", holdout=0.5)

@@ -290,3 +290,25 @@ def test_templates_look_names_up_and_do_nothing_else() -> None:
     assert render("{a.__class__} {{x}} {b[0]}", {"a.__class__": "1", "b[0]": "2"}) == "1 {x} 2"
     with pytest.raises(KeyError):
         render("{a.__class__}", {"a": "1"})
+
+
+def test_a_known_task_may_be_asked_in_other_words() -> None:
+    section = DataSection(task="fiqa-sa", prompt="Choose from {{a/b}}.\nInput: {text}\nAnswer: ")
+    task = resolve(section)
+    row = {"text": "Up.", "target": "Firm", "label": "positive"}
+    assert to_example(task, row, where="x", number=1).messages[-1][1] == "Choose from {a/b}.\nInput: Up.\nAnswer:"
+    assert resolve(DataSection(task="medqa", prompt="{options}\n{question}")).options == ("A", "B", "C", "D")
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "reason"),
+    [
+        ("fpb", "{txet}", "did you mean 'text'"),
+        ("fpb", "{text!r}", "braces hold a column's name"),
+        ("fpb", "no column", "cannot be asked"),
+        ("instruct", "{instruction}", "data.prompt"),
+    ],
+)
+def test_other_words_that_do_not_fit_are_refused(task: str, prompt: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        resolve(DataSection(task=task, prompt=prompt))

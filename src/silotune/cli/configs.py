@@ -49,7 +49,7 @@ def copy(
     out: Annotated[Path | None, typer.Argument(help="Where to; default: NAME.toml here.")] = None,
 ) -> None:
     """Copy a shipped configuration, to be changed."""
-    from silotune.cli.shipped import shipped
+    from silotune.cli.shipped import is_grid, shipped
     from silotune.record.files import write_bytes
 
     source = shipped(name)
@@ -57,4 +57,5 @@ def copy(
     if place.exists():
         raise ConfigError(f"{str(place)!r} is there already: name another file")
     write_bytes(place, source.read_bytes())
-    typer.echo(f"{place}\nrun it with: silotune run {place}")
+    command = "benchmark" if is_grid(name) else "run"
+    typer.echo(f"{place}\nrun it with: silotune {command} {place}")

@@ -97,7 +97,7 @@ def _missing_for(config: Config, packages: Mapping[str, str | None]) -> list[str
 
 def _misfits(config: Config, found: Mapping[str, Any]) -> list[str]:
     """Where a configuration needs more than nine tenths of what this machine has, each with what to do."""
-    from silotune.report import bytes_text
+    from silotune.report.runs import bytes_text
 
     estimate, machine = found["estimate"], found["machine"]
     gpu_memory = max((gpu["memory_bytes"] or 0 for gpu in machine["gpus"]), default=0)
@@ -124,7 +124,7 @@ def _table(title: str, values: Mapping[str, Any]) -> Table:
 
 def _text(name: str, value: Any) -> str:
     """A value for people, in the unit that its name says."""
-    from silotune.report import bytes_text, seconds_text
+    from silotune.report.runs import bytes_text, seconds_text
 
     if value is None:
         return "not found"

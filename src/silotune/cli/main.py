@@ -10,6 +10,7 @@ from typing import Annotated
 import click
 import typer
 
+from silotune.cli.benchmark import benchmark
 from silotune.cli.configs import configs_app
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
@@ -25,9 +26,9 @@ from silotune.errors import ConfigError, SilotuneError
 _HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
-    "7 run folder; 8 package missing; 130 interrupted."
+    "7 run folder; 8 package missing; 9 cells of a grid failed; 130 interrupted."
 )
-_COMMANDS = (quickstart, run, resume, evaluate, generate, chat, export, report, doctor, tasks)
+_COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
 
 
 def build_app() -> typer.Typer:

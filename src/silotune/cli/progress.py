@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from silotune.report import KINDS, seconds_text
+from silotune.report.runs import KINDS, seconds_text
 
 _TITLES = {"federated": "federated", "isolated": "each alone", "centralized": "centralised"}
 

@@ -1,4 +1,4 @@
-"""``silotune report``: the figures of one run or of several side by side."""
+"""``silotune report``: the figures of one run, of several side by side, or of a whole grid."""
 
 from __future__ import annotations
 
@@ -7,19 +7,59 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, stdout
+from silotune.cli.output import AsJson, print_json, reserved_stdout, stdout
+from silotune.errors import ConfigError
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or one grid folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Of a grid: where to; default: report/ in it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the table of a finished run, or of several side by side."""
+    """Show the table of a finished run, or of several side by side; of a grid, write its whole report.
+
+    The report of a grid is one HTML page that needs no network, the same as Markdown, a CSV of every cell, and every
+    figure as SVG and PNG.
+    """
+    from silotune.record.grids import is_grid
+
+    if any(is_grid(folder) for folder in folders):
+        if len(folders) > 1:
+            raise ConfigError("a grid folder is reported alone: give one folder")
+        _grid(folders[0], out, as_json=as_json)
+        return
+    if out is not None:
+        raise ConfigError("--out goes with a grid folder; of runs a table is shown")
+    _runs(folders, as_json=as_json)
+
+
+def _runs(folders: list[Path], *, as_json: bool) -> None:
     from silotune.record.runs import RunFolder
-    from silotune.report import read_summary, runs_json, runs_table, summary_table
+    from silotune.report.runs import cost_table, read_summary, runs_json, runs_table, summary_table
 
     runs = [RunFolder.open(folder) for folder in folders]
     if as_json:
         print_json({"runs": runs_json(runs)})
+    elif len(runs) > 1:
+        stdout().print(runs_table(runs))
     else:
-        stdout().print(runs_table(runs) if len(runs) > 1 else summary_table(read_summary(runs[0])))
+        summary = read_summary(runs[0])
+        stdout().print(summary_table(summary))
+        stdout().print(cost_table(summary))
+
+
+def _grid(folder: Path, out: Path | None, *, as_json: bool) -> None:
+    from silotune.record.grids import GridFolder
+    from silotune.report.grid import as_mapping, write_report
+
+    with reserved_stdout(as_json):
+        made = write_report(GridFolder.open(folder), out)
+    if as_json:
+        print_json(as_mapping(made))
+        return
+    console = stdout()
+    for finding in made.findings:
+        console.print(f"- {finding}", soft_wrap=True)
+    for path in made.files[:3]:
+        console.print(f"written: {path}", soft_wrap=True)
+    console.print(f"         and {len(made.files) - 3} figure files beside them")

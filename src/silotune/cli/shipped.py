@@ -48,6 +48,21 @@ def find(name_or_path: str) -> Path:
     return shipped(name_or_path)
 
 
+def is_grid(name: str) -> bool:
+    """Whether a shipped configuration is a grid for ``silotune benchmark``."""
+    return name.startswith("benchmarks/")
+
+
+def find_grid(name_or_path: str) -> Path:
+    """The file that GRID means: as ``find``, and the names below ``benchmarks/`` without it.
+
+    Raises:
+        ConfigError: There is no such file and no such name.
+    """
+    is_short = not Path(name_or_path).is_file() and f"benchmarks/{name_or_path}" in names()
+    return find(f"benchmarks/{name_or_path}" if is_short else name_or_path)
+
+
 def summary(name: str) -> str:
     """The first comment line of a shipped configuration: what it is for."""
     for line in shipped(name).read_text(encoding="utf-8").splitlines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -69,6 +70,7 @@ def load(section: DataSection, *, seed: int) -> Dataset:
     """
     task = resolve(section)
     pools, notes = _SOURCES[_source(section, task)](section, task, seed)
+    notes += _hold_out(pools, section)
     notes += _carve(pools, seed)
     wanted = {"train": section.num_train, "validation": section.num_validation, "test": section.num_test}
     for split, most in wanted.items():
@@ -255,6 +257,25 @@ _GENERATORS: Final[Mapping[str, Callable[..., dict[str, list[Row]]]]] = {
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def _hold_out(pools: _Pools, section: DataSection) -> list[str]:
+    """Pools all splits and draws the test set from them, as ``datasets.Dataset.train_test_split`` does.
+
+    The rows keep their order: it is theirs and the draw's seed that decide, so the same rows in another order give
+    another test set.
+    """
+    if section.holdout is None:
+        return []
+    import numpy as np
+
+    rows = [record for split in ("train", "validation", "test") for record in pools.pop(split, [])]
+    order = np.random.default_rng(section.holdout_seed).permutation(len(rows)).tolist()
+    count = math.ceil(section.holdout * len(rows))
+    pools["test"], pools["train"] = ([rows[place] for place in part] for part in (order[:count], order[count:]))
+    if not pools["train"]:
+        raise DataError(f"data.holdout = {section.holdout}: {len(rows)} examples are too few to hold some out")
+    return [f"test: {count} of all {len(rows)} examples, held out with seed {section.holdout_seed}"]
 
 
 def _carve(pools: _Pools, seed: int) -> list[str]:

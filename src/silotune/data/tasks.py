@@ -7,6 +7,7 @@ that give an answer away (``exp``, ``long_answer``) stand in no layout, so they 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -193,6 +194,8 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType({task.name: task for task in
 def resolve(section: DataSection) -> Task:
     """The task that ``data.task`` names; ``custom`` is built from ``[data.definition]``.
 
+    ``data.prompt`` takes the place of a known task's template.
+
     Raises:
         ConfigError: The name is unknown, or the definition does not hold together.
     """
@@ -202,7 +205,23 @@ def resolve(section: DataSection) -> Task:
         return _custom(section.definition)
     if section.task not in TASKS:
         raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom'])}")
-    return TASKS[section.task]
+    task = TASKS[section.task]
+    return task if section.prompt is None else replace(task, prompt=_other_prompt(task, section.prompt))
+
+
+def _other_prompt(task: Task, prompt: str) -> str:
+    """Another template for a task's prompt, after a look at what it may name."""
+    try:
+        names = placeholders(prompt)
+    except ValueError as error:
+        raise ConfigError(f"data.prompt: {error}") from None
+    known = set.intersection(*({*layout.columns, *(("options",) if layout.choices else ())} for layout in task.layouts))
+    strangers = [name for name in names if name not in known]
+    if strangers:
+        raise ConfigError(f"data.prompt: {unknown_choice('column', strangers[0], known)}")
+    if not names or any(layout.prompt for layout in task.layouts):
+        raise ConfigError(f"data.prompt: task {task.name!r} cannot be asked with {prompt!r}; use task = 'custom'")
+    return prompt
 
 
 def _custom(definition: TaskSection) -> Task:

@@ -13,6 +13,7 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,17 @@ class RunFolder:
             if not (place / "config.json").is_file():
                 raise RunFolderError(f"{str(path)!r} is not a run folder: it holds no config.json")
         return cls(place)
+
+    def clear(self) -> None:
+        """Removes a folder in which no run has begun, as a process that died while making it leaves one.
+
+        Raises:
+            RunFolderError: There is a configuration in it: a run has begun.
+        """
+        if self.has(_CONFIG):
+            raise RunFolderError(f"{str(self.path)!r} holds a run: it is not removed")
+        with explained(self.path):
+            shutil.rmtree(self.path)
 
     def part(self, *names: str) -> RunFolder:
         """A folder inside, such as ``part("isolated", "client-0")``; it is made when something is written."""

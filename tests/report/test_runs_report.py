@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from finished_run import finished_run, summary
-from silotune import report
 from silotune.errors import RunFolderError
 from silotune.record.runs import RunFolder
+from silotune.report import runs as report
 
 
 def shown(table: Table, width: int = 120) -> str:

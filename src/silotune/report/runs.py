@@ -251,7 +251,7 @@ def draw_rounds(folder: RunFolder, out: Path) -> Path:
     points = [(row["round"], row[kind.key]) for row in rows if row.get(kind.key) is not None]
     if not points:
         raise RunFolderError(f"{str(folder.path)!r} has no federated rounds to draw: its modes lack 'federated'")
-    figure, axes = _canvas(7.2, 4.3)
+    figure, axes = canvas(7.2, 4.3)
     scale = 100 if kind.is_share else 1
     axes.plot(
         [number for number, _ in points],
@@ -289,10 +289,15 @@ def draw_skew(folder: RunFolder, out: Path) -> Path:
         RunFolderError: There is no ``partition.json``.
     """
     skew = folder.read_json("partition")
+    return _save(skew_figure(skew, title=f"Who holds what: training examples by {skew.get('field', 'label')}"), out)
+
+
+def skew_figure(skew: Mapping[str, Any], *, title: str) -> Figure:
+    """How many examples of each label every client holds, as stacked bars; ``skew`` is ``partition.json``."""
     clients: Mapping[str, Mapping[str, Any]] = skew["clients"]
     counts = {name: _counts(client) for name, client in clients.items()}
     labels = _shown_labels(counts.values())
-    figure, axes = _canvas(7.2, max(2.6, min(0.42 * len(counts) + 1.9, 14)))
+    figure, axes = canvas(7.2, max(2.6, min(0.42 * len(counts) + 1.9, 14)))
     starts = [0] * len(counts)
     places = range(len(counts))
     for index, label in enumerate(labels):
@@ -309,13 +314,13 @@ def draw_skew(folder: RunFolder, out: Path) -> Path:
     axes.set_ylim(len(counts) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.grid(visible=False, axis="y")
-    axes.set_title(f"Who holds what: training examples by {skew.get('field', 'label')}", **_TITLE)
+    axes.set_title(title, **_TITLE)
     axes.set_xlabel("training examples")
     if len(labels) > 1:
         # The distance below the axes is in inches, whatever the height of the picture.
         height = figure.get_figheight()
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5 / (height - 1)), ncols=4, frameon=False, fontsize=9)
-    return _save(figure, out)
+    return figure
 
 
 _OTHER = "all others"
@@ -342,24 +347,31 @@ def _width(held: Mapping[str, int], label: str, labels: Sequence[str]) -> int:
     return sum(number for name, number in held.items() if name not in labels)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty picture in the house style; made without pyplot, whose state is global."""
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty picture in the house style, in inches."""
+    figure, (axes,) = panels(width, height, 1)
+    return figure, axes
+
+
+def panels(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    """An empty picture of several panels side by side with one scale; made without pyplot, whose state is global."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150)
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained" if columns > 1 else None)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color("#999999")
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=3)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    return figure, axes
+    found: list[Axes] = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    for axes in found:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color("#999999")
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, length=3)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    return figure, found
 
 
 def _save(figure: Figure, out: Path) -> Path:

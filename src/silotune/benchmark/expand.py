@@ -1,0 +1,183 @@
+"""Expands a grid into cells, each with the whole configuration of its run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.benchmark.schema import AXES, Choice, Grid, PartitionChoice
+from silotune.config import Config, faulty, from_mapping, merge, overlaid
+from silotune.errors import ConfigError
+from silotune.record.grids import Cell, cell_folder, config_digest
+
+Key = tuple[str, str, str]
+"""Task, model and adapter: what hyper-parameters are chosen for."""
+Setting = Mapping[str, Any]
+"""``section.key`` -> value: one combination of candidates."""
+_STANDS_FOR = {
+    "task": ("data", "task"),
+    "model": ("model", "name"),
+    "adapter": ("adapter", "kind"),
+    "algorithm": ("federation", "algorithm"),
+}
+_BASELINES = ("isolated", "centralized")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A cell and the configuration of its run."""
+
+    cell: Cell
+    config: Config
+
+    @property
+    def key(self) -> Key:
+        """What the cell's hyper-parameters are chosen for."""
+        return (self.cell.task, self.cell.model, self.cell.adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A run that tries one combination of candidates on the validation split."""
+
+    planned: Planned
+    setting: Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What the command line changes in every cell: ``--data-root`` and ``--set``."""
+
+    data_root: Path | None = None
+    settings: Sequence[str] = ()
+
+
+def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = None) -> list[Planned]:
+    """The cells of a grid, those with one model and adapter together.
+
+    The baselines do not depend on the algorithm: of the cells that differ in it alone, the first trains all modes and
+    the others the federated one.
+
+    Args:
+        grid: The grid.
+        changes: What the command line adds.
+        chosen: Hyper-parameters by task, model and adapter, where they were chosen.
+
+    Raises:
+        ConfigError: A cell's configuration holds faults (all of all cells are listed), or no cell is left.
+    """
+    planned: list[Planned] = []
+    faults: dict[str, None] = {}
+    has_baselines: set[tuple[str | int, ...]] = set()
+    for names in _names(grid):
+        twin = tuple(value for axis, value in names.items() if axis != "algorithm")
+        modes = grid.modes if twin not in has_baselines else tuple(m for m in grid.modes if m not in _BASELINES)
+        if not modes:
+            continue
+        has_baselines.add(twin)
+        key = (str(names["task"]), str(names["model"]), str(names["adapter"]))
+        try:
+            planned.append(_planned(grid, names, modes, changes, (chosen or {}).get(key, {})))
+        except ConfigError as error:
+            faults.update(dict.fromkeys(error.faults or [str(error)]))
+    if faults:
+        raise faulty(list(faults), source=f"grid {grid.name!r}")
+    if not planned:
+        raise ConfigError(f"grid {grid.name!r}: include and exclude leave no cell")
+    return planned
+
+
+def trials(grid: Grid, changes: Changes) -> list[Trial]:
+    """The runs that choose hyper-parameters: scored on the selection set; the gold-standard set is not looked at."""
+    tune = grid.tune
+    if tune is None:
+        return []
+    partition = tune.partition or grid.partitions[0].name
+    first: dict[Key, dict[str, str | int]] = {}
+    for names in _names(grid):
+        key = (str(names["task"]), str(names["model"]), str(names["adapter"]))
+        first.setdefault(key, {**names, "partition": partition, "seed": tune.seed})
+    combinations = [
+        dict(zip(tune.candidates, values, strict=True)) for values in itertools.product(*tune.candidates.values())
+    ]
+    return [
+        Trial(_planned(grid, names, grid.modes, changes, setting, is_trial=True), setting)
+        for names in first.values()
+        for setting in combinations
+    ]
+
+
+def _names(grid: Grid) -> Iterator[dict[str, str | int]]:
+    """The names of every cell that include and exclude leave; a worker's cells with one model and adapter together."""
+    axes = ("model", "adapter", "task", "partition")
+    for chosen in itertools.product(*(grid.choices(axis) for axis in axes), grid.seeds, grid.algorithms):
+        *entries, seed, algorithm = chosen
+        found = {axis: entry.name for axis, entry in zip(axes, entries, strict=True)}  # type: ignore[union-attr]
+        names: dict[str, str | int] = {**found, "algorithm": algorithm.name, "seed": seed}  # type: ignore
+        is_in = not grid.include or any(condition.matches(names) for condition in grid.include)
+        if is_in and not any(condition.matches(names) for condition in grid.exclude):
+            yield names
+
+
+def _planned(
+    grid: Grid,
+    names: Mapping[str, str | int],
+    modes: Sequence[str],
+    changes: Changes,
+    setting: Setting,
+    *,
+    is_trial: bool = False,
+) -> Planned:
+    document = _document(grid, names, modes, changes, setting)
+    if is_trial:
+        document = _for_trial(grid, document)
+    config = from_mapping(document, source=f"cell {', '.join(str(value) for value in names.values())}")
+    digest = config_digest(config.model_dump(mode="json"))
+    axes = {axis: str(names[axis]) for axis in AXES}
+    seed = int(names["seed"])
+    folder = cell_folder("tuning" if is_trial else "cells", (*axes.values(), f"seed{seed}"), digest)
+    return Planned(Cell(**axes, seed=seed, modes=tuple(modes), folder=folder, digest=digest), config)
+
+
+def _document(
+    grid: Grid, names: Mapping[str, str | int], modes: Sequence[str], changes: Changes, setting: Setting
+) -> dict[str, Any]:
+    """The cell's configuration: base, then each list's entry, overrides, what was chosen, the command line."""
+    parts = [_part(axis, _entry(grid, axis, str(names[axis]))) for axis in AXES]
+    parts += [override.config for override in grid.overrides if override.when.matches(names)]
+    document = merge(overlaid(grid.base, *parts), [_assignment(key, value) for key, value in setting.items()])
+    document = merge(document, changes.settings)
+    if changes.data_root is not None:
+        document = overlaid(document, {"data": {"root": str(changes.data_root)}})
+    return overlaid(document, {"seed": names["seed"], "federation": {"modes": list(modes)}})
+
+
+def _part(axis: str, entry: Choice | PartitionChoice) -> dict[str, Any]:
+    """The sections that an entry of a list sets: what the list stands for, and what the entry says itself."""
+    if isinstance(entry, PartitionChoice):
+        given = entry.model_dump(exclude_unset=True, exclude={"name", "config"}, mode="json")
+        return overlaid({"data": {"partition": given}}, entry.config)
+    section, key = _STANDS_FOR[axis]
+    return overlaid({section: {key: entry.name}}, entry.config)
+
+
+def _entry(grid: Grid, axis: str, name: str) -> Choice | PartitionChoice:
+    return next(choice for choice in grid.choices(axis) if choice.name == name)
+
+
+def _assignment(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+def _for_trial(grid: Grid, document: dict[str, Any]) -> dict[str, Any]:
+    """The same run, scored on its selection set in place of the gold-standard set."""
+    assert grid.tune is not None
+    selection = document.get("evaluation", {}).get("selection", "validation")
+    changes: dict[str, Any] = {"evaluation": {"gold": selection}}
+    if grid.tune.rounds is not None:
+        changes["federation"] = {"rounds": grid.tune.rounds}
+    return overlaid(document, changes)

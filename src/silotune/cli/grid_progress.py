@@ -1,0 +1,107 @@
+"""Shows how a grid goes on: a bar for all cells and one for each running one, or one plain line a cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from silotune.cli.progress import figure_text
+from silotune.record.grids import Cell
+from silotune.report.runs import seconds_text
+
+
+class GridProgress:
+    """A watcher of a grid, for use in a ``with`` block."""
+
+    def __init__(self, console: Console, *, is_silent: bool, again: str) -> None:
+        self._console, self._is_silent, self._again = console, is_silent, again
+        self._began: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+        self._count = [0, 0]  # cells finished, cells in all
+        self._bars = _Bars(console) if console.is_terminal and not is_silent else None
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.progress.stop()
+        if isinstance(error, KeyboardInterrupt):
+            self._say(f"interrupted; {self._again}")
+
+    def _say(self, text: str) -> None:
+        if not self._is_silent:
+            self._console.print(text, soft_wrap=True)
+
+    def stage(self, title: str, *, total: int, done: int) -> None:
+        """A stage begins."""
+        self._count = [done, total]
+        self._say(f"{title}: {total}, {done} of them done before")
+        if self._bars:
+            self._bars.stage(title, total=total, done=done)
+
+    def cell(self, cell: Cell, what: str, fields: Mapping[str, Any]) -> None:
+        """Something happened to a cell."""
+        name = cell.folder
+        if what == "started":
+            self._began[name] = time.monotonic()
+        elif what == "event" and fields.get("event") == "mode_finished":
+            self._last[name] = f"{fields['mode']} {figure_text(fields.get('metrics'))}"
+        if self._bars:
+            self._bars.cell(cell, what, fields)
+        if what in ("done", "failed"):
+            self._count[0] += 1
+            seconds = seconds_text(time.monotonic() - self._began.pop(name))
+            outcome = self._last.pop(name, "done") if what == "done" else f"FAILED: {fields['reason']}"
+            self._say(f"[{self._count[0]}/{self._count[1]}] {cell.title}: {outcome}, {seconds}")
+
+
+class _Bars:
+    """The bars of a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+        )
+        self._all: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def stage(self, title: str, *, total: int, done: int) -> None:
+        if self._all is not None:
+            self.progress.remove_task(self._all)
+        self._all = self.progress.add_task(title, total=total, completed=done, state=f"{done}/{total}")
+
+    def cell(self, cell: Cell, what: str, fields: Mapping[str, Any]) -> None:
+        name = cell.folder
+        if what == "started":
+            self._tasks[name] = self.progress.add_task(cell.title, total=None, state="loading")
+        elif what == "event":
+            self._event(name, fields)
+        elif what in ("done", "failed"):
+            self.progress.remove_task(self._tasks.pop(name))
+            if self._all is not None:
+                self.progress.advance(self._all)
+                row = self.progress.tasks[self.progress.task_ids.index(self._all)]
+                self.progress.update(self._all, state=f"{int(row.completed)}/{int(row.total or 0)}")
+
+    def _event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if fields["event"] != "round_finished":
+            return
+        who = f"{fields['mode']} {fields.get('client', '')}".strip()
+        state = f"{who} {figure_text(fields.get('metrics'))}"
+        self.progress.update(self._tasks[name], total=fields["rounds"], completed=fields["round"], state=state.strip())

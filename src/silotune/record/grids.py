@@ -1,0 +1,193 @@
+"""Grid folders: the only module that reads and writes the folder in which the runs of a grid lie.
+
+A grid folder holds ``grid.json`` (the cells that belong to the grid now), a run folder a cell below ``cells/`` and
+``tuning/``, ``tuning.json`` (which hyper-parameters were chosen on what figures), ``failures.json``, and
+``sessions.jsonl`` with one row each time the grid was worked on. Run folders of cells that a changed grid file no
+longer names stay where they are and are not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import RunFolderError
+from silotune.record.files import append_line, explained, read_json, read_lines, to_line, write_bytes, write_json
+from silotune.record.runs import RunFolder
+
+GRID, TUNING, FAILURES, SESSIONS = "grid.json", "tuning.json", "failures.json", "sessions.jsonl"
+_SHORT = 10
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        task: Name of an entry of the grid's list of tasks; likewise the next four.
+        seed: The run's seed.
+        modes: What the run trains; baselines that do not depend on the algorithm are trained once.
+        folder: Its run folder, relative to the grid folder.
+        digest: Of its resolved configuration, record and threads left out.
+    """
+
+    task: str
+    model: str
+    adapter: str
+    algorithm: str
+    partition: str
+    seed: int
+    modes: tuple[str, ...]
+    folder: str
+    digest: str
+
+    @property
+    def title(self) -> str:
+        """The cell in words."""
+        return ", ".join((self.task, self.model, self.adapter, self.algorithm, self.partition, f"seed {self.seed}"))
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Digest of what decides a run's figures: its resolved configuration without where it is kept and threads."""
+    training = {key: value for key, value in config["training"].items() if key != "threads"}
+    decisive = {**{key: value for key, value in config.items() if key != "record"}, "training": training}
+    text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cell_folder(stage: str, names: Sequence[str], digest: str) -> str:
+    """Name of a cell's run folder: readable, and another one whenever its configuration is another one."""
+    text = "-".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
+    slug = "".join(char if char.isascii() and (char.isalnum() or char in "._") else "-" for char in text)
+    return f"{stage}/{slug.lstrip('.-')[:120]}-{digest[:_SHORT]}"
+
+
+def is_grid(path: str | Path) -> bool:
+    """Whether ``path`` is a grid folder."""
+    return (Path(path) / GRID).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class GridFolder:
+    """A grid folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> GridFolder:
+        """The grid folder at ``path``.
+
+        Raises:
+            RunFolderError: There is none.
+        """
+        if not is_grid(path):
+            raise RunFolderError(f"{str(path)!r} is not a grid folder: it holds no {GRID}")
+        return cls(Path(path))
+
+    @classmethod
+    def make(cls, path: str | Path) -> GridFolder:
+        """A grid folder at ``path``, made when it is not there.
+
+        Raises:
+            RunFolderError: There is a folder of something else.
+        """
+        place = Path(path)
+        with explained(place):
+            strangers = [] if is_grid(place) or not place.exists() else sorted(entry.name for entry in place.iterdir())
+            own = {"cells", "tuning", ".lock", GRID, TUNING, FAILURES, SESSIONS}
+            strangers = [name for name in strangers if name not in own and not name.endswith(".tmp")]
+            if strangers:
+                raise RunFolderError(
+                    f"{str(path)!r} holds {strangers[0]!r} and is no grid folder: give another with --out"
+                )
+            place.mkdir(parents=True, exist_ok=True)
+        return cls(place)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for one process that works on the grid.
+
+        Raises:
+            RunFolderError: Another process holds it.
+        """
+        with RunFolder(self.path).lock():
+            yield
+
+    def write(self, description: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+        """Writes what the grid is now: a description for readers and its cells."""
+        write_json(self.path / GRID, {**description, "cells": [asdict(cell) for cell in cells]})
+
+    def description(self) -> dict[str, Any]:
+        """What ``write`` was given, the cells left out."""
+        found: dict[str, Any] = read_json(self.path / GRID)
+        return {name: value for name, value in found.items() if name != "cells"}
+
+    def cells(self) -> list[Cell]:
+        """The cells of the grid, in its order.
+
+        Raises:
+            RunFolderError: ``grid.json`` is missing or damaged.
+        """
+        found = read_json(self.path / GRID)
+        try:
+            return [Cell(**{**cell, "modes": tuple(cell["modes"])}) for cell in found["cells"]]
+        except (KeyError, TypeError) as error:
+            raise RunFolderError(f"{str(self.path / GRID)!r} is not one of this version: {error}") from None
+
+    def run(self, cell: Cell) -> RunFolder:
+        """The cell's run folder, which need not be there yet."""
+        return RunFolder(self.path / cell.folder)
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell has run to its end with the configuration that the grid gives it.
+
+        Raises:
+            RunFolderError: Its run folder was made with another configuration, which its name does not say.
+        """
+        folder = self.run(cell)
+        if not folder.has("config"):
+            return False
+        if config_digest(folder.read_json("config")) != cell.digest:
+            raise RunFolderError(
+                f"{str(folder.path)!r}: its config.json was changed; remove the folder to run it again"
+            )
+        return folder.has("summary")
+
+    def write_tuning(self, tuning: Mapping[str, Any]) -> None:
+        """Writes which hyper-parameters were chosen, and on what figures."""
+        write_json(self.path / TUNING, tuning)
+
+    def tuning(self) -> dict[str, Any] | None:
+        """What was chosen; None for a grid that tunes nothing."""
+        place = self.path / TUNING
+        found: dict[str, Any] | None = read_json(place) if place.is_file() else None
+        return found
+
+    def write_failures(self, failures: Mapping[str, str]) -> None:
+        """Writes why cells have no result: cell's folder -> one line."""
+        write_json(self.path / FAILURES, failures)
+
+    def failures(self) -> dict[str, str]:
+        """Why cells have no result, by the cell's folder."""
+        place = self.path / FAILURES
+        found: dict[str, str] = read_json(place) if place.is_file() else {}
+        return found
+
+    def add_session(self, session: Mapping[str, Any]) -> None:
+        """Adds a row about one time that the grid was worked on."""
+        append_line(self.path / SESSIONS, to_line(session))
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """The rows of ``add_session``."""
+        return read_lines(self.path / SESSIONS)
+
+    def keep_file(self, source: Path) -> None:
+        """Keeps the grid file as it was given, to be read by people."""
+        with explained(source):
+            content = source.read_bytes()
+        write_bytes(self.path / "grid.toml", content)

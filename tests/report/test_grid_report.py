@@ -1,0 +1,239 @@
+"""The report of a grid holds every cell, needs no network, and says what the numbers say."""
+
+from __future__ import annotations
+
+import csv
+import html
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finished_grid import LEVELS, Level, finished_grid, usual
+from silotune.evaluation.comparison import compare
+from silotune.evaluation.observations import observe
+from silotune.record.grids import Cell, GridFolder
+from silotune.report.findings import findings
+from silotune.report.grid import GridReport, as_mapping, facts_of, write_report
+
+TWO = "finance-news with nano, alpha 0.1, fedavg"
+
+
+def levels(**means: float) -> Level:
+    """Means of the modes with a point of spread over the seeds."""
+
+    def level(cell: Cell, mode: str) -> float:
+        place = {"isolated": 0, "federated": 1, "centralized": 2}[mode]
+        return means[mode] + 0.005 * ((cell.seed + place) % 3 - 1)
+
+    return level
+
+
+def estimated(cell: Cell, mode: str) -> Mapping[str, Any]:
+    size = 2.0 if cell.adapter == "lora" else 1.0
+    return {"joules": 100 * size, "co2_kg": 0.001, "energy_source": "estimated", "bytes_up": 1e6 * size,
+            "bytes_down": 1e6 * size, "seconds": 5.0, "core_seconds": 9.0, "peak_memory_bytes": 8e8,
+            "gpu_peak_memory_bytes": None, "trainable_parameters": 1000, "tokens": 5}  # fmt: skip
+
+
+def said(path: Path, **options: Any) -> list[str]:
+    """The findings alone, without pictures."""
+    folder = finished_grid(path, **options)
+    return findings(compare(observe(folder)), facts_of(folder))
+
+
+def one(sentences: list[str], *words: str) -> str:
+    (found,) = [sentence for sentence in sentences if all(word in sentence for word in words)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> GridFolder:
+    failed = ("medical, nano, ia3, fedavg, alpha 1.0, seed 1",)
+    return finished_grid(tmp_path_factory.mktemp("grids") / "demo", cost=estimated, failed=failed)
+
+
+@pytest.fixture(scope="module")
+def report(grid: GridFolder) -> GridReport:
+    return write_report(grid)
+
+
+def test_everything_is_written(grid: GridFolder, report: GridReport) -> None:
+    assert all(path.is_file() and path.stat().st_size for path in report.files)
+    names = {str(path.relative_to(grid.path / "report")) for path in report.files}
+    assert {"index.html", "report.md", "cells.csv"} <= names
+    stems = {Path(name).stem for name in names if name.startswith("figures/")}
+    for task in ("finance-news", "medical"):
+        assert {f"{kind}-{task}-nano" for kind in ("modes", "rounds", "bytes", "energy")} <= stems
+        assert {f"skew-{task}-alpha-0-1", f"skew-{task}-alpha-1-0"} <= stems
+    for stem in stems:
+        assert (grid.path / "report" / "figures" / f"{stem}.svg").read_bytes().startswith(b"<?xml")
+        assert (grid.path / "report" / "figures" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_cell_is_in_the_csv_and_every_row_on_the_page(grid: GridFolder, report: GridReport) -> None:
+    with (grid.path / "report" / "cells.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = grid.cells()
+    assert len(rows) == 3 * len(cells) == 72
+    assert {row["folder"] for row in rows} == {cell.folder for cell in cells}
+    lost = [row for row in rows if row["status"] == "failed"]
+    assert len(lost) == 3 and {row["reason"] for row in lost} == {"the loss is not finite"}
+    first = next(row for row in rows if row["mode"] == "federated")
+    assert float(first["accuracy"]) == pytest.approx(0.69) and first["perplexity"] == "" and first["joules"] == "200.0"
+    page = (grid.path / "report" / "index.html").read_text(encoding="utf-8")
+    text = (grid.path / "report" / "report.md").read_text(encoding="utf-8")
+    for row in report.comparison.rows:
+        assert row.task in page and row.main is not None
+        assert f"{100 * row.main.mean:.1f} ± {100 * (row.main.deviation or 0):.1f}" in page
+    for sentence in report.findings:
+        assert sentence in html.unescape(page) and sentence in text
+    assert "the loss is not finite" in page and "the loss is not finite" in text
+    assert "(estimated)" in page and "same examples and steps in every mode" in page and "same budget" in text
+
+
+def test_the_page_stands_alone_and_speaks_to_all(grid: GridFolder, report: GridReport) -> None:
+    page = (grid.path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "http://" not in page and "https://" not in page and "<script" not in page and "@import" not in page
+    assert set(re.findall(r'(?:src|href)="([^":]*)', page)) <= {"data"} | {
+        f"#{name}" for name in re.findall(r'<section id="(\w+)"', page)
+    }
+    images = re.findall(r'<img src="data:image/svg\+xml;base64,[A-Za-z0-9+/=]+" alt="([^"]*)"', page)
+    assert len(images) == page.count("<img ") == (len(report.files) - 3) // 2
+    assert all(re.search(r"\d", alternative) and len(alternative) > 40 for alternative in images)
+    assert '<html lang="en">' in page and 'name="viewport"' in page and "@media print" in page
+    assert page.count("<table>") == page.count("<thead>") == page.count('role="region" tabindex="0" aria-labelledby')
+    text = (grid.path / "report" / "report.md").read_text(encoding="utf-8")
+    for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+        assert (grid.path / "report" / name).is_file()
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_the_same_numbers_give_the_same_files(grid: GridFolder, report: GridReport, tmp_path: Path) -> None:
+    again = write_report(grid, tmp_path / "out")
+    for left, right in zip(report.files, again.files, strict=True):
+        if left.suffix != ".png":
+            assert left.read_bytes() == right.read_bytes(), left.name
+    numbers = as_mapping(again)
+    assert len(numbers["claims"]) == 16 and numbers["claims"][0]["verdict"] == "better"
+
+
+def test_findings_follow_the_numbers(tmp_path: Path) -> None:
+    gain = said(tmp_path / "gain", level=levels(isolated=0.5, federated=0.7, centralized=0.75))
+    assert "learning together beats learning alone by 20.0 points" in one(gain, f"On {TWO}", "alone")
+    assert "pooling everybody's text would still be better than federation by 5.0" in one(gain, f"On {TWO}", "pooling")
+    loss = said(tmp_path / "loss", level=levels(isolated=0.7, federated=0.5, centralized=0.45))
+    assert "learning together is worse than learning alone by 20.0 points" in one(loss, f"On {TWO}", "alone")
+    assert "federation beats even the pooled text, by 5.0 points" in one(loss, f"On {TWO}", "pooled")
+    equal = said(tmp_path / "equal", level=levels(isolated=0.6, federated=0.6, centralized=0.6))
+    assert "changes the figure by +0.0 points, no more than seeds differ by" in one(equal, f"On {TWO}", "alone")
+    overall = "On average over all tasks, partitions and adapters"
+    assert "beats" in one(gain, overall, "alone") and "worse" in one(loss, overall, "alone")
+    holm = 'single rows "federated − isolated"'
+    assert one(gain, holm) != one(equal, holm) and ", 0 have p below 0.05" in one(equal, holm)
+
+
+def test_two_seeds_are_no_claim(tmp_path: Path) -> None:
+    sentences = said(tmp_path / "grid", seeds=(0, 1))
+    assert "fewer than 3 seeds (the fewest 2): nothing is claimed" in one(sentences, "comparisons")
+    assert not [sentence for sentence in sentences if "learning" in sentence or "pooling" in sentence]
+    page = write_report(GridFolder.open(tmp_path / "grid")).files[0].read_text(encoding="utf-8")
+    assert page.count("no claim: fewer than 3 seeds") == 16 + 10
+
+
+def test_a_model_that_cannot_do_the_task_is_told(tmp_path: Path) -> None:
+    sentences = said(tmp_path / "grid", level=levels(isolated=0.5, federated=0.5, centralized=0.5), tasks=("medical",))
+    assert "answers 50.0 % right, where guessing gives 50.0 %" in one(sentences, "alpha 0.1", "cannot do the task")
+    fine = said(tmp_path / "fine", tasks=("medical",))
+    assert not [sentence for sentence in fine if "cannot do" in sentence]
+
+
+def test_adapters_are_compared_with_the_first(tmp_path: Path) -> None:
+    sentences = said(tmp_path / "grid", cost=estimated)
+    ia3 = one(sentences, "ia3 is")
+    assert "2.0 points worse than lora" in ia3 and "0.50 times the bytes, 0.50 times the energy" in ia3
+    turned = said(tmp_path / "turned", cost=estimated, adapters=("ia3", "lora"))
+    assert "lora is 2.0 points better than ia3" in one(turned, "lora is")
+
+
+def test_energy_is_never_printed_as_if_measured(tmp_path: Path) -> None:
+    sentences = said(tmp_path / "none")
+    assert "unavailable" in one(sentences, "Energy was not measured")
+    page = write_report(GridFolder.open(tmp_path / "none")).files[0].read_text(encoding="utf-8")
+    assert "there is no picture of energy" in page and " J (" not in page
+    assert not list((tmp_path / "none" / "report" / "figures").glob("energy-*"))
+    assert "estimated" in one(said(tmp_path / "estimated", cost=estimated), "Energy is")
+
+
+def test_a_budget_is_kept_or_not(tmp_path: Path) -> None:
+    folder = finished_grid(tmp_path / "grid")
+    for megabytes, words in ((1.0, "keep to the budget of 1 MB"), (0.001, "8 of 8 federated rows send more")):
+        folder.write({**folder.description(), "budget_bytes": megabytes * 2**20}, folder.cells())
+        assert one(findings(compare(observe(folder)), facts_of(folder)), "budget", words)
+
+
+def test_a_grid_with_nothing_done_has_a_report(tmp_path: Path) -> None:
+    folder = finished_grid(tmp_path / "grid", failed=("finance", "medical"))
+    report = write_report(folder)
+    assert "24 of 24 cells have no result (24 failed, 0 not run yet)" in report.findings[0]
+    assert "nothing is compared" in report.findings[1] and len(report.files) == 3
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    folder = finished_grid(tmp_path / "grid", tasks=("<b>|x",))
+    write_report(folder)
+    assert "<b>" not in (folder.path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<b>\\|x" in (folder.path / "report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_overhead_is_told_where_it_is_known(tmp_path: Path) -> None:
+    folder = finished_grid(tmp_path / "grid")  # 24 cells of 8 seconds in 100 seconds of sessions: more than there was
+    assert "overhead is not known" in (write_report(folder).files[1]).read_text(encoding="utf-8")
+    folder.add_session({"jobs": 1, "computed": 1, "seconds": 140.0})
+    assert "20.0 % of the processes' time" in (write_report(folder).files[1]).read_text(encoding="utf-8")
+
+
+def chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(chromium() is None, reason="no Chromium here: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_a_network(
+    grid: GridFolder, report: GridReport, tmp_path: Path, width: int
+) -> None:
+    page = tmp_path / "page.html"
+    probe = (
+        "<script>window.onload = () => document.title = ["
+        "document.documentElement.scrollWidth, innerWidth, "
+        "[...document.images].filter(image => image.complete && image.naturalWidth > 100).length].join(' ')</script>"
+    )
+    page.write_text((report.files[0]).read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/user"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--virtual-time-budget=10000"]
+
+    def run(*more: str) -> str:
+        command = [str(chromium()), *options, *more, page.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+
+    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", run("--dump-dom"))
+    assert found is not None
+    wide, inner, images = (int(number) for number in found.groups())
+    assert wide <= inner, "the page is wider than the screen"
+    assert images == page.read_text().count("<img ")
+    run(f"--screenshot={tmp_path}/shot.png")
+    content = (tmp_path / "shot.png").read_bytes()
+    assert struct.unpack(">II", content[16:24])[0] >= width and len(content) > 50_000
+
+
+def test_the_fixture_is_as_the_tests_say() -> None:
+    level: Callable[[Cell, str], float] = usual
+    cell = Cell("finance-news", "nano", "lora", "fedavg", "alpha 0.1", 1, (), "", "")
+    assert {mode: level(cell, mode) for mode in LEVELS} == LEVELS
