@@ -29,13 +29,15 @@ from measure import (
     speed_up,
     table,
 )
-from workload import Settings, default_model
+from workload import Settings, default_model, nano, widen
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 SAME_TOKENS = 0.99
 """Share of held-out examples that both sides must tokenize alike for the comparison to mean anything."""
 MANY_CLIENTS, FEW_CLIENTS = 1000, 10
+WIDE = 32_000
+"""Vocabulary of Llama 2 and Mistral; later models have four to eight times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,12 @@ class Bench:
     say: Callable[[str], None]
 
 
-def end_to_end(bench: Bench) -> list[Result]:
+def end_to_end(bench: Bench, part: str = "end-to-end") -> list[Result]:
     """Both federations, each repetition in fresh processes, the order alternating."""
     from score import evaluation_loss
     from silotune_side import prepare
 
-    folder = _new(bench, "end-to-end")
+    folder = _new(bench, part)
     shared = prepare(folder, bench.settings)
     if shared < SAME_TOKENS:
         raise RuntimeError(f"only {shared:.1%} of the examples have the same tokens on both sides; use another model")
@@ -64,12 +66,21 @@ def end_to_end(bench: Bench) -> list[Result]:
         for side in _order(tuple(runs), number):
             output = folder / f"{side}-{number}.safetensors"
             child = _run(side, folder, output)
-            bench.say(f"end-to-end {number + 1}/{bench.repetitions} {side}: {child.seconds:.1f} s")
+            bench.say(f"{part} {number + 1}/{bench.repetitions} {side}: {child.seconds:.1f} s")
             runs[side].append(child)
             adapters[side].append(output)
     losses = {side: evaluation_loss(bench.settings, folder, paths) for side, paths in adapters.items()}
     start = evaluation_loss(bench.settings, folder, [folder / "initial.safetensors"])[0]
-    return _end_to_end_results(bench.settings, runs, losses, start)
+    results = _end_to_end_results(bench.settings, runs, losses, start)
+    return [replace(result, part=part) for result in results]
+
+
+def end_to_end_32k(bench: Bench) -> list[Result]:
+    """The same with a vocabulary as real models have: nano, its embedding and head widened to 32,000 rows."""
+    model = bench.folder / "nano-32k"
+    if not model.is_dir():
+        widen(nano(HERE.parent), model, WIDE)
+    return end_to_end(replace(bench, settings=replace(bench.settings, model=str(model))), "end-to-end-32k")
 
 
 def _end_to_end_results(
@@ -107,11 +118,11 @@ def step(bench: Bench) -> list[Result]:
 
 
 def overhead(bench: Bench) -> list[Result]:
-    """The rounds' wall time over the local training inside them."""
+    """The rounds' wall time over the local training inside them, one client at a time so that the two compare."""
     from silotune_side import prepare
 
     folder = _new(bench, "overhead")
-    prepare(folder, bench.settings)
+    prepare(folder, replace(bench.settings, workers=1))
     rounds, local = [], []
     for number in range(bench.repetitions):
         output = folder / f"silotune-{number}.safetensors"
@@ -150,6 +161,7 @@ def memory(bench: Bench) -> list[Result]:
 
 PARTS: Mapping[str, Callable[[Bench], list[Result]]] = {
     "end-to-end": end_to_end,
+    "end-to-end-32k": end_to_end_32k,
     "step": step,
     "overhead": overhead,
     "memory": memory,

@@ -21,6 +21,7 @@ def document(settings: Settings, folder: Path) -> dict[str, Any]:
     The peer scores nothing during its rounds; silotune always scores the first and the last model, here on eight
     examples.
     """
+    workers = {} if settings.workers is None else {"workers": settings.workers}
     return {
         "seed": settings.seed,
         "model": {"name": settings.model, "device": "cpu", "max_length": settings.max_length, "offline": True},
@@ -41,7 +42,7 @@ def document(settings: Settings, folder: Path) -> dict[str, Any]:
             "clip_norm": 1.0,
             "schedule": "constant",
         },
-        "federation": {"algorithm": "fedavg", "rounds": settings.rounds},
+        "federation": {"algorithm": "fedavg", "rounds": settings.rounds, **workers},
         "evaluation": {"max_examples": 8, "every": settings.rounds, "bootstrap_samples": 0},
         "record": {"folder": str(folder / "runs")},
     }

@@ -22,6 +22,7 @@ class Settings:
         scheme: How silotune spreads the examples over clients.
         keep_model: Let a Ray worker of the peer load the model once instead of for every message.
         peer_cpus: Cores that each Flower client asks of Ray; the pool then holds cores / peer_cpus workers.
+        workers: Clients that silotune trains side by side; None for its own choice.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Settings:
     peer_cpus: int = 1
     scheme: str = "iid"
     keep_model: bool = False
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,24 @@ def read_pairs(path: Path) -> list[Pair]:
 def default_model(root: Path) -> Path:
     """The small model that lies beside the repository if it is there, else the one that silotune ships."""
     beside = root.parent / "shared" / "models" / "stories260K"
-    return beside if (beside / "config.json").is_file() else root / "src" / "silotune" / "models" / "nano"
+    return beside if (beside / "config.json").is_file() else nano(root)
+
+
+def nano(root: Path) -> Path:
+    """The base model that silotune ships."""
+    return root / "src" / "silotune" / "models" / "nano"
+
+
+def widen(source: Path, folder: Path, vocabulary: int) -> None:
+    """Copies a model and gives its embedding and head ``vocabulary`` rows; the tokenizer never uses the new ones."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(vocabulary)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 def lora_config(settings: Settings) -> Any:

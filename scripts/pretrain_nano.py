@@ -44,55 +44,7 @@ CHAT_TEMPLATE = (
 )
 VALIDATION_SEED = 1_000_000_007
 TOKENIZER_DOCUMENTS = 40_000
-CARD = """---
-license: apache-2.0
-language: en
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# nano: a tiny causal language model for trying out federated fine-tuning
-
-{parameters:,} parameters: Llama architecture, {layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary}
-(byte-level BPE), context {context} tokens, tied embeddings, weights in fp32. It was trained on sequences of {sequence}
-tokens. It is small enough to be fine-tuned in seconds on a laptop's processor. Use it to see a federation run from end
-to end; use a real base model for real work.
-
-## Training
-
-| what | value |
-| --- | --- |
-| text | {text_share:.1%} of the documents: English novels of 1839-1912, public domain ({text_files}) |
-| generated text | the rest: `silotune.data.embedded.corpus`, which this project wrote |
-| tokens seen | {tokens:,} ({steps} steps of {batch} sequences of {sequence} tokens) |
-| optimiser | AdamW, learning rate {learning_rate}, warm-up {warmup} steps, decay to zero from step {decay_from} |
-| seed | {seed} |
-| training loss (mean of the last 50 steps) | {train_loss:.3f} nats a token |
-| validation loss, generated text | {generated_loss:.3f} nats a token (perplexity {generated_perplexity:.2f}) |
-| validation loss, novels | {text_loss} |
-
-To make it again (the text is the 100 English novels corpus cut into passages, one JSON object with a `text` a line):
-
-    {command}
-
-## Chat format
-
-`<|bos|><|user|>question<|assistant|>answer<|eos|>`, optionally with `<|system|>` first. The answer follows the header
-directly. `<|pad|>` is a token of its own.
-
-## What it has not seen
-
-The embedded tasks' prompts, and any sentence of their train, validation and test splits. Their vocabulary and the kinds
-of sentence it has seen: generated news with the market's reaction told in other words than the labels, textbook
-sentences, and quizzes on the same medical facts with lettered answers.
-
-## Limits
-
-It knows a few hundred words of invented business news and one-line simplifications of medicine, and answers nothing
-else sensibly. It has not learnt to match a lettered option with its meaning: on four-option questions it stays at
-chance, also after a few hundred LoRA steps. Its medical sentences are not medical advice. The generated text is
-synthetic; the novels carry the prejudices of their century. Licence: Apache-2.0.
-"""
+CARD = Path(__file__).with_name("nano_card.md")
 
 
 @dataclass
@@ -391,7 +343,7 @@ def describe(
         "seed",
     ):
         values[name] = getattr(options, name)
-    return CARD.format(**values, **asdict(progress))
+    return CARD.read_text(encoding="utf-8").format(**values, **asdict(progress))
 
 
 def main() -> None:

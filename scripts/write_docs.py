@@ -29,12 +29,33 @@ refused with the nearest match, and all faults of a file are reported at once. `
 value for one run; the value is read as TOML (`true`, `0.5`, `[1, 2]`, `"text"`), or as text where it is no TOML. Start
 from a shipped file: `silotune configs list`, then `silotune configs copy NAME`.
 
-Four rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
+Six rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
 `adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
-`data.partition.scheme = "file"` needs `[data.partition.files]`. What a run really used, defaults included, stands in
-`config.json` of its [run folder](run-folder.md).
+`data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
+`evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`.
+What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.
+
+## Which objective
+
+| `training.objective` | models | tasks | what is trained and sent |
+|---|---|---|---|
+| `sft` | causal language models | all | the adapter |
+| `choice` | causal language models | those with options, also options that differ by row | the adapter |
+| `classify` | these and encoders | those with the same options in every row | the adapter and a classification head |
+
+Encoders are BERT, RoBERTa, DistilBERT, DeBERTa, MiniLM and their kind. With `classify` the model is loaded as
+`AutoModelForSequenceClassification`. Its head (and the pooler, where the checkpoint has none) is drawn from `seed`, or
+kept where the checkpoint has a head for the same classes in the same order; it stays in float32 on a bfloat16 or int4
+base. MedQA, MedMCQA and `medical-choice` are refused: A to D say nothing without the options of the row. The
+likelihood of an option is the probability of its class.
+
+`training.wording` says what a classifier reads. `prompt` is the whole prompt, through the chat template where there is
+one. `text` is the row alone: the columns that the prompt shows, in its order, joined by the encoder's separator (by a
+line break for a decoder). `auto` is `text` for an encoder, which learns from labels and to which an instruction that
+is the same in every row tells nothing, and `prompt` for a decoder, which was trained to go on after one. Texts begin
+and end as the tokenizer does it ([CLS] and [SEP]) and are cut on the left to `model.max_length`.
 """
 COMMANDS = """# Commands
 

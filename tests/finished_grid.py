@@ -21,13 +21,19 @@ def usual(cell: Cell, mode: str) -> float:
     return LEVELS[mode] - (0.02 if cell.adapter == "ia3" else 0.0) + spread * (cell.seed - 1)
 
 
-def result(accuracy: float, *, cost: Mapping[str, Any] | None = None, **metrics: Any) -> dict[str, Any]:
+def result(
+    accuracy: float,
+    *,
+    cost: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+    **metrics: Any,
+) -> dict[str, Any]:
     return {
         "split": "test", "num_examples": 100, "round": 2, "rounds": 2, "stopped": "", "seconds": 10.0,
         "evaluate_seconds": 2.0, "bytes_up": 1000, "bytes_down": 3000,
         "metrics": {"accuracy": accuracy, "macro_f1": accuracy - 0.1, "unparsed": 0.0,
                     "per_class": {"yes": {"f1": accuracy}, "no": {"f1": 0.5}}, **metrics},
-        **({"cost": dict(cost)} if cost else {}),
+        **({"cost": dict(cost)} if cost else {}), **(beside or {}),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ RUNS = [path for path in CONFIGS if path not in GRIDS]
 
 def test_none_is_overlooked() -> None:
     assert len(CONFIGS) >= 8
-    assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task"} <= {
+    assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task", "fpb-classify"} <= {
         path.stem for path in CONFIGS
     }
     assert {path.stem for path in GRIDS} == {"embedded", "cross-domain", "cross-domain-local", "flowertune-finance"}
@@ -34,6 +34,8 @@ def check(config: Config) -> None:
         assert set(partition.field.split("+")) <= set(task.partition_fields)
     if config.training.objective == "choice":
         assert task.options
+    if config.training.objective == "classify":
+        assert task.answer == "label"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)

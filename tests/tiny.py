@@ -28,8 +28,8 @@ CORPUS = [
 CONTEXT = 256
 
 
-def tokenizer(*, chat: bool = True, pad: str | None = "<pad>", begin: str | None = None) -> Any:
-    """A byte-level BPE tokenizer of about 300 ids; ``begin`` is put before every text."""
+def tokenizer(*, chat: bool = True, pad: str | None = "<pad>", begin: str | None = None, end: str | None = None) -> Any:
+    """A byte-level BPE tokenizer of about 300 ids; ``begin`` is put before every text, ``end`` after it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,9 +43,13 @@ def tokenizer(*, chat: bool = True, pad: str | None = "<pad>", begin: str | None
     made.train_from_iterator(CORPUS * 4, trainer)
     if begin:
         made.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, made.token_to_id(begin))]
+            single=f"{begin} $A" + (f" {end}" if end else ""),
+            special_tokens=[(mark, made.token_to_id(mark)) for mark in (begin, end) if mark],
         )
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", bos_token=begin, pad_token=pad)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="</s>", bos_token=begin, pad_token=pad, cls_token=begin if end else None,
+        sep_token=end,
+    )  # fmt: skip
     fast.chat_template = TEMPLATE if chat else None
     return fast
 
@@ -88,6 +92,14 @@ def configuration(name: str) -> Any:
         ),
         "gpt_neox": lambda: hf.GPTNeoXConfig(**apart, intermediate_size=48),
         "phi": lambda: hf.PhiConfig(**_sizes()),
+        "bert": lambda: hf.BertConfig(**apart, intermediate_size=48),
+        "roberta": lambda: hf.RobertaConfig(**{**apart, "max_position_embeddings": CONTEXT + 1}, intermediate_size=48),
+        "distilbert": lambda: hf.DistilBertConfig(
+            vocab_size=320, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=CONTEXT,
+            initializer_range=0.3, pad_token_id=0,
+        ),
+        "deberta-v2": lambda: hf.DebertaV2Config(**apart, intermediate_size=48),
+        "modernbert": lambda: hf.ModernBertConfig(**apart, intermediate_size=48, cls_token_id=1, sep_token_id=2),
         "bloom": lambda: hf.BloomConfig(
             vocab_size=320, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, bos_token_id=1,
             eos_token_id=2, pad_token_id=0,
@@ -97,6 +109,7 @@ def configuration(name: str) -> Any:
 
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi")
+ENCODERS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
 WINDOWED = ("mistral-window", "gemma2-window", "gemma3-window")
 
 
@@ -186,6 +199,18 @@ def gradients(model: Adapted, loss: torch.Tensor) -> Tensors:
     for parameter in model.parameters.values():
         parameter.grad = None
     return made
+
+
+def save_body(folder: Path, name: str, *, purpose: str = "AutoModel", seed: int = 0, **options: Any) -> Path:
+    """A folder with a model and no head: ``AutoModel`` keeps a pooler, ``AutoModelForMaskedLM`` drops it."""
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        getattr(transformers, purpose).from_config(configuration(name)).save_pretrained(folder)
+    marks = {"chat": False, "begin": "<s>", "end": "</s>"} if name in ENCODERS else {}
+    tokenizer(**{**marks, **options}).save_pretrained(folder)
+    return folder
 
 
 def save(folder: Path, name: str = "llama", **options: Any) -> Path:

@@ -16,7 +16,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice"]
+Objective = Literal["sft", "choice", "classify"]
+Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
@@ -119,7 +120,12 @@ class DataSection(Section):
 class TrainingSection(Section):
     """One local round at a client."""
 
-    objective: Objective = Field("sft", description="sft: the answer's tokens; choice: softmax over the options")
+    objective: Objective = Field(
+        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
+    )
+    wording: Wording = Field(
+        "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
+    )
     optimizer: Optimizer = Field("adamw", description="of the local steps")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
@@ -145,6 +151,9 @@ class FederationSection(Section):
     server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
+    workers: Positive | None = Field(
+        None, description="clients trained side by side in one process; default: a core each for small models"
+    )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
     )
@@ -162,6 +171,12 @@ class EvaluationSection(Section):
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
+    forgetting: str = Field(
+        "",
+        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
+        "'embedded' (everyday chats), or nothing",
+    )
+    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
     max_new_tokens: Positive = Field(16, description="of a generated answer")
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
 
@@ -172,6 +187,10 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
+        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
+    )
 
 
 class Config(Section):
@@ -215,11 +234,25 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
+        faults += _classify_faults(self.training, self.evaluation)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with a classification head, or needs one."""
+    if training.objective != "classify":
+        is_default = training.wording == "auto"
+        return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
+    faults = []
+    if evaluation.scoring == "generation":
+        faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
+    if evaluation.forgetting:
+        faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
 
 
 def _get(document: Mapping[str, Any], section: str, key: str) -> Any:

@@ -26,6 +26,8 @@ class Example:
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+        text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
+            empty where there is no such prompt.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -33,6 +35,7 @@ class Example:
     options: tuple[str, ...] = ()
     label: int = -1
     fields: Mapping[str, str] = field(default_factory=dict)
+    text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,42 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A client that gave no usable reply: where, when, and why in one line without any of its text."""
+    """A client that gave no usable reply: where, when, and why in one line without any of its text.
+
+    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used.
+    """
 
     client: str
     round_number: int
     stage: str
     reason: str
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU time over all cores, and energy; None where it is not known."""
+
+    core_seconds: float = 0.0
+    joules: float | None = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        known = self.joules is not None and other.joules is not None
+        return Spent(
+            self.core_seconds + other.core_seconds,
+            (self.joules or 0.0) + (other.joules or 0.0) if known else None,
+        )
+
+    def __sub__(self, other: Spent) -> Spent:
+        known = self.joules is not None and other.joules is not None
+        return Spent(
+            self.core_seconds - other.core_seconds,
+            (self.joules or 0.0) - (other.joules or 0.0) if known else None,
+        )
+
+    def __truediv__(self, parts: int) -> Spent:
+        return Spent(self.core_seconds / parts, None if self.joules is None else self.joules / parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +161,4 @@ class RoundRecord:
     evaluate_seconds: float
     bytes_up: int
     bytes_down: int
+    cost: Mapping[str, Any] = field(default_factory=dict)

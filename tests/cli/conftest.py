@@ -91,6 +91,12 @@ class Below:
         self.calls["export"] = (path, merge, mode)
         return out
 
+    def loader_of(self, path: Path, out: Path, *, merge: bool) -> str:
+        return f"{'transformers.Auto' if merge else 'peft.AutoPeft'}ModelForCausalLM({str(out)!r})"
+
+    def next_command(self, path: Path) -> str:
+        return f"silotune chat {path}"
+
     def sample_prompts(self, path: Path, count: int) -> list[Any]:
         return [((("user", f"[{number}] good news?"),), "yes") for number in range(count)]
 
@@ -105,7 +111,14 @@ def below(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     fakes = Below(tmp_path / "runs")
     modules = {
         "silotune.experiment.run": ("run_experiment", "resume_experiment"),
-        "silotune.experiment.tuned": ("load_tuned", "evaluate", "export", "sample_prompts"),
+        "silotune.experiment.tuned": (
+            "load_tuned",
+            "evaluate",
+            "export",
+            "loader_of",
+            "next_command",
+            "sample_prompts",
+        ),
         "silotune.experiment.estimate": ("estimate",),
         "silotune.evaluation.generate": ("stream_answer",),
     }

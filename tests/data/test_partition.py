@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from silotune.config import PartitionSection
 from silotune.data import partition as module
-from silotune.data.partition import find_faults, partition, skew
+from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.errors import DataError
 from silotune.structs import Example
 
@@ -228,3 +228,47 @@ def test_empty_silo_is_an_error_and_one_class_silo_a_note() -> None:
         find_faults(examples, {})
     assert find_faults(examples, {"a": (0, 2), "b": (1, 3)}) == ()
     assert find_faults(examples, {"a": (0, 1), "b": (2, 3, 0)}) == ("1 of 2 clients hold one class only: a",)
+
+
+# --- test examples ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_test_examples_are_dealt_like_the_training_examples(data: st.DataObject) -> None:
+    holders = data.draw(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=80), "train")
+    train = make([label for label, _ in holders])
+    clients = {
+        name: own for name in "abcde" if (own := tuple(i for i, (_, k) in enumerate(holders) if "abcde"[k] == name))
+    }
+    test = make(data.draw(st.lists(st.integers(0, 2), max_size=80), "test"))
+    seed = data.draw(st.integers(0, 2**32 - 1), "seed")
+    field = data.draw(st.sampled_from(["label", None]), "field")
+    dealt = deal_alike(test, train, clients, field=field, seed=seed)
+    assert_covers(dealt, len(test))
+    assert list(dealt) == list(clients)
+    assert dealt == deal_alike(test, train, clients, field=field, seed=seed)
+    for value in range(3) if field else (None,):
+        wanted = [place for place, example in enumerate(test) if value in (None, example.label)]
+        held = {name: [i for i in own if value in (None, train[i].label)] for name, own in clients.items()}
+        if not any(held.values()):
+            held = {name: list(own) for name, own in clients.items()}
+        total = sum(map(len, held.values()))
+        for name, own in held.items():
+            got = len(set(dealt[name]) & set(wanted))
+            assert abs(got - len(wanted) * len(own) / total) < 1, "within one example of the client's share"
+
+
+def test_a_deal_by_field_follows_the_institutions_and_merges_what_they_merged() -> None:
+    train = make([0] * 30, ["lungs"] * 12 + ["heart"] * 12 + ["skin"] * 4 + ["eye"] * 2)
+    section = PartitionSection(scheme="field", field="subject", min_examples=5)
+    clients = partition(train, section, seed=1)
+    test = make([0] * 8, ["eye", "heart", "skin", "lungs", "lungs", "unseen", "skin", "heart"])
+    dealt = deal_alike(test, train, clients, field=dealt_by(section), seed=1)
+    assert_covers(dealt, 8)
+    assert {1, 7} <= set(dealt["heart"]) and {3, 4} <= set(dealt["lungs"]) and {0, 2, 6} <= set(dealt["other"])
+
+
+def test_what_test_examples_are_dealt_by() -> None:
+    by = {scheme: dealt_by(PartitionSection(scheme=scheme, field="a+b")) for scheme in module._SCHEMES}
+    assert by == {"iid": None, "quantity": None, "dirichlet": "a+b", "field": "a+b", "file": "label"}

@@ -91,7 +91,8 @@ def test_what_the_runs_measured_is_used_and_summed_over_institutions(tmp_path: P
 
     def metrics(cell: Cell, mode: str) -> dict[str, Any]:
         own = {"client-0": {"num_examples": 5, "accuracy": 0.9}, "client-1": {"num_examples": 5, "accuracy": 0.4}}
-        return {"ece": 0.1, "by_client": own, "worst_client": "client-1", "forgetting": {"base": 20.0, "tuned": 25.0}}
+        forgetting = {"base_perplexity": 20.0, "tuned_perplexity": 25.0}
+        return {"ece": 0.1, "beside": {"by_client": own, "forgetting": forgetting}}
 
     found = comparison(tmp_path / "grid", cost=cost, metrics=metrics)
     row = next(row for row in found.rows if row.mode == "federated" and row.adapter == "lora")

@@ -9,8 +9,8 @@ import torch
 import tiny
 from silotune.config import Scoring
 from silotune.errors import ConfigError, DataError
-from silotune.evaluation.evaluate import SCORINGS, evaluate, parse_option
-from silotune.evaluation.metrics import UNPARSED
+from silotune.evaluation.evaluate import SCORINGS, answers, evaluate, figures, parse_option
+from silotune.evaluation.metrics import UNPARSED, calibration
 from silotune.models import adapters
 from silotune.training.local import RoundPlace, train_round
 
@@ -99,3 +99,39 @@ def test_scorings_are_those_of_the_configuration() -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="no examples"):
         evaluate(tiny.adapted(), [], labels=tiny.LABELS, batch_size=2)
+
+
+def test_confidence_is_the_softmax_over_the_options() -> None:
+    model, examples = tiny.adapted(), tiny.encoded(tiny.closed(5))
+    answered = answers(model, examples, labels=tiny.LABELS, batch_size=2)
+    with torch.no_grad():
+        for place, example in enumerate(examples):
+            scores = torch.stack([tiny.log_probabilities(model, example.prompt, ids).sum() for ids in example.options])
+            assert answered.options[place] == int(scores.argmax())
+            assert answered.confidences[place] == pytest.approx(float(scores.softmax(0).max()), rel=1e-4)
+    made = figures(answered)
+    assert (
+        made["ece"]
+        == calibration(
+            answered.confidences,
+            [option == label for option, label in zip(answered.options, answered.labels, strict=True)],
+        )["ece"]
+    )
+
+
+@pytest.mark.parametrize("made", [tiny.closed, tiny.opened])
+def test_figures_of_some_answers_are_those_of_scoring_them_alone(made) -> None:
+    model, examples = tiny.adapted(), tiny.encoded(made(6))
+    labels = tiny.LABELS if made is tiny.closed else ()
+    places = (4, 0, 3)
+    some = figures(answers(model, examples, labels=labels, batch_size=2).of(places))
+    alone = evaluate(model, [examples[place] for place in places], labels=labels, batch_size=2)
+    assert some.keys() == alone.keys() and some["num_examples"] == 3
+    for name in ("accuracy", "macro_f1", "ece", "perplexity"):
+        if name in some:
+            assert some[name] == pytest.approx(alone[name], rel=1e-4)
+
+
+def test_generated_answers_have_no_confidence(learnt) -> None:
+    made = evaluate(learnt, tiny.encoded(tiny.closed(4)), labels=tiny.LABELS, batch_size=4, scoring="generation")
+    assert "ece" not in made and "reliability" not in made

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from silotune.evaluation.metrics import UNPARSED, classification, language_modelling
+from silotune.evaluation.metrics import UNPARSED, calibration, classification, language_modelling
 
 NAMES = ("a", "b", "c")
 pairs = st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2)), min_size=1, max_size=60)
@@ -77,3 +77,24 @@ def test_intervals_are_deterministic_and_narrow_with_more_examples() -> None:
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
     assert language_modelling(6.0, 3) == {"loss": 2.0, "perplexity": math.exp(2.0)}
     assert math.isfinite(language_modelling(1e9, 1)["perplexity"])
+
+
+def test_calibration_by_hand() -> None:
+    """Bins of 1/15: .34 and .36 in bin 6 (.333 to .4), .95 in the last; a border belongs to the lower bin."""
+    figures = calibration([0.34, 0.36, 0.95, 1.0, 5 / 15], [True, False, True, False, True])
+    assert figures["reliability"] == [
+        {"from": 4 / 15, "to": 5 / 15, "num_examples": 1, "confidence": pytest.approx(1 / 3), "accuracy": 1.0},
+        {"from": 5 / 15, "to": 6 / 15, "num_examples": 2, "confidence": pytest.approx(0.35), "accuracy": 0.5},
+        {"from": 14 / 15, "to": 1.0, "num_examples": 2, "confidence": pytest.approx(0.975), "accuracy": 0.5},
+    ]
+    assert figures["ece"] == pytest.approx((1 * (1 - 1 / 3) + 2 * 0.15 + 2 * 0.475) / 5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_calibration_is_a_share_and_loses_no_example(answered: list[tuple[float, bool]]) -> None:
+    confidences, right = zip(*answered, strict=True)
+    figures = calibration(confidences, right)
+    assert 0 <= figures["ece"] <= 1
+    assert sum(each["num_examples"] for each in figures["reliability"]) == len(answered)
+    sure = calibration([1.0] * len(right), right)
+    assert sure["ece"] == pytest.approx(1 - sum(right) / len(right))

@@ -273,8 +273,8 @@ def test_a_run_is_named_after_what_it_is(configuration: Make) -> None:
 
 
 def same(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without times, and without the bytes that depend on them: a reply says its seconds in decimal digits."""
-    return {key: value for key, value in row.items() if "seconds" not in key and key != "bytes_up"}
+    """A row without what was measured on the machine; bytes do not depend on that."""
+    return {key: value for key, value in row.items() if "seconds" not in key and key != "cost"}
 
 
 def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> None:
@@ -323,3 +323,71 @@ def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None
     assert figures["trainable"] < figures["parameters"]
     assert figures["bytes_per_round"] > 2 * 3 * 4 * figures["trainable"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_part_cost_is_the_sum_of_its_rows(finished) -> None:
+    run, _ = finished
+    for names in (("federated",), ("centralized",), ("isolated", "client-0")):
+        part = run.part(*names)
+        result, rows, rounds = part.read_json("result"), part.read_rows("clients"), part.read_rows("metrics")
+        cost = result["cost"]
+        for name in ("seconds", "bytes_up", "bytes_down"):
+            assert cost[name] == result[name]
+        assert cost["tokens"] == sum(row["tokens"] for row in rows)
+        assert cost["trainable_parameters"] == arithmetic.count(part.load_adapter()[0])
+        assert set(cost["clients"]) == {row["client"] for row in rows}
+        for name in ("core_seconds", "joules"):
+            own = sum(row[name] for row in rows)
+            assert sum(client[name] for client in cost["clients"].values()) == pytest.approx(own)
+            assert cost["coordinator"][name] == pytest.approx(sum(row["cost"]["coordinator"][name] for row in rounds))
+            assert cost[name] == pytest.approx(own + cost["coordinator"][name])
+        assert cost["core_seconds"] > 0 and cost["evaluation"]["core_seconds"] > 0
+        assert cost["peak_memory_bytes"] > 50e6 and cost["gpu_peak_memory_bytes"] is None
+        assert cost["energy_source"] in ("measured", "estimated") and "codecarbon" in cost["energy_method"]
+        assert cost["co2_kg"] == pytest.approx(cost["joules"] / 3.6e6 * 0.174, rel=0.5), "Spain's electricity"
+
+
+def test_a_run_without_energy_says_so(configuration: Make) -> None:
+    run = run_experiment(configuration(record={"energy": False, "name": "quiet"}))
+    cost = run.part("federated").read_json("result")["cost"]
+    assert (cost["joules"], cost["co2_kg"], cost["energy_source"]) == (None, None, "unavailable")
+    assert cost["energy_method"] == "switched off: record.energy = false" and cost["core_seconds"] > 0
+    assert {row["joules"] for row in run.part("federated").read_rows("clients")} == {None}
+
+
+def test_every_model_is_scored_on_each_institutions_own_test_examples(finished) -> None:
+    run, _ = finished
+    parts = [("federated",), ("centralized",), *(("isolated", name) for name in run.part("isolated").parts())]
+    for names in parts:
+        result = run.part(*names).read_json("result")
+        own, worst = result["by_client"], result["worst_client"]
+        assert sorted(own) == run.part("isolated").parts()
+        assert sum(client["num_examples"] for client in own.values()) == result["num_examples"]
+        right = sum(client["accuracy"] * client["num_examples"] for client in own.values() if client["num_examples"])
+        assert right / result["num_examples"] == pytest.approx(result["metrics"]["accuracy"])
+        assert worst["accuracy"] == min(client["accuracy"] for client in own.values() if client["num_examples"])
+        assert 0 <= result["metrics"]["ece"] <= 1
+        assert sum(each["num_examples"] for each in result["metrics"]["reliability"]) == result["num_examples"]
+    summary = run.read_json("summary")
+    for name, value in summary["isolated"]["own"].items():
+        alone = run.part("isolated", name).read_json("result")["by_client"][name]
+        assert value == alone.get("accuracy")
+    assert summary["isolated"]["cost"]["joules"] == pytest.approx(
+        sum(run.part("isolated", name).read_json("result")["cost"]["joules"] for name in summary["isolated"]["own"])
+    )
+
+
+def test_what_tuning_made_the_model_forget(configuration: Make) -> None:
+    run = run_experiment(
+        configuration(
+            evaluation={"forgetting": "embedded", "forgetting_tokens": 300},
+            federation={"modes": ["federated", "centralized"]},
+            training={"learning_rate": 0.05},
+        )
+    )
+    figures = [run.part(mode).read_json("result")["forgetting"] for mode in ("federated", "centralized")]
+    assert figures[0]["base_perplexity"] == figures[1]["base_perplexity"] > 1
+    for each in figures:
+        assert each["text"] == "embedded" and 250 < each["num_tokens"] < 300
+        assert each["ratio"] == pytest.approx(each["tuned_perplexity"] / each["base_perplexity"]) != 1.0
+    assert run.read_json("summary")["federated"]["forgetting"] == figures[0]

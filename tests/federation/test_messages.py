@@ -190,7 +190,23 @@ def test_random_bytes(data: bytes, with_header: bool) -> None:
 
 def test_a_report_is_read() -> None:
     report = read_report(Reply("train", 1, "c", {}, REPORT))
-    assert report.model_dump() == REPORT
+    assert report.model_dump() == {**REPORT, "core_seconds": 0.0, "joules": None, "energy_source": "unavailable"}
+
+
+@pytest.mark.parametrize("changes", [{"core_seconds": -1.0}, {"joules": -1.0}, {"energy_source": "guessed"}])
+def test_what_a_client_says_it_spent_is_checked(changes: dict) -> None:
+    with pytest.raises(MessageError, match=next(iter(changes))):
+        read_report(Reply("train", 1, "c", {}, {**REPORT, **changes}))
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
+def test_the_size_of_a_message_does_not_depend_on_what_was_measured(values: list[float]) -> None:
+    first, second = (
+        Reply("train", 1, "c", {}, {"loss": a, "deep": {"list": [b, c]}, "steps": 3})
+        for a, b, c in (values, (0.0, -2.2250738585072014e-308, 1.5))
+    )
+    assert len(encode(first)) == len(encode(second))
+    assert decode_reply(encode(first), {}) == first
 
 
 @pytest.mark.parametrize(
@@ -209,3 +225,10 @@ def test_a_report_that_lacks_a_figure_is_refused() -> None:
     for name in REPORT:
         with pytest.raises(MessageError, match=name):
             read_report(Reply("train", 1, "c", {}, {key: value for key, value in REPORT.items() if key != name}))
+
+
+def test_decoded_tensors_stand_in_the_expected_order() -> None:
+    names = [f"layer.{number}" for number in (3, 1, 2, 9, 4, 8, 0, 7, 5, 6)]
+    tensors = {name: torch.zeros(2) for name in names}
+    request = decode_request(encode(Request("train", 1, "a", tensors, {})), layout_of(tensors))
+    assert list(request.tensors) == names

@@ -25,7 +25,8 @@ Answer = Callable[[Request], Reply | Failure]
 
 
 def report(examples: int, loss: float = 1.0) -> dict[str, Any]:
-    return {"num_examples": examples, "loss": loss, "steps": 1, "tokens": 10, "seconds": 0.0}
+    spent = {"core_seconds": 0.5, "joules": 2.0, "energy_source": "measured"}
+    return {"num_examples": examples, "loss": loss, "steps": 1, "tokens": 10, "seconds": 0.0, **spent}
 
 
 def honest(request: Request) -> Reply:
@@ -66,7 +67,7 @@ def run(folder: Path, made: Plan, transport: Fake | None = None, state: ServerSt
 
 
 def rows(folder: Path, name: str = "metrics") -> list[dict[str, Any]]:
-    timed = ("train_seconds", "evaluate_seconds")
+    timed = ("train_seconds", "evaluate_seconds", "cost")
     return [{key: value for key, value in row.items() if key not in timed} for row in RunFolder(folder).read_rows(name)]
 
 
@@ -123,7 +124,7 @@ def test_order_of_clients_does_not_matter(tmp_path: Path) -> None:
 def fails_for(*names: str) -> Answer:
     def answer(request: Request) -> Reply | Failure:
         if request.client in names:
-            return Failure(request.client, request.round_number, "train", "it broke")
+            return Failure(request.client, request.round_number, "train", "it broke", bytes_down=100)
         return honest(request)
 
     return answer
@@ -136,6 +137,8 @@ def test_a_failed_client_is_recorded_and_left_out(tmp_path: Path) -> None:
     (row,) = rows(tmp_path)
     assert row["failures"] == [{"client": "d", "stage": "train", "reason": "it broke"}]
     assert row["clients"] == list(NAMES)
+    assert row["bytes_down"] == state.bytes_down == 400, "what was sent to the client that failed was sent"
+    assert row["bytes_up"] == 40 + 41 + 42
     assert told.count("client_failed") == 1 and told.count("client_finished") == 3
 
 

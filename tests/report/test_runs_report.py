@@ -122,3 +122,24 @@ def test_bytes_for_people(number, text):
 @pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (3.21, "3.2 s"), (125, "2 min 05 s"), (7300, "2 h 01 min")])
 def test_seconds_for_people(seconds, text):
     assert report.seconds_text(seconds) == text
+
+
+def test_costs_are_shown_and_estimates_marked():
+    cost = {"joules": 1234.0, "co2_kg": 6e-5, "energy_source": "estimated", "peak_memory_bytes": 812_000_000}
+    unknown = {**cost, "joules": None, "co2_kg": None, "energy_source": "unavailable"}
+    changes = {
+        "federated": {"accuracy": 0.8, "ece": 0.0456, "own": {"a": 0.7, "b": 0.9, "c": None}, "cost": cost},
+        "isolated": {"ece": {"mean": 0.2}, "own": {"a": 0.5}, "cost": {**cost, "energy_source": "measured"}},
+        "centralized": {"accuracy": 0.8, "own": {}, "cost": unknown},
+    }
+    rows = [line for line in shown(report.cost_table(summary(**changes)), width=80).splitlines() if "MB" in line]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["each alone", "0.200", "50.0 %", "1.23 kJ", "60 mg", "812.0 MB"],
+        ["federated", "0.046", "70.0 %", "1.23 kJ est.", "60 mg est.", "812.0 MB"],
+        ["centralised", "-", "-", "-", "-", "812.0 MB"],
+    ]
+    assert report.scaled_text(0.0, "J") == "0 J" and report.scaled_text(2e-7, "g") == "0.2 µg"
+
+
+def test_a_run_of_an_older_version_has_no_cost_rows():
+    assert "MB" not in shown(report.cost_table(summary()))

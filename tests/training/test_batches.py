@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import islice
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import tiny
 from silotune.seeds import derive
-from silotune.training.batches import by_length, option_batch, separate_option_batch, shuffled
+from silotune.training.batches import by_length, option_batch, separate_option_batch, shared_prefix, shuffled
 from silotune.training.encode import Encoded
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)
@@ -101,3 +102,25 @@ def test_separate_rows_by_hand() -> None:
 def test_examples_of_the_tiny_tokenizer_fit_a_batch() -> None:
     encoded = tiny.encoded(tiny.closed())
     assert len({example.length for example in encoded}) > 3
+
+
+def prompts(*lines: tuple[int, ...]) -> list[Encoded]:
+    return [Encoded(line, (9,)) for line in lines]
+
+
+@given(
+    st.lists(st.integers(3, 5), max_size=12), st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=6), min_size=1)
+)
+def test_the_shared_prefix_is_common_and_leaves_each_prompt_an_id(common: list[int], rests: list[list[int]]) -> None:
+    examples = prompts(*((*common, *rest) for rest in rests))
+    found = shared_prefix(examples)
+    lines = [example.prompt for example in examples]
+    longest = min(len(os.path.commonprefix(lines)), min(map(len, lines)) - 1)
+    saves = longest * (len(lines) - 1) * 5 >= sum(example.length for example in examples)
+    assert found == (longest if saves else 0)
+
+
+def test_little_in_common_is_not_shared() -> None:
+    assert shared_prefix(prompts((1, 2, 3, 4), (1, 5, 6, 7))) == 0  # one id of ten
+    assert shared_prefix(prompts((1, 2, 3, 4), (1, 2, 6, 7))) == 2
+    assert shared_prefix(prompts((1, 2, 3, 4))) == 0

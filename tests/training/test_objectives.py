@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tiny
 from silotune.errors import DataError
-from silotune.training.batches import answer_batch
+from silotune.training.batches import answer_batch, shared_prefix
 from silotune.training.encode import Encoded
-from silotune.training.objectives import OBJECTIVES, answer_losses, logits_at, option_scores, sees_branches
+from silotune.training.objectives import (
+    OBJECTIVES,
+    answer_losses,
+    can_share_prefix,
+    logits_at,
+    option_scores,
+    sees_branches,
+)
 
 EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
 WORDINGS = {
@@ -68,8 +78,10 @@ def slow_scores(model, examples: list[Encoded]) -> torch.Tensor:
     )
 
 
-def compare_options(model, options: tuple[tuple[int, ...], ...]) -> None:
-    examples = batch_of(options)
+def compare_options(
+    model, options: tuple[tuple[int, ...], ...], prepare: Callable[[list[Encoded]], list[Encoded]] = list
+) -> None:
+    examples = prepare(batch_of(options))
     labels = torch.tensor([example.label for example in examples])
     slow = slow_scores(model, examples)
     expected = tiny.gradients(model, torch.nn.functional.cross_entropy(slow, labels))
@@ -103,6 +115,58 @@ def test_options_may_be_worded_differently_in_one_batch() -> None:
         Encoded(sequence(9, 2), (60, 61, 2), ((60, 61), (62, 63, 64, 65)), 1),
     ]
     torch.testing.assert_close(option_scores(model, examples), slow_scores(model, examples), rtol=1e-5, atol=1e-5)
+
+
+INSTRUCTION = sequence(9, 3)
+
+
+def instructed(examples: list[Encoded]) -> list[Encoded]:
+    """The examples behind an instruction that they share."""
+    return [replace(example, prompt=(*INSTRUCTION, *example.prompt)) for example in examples]
+
+
+def passes(model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the inputs that go through the model from now on."""
+    seen: list[int] = []
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward", lambda **inputs: seen.append(inputs["input_ids"].numel()) or forward(**inputs)
+    )
+    return seen
+
+
+def test_a_shared_instruction_changes_no_answer_loss_and_no_gradient(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = instructed(open_batch())
+    slow = torch.cat([-tiny.log_probabilities(model, example.prompt, example.answer) for example in examples])
+    expected = tiny.gradients(model, slow.mean())
+    seen = passes(model, monkeypatch)
+    fast, _ = answer_losses(model, examples)
+    once = [len(INSTRUCTION), 3 * 12]
+    assert seen == (once if can_share_prefix(model, 22) else [3 * 21])
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    tiny.assert_close(tiny.gradients(model, fast.mean()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_a_shared_instruction_changes_no_option_score(model, wording: str) -> None:
+    assert shared_prefix(instructed(batch_of(WORDINGS[wording]))) == len(INSTRUCTION)
+    compare_options(model, WORDINGS[wording], prepare=instructed)
+
+
+def test_a_shared_instruction_with_ia3_and_dora() -> None:
+    for section in ({"kind": "ia3"}, {"kind": "lora", "dora": True, "targets": "all-linear"}):
+        compare_options(tiny.adapted(**section), WORDINGS["several ids"], prepare=instructed)
+
+
+def test_what_draws_or_checkpoints_shares_nothing() -> None:
+    drawing = tiny.adapted(dropout=0.1)
+    assert can_share_prefix(drawing, 20)
+    drawing.model.train()
+    assert not can_share_prefix(drawing, 20)
+    checkpointed = tiny.adapted()
+    checkpointed.base.model.activation_checkpointing_enable()
+    assert not can_share_prefix(checkpointed, 20)
+    assert not can_share_prefix(tiny.adapted("bloom"), 20)
 
 
 def test_branches_are_used_where_they_may_be_and_only_there() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,13 @@ from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
+from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.seeds import derive
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 from silotune.training.local import RoundPlace, train_round
 from silotune.transports import in_process
-from silotune.transports.in_process import InProcess
+from silotune.transports.in_process import InProcess, workers_for
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
 SETTINGS = tiny.training(learning_rate=0.01)
@@ -82,8 +85,8 @@ def test_a_failure_is_never_an_exception_and_tells_no_text(
 
     monkeypatch.setattr(in_process, "client_round", broken)
     first, second = ask(InProcess(sites(model), encode=encoded), start)
-    assert first == Failure("a", 1, "train", reason)
     assert isinstance(second, Reply)
+    assert first == Failure("a", 1, "train", reason, bytes_down=second.bytes_down)
 
 
 def test_an_update_that_is_not_finite_or_of_another_shape_is_a_failure(model, start, monkeypatch) -> None:
@@ -139,3 +142,106 @@ def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
         state = run_rounds(plan, InProcess(sites(model)), ServerState(0, start), RunFolder(tmp_path / str(number)))
         made.append(state.weights)
     tiny.assert_same_bits(*made)
+
+
+def many(model, count: int = 7) -> dict[str, Site]:
+    return {f"site-{number}": Site(f"site-{number}", EXAMPLES[number % 3 :], model) for number in range(count)}
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "none"])
+@pytest.mark.parametrize("encoded", [True, False])
+def test_side_by_side_gives_the_bits_and_the_order_of_one_after_another(kind: str, encoded: bool) -> None:
+    settings = SETTINGS.model_copy(update={"optimizer_state": "keep"})
+    found = []
+    for workers in (1, 3):
+        model = tiny.adapted(kind=kind, stirred=False)
+        first = adapters.read(model)
+        transport = InProcess(many(model), encode=encoded, workers=workers)
+        rounds = [ask(transport, first, body=order(settings)) for _ in range(2)]
+        found.append((rounds, transport.states()))
+        assert adapters.read(model).keys() == first.keys()
+    (alone, alone_states), (beside, beside_states) = found
+    for left, right in zip([*alone[0], *alone[1]], [*beside[0], *beside[1]], strict=True):
+        assert isinstance(left, Reply) and isinstance(right, Reply)
+        assert left.client == right.client
+        tiny.assert_same_bits(left.tensors, right.tensors)
+        assert {key: value for key, value in left.body.items() if "seconds" not in key} == {
+            key: value for key, value in right.body.items() if "seconds" not in key
+        }
+    for name, state in alone_states.items():
+        tiny.assert_same_bits(state.tensors, beside_states[name].tensors)
+
+
+def test_workers_share_the_base_and_nothing_that_is_trained(model) -> None:
+    second = adapters.replicate(model)
+    own = {parameter.data_ptr() for parameter in model.parameters.values()}
+    mine = {parameter.data_ptr() for parameter in model.model.parameters()} - own
+    theirs = {parameter.data_ptr() for parameter in second.model.parameters()}
+    trained = {parameter.data_ptr() for parameter in second.parameters.values()}
+    assert theirs - trained == mine and not trained & own
+    assert second.parameters.keys() == model.parameters.keys()
+
+
+def test_a_broken_client_breaks_no_neighbour_and_torch_is_left_as_it_was(model, start, monkeypatch) -> None:
+    def broken(request: Request, site: Site) -> Reply:
+        if site.name in ("site-1", "site-4"):
+            raise MemoryError
+        torch.rand(3)
+        return client_round(request, site)
+
+    monkeypatch.setattr(in_process, "client_round", broken)
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    replies = ask(InProcess(many(model), workers=2), start)
+    assert [isinstance(reply, Failure) for reply in replies] == [number in (1, 4) for number in range(7)]
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_only_few_replies_wait_for_their_turn(model, start, monkeypatch) -> None:
+    answered: list[str] = []
+
+    def fast(request: Request, site: Site) -> Reply:
+        answered.append(site.name)
+        return Reply("train", 1, site.name, dict(request.tensors), {})
+
+    monkeypatch.setattr(in_process, "client_round", fast)
+    transport = InProcess(many(model, 40), workers=2)
+    requests = {name: Request("train", 1, name, start, {}) for name in transport.clients()}
+    replies = transport.exchange(requests, timeout_seconds=1.0)
+    for taken, reply in enumerate(replies, start=1):
+        assert isinstance(reply, Reply)
+        assert len(answered) <= taken + 2  # those at work, and one that is done
+    assert len(answered) == 40
+
+
+def test_a_run_that_is_given_up_stops_its_workers(model, start) -> None:
+    transport = InProcess(many(model, 20), workers=2)
+    requests = {name: Request("train", 1, name, start, order()) for name in transport.clients()}
+    replies = transport.exchange(requests, timeout_seconds=1.0)
+    next(replies)
+    replies.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
+
+
+def test_how_many_train_at_one_time() -> None:
+    calm = tiny.adapted()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert workers_for(calm, 8) == 2
+        assert workers_for(calm, 1) == 1
+        assert workers_for(calm, 8, asked=5) == 5
+        assert workers_for(tiny.adapted(dropout=0.1), 8, asked=5) == 1
+        assert workers_for(replace(calm, base=replace(calm.base, device=torch.device("meta"))), 8, asked=2) == 1
+        noisy = tiny.adapted()
+        noisy.base.model.config.attention_dropout = 0.1
+        assert workers_for(noisy, 8) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_large_base_trains_one_client_at_a_time_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.adapted()
+    monkeypatch.setattr(in_process, "LARGEST_SIDE_BY_SIDE", model.num_base_parameters - 1)
+    assert workers_for(model, 8) == 1
+    assert workers_for(model, 8, asked=3) == 3

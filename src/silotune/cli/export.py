@@ -19,11 +19,11 @@ def export(
 ) -> None:
     """Write the adapter for peft, or with --merge a model for plain transformers, with a model card."""
     from silotune.experiment.tuned import export as write
+    from silotune.experiment.tuned import loader_of
 
     with reserved_stdout(as_json):
         place = write(folder, out, merge=merge, mode=mode)
     if as_json:
         print_json({"folder": str(place), "merged": merge, "mode": mode})
         return
-    loader = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
-    typer.echo(f"{place}\nload it with {loader}.from_pretrained({str(place)!r})")
+    typer.echo(f"{place}\nload it with {loader_of(folder, place, merge=merge)}")

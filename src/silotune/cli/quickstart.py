@@ -30,7 +30,7 @@ def quickstart(
     from silotune.cli.shipped import shipped
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
-    from silotune.report.runs import draw_rounds, draw_skew, read_summary, summary_table
+    from silotune.report.runs import cost_table, draw_rounds, draw_skew, read_summary, summary_table
 
     changes = [] if seed is None else [f"seed={seed}"]
     changes += [] if folder is None else [f"record.folder={json.dumps(str(folder))}"]
@@ -44,6 +44,7 @@ def quickstart(
         return
     console = stdout()
     console.print(summary_table(summary))
+    console.print(cost_table(summary))
     console.print(_answers(run, config.evaluation.max_new_tokens))
     for title, place in (("run folder", run.path), *zip(("by round", "by client"), pictures, strict=True)):
         console.print(f"{title + ':':<12}{place}", soft_wrap=True)

@@ -35,13 +35,17 @@ def report(
 
 def _runs(folders: list[Path], *, as_json: bool) -> None:
     from silotune.record.runs import RunFolder
-    from silotune.report.runs import read_summary, runs_json, runs_table, summary_table
+    from silotune.report.runs import cost_table, read_summary, runs_json, runs_table, summary_table
 
     runs = [RunFolder.open(folder) for folder in folders]
     if as_json:
         print_json({"runs": runs_json(runs)})
+    elif len(runs) > 1:
+        stdout().print(runs_table(runs))
     else:
-        stdout().print(runs_table(runs) if len(runs) > 1 else summary_table(read_summary(runs[0])))
+        summary = read_summary(runs[0])
+        stdout().print(summary_table(summary))
+        stdout().print(cost_table(summary))
 
 
 def _grid(folder: Path, out: Path | None, *, as_json: bool) -> None:

@@ -53,7 +53,8 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 
 def _show(folder: RunFolder, as_json: bool) -> None:
-    from silotune.report.runs import read_summary, summary_table
+    from silotune.experiment.tuned import next_command
+    from silotune.report.runs import cost_table, read_summary, summary_table
 
     summary = read_summary(folder)
     if as_json:
@@ -61,5 +62,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
         return
     console = stdout()
     console.print(summary_table(summary))
+    console.print(cost_table(summary))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
-    console.print(f"try it:     silotune chat {folder.path}", soft_wrap=True)
+    console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)

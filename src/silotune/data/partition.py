@@ -141,7 +141,11 @@ def _values(examples: Sequence[Example], field: str) -> list[str]:
     if not set(names) <= set(known):
         allowed = ", ".join(sorted(known)) or "none (use scheme 'iid' or 'quantity')"
         raise DataError(f"data.partition.field = {field!r}: the examples do not have it; they have: {allowed}")
-    return ["+".join(example.fields.get(name, UNKNOWN) for name in names) for example in examples]
+    return [_value(example, field) for example in examples]
+
+
+def _value(example: Example, field: str | None) -> str:
+    return "+".join(example.fields.get(name, UNKNOWN) for name in field.split("+")) if field else ""
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
@@ -201,6 +205,66 @@ def _named_by_value(groups: Mapping[str, list[int]]) -> dict[str, list[int]]:
             name = f"{slug}-{twin}"
         named[name] = share
     return named
+
+
+# --- test examples ---------------------------------------------------------------------------------------------------
+
+
+def dealt_by(section: PartitionSection) -> str | None:
+    """The field that test examples are dealt by: the one that the training examples were, the label for files."""
+    return {"dirichlet": section.field, "field": section.field, "file": "label"}.get(section.scheme)
+
+
+def deal_alike(
+    examples: Sequence[Example],
+    train: Sequence[Example],
+    clients: Mapping[str, Sequence[int]],
+    *,
+    field: str | None,
+    seed: int,
+) -> Clients:
+    """Deals other examples, such as a test set, over clients that hold training examples like them.
+
+    Of the examples with one value of the field, each client gets the share that it holds of the training examples with
+    that value (rounded by largest remainder); without a field, or for a value that no client holds, its share of all
+    training examples. So the test examples of a client have the mixture of its training examples.
+
+    Args:
+        examples: What is dealt; every one lands in exactly one client.
+        train: The training examples.
+        clients: Client -> indices into ``train``; none is empty.
+        field: As in ``data.partition.field``; None for examples that were spread by chance.
+        seed: Decides which of the examples with one value a client gets.
+
+    Returns:
+        Client -> sorted indices into ``examples``; empty where a client's share is less than one example.
+    """
+    sizes = {name: len(own) for name, own in clients.items()}
+    held: dict[str, Counter[str]] = {}
+    for name, own in clients.items():
+        for index in own:
+            held.setdefault(_value(train[index], field), Counter())[name] += 1
+    groups: dict[str, list[int]] = {}
+    for place in _shuffled(len(examples), derive(seed, "deal-test")):
+        groups.setdefault(_value(examples[place], field), []).append(place)
+    dealt: dict[str, list[int]] = {name: [] for name in clients}
+    for value in sorted(groups):
+        start = 0
+        lots = {name: derive(seed, f"deal-test/{value}", client=name) for name in clients}
+        for name, count in _apportioned(len(groups[value]), held.get(value, sizes), lots).items():
+            dealt[name].extend(groups[value][start : start + count])
+            start += count
+    return {name: tuple(sorted(own)) for name, own in dealt.items()}
+
+
+def _apportioned(count: int, weights: Mapping[str, int], lots: Mapping[str, int]) -> dict[str, int]:
+    """``count`` in proportion to the weights, whole numbers by largest remainder (Hamilton); ties by lot."""
+    total = sum(weights.values())
+    made = {name: count * weight // total for name, weight in weights.items()}
+    rest = sorted(weights, key=lambda name: (-(count * weights[name] % total), lots[name]))
+    for name in rest[: count - sum(made.values())]:
+        made[name] += 1
+    return made
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

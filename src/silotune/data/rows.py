@@ -124,19 +124,23 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     """
     spot = f"{where}: row {number}"
     layout = _layout_of(task, row, spot)
+    text: tuple[str, ...] = ()
     if layout.messages:
         messages, answer = _conversation(row[layout.messages], f"{spot}: {layout.messages}")
     else:
-        messages, answer = _prompt(task, layout, row, spot), _answer(task, layout, row, spot)
+        values, answer = _values(task, layout, row, spot), _answer(task, layout, row, spot)
+        template = layout.prompt or task.prompt
+        messages = (("user", render(template, values).strip()),)
+        text = tuple(values[name] for name in placeholders(template) if values[name])
     if task.system and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
     fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
     if not task.options:
-        return Example(messages, answer, fields=fields)
+        return Example(messages, answer, fields=fields, text=text)
     place, options = task.options.index(answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(layout, row, spot).values())
-    return Example(messages, options[place], options, place, {**fields, "label": answer})
+    return Example(messages, options[place], options, place, {**fields, "label": answer}, text)
 
 
 def unit_of(task: Task, row: Row) -> str:
@@ -179,7 +183,8 @@ def _layout_of(task: Task, row: Row, spot: str) -> Layout:
     raise DataError(f"{spot}: field {missing[0]!r} is missing; task {task.name!r} needs {wanted}")
 
 
-def _prompt(task: Task, layout: Layout, row: Row, spot: str) -> tuple[tuple[str, str], ...]:
+def _values(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
+    """Placeholder of the prompt -> the row's text for it."""
     values = {}
     for name, column in layout.columns.items():
         values[name] = _text(row.get(column), f"{spot}: field {column!r}")
@@ -192,7 +197,7 @@ def _prompt(task: Task, layout: Layout, row: Row, spot: str) -> tuple[tuple[str,
                 f"{spot}: {', '.join(layout.choices)}: options are not {', '.join(task.options)}, none empty"
             )
         values["options"] = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    return (("user", render(layout.prompt or task.prompt, values).strip()),)
+    return values
 
 
 def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:

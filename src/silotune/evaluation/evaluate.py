@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.generate import greedy_answers
-from silotune.evaluation.metrics import UNPARSED, classification, language_modelling
+from silotune.evaluation.metrics import UNPARSED, calibration, classification, language_modelling
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
 from silotune.training.encode import Encoded
 from silotune.training.objectives import answer_losses, option_scores
+
+_Value = TypeVar("_Value")
 
 
 def evaluate(
@@ -40,23 +43,94 @@ def evaluate(
         bootstrap_samples: Behind the 95 % intervals; 0 for none.
 
     Returns:
-        ``num_examples`` and the figures of ``metrics.classification`` or ``metrics.language_modelling``.
+        What ``figures`` gives.
 
     Raises:
         DataError: There is nothing to score.
         ConfigError: The scoring is unknown.
     """
+    answered = answers(
+        adapted, examples, labels=labels, batch_size=batch_size, scoring=scoring, max_new_tokens=max_new_tokens
+    )
+    return figures(answered, bootstrap_samples=bootstrap_samples)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said to each example, in their order: enough for the figures of all of them or of some.
+
+    Attributes:
+        names: The options' names; empty for open answers.
+        scoring: How the options were chosen; empty for open answers.
+        labels: Index of each right option.
+        options: Index of each predicted option, or ``UNPARSED``.
+        confidences: Probability of each predicted option among the options; empty where there is none.
+        losses: Negative log-likelihood of each open answer, in nats.
+        tokens: Supervised tokens of each open answer.
+    """
+
+    names: tuple[str, ...] = ()
+    scoring: str = ""
+    labels: tuple[int, ...] = ()
+    options: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return max(len(self.labels), len(self.losses))
+
+    def of(self, places: Sequence[int]) -> Answers:
+        """The answers to some of the examples."""
+
+        def chosen(values: tuple[_Value, ...]) -> tuple[_Value, ...]:
+            return tuple(values[place] for place in places) if values else ()
+
+        return Answers(
+            self.names,
+            self.scoring,
+            chosen(self.labels),
+            chosen(self.options),
+            chosen(self.confidences),
+            chosen(self.losses),
+            chosen(self.tokens),
+        )
+
+
+def answers(
+    adapted: Adapted,
+    examples: Sequence[Encoded],
+    *,
+    labels: Sequence[str],
+    batch_size: int,
+    scoring: str = "likelihood",
+    max_new_tokens: int = 16,
+) -> Answers:
+    """One pass of the model over the examples; arguments and errors as for ``evaluate``."""
     if not examples:
         raise DataError("there are no examples to evaluate on")
     if not labels:
-        return {"num_examples": len(examples), **_perplexity(adapted, examples, batch_size)}
+        return _open_answers(adapted, examples, batch_size)
     if scoring not in SCORINGS:
         raise ConfigError(unknown_choice("scoring", scoring, SCORINGS))
-    predictions = SCORINGS[scoring](adapted, examples, labels, batch_size, max_new_tokens)
-    figures = classification(
-        predictions, [example.label for example in examples], labels, bootstrap_samples=bootstrap_samples
-    )
-    return {"num_examples": len(examples), "scoring": scoring, **figures}
+    options, confidences = SCORINGS[scoring](adapted, examples, labels, batch_size, max_new_tokens)
+    right = tuple(example.label for example in examples)
+    return Answers(tuple(labels), scoring, right, tuple(options), tuple(confidences))
+
+
+def figures(answered: Answers, *, bootstrap_samples: int = 0) -> dict[str, Any]:
+    """``num_examples`` and the figures of answers, at least one.
+
+    Closed-ended: those of ``metrics.classification``, and of ``metrics.calibration`` where confidences are known.
+    Open: those of ``metrics.language_modelling``.
+    """
+    if not answered.names:
+        return {"num_examples": len(answered), **language_modelling(sum(answered.losses), sum(answered.tokens))}
+    made = classification(answered.options, answered.labels, answered.names, bootstrap_samples=bootstrap_samples)
+    if answered.confidences:
+        is_right = [option == label for option, label in zip(answered.options, answered.labels, strict=True)]
+        made.update(calibration(answered.confidences, is_right))
+    return {"num_examples": len(answered), "scoring": answered.scoring, **made}
 
 
 def parse_option(text: str, labels: Sequence[str]) -> int:
@@ -77,35 +151,40 @@ def parse_option(text: str, labels: Sequence[str]) -> int:
 
 def _generated(
     adapted: Adapted, examples: Sequence[Encoded], labels: Sequence[str], batch_size: int, max_new_tokens: int
-) -> list[int]:
+) -> tuple[list[int], list[float]]:
     texts = greedy_answers(adapted, examples, batch_size=batch_size, max_new_tokens=max_new_tokens)
     decode = adapted.base.tokenizer.decode
     choices = ([str(decode(list(ids), skip_special_tokens=True)) for ids in example.options] for example in examples)
-    return [parse_option(text, options) for text, options in zip(texts, choices, strict=True)]
+    return [parse_option(text, options) for text, options in zip(texts, choices, strict=True)], []
 
 
 @torch.no_grad()
 def _likeliest(
     adapted: Adapted, examples: Sequence[Encoded], labels: Sequence[str], batch_size: int, max_new_tokens: int
-) -> list[int]:
-    predictions = [UNPARSED] * len(examples)
+) -> tuple[list[int], list[float]]:
+    predictions, confidences = [UNPARSED] * len(examples), [0.0] * len(examples)
     for places, batch in by_length(examples, batch_size):
-        best = option_scores(adapted, batch).argmax(dim=1).tolist()
-        for place, option in zip(places, best, strict=True):
-            predictions[place] = option
-    return predictions
+        scores = option_scores(adapted, batch)
+        best = scores.argmax(dim=1)  # of the scores: the softmax can make two of them equal
+        shares = scores.softmax(dim=1).gather(1, best.unsqueeze(1)).squeeze(1)
+        for place, option, confidence in zip(places, best.tolist(), shares.tolist(), strict=True):
+            predictions[place], confidences[place] = option, confidence
+    return predictions, confidences
 
 
-SCORINGS: Mapping[str, Callable[[Adapted, Sequence[Encoded], Sequence[str], int, int], list[int]]] = {
+_Scoring: TypeAlias = Callable[[Adapted, Sequence[Encoded], Sequence[str], int, int], tuple[list[int], list[float]]]
+SCORINGS: Mapping[str, _Scoring] = {
     "likelihood": _likeliest,
     "generation": _generated,
 }
 
 
 @torch.no_grad()
-def _perplexity(adapted: Adapted, examples: Sequence[Encoded], batch_size: int) -> dict[str, Any]:
-    total, count = 0.0, 0
-    for _, batch in by_length(examples, batch_size):
-        losses, _ = answer_losses(adapted, batch)
-        total, count = total + float(losses.double().sum()), count + losses.numel()
-    return language_modelling(total, count)
+def _open_answers(adapted: Adapted, examples: Sequence[Encoded], batch_size: int) -> Answers:
+    sums, counts = [0.0] * len(examples), [0] * len(examples)
+    for places, batch in by_length(examples, batch_size):
+        losses, owner = answer_losses(adapted, batch)
+        totals = torch.zeros(len(batch), dtype=torch.float64, device=losses.device).index_add(0, owner, losses.double())
+        for place, total, example in zip(places, totals.tolist(), batch, strict=True):
+            sums[place], counts[place] = total, len(example.answer)
+    return Answers(losses=tuple(sums), tokens=tuple(counts))

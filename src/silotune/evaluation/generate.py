@@ -46,10 +46,11 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
         sampling: How to pick tokens.
 
     Raises:
-        ModelError: The prompt fills the model's context.
+        ModelError: The prompt fills the model's context, or the model is a classifier.
     """
     from transformers import TextIteratorStreamer
 
+    _check_writes(adapted)
     tokenizer = adapted.base.tokenizer
     ids = prompt_ids(messages, tokenizer)
     context = adapted.base.context_length
@@ -89,7 +90,12 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
 
 @torch.no_grad()
 def greedy_answers(adapted: Adapted, examples: Sequence[Encoded], *, batch_size: int, max_new_tokens: int) -> list[str]:
-    """The greedy answer of every example, as text, in the order of the examples."""
+    """The greedy answer of every example, as text, in the order of the examples.
+
+    Raises:
+        ModelError: The model is a classifier.
+    """
+    _check_writes(adapted)
     tokenizer = adapted.base.tokenizer
     answers = [""] * len(examples)
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -110,6 +116,11 @@ def greedy_answers(adapted: Adapted, examples: Sequence[Encoded], *, batch_size:
         for place, text in zip(places, texts, strict=True):
             answers[place] = text.strip()
     return answers
+
+
+def _check_writes(adapted: Adapted) -> None:
+    if adapted.base.labels:
+        raise ModelError(f"{adapted.base.name!r} carries a classification head, which writes no text; use likelihood")
 
 
 def _room(adapted: Adapted, prompt_length: int, wanted: int) -> int:

@@ -58,6 +58,41 @@ def classification(
     return result
 
 
+CALIBRATION_BINS = 15
+
+
+def calibration(confidences: Sequence[float], is_right: Sequence[bool]) -> dict[str, Any]:
+    """Expected calibration error over 15 bins of equal width, and the bins themselves.
+
+    The mean over the bins, weighted by their examples, of |accuracy - mean confidence| (Guo et al., "On Calibration of
+    Modern Neural Networks", 2017, equation 3). A confidence on the border of two bins belongs to the lower one.
+
+    Args:
+        confidences: Probability of the predicted option, in [0, 1].
+        is_right: Whether that option was the right one.
+
+    Returns:
+        ``ece``, and ``reliability``: the bins that hold examples, each with ``from``, ``to``, ``num_examples``,
+        ``confidence`` (mean) and ``accuracy``.
+    """
+    confidence, right = np.asarray(confidences, dtype=float), np.asarray(is_right, dtype=float)
+    places = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    bins = []
+    for place in np.unique(places):
+        held = places == place
+        bins.append(
+            {
+                "from": float(place / CALIBRATION_BINS),
+                "to": float((place + 1) / CALIBRATION_BINS),
+                "num_examples": int(held.sum()),
+                "confidence": float(confidence[held].mean()),
+                "accuracy": float(right[held].mean()),
+            }
+        )
+    gaps = sum(each["num_examples"] * abs(each["accuracy"] - each["confidence"]) for each in bins)
+    return {"ece": gaps / len(confidence), "reliability": bins}
+
+
 def language_modelling(total_loss: float, num_tokens: int) -> dict[str, Any]:
     """Mean negative log-likelihood a token (nats) and its exponential, the perplexity."""
     loss = total_loss / num_tokens

@@ -92,7 +92,7 @@ def _observation(
     quality["worst"] = worst(list(own.values())) if own else None
     quality["base"] = _number(known.get("base"))
     for which in ("base", "tuned"):
-        quality[f"forgetting_{which}"] = _mean([_forgetting(part["metrics"], which) for part in parts])
+        quality[f"forgetting_{which}"] = _mean([_forgetting(part, which) for part in parts])
     cost: dict[str, float | None] = {name: _summed([_cost(part, name) for part in parts]) for name in SUMMED}
     cost.update({name: _highest([_cost(part, name) for part in parts]) for name in HIGHEST})
     if cost["trainable_parameters"] is None:
@@ -167,19 +167,16 @@ def _own(mode: str, metric: str, results: Mapping[str, Mapping[str, Any]]) -> di
     """Institution -> the metric on its own set: of an isolated model on its own institution's alone."""
     found: dict[str, float] = {}
     for name, result in results.items():
-        for client, figures in (result["metrics"].get("by_client") or {}).items():
+        for client, figures in (result.get("by_client") or {}).items():
             value = _number(figures.get(metric)) if isinstance(figures, Mapping) else None
             if value is not None and (mode != "isolated" or client == name):
                 found[client] = value
     return found
 
 
-def _forgetting(metrics: Mapping[str, Any], which: str) -> float | None:
+def _forgetting(result: Mapping[str, Any], which: str) -> float | None:
     """Perplexity of a general text before (``base``) or after (``tuned``) training."""
-    forgetting = metrics.get("forgetting")
-    if not isinstance(forgetting, Mapping):
-        return None
-    return _number(forgetting.get(which, forgetting.get(f"{which}_perplexity")))
+    return _number((result.get("forgetting") or {}).get(f"{which}_perplexity"))
 
 
 def _per_class(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -11,16 +11,25 @@ import torch
 
 from silotune.config import Config, EvaluationSection
 from silotune.data.load import Dataset, load, read_examples
-from silotune.data.partition import find_faults, partition, skew
+from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
+from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError
-from silotune.evaluation.evaluate import evaluate
+from silotune.evaluation.evaluate import Answers, answers, figures
+from silotune.evaluation.forgetting import perplexity, windows
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.models.load import load_base
+from silotune.models.head import Classes
+from silotune.models.load import Base, load_base
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
-from silotune.training.encode import Encoded, Encoder, truncation_note
+from silotune.training.encode import Encoded, truncation_note
+from silotune.training.objectives import OBJECTIVES, encoder_of
+
+FORGETTING_WINDOW = 512
+"""Tokens of general text that are read together at most."""
+FORGETTING_TOKENS_A_PASS = 2048
+"""Every one of them has a row of logits over the vocabulary: they are what bounds memory."""
 
 
 @dataclass
@@ -34,6 +43,7 @@ class Scorer:
         labels: The options' names; empty for open answers.
         settings: The ``[evaluation]`` section.
         known: Metrics by digest of the scored tensors.
+        answers: What the model said to each example, by the same.
     """
 
     adapted: Adapted
@@ -42,23 +52,74 @@ class Scorer:
     labels: Sequence[str]
     settings: EvaluationSection
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, Answers] = field(default_factory=dict)
 
     def __call__(self, weights: Tensors) -> dict[str, Any]:
         """Metrics of the model with these adapter tensors."""
         key = digest(weights)
         if key not in self.known:
             adapters.write(self.adapted, weights)
-            figures = evaluate(
+            self.answers[key] = answers(
                 self.adapted,
                 self.examples,
                 labels=self.labels,
                 batch_size=self.settings.batch_size,
                 scoring=self.settings.scoring,
                 max_new_tokens=self.settings.max_new_tokens,
-                bootstrap_samples=self.settings.bootstrap_samples,
             )
-            self.known[key] = {"split": self.split, **figures}
+            made = figures(self.answers[key], bootstrap_samples=self.settings.bootstrap_samples)
+            self.known[key] = {"split": self.split, **made}
         return dict(self.known[key])
+
+    def by_client(self, weights: Tensors, shares: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+        """Figures on each client's own share of the set, from the same answers: nothing is scored again.
+
+        Without intervals and bins: a share can be small. A client whose share is empty has ``num_examples`` 0 alone.
+        """
+        self(weights)
+        answered = self.answers[digest(weights)]
+        left_out = ("scoring", "reliability")
+        made = {name: figures(answered.of(share)) if share else {"num_examples": 0} for name, share in shares.items()}
+        return {name: {key: own[key] for key in own if key not in left_out} for name, own in made.items()}
+
+
+@dataclass
+class Forgetting:
+    """Perplexity of adapter tensors on a general text, against that of the base; remembers what it has scored.
+
+    Attributes:
+        adapted: The resident model.
+        source: The text, as it stands in results.
+        text: Its windows.
+        initial: Adapter tensors that leave the base as it is.
+        batch_size: Windows a forward pass.
+        known: Perplexity by digest of the scored tensors.
+    """
+
+    adapted: Adapted
+    source: str
+    text: Sequence[Encoded]
+    initial: Tensors
+    batch_size: int
+    known: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, weights: Tensors) -> dict[str, Any]:
+        """Both perplexities, and by what factor the tuned model's is higher."""
+        base, tuned = self._perplexity(self.initial), self._perplexity(weights)
+        return {
+            "text": self.source,
+            "num_tokens": sum(len(window.answer) for window in self.text),
+            "base_perplexity": base,
+            "tuned_perplexity": tuned,
+            "ratio": tuned / base,
+        }
+
+    def _perplexity(self, weights: Tensors) -> float:
+        key = digest(weights)
+        if key not in self.known:
+            adapters.write(self.adapted, weights)
+            self.known[key] = perplexity(self.adapted, self.text, batch_size=self.batch_size)
+        return self.known[key]
 
 
 @dataclass(frozen=True)
@@ -73,7 +134,9 @@ class Prepared:
         adapted: The resident model.
         initial: Adapter tensors that every mode starts from.
         gold: Scores on the gold-standard set.
+        own_shares: Client -> places of the gold-standard set that are like its training examples.
         selection: Scores on the selection set; None where nothing is selected.
+        forgetting: Scores on a general text; None where it is not asked for.
         skew: Examples and labels by client.
         notes: What a reader of results should know.
     """
@@ -85,7 +148,9 @@ class Prepared:
     adapted: Adapted
     initial: Tensors
     gold: Scorer
+    own_shares: Mapping[str, Sequence[int]]
     selection: Scorer | None
+    forgetting: Forgetting | None
     skew: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -103,8 +168,8 @@ def prepare(config: Config) -> Prepared:
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares)]
     _check_objective(config, task)
-    base = load_base(config.model)
-    encoder = Encoder(base.tokenizer, max_length=config.model.max_length)
+    base = base_of(config, task)
+    encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
     encoded = encoder(train)
     adapted = adapters.attach(base, config.adapter, seed=config.seed)
     labels = closed_labels(task)
@@ -127,10 +192,35 @@ def prepare(config: Config) -> Prepared:
         adapted=adapted,
         initial=adapters.read(adapted),
         gold=gold,
+        own_shares=deal_alike(
+            scored_examples(config, dataset, config.evaluation.gold),
+            train,
+            shares,
+            seed=config.seed,
+            field=dealt_by(config.data.partition),
+        ),
         selection=selection,
+        forgetting=_forgetting(config, adapted),
         skew=skew(train, shares),
         notes=tuple(notes),
     )
+
+
+def base_of(config: Config, task: Task) -> Base:
+    """The base model of a run, with a head for the task's classes where the objective trains one."""
+    has_head = OBJECTIVES[config.training.objective].has_head
+    return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
+
+
+def _forgetting(config: Config, adapted: Adapted) -> Forgetting | None:
+    settings = config.evaluation
+    if not settings.forgetting:
+        return None
+    length = min(config.model.max_length, FORGETTING_WINDOW)
+    text = windows(adapted, documents(settings.forgetting), max_tokens=settings.forgetting_tokens, max_length=length)
+    name = settings.forgetting if settings.forgetting == EMBEDDED else Path(settings.forgetting).name
+    batch_size = max(1, min(settings.batch_size, FORGETTING_TOKENS_A_PASS // length))
+    return Forgetting(adapted, name, text, adapters.read(adapted), batch_size)
 
 
 def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, ...]]:
@@ -178,6 +268,12 @@ def _check_objective(config: Config, task: Task) -> None:
     if config.training.objective == "choice" and not task.options:
         raise ConfigError(
             f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
+        )
+    if OBJECTIVES[config.training.objective].has_head and task.answer != "label":
+        kind, instead = ("options that differ by row", "choice") if task.options else ("open answers", "sft")
+        raise ConfigError(
+            f"training.objective = {config.training.objective!r} needs a task with the same classes in every row; "
+            f"{task.name!r} has {kind}: use {instead!r}"
         )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
 from silotune.data.rows import Task
+from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
-from silotune.structs import ServerState
+from silotune.structs import ServerState, Spent
+from silotune.training.objectives import OBJECTIVES
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
@@ -17,6 +20,13 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "perplexity": ("perplexity", "loss"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
+
+
+SHOWN_COSTS = (
+    "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes", "gpu_peak_memory_bytes",
+    "trainable_parameters", "tokens",
+)  # fmt: skip
+"""Of a part's cost, what the summary repeats."""
 
 
 def default_name(config: Config) -> str:
@@ -43,6 +53,58 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
     }
+
+
+def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """``by_client`` and, among the clients that have test examples of their own, the one served worst."""
+    scored = {name: own for name, own in by_client.items() if own["num_examples"]}
+    worst = max if metric == "perplexity" else min
+    name = worst(scored, key=lambda client: float(scored[client][metric]))
+    return {
+        "by_client": by_client,
+        "worst_client": {"client": name, "num_examples": scored[name]["num_examples"], metric: scored[name][metric]},
+    }
+
+
+def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gauge: Gauge) -> dict[str, Any]:
+    """What a run of rounds took, from its rows, so that a resumed run counts all its sessions.
+
+    ``core_seconds`` and ``joules`` are the clients' training and the coordinator's aggregation and messages; scoring
+    stands apart under ``evaluation``. ``joules`` is null where any share of it is not known.
+    """
+    rounds, rows = folder.read_rows("metrics"), folder.read_rows("clients")
+    costs = [row["cost"] for row in rounds]
+    coordinator, evaluation = (_spent(cost[who] for cost in costs) for who in ("coordinator", "evaluation"))
+    names = sorted({str(row["client"]) for row in rows})
+    clients = {name: _client_cost([row for row in rows if row["client"] == name]) for name in names}
+    spent = sum((Spent(own["core_seconds"], own["joules"]) for own in clients.values()), coordinator)
+    gpu = [cost["gpu_peak_memory_bytes"] for cost in costs if cost["gpu_peak_memory_bytes"] is not None]
+    return {
+        "seconds": result["seconds"],
+        "core_seconds": spent.core_seconds,
+        "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
+        "gpu_peak_memory_bytes": max(gpu, default=None),
+        "bytes_up": result["bytes_up"],
+        "bytes_down": result["bytes_down"],
+        "trainable_parameters": trainable,
+        "tokens": sum(row["tokens"] for row in rows),
+        "joules": spent.joules,
+        "co2_kg": gauge.co2_kg(spent.joules),
+        "energy_source": weakest(row["energy_source"] for row in (*costs, *rows)),
+        "energy_method": gauge.method(),
+        "clients": clients,
+        "coordinator": coordinator,
+        "evaluation": {"seconds": result["evaluate_seconds"], **dataclasses.asdict(evaluation)},
+    }
+
+
+def _spent(costs: Iterable[Mapping[str, Any]]) -> Spent:
+    return sum((Spent(cost["core_seconds"], cost["joules"]) for cost in costs), Spent())
+
+
+def _client_cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    seconds = sum(row["seconds"] for row in rows)
+    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": sum(row["tokens"] for row in rows)}
 
 
 def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) -> dict[str, Any]:
@@ -77,7 +139,11 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     intervals = {key: value for key, value in result["metrics"].items() if key.endswith("_interval")}
     costs = {key: result[key] for key in ("split", "num_examples", "round", "seconds", "bytes_up", "bytes_down")}
     unparsed = {"unparsed": result["metrics"]["unparsed"]} if "unparsed" in result["metrics"] else {}
-    return {**chosen, **intervals, **unparsed, **costs}
+    error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
+    own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
+    cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:
@@ -87,10 +153,28 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lo
     for name in names:
         values = [float(client[name]) for client in clients.values()]
         figures[name] = {"mean": statistics.fmean(values), "best": best(values), "worst": worst(values)}
+    errors = [float(client["ece"]) for client in clients.values() if "ece" in client]
+    if errors:
+        figures["ece"] = {"mean": statistics.fmean(errors), "best": min(errors), "worst": max(errors)}
+    figures["own"] = {name: client["own"].get(name) for name, client in clients.items()}
+    figures["cost"] = _summed([client["cost"] for client in clients.values()])
     first = next(iter(clients.values()))
     figures.update(split=first["split"], num_examples=first["num_examples"])
     figures["seconds"] = sum(client["seconds"] for client in clients.values())
     return {**figures, "bytes_up": 0, "bytes_down": 0, "clients": dict(clients)}
+
+
+def _summed(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The costs of several parts together: sums, but the most memory; null where one is not known."""
+    made: dict[str, Any] = {"energy_source": weakest(cost["energy_source"] for cost in costs)}
+    for key in SHOWN_COSTS:
+        values = [cost[key] for cost in costs]
+        if key == "trainable_parameters":
+            made[key] = values[0]
+        elif key != "energy_source":
+            together = max if key.endswith("memory_bytes") else sum
+            made[key] = None if None in values else together(values)
+    return made
 
 
 def _base(folder: RunFolder, parts: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[str, Any] | None:
@@ -108,6 +192,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
     partition, federation, training = config.data.partition, config.federation, config.training
+    classes = task.options if OBJECTIVES[training.objective].has_head else ()
     privacy = {
         "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
         "or encryption, and can leak parts of what they were trained on.",
@@ -117,7 +202,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     return f"""---
 base_model: {config.model.name}
 library_name: peft
-pipeline_tag: text-generation
+pipeline_tag: {"text-classification" if classes else "text-generation"}
 tags:
 - silotune
 - federated-learning
@@ -126,7 +211,7 @@ tags:
 
 # {config.adapter.kind} adapter for {config.data.task}
 
-Trained with silotune ({mode}).
+Trained with silotune ({mode}).{_head_text(classes)}
 
 ## Base model
 
@@ -153,3 +238,14 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 {privacy}
 """
+
+
+def _head_text(classes: Sequence[str]) -> str:
+    """How to load an adapter that carries a classification head; empty where there are no classes."""
+    if not classes:
+        return ""
+    return f"""
+
+It carries a classification head for {len(classes)} classes: {", ".join(classes)} (0 to {len(classes) - 1}). Load the
+base with `AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(classes)})` and put the adapter on
+it with `PeftModel.from_pretrained`; a base without a padding token also needs `config.pad_token_id` for batches."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
-from silotune.record.environment import peak_memory_bytes
+from silotune.models.load import pick_device
+from silotune.record.cost import Meter
+from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.in_process import InProcess
+from silotune.transports.in_process import InProcess, workers_for
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -37,10 +41,11 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
             the folder is made.
     """
     began = time.perf_counter()
-    prepared = prepare(config)
-    name = config.record.name or results.default_name(config)
-    folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-    return _run(prepared, folder, observer, began)
+    with _metered(config) as meter:
+        prepared = prepare(config)
+        name = config.record.name or results.default_name(config)
+        folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
+        return _run(_Run(prepared, folder, meter, began), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -56,10 +61,35 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     config = from_mapping(folder.read_json("config"), source=f"{path}/config.json")
     if folder.has("summary"):
         return folder
-    return _run(prepare(config), folder, observer, began)
+    with _metered(config) as meter:
+        return _run(_Run(prepare(config), folder, meter, began), observer)
 
 
-def _run(prepared: Prepared, folder: RunFolder, observer: Observer | None, began: float) -> RunFolder:
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of one run share: examples and model, folder, meter, and when it began."""
+
+    prepared: Prepared
+    folder: RunFolder
+    meter: Meter
+    began: float
+
+
+@contextmanager
+def _metered(config: Config) -> Iterator[Meter]:
+    """A meter for the run; its gauge opens while the model is loaded."""
+    device = pick_device(config.model.device)
+    gpu = (device.index or 0) if device.type == "cuda" else None
+    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu)
+    try:
+        yield Meter(gauge)
+    finally:
+        gauge.close()
+
+
+def _run(run: _Run, observer: Observer | None) -> RunFolder:
+    prepared, folder = run.prepared, run.folder
+
     def notify(event: str, fields: Mapping[str, Any]) -> None:
         folder.append("events", {"event": event, "time": time.time(), **fields})
         if observer is not None:
@@ -72,11 +102,11 @@ def _run(prepared: Prepared, folder: RunFolder, observer: Observer | None, began
             notify("note", {"text": note})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
-                _run_part(prepared, part, folder.part(*part.names), notify)
+                _run_part(run, part, folder.part(*part.names), notify)
         summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
         summary["notes"] = list(prepared.notes)
-        summary["seconds"] = time.perf_counter() - began
-        summary["peak_memory_bytes"] = peak_memory_bytes()
+        summary["seconds"] = time.perf_counter() - run.began
+        summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
         folder.write_json("summary", summary)
         notify("run_finished", {"summary": summary})
     return folder
@@ -95,12 +125,14 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _run_part(prepared: Prepared, part: Part, folder: RunFolder, notify: Observer) -> None:
+def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
     """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
     if folder.has("result"):
         return
+    prepared, meter = run.prepared, run.meter
     config = prepared.config
-    transport = in_process(prepared, part)
+    transport = in_process(prepared, part, meter)
+    meter.memory.restart()
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -114,26 +146,32 @@ def _run_part(prepared: Prepared, part: Part, folder: RunFolder, notify: Observe
 
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part), transport, state, folder, notify=told)
+    state = run_rounds(plan_of(prepared, part, meter), transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
+    result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
+    if prepared.forgetting is not None:
+        result["forgetting"] = prepared.forgetting(weights)
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
+    result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
     card = results.adapter_card(config, part.mode, prepared.task, result)
     folder.save_adapter(weights, prepared.adapted.config, card=card)
     folder.write_json("result", result)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
-def in_process(prepared: Prepared, part: Part) -> InProcess:
+def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted) for name, examples in part.clients.items()}
-    return InProcess(sites, encode=prepared.config.federation.encode and part.sends_updates)
+    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
+    federation = prepared.config.federation
+    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
+    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
-def plan_of(prepared: Prepared, part: Part) -> Plan:
+def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, prepared.config.federation
     order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
@@ -150,6 +188,7 @@ def plan_of(prepared: Prepared, part: Part) -> Plan:
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
+        meter=meter,
     )
 
 

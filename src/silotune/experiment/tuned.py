@@ -6,21 +6,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from silotune.config import Config, ModelSection, from_mapping
 from silotune.data.load import load, read_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.evaluate import evaluate as scored
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import closed_labels, scored_examples
+from silotune.experiment.prepare import base_of, closed_labels, scored_examples
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder
-from silotune.training.encode import Encoder
+from silotune.training.objectives import OBJECTIVES, encoder_of
 
 
 def is_run(path: str | Path) -> bool:
@@ -29,7 +27,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:
-    """The base model of a run with the adapter of one of its parts.
+    """The base model of a run with the adapter of one of its parts, to write text with.
 
     Args:
         path: A run folder; or a model's folder, Hub id or ``nano``, which is loaded as it is.
@@ -38,18 +36,39 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
 
     Raises:
         RunFolderError: The part has no adapter.
-        ModelError: The base model is not found, or the adapter does not fit it.
+        ModelError: The base model is not found, the adapter does not fit it, or it is a classifier.
     """
     if not is_run(path):
         found = load_base(ModelSection(name=str(path), max_length=8))
         return Adapted(found, found.model, {}, {})
     folder = RunFolder.open(path)
     config = config_of(folder)
-    adapted = adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
-    if not base:
-        tensors, _ = _part(folder, mode).load_adapter()
-        adapters.write(adapted, tensors)
+    if _is_classifier(config):
+        raise ModelError(
+            f"{str(path)!r} holds a classifier (training.objective = {config.training.objective!r}), which writes no "
+            "text; score it with 'silotune evaluate'"
+        )
+    if base:
+        return adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
+    return _load(folder, config, mode)
+
+
+def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
+    """The base model that a configuration names, with the adapter of one part of a run."""
+    tensors, _ = _part(folder, mode).load_adapter()
+    adapted = adapters.attach(base_of(config, resolve(config.data)), config.adapter, seed=config.seed)
+    adapters.write(adapted, tensors)
     return adapted
+
+
+def next_command(path: str | Path) -> str:
+    """What a person may type to try the model of a finished run."""
+    is_classifier = _is_classifier(config_of(RunFolder.open(path)))
+    return f"silotune {'evaluate' if is_classifier else 'chat'} {path}"
+
+
+def _is_classifier(config: Config) -> bool:
+    return OBJECTIVES[config.training.objective].has_head
 
 
 def config_of(folder: RunFolder) -> Config:
@@ -81,9 +100,9 @@ def evaluate(
     else:
         dataset = load(config.data, seed=config.seed)
         task, examples, name = dataset.task, tuple(scored_examples(config, dataset, split)), split
-    adapted = load_tuned(path, mode=mode)
-    encoded = Encoder(adapted.base.tokenizer, max_length=config.model.max_length)(examples)
-    settings = config.evaluation
+    adapted, settings = _load(folder, config, mode), config.evaluation
+    encoder = encoder_of(adapted.base, max_length=config.model.max_length, wording=config.training.wording)
+    encoded = encoder(examples)
     figures = scored(
         adapted,
         encoded,
@@ -156,14 +175,27 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
     card = part.path / "adapter" / "README.md"
     with new_folder(target) as building:
         if merge:
-            _save_merged(path, config, mode, building)
+            _save_merged(folder, config, mode, building)
             shutil.copyfile(card, building / "README.md")
         else:
             shutil.copytree(part.path / "adapter", building, dirs_exist_ok=True)
     return target
 
 
-def _save_merged(path: str | Path, config: Config, mode: str, out: Path) -> None:
+def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
+    """The call of peft or transformers that loads what ``export`` wrote from a run."""
+    config = config_of(RunFolder.open(path))
+    place = repr(str(out))
+    if not _is_classifier(config):
+        kind = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
+        return f"{kind}.from_pretrained({place})"
+    if merge:
+        return f"transformers.AutoModelForSequenceClassification.from_pretrained({place})"
+    classes = len(closed_labels(resolve(config.data)))  # the adapter's file does not say it, and peft takes 2
+    return f"peft.AutoPeftModelForSequenceClassification.from_pretrained({place}, num_labels={classes})"
+
+
+def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> None:
     if config.model.precision == "int4":
         # An int4 base cannot hold the sum: the adapter is merged into the base's weights in float32.
         kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
@@ -173,15 +205,14 @@ def _save_merged(path: str | Path, config: Config, mode: str, out: Path) -> None
                 "adapter": config.adapter.model_copy(update={"kind": kind}),
             }
         )
-    adapted = adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
-    tensors, _ = _part(RunFolder.open(path), mode).load_adapter()
-    adapters.write(adapted, tensors)
-    model: Any = adapted.model
-    with torch.no_grad():
-        merged = model.merge_and_unload() if config.adapter.kind != "none" else model
-    merged.config.use_cache = True
-    merged.save_pretrained(out)
-    adapted.base.tokenizer.save_pretrained(out)
+    adapted = _load(folder, config, mode)
+    model = adapters.merged(adapted)
+    model.config.use_cache = True
+    model.save_pretrained(out)
+    tokenizer = adapted.base.tokenizer
+    if adapted.base.labels and tokenizer.pad_token_id is None:  # batches are padded with what the model looks for
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(adapted.base.pad_id)
+    tokenizer.save_pretrained(out)
 
 
 def _part(folder: RunFolder, mode: str) -> RunFolder:

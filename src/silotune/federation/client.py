@@ -14,6 +14,7 @@ from silotune.evaluation.evaluate import evaluate
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.record.cost import Meter
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
@@ -24,12 +25,13 @@ _Order = TypeVar("_Order", bound=Section)
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, and what it keeps between rounds."""
+    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter."""
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
+    meter: Meter = field(default_factory=Meter)
 
 
 class TrainOrder(Section):
@@ -63,15 +65,16 @@ def client_round(request: Request, site: Site) -> Reply:
 def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
-    result = train_round(
-        site.adapted,
-        request.tensors,
-        site.examples,
-        settings=order.training,
-        place=RoundPlace(seed, request.round_number, order.rounds),
-        correction=method(order.federation).correction,
-        state=site.state,
-    )
+    with site.meter.client() as account:
+        result = train_round(
+            site.adapted,
+            request.tensors,
+            site.examples,
+            settings=order.training,
+            place=RoundPlace(seed, request.round_number, order.rounds),
+            correction=method(order.federation).correction,
+            state=site.state,
+        )
     site.state = result.state
     body = {
         "num_examples": result.num_examples,
@@ -79,6 +82,9 @@ def _train(request: Request, site: Site) -> Reply:
         "steps": result.steps,
         "tokens": result.tokens,
         "seconds": result.seconds,
+        "core_seconds": account.spent.core_seconds,
+        "joules": account.spent.joules,
+        "energy_source": site.meter.gauge.source(),
     }
     return Reply(request.kind, request.round_number, site.name, result.delta, body)
 

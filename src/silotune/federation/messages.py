@@ -1,7 +1,7 @@
 """Encodes requests and replies as bytes, and decodes them strictly: JSON and safetensors, nothing executable.
 
-A message is ``ST01``, the length of a JSON header (4 bytes, little-endian), the header, and a safetensors
-file. The decoder compares every name, dtype and shape with what the receiver expects before it allocates
+A message is ``ST01``, the length of a JSON header (4 bytes, little-endian), the header (filled up with blanks), and a
+safetensors file. The decoder compares every name, dtype and shape with what the receiver expects before it allocates
 anything from them.
 """
 
@@ -20,11 +20,13 @@ from safetensors.torch import load, save
 
 from silotune.config import Positive, Section
 from silotune.errors import MessageError
+from silotune.record.energy import EnergySource
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart
 
 MAGIC = b"ST01"
 MAX_HEADER_BYTES = 1 << 20
+LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -60,6 +62,9 @@ class TrainReport(Section):
     steps: Positive
     tokens: Annotated[int, Field(ge=0)]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
+    core_seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    joules: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    energy_source: EnergySource = "unavailable"
 
 
 def read_report(reply: Reply) -> TrainReport:
@@ -104,9 +109,19 @@ def encode(message: Request | Reply) -> bytes:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise MessageError(f"a {message.kind} message's body is not plain JSON: {error}") from error
+    text += b" " * _slack(header["body"])
     layout_of(message.tensors)
     payload = save(apart(message.tensors))
     return MAGIC + struct.pack("<I", len(text)) + text + payload
+
+
+def _slack(value: Any) -> int:
+    """Bytes that make up for numbers printed short, so that a message's size does not depend on what was measured."""
+    if isinstance(value, float):
+        return LONGEST_FLOAT - len(float.__repr__(value))
+    if isinstance(value, Mapping):
+        return sum(map(_slack, value.values()))
+    return sum(map(_slack, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def decode_request(data: bytes, expected: Layout) -> Request:
@@ -138,9 +153,10 @@ def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors
     payload = data[start:]
     _check_layout(_layout_in(payload), expected)
     try:
-        return header, load(payload)
+        tensors = load(payload)
     except SafetensorError as error:
         raise MessageError(f"the tensors of a message do not decode: {error}") from error
+    return header, {name: tensors[name] for name in expected}  # safetensors gives a hash table's order: sums differ
 
 
 def _header(data: bytes) -> tuple[Header, int]:

@@ -11,6 +11,7 @@ from silotune.errors import FederationError, MessageError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.methods.algorithms import Method
+from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.structs import (
     ClientUpdate,
@@ -21,6 +22,7 @@ from silotune.structs import (
     RoundRecord,
     ServerState,
     SiteState,
+    Spent,
     Tensors,
 )
 
@@ -55,6 +57,7 @@ class Plan:
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
+        meter: Counts what this process spends.
     """
 
     rounds: int
@@ -69,6 +72,7 @@ class Plan:
     every: int = 1
     patience: int | None = None
     checkpoint_every: int = 1
+    meter: Meter = field(default_factory=Meter)
 
 
 @dataclass
@@ -88,7 +92,8 @@ class _Round:
             try:
                 report = self._checked(reply)
             except MessageError as error:
-                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error)), notify)
+                sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
+                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -113,6 +118,13 @@ class _Round:
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
+
+    def bytes_down(self) -> int:
+        """Requests to clients that failed were sent, too."""
+        return self.total("bytes_down") + sum(failure.bytes_down for failure in self.failures)
+
+    def bytes_up(self) -> int:
+        return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
@@ -152,9 +164,11 @@ def run_rounds(
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     """Scores the model before round 1."""
+    begun = plan.meter.coordinator()
     metrics, seconds = _scored(plan, state.weights)
     if metrics:
-        record = RoundRecord(0, metrics, (), (), None, 0.0, seconds, 0, 0)
+        cost = _cost(plan, begun, begun, plan.meter.coordinator())
+        record = RoundRecord(0, metrics, (), (), None, 0.0, seconds, 0, 0, cost)
         _write(record, plan, run, notify)
     if plan.select is not None:
         best = plan.select(state.weights)
@@ -163,7 +177,7 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 
 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
-    began = time.perf_counter()
+    began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
@@ -171,7 +185,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     weights, memory = plan.method.step(state.weights, delta, state.memory)
-    train_seconds = time.perf_counter() - began
+    train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
     record = RoundRecord(
@@ -182,8 +196,9 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.mean_loss(),
         train_seconds,
         evaluate_seconds,
-        incoming.total("bytes_up"),
-        incoming.total("bytes_down"),
+        incoming.bytes_up(),
+        incoming.bytes_down(),
+        _cost(plan, begun, trained, plan.meter.coordinator()),
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -226,6 +241,17 @@ def _scored(plan: Plan, weights: Tensors) -> tuple[Mapping[str, Any], float]:
     return metrics, time.perf_counter() - began
 
 
+def _cost(plan: Plan, begun: Spent, trained: Spent, scored: Spent) -> dict[str, Any]:
+    """What this process spent on a round beside its clients' training, and the memory it held so far."""
+    return {
+        "coordinator": trained - begun,
+        "evaluation": scored - trained,
+        "energy_source": plan.meter.gauge.source(),
+        "peak_memory_bytes": plan.meter.memory.now_bytes(),
+        "gpu_peak_memory_bytes": plan.meter.memory.gpu_bytes(),
+    }
+
+
 def _selected(plan: Plan, state: ServerState) -> ServerState:
     """Keeps the best round so far, and stops the run when patience has run out."""
     if plan.select is None:
@@ -248,6 +274,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "evaluate_seconds": record.evaluate_seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "cost": dict(record.cost),
         "clients": list(record.clients),
         "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
     }

@@ -6,10 +6,11 @@ QLoRA: Dettmers et al. 2023. The layers are peft's; names of tensors are those o
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,36 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
     return Adapted(base, model, _saved_names(model), _as_json(peft_config))
 
 
+def replicate(adapted: Adapted) -> Adapted:
+    """A second adapter around the same base weights, so that two clients can train at one time.
+
+    Frozen tensors are shared; trained ones and buffers are copied. Of a quantised base nothing can be shared safely:
+    `can_replicate` says so.
+    """
+    trained = {id(parameter) for parameter in adapted.parameters.values()}
+    shared = {id(parameter): parameter for parameter in adapted.model.parameters() if id(parameter) not in trained}
+    model: Any = copy.deepcopy(adapted.model, shared)
+    if not adapted.config:
+        return Adapted(replace(adapted.base, model=model), model, dict(model.named_parameters()), {})
+    base = replace(adapted.base, model=model.get_base_model())
+    return Adapted(base, model, _saved_names(model), adapted.config)
+
+
+def can_replicate(adapted: Adapted) -> bool:
+    """Whether `replicate` can be used: a model on the CPU whose weights are plain floating-point tensors."""
+    return adapted.base.device.type == "cpu" and all(
+        parameter.is_floating_point() for parameter in adapted.model.parameters()
+    )
+
+
+def draws_randomly(adapted: Adapted) -> bool:
+    """Whether a training step draws random numbers: dropout in the adapter, as a module, or named in the config."""
+    modules = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in adapted.model.modules())
+    settings = adapted.base.model.config.get_text_config().to_dict()
+    named = any("drop" in name and isinstance(value, float) and value > 0 for name, value in settings.items())
+    return modules or named
+
+
 def read(adapted: Adapted) -> Tensors:
     """Copies of the trained tensors, on the CPU, by their saved names."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in adapted.parameters.items()}
@@ -105,13 +136,26 @@ def write(adapted: Adapted, tensors: Tensors) -> None:
             parameter.copy_(tensors[name])
 
 
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all linear layers but the output head, sorted."""
-    head = model.get_output_embeddings()
+def merged(adapted: Adapted) -> PreTrainedModel:
+    """The base model with the adapter worked into its weights: a plain transformers model. The adapter is gone."""
+    base, model = adapted.base, adapted.model
+    if not adapted.config:
+        return base.model
+    for name in base.head:  # peft's own way asks for the head's weight, which a head of several layers has not
+        base.model.set_submodule(name, base.model.get_submodule(name).modules_to_save["default"])  # type: ignore[index, arg-type]
+    with torch.no_grad():
+        plain: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+    return plain
+
+
+def linear_names(model: PreTrainedModel, head: Sequence[str] = ()) -> list[str]:
+    """Last parts of the names of all linear layers but those of the output head, sorted."""
+    outputs = [model.get_output_embeddings(), *(model.get_submodule(name) for name in head)]
+    left_out = {id(part) for output in outputs if output is not None for part in output.modules()}
     names = set()
     for name, module in model.named_modules():
         linear = isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit")
-        if linear and module is not head:
+        if linear and id(module) not in left_out:
             names.add(name.rpartition(".")[2])
     return sorted(names)
 
@@ -128,7 +172,8 @@ def _lora(base: Base, section: AdapterSection) -> PeftConfig:
         fan_in_fan_out=_stored_transposed(base.model),
         use_rslora=section.rslora,
         use_dora=section.dora,
-        task_type="CAUSAL_LM",
+        task_type=base.task_type,
+        modules_to_save=list(base.head) or None,
     )
 
 
@@ -139,14 +184,15 @@ def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
 
     targets = _targets(base, section, DEFAULTS)
     if targets == "all-linear":
-        targets = linear_names(base.model)
+        targets = linear_names(base.model, base.head)
     known = FEEDFORWARD.get(base.model.config.model_type, [])
     inner = [name for name in targets if name in known]
     return IA3Config(
         target_modules=targets,
         feedforward_modules=inner,
         fan_in_fan_out=_stored_transposed(base.model),
-        task_type="CAUSAL_LM",
+        task_type=base.task_type,
+        modules_to_save=list(base.head) or None,
     )
 
 
@@ -168,7 +214,7 @@ def _targets(base: Base, section: AdapterSection, defaults: Mapping[str, Sequenc
     for target in section.targets:
         if not any(name == target or name.endswith("." + target) for name in modules):
             raise ModelError(
-                f"adapter.targets: {unknown_choice('module', target, linear_names(base.model))}, "
+                f"adapter.targets: {unknown_choice('module', target, linear_names(base.model, base.head))}, "
                 "or 'auto', or 'all-linear'"
             )
     return list(section.targets)
@@ -188,7 +234,8 @@ def _as_json(peft_config: PeftConfig) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         peft_config.save_pretrained(folder)
         document: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-    for name in ("target_modules", "feedforward_modules"):  # peft keeps sets: their order differs by process
+    # peft keeps sets, whose order differs by process, and names the common heads a second time
+    for name in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
-            document[name] = sorted(document[name])
+            document[name] = sorted(set(document[name]))
     return {**document, "inference_mode": True}

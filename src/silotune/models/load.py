@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,9 +15,10 @@ import torch
 
 from silotune.config import ModelSection
 from silotune.errors import ModelError, require
+from silotune.models.head import Classes, check_use, draw, find_head, is_encoder, keep_float32, prepare, unquantized
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,11 +28,13 @@ class Base:
     """A base model in memory.
 
     Attributes:
-        model: The causal language model, all parameters frozen, in evaluation mode.
+        model: The causal language model or the classifier, all parameters frozen, in evaluation mode.
         tokenizer: Its tokenizer.
         device: Where it lies.
         name: As given: Hub id, folder or ``nano``.
         autocast: Whether forward passes run under bfloat16 autocast.
+        labels: The classes that a classifier tells apart; empty for a causal language model.
+        head: Names of a classifier's modules that are trained and sent with the adapter.
     """
 
     model: PreTrainedModel
@@ -39,10 +42,24 @@ class Base:
     device: torch.device
     name: str
     autocast: bool = False
+    labels: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+
+    @property
+    def task_type(self) -> str:
+        """What peft calls the use of the model."""
+        return "SEQ_CLS" if self.labels else "CAUSAL_LM"
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the model reads in both directions, as BERT does."""
+        return is_encoder(self.model.config)
 
     @property
     def pad_id(self) -> int:
         """Token id that fills up batches; never supervised, whatever it is."""
+        if self.labels:  # the one that the model looks for
+            return int(self.model.config.get_text_config().pad_token_id)
         tokenizer = self.tokenizer
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         return int(next(number for number in ids if number is not None))
@@ -50,6 +67,10 @@ class Base:
     @property
     def context_length(self) -> int | None:
         """Most positions the model was built for; None when its config does not say."""
+        for name, module in self.model.named_modules():
+            # RoBERTa's kind counts positions from behind the padding's: 514 in its config are 512 for a text
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                return int(module.num_embeddings) - int(module.padding_idx) - 1
         return getattr(self.model.config, "max_position_embeddings", None)
 
 
@@ -85,36 +106,22 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(_source(section), **_where(section))
 
 
-def load_base(section: ModelSection) -> Base:
+def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
     """Loads a base model in the asked precision, frozen, in evaluation mode.
 
     Args:
         section: The ``[model]`` section.
+        classes: What it is to tell apart; None for a causal language model. A head that the checkpoint has for
+            these very classes is kept, any other is drawn from the seed.
 
     Raises:
-        ModelError: Model, revision or device are not found, or its context is shorter than ``max_length``.
+        ModelError: Model, revision or device are not found, the model is of another kind, or its context is shorter
+            than ``max_length``.
         MissingPackageError: ``int4`` without bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM
-
     device = pick_device(section.device)
-    options: dict[str, Any] = {**_where(section)}
-    if section.attention != "auto":
-        options["attn_implementation"] = section.attention
-    if section.precision == "int4":
-        options.update(_int4_options(device))
-    else:
-        options["dtype"] = DTYPES[section.precision]
     tokenizer = load_tokenizer(section)
-    with _one_line_errors(section.name), _progress_bars_off():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(_source(section), output_loading_info=True, **options)
-    model: PreTrainedModel
-    model, found = loaded
-    if found["missing_keys"]:  # transformers would go on with random numbers
-        raise ModelError(
-            f"model.name = {section.name!r} has no weights for {sorted(found['missing_keys'])[0]!r} "
-            f"({len(found['missing_keys'])} tensors are missing); take a whole checkpoint of a causal language model"
-        )
+    model, head = _load_model(section, _config_of(section, classes), tokenizer, device=device, classes=classes)
     if section.precision != "int4":
         torch.nn.Module.to(model, device)
     model.requires_grad_(False)
@@ -123,13 +130,71 @@ def load_base(section: ModelSection) -> Base:
     if section.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    base = Base(model, tokenizer, device, section.name, section.autocast)
+    labels = classes.labels if classes else ()
+    base = Base(model, tokenizer, device, section.name, section.autocast, labels, head)
     if base.context_length and section.max_length > base.context_length:
         raise ModelError(
             f"model.max_length = {section.max_length} exceeds the {base.context_length} positions of "
             f"{section.name!r}; set model.max_length to at most {base.context_length}"
         )
     return base
+
+
+def _config_of(section: ModelSection, classes: Classes | None) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    with _one_line_errors(section.name):
+        config = AutoConfig.from_pretrained(_source(section), **_where(section))
+    check_use(config, section.name, classifies=classes is not None)
+    return config
+
+
+def _load_model(
+    section: ModelSection,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    classes: Classes | None,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model with its weights, and the names of its head's modules (none for a causal language model)."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    options: dict[str, Any] = {**_where(section)}
+    keeps_head = prepare(config, classes, tokenizer) if classes else False
+    if section.attention != "auto":
+        options["attn_implementation"] = section.attention
+    if section.precision == "int4":
+        options.update(_int4_options(device, unquantized(config) if classes else None))
+    else:
+        options["dtype"] = DTYPES[section.precision]
+    kind: Any = AutoModelForCausalLM
+    if classes:
+        kind = AutoModelForSequenceClassification
+        options.update(config=config, ignore_mismatched_sizes=True)
+    with _one_line_errors(section.name), _quiet_loading(), torch.random.fork_rng():
+        torch.manual_seed(0)  # of a tensor that no checkpoint has and that is not drawn again below
+        loaded: Any = kind.from_pretrained(_source(section), output_loading_info=True, **options)
+    model, found = loaded
+    if classes is None:
+        _check_whole(section.name, found["missing_keys"])
+        return model, ()
+    drawn = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    head = find_head(model, drawn, name=section.name)
+    keep_float32(model, head)
+    if drawn or not keeps_head:
+        draw(model, head, classes.seed)
+    return model, head
+
+
+def _check_whole(name: str, missing: Iterable[str]) -> None:
+    """Refuses a checkpoint without all weights: transformers would go on with random numbers."""
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"model.name = {name!r} has no weights for {names[0]!r} "
+            f"({len(names)} tensors are missing); take a whole checkpoint of a causal language model"
+        )
 
 
 def _source(section: ModelSection) -> str:
@@ -144,7 +209,8 @@ def _hub_is_off() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def _int4_options(device: torch.device) -> dict[str, Any]:
+def _int4_options(device: torch.device, whole: list[str] | None) -> dict[str, Any]:
+    """Options that pack the weights; ``whole`` names modules that are left alone beside transformers' own choice."""
     with _kernels_notice_off():
         require("bitsandbytes", extra="int4")
     from transformers import BitsAndBytesConfig
@@ -155,6 +221,7 @@ def _int4_options(device: torch.device) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=whole,
     )
     return {"quantization_config": quantization, "device_map": {"": device}, "dtype": compute}
 
@@ -171,14 +238,17 @@ def _kernels_notice_off() -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bars_off() -> Iterator[None]:
+def _quiet_loading() -> Iterator[None]:
+    """Keeps bars and the table of tensors that a checkpoint lacks away: what is lacking is checked here."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

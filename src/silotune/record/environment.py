@@ -17,6 +17,7 @@ PACKAGES = (
 )  # fmt: skip
 EXTRAS = {
     "int4": ("bitsandbytes",),
+    "energy": ("codecarbon",),
     "bench": ("trl", "flwr", "psutil"),
 }
 
@@ -36,7 +37,7 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": cores(),
-        "packages": {name: version_of(name) for name in (*PACKAGES, "bitsandbytes")},
+        "packages": {name: version_of(name) for name in (*PACKAGES, "bitsandbytes", "codecarbon")},
     }
 
 

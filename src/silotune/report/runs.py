@@ -136,6 +136,54 @@ def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
     return f"{value} ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
 
 
+def cost_table(summary: Mapping[str, Any]) -> Table:
+    """Calibration, the worst served institution and what each mode cost; estimates are marked ``est.``.
+
+    Args:
+        summary: The contents of ``summary.json``.
+    """
+    kind = KINDS[summary["metric"]]
+    table = Table(title="calibration, the institution served worst, and cost", title_justify="left")
+    table.add_column("trained", no_wrap=True)
+    for heading in ("ECE", f"worst own {kind.title}", "energy", "CO2e", "memory"):
+        table.add_column(heading, justify="right")
+    for mode, title in (("isolated", "each alone"), ("federated", "federated"), ("centralized", "centralised")):
+        part = summary.get(mode) or {}
+        if not part.get("cost"):
+            continue
+        cost, error = part["cost"], part.get("ece")
+        error = error.get("mean") if isinstance(error, Mapping) else error
+        own = [value for value in part.get("own", {}).values() if value is not None]
+        worst = (max if kind.key == "perplexity" else min)(own, default=None)
+        mark = " est." if cost["energy_source"] == "estimated" else ""
+        energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
+        table.add_row(
+            title,
+            "-" if error is None else f"{error:.3f}",
+            kind.text(worst),
+            energy + (mark if cost["joules"] is not None else ""),
+            carbon + (mark if cost["co2_kg"] is not None else ""),
+            bytes_text(cost["peak_memory_bytes"]),
+        )
+    return table
+
+
+def _thousandfold(value: float | None) -> float | None:
+    return None if value is None else 1000 * value
+
+
+def scaled_text(value: float | None, unit: str) -> str:
+    """A measured quantity for people, three digits: ``1.23 kJ``, ``45.6 mg``; ``-`` where there is none."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return f"0 {unit}"
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value / 1e-6:.3g} µ{unit}"
+
+
 def read_summary(folder: RunFolder) -> dict[str, Any]:
     """A finished run's ``summary.json``.
 

@@ -57,6 +57,22 @@ def prompt_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokeniz
     return ids
 
 
+def framed_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int, int]:
+    """Token ids of a text that nothing follows, with all that the tokenizer puts around one, such as [CLS] and [SEP].
+
+    Returns:
+        The ids, and how many of the first and of the last are the tokenizer's own.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        ids = prompt_ids(messages, tokenizer)
+        return ids, int(ids[:1] == [tokenizer.bos_token_id]), 0
+    made = tokenizer(render(messages, tokenizer), return_special_tokens_mask=True)
+    own = list(made["special_tokens_mask"])
+    first = own.index(0) if 0 in own else len(own)
+    last = own[::-1].index(0) if 0 in own else 0
+    return list(made["input_ids"]), first, last
+
+
 def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of an answer that follows a prompt, without an end."""
     gap = "" if getattr(tokenizer, "chat_template", None) else " "
@@ -100,7 +116,7 @@ class Encoder:
         if not prompt:
             raise DataError(f"example {number}: its prompt has no tokens")
         room = self._max_length - min(longest, self._max_length - 1)  # for the longest option, whichever is right
-        kept = _cut_left(prompt, room, self._tokenizer.bos_token_id)
+        kept = cut_left(prompt, room, first=int(room > 1 and prompt[0] == self._tokenizer.bos_token_id))
         return Encoded(
             prompt=tuple(kept),
             answer=tuple(answer),
@@ -136,12 +152,9 @@ def truncation_note(encoded: Sequence[Encoded], what: str) -> str | None:
     )
 
 
-def _cut_left(ids: list[int], room: int, begin: int | None) -> list[int]:
-    if len(ids) <= room:
-        return ids
-    if begin is not None and ids[0] == begin and room > 1:
-        return [begin, *ids[len(ids) - room + 1 :]]
-    return ids[len(ids) - room :]
+def cut_left(ids: list[int], room: int, *, first: int = 0) -> list[int]:
+    """The last ``room`` ids, but the ``first`` few are kept."""
+    return ids if len(ids) <= room else [*ids[:first], *ids[len(ids) - room + first :]]
 
 
 def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:

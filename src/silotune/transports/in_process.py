@@ -2,32 +2,68 @@
 
 All clients share one resident base model. With ``encode`` every message passes through the real encoder and
 the strict decoder, so that bytes are counted on what would travel.
+
+Several clients may train at one time, each worker in a thread with its own adapter around the shared base. A small
+model's operations are too short to be spread over cores: whole clients are spread instead.
 """
 
 from __future__ import annotations
 
+import queue
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 
-from silotune.errors import SilotuneError
+import torch
+
+from silotune.errors import MessageError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from silotune.models import adapters
+from silotune.models.adapters import Adapted
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
 FEDERATED_KINDS_WITH_DELTA = ("train",)
+LARGEST_SIDE_BY_SIDE = 100_000_000
+"""Values of a base up to which clients train side by side unless told otherwise: above it one operation keeps all
+cores busy, and every further client at work costs the memory of its activations."""
+
+
+def workers_for(adapted: Adapted, num_clients: int, *, asked: int | None = None) -> int:
+    """Clients to train at one time; 1 where that could change a result.
+
+    Dropout draws from the process's one generator, so clients that draw must take turns; on a GPU, and with
+    quantised weights, they share what cannot be shared by two.
+
+    Args:
+        adapted: The resident model.
+        num_clients: Clients of a round.
+        asked: ``federation.workers``; None for one a core, if the base is small.
+    """
+    if not adapters.can_replicate(adapted) or adapters.draws_randomly(adapted):
+        return 1
+    small = adapted.num_base_parameters <= LARGEST_SIDE_BY_SIDE
+    wanted = asked if asked is not None else torch.get_num_threads() if small else 1
+    return min(wanted, num_clients)
 
 
 class InProcess:
-    """Runs the clients one after another, in the order of the requests.
+    """Runs the clients and yields their replies in the order of the requests.
 
     Args:
-        sites: The clients by name.
+        sites: The clients by name, all on one resident model.
         encode: Pass messages through the encoder; otherwise bytes are those of the tensors alone.
+        workers: Clients at work at one time; they share out this process's torch threads.
     """
 
-    def __init__(self, sites: Mapping[str, Site], *, encode: bool = True) -> None:
+    def __init__(self, sites: Mapping[str, Site], *, encode: bool = True, workers: int = 1) -> None:
         self._sites = dict(sites)
         self._encode = encode
+        resident = next(iter(self._sites.values())).adapted
+        self._models = [resident, *(adapters.replicate(resident) for _ in range(workers - 1))]
 
     def clients(self) -> Sequence[str]:
         """Names of all clients, in a fixed order."""
@@ -39,8 +75,11 @@ class InProcess:
         ``timeout_seconds`` bounds the wait for a reply on a network; here the work is done in the call itself,
         in full, so that a simulation does not depend on the machine's speed.
         """
-        for name, request in requests.items():
-            yield self._one(name, request)
+        if len(self._models) == 1 or len(requests) == 1:
+            for name, request in requests.items():
+                yield self._one(request, self._sites[name])
+        else:
+            yield from self._side_by_side(requests)
 
     def states(self) -> dict[str, SiteState]:
         """What every client keeps between rounds."""
@@ -51,13 +90,57 @@ class InProcess:
         for name, site in self._sites.items():
             site.state = states.get(name, SiteState())
 
-    def _one(self, name: str, request: Request) -> Reply | Failure:
-        site = self._sites[name]
+    def _side_by_side(self, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        """At most one finished reply a worker waits for its turn, so memory does not grow with the clients."""
+        idle: queue.SimpleQueue[Adapted] = queue.SimpleQueue()
+        for model in self._models:
+            idle.put(model)
+
+        def work(name: str, request: Request) -> Reply | Failure:
+            model = idle.get()
+            try:
+                lent = replace(self._sites[name], adapted=model)
+                reply = self._one(request, lent)
+                self._sites[name].state = lent.state
+                return reply
+            finally:
+                idle.put(model)
+
+        waiting: deque[Future[Reply | Failure]] = deque()
+        with _worker_threads(len(self._models)) as pool:
+            try:
+                for name, request in requests.items():
+                    waiting.append(pool.submit(work, name, request))
+                    if len(waiting) > len(self._models):
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _one(self, request: Request, site: Site) -> Reply | Failure:
         serve: Callable[[Request, Site], Reply] = _encoded if self._encode else _direct
         try:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
-            return Failure(name, request.round_number, request.kind, _one_line(error))
+            sent = _request_bytes(request, encoded=self._encode)
+            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
+
+
+@contextmanager
+def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose workers share out torch's threads; torch's own count and generator are as before afterwards."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool,
+        ):
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _encoded(request: Request, site: Site) -> Reply:
@@ -72,6 +155,14 @@ def _encoded(request: Request, site: Site) -> Reply:
 def _direct(request: Request, site: Site) -> Reply:
     reply = client_round(request, site)
     return _with_bytes(reply, down=num_bytes(request.tensors), up=num_bytes(reply.tensors))
+
+
+def _request_bytes(request: Request, *, encoded: bool) -> int:
+    """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
+    try:
+        return len(encode(request)) if encoded else num_bytes(request.tensors)
+    except MessageError:
+        return 0
 
 
 def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:

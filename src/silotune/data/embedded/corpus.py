@@ -33,6 +33,14 @@ def documents(*, seed: int) -> Iterator[Document]:
         yield maker(generator)
 
 
+def talk(*, seed: int) -> Iterator[Document]:
+    """An endless stream of everyday chats: words, opposites, requests, days; nothing of the tasks' two worlds."""
+    generator = random.Random(f"talk/{seed}")
+    makers = (_odd_kind, _opposite, _number_sign, _request, _weekday, _definition)
+    while True:
+        yield generator.choice(makers)(generator)
+
+
 def _prose(content: str) -> Document:
     return [{"role": "text", "content": content}]
 
