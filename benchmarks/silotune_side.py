@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,12 +105,11 @@ def run(folder: Path, output: Path) -> None:
     rounds = _rows(federated / "metrics.jsonl")
     clients = _rows(federated / "clients.jsonl")
     evaluating = sum(row["evaluate_seconds"] for row in rounds if row["round"] > 0)
-    unit = 1 if sys.platform == "darwin" else 1024
     measured = {
         "rounds_seconds": finished[settings.rounds] - finished[0] - evaluating,
         "local_seconds": sum(row["seconds"] for row in clients),
         "before_rounds_seconds": finished[0] - began,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_bytes": made.read_json("summary")["peak_memory_bytes"],
     }
     output.with_suffix(".json").write_text(json.dumps(measured), encoding="utf-8")
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from silotune.record import environment
 
@@ -19,6 +22,22 @@ def test_peak_memory_sees_what_was_held():
     block = bytearray(64 << 20)
     block[::4096] = b"x" * len(block[::4096])
     assert environment.peak_memory_bytes() >= min(before + (32 << 20), 64 << 20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux keeps the mark")
+def test_peak_memory_is_not_the_parents():
+    block = bytearray(400 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    code = "from silotune.record.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(block) > int(ran.stdout) > 1 << 20
+
+
+def test_the_high_water_mark_is_read_where_there_is_one(tmp_path):
+    table = tmp_path / "status"
+    table.write_text("VmPeak:\t 99 kB\nVmHWM:\t  16 kB\n")
+    assert environment.high_water_bytes(table) == 16384
+    assert environment.high_water_bytes(tmp_path / "none") is None
 
 
 def test_memory_reads_the_kernels_table(tmp_path):

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from silotune.record.energy import Gauge, NoGauge
-from silotune.record.environment import peak_memory_bytes
+from silotune.record.environment import high_water_bytes, peak_memory_bytes
 from silotune.structs import Spent
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 NOTHING = Spent()
 
 
@@ -101,12 +101,7 @@ class PeakMemory:
 
     def now_bytes(self) -> int:
         """Resident memory at most since ``restart``."""
-        try:
-            lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-        except OSError:
-            return peak_memory_bytes()
-        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-        return found[0] if found else peak_memory_bytes()
+        return high_water_bytes() or peak_memory_bytes()
 
     def ever_bytes(self) -> int:
         """Resident memory at most since the process began."""

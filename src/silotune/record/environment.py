@@ -51,12 +51,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int:
     """The most resident memory that this process, or one child it waited for, ever held."""
     unit = 1 if sys.platform == "darwin" else 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(own, children) * unit
+    own = high_water_bytes(status) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit)
+
+
+def high_water_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """Linux's high-water mark of resident memory; None elsewhere.
+
+    ``ru_maxrss`` begins with what the parent held when it started this process; the mark does not.
+    """
+    try:
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else None
 
 
 def memory(source: Path = Path("/proc/meminfo")) -> dict[str, int | None]:
