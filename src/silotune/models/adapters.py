@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,17 @@ class Adapted:
         total = sum(parameter.numel() for parameter in self.base.model.parameters())
         own = sum(parameter.numel() for parameter in self.parameters.values())
         return total - own if self.config else total
+
+    @cached_property
+    def draws_randomly(self) -> bool:
+        """Whether a training step draws random numbers: dropout as a module, in the adapter too, or in the config.
+
+        Looked up once: every training step asks.
+        """
+        modules = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
+        settings = self.base.model.config.get_text_config().to_dict()
+        named = any("drop" in name and isinstance(value, float) and value > 0 for name, value in settings.items())
+        return modules or named
 
 
 def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
@@ -102,14 +114,6 @@ def can_replicate(adapted: Adapted) -> bool:
     return adapted.base.device.type == "cpu" and all(
         parameter.is_floating_point() for parameter in adapted.model.parameters()
     )
-
-
-def draws_randomly(adapted: Adapted) -> bool:
-    """Whether a training step draws random numbers: dropout in the adapter, as a module, or named in the config."""
-    modules = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in adapted.model.modules())
-    settings = adapted.base.model.config.get_text_config().to_dict()
-    named = any("drop" in name and isinstance(value, float) and value > 0 for name, value in settings.items())
-    return modules or named
 
 
 def read(adapted: Adapted) -> Tensors:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import DataError
-from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
 from silotune.structs import Example
@@ -120,7 +119,7 @@ def answer_losses(adapted: Adapted, examples: Sequence[Encoded]) -> tuple[torch.
     """Negative log-likelihood of every answer id [needed], and the example it belongs to [needed]."""
     base = adapted.base
     longest = max(example.length for example in examples)
-    shared = shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
+    shared = _shared(adapted, examples, longest)
     made = answer_batch(examples, pad_id=base.pad_id, device=base.device, dtype=_mask_dtype(adapted), shared=shared)
     logits = logits_at(adapted, made.batch)
     return torch.nn.functional.cross_entropy(logits, made.targets, reduction="none"), made.owner
@@ -138,7 +137,7 @@ def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor
     _closed_examples(examples)
     longest = max(len(example.prompt) + max(map(len, example.options)) for example in examples)
     if sees_branches(base.model, longest):
-        shared = shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
+        shared = _shared(adapted, examples, longest)
         dtype = _mask_dtype(adapted)
         made = option_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype, shared=shared)
     else:
@@ -184,8 +183,13 @@ def can_share_prefix(adapted: Adapted, length: int) -> bool:
     """
     base = adapted.base
     checkpointed = base.model.is_activation_checkpointing
-    drawn = adapted.model.training and adapters.draws_randomly(adapted)
+    drawn = adapted.model.training and adapted.draws_randomly
     return not checkpointed and not drawn and sees_branches(base.model, length)
+
+
+def _shared(adapted: Adapted, examples: Sequence[Encoded], longest: int) -> int:
+    """Ids at the beginning of every prompt that are computed once for the batch."""
+    return shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
 
 
 def _mask_dtype(adapted: Adapted) -> torch.dtype:

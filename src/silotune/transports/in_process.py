@@ -43,7 +43,7 @@ def workers_for(adapted: Adapted, num_clients: int, *, asked: int | None = None)
         num_clients: Clients of a round.
         asked: ``federation.workers``; None for one a core, if the base is small.
     """
-    if not adapters.can_replicate(adapted) or adapters.draws_randomly(adapted):
+    if not adapters.can_replicate(adapted) or adapted.draws_randomly:
         return 1
     small = adapted.num_base_parameters <= LARGEST_SIDE_BY_SIDE
     wanted = asked if asked is not None else torch.get_num_threads() if small else 1
