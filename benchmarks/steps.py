@@ -121,9 +121,9 @@ def peer_steps(settings: Settings, pairs: Sequence[Pair], folder: Path) -> tuple
 
 def make_silotune(settings: Settings, pairs: Sequence[Pair]) -> Callable[[], tuple[tuple[float, ...], float]]:
     """One epoch of silotune's local round, ready to be run again and again from the same adapter."""
-    from silotune.config import AdapterSection, ModelSection, TrainingSection
     from silotune.models import adapters
     from silotune.models.load import load_base
+    from silotune.sections import AdapterSection, ModelSection, TrainingSection
     from silotune.structs import Example
     from silotune.training.encode import Encoder
     from silotune.training.local import RoundPlace, train_round

@@ -26,8 +26,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path):  # noqa: ANN201
     """The tiny Llama as a loaded base; read it, but put no adapter on it."""
-    from silotune.config import ModelSection
     from silotune.models.load import load_base
+    from silotune.sections import ModelSection
 
     return load_base(ModelSection(name=str(tiny_folder), max_length=128))
 

@@ -14,10 +14,11 @@ import tiny
 from markdown import ROOT, blocks
 from silotune.benchmark.expand import Changes, expand
 from silotune.benchmark.schema import Grid
-from silotune.config import AdapterSection, FederationSection, validated
+from silotune.config import validated
 from silotune.data import tasks
 from silotune.methods import algorithms, server_step
 from silotune.models import adapters
+from silotune.sections import AdapterSection, FederationSection
 
 
 def script() -> ModuleType:

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds"),
-    ("tensors", "config"),
+    ("tensors", "sections"),
+    ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),
     ("evaluation",),

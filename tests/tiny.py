@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from silotune.config import AdapterSection, TrainingSection
 from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.load import Base
+from silotune.sections import AdapterSection, TrainingSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded, Encoder
 

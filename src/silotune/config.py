@@ -1,196 +1,27 @@
-"""The configuration of a run: strict sections, read from TOML with overrides, all faults reported at once."""
+"""The configuration of a run: its sections together, read from TOML with overrides, all faults reported at once."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
-
-Precision = Literal["float32", "bfloat16", "int4"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
-AdapterKind = Literal["lora", "qlora", "ia3", "none"]
-Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice", "classify"]
-Wording = Literal["auto", "prompt", "text"]
-Optimizer = Literal["adamw", "sgd"]
-Schedule = Literal["constant", "cosine"]
-Algorithm = Literal["fedavg", "fedprox"]
-Mode = Literal["federated", "isolated", "centralized"]
-Scoring = Literal["likelihood", "generation"]
-Metric = Literal["accuracy", "macro_f1", "perplexity"]
-AnswerFormat = Literal["label", "letter", "cloze", "text"]
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
+from silotune.sections import (
+    AdapterSection,
+    DataSection,
+    EvaluationSection,
+    FederationSection,
+    ModelSection,
+    RecordSection,
+    Section,
+    TrainingSection,
+)
 
 SectionType = TypeVar("SectionType", bound=Section)
-
-
-class ModelSection(Section):
-    """The base model that all institutions share."""
-
-    name: str = Field("nano", description="Hub id, local folder, or 'nano' (shipped)")
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-    precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
-    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
-    attention: Attention = Field("auto", description="implementation; auto leaves it to transformers")
-    max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
-    gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
-    autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
-    offline: bool = Field(False, description="never ask the Hub, as HF_HUB_OFFLINE=1 does")
-
-
-class AdapterSection(Section):
-    """The small part that is trained and sent."""
-
-    kind: AdapterKind = Field("lora", description="qlora is lora on an int4 base; none trains all weights")
-    rank: Positive = Field(8, description="of lora and qlora")
-    alpha: Annotated[float, Field(gt=0)] = Field(
-        16, description="of lora and qlora: the update is scaled by alpha / rank"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of lora and qlora")
-    targets: Literal["auto", "all-linear"] | tuple[str, ...] = Field(
-        "auto", description="'auto' (peft's map for the architecture), 'all-linear', or module names"
-    )
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
-    dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
-
-
-class TaskSection(Section):
-    """A task of the user's own: how a row becomes a prompt and an answer."""
-
-    prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
-    answer: str = Field(description="column that holds the answer")
-    system: str = Field("", description="system message before every prompt")
-    options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
-    label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
-    metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
-    fields: tuple[str, ...] = Field((), description="columns that a partition may use")
-    hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
-    hub_config: str | None = Field(None, description="configuration of that data set")
-
-
-class PartitionSection(Section):
-    """How the training examples are spread over clients."""
-
-    scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
-    clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
-    alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
-    field: str = Field("label", description="label, a field of the task such as subject, or both: subject+label")
-    min_examples: Positive = Field(4, description="fewest examples a client may hold")
-    files: dict[str, Path] = Field({}, description="scheme 'file': client name -> training file")
-
-
-class DataSection(Section):
-    """Where the examples come from."""
-
-    task: str = Field("finance-news", description="a name from 'silotune tasks' or 'custom'")
-    source: Literal["auto", "embedded", "local", "hub"] = Field(
-        "auto", description="auto: local where files are given, else embedded, else hub"
-    )
-    root: Path | None = Field(None, description="folder that holds the task's own folder or files")
-    train: Path | None = Field(None, description="training file instead of the task's own")
-    validation: Path | None = Field(None, description="validation file; without one, 10 % of train are carved off")
-    test: Path | None = Field(None, description="test file; without one, 20 % of train are carved off")
-    num_train: Positive | None = Field(None, description="most training examples (all clients together)")
-    num_validation: Positive | None = Field(None, description="most validation examples")
-    num_test: Positive | None = Field(None, description="most test examples")
-    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
-    )
-    holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
-    prompt: str | None = Field(None, description="another template for a known task, over the same columns")
-    definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
-    partition: PartitionSection = PartitionSection()
-
-
-class TrainingSection(Section):
-    """One local round at a client."""
-
-    objective: Objective = Field(
-        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
-    )
-    wording: Wording = Field(
-        "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
-    )
-    optimizer: Optimizer = Field("adamw", description="of the local steps")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
-    batch_size: Positive = Field(16, description="examples a batch")
-    gradient_accumulation: Positive = Field(1, description="batches an optimiser step")
-    max_steps: Positive | None = Field(None, description="optimiser steps a round; instead of epochs")
-    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over a client's examples a round")
-    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="bound on a step's gradient norm; 0 for none")
-    schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
-    optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
-    threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
-
-
-class FederationSection(Section):
-    """Who takes part, and how updates become one model."""
-
-    modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
-    algorithm: Algorithm = Field("fedavg", description="how updates become one model")
-    rounds: Positive = Field(5, description="of every mode")
-    clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
-    server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
-    min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
-    encode: bool = Field(True, description="pass messages through the real encoder even in one process")
-    workers: Positive | None = Field(
-        None, description="clients trained side by side in one process; default: a core each for small models"
-    )
-    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        3600.0, description="wait for a reply; unused in one process"
-    )
-
-
-class EvaluationSection(Section):
-    """On what, how and when models are scored."""
-
-    gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
-    selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
-    scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
-    batch_size: Positive = Field(64, description="examples a forward pass")
-    max_examples: Positive | None = Field(None, description="most examples of a scored set")
-    every: Positive = Field(1, description="rounds between two scorings of the global model")
-    per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
-    patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
-    keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
-    forgetting: str = Field(
-        "",
-        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
-        "'embedded' (everyday chats), or nothing",
-    )
-    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
-    max_new_tokens: Positive = Field(16, description="of a generated answer")
-    bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
-
-
-class RecordSection(Section):
-    """Where results go."""
-
-    folder: Path = Field(Path("runs"), description="where run folders are made")
-    name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
-    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
-    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
-    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
-        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
-    )
 
 
 class Config(Section):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from silotune.config import PartitionSection
 from silotune.data import partition as module
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.errors import DataError
+from silotune.sections import PartitionSection
 from silotune.structs import Example
 
 LABELS = ("negative", "neutral", "positive")

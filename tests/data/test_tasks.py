@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from silotune.config import DataSection, TaskSection
 from silotune.data.rows import Task, placeholders, render, unit_of
 from silotune.data.tasks import TASKS, resolve, to_example
 from silotune.errors import ConfigError, DataError
+from silotune.sections import DataSection, TaskSection
 from silotune.structs import Example
 
 OPTIONS = {"A": "iron", "B": "zinc", "C": "salt", "D": "none"}

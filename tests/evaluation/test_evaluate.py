@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import tiny
-from silotune.config import Scoring
 from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import SCORINGS, answers, evaluate, figures, parse_option
 from silotune.evaluation.metrics import UNPARSED, calibration
 from silotune.models import adapters
+from silotune.sections import Scoring
 from silotune.training.local import RoundPlace, train_round
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 import tiny
-from silotune.config import FederationSection
 from silotune.errors import MessageError
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.sections import FederationSection
 from silotune.seeds import derive
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import tiny
-from silotune.config import FederationSection
 from silotune.errors import FederationError
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
 
 NAMES = ("a", "b", "c", "d")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny
-from silotune.config import Algorithm, FederationSection, Mode, Objective
 from silotune.experiment.modes import MODES
 from silotune.methods.aggregate import weighted_mean
 from silotune.methods.algorithms import ALGORITHMS, method
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
+from silotune.sections import Algorithm, FederationSection, Mode, Objective
 from silotune.structs import ClientUpdate
 from silotune.training.objectives import OBJECTIVES
 

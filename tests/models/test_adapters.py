@@ -12,11 +12,11 @@ import torch
 
 import tiny
 from silotune import tensors as arithmetic
-from silotune.config import AdapterKind, AdapterSection, ModelSection
 from silotune.errors import MessageError, ModelError
 from silotune.models.adapters import CONFIGS, attach, linear_names, read, write
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
+from silotune.sections import AdapterKind, AdapterSection, ModelSection
 from silotune.training.local import RoundPlace, train_round
 
 KINDS = {

@@ -11,12 +11,12 @@ import torch
 
 import tiny
 from silotune import tensors as arithmetic
-from silotune.config import AdapterSection, ModelSection
 from silotune.errors import ModelError
 from silotune.models.adapters import Adapted, attach, merged, read, write
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
 from silotune.record.runs import RunFolder
+from silotune.sections import AdapterSection, ModelSection
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.objectives import class_logits, encoder_of
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tiny
-from silotune.config import ModelSection
 from silotune.errors import MissingPackageError, ModelError
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
+from silotune.sections import ModelSection
 
 
 def section(folder: Path, **changes) -> ModelSection:
@@ -46,8 +46,8 @@ def test_precision_attention_and_checkpointing(tiny_folder: Path) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> None:
-    from silotune.config import AdapterSection
     from silotune.models.adapters import attach, read, write
+    from silotune.sections import AdapterSection
     from silotune.training.objectives import answer_losses
 
     made = []

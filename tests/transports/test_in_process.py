@@ -11,7 +11,6 @@ import torch
 
 import tiny
 from silotune import tensors as arithmetic
-from silotune.config import FederationSection
 from silotune.errors import DataError
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
@@ -19,6 +18,7 @@ from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection
 from silotune.seeds import derive
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 from silotune.training.local import RoundPlace, train_round

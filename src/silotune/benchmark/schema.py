@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from silotune.config import Mode, PartitionSection, Positive, Section, read_toml, validated
+from silotune.config import read_toml, validated
 from silotune.errors import unknown_choice
+from silotune.sections import Mode, PartitionSection, Positive, Section
 
 AXES = ("task", "model", "adapter", "algorithm", "partition")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -24,8 +24,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model on a split or a file."""
-    from silotune.config import Scoring
     from silotune.experiment.tuned import evaluate as score
+    from silotune.sections import Scoring
 
     if scoring is not None and scoring not in get_args(Scoring):
         raise ConfigError(unknown_choice("scoring", scoring, get_args(Scoring)))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from silotune.config import DataSection
 from silotune.data.embedded import finance, medicine
 from silotune.data.files import SUFFIXES, listing, read_rows
 from silotune.data.rows import SPLITS, Task, to_example, unit_of
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError
+from silotune.sections import DataSection
 from silotune.seeds import derive
 from silotune.structs import Example, Row
 

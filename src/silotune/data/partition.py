@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from silotune.config import PartitionSection
 from silotune.data.rows import UNKNOWN
 from silotune.errors import DataError
+from silotune.sections import PartitionSection
 from silotune.seeds import derive
 from silotune.structs import Example
 

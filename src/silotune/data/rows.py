@@ -13,8 +13,8 @@ from string import Formatter
 from types import MappingProxyType
 from typing import Any, Final
 
-from silotune.config import AnswerFormat, Metric
 from silotune.errors import DataError
+from silotune.sections import AnswerFormat, Metric
 from silotune.structs import Example, Row
 
 UNKNOWN: Final = "unknown"

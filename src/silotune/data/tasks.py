@@ -11,9 +11,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from silotune.config import AnswerFormat, DataSection, Metric, TaskSection
 from silotune.data.rows import SPLITS, Hub, Layout, Task, placeholders, to_example
 from silotune.errors import ConfigError, unknown_choice
+from silotune.sections import AnswerFormat, DataSection, Metric, TaskSection
 
 __all__ = ["TASKS", "Task", "resolve", "to_example"]
 

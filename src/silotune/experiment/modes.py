@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from silotune.config import TrainingSection
 from silotune.experiment.prepare import Prepared
+from silotune.sections import TrainingSection
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
 

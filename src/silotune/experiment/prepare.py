@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from silotune.config import Config, EvaluationSection
+from silotune.config import Config
 from silotune.data.load import Dataset, load, read_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
@@ -21,6 +21,7 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
+from silotune.sections import EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note

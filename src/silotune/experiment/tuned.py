@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from silotune.config import Config, ModelSection, from_mapping
+from silotune.config import Config, from_mapping
 from silotune.data.load import load, read_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
@@ -18,6 +18,7 @@ from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder
+from silotune.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES, encoder_of
 
 

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from silotune.config import FederationSection, Section, TrainingSection
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Meter
+from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded

@@ -18,9 +18,9 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from silotune.config import Positive, Section
 from silotune.errors import MessageError
 from silotune.record.energy import EnergySource
+from silotune.sections import Positive, Section
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart
 

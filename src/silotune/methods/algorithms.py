@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from silotune.config import Algorithm, FederationSection
 from silotune.methods.aggregate import weighted_mean
 from silotune.methods.corrections import Correction, proximal
 from silotune.methods.server_step import ServerStep, plain_step
+from silotune.sections import Algorithm, FederationSection
 from silotune.structs import ClientUpdate, Tensors
 
 
@@ -41,7 +41,7 @@ ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection], Method]] = {
     "fedavg": _fedavg,
     "fedprox": _fedprox,
 }
-"""Name -> builder; the names are those of ``config.Algorithm`` (a test compares them)."""
+"""Name -> builder; the names are those of ``sections.Algorithm`` (a test compares them)."""
 
 
 def method(section: FederationSection) -> Method:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from silotune.config import AdapterSection
 from silotune.errors import MessageError, ModelError, unknown_choice
 from silotune.models.load import Base
+from silotune.sections import AdapterSection
 from silotune.seeds import derive
 from silotune.structs import Tensors
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 
 from silotune import tensors as arithmetic
-from silotune.config import TrainingSection
 from silotune.errors import DataError, TrainingError
 from silotune.methods.corrections import Correction
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded
