@@ -11,11 +11,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    BY_EXAMPLE,
+    LINEAR,
     AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
     ModelSection,
+    PrivacySection,
     RecordSection,
     Section,
     TrainingSection,
@@ -35,6 +38,7 @@ class Config(Section):
     federation: FederationSection = FederationSection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
+    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +70,7 @@ class Config(Section):
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
+        faults += _privacy_faults(self)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -83,6 +88,46 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def _privacy_faults(config: Config) -> list[str]:
+    """Combinations under which a guarantee could not be given, or a setting would do nothing."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.dp == "none":
+        return [
+            f"privacy.{key} = {getattr(privacy, key)!r} needs privacy.dp = 'example', 'client' or 'local'"
+            for key in ("epsilon", "noise_multiplier", "ledger")
+            if getattr(privacy, key) is not None
+        ]
+    faults = []
+    if privacy.epsilon is None and privacy.noise_multiplier is None:
+        faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
+    if privacy.dp == "example" and config.training.objective not in BY_EXAMPLE:
+        faults.append(
+            f"training.objective = {config.training.objective!r} mixes examples and cannot be used with "
+            f"privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
+        )
+    if config.evaluation.per_client:
+        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
+    if privacy.dp != "client":
+        defaults = PrivacySection.model_fields
+        faults += [
+            f"privacy.{key} is of privacy.dp = 'client' alone"
+            for key in ("clipping", "max_examples", "client_sampling")
+            if getattr(privacy, key) != defaults[key].default
+        ]
+    elif set(federation.modes) != {"federated"}:
+        faults.append("privacy.dp = 'client' protects institutions from each other: federation.modes = ['federated']")
+    if privacy.dp == "local" and set(federation.modes) != {"federated"}:
+        faults.append("privacy.dp = 'local' noises what is sent: federation.modes = ['federated']")
+    if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
+        faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
+    if privacy.dp == "client" and federation.algorithm not in LINEAR:
+        faults.append(
+            f"federation.algorithm = {federation.algorithm!r} cannot be used with privacy.dp = 'client'; those whose "
+            f"only release is the mean update: {', '.join(LINEAR)}"
+        )
     return faults
 
 

@@ -9,7 +9,8 @@
     │   └── MessageError         6   a message that does not decode to what was expected
     ├── RunFolderError           7   a run folder: not one, in use, disk full
     ├── MissingPackageError      8   an optional package that the request needs
-    └── GridError                9   a grid: one or more of its cells have no result
+    ├── GridError                9   a grid: one or more of its cells have no result
+    └── PrivacyError            13   a guarantee that cannot be given, a budget that would be overspent
 
 Each message says what was given, what is allowed and what to do, and never repeats a client's text.
 """
@@ -83,6 +84,12 @@ class GridError(SilotuneError):
     """A grid that was worked through, and some of whose cells failed; the others have their results."""
 
     exit_code = 9
+
+
+class PrivacyError(SilotuneError):
+    """A privacy guarantee that cannot be given, or a budget that the next release would overspend."""
+
+    exit_code = 13
 
 
 def require(package: str, *, extra: str) -> ModuleType:

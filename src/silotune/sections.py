@@ -21,6 +21,14 @@ Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
+DifferentialPrivacy = Literal["none", "example", "client", "local"]
+Accountant = Literal["pld", "rdp"]
+Clipping = Literal["fixed", "adaptive"]
+
+BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify")
+"""Objectives whose loss is a sum over examples, each term a function of its example alone."""
+LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox")
+"""Algorithms that learn of the clients nothing but the mean of their updates."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -183,4 +191,42 @@ class RecordSection(Section):
     energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
     country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
         "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
+    )
+
+
+class PrivacySection(Section):
+    """What is promised about single records or institutions: see docs/privacy.md."""
+
+    dp: DifferentialPrivacy = Field(
+        "none",
+        description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
+        "local (noise on each update before it leaves)",
+    )
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most that a run may cost; without noise_multiplier the noise is made to fit it"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="below 1 / examples, or 1 / clients")
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="standard deviation of the noise over the sensitivity; default: made to fit epsilon"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="bound on an example's gradient, or on a client's update; of adaptive clipping the first one"
+    )
+    clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of adaptive clipping")
+    clip_learning_rate: Annotated[float, Field(gt=0)] = Field(0.2, description="of adaptive clipping")
+    max_examples: Positive | None = Field(
+        None, description="of client: weigh updates by examples, at most by so many; default: all weigh the same"
+    )
+    client_sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="of client: poisson draws each client by itself, clients_per_round on average, and is counted as "
+        "amplification; fixed is not",
+    )
+    accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
+    ledger: Path | None = Field(
+        None, description="folder in which sites keep what they spent over all runs; default: of this run only"
+    )
+    report_costs: bool = Field(
+        False, description="let sites under DP send seconds and joules, which the guarantee does not cover"
     )

@@ -38,12 +38,15 @@ class Adapted:
         model: The module to call; a peft model, or the base itself when all weights are trained.
         parameters: The trained tensors by their name in a saved adapter.
         config: Contents of peft's ``adapter_config.json``; empty when all weights are trained.
+        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient can be told
+            from the others'; nothing is computed once for all of them.
     """
 
     base: Base
     model: torch.nn.Module
     parameters: Mapping[str, torch.nn.Parameter]
     config: Mapping[str, Any]
+    keeps_rows_apart: bool = False
 
     @property
     def num_base_parameters(self) -> int:

@@ -178,13 +178,14 @@ def sees_branches(model: PreTrainedModel, length: int) -> bool:
 def can_share_prefix(adapted: Adapted, length: int) -> bool:
     """Whether sequences of ``length`` can begin with keys and values that were computed once for all of them.
 
-    Not so where the model cannot follow a mask, where checkpointing gives up the cache, and where training draws
-    random numbers (all examples would draw the same).
+    Not so where the model cannot follow a mask, where checkpointing gives up the cache, where training draws
+    random numbers (all examples would draw the same), and where each example's own gradient is wanted.
     """
     base = adapted.base
     checkpointed = base.model.is_activation_checkpointing
     drawn = adapted.model.training and adapted.draws_randomly
-    return not checkpointed and not drawn and sees_branches(base.model, length)
+    is_free = not (checkpointed or drawn or adapted.keeps_rows_apart)
+    return is_free and sees_branches(base.model, length)
 
 
 def _shared(adapted: Adapted, examples: Sequence[Encoded], longest: int) -> int:
