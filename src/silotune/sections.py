@@ -27,6 +27,8 @@ Clipping = Literal["fixed", "adaptive"]
 
 BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify")
 """Objectives whose loss is a sum over examples, each term a function of its example alone."""
+SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
+"""Guarantees whose noise is added at the site, so that the server need not be trusted."""
 LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox")
 """Algorithms that learn of the clients nothing but the mean of their updates."""
 

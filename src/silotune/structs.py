@@ -62,6 +62,10 @@ class Reply:
     bytes_up: int = 0
 
 
+BUDGET = "privacy"
+"""Stage of a failure that is a refusal: the client's privacy budget does not allow the round."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
@@ -134,6 +138,7 @@ class ServerState:
         bytes_up: Encoded bytes of all replies so far.
         bytes_down: Encoded bytes of all requests so far.
         stopped: Why the run ended before its last round; empty otherwise.
+        privacy: What differential privacy keeps: the largest epsilon so far, entries of the ledger, the clip bound.
     """
 
     round_number: int
@@ -146,6 +151,7 @@ class ServerState:
     bytes_up: int = 0
     bytes_down: int = 0
     stopped: str = ""
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +168,4 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: float | None = None

@@ -17,6 +17,7 @@ from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
 from silotune.cli.output import quiet
+from silotune.cli.privacy import privacy_app
 from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
 from silotune.cli.run import resume, run
@@ -26,7 +27,7 @@ from silotune.errors import ConfigError, SilotuneError
 _HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
-    "7 run folder; 8 package missing; 9 cells of a grid failed; 130 interrupted."
+    "7 run folder; 8 package missing; 9 cells of a grid failed; 13 privacy; 130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
 
@@ -40,6 +41,7 @@ def build_app() -> typer.Typer:
     for command in _COMMANDS:
         app.command(command.__name__)(command)
     app.add_typer(configs_app(), name="configs")
+    app.add_typer(privacy_app(), name="privacy")
     return app
 
 

@@ -72,6 +72,9 @@ class RunProgress:
             self.folder, self._clients = str(fields["folder"]), int(fields.get("clients") or 1)
             trained = f"{count_text(fields.get('trainable'))} of {count_text(fields.get('num_parameters'))} parameters"
             self.say(f"{fields['task']} with {fields['model']}: training {trained}; run folder {self.folder}")
+        elif event == "privacy":
+            for line in fields["statement"]:
+                self.say(f"privacy: {line}")
         elif event == "note":
             self.say(f"note: {fields['text']}")
         elif event == "client_failed":

@@ -77,11 +77,11 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
     coordinator, evaluation = (_spent(cost[who] for cost in costs) for who in ("coordinator", "evaluation"))
     names = sorted({str(row["client"]) for row in rows})
     clients = {name: _client_cost([row for row in rows if row["client"] == name]) for name in names}
-    spent = sum((Spent(own["core_seconds"], own["joules"]) for own in clients.values()), coordinator)
+    spent = sum((Spent(own["core_seconds"] or 0.0, own["joules"]) for own in clients.values()), coordinator)
     gpu = [cost["gpu_peak_memory_bytes"] for cost in costs if cost["gpu_peak_memory_bytes"] is not None]
     return {
         "seconds": result["seconds"],
-        "core_seconds": spent.core_seconds,
+        "core_seconds": spent.core_seconds if _are_known(rows) else None,
         "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
         "gpu_peak_memory_bytes": max(gpu, default=None),
         "bytes_up": result["bytes_up"],
@@ -99,12 +99,20 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
 
 
 def _spent(costs: Iterable[Mapping[str, Any]]) -> Spent:
-    return sum((Spent(cost["core_seconds"], cost["joules"]) for cost in costs), Spent())
+    return sum((Spent(cost["core_seconds"] or 0.0, cost["joules"]) for cost in costs), Spent())
+
+
+def _are_known(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all clients told what they took; under differential privacy they withhold it unless asked to."""
+    return all(row["core_seconds"] is not None for row in rows)
 
 
 def _client_cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tokens = sum(row["tokens"] for row in rows)
+    if not _are_known(rows):
+        return {"seconds": None, "core_seconds": None, "joules": None, "tokens": tokens}
     seconds = sum(row["seconds"] for row in rows)
-    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": sum(row["tokens"] for row in rows)}
+    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": tokens}
 
 
 def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) -> dict[str, Any]:
@@ -143,7 +151,8 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    spent = {"privacy": result["privacy"]} if "privacy" in result else {}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **spent}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:
@@ -158,6 +167,8 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lo
         figures["ece"] = {"mean": statistics.fmean(errors), "best": min(errors), "worst": max(errors)}
     figures["own"] = {name: client["own"].get(name) for name, client in clients.items()}
     figures["cost"] = _summed([client["cost"] for client in clients.values()])
+    if all("privacy" in client for client in clients.values()):
+        figures["privacy"] = max((client["privacy"] for client in clients.values()), key=lambda spent: spent["epsilon"])
     first = next(iter(clients.values()))
     figures.update(split=first["split"], num_examples=first["num_examples"])
     figures["seconds"] = sum(client["seconds"] for client in clients.values())
@@ -194,8 +205,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     partition, federation, training = config.data.partition, config.federation, config.training
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
-        "or encryption, and can leak parts of what they were trained on.",
+        "federated": _federated_privacy(result.get("privacy")),
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",
     }[mode]
@@ -238,6 +248,22 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 {privacy}
 """
+
+
+def _federated_privacy(spent: Mapping[str, Any] | None) -> str:
+    """What a federated adapter's card says of privacy."""
+    start = "Examples stayed with their institutions; adapter updates travelled"
+    if spent is None:
+        return f"{start}, without differential privacy or encryption, and can leak parts of what they were trained on."
+    whom = _PROTECTED[spent["dp"]]
+    return f"{start} under differential privacy of {whom}: epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g}."
+
+
+_PROTECTED: Mapping[str, str] = {
+    "example": "a single record, noise added by its institution",
+    "client": "a whole institution, noise added by the server",
+    "local": "a whole institution, noise added by itself",
+}
 
 
 def _head_text(classes: Sequence[str]) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
-from silotune.experiment import results
+from silotune.experiment import privacy, results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.federation.budget import Budget
+from silotune.federation.central import LEDGER
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
@@ -98,13 +100,17 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
     with folder.lock():
         folder.write_json("partition", prepared.skew)
         notify("run_started", _introduction(prepared, folder))
-        for note in prepared.notes:
+        sizes = {name: len(examples) for name, examples in prepared.clients.items()}
+        said = privacy.declared(prepared.config, folder, sizes)
+        notify("privacy", {"statement": said["statement"]})
+        for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes)):
             notify("note", {"text": note})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
-                _run_part(run, part, folder.part(*part.names), notify)
+                _run_part(run, part, folder.part(*part.names), notify, name="/".join((said["run"], *part.names)))
         summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
         summary["notes"] = list(prepared.notes)
+        summary["privacy"] = {"dp": prepared.config.privacy.dp, "statement": said["statement"]}
         summary["seconds"] = time.perf_counter() - run.began
         summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
         folder.write_json("summary", summary)
@@ -125,13 +131,16 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
-    """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
+def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, name: str) -> None:
+    """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result.
+
+    ``name`` is its identity in privacy ledgers.
+    """
     if folder.has("result"):
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
-    transport = in_process(prepared, part, meter)
+    transport = in_process(prepared, part, meter, budget=_budget(config, part, folder))
     meter.memory.restart()
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
@@ -146,7 +155,7 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter), transport, state, folder, notify=told)
+    state = run_rounds(plan_of(prepared, part, meter, name=name), transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
@@ -154,6 +163,8 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
+    if (spent := privacy.spent_of(config, folder, state.privacy)) is not None:
+        result["privacy"] = spent
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
@@ -163,18 +174,35 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
-def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
+def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:
+    """Where the clients of a part keep their ledgers: only what leaves a site counts over runs."""
+    shared = config.privacy.ledger if part.sends_updates else None
+    return Budget(shared or folder.path / LEDGER)
+
+
+def in_process(prepared: Prepared, part: Part, meter: Meter, *, budget: Budget | None = None) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
+    own = {"meter": meter, "budget": budget or Budget()}
+    sites = {name: Site(name, examples, prepared.adapted, **own) for name, examples in part.clients.items()}
     federation = prepared.config.federation
     workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
     return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
-def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
-    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
+def plan_of(prepared: Prepared, part: Part, meter: Meter, *, name: str = "") -> Plan:
+    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
+
+    ``name`` is the part's identity in privacy ledgers.
+    """
     config, federation = prepared.config, prepared.config.federation
-    order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    order = TrainOrder(
+        training=part.training,
+        federation=federation,
+        seed=config.seed,
+        rounds=federation.rounds,
+        privacy=config.privacy,
+        run=name,
+    )
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
@@ -189,6 +217,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
+        privacy=privacy.central_of(config, part, name),
     )
 
 

@@ -53,18 +53,23 @@ class Header:
 
 
 class TrainReport(Section):
-    """The body of a reply to ``train``: what the update weighs and what it took."""
+    """The body of a reply to ``train``: what the update weighs and what it took.
+
+    Under differential privacy a site withholds what the guarantee does not cover: None, and no tokens. ``epsilon`` is
+    what the run has cost it so far.
+    """
 
     model_config = ConfigDict(strict=True)
 
     num_examples: Positive
-    loss: FiniteFloat
+    loss: FiniteFloat | None
     steps: Positive
     tokens: Annotated[int, Field(ge=0)]
-    seconds: Annotated[FiniteFloat, Field(ge=0)]
-    core_seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    seconds: Annotated[FiniteFloat, Field(ge=0)] | None
+    core_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = 0.0
     joules: Annotated[FiniteFloat, Field(ge=0)] | None = None
     energy_source: EnergySource = "unavailable"
+    epsilon: Annotated[float, Field(ge=0)] | None = None
 
 
 def read_report(reply: Reply) -> TrainReport:

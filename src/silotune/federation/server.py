@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, PrivacyError
+from silotune.federation.central import CentralPrivacy
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.structs import (
+    BUDGET,
     ClientUpdate,
     Failure,
     Observer,
@@ -58,6 +60,7 @@ class Plan:
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
+        privacy: Noise on the mean update; None for none, or where the sites add it.
     """
 
     rounds: int
@@ -73,6 +76,7 @@ class Plan:
     patience: int | None = None
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
+    privacy: CentralPrivacy | None = None
 
 
 @dataclass
@@ -128,7 +132,15 @@ class _Round:
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
-        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight if weight else None
+        if not weight or any(row["loss"] is None for row in self.rows):
+            return None
+        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight
+
+    def epsilon(self, before: float | None) -> float | None:
+        """The largest that a client reports, in this round or before; None where none does."""
+        known = [row["epsilon"] for row in self.rows if row["epsilon"] is not None]
+        largest: float | None = max((*known, *([] if before is None else [before])), default=None)
+        return largest
 
 
 def run_rounds(
@@ -148,15 +160,23 @@ def run_rounds(
         run: Folder of this run of rounds; its lock is held by the caller.
         notify: Told of every event.
 
+    A run whose privacy budget is spent ends before its last round, as a stopped one.
+
     Raises:
         FederationError: A round had fewer usable replies than ``plan.min_replies``.
+        PrivacyError: The budget does not allow the first round.
     """
     for name in ("metrics", "clients"):
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
     while state.round_number < plan.rounds and not state.stopped:
-        state = _one_round(plan, transport, state, run, notify)
+        try:
+            state = _one_round(plan, transport, state, run, notify)
+        except PrivacyError as error:
+            if state.round_number == 0:
+                raise
+            state = replace(state, stopped=str(error))
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
@@ -179,11 +199,14 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
-    clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    kept = dict(state.privacy if plan.privacy is None else plan.privacy.open(state.privacy, number, run))
+    clients = _drawn(plan, transport.clients(), number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
     incoming = _Round(number, clients)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
+    delta, kept = _aggregated(plan, incoming, incoming.updates(replies, notify), state.weights, kept)
+    if (epsilon := incoming.epsilon(kept.get("epsilon"))) is not None:
+        kept["epsilon"] = epsilon
     weights, memory = plan.method.step(state.weights, delta, state.memory)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
@@ -199,6 +222,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_up(),
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
+        epsilon,
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -209,22 +233,49 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         memory=memory,
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        privacy=kept,
     )
     after = _selected(plan, after)
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
+def _drawn(plan: Plan, clients: Sequence[str], number: int) -> tuple[str, ...]:
+    """The round's clients."""
+    chosen = None if plan.privacy is None else plan.privacy.sample(clients)
+    if chosen is not None:
+        return chosen
+    return sample_clients(clients, plan.clients_per_round, seed=plan.seed, round_number=number)
+
+
+def _aggregated(
+    plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate], weights: Tensors, kept: dict[str, Any]
+) -> tuple[Tensors, dict[str, Any]]:
+    """The round's delta, and what privacy keeps.
+
+    Raises:
+        PrivacyError: Every client's budget is spent.
+        FederationError: Too few replies can be used. A round that nobody was drawn for is one of noise alone.
+    """
     try:
-        delta = plan.method.aggregate(updates)
+        if plan.privacy is None:
+            delta = plan.method.aggregate(updates)
+        else:
+            delta, kept = plan.privacy.aggregate(updates, weights, kept)
     except FederationError as error:
+        _refuse_overspending(incoming)
         raise FederationError(_why(incoming) or str(error)) from error
-    if len(incoming.rows) < plan.min_replies:
+    if len(incoming.rows) < min(plan.min_replies, len(incoming.clients)):
         raise FederationError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
-    return delta
+    return delta, kept
+
+
+def _refuse_overspending(incoming: _Round) -> None:
+    failures = incoming.failures
+    if failures and all(failure.stage == BUDGET for failure in failures) and not incoming.rows:
+        raise PrivacyError(f"no client's privacy budget allows round {incoming.number}: {failures[0].reason}")
 
 
 def _why(incoming: _Round) -> str:
@@ -275,6 +326,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "cost": dict(record.cost),
+        **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "clients": list(record.clients),
         "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
     }
@@ -285,6 +337,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
             "round": record.round_number,
             "rounds": plan.rounds,
             "metrics": record.metrics,
+            "epsilon": record.epsilon,
             "train_loss": record.train_loss,
             "seconds": record.train_seconds + record.evaluate_seconds,
         },

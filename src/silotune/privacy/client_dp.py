@@ -45,7 +45,7 @@ class ClientMechanism:
     @property
     def sum_multiplier(self) -> float:
         """Noise multiplier of the sum alone: (z^-2 - (2 sigma_b)^-2)^(-1/2) (Andrew et al. 2021, section 3)."""
-        if self.count_deviation is None or self.noise_multiplier == 0:
+        if not self.count_deviation or not self.noise_multiplier:
             return self.noise_multiplier
         return (self.noise_multiplier**-2 - (2 * self.count_deviation) ** -2) ** -0.5
 
@@ -92,7 +92,7 @@ def private_mean(
         for name, tensor in clip(exact, clip_norm).items():
             total[name].add_(tensor, alpha=weight_of(update.num_examples, mechanism.max_examples))
         del update, exact  # or they would live on until the next one is there
-    noised = with_noise(total, mechanism.sum_multiplier * clip_norm, entropy)
+    noised = with_noise(total, _deviation(mechanism.sum_multiplier, clip_norm), entropy)
     mean = {name: (tensor / mechanism.expected_weight).to(like[name].dtype) for name, tensor in noised.items()}
     return mean, _next_bound(clip_norm, below, mechanism, entropy)
 
@@ -114,18 +114,23 @@ def private_update(delta: Tensors, *, clip_norm: float, noise_multiplier: float,
     them are up to 2 S apart.
     """
     exact = {name: tensor.double() for name, tensor in delta.items()}
-    noised = with_noise(clip(exact, clip_norm), 2 * noise_multiplier * clip_norm, entropy)
+    noised = with_noise(clip(exact, clip_norm), _deviation(2 * noise_multiplier, clip_norm), entropy)
     return {name: tensor.to(delta[name].dtype) for name, tensor in noised.items()}
 
 
 def with_noise(tensors: Tensors, deviation: float, entropy: Entropy = system) -> Tensors:
     """Independent Gaussian noise added to every value, in float64; names in their own order."""
-    if deviation == 0:
+    if not deviation:
         return dict(tensors)
     return {
         name: tensor.double() + deviation * normals(tensor.numel(), entropy).view(tensor.shape).to(tensor.device)
         for name, tensor in tensors.items()
     }
+
+
+def _deviation(multiplier: float, sensitivity: float) -> float:
+    """Their product; 0 without noise, whatever the bound."""
+    return multiplier * sensitivity if multiplier else 0.0
 
 
 def with_bound(mechanism: ClientMechanism, expected_clients: float) -> ClientMechanism:

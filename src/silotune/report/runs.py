@@ -96,6 +96,7 @@ def _rows(summary: Mapping[str, Any]) -> list[_Row]:
     if alone:
         for key, title in (("mean", "each alone: mean"), ("best", "each alone: best")):
             figures = {name: alone[name].get(key) for name in KINDS if name in alone}
+            figures |= {"privacy": alone["privacy"]} if "privacy" in alone else {}
             rows.append(_Row(title, figures, *(_cost(alone) if key == "mean" else (None, None))))
     for mode, title in (("federated", "federated"), ("centralized", "centralised")):
         if summary.get(mode):
@@ -117,15 +118,26 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=title, caption=summary.get("budget"), title_justify="left", caption_justify="left")
     kinds = kinds_of(summary["metric"])
     table.add_column("trained", no_wrap=True)
-    for heading in (*(kind.title for kind in kinds), "seconds", "bytes sent"):
+    is_private = any("privacy" in row.figures for row in _rows(summary))
+    headings = (*(kind.title for kind in kinds), *(("epsilon",) if is_private else ()), "seconds", "bytes sent")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in _rows(summary):
         cells = [_with_interval(kinds[0], row.figures), *(kind.text(row.figures.get(kind.key)) for kind in kinds[1:])]
+        if is_private:
+            cells.append(epsilon_text(row.figures.get("privacy")))
         seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
         table.add_row(
             row.title, *cells, seconds, bytes_text(row.bytes_sent), style="bold" if row.title == "federated" else None
         )
     return table
+
+
+def epsilon_text(spent: Mapping[str, Any] | None) -> str:
+    """What a model cost in privacy, for people; ``-`` where nothing is promised."""
+    if not spent or spent.get("epsilon") is None:
+        return "-"
+    return f"{spent['epsilon']:.3g} (delta {spent['delta']:g})"
 
 
 def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
@@ -275,7 +287,7 @@ def draw_rounds(folder: RunFolder, out: Path) -> Path:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.08)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
-    return _save(figure, out)
+    return save_picture(figure, out)
 
 
 def draw_skew(folder: RunFolder, out: Path) -> Path:
@@ -289,7 +301,9 @@ def draw_skew(folder: RunFolder, out: Path) -> Path:
         RunFolderError: There is no ``partition.json``.
     """
     skew = folder.read_json("partition")
-    return _save(skew_figure(skew, title=f"Who holds what: training examples by {skew.get('field', 'label')}"), out)
+    return save_picture(
+        skew_figure(skew, title=f"Who holds what: training examples by {skew.get('field', 'label')}"), out
+    )
 
 
 def skew_figure(skew: Mapping[str, Any], *, title: str) -> Figure:
@@ -374,7 +388,8 @@ def panels(width: float, height: float, columns: int) -> tuple[Figure, list[Axes
     return figure, found
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def save_picture(figure: Figure, out: Path) -> Path:
+    """Writes a picture as PNG, whole."""
     content = io.BytesIO()
     figure.savefig(content, format="png", bbox_inches="tight", facecolor="white")
     write_bytes(out, content.getvalue())

@@ -18,12 +18,12 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, SilotuneError
+from silotune.errors import MessageError, PrivacyError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.structs import Failure, Reply, Request, SiteState
+from silotune.structs import BUDGET, Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
 FEDERATED_KINDS_WITH_DELTA = ("train",)
@@ -125,7 +125,8 @@ class InProcess:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, encoded=self._encode)
-            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
+            stage = BUDGET if isinstance(error, PrivacyError) else request.kind
+            return Failure(site.name, request.round_number, stage, _one_line(error), bytes_down=sent)
 
 
 @contextmanager
