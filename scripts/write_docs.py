@@ -29,10 +29,12 @@ refused with the nearest match, and all faults of a file are reported at once. `
 value for one run; the value is read as TOML (`true`, `0.5`, `[1, 2]`, `"text"`), or as text where it is no TOML. Start
 from a shipped file: `silotune configs list`, then `silotune configs copy NAME`.
 
-Six rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
+Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
 `adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
 `data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
-`evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`.
+`evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`;
+`privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
+([privacy](privacy.md)).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.

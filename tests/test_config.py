@@ -53,6 +53,24 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs privacy.dp = 'example', 'client' or 'local'"),
+        ({"privacy": {"dp": "example"}}, "privacy.dp = 'example' needs privacy.epsilon, privacy.noise_multiplier"),
+        (
+            {"privacy": {"dp": "local", "epsilon": 1, "clipping": "adaptive"}},
+            "privacy.clipping is of privacy.dp = 'client' alone",
+        ),
+        (
+            {"privacy": {"dp": "client", "epsilon": 1, "client_sampling": "poisson"}},
+            "privacy.client_sampling = 'poisson' needs federation.clients_per_round",
+        ),
+        (
+            {"privacy": {"dp": "client", "epsilon": 1}, "federation": {"modes": ["federated", "isolated"]}},
+            "privacy.dp = 'client' protects institutions from each other",
+        ),
+        (
+            {"privacy": {"dp": "example", "epsilon": 1}, "evaluation": {"per_client": True}},
+            "evaluation.per_client releases exact figures on private examples",
+        ),
     ],
 )
 def test_one_fault_is_explained(document: dict[str, Any], fault: str) -> None:

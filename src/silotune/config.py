@@ -114,7 +114,7 @@ def _privacy_faults(config: Config) -> list[str]:
         defaults = PrivacySection.model_fields
         faults += [
             f"privacy.{key} is of privacy.dp = 'client' alone"
-            for key in ("clipping", "max_examples", "client_sampling")
+            for key in ("clipping", "weight_cap", "client_sampling")
             if getattr(privacy, key) != defaults[key].default
         ]
     elif set(federation.modes) != {"federated"}:

@@ -217,7 +217,7 @@ class PrivacySection(Section):
     clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of adaptive clipping")
     clip_learning_rate: Annotated[float, Field(gt=0)] = Field(0.2, description="of adaptive clipping")
-    max_examples: Positive | None = Field(
+    weight_cap: Positive | None = Field(
         None, description="of client: weigh updates by examples, at most by so many; default: all weigh the same"
     )
     client_sampling: Literal["fixed", "poisson"] = Field(

@@ -91,11 +91,11 @@ def central_privacy(
     if noise is None:
         asked = float(privacy.epsilon or 0)
         noise = noise_for(asked, privacy.delta, sampling_rate=rate, steps=rounds, accountant=privacy.accountant)
-    weight = share * sum(weight_of(size, privacy.max_examples) for size in sizes.values())
+    weight = share * sum(weight_of(size, privacy.weight_cap) for size in sizes.values())
     mechanism = ClientMechanism(
         noise,
         weight,
-        privacy.max_examples,
+        privacy.weight_cap,
         quantile=privacy.clip_quantile,
         clip_learning_rate=privacy.clip_learning_rate,
     )
