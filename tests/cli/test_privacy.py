@@ -36,8 +36,14 @@ def test_noise_for_an_epsilon_over_rounds(capsys, tmp_path: Path) -> None:
 
 
 def test_the_cost_of_a_configuration_and_of_clients(capsys) -> None:
-    made = plan(capsys, *["--examples", "100"] * 40, "--set", "privacy.dp=client", "--set", "privacy.noise_multiplier=2",
-                "--set", "federation.clients_per_round=10", "--set", "privacy.client_sampling=poisson")  # fmt: skip
+    settings = (
+        "privacy.dp=client",
+        "privacy.noise_multiplier=2",
+        "federation.clients_per_round=10",
+        "privacy.client_sampling=poisson",
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    made = plan(capsys, *["--examples", "100"] * 40, "--set", "data.partition.clients=40", *words)
     assert set(made["sites"]) == {"all"}
     assert made["sites"]["all"]["sampling_rate"] == 0.25
     assert made["epsilon"] == pytest.approx(epsilon([Spend(2.0, 0.25, 5)], 1e-5, accountant="rdp"))

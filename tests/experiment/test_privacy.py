@@ -27,6 +27,7 @@ from silotune.config import from_mapping
 from silotune.experiment.run import run_experiment
 run_experiment(from_mapping(json.loads(sys.argv[1])))
 """
+ALIKE = {"num_train": 48, "num_validation": 12, "num_test": 18, "partition": {"clients": 3, "scheme": "iid"}}
 EXAMPLE = {"dp": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
 
 
@@ -71,8 +72,8 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
 
 @pytest.mark.end_to_end
 def test_a_killed_run_counts_the_round_it_lost(configuration: Callable[..., Config], tmp_path: Path) -> None:
-    """Killed in round 2 or later: the ledgers of the sites hold more rounds than the checkpoint, and all are counted."""
-    config = configuration(privacy=EXAMPLE, federation={"rounds": 4}, evaluation={"bootstrap_samples": 0})
+    """Killed in round 2 or later: ledgers hold more rounds than the checkpoint, and all of them are counted."""
+    config = configuration(data=ALIKE, privacy=EXAMPLE, federation={"rounds": 4}, evaluation={"bootstrap_samples": 0})
     folder = tmp_path / "runs" / "demo"
     ledgers = folder / "federated" / "ledger"
     process = subprocess.Popen([sys.executable, "-c", CODE, json.dumps(config.model_dump(mode="json"))])
@@ -99,7 +100,7 @@ def test_a_killed_run_counts_the_round_it_lost(configuration: Callable[..., Conf
 def test_a_run_says_spends_and_stops(configuration: Callable[..., Config], tmp_path: Path) -> None:
     modes = {"modes": ["federated", "isolated", "centralized"], "rounds": 2}
     events: list[tuple[str, dict]] = []
-    config = configuration(privacy=EXAMPLE, federation=modes, evaluation={"bootstrap_samples": 0})
+    config = configuration(data=ALIKE, privacy=EXAMPLE, federation=modes, evaluation={"bootstrap_samples": 0})
     run = run_experiment(config, observer=lambda event, fields: events.append((event, dict(fields))))
     said = run.read_json("privacy")
     assert [fields["statement"] for event, fields in events if event == "privacy"] == [said["statement"]]
@@ -118,10 +119,13 @@ def test_a_run_says_spends_and_stops(configuration: Callable[..., Config], tmp_p
     spent = summary["federated"]["privacy"]["epsilon"]
     capped = {"dp": "example", "epsilon": 1.01 * spent, "noise_multiplier": 1.0, "accountant": "rdp"}
     again = configuration(
-        privacy={**capped, "ledger": str(shared)}, federation={"rounds": 9}, evaluation={"bootstrap_samples": 0}
+        data=ALIKE,
+        privacy={**capped, "ledger": str(shared)},
+        federation={"rounds": 9},
+        evaluation={"bootstrap_samples": 0},
     )
     stopped = run_experiment(again).part("federated").read_json("result")
-    assert 2 <= stopped["rounds"] < 9
+    assert stopped["rounds"] == 2
     assert "no client's privacy budget allows round" in stopped["stopped"]
     assert stopped["privacy"]["epsilon"] <= capped["epsilon"]
     assert sorted(file.name for file in shared.glob("*.jsonl"))

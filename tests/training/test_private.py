@@ -175,7 +175,7 @@ def audited(noise: float, *, canaries: int = 600, steps: int = 1) -> float:
     made = [private_gradient(model, [examples], losses, dp=dp, expected=1.0)["w"].view(-1) for _ in range(steps)]
     scores = (-sum(made)).tolist()
     found = [
-        lower_bound(guesses_right(scores, was_in, guesses), guesses, canaries, delta=1e-5)
+        lower_bound(guesses_right(scores, was_in, guesses), guesses, canaries, delta=1e-5, confidence=1 - 0.05 / 3)
         for guesses in (canaries // 6, canaries // 3, canaries)
     ]
     return max(found)
