@@ -2,12 +2,10 @@ from __future__ import annotations
 
 from typing import get_args
 
-import pytest
 import torch
 
-import tiny
 from silotune.experiment.modes import MODES
-from silotune.methods.algorithms import ALGORITHMS, method
+from silotune.methods.algorithms import ALGORITHMS, method, plain
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
 from silotune.sections import Algorithm, FederationSection, Mode, Objective
@@ -54,3 +52,11 @@ def test_two_rounds_of_fedavg_on_the_known_clients() -> None:
         updates = [ClientUpdate("c", {"w": torch.tensor(own) - weights["w"]}, count) for own, count in clients]
         weights, _ = fedavg.step(weights, fedavg.aggregate(updates), {}, 1.0)
         torch.testing.assert_close(weights["w"], torch.tensor(expected))
+
+
+def test_a_federation_of_one_has_no_method() -> None:
+    """Baselines train plainly, whatever the federated mode does."""
+    given = FederationSection(algorithm="feddyn", aggregation="krum", weighting="q-ffl", server_learning_rate=0.1)
+    section = plain(given)
+    assert section == FederationSection()
+    assert method(section).correction is None

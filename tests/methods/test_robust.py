@@ -21,8 +21,6 @@ from silotune.methods.weighting import WEIGHTINGS
 from silotune.sections import Aggregation, FederationSection, Weighting
 from silotune.structs import ClientUpdate
 
-NO_BOUND = {"norm_bound": 1e9, "malicious": 0}
-
 
 def updates(*values: list[float], examples: int = 1) -> list[ClientUpdate]:
     return [ClientUpdate(str(place), {"w": torch.tensor(own)}, examples) for place, own in enumerate(values)]

@@ -163,19 +163,18 @@ def test_feddyn_by_hand() -> None:
 def test_feddyn_finds_the_optimum_of_quadratic_clients_where_fedavg_does_not() -> None:
     """F_k = a_k (x - b_k)^2 / 2, many local steps: the optimum of the mean loss is sum(a b) / sum(a)."""
     curvatures, targets = (1.0, 4.0), (0.0, 1.0)
-    optimum = 4.0 / 5.0
+    optimum, none = 4.0 / 5.0, {"w": torch.zeros(1)}
 
     def trained(name: str, alpha: float) -> float:
         made = method(FederationSection(algorithm=name, feddyn_alpha=alpha))
-        weights, memory, own = {"w": torch.zeros(1)}, {}, [{"w": torch.zeros(1)} for _ in targets]
-        for _ in range(60):
+        weights, memory, own = none, {}, [none, none]
+        for _ in range(30):
             updates = []
             for place, (curvature, target) in enumerate(zip(curvatures, targets, strict=True)):
                 x = weights
-                term = made.correction.begin(own[place], {}) if made.correction else None
-                for _ in range(200):
-                    gradient = curvature * (x["w"] - target)
-                    x = {"w": x["w"] - 0.05 * (gradient + (term(x, weights)["w"] if term else 0))}
+                term = made.correction.begin(own[place], {}) if made.correction else lambda x, received: none
+                for _ in range(25):
+                    x = {"w": x["w"] - 0.2 * (curvature * (x["w"] - target) + term(x, weights)["w"])}
                 delta = {"w": x["w"] - weights["w"]}
                 if made.correction:
                     own[place] = made.correction.end(own[place], {}, work(delta))
@@ -203,7 +202,7 @@ ZERO = {
     st.integers(0),
 )
 def test_at_zero_they_are_fedavg_bit_for_bit(clients: int, shape: list[int], name: str, seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed % 2**31)
+    noise = torch.Generator().manual_seed(seed)
     made = [method(FederationSection(algorithm=name, **ZERO[name])), method(FederationSection())]
     start = {"w": torch.randn(shape, generator=noise), "b": torch.randn(2, generator=noise)}
     states: list[tuple[Tensors, Tensors]] = [(start, {}), (start, {})]

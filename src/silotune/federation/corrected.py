@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from silotune.errors import TrainingError
 from silotune.methods.aggregate import CONTROL
-from silotune.methods.corrections import Correction, LocalWork
+from silotune.methods.corrections import Corrector, LocalWork
 from silotune.models.adapters import Adapted
 from silotune.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
@@ -30,7 +30,7 @@ def train_corrected(
     *,
     settings: TrainingSection,
     place: RoundPlace,
-    correction: Correction | None,
+    correction: Corrector | None,
     state: SiteState,
 ) -> LocalResult:
     """Trains for one round; the result's state holds the client's control, too.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from silotune.methods.aggregate import CONTROL, Rule, beside_controls, per_step
-from silotune.methods.corrections import Correction, control_variates, dynamic_regulariser, towards_received
+from silotune.methods.corrections import Corrector, control_variates, dynamic_regulariser, towards_received
 from silotune.methods.robust import AGGREGATIONS
 from silotune.methods.server_step import (
     SecondMoment,
@@ -48,7 +48,7 @@ class Method:
 
     aggregate: Rule
     step: ServerStep
-    correction: Correction | None = None
+    correction: Corrector | None = None
     sent: Callable[[Tensors, Tensors], Tensors] = _weights_alone
 
 

@@ -10,8 +10,8 @@ from silotune.sections import ScaffoldOption
 from silotune.structs import Tensors
 from silotune.tensors import add_scaled, scale, subtract
 
-Term: TypeAlias = Callable[[Tensors, Tensors], Tensors]
-"""``term(weights, received)`` is added to the gradient before each local step."""
+Correction: TypeAlias = Callable[[Tensors, Tensors], Tensors]
+"""``correction(weights, received)`` is added to the gradient before each local step."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LocalWork:
 
 
 @dataclass(frozen=True)
-class Correction:
+class Corrector:
     """A client's side of a method.
 
     Attributes:
@@ -42,12 +42,12 @@ class Correction:
         sends_change: Whether the reply carries the change of the client's control.
     """
 
-    begin: Callable[[Tensors, Tensors], Term]
+    begin: Callable[[Tensors, Tensors], Correction]
     end: Callable[[Tensors, Tensors, LocalWork], Tensors] | None = None
     sends_change: bool = False
 
 
-def proximal(mu: float) -> Term:
+def proximal(mu: float) -> Correction:
     """mu * (weights - received): the gradient of (mu / 2) ||w - w_t||^2 (FedProx, Li et al. 2020, equation 2)."""
 
     def term(weights: Tensors, received: Tensors) -> Tensors:
@@ -56,23 +56,23 @@ def proximal(mu: float) -> Term:
     return term
 
 
-def towards_received(mu: float) -> Correction:
+def towards_received(mu: float) -> Corrector:
     """FedProx: the proximal term; nothing is kept."""
-    return Correction(begin=lambda own, server: proximal(mu))
+    return Corrector(begin=lambda own, server: proximal(mu))
 
 
-def control_variates(option: ScaffoldOption) -> Correction:
+def control_variates(option: ScaffoldOption) -> Corrector:
     """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1): c - c_i is added to each gradient.
 
     Afterwards, line 12: c_i is the gradient at the received model (option I), or c_i - c + (x - y) / (K eta)
     (option II), which is the mean of the gradients of K plain steps of rate eta and of nothing else.
     """
 
-    def begin(own: Tensors, server: Tensors) -> Term:
+    def begin(own: Tensors, server: Tensors) -> Correction:
         shift = subtract(server, own)
         return lambda weights, received: shift
 
-    return Correction(begin, SCAFFOLD_OPTIONS[option], sends_change=True)
+    return Corrector(begin, SCAFFOLD_OPTIONS[option], sends_change=True)
 
 
 def _gradient_at_received(own: Tensors, server: Tensors, work: LocalWork) -> Tensors:
@@ -89,13 +89,13 @@ SCAFFOLD_OPTIONS: Mapping[ScaffoldOption, Callable[[Tensors, Tensors, LocalWork]
 }
 
 
-def dynamic_regulariser(alpha: float) -> Correction:
+def dynamic_regulariser(alpha: float) -> Corrector:
     """FedDyn (Acar et al. 2021, Algorithm 1): alpha * (weights - received) - g_i; then g_i <- g_i - alpha * delta.
 
     g_i is the client's gradient at its last own optimum, 0 at first.
     """
 
-    def begin(own: Tensors, server: Tensors) -> Term:
+    def begin(own: Tensors, server: Tensors) -> Correction:
         return lambda weights, received: subtract(scale(subtract(weights, received), alpha), own)
 
-    return Correction(begin, lambda own, server, work: add_scaled(own, work.delta, -alpha))
+    return Corrector(begin, lambda own, server, work: add_scaled(own, work.delta, -alpha))

@@ -16,7 +16,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import DataError, TrainingError
-from silotune.methods.corrections import Term
+from silotune.methods.corrections import Correction
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.sections import TrainingSection
@@ -81,7 +81,7 @@ def train_round(
     *,
     settings: TrainingSection,
     place: RoundPlace,
-    correction: Term | None = None,
+    correction: Correction | None = None,
     state: SiteState | None = None,
 ) -> LocalResult:
     """Trains the adapter on one client's examples for one round.
@@ -139,7 +139,7 @@ class _Loop:
     optimizer: torch.optim.Optimizer
     settings: TrainingSection
     received: Tensors
-    correction: Term | None
+    correction: Correction | None
 
     def run(self, batches: Iterator[list[Encoded]], steps: int) -> tuple[float, int]:
         """Mean loss over all supervised terms, and ids processed."""
