@@ -20,19 +20,20 @@ Rule: TypeAlias = Callable[[Iterable[ClientUpdate]], Tensors]
 
 CONTROL = "control"
 """Group of the tensors that a method sends beside the adapter's, in requests and in replies: ``control/<name>``."""
-_CHUNK = 1 << 15
+_CHUNK = 1 << 16
 """Values that are turned to float64 at one time: they stay in the processor's cache."""
 
 
 class RunningMean:
     """A weighted mean of tensors that come one by one; sums are kept in float64, nothing else is kept.
 
-    Besides the sums (two float32 updates in size) it needs memory for a few thousand values.
+    Besides the sums (two float32 updates in size) it needs memory for some thousand values.
     """
 
     def __init__(self) -> None:
         self._total: Tensors = {}
         self._dtypes: dict[str, torch.dtype] = {}
+        self._buffer = torch.empty(0)
         self._weight = 0.0
 
     def add(self, tensors: Tensors, weight: float) -> None:
@@ -49,8 +50,15 @@ class RunningMean:
             }
         check_alike(self._total, tensors)
         for name, total in self._total.items():
-            _add(total.view(-1), tensors[name].detach().reshape(-1), weight)
+            self._add(total.view(-1), tensors[name].detach().reshape(-1), weight)
         self._weight += weight
+
+    def _add(self, total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
+        """total [values] += weight * values [values], a cache's worth at a time, through one buffer for all."""
+        if self._buffer.device != total.device or self._buffer.dtype != total.dtype:
+            self._buffer = torch.empty(_CHUNK, dtype=total.dtype, device=total.device)
+        for left, right in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
+            left.add_(self._buffer[: len(right)].copy_(right), alpha=weight)
 
     def result(self) -> Tensors:
         """The mean, in the dtypes of the first tensors; the sums are used up.
@@ -62,12 +70,6 @@ class RunningMean:
             raise FederationError("there is nothing to aggregate: no update with at least one example")
         names = list(self._total)
         return {name: self._total.pop(name).div_(self._weight).to(self._dtypes[name]) for name in names}
-
-
-def _add(total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
-    """total [values] += weight * values [values], a cache's worth at a time."""
-    for left, right in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
-        left.add_(right.double(), alpha=weight)
 
 
 def weighted_mean(updates: Iterable[ClientUpdate]) -> Tensors:
