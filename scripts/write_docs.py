@@ -35,6 +35,7 @@ Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.prec
 `evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`;
 `privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
 ([privacy](privacy.md)).
+What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.

@@ -13,6 +13,7 @@ from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
+    UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
@@ -71,6 +72,8 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
         faults += _privacy_faults(self)
+        faults += _algorithm_faults(federation, self.training)
+        faults += _rule_faults(federation, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -103,31 +106,93 @@ def _privacy_faults(config: Config) -> list[str]:
     faults = []
     if privacy.epsilon is None and privacy.noise_multiplier is None:
         faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
-    if privacy.dp == "example" and config.training.objective not in BY_EXAMPLE:
+    if config.evaluation.per_client:
+        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
+    if federation.weighting == "q-ffl":
+        faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
+    if federation.budget.joules is not None and not privacy.report_costs:
+        faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
+    if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
+        faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
+    faults += _example_faults(config) if privacy.dp == "example" else _client_faults(privacy, federation)
+    return faults
+
+
+def _example_faults(config: Config) -> list[str]:
+    """What would let examples reach the server past the noise of their steps."""
+    faults = []
+    if config.training.objective not in BY_EXAMPLE:
         faults.append(
             f"training.objective = {config.training.objective!r} mixes examples and cannot be used with "
             f"privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
         )
-    if config.evaluation.per_client:
-        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
-    if privacy.dp != "client":
-        defaults = PrivacySection.model_fields
-        faults += [
-            f"privacy.{key} is of privacy.dp = 'client' alone"
-            for key in ("clipping", "weight_cap", "client_sampling")
-            if getattr(privacy, key) != defaults[key].default
-        ]
-    elif set(federation.modes) != {"federated"}:
-        faults.append("privacy.dp = 'client' protects institutions from each other: federation.modes = ['federated']")
-    if privacy.dp == "local" and set(federation.modes) != {"federated"}:
-        faults.append("privacy.dp = 'local' noises what is sent: federation.modes = ['federated']")
+    if config.federation.algorithm == "scaffold" and config.federation.scaffold_option == "I":
+        faults.append("federation.scaffold_option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'")
+    return faults
+
+
+def _client_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
+    """What protects whole institutions: one release a round, whose sensitivity is known."""
+    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    if set(federation.modes) != {"federated"}:
+        faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
+    if federation.algorithm not in LINEAR:
+        faults.append(
+            f"federation.algorithm = {federation.algorithm!r} cannot be used with {given}; those that learn nothing "
+            f"but the updates' mean: {', '.join(LINEAR)}"
+        )
+    if privacy.dp == "local":
+        return faults
+    if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
+        faults.append(
+            f"{given} adds noise to a mean in which no client weighs more than a known share: set "
+            "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
+        )
     if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
         faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
-    if privacy.dp == "client" and federation.algorithm not in LINEAR:
+    return faults
+
+
+def _algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
+    name = federation.algorithm
+    faults = []
+    if name == "scaffold" and training.optimizer != "sgd":
         faults.append(
-            f"federation.algorithm = {federation.algorithm!r} cannot be used with privacy.dp = 'client'; those whose "
-            f"only release is the mean update: {', '.join(LINEAR)}"
+            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
+            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
         )
+    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
+    if name == "scaffold" and federation.aggregation != "mean":
+        faults.append(
+            f"federation.algorithm = 'scaffold' sends controls, which federation.aggregation = "
+            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+        )
+    return faults
+
+
+def _rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
+    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
+    faults = []
+    in_round = federation.clients_per_round or num_clients
+    rule, weighting = federation.aggregation, federation.weighting
+    if weighting == "capped" and federation.weight_cap is None:
+        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
+    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+        faults.append(
+            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
+            "would do nothing; leave it out"
+        )
+    least = 2 * federation.malicious + 3
+    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+        faults.append(
+            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
+            f"{least} clients a round, there are {in_round}"
+        )
+    attack = federation.attack
+    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
 

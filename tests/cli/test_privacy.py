@@ -38,6 +38,7 @@ def test_noise_for_an_epsilon_over_rounds(capsys, tmp_path: Path) -> None:
 def test_the_cost_of_a_configuration_and_of_clients(capsys) -> None:
     settings = (
         "privacy.dp=client",
+        "federation.weighting=uniform",
         "privacy.noise_multiplier=2",
         "federation.clients_per_round=10",
         "privacy.client_sampling=poisson",

@@ -65,7 +65,13 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
     said = "\n".join(warnings(made(dp="example", epsilon=1), {"a": 10**6}))
     assert "is not below 1 / 1000000 (examples of the largest client)" in said
     assert "both LoRA factors" in said
-    few = from_mapping({"privacy": {"dp": "client", "epsilon": 1}, "adapter": {"kind": "ia3"}})
+    few = from_mapping(
+        {
+            "privacy": {"dp": "client", "epsilon": 1},
+            "federation": {"weighting": "uniform"},
+            "adapter": {"kind": "ia3"},
+        }
+    )
     (line,) = warnings(few, {"a": 10, "b": 10})
     assert "hides one of 2 institutions" in line
 

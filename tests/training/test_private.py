@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -44,8 +45,11 @@ def stirred() -> Adapted:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapted, list[Encoded]]:
-    """A tiny encoder with a head and a pooler of its own, and its examples."""
+    """A tiny encoder with a head and a pooler of its own, without dropout, and its examples."""
     body = tiny.save_body(tmp_path_factory.mktemp("body") / "bert", "bert")
+    file = body / "config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({key: 0.0 if "dropout" in key and value else value for key, value in known.items()}))
     base = load_base(ModelSection(name=str(body), max_length=128), Classes(tiny.LABELS, 0))
     made = adapters.attach(base, AdapterSection(rank=2, alpha=4, targets="all-linear"), seed=0)
     adapters.write(made, tiny.stir(adapters.read(made)))
@@ -89,7 +93,7 @@ def test_other_adapters_go_one_at_a_time(section) -> None:
 def test_checkpointing_repeats_a_pass_and_counts_it_once() -> None:
     model = tiny.adapted(stirred=True)
     expected, _ = gradients(model, EXAMPLES[:4], LOSSES["choice"])
-    model.base.model.gradient_checkpointing_enable()
+    model.base.model.activation_checkpointing_enable()
     model.model.enable_input_require_grads()
     model.model.train()
     made, _ = gradients(model, EXAMPLES[:4], LOSSES["choice"])

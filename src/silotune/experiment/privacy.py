@@ -78,11 +78,7 @@ def _of_sites(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
 
 
 def _of_coordinator(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
-    federation = config.federation
-    made = central_privacy(
-        config.privacy, sizes, clients_per_round=federation.clients_per_round, rounds=federation.rounds, run=""
-    )
-    return {"all": made.release}
+    return {"all": central_privacy(config.privacy, config.federation, sizes, run="").release}
 
 
 RELEASES: Mapping[str, Callable[[Config, Mapping[str, int]], dict[str, Spend]]] = {
@@ -109,9 +105,7 @@ def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:
     if config.privacy.dp != "client":
         return None
     sizes = {name: len(examples) for name, examples in part.clients.items()}
-    return central_privacy(
-        config.privacy, sizes, clients_per_round=part.clients_per_round, rounds=config.federation.rounds, run=run
-    )
+    return central_privacy(config.privacy, config.federation, sizes, run=run)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

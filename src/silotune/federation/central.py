@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from silotune.errors import PrivacyError
 from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
 from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
 from silotune.privacy.noise import Entropy, drawn, system
 from silotune.record.runs import RunFolder
-from silotune.sections import PrivacySection
-from silotune.structs import ClientUpdate, Tensors
+from silotune.sections import FederationSection, PrivacySection
+from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 
 LEDGER = "ledger"
 """Name of the rows in the run's folder."""
@@ -73,32 +74,53 @@ class CentralPrivacy:
 
 
 def central_privacy(
-    privacy: PrivacySection, sizes: Mapping[str, int], *, clients_per_round: int | None, rounds: int, run: str
+    privacy: PrivacySection, federation: FederationSection, sizes: Mapping[str, int], *, run: str
 ) -> CentralPrivacy:
     """The mechanism for these clients; noise that fits ``privacy.epsilon`` over all rounds unless it is given.
 
     Args:
         privacy: The ``[privacy]`` section.
+        federation: The ``[federation]`` section: rounds, clients a round (on average), and what a client weighs.
         sizes: Examples by client; what they weigh together is the divisor of every round.
-        clients_per_round: Of each round, or on average; None for all.
-        rounds: Of the run.
         run: Its identity in the ledger.
     """
-    expected = clients_per_round or len(sizes)
+    expected = federation.clients_per_round or len(sizes)
     share = expected / len(sizes)
     rate = share if privacy.client_sampling == "poisson" else 1.0
     noise = privacy.noise_multiplier
     if noise is None:
         asked = float(privacy.epsilon or 0)
-        noise = noise_for(asked, privacy.delta, sampling_rate=rate, steps=rounds, accountant=privacy.accountant)
-    weight = share * sum(weight_of(size, privacy.weight_cap) for size in sizes.values())
+        noise = noise_for(
+            asked, privacy.delta, sampling_rate=rate, steps=federation.rounds, accountant=privacy.accountant
+        )
+    cap = federation.weight_cap if federation.weighting == "capped" else None
+    weight = share * sum(weight_of(size, cap) for size in sizes.values())
     mechanism = ClientMechanism(
         noise,
         weight,
-        privacy.weight_cap,
+        cap,
         quantile=privacy.clip_quantile,
         clip_learning_rate=privacy.clip_learning_rate,
     )
     if privacy.clipping == "adaptive":
         mechanism = with_bound(mechanism, expected)
     return CentralPrivacy(privacy, mechanism, Spend(noise, rate, 1), run)
+
+
+def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What privacy keeps, with the largest epsilon that a client has reported so far, where clients do."""
+    known = [row["epsilon"] for row in rows if row["epsilon"] is not None]
+    if not known:
+        return kept
+    return {**kept, "epsilon": max(*known, kept.get("epsilon", 0.0))}
+
+
+def refuse_overspending(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> None:
+    """Tells a round that nobody's budget allows from one that failed.
+
+    Raises:
+        PrivacyError: Every client refused because of its budget.
+    """
+    if failures and not rows and all(failure.stage == BUDGET for failure in failures):
+        first = failures[0]
+        raise PrivacyError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")

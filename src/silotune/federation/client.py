@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from silotune.errors import DataError, MessageError, PrivacyError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation.budget import Budget, Opened, carried, has_spent, open_round, release_of
+from silotune.federation.corrected import train_corrected
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -21,7 +22,7 @@ from silotune.sections import SITE_NOISE, FederationSection, PrivacySection, Sec
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace, train_round
+from silotune.training.local import RoundPlace
 from silotune.training.private import DpSgd
 
 _Order = TypeVar("_Order", bound=Section)
@@ -75,7 +76,7 @@ def _train(request: Request, site: Site) -> Reply:
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     opened = _opened(order, request, site)
     with site.meter.client() as account:
-        result = train_round(
+        result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from silotune.errors import FederationError, MessageError, PrivacyError
-from silotune.federation.central import CentralPrivacy
+from silotune.federation.central import CentralPrivacy, refuse_overspending, with_epsilon
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.stopping import why_stop
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import BudgetSection
 from silotune.structs import (
-    BUDGET,
     ClientUpdate,
     Failure,
     Observer,
@@ -27,6 +28,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
+from silotune.tensors import all_finite, check_alike
 
 
 class Transport(Protocol):
@@ -58,6 +60,8 @@ class Plan:
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
+        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
         privacy: Noise on the mean update; None for none, or where the sites add it.
@@ -74,6 +78,8 @@ class Plan:
     select: Callable[[Tensors], float] | None = None
     every: int = 1
     patience: int | None = None
+    target: float | None = None
+    budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
     privacy: CentralPrivacy | None = None
@@ -85,6 +91,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    expected: Tensors
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -102,7 +109,7 @@ class _Round:
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
+            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss or 0.0, report.steps)
             del reply  # or it would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
@@ -111,6 +118,9 @@ class _Round:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected, reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)
 
     def _known(self, client: str) -> str:
@@ -130,17 +140,16 @@ class _Round:
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
 
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
+
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
         if not weight or any(row["loss"] is None for row in self.rows):
             return None
         return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight
-
-    def epsilon(self, before: float | None) -> float | None:
-        """The largest that a client reports, in this round or before; None where none does."""
-        known = [row["epsilon"] for row in self.rows if row["epsilon"] is not None]
-        largest: float | None = max((*known, *([] if before is None else [before])), default=None)
-        return largest
 
 
 def run_rounds(
@@ -199,15 +208,14 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
-    kept = dict(state.privacy if plan.privacy is None else plan.privacy.open(state.privacy, number, run))
-    clients = _drawn(plan, transport.clients(), number)
-    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
-    incoming = _Round(number, clients)
+    kept, clients = _begun(plan, transport.clients(), state, number, run)
+    sent = plan.method.sent(state.weights, state.memory)
+    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
+    incoming = _Round(number, clients, sent)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    delta, kept = _aggregated(plan, incoming, incoming.updates(replies, notify), state.weights, kept)
-    if (epsilon := incoming.epsilon(kept.get("epsilon"))) is not None:
-        kept["epsilon"] = epsilon
-    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    delta, kept = _aggregated(plan, incoming, incoming.updates(replies, notify), kept)
+    share = len(incoming.rows) / len(transport.clients())
+    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
@@ -222,7 +230,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_up(),
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
-        epsilon,
+        kept.get("epsilon"),
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -233,23 +241,32 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         memory=memory,
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
         privacy=kept,
     )
     after = _selected(plan, after)
+    if not after.stopped:
+        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _drawn(plan: Plan, clients: Sequence[str], number: int) -> tuple[str, ...]:
-    """The round's clients."""
-    chosen = None if plan.privacy is None else plan.privacy.sample(clients)
-    if chosen is not None:
-        return chosen
-    return sample_clients(clients, plan.clients_per_round, seed=plan.seed, round_number=number)
+def _begun(
+    plan: Plan, clients: Sequence[str], state: ServerState, number: int, run: RunFolder
+) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """What privacy keeps, the round's cost written down; and the round's clients."""
+    if plan.privacy is None:
+        chosen, kept = None, state.privacy
+    else:
+        kept = plan.privacy.open(state.privacy, number, run)
+        chosen = plan.privacy.sample(clients)
+    if chosen is None:
+        chosen = sample_clients(clients, plan.clients_per_round, seed=plan.seed, round_number=number)
+    return kept, chosen
 
 
 def _aggregated(
-    plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate], weights: Tensors, kept: dict[str, Any]
-) -> tuple[Tensors, dict[str, Any]]:
+    plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
+) -> tuple[Tensors, Mapping[str, Any]]:
     """The round's delta, and what privacy keeps.
 
     Raises:
@@ -260,22 +277,16 @@ def _aggregated(
         if plan.privacy is None:
             delta = plan.method.aggregate(updates)
         else:
-            delta, kept = plan.privacy.aggregate(updates, weights, kept)
+            delta, kept = plan.privacy.aggregate(updates, incoming.expected, kept)
     except FederationError as error:
-        _refuse_overspending(incoming)
-        raise FederationError(_why(incoming) or str(error)) from error
+        refuse_overspending(incoming.rows, incoming.failures)
+        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
     if len(incoming.rows) < min(plan.min_replies, len(incoming.clients)):
         raise FederationError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
-    return delta, kept
-
-
-def _refuse_overspending(incoming: _Round) -> None:
-    failures = incoming.failures
-    if failures and all(failure.stage == BUDGET for failure in failures) and not incoming.rows:
-        raise PrivacyError(f"no client's privacy budget allows round {incoming.number}: {failures[0].reason}")
+    return delta, with_epsilon(kept, incoming.rows)
 
 
 def _why(incoming: _Round) -> str:

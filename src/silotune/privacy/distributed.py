@@ -67,10 +67,10 @@ def skellam(count: int, variance: float, entropy: Entropy = system) -> torch.Ten
 def rounding_delta(count: int, variance: float) -> float:
     """What drawing ``count`` values in double precision may add to delta, for each site that draws a share.
 
-    Each of the table's entries is off by at most 2^-53 for the sum and 2^-53 for the uniform value; total variation
-    adds up over entries and values.
+    Both ends of each of the table's entries are off by at most 2^-53 for the sum and 2^-52 for the uniform value; total
+    variation adds up over entries and values.
     """
-    return count * (2 * _reach(variance) + 1) * 2.0**-52
+    return count * (2 * _reach(variance) + 1) * 2.0**-51
 
 
 def _reach(variance: float) -> int:

@@ -18,7 +18,7 @@ Entropy: TypeAlias = Callable[[int], bytes]
 """``entropy(count)`` gives that many unpredictable bytes."""
 system: Entropy = os.urandom
 """The operating system's generator (ChaCha20 on Linux)."""
-_BITS = 53  # of a double's mantissa
+_BITS = 52  # with the half between two of them, a double's mantissa: 0 and 1 are never reached
 _AT_ONCE = 1 << 19
 """Values that are drawn together: bounds memory."""
 
@@ -53,7 +53,7 @@ def drawn(count: int, rate: float, entropy: Entropy = system) -> list[int]:
 
 
 def _integers(count: int, entropy: Entropy) -> torch.Tensor:
-    """Uniform integers of 53 bits [count]."""
+    """Uniform integers [count]."""
     if count == 0:
         return torch.zeros(0, dtype=torch.int64)
     raw = torch.frombuffer(bytearray(entropy(8 * count)), dtype=torch.int64)

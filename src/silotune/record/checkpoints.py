@@ -25,6 +25,7 @@ _SERVER_VALUES = (
     "seconds",
     "bytes_up",
     "bytes_down",
+    "joules",
     "stopped",
     "privacy",
 )
