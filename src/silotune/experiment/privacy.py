@@ -169,7 +169,8 @@ _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
 
 def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
     """What a guarantee's reader should know or change, one line each."""
-    privacy, made = config.privacy, []
+    privacy = config.privacy
+    made: list[str] = []
     if privacy.dp == "none":
         return made
     units = max(sizes.values()) if privacy.dp == "example" else len(sizes)
