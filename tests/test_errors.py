@@ -18,6 +18,7 @@ CODES = {
     "RunFolderError": 7,
     "MissingPackageError": 8,
     "GridError": 9,
+    "PrivacyError": 13,
 }
 
 

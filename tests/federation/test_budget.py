@@ -109,11 +109,12 @@ def test_the_owners_cap_counts_all_runs(tmp_path: Path) -> None:
 
 
 def test_noise_is_made_to_fit_once_and_kept() -> None:
-    privacy = section(noise_multiplier=None, epsilon=3.0)
+    privacy = section(dp="local", noise_multiplier=None, epsilon=3.0)
     settings = tiny.training(max_steps=2)
     made = release_of(privacy, settings, num_examples=8, rounds=5)
-    assert made.sampling_rate == 0.5
-    assert epsilon([replace(made, steps=10)], DELTA, accountant="rdp") <= 3.0
+    assert release_of(section(), settings, num_examples=8, rounds=5) == Spend(1.0, 0.5, 2)
+    assert (made.sampling_rate, made.steps) == (1.0, 1)
+    assert epsilon([replace(made, steps=5)], DELTA, accountant="rdp") <= 3.0
     asked: list[float | None] = []
 
     def release(noise: float | None) -> Spend:

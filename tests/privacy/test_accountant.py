@@ -51,15 +51,15 @@ def test_parts_add_up_to_the_whole() -> None:
     assert epsilon(parts, DELTA) > epsilon(parts[:2], DELTA) > epsilon(parts[:1], DELTA)
 
 
-@pytest.mark.parametrize("by", ["pld", "rdp"])
-def test_noise_fits_its_epsilon_closely(by: str) -> None:
-    noise = noise_for(4.0, DELTA, sampling_rate=0.05, steps=200, accountant=by)
-    assert epsilon([Spend(noise, 0.05, 200)], DELTA, accountant=by) <= 4.0
-    assert epsilon([Spend(noise * 0.996, 0.05, 200)], DELTA, accountant=by) > 4.0
+@pytest.mark.parametrize(("by", "target", "rate"), [("pld", 4.0, 0.05), ("rdp", 1.0, 1.0), ("rdp", 30.0, 1.0)])
+def test_noise_fits_its_epsilon_closely(by: str, target: float, rate: float) -> None:
+    noise = noise_for(target, DELTA, sampling_rate=rate, steps=200, accountant=by)
+    assert epsilon([Spend(noise, rate, 200)], DELTA, accountant=by) <= target
+    assert epsilon([Spend(noise * 0.996, rate, 200)], DELTA, accountant=by) > target
 
 
 def test_an_epsilon_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accountant, "LARGEST_NOISE", 1.0)
+    monkeypatch.setattr(accountant, "LARGEST_NOISE", 2.0)
     with pytest.raises(ConfigError, match="no noise keeps epsilon = 0.1"):
         noise_for(0.1, DELTA, steps=10, accountant="rdp")
 
@@ -92,7 +92,7 @@ def test_skellam_shares_sum_to_the_whole() -> None:
     assert float(made.double().mean()) == pytest.approx(0.0, abs=0.5)
     chances = skellam(200_000, 0.5).double()
     assert float((chances == 0).double().mean()) == pytest.approx(math.exp(-0.5) * 1.06348, abs=0.005)  # e^-v I_0(v)
-    assert rounding_delta(1_000_000, 1e4) < 1e-6
+    assert rounding_delta(1_000_000, 1e4) < 2e-6
     with pytest.raises(PrivacyError, match="coarser scale"):
         skellam(1, 1e12)
     with pytest.raises(PrivacyError, match="at least one site"):

@@ -71,10 +71,12 @@ def plan_of(config: Config, sizes: Mapping[str, int]) -> Plan | None:
 
 
 def _of_sites(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
-    return {
-        name: release_of(config.privacy, config.training, num_examples=size, rounds=config.federation.rounds)
-        for name, size in sizes.items()
+    rounds = config.federation.rounds
+    by_size = {
+        size: release_of(config.privacy, config.training, num_examples=size, rounds=rounds)
+        for size in set(sizes.values())
     }
+    return {name: by_size[size] for name, size in sizes.items()}
 
 
 def _of_coordinator(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:

@@ -20,7 +20,8 @@ from silotune.sections import Accountant
 GRID = 1e-3
 """Step of the grid on which PLD rounds losses up: an epsilon is at most about 0.002 above that of a step of 1e-4."""
 LARGEST_NOISE = 1e4
-_SMALLEST_NOISE = 0.05
+_SMALLEST_NOISE = 0.2
+"""Below it an epsilon is too large to promise anything, and takes long to compute."""
 _CLOSE = 2e-3
 """How near above the least noise that keeps an epsilon `noise_for` comes, as a share."""
 
@@ -104,37 +105,32 @@ def noise_for(
 ) -> float:
     """A noise multiplier with which so many steps cost at most ``target``, at most 0.2 % above the least.
 
-    RDP, which takes milliseconds, gives the upper end; the chosen accountant then halves the ratio.
+    The search starts at what the central limit makes of the steps, goes up or down until it has the answer between
+    two values, and halves their ratio.
 
     Raises:
         ConfigError: No noise multiplier up to 10,000 is enough.
     """
 
-    def cost(noise: float, by: Accountant) -> float:
-        return epsilon([Spend(noise, sampling_rate, steps)], delta, accountant=by)
+    def is_enough(noise: float) -> bool:
+        return epsilon([Spend(noise, sampling_rate, steps)], delta, accountant=accountant) <= target
 
-    high = _lowest(lambda noise: cost(noise, "rdp") <= target, _SMALLEST_NOISE, LARGEST_NOISE, closeness=0.02)
-    if accountant == "rdp" or cost(high, accountant) > target:
-        low, high = high / 1.05, min(high * 1.05, LARGEST_NOISE)
-    else:
-        low = high / 1.5  # RDP is rarely looser than that; _lowest goes on downwards where it is
-    found = _lowest(lambda noise: cost(noise, accountant) <= target, low, high, closeness=_CLOSE)
-    if cost(found, accountant) > target:
-        raise ConfigError(
-            f"no noise keeps epsilon = {target:g} at delta = {delta:g} over {steps} steps of rate {sampling_rate:g}; "
-            "allow a larger epsilon or fewer rounds"
-        )
-    return _rounded_up(found)
-
-
-def _lowest(is_enough: Any, low: float, high: float, *, closeness: float) -> float:
-    """By bisection of the ratio: a value that is enough and at most ``closeness`` above one that is not."""
+    guess = sampling_rate * math.sqrt(2 * steps * math.log(1.25 / delta)) / target
+    high = min(max(guess, 2 * _SMALLEST_NOISE), LARGEST_NOISE)
+    while not is_enough(high):
+        if high >= LARGEST_NOISE:
+            raise ConfigError(
+                f"no noise keeps epsilon = {target:g} at delta = {delta:g} over {steps} steps of rate "
+                f"{sampling_rate:g}; allow a larger epsilon or fewer rounds"
+            )
+        high = min(1.5 * high, LARGEST_NOISE)
+    low = high / 1.5
     while low > _SMALLEST_NOISE and is_enough(low):
-        low, high = max(low / 1.5, _SMALLEST_NOISE), low
-    while high / low > 1 + closeness:
+        low, high = low / 1.5, low
+    while high / low > 1 + _CLOSE:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return _rounded_up(high)
 
 
 def _rounded_up(noise: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from scipy.stats import binom
 
 
@@ -25,10 +26,9 @@ def p_value(right: int, guesses: int, canaries: int, *, epsilon: float, delta: f
     """
     chance = 1 / (1 + math.exp(-epsilon))
     tail = float(binom.sf(right - 1, guesses, chance))
-    summed, steepest = 0.0, 0.0
-    for fewer in range(1, right + 1):
-        summed += float(binom.pmf(right - fewer, guesses, chance))
-        steepest = max(steepest, summed / fewer)
+    fewer = np.arange(1, right + 1)
+    summed = np.cumsum(binom.pmf(right - fewer, guesses, chance))  # P[right > X >= right - fewer]
+    steepest = float(np.max(summed / fewer, initial=0.0))
     return min(1.0, tail + steepest * delta * 2 * canaries)
 
 
