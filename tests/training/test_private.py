@@ -201,3 +201,22 @@ def test_the_two_paths_agree(stirred) -> None:
     slow, alone = _one_by_one(replace(stirred, keeps_rows_apart=True), EXAMPLES, LOSSES["sft"])
     tiny.assert_close(fast, slow, 2e-5)
     torch.testing.assert_close(each, alone)
+
+
+def test_a_frozen_factor_is_neither_clipped_nor_noised(stirred) -> None:
+    """One-sided LoRA: A rests, so nothing of it is released, and the bound is all B's."""
+    received = adapters.read(stirred)
+    resting = [parameter for name, parameter in stirred.parameters.items() if "lora_A" in name]
+    for parameter in resting:
+        parameter.requires_grad_(False)
+    try:
+        by_example, _ = gradients(stirred, EXAMPLES, LOSSES["choice"])
+        assert by_example and not any("lora_A" in name for name in by_example)
+        settings = tiny.training(objective="choice", max_steps=2)
+        place = RoundPlace(1, private=DpSgd(1.0, 1.0))
+        delta = train_round(stirred, received, EXAMPLES, settings=settings, place=place).delta
+        assert {name for name, tensor in delta.items() if tensor.any()} == set(by_example)
+    finally:
+        for parameter in resting:
+            parameter.requires_grad_(True)
+        adapters.write(stirred, received)

@@ -61,6 +61,11 @@ def gradients(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> 
     return _one_by_one(alone, examples, losses) if places is None else _hooked(alone, examples, losses, places)
 
 
+def moving(adapted: Adapted) -> dict[str, torch.nn.Parameter]:
+    """The parameters that train now: some of an adapter may rest for a round, or for good (one-sided LoRA)."""
+    return {name: parameter for name, parameter in adapted.parameters.items() if parameter.requires_grad}
+
+
 @dataclass(frozen=True)
 class Place:
     """A trained linear layer and the names of its trained tensors."""
@@ -76,7 +81,7 @@ def linear_places(adapted: Adapted) -> Mapping[torch.nn.Linear, Place] | None:
     """
     if adapted.config.get("use_dora"):
         return None
-    names = {id(parameter): name for name, parameter in adapted.parameters.items()}
+    names = {id(parameter): name for name, parameter in moving(adapted).items()}
     found: dict[torch.nn.Linear, Place] = {}
     seen: list[str] = []
     for module in adapted.model.modules():
@@ -108,15 +113,16 @@ def _hooked(
     adapted: Adapted, examples: Sequence[Encoded], losses: Losses, places: Mapping[torch.nn.Linear, Place]
 ) -> tuple[Tensors, torch.Tensor]:
     rows = _Rows(len(examples))
-    before = {name: parameter.grad for name, parameter in adapted.parameters.items()}
+    parameters = moving(adapted)
+    before = {name: parameter.grad for name, parameter in parameters.items()}
     with _watched(places, rows):
         each = losses(adapted, examples)
         each.sum().backward()
-    for name, parameter in adapted.parameters.items():
+    for name, parameter in parameters.items():
         parameter.grad = before[name]
         if name not in rows.made:  # no example reached it
             rows.made[name] = torch.zeros(len(examples), *parameter.shape, device=parameter.device)
-    return {name: rows.made[name] for name in adapted.parameters}, each.detach()
+    return {name: rows.made[name] for name in parameters}, each.detach()
 
 
 @contextmanager
@@ -151,7 +157,7 @@ def _watcher(place: Place, rows: _Rows) -> Callable[..., None]:
 
 def _one_by_one(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:
     """The slow obvious way: a backward pass an example."""
-    names, parameters = list(adapted.parameters), list(adapted.parameters.values())
+    names, parameters = list(moving(adapted)), list(moving(adapted).values())
     found: list[tuple[torch.Tensor, ...]] = []
     each = []
     for example in examples:

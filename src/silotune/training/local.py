@@ -157,8 +157,8 @@ def _sampling(
 
     def gradient(group: Group) -> tuple[float, int]:
         made = private_gradient(adapted, group, losses, dp=dp, expected=rate * len(examples))
-        for name, parameter in adapted.parameters.items():
-            parameter.grad = made[name]
+        for name, own in made.items():
+            adapted.parameters[name].grad = own
         return 0.0, 0
 
     return gradient, poisson_groups(examples, rate, batch_size=settings.batch_size, entropy=dp.entropy)

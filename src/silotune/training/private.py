@@ -17,7 +17,7 @@ from silotune.privacy.noise import Entropy, drawn, system
 from silotune.structs import Tensors
 from silotune.tensors import add
 from silotune.training.encode import Encoded
-from silotune.training.examplewise import Losses, clipped_sum, gradients
+from silotune.training.examplewise import Losses, clipped_sum, gradients, moving
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,16 @@ def _shorter(example: Encoded) -> int:
 def private_gradient(
     adapted: Adapted, group: Sequence[Sequence[Encoded]], losses: Losses, *, dp: DpSgd, expected: float
 ) -> Tensors:
-    """One step's gradient: (sum of clipped gradients + N(0, (z C)^2)) / expected, on the model's device.
+    """One step's gradient: (sum of clipped gradients + N(0, (z C)^2)) / expected, of what trains, on its device.
 
     ``expected`` is the mean size of the samples and not this one's, which would tell how many were drawn.
     """
-    total = {name: torch.zeros_like(item, dtype=torch.float32) for name, item in adapted.parameters.items()}
+    parameters = moving(adapted)
+    total = {name: torch.zeros_like(item, dtype=torch.float32) for name, item in parameters.items()}
     for batch in group:
         by_example, _ = gradients(adapted, batch, losses)
         total = add(total, clipped_sum(by_example, dp.clip_norm))
     deviation = dp.noise_multiplier * dp.clip_norm if dp.noise_multiplier else 0.0
     noised = with_noise(total, deviation, dp.entropy)
     made = {name: tensor / expected for name, tensor in noised.items()}
-    return {name: tensor.to(adapted.parameters[name].dtype) for name, tensor in made.items()}
+    return {name: tensor.to(parameters[name].dtype) for name, tensor in made.items()}
