@@ -149,7 +149,7 @@ class _Round:
         weight = self.total("num_examples")
         if not weight or any(row["loss"] is None for row in self.rows):
             return None
-        return sum(float(row["loss"]) * row["num_examples"] for row in self.rows) / weight
+        return sum(float(row["loss"]) * int(row["num_examples"]) for row in self.rows) / weight
 
 
 def run_rounds(
