@@ -13,6 +13,7 @@ import torch
 
 import tiny
 from silotune import tensors as arithmetic
+from silotune.errors import PrivacyError
 from silotune.methods.corrections import proximal
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -220,3 +221,10 @@ def test_a_frozen_factor_is_neither_clipped_nor_noised(stirred) -> None:
         for parameter in resting:
             parameter.requires_grad_(True)
         adapters.write(stirred, received)
+
+
+def test_a_layer_that_sees_gathered_positions_is_refused() -> None:
+    """The output head gets the supervised positions alone: its rows are nobody's in particular."""
+    model = tiny.adapted(stirred=True, targets=("lm_head",))
+    with pytest.raises(PrivacyError, match="lm_head.*leave its layer out of adapter.targets"):
+        gradients(model, EXAMPLES[:3], LOSSES["sft"])

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from silotune.errors import PrivacyError
 from silotune.models.adapters import Adapted
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
@@ -101,7 +103,21 @@ class _Rows:
     """Gradients by row of the model's input, as backward meets them."""
 
     num_examples: int
+    in_model: int = 0
     made: Tensors = field(default_factory=dict)
+
+    def check(self, found: int, place: Place) -> None:
+        """Refuses a layer whose first dimension is not that of the model's input.
+
+        Raises:
+            PrivacyError: The layer sees gathered positions, as an output head or an expert does: which example a row
+                belongs to cannot be told.
+        """
+        if found != self.in_model or found % self.num_examples:
+            raise PrivacyError(
+                f"{place.weight or place.bias!r} works on rows that are not the examples': its gradients by example are "
+                "not known; leave its layer out of adapter.targets, or train without privacy.dp = 'example'"
+            )
 
     def add(self, name: str, by_row: torch.Tensor) -> None:
         """``by_row`` is [rows, *shape]; an example has as many rows as any other, side by side."""
@@ -115,7 +131,7 @@ def _hooked(
     rows = _Rows(len(examples))
     parameters = moving(adapted)
     before = {name: parameter.grad for name, parameter in parameters.items()}
-    with _watched(places, rows):
+    with _watched(adapted.model, places, rows):
         each = losses(adapted, examples)
         each.sum().backward()
     for name, parameter in parameters.items():
@@ -126,8 +142,12 @@ def _hooked(
 
 
 @contextmanager
-def _watched(places: Mapping[torch.nn.Linear, Place], rows: _Rows) -> Iterator[None]:
+def _watched(model: torch.nn.Module, places: Mapping[torch.nn.Linear, Place], rows: _Rows) -> Iterator[None]:
+    def entered(module: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        rows.in_model = len(named["input_ids"] if "input_ids" in named else given[0])
+
     handles = [module.register_forward_hook(_watcher(place, rows)) for module, place in places.items()]
+    handles.append(model.register_forward_pre_hook(entered, with_kwargs=True))
     try:
         yield
     finally:
@@ -139,6 +159,7 @@ def _watcher(place: Place, rows: _Rows) -> Callable[..., None]:
     def forward(module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if not output.requires_grad:  # scoring, or a pass that checkpointing will repeat
             return
+        rows.check(len(output), place)
         inputs = given[0].detach()
 
         def backward(gradient: torch.Tensor) -> None:
