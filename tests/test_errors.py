@@ -19,6 +19,7 @@ CODES = {
     "MissingPackageError": 8,
     "GridError": 9,
     "PrivacyError": 13,
+    "BudgetError": 13,
 }
 
 

@@ -10,7 +10,8 @@
     ├── RunFolderError           7   a run folder: not one, in use, disk full
     ├── MissingPackageError      8   an optional package that the request needs
     ├── GridError                9   a grid: one or more of its cells have no result
-    └── PrivacyError            13   a guarantee that cannot be given, a budget that would be overspent
+    └── PrivacyError            13   a guarantee that cannot be given
+        └── BudgetError         13   a release that would overspend a privacy budget
 
 Each message says what was given, what is allowed and what to do, and never repeats a client's text.
 """
@@ -87,9 +88,13 @@ class GridError(SilotuneError):
 
 
 class PrivacyError(SilotuneError):
-    """A privacy guarantee that cannot be given, or a budget that the next release would overspend."""
+    """A privacy guarantee that cannot be given."""
 
     exit_code = 13
+
+
+class BudgetError(PrivacyError):
+    """A release that would overspend a privacy budget; nothing was trained or released."""
 
 
 def require(package: str, *, extra: str) -> ModuleType:

@@ -89,8 +89,9 @@ def open_round(
         release: Gives what the round releases from the noise multiplier that the state keeps, if any.
 
     Raises:
-        PrivacyError: The round would pass the run's epsilon or the owner's; nothing is written, nothing is to be
+        BudgetError: The round would pass the run's epsilon or the owner's; nothing is written, nothing is to be
             trained.
+        PrivacyError: The ledger is damaged, or the site's name cannot name one.
     """
     planned = release(state.data.get(_NOISE))
     with _ledger(budget.folder, name) as (rows, append):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from silotune.errors import PrivacyError
+from silotune.errors import BudgetError
 from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
 from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
@@ -51,7 +51,7 @@ class CentralPrivacy:
         """Writes the round's cost to the ledger, and gives what the state is to keep.
 
         Raises:
-            PrivacyError: The round would pass ``privacy.epsilon``; nothing is written.
+            BudgetError: The round would pass ``privacy.epsilon``; nothing is written.
         """
         known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(_ENTRIES, ())))
         new = entry(self.run, number, self.release)
@@ -119,8 +119,8 @@ def refuse_overspending(rows: Sequence[Mapping[str, Any]], failures: Sequence[Fa
     """Tells a round that nobody's budget allows from one that failed.
 
     Raises:
-        PrivacyError: Every client refused because of its budget.
+        BudgetError: Every client refused because of its budget.
     """
     if failures and not rows and all(failure.stage == BUDGET for failure in failures):
         first = failures[0]
-        raise PrivacyError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")
+        raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError, PrivacyError
+from silotune.errors import BudgetError, FederationError, MessageError
 from silotune.federation.central import CentralPrivacy, refuse_overspending, with_epsilon
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
@@ -173,7 +173,7 @@ def run_rounds(
 
     Raises:
         FederationError: A round had fewer usable replies than ``plan.min_replies``.
-        PrivacyError: The budget does not allow the first round.
+        BudgetError: The budget does not allow the first round.
     """
     for name in ("metrics", "clients"):
         run.keep_rounds(name, state.round_number if state.round_number else -1)
@@ -182,7 +182,7 @@ def run_rounds(
     while state.round_number < plan.rounds and not state.stopped:
         try:
             state = _one_round(plan, transport, state, run, notify)
-        except PrivacyError as error:
+        except BudgetError as error:
             if state.round_number == 0:
                 raise
             state = replace(state, stopped=str(error))
@@ -270,7 +270,7 @@ def _aggregated(
     """The round's delta, and what privacy keeps.
 
     Raises:
-        PrivacyError: Every client's budget is spent.
+        BudgetError: Every client's budget is spent.
         FederationError: Too few replies can be used. A round that nobody was drawn for is one of noise alone.
     """
     try:

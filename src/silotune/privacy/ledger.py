@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from silotune.errors import PrivacyError
+from silotune.errors import BudgetError, PrivacyError
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.sections import Accountant
 
@@ -81,11 +81,11 @@ def check(entries: Sequence[Entry], delta: float, cap: Cap, *, accountant: Accou
     """Epsilon of the entries, the next one among them.
 
     Raises:
-        PrivacyError: It is above the cap; nothing may be released.
+        BudgetError: It is above the cap; nothing may be released.
     """
     cost = spent(entries, delta, accountant=accountant)
     if cost > cap.epsilon:
-        raise PrivacyError(
+        raise BudgetError(
             f"the round would bring epsilon to {cost:.4g} at delta = {delta:g}, above {cap.key} = {cap.epsilon:g}; "
             "nothing was trained or released"
         )

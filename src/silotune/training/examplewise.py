@@ -115,7 +115,7 @@ class _Rows:
         """
         if found != self.in_model or found % self.num_examples:
             raise PrivacyError(
-                f"{place.weight or place.bias!r} works on rows that are not the examples': its gradients by example are "
+                f"{place.weight or place.bias!r} works on rows that are not the examples': their gradients are "
                 "not known; leave its layer out of adapter.targets, or train without privacy.dp = 'example'"
             )
 

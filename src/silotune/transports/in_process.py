@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, PrivacyError, SilotuneError
+from silotune.errors import BudgetError, MessageError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
@@ -125,7 +125,7 @@ class InProcess:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, encoded=self._encode)
-            stage = BUDGET if isinstance(error, PrivacyError) else request.kind
+            stage = BUDGET if isinstance(error, BudgetError) else request.kind
             return Failure(site.name, request.round_number, stage, _one_line(error), bytes_down=sent)
 
 
