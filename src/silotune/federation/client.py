@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from silotune.errors import DataError, MessageError, PrivacyError, unknown_choice
+from silotune.errors import MessageError, PrivacyError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
-from silotune.federation.budget import Budget, Opened, carried, has_spent, open_round, release_of
+from silotune.federation.budget import Budget, carried, has_spent
 from silotune.federation.corrected import train_corrected
+from silotune.federation.private import begin, dp_sgd, released, withheld
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.privacy.accountant import Spend
-from silotune.privacy.client_dp import private_update
 from silotune.record.cost import Meter
-from silotune.sections import SITE_NOISE, FederationSection, PrivacySection, Section, TrainingSection
+from silotune.sections import FederationSection, PrivacySection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace
-from silotune.training.private import DpSgd
 
 _Order = TypeVar("_Order", bound=Section)
 
@@ -74,22 +72,18 @@ def client_round(request: Request, site: Site) -> Reply:
 def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
-    opened = _opened(order, request, site)
+    opened = begin(order.privacy, order.training, site, rounds=order.rounds, place=(order.run, request.round_number))
     with site.meter.client() as account:
         result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,
             settings=order.training,
-            place=RoundPlace(seed, request.round_number, order.rounds, _dp_sgd(order.privacy, opened)),
+            place=RoundPlace(seed, request.round_number, order.rounds, dp_sgd(order.privacy, opened)),
             correction=method(order.federation).correction,
             state=site.state,
         )
     site.state = carried(site.state, result.state)
-    delta = result.delta
-    if opened is not None and order.privacy.dp == "local":
-        noise = opened.spend.noise_multiplier
-        delta = private_update(delta, clip_norm=order.privacy.clip_norm, noise_multiplier=noise)
     body = {
         "num_examples": result.num_examples,
         "loss": result.loss,
@@ -100,40 +94,8 @@ def _train(request: Request, site: Site) -> Reply:
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    if order.privacy.dp != "none":
-        body.update(_withheld(order.privacy), epsilon=None if opened is None else opened.epsilon)
-    return Reply(request.kind, request.round_number, site.name, delta, body)
-
-
-def _opened(order: TrainOrder, request: Request, site: Site) -> Opened | None:
-    """Writes the round's cost to the site's ledger before anything is trained; None where the site adds no noise."""
-    if order.privacy.dp not in SITE_NOISE:
-        return None
-
-    def release(noise: float | None) -> Spend:
-        size = len(site.examples)
-        return release_of(order.privacy, order.training, num_examples=size, rounds=order.rounds, noise=noise)
-
-    if not site.examples:
-        raise DataError("a client has no examples to train on")
-    number = request.round_number
-    opened = open_round(
-        site.name, site.state, site.budget, order.privacy, run=order.run, round_number=number, release=release
-    )
-    site.state = opened.state
-    return opened
-
-
-def _dp_sgd(privacy: PrivacySection, opened: Opened | None) -> DpSgd | None:
-    if opened is None or privacy.dp != "example":
-        return None
-    return DpSgd(opened.spend.noise_multiplier, privacy.clip_norm)
-
-
-def _withheld(privacy: PrivacySection) -> dict[str, Any]:
-    """What no noise was put on: a mean loss, counts of tokens, and time and energy, which follow from them."""
-    costs = {"seconds": None, "core_seconds": None, "joules": None, "energy_source": "unavailable"}
-    return {"loss": None, "tokens": 0, **({} if privacy.report_costs else costs)}
+    delta = released(order.privacy, opened, result.delta)
+    return Reply(request.kind, request.round_number, site.name, delta, {**body, **withheld(order.privacy, opened)})
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
