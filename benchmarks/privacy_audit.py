@@ -26,7 +26,7 @@ from silotune.privacy.audit import guesses_right, lower_bound
 from silotune.sections import AdapterSection, ModelSection, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
-from silotune.training.examplewise import LOSSES, gradients
+from silotune.training.examplewise import gradients, losses_of
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.private import DpSgd, sampling_rate
 
@@ -50,7 +50,7 @@ def scores_of(adapted: Adapted, canaries: list[Encoded], rounds: list[tuple[Tens
     for received, delta in rounds:
         adapters.write(adapted, received)
         for start in range(0, len(canaries), 20):
-            by_example, _ = gradients(adapted, canaries[start : start + 20], LOSSES["sft"])
+            by_example, _ = gradients(adapted, canaries[start : start + 20], losses_of(TrainingSection()))
             flat = torch.cat([by_example[name].flatten(1) for name in sorted(by_example)], dim=1).double()
             step = arithmetic.flatten(delta).double()
             totals[start : start + len(flat)] -= (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)) @ step

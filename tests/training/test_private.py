@@ -23,7 +23,7 @@ from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
 from silotune.sections import BY_EXAMPLE, AdapterSection, ModelSection
 from silotune.training.encode import Encoded
-from silotune.training.examplewise import LOSSES, _one_by_one, clipped_sum, gradients, linear_places, norms
+from silotune.training.examplewise import LOSSES, _one_by_one, clipped_sum, gradients, linear_places, losses_of, norms
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.objectives import OBJECTIVES, encoder_of
 from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
@@ -70,7 +70,7 @@ def test_the_table_is_that_of_the_sections() -> None:
 def test_norms_are_those_of_batches_of_one(objective: str, stirred, classifier) -> None:
     model, examples = case(objective, stirred, classifier)
     assert linear_places(model) is not None
-    by_example, each = gradients(model, examples, LOSSES[objective])
+    by_example, each = gradients(model, examples, losses_of(tiny.training(objective=objective)))
     for place, example in enumerate(examples):
         loss = OBJECTIVES[objective].loss(model, [example])
         alone = tiny.gradients(model, loss.total / loss.count)
@@ -85,7 +85,7 @@ def test_norms_are_those_of_batches_of_one(objective: str, stirred, classifier) 
 def test_other_adapters_go_one_at_a_time(section) -> None:
     model = tiny.adapted(stirred=True, **section)
     assert linear_places(model) is None
-    by_example, _ = gradients(model, EXAMPLES[:3], LOSSES["choice"])
+    by_example, _ = gradients(model, EXAMPLES[:3], losses_of(tiny.training(objective="choice")))
     loss = OBJECTIVES["choice"].loss(model, EXAMPLES[:3])
     whole = tiny.gradients(model, loss.total)
     tiny.assert_close({name: tensor.sum(0) for name, tensor in by_example.items()}, whole, 2e-5)
@@ -93,11 +93,11 @@ def test_other_adapters_go_one_at_a_time(section) -> None:
 
 def test_checkpointing_repeats_a_pass_and_counts_it_once() -> None:
     model = tiny.adapted(stirred=True)
-    expected, _ = gradients(model, EXAMPLES[:4], LOSSES["choice"])
+    expected, _ = gradients(model, EXAMPLES[:4], losses_of(tiny.training(objective="choice")))
     model.base.model.activation_checkpointing_enable()
     model.model.enable_input_require_grads()
     model.model.train()
-    made, _ = gradients(model, EXAMPLES[:4], LOSSES["choice"])
+    made, _ = gradients(model, EXAMPLES[:4], losses_of(tiny.training(objective="choice")))
     tiny.assert_close(made, expected, 1e-5)
 
 
@@ -198,8 +198,10 @@ def test_an_audit_stays_under_the_claim_and_catches_sabotage() -> None:
 
 
 def test_the_two_paths_agree(stirred) -> None:
-    fast, each = gradients(stirred, EXAMPLES, LOSSES["sft"])
-    slow, alone = _one_by_one(replace(stirred, keeps_rows_apart=True), EXAMPLES, LOSSES["sft"])
+    fast, each = gradients(stirred, EXAMPLES, losses_of(tiny.training(objective="sft")))
+    slow, alone = _one_by_one(
+        replace(stirred, keeps_rows_apart=True), EXAMPLES, losses_of(tiny.training(objective="sft"))
+    )
     tiny.assert_close(fast, slow, 2e-5)
     torch.testing.assert_close(each, alone)
 
@@ -211,7 +213,7 @@ def test_a_frozen_factor_is_neither_clipped_nor_noised(stirred) -> None:
     for parameter in resting:
         parameter.requires_grad_(False)
     try:
-        by_example, _ = gradients(stirred, EXAMPLES, LOSSES["choice"])
+        by_example, _ = gradients(stirred, EXAMPLES, losses_of(tiny.training(objective="choice")))
         assert by_example and not any("lora_A" in name for name in by_example)
         settings = tiny.training(objective="choice", max_steps=2)
         place = RoundPlace(1, private=DpSgd(1.0, 1.0))
@@ -227,4 +229,4 @@ def test_a_layer_that_sees_gathered_positions_is_refused() -> None:
     """The output head gets the supervised positions alone: its rows are nobody's in particular."""
     model = tiny.adapted(stirred=True, targets=("lm_head",))
     with pytest.raises(PrivacyError, match="lm_head.*leave its layer out of adapter.targets"):
-        gradients(model, EXAMPLES[:3], LOSSES["sft"])
+        gradients(model, EXAMPLES[:3], losses_of(tiny.training(objective="sft")))

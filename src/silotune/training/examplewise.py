@@ -12,39 +12,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
 from silotune.errors import PrivacyError
 from silotune.models.adapters import Adapted
+from silotune.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.objectives import answer_losses, class_logits, option_scores
 
-Losses = Callable[[Adapted, Sequence[Encoded]], torch.Tensor]
+Losses: TypeAlias = Callable[[Adapted, Sequence[Encoded]], torch.Tensor]
 """``losses(adapted, examples)`` [examples]: each a function of its example alone."""
+SettledLosses: TypeAlias = Callable[[Adapted, Sequence[Encoded], TrainingSection], torch.Tensor]
+"""The same with the objective's settings."""
 
 
-def _answer(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
+def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
     """Mean over the example's own answer ids: a mean over the batch's would depend on the other examples."""
     losses, owner = answer_losses(adapted, examples)
     counts = torch.tensor([float(len(example.answer)) for example in examples], device=losses.device)
     return torch.zeros_like(counts).index_add(0, owner, losses) / counts
 
 
-def _choice(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
+def _choice(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     return torch.nn.functional.cross_entropy(option_scores(adapted, examples), labels, reduction="none")
 
 
-def _class(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
+def _class(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     return torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="none")
 
 
-LOSSES: Mapping[str, Losses] = {"sft": _answer, "choice": _choice, "classify": _class}
+LOSSES: Mapping[str, SettledLosses] = {"sft": _answer, "choice": _choice, "classify": _class}
 """Objective -> its losses by example; the names are ``sections.BY_EXAMPLE`` (a test compares them)."""
+
+
+def losses_of(settings: TrainingSection) -> Losses:
+    """Losses by example of the objective that a ``[training]`` section names, which must be one of `LOSSES`."""
+    return partial(LOSSES[settings.objective], settings=settings)
 
 
 def gradients(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:

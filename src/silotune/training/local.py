@@ -26,7 +26,7 @@ from silotune.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded
-from silotune.training.examplewise import LOSSES
+from silotune.training.examplewise import losses_of
 from silotune.training.objectives import OBJECTIVES, Objective
 from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
 
@@ -152,7 +152,7 @@ def _sampling(
         batches = shuffled(examples, settings.batch_size, seed=place.seed)
         groups = iter(lambda: [next(batches) for _ in range(settings.gradient_accumulation)], None)
         return partial(_plain_gradient, adapted, objective, settings.clip_norm), groups
-    dp, losses = place.private, LOSSES[settings.objective]
+    dp, losses = place.private, losses_of(settings)
     rate = sampling_rate(len(examples), settings.batch_size, settings.gradient_accumulation)
 
     def gradient(group: Group) -> tuple[float, int]:
