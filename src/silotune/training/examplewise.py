@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -53,7 +52,8 @@ LOSSES: Mapping[str, SettledLosses] = {"sft": _answer, "choice": _choice, "class
 
 def losses_of(settings: TrainingSection) -> Losses:
     """Losses by example of the objective that a ``[training]`` section names, which must be one of `LOSSES`."""
-    return partial(LOSSES[settings.objective], settings=settings)
+    chosen = LOSSES[settings.objective]
+    return lambda adapted, examples: chosen(adapted, examples, settings)
 
 
 def gradients(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:
