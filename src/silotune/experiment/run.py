@@ -12,6 +12,7 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, RunFolderError
+from silotune.evaluation.metrics import signed
 from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
@@ -213,7 +214,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
-        target=None if target is None else _signed(target, prepared.task.metric),
+        target=None if target is None else signed(prepared.task.metric, target),
         budget=federation.budget if part.sends_updates else BudgetSection(),
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
@@ -224,14 +225,9 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
-        return _signed(float(scorer(weights)[metric]), metric)
+        return signed(metric, float(scorer(weights)[metric]))
 
     return select
-
-
-def _signed(figure: float, metric: str) -> float:
-    """A figure turned so that higher is better."""
-    return -figure if metric == "perplexity" else figure
 
 
 def _score_clients(
