@@ -26,7 +26,8 @@ from silotune.errors import ConfigError, SilotuneError
 _HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
-    "7 run folder; 8 package missing; 9 cells of a grid failed; 130 interrupted."
+    "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
+    "130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
 
