@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.audit import CLOSED, COUNTERSIGNED, START, Head
+from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, START, Head
 from silotune.record.canonical import canonical_json, sha256
 from silotune.record.files import explained, read_json
 from silotune.record.signatures import verify
@@ -139,7 +139,7 @@ def _first_keys(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
     for entry in entries:
         keys.setdefault(entry.actor, (entry.key,))
         signed = entry.fields
-        if entry.event == "reply" and signed.get("signature"):
+        if entry.event == "reply" and entry.actor == COORDINATOR and signed.get("signature"):
             keys.setdefault(str(signed.get("client")), (str(signed.get("key")),))
     return keys
 
@@ -178,7 +178,7 @@ def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]])
         fields, client = entry.fields, str(entry.fields.get("client"))
         if entry.event == "request":
             requests[client] = fields.get("request")
-        if entry.event != "reply" or entry.actor == client or client not in known:
+        if entry.event != "reply" or entry.actor != COORDINATOR or client not in known:
             continue
         said = fields.get("statement")
         if not fields.get("signature") or not isinstance(said, Mapping):
@@ -236,11 +236,11 @@ def check_rounds(entries: Iterable[Entry]) -> None:
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
         if entry.event == "resumed":
             last, asked, answered = int(entry.fields["round"]), set(), []
-        elif entry.event == "request" and entry.fields.get("kind") == "train" and entry.actor == "coordinator":
+        elif entry.event == "request" and entry.fields.get("kind") == "train" and entry.actor == COORDINATOR:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
             asked.add(client)
-        elif entry.event in ("reply", "failure", "refusal") and entry.actor == "coordinator" and number == last + 1:
+        elif entry.event in ("reply", "failure", "refusal") and entry.actor == COORDINATOR and number == last + 1:
             if client not in asked and entry.event == "reply":
                 raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
             if entry.event == "reply":
