@@ -85,7 +85,8 @@ class Federation:
 
     def audit(self, **changes: Any) -> Audit:
         trail = Trail(self.folder / "run" / FILE, self.coordinator, actor="coordinator")
-        return Audit(trail, {name: (key.public,) for name, key in self.keys.items()}, **changes)
+        keys = {name: (key.public,) for name, key in self.keys.items()}
+        return Audit(trail, RunFolder(self.folder / "run"), keys, **changes)
 
     def run(self, *, rounds: int = 2, state: ServerState | None = None, **changes: Any) -> ServerState:
         made = Plan(rounds=rounds, method=method(FederationSection()), body=BODY, seed=7, audit=self.audit(**changes))

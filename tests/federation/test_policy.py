@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from silotune.errors import PolicyError
-from silotune.federation.policy import RULES, Asked, Policy, check, check_upload, read_policy, released
+from silotune.federation import client
+from silotune.federation.policy import KINDS, RULES, Asked, Kind, Policy, check, check_upload, read_policy, released
 from silotune.record.signatures import new_key
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
@@ -25,7 +26,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "smallest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 99}),
     "largest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 101}),
     "least_participants": (3, {"participants": 3}, {"participants": 2}),
-    "secure_aggregation": (True, {"is_secure_sum": True, "kind": "secure_sum.share"}, {}),
+    "secure_aggregation": (True, {"kind": "evaluate"}, {}),
     "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
     "generation": (False, {}, {"kind": "generate"}),
@@ -59,6 +60,19 @@ def test_a_rule_lets_pass_refuses_and_fails_closed(name: str) -> None:
 @pytest.mark.parametrize("name", ["objectives", "secure_aggregation", "largest_epsilon_run", "largest_epsilon_total"])
 def test_rules_of_training_do_not_hold_up_an_evaluation(name: str) -> None:
     check(Policy.model_validate({name: CASES[name][0]}), asked(kind="evaluate"))
+
+
+def test_the_kinds_of_requests_are_those_that_a_client_serves() -> None:
+    assert KINDS.keys() == client.KINDS.keys()
+
+
+def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:
+    check(Policy(smallest_adapter=5, largest_adapter=9), asked(kind="countersign"))
+
+
+def test_an_update_may_leave_within_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("silotune.federation.policy.KINDS", {"sum": Kind(generates=False, is_protected=True)})
+    check(Policy(secure_aggregation=True), asked(kind="sum"))
 
 
 def test_a_kind_that_is_not_known_counts_as_training_and_generating() -> None:

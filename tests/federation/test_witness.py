@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from governed import NAMES, START, Federation
-from silotune.errors import AuditError, FederationError, MessageError
+from governed import NAMES, START, Federation, work
+from silotune.errors import AuditError, FederationError
 from silotune.federation.replay import replayed
-from silotune.federation.witness import close, countersignature
+from silotune.federation.server import countersign, exchange
+from silotune.federation.witness import close, flush
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
 from silotune.record.chain import check_witness, read_chain, updates_of, verify_chain
@@ -83,26 +84,53 @@ def test_a_coordinator_cannot_write_its_past_anew(tmp_path: Path) -> None:
 def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     finish(sites, sites.run())
-    head = sites.audit().trail.head().text()
-    requests = {name: Request("countersign", 2, name, {}, head=head) for name in NAMES}
-    replies = {reply.client: reply for reply in sites.exchange(requests, timeout_seconds=1) if isinstance(reply, Reply)}
-    rows = [countersignature(replies[name], requests[name], keys(sites)[name]) for name in NAMES]
-    write_json(tmp_path / "run" / COUNTERSIGNED, rows)
-    place = tmp_path / "run" / FILE
-    assert verify_chain(place).countersigned == {"bank-a": 13, "bank-b": 13}
-    with pytest.raises(MessageError, match="does not answer the request to countersign"):
-        countersignature(replies["bank-a"], requests["bank-b"], keys(sites)["bank-a"])
+    assert countersign(sites.plan(), sites, 2) == NAMES
+    place, beside = tmp_path / "run" / FILE, tmp_path / "run" / COUNTERSIGNED
+    rows = json.loads(beside.read_text())
+    assert verify_chain(place, keys=keys(sites)).countersigned == {"bank-a": 13, "bank-b": 13}
     whole = place.read_bytes()
     place.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
     with pytest.raises(AuditError, match="entry 12 is missing: site 'bank-a' saw 13 entries"):
         verify_chain(place, is_open_allowed=True)
     place.write_bytes(whole)
-    write_json(tmp_path / "run" / COUNTERSIGNED, [{**rows[0], "signature": rows[1]["signature"]}])
+    write_json(beside, [{**rows[0], "signature": rows[1]["signature"]}])
     with pytest.raises(AuditError, match="countersignature of 'bank-a' does not fit"):
         verify_chain(place)
-    write_json(tmp_path / "run" / COUNTERSIGNED, [{"client": "bank-a"}])
+    write_json(beside, [{"client": "bank-a"}])
     with pytest.raises(AuditError, match="countersigned.json is not what was written"):
         verify_chain(place)
+
+
+def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    finish(sites, sites.run())
+    sites.meddle = lambda reply: replace(reply, signature="") if reply.client == "bank-b" else reply
+    assert countersign(sites.plan(), sites, 2) == ("bank-a",)
+    assert verify_chain(tmp_path / "run" / FILE).countersigned == {"bank-a": 13}
+
+
+def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    state = sites.run(rounds=1)
+    requests = {name: Request("evaluate", 1, name, state.weights) for name in NAMES}
+    plan = sites.plan()
+    replies = list(exchange(plan, sites, requests))
+    flush(plan.audit)
+    assert all(isinstance(reply, Reply) and reply.signature for reply in replies)
+    assert [entry.event for entry in read_chain(tmp_path / "run" / FILE)[-2:]] == ["reply"] * 2
+    verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True)
+
+
+def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
+    def odd(request: Request) -> Reply:
+        reply = work(request)
+        return replace(reply, body={**reply.body, "steps": 0}) if request.client == "bank-a" else reply
+
+    sites = Federation(tmp_path, work=odd)
+    sites.run(rounds=1, keep_updates=True)
+    entries = verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
+    assert [entry.event for entry in entries[3:]] == ["reply", "failure", "reply", "aggregation"]
+    assert [reply.fields["client"] for _, replies in updates_of(entries) for reply in replies] == ["bank-b"]
 
 
 def keep_first() -> Callable[[Reply], Reply]:

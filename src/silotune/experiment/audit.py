@@ -55,7 +55,7 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
         key = new_key()
         write_secret(own, private_bytes(key))
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())
-    return Audit(Trail(folder.path / FILE, key, actor=COORDINATOR), keep_updates=record.keep_updates)
+    return Audit(Trail(folder.path / FILE, key, actor=COORDINATOR), folder, keep_updates=record.keep_updates)
 
 
 def close_audit(audit: Audit, folder: RunFolder, *, adapter: Tensors, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
@@ -150,10 +150,11 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter, audit=audit), transport, state, folder, notify=told)
+    plan = plan_of(prepared, part, meter, audit=audit)
+    state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
+        folder.write_json("per_client", _score_clients(prepared, plan, transport, state.round_number, weights))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
@@ -165,6 +166,7 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     folder.save_adapter(weights, prepared.adapted.config, card=card)
     if audit is not None:
         result["audit"] = close_audit(audit, folder, adapter=weights, result=result)
+        countersign(plan, transport, state.round_number)
     folder.write_json("result", result)
     forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
@@ -211,12 +213,12 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
 
 def _score_clients(
-    prepared: Prepared, transport: InProcess, weights: Tensors, round_number: int
+    prepared: Prepared, plan: Plan, transport: InProcess, round_number: int, weights: Tensors
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = transport.exchange(requests, timeout_seconds=prepared.config.federation.timeout_seconds)
+    replies = exchange(plan, transport, requests)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
     }

@@ -38,7 +38,8 @@ class Guard:
         coordinators: Public keys of the coordinator; the head that comes with a request must be signed by one.
         task: What the site's examples are for.
         base_sha256: Fingerprint of the base model that the site holds.
-        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs; None for unknown.
+        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs. None where no
+            ledger is kept: then rules about epsilon refuse.
         clock: The time now.
     """
 
@@ -70,6 +71,9 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
         reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
         fields = {**place, "tensors": reply.digest, "body": reply.body, "signature": reply.signature}
         guard.trail.add("reply", fields)
+        if guard.epsilons is not None:
+            run, total = guard.epsilons(request)
+            guard.trail.add("privacy", {**place, "epsilon_run": run, "epsilon_total": total})
     except PolicyError as error:
         guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
         raise
@@ -91,7 +95,6 @@ def asked_of(request: Request, guard: Guard) -> Asked:
         objective=_text_at(request.body, "training", "objective"),
         base_sha256=guard.base_sha256,
         adapter_values=count(request.tensors) if request.tensors else None,
-        is_secure_sum=request.kind.startswith("secure_sum."),
     )
     if guard.epsilons is not None:
         run, total = guard.epsilons(request)

@@ -22,6 +22,8 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "index": int, "time": (int, float), "actor": str, "event": str, "fields": dict, "previous": str, "key": str,
     "signature": str,
 }  # fmt: skip
+_BESIDE_ROUNDS = ("evaluate", "countersign")
+"""Kinds of requests that belong to no round's aggregation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,21 +234,23 @@ def check_rounds(entries: Iterable[Entry]) -> None:
     last = 0
     asked: set[str] = set()
     answered: list[str] = []
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
-        if entry.event == "resumed":
-            last, asked, answered = int(entry.fields["round"]), set(), []
-        elif entry.event == "request" and entry.fields.get("kind") == "train" and entry.actor == COORDINATOR:
+        if entry.event in ("started", "resumed"):
+            last, asked, answered = int(number or 0), set(), []
+        elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
             asked.add(client)
-        elif entry.event in ("reply", "failure", "refusal") and entry.actor == COORDINATOR and number == last + 1:
-            if client not in asked and entry.event == "reply":
+        elif entry.event == "reply" and entry.fields.get("kind") == "train":
+            if client not in asked:
                 raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
-            if entry.event == "reply":
-                answered.append(client)
+            answered.append(client)
+        elif entry.event == "failure" and client in answered:
+            answered.remove(client)  # it came, and could not be used
         elif entry.event == "aggregation":
-            if number != last + 1 or not answered or entry.fields.get("clients") != answered:
+            is_plain = bool(answered) or entry.fields.get("clients")
+            if number != last + 1 or not asked or (is_plain and entry.fields.get("clients") != answered):
                 raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
             last, asked, answered = int(number), set(), []
 
@@ -256,7 +260,9 @@ def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
     rounds: dict[int, tuple[Entry, list[Entry]]] = {}
     replies: list[Entry] = []
     for entry in entries:
-        if entry.event == "resumed":
+        if entry.event == "failure":
+            replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
+        elif entry.event == "resumed":
             rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
             replies = []
         elif entry.event == "reply" and entry.fields.get("kind") == "train":
