@@ -66,14 +66,15 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     try:
         allowed = rules.read_policy(guard.policy)
         _check_head(request, guard)
-        rules.check(allowed, asked_of(request, guard))
+        asked = asked_of(request, guard)
+        rules.check(allowed, asked)
         reply = _released(work(request), allowed)
         reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
         fields = {**place, "tensors": reply.digest, "body": reply.body, "signature": reply.signature}
         guard.trail.add("reply", fields)
-        if guard.epsilons is not None:
-            run, total = guard.epsilons(request)
-            guard.trail.add("privacy", {**place, "epsilon_run": run, "epsilon_total": total})
+        if asked.epsilon_run is not None:
+            spent = {"epsilon_run": asked.epsilon_run, "epsilon_total": asked.epsilon_total}
+            guard.trail.add("privacy", {**place, **spent})
     except PolicyError as error:
         guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
         raise

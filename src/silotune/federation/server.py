@@ -204,8 +204,7 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
     return replace(state, seconds=state.seconds + seconds)
 
 
-def _one_round(plan: Plan, transport: Transport, state: ServerState, witness: Witness, notify: Observer) -> ServerState:
-    run = witness.run
+def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
