@@ -35,7 +35,8 @@ def replayed(
         AuditError: An update is not the one that was logged, or a round aggregates to something else.
     """
     made = method(federation)
-    weights, memory = folder.kept_tensors("round-0-weights"), {}
+    weights = folder.kept_tensors("round-0-weights")
+    memory: Tensors = {}
     digests = {0: digest(weights)}
     for entry, replies in rounds:
         delta = made.aggregate(_update(folder, reply, weights) for reply in replies)

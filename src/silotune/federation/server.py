@@ -97,8 +97,8 @@ class _Round:
             try:
                 report = self._checked(reply)
             except MessageError as error:
-                sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                failure = Failure(self._known(reply.client), self.number, "reply", str(error), **sizes)
+                sizes = (reply.bytes_down, reply.bytes_up)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
                 witness.fails(self.audit, failure)
                 self._fail(failure, notify)
                 continue

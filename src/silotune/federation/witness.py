@@ -76,9 +76,9 @@ def incoming(
         try:
             _answers(audit, reply, requests, known)
         except MessageError as error:
-            sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
             client = reply.client if reply.client in requests else "unknown"
-            failure = Failure(client, reply.round_number, "signature", str(error), **sizes)
+            sizes = (reply.bytes_down, reply.bytes_up)
+            failure = Failure(client, reply.round_number, "signature", str(error), *sizes)
             fails(audit, failure)
             yield failure
             continue
