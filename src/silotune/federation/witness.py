@@ -123,10 +123,10 @@ def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any])
     audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
 
 
-def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors) -> None:
-    """The updates of these clients, in this order, became new weights."""
+def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors, *, share: float) -> None:
+    """The updates of these clients, in this order, a share of all clients, became new weights."""
     if audit is not None:
-        fields = {"round": number, "clients": list(clients), "weights": digest(weights)}
+        fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
         audit.trail.add("aggregation", fields)
 
 
