@@ -39,7 +39,7 @@ def _q_ffl(section: FederationSection) -> Weigh:
 def _loss_of(update: ClientUpdate) -> float:
     if update.loss is None:
         raise FederationError(
-            f"client {update.client!r} withholds its loss, by which federation.weighting = 'inverse-loss' weighs"
+            f"client {update.client!r} withholds its loss, by which federation.weighting = 'q-ffl' weighs"
         )
     return update.loss
 
