@@ -11,11 +11,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    SUMMABLE,
     AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
     ModelSection,
+    PrivacySection,
     RecordSection,
     Section,
     TrainingSection,
@@ -33,6 +35,7 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
 
@@ -66,6 +69,7 @@ class Config(Section):
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
+        faults += _protection_faults(self, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -83,6 +87,29 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def _protection_faults(config: Config, known: int | None) -> list[str]:
+    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.protection == "none":
+        return []
+    given = f"privacy.protection = {privacy.protection!r}"
+    faults = []
+    if federation.algorithm not in SUMMABLE:
+        faults.append(
+            f"{given} shows the coordinator a weighted sum alone, and federation.algorithm = {federation.algorithm!r} "
+            f"needs more; it works with {', '.join(SUMMABLE)}"
+        )
+    if config.evaluation.per_client:
+        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    clients = federation.clients_per_round or known
+    if clients is not None and clients < privacy.least_clients:
+        faults.append(
+            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"a round has {clients} clients"
+        )
     return faults
 
 

@@ -16,6 +16,7 @@ from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.protections import PROTECTIONS, members
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
@@ -165,8 +166,12 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 
 def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
     federation = prepared.config.federation
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
+    sites = {
+        name: Site(name, examples, prepared.adapted, protection=keys.get(name), meter=meter)
+        for name, examples in part.clients.items()
+    }
     workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
     return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
@@ -189,6 +194,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
+        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
-
-from pydantic import ValidationError
+from dataclasses import dataclass, field, replace
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation import encrypted_site, secure_site
+from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -20,17 +19,16 @@ from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace, train_round
 
-_Order = TypeVar("_Order", bound=Section)
-
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter."""
+    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter."""
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
+    protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
 
 
@@ -63,7 +61,7 @@ def client_round(request: Request, site: Site) -> Reply:
 
 
 def _train(request: Request, site: Site) -> Reply:
-    order = _read(TrainOrder, request)
+    order = read_body(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     with site.meter.client() as account:
         result = train_round(
@@ -75,7 +73,7 @@ def _train(request: Request, site: Site) -> Reply:
             correction=method(order.federation).correction,
             state=site.state,
         )
-    site.state = result.state
+    site.state = replace(result.state, data={**site.state.data, **result.state.data})
     body = {
         "num_examples": result.num_examples,
         "loss": result.loss,
@@ -90,18 +88,42 @@ def _train(request: Request, site: Site) -> Reply:
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
-    order = _read(EvaluateOrder, request)
+    order = read_body(EvaluateOrder, request)
     adapters.write(site.adapted, request.tensors)
     scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _train, "evaluate": _evaluate}
+def _masked_input(request: Request, site: Site) -> Reply:
+    return secure_site.masked_input(request, site, lambda order: _train(order, site))
 
 
-def _read(kind: type[_Order], request: Request) -> _Order:
-    try:
-        return kind.model_validate(dict(request.body))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"a {request.kind} request's body is not valid at {where!r}") from error
+def _encrypted_input(request: Request, site: Site) -> Reply:
+    return encrypted_site.encrypt_update(request, site, lambda order: _train(order, site))
+
+
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "secure_sum.keys": secure_site.advertise_keys,
+    "secure_sum.shares": secure_site.share_keys,
+    "secure_sum.input": _masked_input,
+    "secure_sum.check": secure_site.check_survivors,
+    "secure_sum.unmask": secure_site.reveal_shares,
+    "he.weight": encrypted_site.encrypt_weight,
+    "he.input": _encrypted_input,
+    "he.open": encrypted_site.open_sum,
+}
+
+REPLY_LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
+    "train": lambda request: layout_of(request.tensors),
+    "secure_sum.input": secure_site.input_layout,
+    "he.weight": encrypted_site.weight_layout,
+    "he.input": encrypted_site.update_layout,
+    "he.open": encrypted_site.open_layout,
+}
+
+
+def reply_layout(request: Request) -> Layout:
+    """Names, dtypes and shapes that the answer's tensors must have; kinds that are not in the table send none."""
+    return REPLY_LAYOUTS.get(request.kind, lambda request: {})(request)

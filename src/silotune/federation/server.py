@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from silotune.errors import FederationError, MessageError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.secure import Asking, Collector
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -58,6 +59,7 @@ class Plan:
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
+        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -73,6 +75,7 @@ class Plan:
     patience: int | None = None
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
+    protected: Collector | None = None
 
 
 @dataclass
@@ -87,13 +90,13 @@ class _Round:
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self._fail(reply, notify)
+                self.fail(reply, notify)
                 continue
             try:
                 report = self._checked(reply)
             except MessageError as error:
                 sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
+                self.fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -112,9 +115,14 @@ class _Round:
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
 
-    def _fail(self, failure: Failure, notify: Observer) -> None:
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
         self.failures.append(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -180,10 +188,14 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
-    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
     incoming = _Round(number, clients)
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
+
+    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        return transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+
+    asking = Asking(number, clients, state.weights, plan.body, send, incoming, notify)
+    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
+    delta = _aggregated(plan, incoming, updates)
     weights, memory = plan.method.step(state.weights, delta, state.memory)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
@@ -214,14 +226,20 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
+def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
+    """Every client's own update, as it arrives."""
+    requests = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    return incoming.updates(asking.send(requests), asking.notify)
+
+
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
         raise FederationError(_why(incoming) or str(error)) from error
-    if len(incoming.rows) < plan.min_replies:
+    if incoming.usable() < plan.min_replies:
         raise FederationError(
-            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
     return delta
