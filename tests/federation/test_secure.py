@@ -25,6 +25,7 @@ from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Te
 from silotune.tensors import flatten
 from silotune.transports.in_process import InProcess
 
+PHASES = ("keys", "shares", "input", "check", "unmask")
 NAMES = ("a", "b", "c", "d", "e")
 EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
 TRAINING = tiny.training(max_steps=1)
@@ -68,12 +69,18 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def plain(model, start, tmp_path_factory) -> ServerState:
+def clear(tmp_path_factory) -> Path:
+    """Folder of the run without protection."""
+    return tmp_path_factory.mktemp("clear")
+
+
+@pytest.fixture(scope="module")
+def plain(model, start, clear: Path) -> ServerState:
     settings = privacy("none")
-    return run(tmp_path_factory.mktemp("plain"), Net(model, settings), start, settings)
+    return run(clear, Net(model, settings), start, settings)
 
 
-def test_the_same_model_as_in_the_clear(model, start, plain, tmp_path: Path) -> None:
+def test_the_same_model_as_in_the_clear(model, start, plain, clear: Path, tmp_path: Path) -> None:
     settings = privacy()
     net = Net(model, settings)
     state = run(tmp_path, net, start, settings)
@@ -83,7 +90,7 @@ def test_the_same_model_as_in_the_clear(model, start, plain, tmp_path: Path) -> 
     (row,) = RunFolder(tmp_path).read_rows("clients")
     assert (row["client"], row["num_examples"], row["clients_in_sum"], row["steps"]) == ("(sum)", 25, 5, 5)
     (metrics,) = RunFolder(tmp_path).read_rows("metrics")
-    (in_clear,) = RunFolder(tmp_path).read_rows("metrics")
+    (in_clear,) = RunFolder(clear).read_rows("metrics")
     assert metrics["train_loss"] == pytest.approx(in_clear["train_loss"], abs=1e-5)
     assert metrics["bytes_up"] == state.bytes_up == row["bytes_up"] == sum(reply.bytes_up for reply in net.seen)
 
@@ -93,9 +100,7 @@ def test_nothing_of_a_single_client_is_seen(model, start, tmp_path: Path) -> Non
     settings = privacy()
     net = Net(model, settings)
     run(tmp_path, net, start, settings, rounds=2)
-    assert {reply.kind for reply in net.seen} == {
-        f"secure_sum.{phase}" for phase in ("keys", "shares", "input", "check", "unmask")
-    }
+    assert {reply.kind for reply in net.seen} == {f"secure_sum.{phase}" for phase in PHASES}
     inputs = [reply for reply in net.seen if reply.kind == "secure_sum.input"]
     assert all(reply.body == {} and set(reply.tensors) == {"values", "figures"} for reply in inputs)
     order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=2).model_dump(mode="json")
@@ -110,7 +115,7 @@ def test_nothing_of_a_single_client_is_seen(model, start, tmp_path: Path) -> Non
     assert (first == second).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("phase", ["keys", "shares", "input", "check", "unmask"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_client_may_drop_out_of_any_exchange(model, start, tmp_path: Path, phase: str) -> None:
     settings = privacy()
     state = run(
@@ -228,7 +233,7 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
-    [({"he_packing": 2}, 1e-6), ({}, 2e-5), ({"he_fraction": 0.3}, 2e-5), ({"he_scheme": "ckks"}, 1e-6)],
+    [({"he_packing": 2}, 1e-6), ({}, 2e-5), ({"he_fraction": 0.3}, 2e-5), ({"he_scheme": "ckks"}, 1e-5)],
 )
 def test_encrypted_rounds_give_the_same_model(model, start, plain, tmp_path: Path, changes, tolerance) -> None:
     settings = privacy("he", **changes)

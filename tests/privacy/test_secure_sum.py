@@ -1,4 +1,4 @@
-"""The protocol of secure sums: it opens the sum of those who stayed, and nothing else, whatever the coordinator does."""
+"""The protocol of secure sums: it opens the sum of those who stayed, and nothing else, whatever is asked."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, ProtectionError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.federation.secure import Asking, Collector
@@ -235,6 +235,8 @@ def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
+    except ProtectionError as error:
+        raise ProtectionError("; ".join(filter(None, (str(error), _why(incoming))))) from error
     except FederationError as error:
         raise FederationError(_why(incoming) or str(error)) from error
     if incoming.usable() < plan.min_replies:

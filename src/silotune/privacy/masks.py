@@ -18,7 +18,8 @@ from silotune.errors import ProtectionError
 from silotune.privacy.ring import Integers
 
 SEED_BYTES = 32
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
+"""Buffers of this size stay in the processor's cache and are not asked of the system anew for every mask."""
 _ZERO_COUNTER = bytes(16)
 _ZERO_NONCE = bytes(12)
 
