@@ -16,7 +16,7 @@ from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.protections import PROTECTIONS, guarantee, members
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
@@ -101,6 +101,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("run_started", _introduction(prepared, folder))
         for note in prepared.notes:
             notify("note", {"text": note})
+        if prepared.config.privacy.protection != "none":
+            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify)

@@ -18,6 +18,23 @@ PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection], Collector | None
 }
 """Name -> builder of a round's collector; None where each client's update is seen."""
 
+SEES: Mapping[ProtectionKind, str] = {
+    "none": "the coordinator sees each institution's update, number of examples and figures",
+    "secure_sum": "the coordinator sees the sum of the institutions' updates, examples and figures, and who took part; "
+    "of a single institution it sees masked integers, even if it does not keep to the protocol",
+    "he": "the coordinator sees ciphertexts and, opened by one of the institutions, their sum; it holds no key, and is "
+    "trusted not to have a single update opened",
+}
+"""Name -> what the coordinator sees of a round, in one sentence."""
+
+
+def guarantee(privacy: PrivacySection) -> str:
+    """What the coordinator sees under these settings, in one line."""
+    text = SEES[privacy.protection]
+    if privacy.protection == "he" and privacy.he_fraction < 1:
+        return f"{text}; {1 - privacy.he_fraction:.0%} of each update travel unencrypted and are seen"
+    return text
+
 
 def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
     """Fresh keys for sites that live in one process; real sites have theirs from their kits.
