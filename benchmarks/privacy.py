@@ -93,7 +93,7 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     """A whole secure sum on random updates; ``dropouts`` of the parties are gone before they send their input."""
     private = {f"site-{number:04}": Ed25519PrivateKey.generate() for number in range(parties)}
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
-    members = {name: Member(name, key.sign, public, 3, safe_degree) for name, key in private.items()}
+    members = {name: Member(name, key.sign, public, 3, 2 / 3, safe_degree) for name, key in private.items()}
     names = tuple(sorted(private))
     terms = Terms(
         session=os.urandom(16).hex(), round_number=1, cohort=names, threshold=2 / 3,

@@ -18,7 +18,7 @@ def members(count: int, *, least_clients: int = 2, least_degree: int = 1) -> dic
     private = {f"site-{number:03}": Ed25519PrivateKey.generate() for number in range(count)}
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
     return {
-        name: Member(name, key.sign, public, least_clients, lambda parties, threshold: least_degree)
+        name: Member(name, key.sign, public, least_clients, 0.6, lambda parties, threshold: least_degree)
         for name, key in private.items()
     }
 

@@ -220,7 +220,9 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     net = Net(model, settings)
     from silotune.federation.secure import Asking, terms_of
 
-    terms = terms_of(settings, Asking(2, NAMES, start, {}, lambda requests: iter(()), None, lambda event, fields: None))
+    terms = terms_of(
+        settings, Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    )
     with pytest.raises(ProtectionError, match="for another round"):
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=1)
     net.sites["a"] = replace(net.sites["a"], protection=None)

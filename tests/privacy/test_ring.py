@@ -129,6 +129,10 @@ def test_figures_are_summed() -> None:
     unknown = to_integers({**REPORT, "joules": None}, clipped=0, clients=2)
     found = from_integers(total + unknown, 3)
     assert found["joules"] is None and found["energy_source"] == "unavailable"
+    withheld = to_integers({**REPORT, "loss": None, "seconds": None, "joules": None}, clipped=0, clients=2)
+    found = from_integers(total + withheld, 3)
+    assert (found["loss"], found["seconds"], found["num_examples"]) == (1.0, None, 7)
+    assert from_integers(withheld, 1)["loss"] is None
     with pytest.raises(ProtectionError, match="too large"):
         to_integers({**REPORT, "tokens": 1 << 61}, clipped=0, clients=4)
     with pytest.raises(ProtectionError, match="cannot be"):

@@ -195,7 +195,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     partition, federation, training = config.data.partition, config.federation, config.training
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy, "
+        "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
         f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",

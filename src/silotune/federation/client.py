@@ -115,15 +115,17 @@ KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "he.open": encrypted_site.open_sum,
 }
 
-REPLY_LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
+
+def expected_reply(request: Request) -> Layout:
+    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with."""
+    return LAYOUTS[request.kind](request) if request.kind in LAYOUTS else {}
+
+
+LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
     "train": lambda request: layout_of(request.tensors),
     "secure_sum.input": secure_site.input_layout,
     "he.weight": encrypted_site.weight_layout,
     "he.input": encrypted_site.update_layout,
     "he.open": encrypted_site.open_layout,
 }
-
-
-def reply_layout(request: Request) -> Layout:
-    """Names, dtypes and shapes that the answer's tensors must have; kinds that are not in the table send none."""
-    return REPLY_LAYOUTS.get(request.kind, lambda request: {})(request)
+"""Kinds whose replies carry tensors."""

@@ -56,7 +56,7 @@ class _EncryptedSum:
 
     def update(self) -> ClientUpdate:
         wire = Exchange(self.asking)
-        weights = self._weights(wire)
+        weights, hidden = self._weights(wire), self._hidden()
         order = EncryptOrder(
             scheme=self.privacy.he_scheme,
             packing=self._packing().values,
@@ -64,6 +64,8 @@ class _EncryptedSum:
             bound=self.privacy.bound,
             clients=int(weights[0]),
             num_examples=int(weights[1]),
+            size=len(hidden),
+            hidden=int(hidden.sum()),
             train=dict(self.asking.body),
         )
         cells, figures, plain = self._updates(wire, order)
@@ -71,6 +73,10 @@ class _EncryptedSum:
 
     def _packing(self) -> Packing:
         return Packing(self.privacy.he_scheme, self.privacy.he_packing if self.privacy.he_scheme == "bfv" else 1)
+
+    def _hidden(self) -> Array:
+        """Which values of an update travel encrypted."""
+        return places({name: self.asking.weights[name] for name in self.asking.shape}, self.privacy.he_fraction)
 
     def _weights(self, wire: Exchange) -> Array:
         """How many clients there are, and their examples together."""
@@ -86,7 +92,7 @@ class _EncryptedSum:
     def _updates(self, wire: Exchange, order: EncryptOrder) -> tuple[Array, Array, Array]:
         """Encrypted updates, figures and values in the clear, added up as they arrive."""
         values, figures = Adder(order.packed()), Adder(FIGURE_PACKING)
-        plain = np.zeros(int((~places(self.asking.weights, order.fraction)).sum()), np.float64)
+        plain = np.zeros(order.size - order.hidden, np.float64)
         body = order.model_dump(mode="json")
         expected = update_layout(Request("he.input", self.asking.number, "", self.asking.weights, body))
         present: list[str] = []
@@ -105,8 +111,8 @@ class _EncryptedSum:
         return values.cells(), figures.cells(), plain
 
     def _opened(self, wire: Exchange, order: EncryptOrder, cells: Mapping[str, Array], plain: Array) -> ClientUpdate:
-        hidden = places(self.asking.weights, order.fraction)
-        opened = self._open(wire, cells, size=int(hidden.sum()), num_figures=NUM_FIGURES)
+        hidden = self._hidden()
+        opened = self._open(wire, cells, size=order.hidden, num_figures=NUM_FIGURES)
         counted = opened[FIGURES_NAME].numpy()
         clients = int(counted[0])
         figures = from_integers(counted[1:].view("<u8"), clients)

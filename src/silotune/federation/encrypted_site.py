@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
@@ -36,7 +37,7 @@ class WeightOrder(Section):
 
 
 class EncryptOrder(Section):
-    """``he.input``: how to encrypt, the sum of all weights, and a whole ``train`` order."""
+    """``he.input``: how to encrypt; all examples; values of an update, and the encrypted ones of them; the training."""
 
     scheme: HeScheme
     packing: Positive
@@ -44,6 +45,8 @@ class EncryptOrder(Section):
     bound: float
     clients: Positive
     num_examples: Positive
+    size: Positive
+    hidden: Positive
     train: dict[str, Any]
 
     def packed(self) -> Packing:
@@ -60,7 +63,7 @@ class OpenOrder(Section):
 
     scheme: HeScheme
     packing: Positive
-    size: int
+    size: Annotated[int, Field(ge=0)]
     num_figures: Positive
 
 
@@ -80,7 +83,9 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
     scale = order.scale()
     update = train(replace(request, kind="train", body=order.train))
     values = arithmetic.flatten(update.tensors).float().numpy()
-    hidden = places(request.tensors, order.fraction)
+    hidden = places({name: request.tensors[name] for name in update.tensors}, order.fraction)
+    if (len(hidden), int(hidden.sum())) != (order.size, order.hidden):
+        raise ProtectionError(f"the update has {len(hidden)} values, {order.size} are asked for")
     numbers, clipped = _numbers(values[hidden], order, scale, update)
     figures = to_integers(update.body, clipped=clipped, clients=order.clients, bits=FIGURE_PACKING.bits)
     counted = np.concatenate([np.ones(1, np.int64), signed(figures)])
@@ -123,7 +128,7 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
 
 
 def places(weights: Tensors, fraction: float) -> Array:
-    """Which values of the flattened model travel encrypted, bool [size]."""
+    """Which values of an update travel encrypted, bool [size]; from the model's tensors that are trained."""
     return encrypted_places([weights[name].reshape(-1).float().cpu().numpy() for name in sorted(weights)], fraction)
 
 
@@ -135,13 +140,11 @@ def weight_layout(request: Request) -> Layout:
 def update_layout(request: Request) -> Layout:
     """Of an answer to ``he.input``."""
     order = read_body(EncryptOrder, request)
-    size, parameters = arithmetic.count(request.tensors), PARAMETERS[order.scheme]
-    hidden = int(places(request.tensors, order.fraction).sum())
     made: dict[str, tuple[str, tuple[int, ...]]] = {
-        CELLS: ("U8", (order.packed().cells(hidden), parameters.cell_bytes)),
+        CELLS: ("U8", (order.packed().cells(order.hidden), PARAMETERS[order.scheme].cell_bytes)),
         FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes)),
     }
-    return {**made, PLAIN: ("F32", (size - hidden,))} if order.fraction < 1 else made
+    return {**made, PLAIN: ("F32", (order.size - order.hidden,))} if order.fraction < 1 else made
 
 
 def open_layout(request: Request) -> Layout:
@@ -159,7 +162,7 @@ def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) ->
     """What is encrypted: integers for BFV, weighted values for CKKS; and how many values were cut off."""
     num_examples = int(update.body["num_examples"])
     if order.scheme == "ckks":
-        weight = scale.factor(num_examples) / scale.factor(1) / order.num_examples
+        weight = scale.factor(num_examples) * order.bound
         clipped = int((np.abs(values) > order.bound).sum())
         return np.clip(values, -order.bound, order.bound).astype(np.float64) * weight, clipped
     drawn = derive(int(order.train.get("seed", 0)), "rounding", round_number=update.round_number, client=update.client)

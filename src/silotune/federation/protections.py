@@ -51,6 +51,8 @@ def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protecti
     schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
     he_keys = {scheme: new_key(scheme) for scheme in schemes}
     return {
-        name: Protection(Member(name, key.sign, public, privacy.least_clients, safe_degree), he_keys=he_keys)
+        name: Protection(
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold, safe_degree), he_keys=he_keys
+        )
         for name, key in private.items()
     }

@@ -16,7 +16,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError, ProtectionError
-from silotune.federation.messages import layout_of, read_body
+from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.secure_site import (
     FIGURES_NAME,
     VALUES,
@@ -28,7 +28,6 @@ from silotune.federation.secure_site import (
     SharesReport,
     UnmaskOrder,
     UnmaskReport,
-    input_layout,
 )
 from silotune.privacy.figures import FIGURES, from_integers
 from silotune.privacy.ring import RINGS, Integers, mean
@@ -59,7 +58,8 @@ class Asking:
     Attributes:
         number: Of the round.
         clients: Who is asked.
-        weights: Adapter tensors of the global model.
+        weights: Adapter tensors that are sent.
+        shape: Tensors with the names and shapes of an update.
         body: Of a ``train`` request.
         send: Carries requests, gives replies and failures as they arrive.
         book: Keeps rows and failures.
@@ -69,6 +69,7 @@ class Asking:
     number: int
     clients: tuple[str, ...]
     weights: Tensors
+    shape: Tensors
     body: Mapping[str, Any]
     send: Callable[[Mapping[str, Request]], Iterator[Reply | Failure]]
     book: Book
@@ -99,7 +100,7 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         bits=privacy.ring_bits,
         bound=privacy.bound,
         max_examples=privacy.max_examples,
-        size=arithmetic.count(asking.weights),
+        size=arithmetic.count(asking.shape),
     )
 
 
@@ -187,13 +188,14 @@ class _Sum:
         bodies = {
             name: InputOrder(
                 bits=bits,
+                size=self.terms.size,
                 arrived=arrived,
                 shares={peer: text.hex() for peer, text in texts.items()},
                 train=dict(self.asking.body),
             )
             for name, texts in routed.items()
         }
-        expected = input_layout(Request("", 0, "", self.asking.weights, {"bits": bits}))
+        expected: Layout = {VALUES: (f"I{bits}", (self.terms.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
         for name, _, reply in wire.phase("secure_sum.input", bodies, Section, tensors=self.asking.weights):
             if layout_of(reply.tensors) != expected:
                 wire.fail(name, reply.kind, "its tensors are not those of a masked input")
@@ -266,5 +268,5 @@ def booked(
                 "raise it"
             },
         )
-    delta = arithmetic.unflatten(torch.from_numpy(values), asking.weights)
+    delta = arithmetic.unflatten(torch.from_numpy(values), asking.shape)
     return ClientUpdate(EVERYBODY, delta, figures["num_examples"])

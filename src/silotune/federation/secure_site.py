@@ -18,7 +18,7 @@ from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
-from silotune.sections import HeScheme, Section
+from silotune.sections import HeScheme, Positive, Section
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 
@@ -66,9 +66,10 @@ class SharesOrder(Section):
 
 
 class InputOrder(Section):
-    """Phase 3: who sent shares, the neighbours' shares for this site, the ring, and a whole ``train`` order."""
+    """Phase 3: ring and size of the input, who sent shares, the neighbours' shares, and a whole ``train`` order."""
 
     bits: Literal[16, 32, 64]
+    size: Positive
     arrived: tuple[str, ...]
     shares: dict[str, SealedShare]
     train: dict[str, Any]
@@ -138,9 +139,11 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     sealed = {peer: bytes.fromhex(text) for peer, text in order.shares.items()}
     accepted = protocol.accept(protection.member, stage, order.arrived, sealed)
     terms = stage.before.terms
-    if (arithmetic.count(request.tensors), order.bits) != (terms.size, terms.bits):
-        raise ProtectionError("the model or the ring is not that of the terms that this site agreed to")
+    if (order.size, order.bits) != (terms.size, terms.bits):
+        raise ProtectionError("size and ring are not those of the terms that this site agreed to")
     update = train(replace(request, kind="train", body=order.train))
+    if arithmetic.count(update.tensors) != terms.size:
+        raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
     arrays = integers_of(update, terms, seed=int(order.train.get("seed", 0)))
     protocol.mask(protection.member, accepted, arrays)
     protection.stage = accepted
@@ -194,9 +197,9 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
 
 
 def input_layout(request: Request) -> Layout:
-    """What the tensors of an answer to ``secure_sum.input`` must be; its ring stands in the order."""
-    bits = int(request.body["bits"])
-    return {VALUES: (f"I{bits}", (arithmetic.count(request.tensors),)), FIGURES_NAME: ("I64", (len(FIGURES),))}
+    """What the tensors of an answer to ``secure_sum.input`` must be."""
+    order = read_body(InputOrder, request)
+    return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
 
 
 _NAMES = (VALUES, FIGURES_NAME)

@@ -193,7 +193,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
 
-    asking = Asking(number, clients, state.weights, plan.body, send, incoming, notify)
+    asking = Asking(number, clients, state.weights, state.weights, plan.body, send, incoming, notify)
     updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
     delta = _aggregated(plan, incoming, updates)
     weights, memory = plan.method.step(state.weights, delta, state.memory)

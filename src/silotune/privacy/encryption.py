@@ -75,13 +75,13 @@ class Packing:
         """The largest magnitude of the clients' sum before rounding, so that no number runs into the next one.
 
         Client i sends at most w_i * levels + 1 with weights that sum to 1, so all together at most levels + clients,
-        which is below 2**(bits - 1).
+        which is below 2**(bits - 1). Of CKKS, whose numbers are no integers, 1.
 
         Raises:
             ProtectionError: There is no room, or the noise of so many clients is not proved to be small enough.
         """
-        most = PARAMETERS[self.scheme].most_clients
-        found = (1 << (self.bits - 1)) - 1 - clients
+        most, is_exact = PARAMETERS[self.scheme].most_clients, PARAMETERS[self.scheme].plain_bits > 0
+        found = (1 << (self.bits - 1)) - 1 - clients if is_exact else 1
         if clients > most or found < 1:
             raise ProtectionError(f"{clients} clients are too many for privacy.protection = 'he': at most {most}")
         return found

@@ -13,9 +13,11 @@ from silotune.privacy.ring import Integers, signed
 _FINE = 1 << 20
 FIGURES: Mapping[str, int] = {
     "num_examples": 1,
+    "with_loss": 1,
     "weighted_loss": _FINE,
     "steps": 1,
     "tokens": 1,
+    "timed": 1,
     "seconds": _FINE,
     "core_seconds": _FINE,
     "joules": _FINE,
@@ -31,7 +33,8 @@ def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: 
     """The figures of a ``train`` reply's body as integers of the ring [figures].
 
     Args:
-        report: num_examples, loss, steps, tokens, seconds, core_seconds, joules, energy_source.
+        report: num_examples, loss, steps, tokens, seconds, core_seconds, joules, energy_source; None where a client
+            withholds one.
         clipped: Values of the update beyond the bound.
         clients: At most so many are added up.
         bits: That the sum may take, its sign among them.
@@ -40,10 +43,13 @@ def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: 
         ProtectionError: A figure is so large that the sum could wrap.
     """
     source = report["energy_source"] if report["joules"] is not None else "unavailable"
+    has_loss, is_timed = report["loss"] is not None, None not in (report["seconds"], report["core_seconds"])
     values = {
-        **{name: report[name] for name in ("num_examples", "steps", "tokens", "seconds", "core_seconds")},
-        "weighted_loss": report["loss"] * report["num_examples"],
-        "joules": report["joules"] or 0.0,
+        **{name: report[name] for name in ("num_examples", "steps", "tokens")},
+        **{name: report[name] or 0.0 for name in ("seconds", "core_seconds", "joules")},
+        "with_loss": report["num_examples"] if has_loss else 0,
+        "weighted_loss": report["loss"] * report["num_examples"] if has_loss else 0.0,
+        "timed": is_timed,
         "measured": source == "measured",
         "estimated": source == "estimated",
         "clipped": clipped,
@@ -57,7 +63,8 @@ def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: 
 def from_integers(total: Integers, clients: int) -> dict[str, Any]:
     """The figures of all clients together: sums, and the loss as a mean over examples.
 
-    ``joules`` is None where any client did not know its own; ``clipped`` counts values that were cut off.
+    Times and joules are None where any client did not say its own, the loss where none did; ``clipped`` counts values
+    that were cut off.
 
     Raises:
         ProtectionError: The sum holds no example, which no honest clients send.
@@ -69,8 +76,8 @@ def from_integers(total: Integers, clients: int) -> dict[str, Any]:
     source = "measured" if sums["measured"] == clients else "estimated" if known else "unavailable"
     return {
         **{name: int(sums[name]) for name in ("num_examples", "steps", "tokens", "clipped")},
-        **{name: sums[name] for name in ("seconds", "core_seconds")},
-        "loss": sums["weighted_loss"] / sums["num_examples"],
+        **{name: sums[name] if sums["timed"] == clients else None for name in ("seconds", "core_seconds")},
+        "loss": sums["weighted_loss"] / sums["with_loss"] if sums["with_loss"] else None,
         "joules": sums["joules"] if known else None,
         "energy_source": source,
     }

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from silotune.errors import MessageError, SilotuneError
-from silotune.federation.client import Site, client_round, reply_layout
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -146,7 +146,7 @@ def _encoded(request: Request, site: Site) -> Reply:
     sent = encode(request)
     reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
     returned = encode(reply)
-    decoded = decode_reply(returned, reply_layout(request))
+    decoded = decode_reply(returned, expected_reply(request))
     return _with_bytes(decoded, down=len(sent), up=len(returned))
 
 

@@ -83,7 +83,8 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
     """Phase 1: fresh keys for this sum, signed.
 
     Raises:
-        ProtectionError: The terms name somebody who is no member, too small a cohort, or too few neighbours.
+        ProtectionError: The terms name somebody who is no member, too small a cohort or threshold, or too few
+            neighbours.
     """
     _check_enough(member, terms, len(terms.cohort))
     if member.name not in terms.cohort:
@@ -91,6 +92,8 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
     strangers = [name for name in terms.cohort if name not in member.public_keys]
     if strangers:
         raise ProtectionError(f"{strangers[0]!r} is in the cohort and is no member of the federation")
+    if terms.threshold < member.least_threshold:
+        raise ProtectionError(f"a threshold of {terms.threshold:.3f} is below this site's {member.least_threshold:.3f}")
     wanted = min(len(terms.cohort) - 1, member.least_degree(len(terms.cohort), terms.threshold))
     if terms.degree < wanted:
         raise ProtectionError(f"{terms.degree} neighbours a site are too few for {len(terms.cohort)}: {wanted}")

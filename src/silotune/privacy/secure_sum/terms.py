@@ -90,6 +90,7 @@ class Member:
         sign: Signs bytes with the site's Ed25519 key; raw signature.
         public_keys: Raw Ed25519 key of every member of the federation by name, from the kit, never from a message.
         least_clients: The site's own rule: it takes part in no sum of fewer.
+        least_threshold: Share of the parties that the site insists on, as in ``Terms``.
         least_degree: Neighbours that the site insists on, from the number of parties and the threshold.
     """
 
@@ -97,6 +98,7 @@ class Member:
     sign: Callable[[bytes], bytes]
     public_keys: Mapping[str, bytes]
     least_clients: int
+    least_threshold: float
     least_degree: Callable[[int, float], int]
 
 
