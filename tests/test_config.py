@@ -53,6 +53,32 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+        ({"federation": {"algorithm": "scaffold"}}, "federation.algorithm = 'scaffold' divides an update by steps"),
+        (
+            {"federation": {"algorithm": "scaffold"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
+            "federation.algorithm = 'scaffold' needs training.momentum = 0 (now 0.9)",
+        ),
+        (
+            {"federation": {"algorithm": "fednova"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
+            "federation.algorithm = 'fednova' needs training.momentum = 0 (now 0.9)",
+        ),
+        (
+            {"federation": {"algorithm": "scaffold", "aggregation": "median"}, "training": {"optimizer": "sgd"}},
+            "federation.algorithm = 'scaffold' sends controls, which",
+        ),
+        ({"federation": {"weighting": "capped"}}, "federation.weighting = 'capped' needs federation.weight_cap"),
+        (
+            {"federation": {"weighting": "q-ffl", "aggregation": "median"}},
+            "federation.aggregation = 'median' counts every update once",
+        ),
+        (
+            {"federation": {"aggregation": "krum"}},
+            "federation.aggregation = 'krum' with federation.malicious = 1 needs at least 5 clients a round, there are",
+        ),
+        (
+            {"federation": {"attack": {"kind": "scaled", "clients": 4}}},
+            "federation.attack.clients = 4 leaves no honest one of 4 clients",
+        ),
     ],
 )
 def test_one_fault_is_explained(document: dict[str, Any], fault: str) -> None:
@@ -174,7 +200,19 @@ def test_what_protection_cannot_do_is_refused() -> None:
         assert len(faults({"privacy": {"threshold": threshold}})) == 1
 
 
-def test_algorithms_that_need_single_updates_are_refused_under_protection(monkeypatch) -> None:
-    monkeypatch.setattr("silotune.config.SUMMABLE", ("fedprox",))
-    (fault,) = faults({"privacy": {"protection": "he"}})
-    assert "a weighted sum alone, and federation.algorithm = 'fedavg' needs more; it works with fedprox" in fault
+def test_algorithms_that_need_single_updates_are_refused_under_protection() -> None:
+    for name in ("scaffold", "fednova"):
+        found = faults(
+            {"privacy": {"protection": "he"}, "federation": {"algorithm": name}, "training": {"optimizer": "sgd"}}
+        )
+        assert len(found) == 1
+        assert f"federation.algorithm = {name!r} needs more; it works with fedavg, fedprox" in found[0]
+    found = faults(
+        {
+            "privacy": {"protection": "secure_sum"},
+            "federation": {"aggregation": "median", "weighting": "uniform", "attack": {"kind": "sign-flip"}},
+        }
+    )
+    assert ["aggregation = 'median'" in found[0], "weighting = 'uniform'" in found[1], "sign-flip" in found[2]] == [
+        True
+    ] * 3

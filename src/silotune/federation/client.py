@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, secure_site
+from silotune.federation.corrected import train_corrected
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.methods.algorithms import method
 from silotune.models import adapters
@@ -17,7 +18,7 @@ from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace, train_round
+from silotune.training.local import RoundPlace
 
 
 @dataclass
@@ -64,7 +65,7 @@ def _train(request: Request, site: Site) -> Reply:
     order = read_body(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     with site.meter.client() as account:
-        result = train_round(
+        result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,

@@ -269,4 +269,4 @@ def booked(
             },
         )
     delta = arithmetic.unflatten(torch.from_numpy(values), asking.shape)
-    return ClientUpdate(EVERYBODY, delta, figures["num_examples"])
+    return ClientUpdate(EVERYBODY, delta, figures["num_examples"], figures["loss"] or 0.0, figures["steps"])

@@ -207,7 +207,7 @@ _NAMES = (VALUES, FIGURES_NAME)
 
 def _signed(array: np.ndarray[Any, Any]) -> str:
     """torch has few unsigned types: the same bits travel as signed numbers."""
-    return array.dtype.str.replace("u", "i")
+    return str(array.dtype.str).replace("u", "i")
 
 
 def protection_of(site: Seat) -> Protection:

@@ -11,9 +11,11 @@ from silotune.errors import FederationError, MessageError, ProtectionError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.federation.secure import Asking, Collector
+from silotune.federation.stopping import why_stop
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import BudgetSection
 from silotune.structs import (
     ClientUpdate,
     Failure,
@@ -26,6 +28,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
+from silotune.tensors import all_finite, check_alike
 
 
 class Transport(Protocol):
@@ -57,6 +60,8 @@ class Plan:
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
+        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
         protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
@@ -73,6 +78,8 @@ class Plan:
     select: Callable[[Tensors], float] | None = None
     every: int = 1
     patience: int | None = None
+    target: float | None = None
+    budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
     protected: Collector | None = None
@@ -84,6 +91,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    expected: Tensors
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -101,7 +109,7 @@ class _Round:
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
+            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss, report.steps)
             del reply  # or it would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
@@ -110,6 +118,9 @@ class _Round:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected, reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)
 
     def _known(self, client: str) -> str:
@@ -133,6 +144,11 @@ class _Round:
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
@@ -188,15 +204,17 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
-    incoming = _Round(number, clients)
+    sent = plan.method.sent(state.weights, state.memory)
+    incoming = _Round(number, clients, sent)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
 
-    asking = Asking(number, clients, state.weights, state.weights, plan.body, send, incoming, notify)
+    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
     updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
     delta = _aggregated(plan, incoming, updates)
-    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    share = incoming.usable() / len(transport.clients())
+    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
@@ -221,8 +239,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         memory=memory,
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
     )
     after = _selected(plan, after)
+    if not after.stopped:
+        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
@@ -235,10 +256,9 @@ def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
-    except ProtectionError as error:
-        raise ProtectionError("; ".join(filter(None, (str(error), _why(incoming))))) from error
     except FederationError as error:
-        raise FederationError(_why(incoming) or str(error)) from error
+        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
+        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
     if incoming.usable() < plan.min_replies:
         raise FederationError(
             f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
