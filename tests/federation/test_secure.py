@@ -230,6 +230,13 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=2)
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_protected_site_is_never_seen_alone(model, start, kind: str) -> None:
+    net = Net(model, privacy())
+    with pytest.raises(ProtectionError, match=f"protected sums only: {kind!r} is refused"):
+        asked(net, "a", kind, {}, start)
+
+
 # --- homomorphic encryption -------------------------------------------------------------------------------------------
 
 

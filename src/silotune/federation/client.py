@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from silotune.errors import MessageError, unknown_choice
+from silotune.errors import MessageError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, secure_site
 from silotune.federation.corrected import train_corrected
@@ -54,10 +54,13 @@ def client_round(request: Request, site: Site) -> Reply:
 
     Raises:
         MessageError: The kind is unknown, or the body does not hold valid settings.
+        ProtectionError: The site takes part in protected sums only.
         SilotuneError: What the work itself raises.
     """
     if request.kind not in KINDS:
         raise MessageError(unknown_choice("request", request.kind, KINDS))
+    if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
+        raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
     return KINDS[request.kind](request, site)
 
 
@@ -130,3 +133,5 @@ LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
     "he.open": encrypted_site.open_layout,
 }
 """Kinds whose replies carry tensors."""
+SEEN_ALONE = ("train", "evaluate")
+"""Kinds whose replies show the coordinator one site's own update or figures."""

@@ -52,7 +52,9 @@ def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protecti
     he_keys = {scheme: new_key(scheme) for scheme in schemes}
     return {
         name: Protection(
-            Member(name, key.sign, public, privacy.least_clients, privacy.threshold, safe_degree), he_keys=he_keys
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold, safe_degree),
+            is_required=True,
+            he_keys=he_keys,
         )
         for name, key in private.items()
     }

@@ -35,12 +35,14 @@ _Stage = TypeVar("_Stage", bound=protocol.Stage)
 class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
+    ``is_required`` refuses whatever would show the coordinator this site alone.
     ``he_keys`` are the secret keys that all sites share, by scheme; ``he_opened`` tells the sums that this site has
     decrypted.
     """
 
     member: Member
     stage: protocol.Stage | None = None
+    is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
     he_opened: set[tuple[int, bool]] = field(default_factory=set)
 
