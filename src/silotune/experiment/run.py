@@ -19,6 +19,7 @@ from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.protections import PROTECTIONS, guarantee, members
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method, plain
@@ -119,6 +120,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("run_started", _introduction(prepared, folder))
         for note in prepared.notes:
             notify("note", {"text": note})
+        if prepared.config.privacy.protection != "none":
+            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify)
@@ -194,11 +197,12 @@ def in_process(prepared: Prepared, part: Part, meter: Meter) -> Simulated:
     federation, adapted = prepared.config.federation, prepared.adapted
     attack = federation.attack if part.sends_updates else AttackSection()
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
     sites = {}
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, meter=meter)
+        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter)
     workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
     transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
     return Attacked(transport, attack, malicious) if malicious else transport
@@ -228,6 +232,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
         audit=audit,
+        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
     )
 
 

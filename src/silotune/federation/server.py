@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.secure import Asking, Collector
 from silotune.federation.stopping import why_stop
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import Method
@@ -66,6 +67,7 @@ class Plan:
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
         audit: The trail to keep, and the keys of clients; None for no trail.
+        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -84,6 +86,7 @@ class Plan:
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
     audit: Audit | None = None
+    protected: Collector | None = None
 
 
 @dataclass
@@ -100,7 +103,7 @@ class _Round:
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self._fail(reply, notify)
+                self.fail(reply, notify)
                 continue
             try:
                 report = self._checked(reply)
@@ -108,7 +111,7 @@ class _Round:
                 sizes = (reply.bytes_down, reply.bytes_up)
                 failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
                 witness.fails(self.audit, failure)
-                self._fail(failure, notify)
+                self.fail(failure, notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -130,9 +133,14 @@ class _Round:
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
 
-    def _fail(self, failure: Failure, notify: Observer) -> None:
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
         self.failures.append(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -225,11 +233,15 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     sent = plan.method.sent(state.weights, state.memory)
-    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
     incoming = _Round(number, clients, sent, plan.audit)
-    replies = exchange(plan, transport, requests)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    share = len(incoming.rows) / len(transport.clients())
+
+    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        return exchange(plan, transport, requests)
+
+    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
+    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
+    delta = _aggregated(plan, incoming, updates)
+    share = incoming.usable() / len(transport.clients())
     weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
@@ -265,14 +277,21 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
+def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
+    """Every client's own update, as it arrives."""
+    requests = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    return incoming.updates(asking.send(requests), asking.notify)
+
+
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
-    if len(incoming.rows) < plan.min_replies:
+        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
+        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
+    if incoming.usable() < plan.min_replies:
         raise FederationError(
-            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
     return delta
