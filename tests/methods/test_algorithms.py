@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 
 from silotune.experiment.modes import MODES
-from silotune.methods.algorithms import ALGORITHMS, method, plain
+from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
 from silotune.sections import Algorithm, FederationSection, Mode, Objective
@@ -60,3 +60,8 @@ def test_a_federation_of_one_has_no_method() -> None:
     section = plain(given)
     assert section == FederationSection()
     assert method(section).correction is None
+
+
+def test_a_title_says_what_is_not_the_default() -> None:
+    assert title_of(FederationSection(algorithm="fedadam")) == "fedadam"
+    assert title_of(FederationSection(aggregation="median", weighting="uniform")) == "fedavg, median, uniform"

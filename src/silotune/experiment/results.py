@@ -10,6 +10,7 @@ from typing import Any
 from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
+from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
@@ -115,7 +116,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
-        "algorithm": config.federation.algorithm,
+        "algorithm": title_of(config.federation),
         "seed": config.seed,
         "metric": metric,
         "budget": budget,
@@ -224,7 +225,7 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {title_of(federation) if mode == "federated" else "plain training"}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 
