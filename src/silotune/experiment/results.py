@@ -194,6 +194,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     )
     partition, federation, training = config.data.partition, config.federation, config.training
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
         "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
         "or encryption, and can leak parts of what they were trained on.",
@@ -225,7 +226,7 @@ included.
 
 ## Method
 
-{mode}; {title_of(federation) if mode == "federated" else "plain training"}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {trained}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 
