@@ -190,7 +190,8 @@ def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]])
         if not verify(str(fields["key"]), "reply", canonical_json(dict(said)), str(fields["signature"])):
             raise AuditError(f"entry {entry.index}: the signature of {client!r} does not fit its reply")
         shown = {name: fields.get(name) for name in ("kind", "round", "client", "tensors")}
-        body = hashlib.sha256(canonical_json(fields.get("report"))).hexdigest()
+        report = canonical_json(fields["report"]) if "report" in fields else None
+        body = fields.get("body") if report is None else hashlib.sha256(report).hexdigest()
         shown |= {"body": body, "request": requests.get(client)}
         if {name: value for name, value in said.items() if name != "head"} != shown:
             raise AuditError(
