@@ -19,7 +19,6 @@ from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
 
-
 _REPORTED = ("train", "evaluate")
 """Kinds of replies whose body stands in the trail; of others, such as shares of keys, its hash does."""
 
