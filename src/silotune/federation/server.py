@@ -31,7 +31,6 @@ from silotune.structs import (
 )
 from silotune.tensors import all_finite, check_alike
 
-
 _COUNTERSIGN_SECONDS = 60.0
 
 
