@@ -32,6 +32,8 @@ from silotune.structs import (
 )
 from silotune.tensors import all_finite, check_alike
 
+_COUNTERSIGN_SECONDS = 60.0
+
 
 class Transport(Protocol):
     """Carries requests to clients and replies back; it knows nothing of what they say."""
@@ -206,11 +208,11 @@ def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) 
 
 
 def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
-    """Asks every site with a key to sign the end of the closed audit trail; gives those that did."""
+    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
     if plan.audit is None or not plan.audit.keys:
         return ()
     requests = witness.countersign_requests(plan.audit, round_number)
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
     return witness.keep_countersignatures(plan.audit, replies, requests)
 
 

@@ -19,6 +19,9 @@ from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
 
+_REPORTED = ("train", "evaluate")
+"""Kinds of replies whose body stands in the trail; of others, such as shares of keys, its hash does."""
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -92,7 +95,8 @@ def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known:
     if keys is not None and request is not None:
         said = statement(reply, request=request_digest(request, known(request.tensors)), head=request.head)
         fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
-    fields |= {"tensors": reply.digest or digest(reply.tensors), "report": reply.body, "bytes": reply.bytes_up}
+    said_of = {"report": reply.body} if reply.kind in _REPORTED else {"body": sha256(reply.body)}
+    fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}
     if audit.keep_updates and reply.tensors:
         name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
         fields |= {"update": digest(reply.tensors), "file": name}
