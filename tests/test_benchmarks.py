@@ -135,3 +135,12 @@ def test_made_examples_have_the_lengths_they_promise():
     assert {len(pair.completion.split()) for pair in closed} == {1, 2, 3}
     mean = sum(len(pair.completion.split()) for pair in open_ended) / len(open_ended)
     assert 90 < mean < 130
+
+
+def test_a_protected_round_is_measured_whole():
+    from privacy import one_round
+
+    cost = one_round(4, 50, dropouts=1)
+    assert cost.error <= 1.01 and cost.clients > 0 and cost.coordinator > 0
+    assert set(cost.bytes_up) == {f"site-{number:04}" for number in range(4)}
+    assert cost.bytes_up["site-0000"] > cost.bytes_up["site-0003"]  # the one that dropped out
