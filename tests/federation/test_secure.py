@@ -40,6 +40,7 @@ class Net(InProcess):
         super().__init__(self.sites)
         self.lost = lost
         self.seen: list[Reply] = []
+        self.failures: list[Failure] = []
 
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
         for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
@@ -47,8 +48,7 @@ class Net(InProcess):
             if self.lost(kind, reply.client):
                 yield Failure(reply.client, reply.round_number, kind, "lost")
                 continue
-            if isinstance(reply, Reply):
-                self.seen.append(reply)
+            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
             yield reply
 
 
@@ -159,8 +159,10 @@ def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path
     again.restore(first.states())
     run(tmp_path / "2", again, start, settings)  # the same clients: the same sum, nothing new
     again.lost = lambda kind, name: kind.endswith("input") and name == "e"
-    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs.*opened before, over other"):
+    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
         run(tmp_path / "3", again, start, settings)
+    refused = {failure.client for failure in again.failures if "opened before, over other clients" in failure.reason}
+    assert refused == set("abcd")
 
 
 @pytest.mark.parametrize("algorithm", SUMMABLE)
