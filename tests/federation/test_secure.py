@@ -222,9 +222,10 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     net = Net(model, settings)
     from silotune.federation.secure import Asking, terms_of
 
-    terms = terms_of(
-        settings, Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
-    )
+    nothing = Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    terms = terms_of(settings, nothing)
+    with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):
+        terms_of(settings, replace(nothing, clients=("a",)))
     with pytest.raises(ProtectionError, match="for another round"):
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=1)
     net.sites["a"] = replace(net.sites["a"], protection=None)
