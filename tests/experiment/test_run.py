@@ -410,7 +410,7 @@ def test_the_audit_trail_ends_with_the_adapter_that_was_saved(finished, tmp_path
     part = copy.part("federated")
     weights, config = part.load_adapter()
     part.save_adapter({name: tensor + 1e-6 for name, tensor in weights.items()}, config, card="")
-    with pytest.raises(AuditError, match="entry 17: adapter/ is not the one that was signed"):
+    with pytest.raises(AuditError, match="entry 23: adapter/ is not the one that was signed"):
         verify_run(copy.path)
     part.write_json("result", {**part.read_json("result"), "metrics": {"accuracy": 1.0}})
     with pytest.raises(AuditError, match="entry 17: result.json is not the one that was signed"):

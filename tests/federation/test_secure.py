@@ -40,6 +40,7 @@ class Net(InProcess):
         super().__init__(self.sites)
         self.lost = lost
         self.seen: list[Reply] = []
+        self.failures: list[Failure] = []
 
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
         for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
@@ -47,8 +48,7 @@ class Net(InProcess):
             if self.lost(kind, reply.client):
                 yield Failure(reply.client, reply.round_number, kind, "lost")
                 continue
-            if isinstance(reply, Reply):
-                self.seen.append(reply)
+            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
             yield reply
 
 
@@ -161,6 +161,8 @@ def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path
     again.lost = lambda kind, name: kind.endswith("input") and name == "e"
     with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
         run(tmp_path / "3", again, start, settings)
+    refused = {failure.client for failure in again.failures if "opened before, over other clients" in failure.reason}
+    assert refused == set("abcd")
 
 
 @pytest.mark.parametrize("algorithm", SUMMABLE)
@@ -220,9 +222,10 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     net = Net(model, settings)
     from silotune.federation.secure import Asking, terms_of
 
-    terms = terms_of(
-        settings, Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
-    )
+    nothing = Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    terms = terms_of(settings, nothing)
+    with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):
+        terms_of(settings, replace(nothing, clients=("a",)))
     with pytest.raises(ProtectionError, match="for another round"):
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=1)
     net.sites["a"] = replace(net.sites["a"], protection=None)

@@ -90,7 +90,15 @@ def secure_sum(privacy: PrivacySection) -> Collector:
 
 
 def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
-    """The terms of a round's sum, under a fresh random name."""
+    """The terms of a round's sum, under a fresh random name.
+
+    Raises:
+        ProtectionError: The round has fewer clients than a sum may be over.
+    """
+    if len(asking.clients) < privacy.least_clients:
+        raise ProtectionError(
+            f"round {asking.number} has {len(asking.clients)} clients, privacy.least_clients = {privacy.least_clients}"
+        )
     return Terms(
         session=secrets.token_hex(16),
         round_number=asking.number,
