@@ -15,11 +15,16 @@ CODES = {
     "TrainingError": 5,
     "FederationError": 6,
     "MessageError": 6,
+    "ProtectionError": 6,
     "RunFolderError": 7,
     "MissingPackageError": 8,
     "GridError": 9,
     "PrivacyError": 13,
     "BudgetError": 13,
+    "PolicyError": 10,
+    "AuditError": 11,
+    "KitError": 12,
+    "SignatureError": 12,
 }
 
 

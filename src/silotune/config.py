@@ -13,6 +13,7 @@ from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
+    SUMMABLE,
     UNWEIGHTED,
     AdapterSection,
     DataSection,
@@ -37,9 +38,9 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
-    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +75,7 @@ class Config(Section):
         faults += _privacy_faults(self)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
+        faults += _protection_faults(self, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -112,6 +114,8 @@ def _privacy_faults(config: Config) -> list[str]:
         faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
     if federation.budget.joules is not None and not privacy.report_costs:
         faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
+    if privacy.dp == "client" and config.record.keep_updates:
+        faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
     if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
         faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
     faults += _example_faults(config) if privacy.dp == "example" else _client_faults(privacy, federation)
@@ -143,6 +147,8 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
         )
     if privacy.dp == "local":
         return faults
+    if privacy.protection != "none":
+        faults.append(f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides")
     if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "
@@ -150,6 +156,40 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
         )
     if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
         faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
+    return faults
+
+
+def _protection_faults(config: Config, known: int | None) -> list[str]:
+    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.protection == "none":
+        return []
+    given = f"privacy.protection = {privacy.protection!r}"
+    sees = f"{given} shows the coordinator a sum weighted by examples alone"
+    faults = []
+    if federation.algorithm not in SUMMABLE:
+        faults.append(
+            f"{sees}, and federation.algorithm = {federation.algorithm!r} needs more; it works with "
+            f"{', '.join(SUMMABLE)}"
+        )
+    if federation.aggregation != "mean":
+        faults.append(
+            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+        )
+    if federation.weighting != "examples":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
+    if federation.attack.kind not in ("none", "label-flip"):
+        faults.append(
+            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
+        )
+    if config.evaluation.per_client:
+        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    clients = federation.clients_per_round or known
+    if clients is not None and clients < privacy.least_clients:
+        faults.append(
+            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"a round has {clients} clients"
+        )
     return faults
 
 

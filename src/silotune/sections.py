@@ -25,6 +25,8 @@ Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
+ProtectionKind = Literal["none", "secure_sum", "he"]
+HeScheme = Literal["bfv", "ckks"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
 DifferentialPrivacy = Literal["none", "example", "client", "local"]
 Accountant = Literal["pld", "rdp"]
@@ -36,6 +38,9 @@ SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 """Guarantees whose noise is added at the site, so that the server need not be trusted."""
 LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
 """Algorithms that learn of the clients nothing but the mean of their updates."""
+
+SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
+"""Algorithms that use updates in no other way than in their sum weighted by examples."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -222,44 +227,26 @@ class FederationSection(Section):
         return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
-class EvaluationSection(Section):
-    """On what, how and when models are scored."""
-
-    gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
-    selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
-    scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
-    batch_size: Positive = Field(64, description="examples a forward pass")
-    max_examples: Positive | None = Field(None, description="most examples of a scored set")
-    every: Positive = Field(1, description="rounds between two scorings of the global model")
-    per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
-    patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
-    target: float | None = Field(None, description="stop once the selection metric is as good as this")
-    keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
-    forgetting: str = Field(
-        "",
-        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
-        "'embedded' (everyday chats), or nothing",
-    )
-    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
-    max_new_tokens: Positive = Field(16, description="of a generated answer")
-    bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
-
-
-class RecordSection(Section):
-    """Where results go."""
-
-    folder: Path = Field(Path("runs"), description="where run folders are made")
-    name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
-    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
-    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
-    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
-        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
-    )
-
-
 class PrivacySection(Section):
-    """What is promised about single records or institutions: see docs/privacy.md."""
+    """What is promised about single records or institutions (dp), and what the coordinator may see of one update."""
 
+    protection: ProtectionKind = Field(
+        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
+    )
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
+    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
+    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
+    he_fraction: Fraction = Field(
+        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
     dp: DifferentialPrivacy = Field(
         "none",
         description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
@@ -289,4 +276,44 @@ class PrivacySection(Section):
     )
     report_costs: bool = Field(
         False, description="let sites under DP send seconds and joules, which the guarantee does not cover"
+    )
+
+
+class EvaluationSection(Section):
+    """On what, how and when models are scored."""
+
+    gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
+    selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
+    scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
+    batch_size: Positive = Field(64, description="examples a forward pass")
+    max_examples: Positive | None = Field(None, description="most examples of a scored set")
+    every: Positive = Field(1, description="rounds between two scorings of the global model")
+    per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
+    patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
+    target: float | None = Field(None, description="stop once the selection metric is as good as this")
+    keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
+    forgetting: str = Field(
+        "",
+        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
+        "'embedded' (everyday chats), or nothing",
+    )
+    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
+    max_new_tokens: Positive = Field(16, description="of a generated answer")
+    bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
+
+
+class RecordSection(Section):
+    """Where results go."""
+
+    folder: Path = Field(Path("runs"), description="where run folders are made")
+    name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
+    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
+    audit_key: Path | None = Field(
+        None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
+    )
+    keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")
+    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
+        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
     )

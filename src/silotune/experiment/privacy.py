@@ -205,9 +205,16 @@ def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> dic
 
 
 def spent_of(config: Config, folder: RunFolder, privacy: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of a finished part: what it cost, by client where clients spent; None without differential privacy."""
+    """Of a finished part: what it cost, by client where clients spent; None without differential privacy.
+
+    A protected sum hides what clients spent, too: then it is the run's cap, which none of them passes.
+    """
     if config.privacy.dp == "none":
         return None
-    clients = {row["client"]: row["epsilon"] for row in folder.read_rows("clients") if row["epsilon"] is not None}
-    made = {"dp": config.privacy.dp, "epsilon": privacy.get("epsilon"), "delta": config.privacy.delta}
+    clients = {row["client"]: row["epsilon"] for row in folder.read_rows("clients") if row.get("epsilon") is not None}
+    made = {
+        "dp": config.privacy.dp,
+        "epsilon": privacy.get("epsilon", config.privacy.epsilon),
+        "delta": config.privacy.delta,
+    }
     return {**made, "clients": clients}

@@ -115,12 +115,6 @@ def has_spent(state: SiteState) -> bool:
     return bool(state.data.get(_ENTRIES))
 
 
-def carried(before: SiteState, after: SiteState) -> SiteState:
-    """The state after training, with what the ledger keeps in it."""
-    ours = {key: before.data[key] for key in (_ENTRIES, _NOISE) if key in before.data}
-    return replace(after, data={**after.data, **ours})
-
-
 @contextmanager
 def _ledger(
     folder: Path | None, name: str

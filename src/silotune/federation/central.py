@@ -107,9 +107,22 @@ def central_privacy(
     return CentralPrivacy(privacy, mechanism, Spend(noise, rate, 1), run)
 
 
+def begin_round(
+    privacy: CentralPrivacy | None, clients: Sequence[str], kept: Mapping[str, Any], *, number: int, run: RunFolder
+) -> tuple[Mapping[str, Any], tuple[str, ...] | None]:
+    """What privacy keeps, the round's cost written down, and its clients where privacy draws them.
+
+    Raises:
+        BudgetError: The round would overspend.
+    """
+    if privacy is None:
+        return kept, None
+    return privacy.open(kept, number, run), privacy.sample(clients)
+
+
 def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What privacy keeps, with the largest epsilon that a client has reported so far, where clients do."""
-    known = [row["epsilon"] for row in rows if row["epsilon"] is not None]
+    known = [row["epsilon"] for row in rows if row.get("epsilon") is not None]  # a protected sum's row has none
     if not known:
         return kept
     return {**kept, "epsilon": max(*known, kept.get("epsilon", 0.0))}
