@@ -13,6 +13,7 @@ from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.budget import release_of
 from silotune.federation.central import CentralPrivacy, central_privacy
+from silotune.federation.protections import guarantee
 from silotune.privacy.accountant import Spend, curve
 from silotune.record.runs import RunFolder
 from silotune.sections import PrivacySection
@@ -137,6 +138,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str]:
     """What is promised, in three lines: what the server sees, what is protected, who is trusted."""
     sees, protected, trusted = _STATEMENTS[privacy.dp]
+    if privacy.protection != "none":
+        added = "" if privacy.dp == "none" else "; noise was added at the institutions"
+        sees = f"in a round {guarantee(privacy)}{added}"
     if plan is None:
         return sees, protected, trusted
     figures = {"epsilon": f"{plan.epsilon:.3g}", "delta": f"{plan.privacy.delta:g}", "rounds": plan.rounds}

@@ -21,7 +21,7 @@ from silotune.federation.attack import Attacked, Simulated, attackers, with_flip
 from silotune.federation.budget import Budget
 from silotune.federation.central import LEDGER
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.protections import PROTECTIONS, guarantee, members
+from silotune.federation.protections import PROTECTIONS, members
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method, plain
@@ -125,8 +125,6 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("privacy", {"statement": said["statement"]})
         for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes)):
             notify("note", {"text": note})
-        if prepared.config.privacy.protection != "none":
-            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify, name="/".join((said["run"], *part.names)))
