@@ -12,7 +12,8 @@ from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.load import Base
 from silotune.sections import AdapterSection, TrainingSection
 from silotune.structs import Example, Tensors
-from silotune.training.encode import Encoded, Encoder
+from silotune.training.encode import Encoded
+from silotune.training.encoder import Encoder
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"

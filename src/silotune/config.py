@@ -66,6 +66,7 @@ class Config(Section):
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
+        faults += _objective_faults(self.training, self.adapter, self.evaluation)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -83,6 +84,30 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def _objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
+    faults, objective = [], training.objective
+    compares = objective in ("dpo", "kto")
+    if compares and adapter.kind == "none":
+        faults.append(
+            f"training.objective = {objective!r} compares with the model that training began with, which "
+            "adapter.kind = 'none' does not keep"
+        )
+    if compares and evaluation.scoring == "generation":
+        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
+    if objective == "kto" and training.batch_size == 1:
+        faults.append(
+            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+        )
+    if training.preference_loss == "ipo" and training.label_smoothing:
+        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
+    if training.packing and objective not in ("sft", "pretrain"):
+        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
+    if adapter.start is not None and adapter.kind == "none":
+        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
     return faults
 
 

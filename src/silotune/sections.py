@@ -12,15 +12,17 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice", "classify"]
+Objective = Literal["sft", "choice", "classify", "dpo", "kto", "pretrain"]
+PreferenceLoss = Literal["sigmoid", "robust", "ipo"]
+Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
-Metric = Literal["accuracy", "macro_f1", "perplexity"]
-AnswerFormat = Literal["label", "letter", "cloze", "text"]
+Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
+AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -60,13 +62,17 @@ class AdapterSection(Section):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
     dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
+    start: str | None = Field(
+        None, description="run folder (or RUN/centralized), or exported adapter, whose adapter training goes on from"
+    )
 
 
 class TaskSection(Section):
     """A task of the user's own: how a row becomes a prompt and an answer."""
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
-    answer: str = Field(description="column that holds the answer")
+    answer: str = Field(description="column that holds the answer, of pairs the preferred one")
+    rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
     system: str = Field("", description="system message before every prompt")
     options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
     label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
@@ -114,8 +120,23 @@ class TrainingSection(Section):
     """One local round at a client."""
 
     objective: Objective = Field(
-        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
+        "sft",
+        description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model; "
+        "dpo: pairs of answers; kto: answers that are wanted or not; pretrain: all tokens of plain text",
     )
+    turns: Turns = Field("all", description="of sft: which of an assistant's turns in a chat are learnt")
+    packing: bool = Field(False, description="of sft and pretrain: put short examples into one row, each by itself")
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="of dpo and kto: how strongly the model is held to where training began"
+    )
+    preference_loss: PreferenceLoss = Field(
+        "sigmoid", description="of dpo: sigmoid (smoothed by label_smoothing), robust (Chowdhury 2024), ipo (Azar 2023)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="of dpo with sigmoid or robust: share of pairs that may be the wrong way round"
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are wanted")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are not")
     wording: Wording = Field(
         "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
     )

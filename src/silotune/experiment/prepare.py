@@ -17,6 +17,8 @@ from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
+from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
+from silotune.experiment.start import read_adapter
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
@@ -25,7 +27,7 @@ from silotune.sections import EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import OBJECTIVES, Encode, encoder_of
 
 FORGETTING_WINDOW = 512
 """Tokens of general text that are read together at most."""
@@ -168,43 +170,59 @@ def prepare(config: Config) -> Prepared:
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares)]
-    _check_objective(config, task)
-    base = base_of(config, task)
-    encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
-    encoded = encoder(train)
-    adapted = adapters.attach(base, config.adapter, seed=config.seed)
-    labels = closed_labels(task)
+    check_objective(config, task)
+    adapted = adapted_of(config, task)
+    encoder = encoder_for(config, adapted.base)
+    encoded, places = encoded_apart(encoder, train)
 
-    def scorer(name: str) -> Scorer:
-        examples = scored_examples(config, dataset, name)
-        made = encoder(examples)
+    def scorer(name: str) -> tuple[Scorer, Places]:
+        made, of_examples = encoded_apart(encoder, scored_examples(config, dataset, name))
         notes.extend(filter(None, [truncation_note(made, name)]))
-        return Scorer(adapted, made, name, labels, config.evaluation)
+        return Scorer(adapted, made, name, closed_labels(task), config.evaluation), of_examples
 
-    gold = scorer(config.evaluation.gold)
+    gold, gold_places = scorer(config.evaluation.gold)
     selects = config.evaluation.patience is not None or config.evaluation.keep == "best"
-    selection = scorer(config.evaluation.selection) if selects else None
+    selection = scorer(config.evaluation.selection)[0] if selects else None
     notes.extend(filter(None, [truncation_note(encoded, "train")]))
+    own_shares = deal_alike(
+        scored_examples(config, dataset, config.evaluation.gold),
+        train,
+        shares,
+        seed=config.seed,
+        field=dealt_by(config.data.partition),
+    )
     return Prepared(
         config=config,
         task=task,
-        clients={name: [encoded[index] for index in indices] for name, indices in shares.items()},
+        clients={name: [encoded[place] for place in spread(share, places)] for name, share in shares.items()},
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         initial=adapters.read(adapted),
         gold=gold,
-        own_shares=deal_alike(
-            scored_examples(config, dataset, config.evaluation.gold),
-            train,
-            shares,
-            seed=config.seed,
-            field=dealt_by(config.data.partition),
-        ),
+        own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
         forgetting=_forgetting(config, adapted),
         skew=skew(train, shares),
         notes=tuple(notes),
     )
+
+
+def encoder_for(config: Config, base: Base) -> Encode:
+    """What turns a run's examples into ids for its model."""
+    training = config.training
+    return encoder_of(base, max_length=config.model.max_length, wording=training.wording, turns=training.turns)
+
+
+def adapted_of(config: Config, task: Task) -> Adapted:
+    """The base model of a run with its adapter, as training begins with it.
+
+    Raises:
+        SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
+    """
+    adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
+    if config.adapter.start is None:
+        return adapted
+    return adapters.begin_from(adapted, read_adapter(config.adapter.start))
 
 
 def base_of(config: Config, task: Task) -> Base:
@@ -265,18 +283,6 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     return examples[: config.evaluation.max_examples]
 
 
-def _check_objective(config: Config, task: Task) -> None:
-    if config.training.objective == "choice" and not task.options:
-        raise ConfigError(
-            f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
-        )
-    if OBJECTIVES[config.training.objective].has_head and task.answer != "label":
-        kind, instead = ("options that differ by row", "choice") if task.options else ("open answers", "sft")
-        raise ConfigError(
-            f"training.objective = {config.training.objective!r} needs a task with the same classes in every row; "
-            f"{task.name!r} has {kind}: use {instead!r}"
-        )
-
-
 def _text_bytes(example: Example) -> int:
-    return sum(len(content.encode()) for _, content in example.messages) + len(example.answer.encode())
+    turns = [content for _, content in example.messages]
+    return sum(len(text.encode()) for text in (*turns, example.answer, example.rejected))

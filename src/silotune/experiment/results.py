@@ -18,6 +18,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("accuracy", "macro_f1"),
     "perplexity": ("perplexity", "loss"),
+    "preference_accuracy": ("preference_accuracy", "gain", "win_rate", "margin"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
 
@@ -114,6 +115,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
+        "start": config.adapter.start,
         "algorithm": config.federation.algorithm,
         "seed": config.seed,
         "metric": metric,

@@ -12,14 +12,14 @@ from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.evaluate import evaluate as scored
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import base_of, closed_labels, scored_examples
+from silotune.experiment.prepare import adapted_of, closed_labels, encoder_for, scored_examples
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder
 from silotune.sections import ModelSection
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import OBJECTIVES
 
 
 def is_run(path: str | Path) -> bool:
@@ -57,7 +57,7 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
 def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
     """The base model that a configuration names, with the adapter of one part of a run."""
     tensors, _ = _part(folder, mode).load_adapter()
-    adapted = adapters.attach(base_of(config, resolve(config.data)), config.adapter, seed=config.seed)
+    adapted = adapted_of(config, resolve(config.data))
     adapters.write(adapted, tensors)
     return adapted
 
@@ -102,8 +102,7 @@ def evaluate(
         dataset = load(config.data, seed=config.seed)
         task, examples, name = dataset.task, tuple(scored_examples(config, dataset, split)), split
     adapted, settings = _load(folder, config, mode), config.evaluation
-    encoder = encoder_of(adapted.base, max_length=config.model.max_length, wording=config.training.wording)
-    encoded = encoder(examples)
+    encoded = encoder_for(config, adapted.base)(examples)
     figures = scored(
         adapted,
         encoded,
