@@ -23,7 +23,7 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
-from silotune.sections import EvaluationSection
+from silotune.sections import AttackSection, EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
@@ -169,7 +169,7 @@ def prepare(config: Config) -> Prepared:
     dataset = load(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset)
-    notes = [*dataset.notes, *find_faults(train, shares)]
+    notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
     check_objective(config, task)
     adapted = adapted_of(config, task)
     encoder = encoder_for(config, adapted.base)
@@ -181,7 +181,8 @@ def prepare(config: Config) -> Prepared:
         return Scorer(adapted, made, name, closed_labels(task), config.evaluation), of_examples
 
     gold, gold_places = scorer(config.evaluation.gold)
-    selects = config.evaluation.patience is not None or config.evaluation.keep == "best"
+    settings = config.evaluation
+    selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
     selection = scorer(config.evaluation.selection)[0] if selects else None
     notes.extend(filter(None, [truncation_note(encoded, "train")]))
     own_shares = deal_alike(
@@ -259,6 +260,12 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
         )
     return shares
+
+
+def _attack_notes(attack: AttackSection) -> list[str]:
+    if attack.kind == "none":
+        return []
+    return [f"simulated attack: {attack.clients} of the clients are malicious ({attack.kind}, x {attack.factor:g})"]
 
 
 def closed_labels(task: Task) -> tuple[str, ...]:

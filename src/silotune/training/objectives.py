@@ -22,7 +22,7 @@ from silotune.training.classify import ClassEncoder
 from silotune.training.encode import Encoded
 from silotune.training.encoder import Encoder
 from silotune.training.losses import DEFAULTS, Loss, LossFunction
-from silotune.training.preference import check_answers, check_pairs, dpo_loss, kto_loss
+from silotune.training.preference import check_pairs, dpo_loss, kto_loss
 from silotune.training.scores import answer_losses, class_logits, closed_examples, option_scores
 
 
@@ -83,6 +83,6 @@ OBJECTIVES: Mapping[str, Objective] = {
     "choice": Objective(_choice_loss, closed_examples),
     "classify": Objective(_class_loss, _labelled_examples, has_head=True),
     "dpo": Objective(dpo_loss, check_pairs),
-    "kto": Objective(kto_loss, check_answers),
+    "kto": Objective(kto_loss, closed_examples),
     "pretrain": Objective(_sft_loss, _any_examples),
 }

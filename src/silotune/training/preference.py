@@ -22,7 +22,7 @@ from silotune.models.adapters import Adapted, at_start
 from silotune.sections import TrainingSection
 from silotune.training.encode import Encoded
 from silotune.training.losses import DEFAULTS, Loss
-from silotune.training.scores import closed_examples, option_scores
+from silotune.training.scores import option_scores
 
 PairLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, TrainingSection], torch.Tensor]
 """``loss(ratios, lengths, settings)``: from log-ratios [pairs, 2] (preferred answer first) and the answers' ids
@@ -51,7 +51,8 @@ def dpo_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSe
     """One term a pair, by ``training.preference_loss``."""
     ratios = log_ratios(adapted, examples)
     lengths = torch.tensor([[len(option) for option in example.options] for example in examples], device=ratios.device)
-    losses = PAIR_LOSSES[settings.preference_loss](ratios, lengths, settings)
+    order = torch.tensor([(example.label, 1 - example.label) for example in examples], device=ratios.device)
+    losses = PAIR_LOSSES[settings.preference_loss](ratios.gather(1, order), lengths.gather(1, order), settings)
     return Loss(losses.sum(), len(examples))
 
 
@@ -87,6 +88,7 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {"sigmoid": _sigmoid, "robust": _robust, "
 def kto_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
     """One term an answer: w (1 - s(b (r - z))) if it is wanted, w (1 - s(b (z - r))) if not (KTO, equations 7 and 8).
 
+    Of an example's options, the one that its label names is wanted; a label of -1 says that none is.
     r is an answer's log-ratio. z estimates how far the model has moved from the reference: the mean log-ratio, at least
     0, of the answers of the example before each one, to the wrong prompt. No gradient flows through it; a batch of one
     example has none, and takes 0.
@@ -119,13 +121,6 @@ def _with_answers_of_others(examples: Sequence[Encoded], context: int | None) ->
 
 
 def check_pairs(examples: Sequence[Encoded]) -> None:
-    """Raises ``DataError`` unless every example is a pair of answers, the preferred one first."""
-    if any(len(example.options) != 2 or example.label != 0 for example in examples):
+    """Raises ``DataError`` unless every example is a pair of answers whose label says which is preferred."""
+    if any(len(example.options) != 2 or example.label not in (0, 1) for example in examples):
         raise DataError("training.objective = 'dpo' needs pairs: a preferred and a rejected answer to each prompt")
-
-
-def check_answers(examples: Sequence[Encoded]) -> None:
-    """Raises ``DataError`` unless every example has as many answers, each known to be wanted or not."""
-    closed_examples(examples)
-    if any(example.label > 0 for example in examples):
-        raise DataError("training.objective = 'kto' needs answers that are known to be wanted or not")
