@@ -66,6 +66,7 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
+        faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
         faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
@@ -75,6 +76,20 @@ class Config(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
+    """What a mixture of tasks cannot have."""
+    if data.task != "mixture":
+        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
+    faults = []
+    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
+        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
+    if data.prompt is not None or data.definition is not None:
+        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
+    return faults
 
 
 def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:

@@ -27,7 +27,7 @@ Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
-AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document"]
+AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -103,7 +103,7 @@ class PartitionSection(Section):
 class DataSection(Section):
     """Where the examples come from."""
 
-    task: str = Field("finance-news", description="a name from 'silotune tasks' or 'custom'")
+    task: str = Field("finance-news", description="a name from 'silotune tasks', 'custom', or 'mixture'")
     source: Literal["auto", "embedded", "local", "hub"] = Field(
         "auto", description="auto: local where files are given, else embedded, else hub"
     )
@@ -119,6 +119,9 @@ class DataSection(Section):
     )
     holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
     prompt: str | None = Field(None, description="another template for a known task, over the same columns")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="with task = 'mixture': task -> its share of the examples"
+    )
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 

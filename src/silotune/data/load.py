@@ -36,12 +36,14 @@ class Dataset:
         splits: ``train``, ``validation`` and ``test``.
         clients: Client -> indices into ``train``, if each client gave its own file; else None.
         notes: What a reader of results should know: where each split came from, what was carved or left out.
+        tasks: Of a mixture, those that it is made of.
     """
 
     task: Task
     splits: Mapping[str, tuple[Example, ...]]
     clients: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
+    if task.answer == "mixture":
+        raise DataError(f"{path}: a mixture of tasks has no rows of its own; name a split")
     return tuple(record.example for record in _records(read_rows(path), task, str(path)))
 
 

@@ -82,7 +82,8 @@ class Task:
         prompt: Template over placeholders; ``{options}`` is the lettered list of a ``letter`` task.
         answer: ``label`` (one of ``options``), ``letter`` (the options differ by row and stand in the prompt),
             ``cloze`` (they differ by row, and the answer is an option's text), ``text`` (open), ``preference`` (a
-            better and a worse one) or ``document`` (plain text: there is no prompt).
+            better and a worse one) ``document`` (plain text: there is no
+            prompt), or ``mixture`` (of several tasks).
         metric: What selects and ranks models.
         layouts: The row layouts that are understood: local files first, then the Hub's.
         options: Closed set of answers; of a ``cloze`` task, the names of the options' places.

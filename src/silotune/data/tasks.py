@@ -256,12 +256,14 @@ def resolve(section: DataSection) -> Task:
     Raises:
         ConfigError: The name is unknown, or the definition does not hold together.
     """
+    if section.task == "mixture":
+        return _mixture(section)
     if section.task == "custom":
         if section.definition is None:
             raise ConfigError("data.task = 'custom' needs a section [data.definition]")
         return _custom(section.definition)
     if section.task not in TASKS:
-        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom'])}")
+        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom', 'mixture'])}")
     task = TASKS[section.task]
     return task if section.prompt is None else replace(task, prompt=_other_prompt(task, section.prompt))
 
@@ -279,6 +281,23 @@ def _other_prompt(task: Task, prompt: str) -> str:
     if not names or any(layout.prompt for layout in task.layouts):
         raise ConfigError(f"data.prompt: task {task.name!r} cannot be asked with {prompt!r}; use task = 'custom'")
     return prompt
+
+
+def _mixture(section: DataSection) -> Task:
+    """What a mixture is scored by: the metric of the task that is named first."""
+    strangers = [name for name in section.mixture if name not in TASKS]
+    if strangers:
+        raise ConfigError(f"data.mixture: {unknown_choice('task', strangers[0], TASKS)}")
+    if len(section.mixture) < 2:
+        raise ConfigError("data.task = 'mixture' needs two or more tasks in [data.mixture]: name = share")
+    return Task(
+        name="mixture",
+        summary=f"a mixture of {', '.join(section.mixture)}",
+        prompt="",
+        answer="mixture",
+        metric=TASKS[next(iter(section.mixture))].metric,
+        layouts=(Layout(fields={"task": "task"}),),
+    )
 
 
 def _custom(definition: TaskSection) -> Task:

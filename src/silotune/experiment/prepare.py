@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, load, read_examples
+from silotune.data.load import Dataset, read_examples
+from silotune.data.mixture import load_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
@@ -18,6 +19,7 @@ from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
+from silotune.experiment.mixture import MixtureScorer, SetScorer
 from silotune.experiment.start import read_adapter
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -150,9 +152,9 @@ class Prepared:
     text_bytes: int
     adapted: Adapted
     initial: Tensors
-    gold: Scorer
+    gold: SetScorer
     own_shares: Mapping[str, Sequence[int]]
-    selection: Scorer | None
+    selection: SetScorer | None
     forgetting: Forgetting | None
     skew: dict[str, Any]
     notes: tuple[str, ...]
@@ -166,25 +168,23 @@ def prepare(config: Config) -> Prepared:
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    dataset = load(config.data, seed=config.seed)
+    dataset = load_examples(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
-    check_objective(config, task)
+    for each in dataset.tasks or (task,):
+        check_objective(config, each)
     adapted = adapted_of(config, task)
-    encoder = encoder_for(config, adapted.base)
-    encoded, places = encoded_apart(encoder, train)
+    encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 
-    def scorer(name: str) -> tuple[Scorer, Places]:
-        made, of_examples = encoded_apart(encoder, scored_examples(config, dataset, name))
-        notes.extend(filter(None, [truncation_note(made, name)]))
-        return Scorer(adapted, made, name, closed_labels(task), config.evaluation), of_examples
-
-    gold, gold_places = scorer(config.evaluation.gold)
+    gold, gold_places, *cut = scorer_of(config, adapted, dataset, config.evaluation.gold)
     settings = config.evaluation
     selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
-    selection = scorer(config.evaluation.selection)[0] if selects else None
-    notes.extend(filter(None, [truncation_note(encoded, "train")]))
+    selection = None
+    if selects:
+        selection, _, note = scorer_of(config, adapted, dataset, settings.selection)
+        cut.append(note)
+    notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
     own_shares = deal_alike(
         scored_examples(config, dataset, config.evaluation.gold),
         train,
@@ -206,6 +206,31 @@ def prepare(config: Config) -> Prepared:
         skew=skew(train, shares),
         notes=tuple(notes),
     )
+
+
+def scorer_of(config: Config, adapted: Adapted, dataset: Dataset, name: str) -> tuple[SetScorer, Places, str | None]:
+    """Scores on the set that a split's name or a file gives; for a mixture, one scorer a task.
+
+    Returns:
+        The scorer, the places of each example among the encoded ones, and a note on those that were cut.
+
+    Raises:
+        DataError: The set is not there, or holds nothing.
+    """
+    examples = scored_examples(config, dataset, name)
+    encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
+    note = truncation_note(encoded, name)
+    alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
+    if not dataset.tasks:
+        return alone, places, note
+    parts, own_places = {}, {}
+    for task in dataset.tasks:
+        share = [number for number, example in enumerate(examples) if example.fields["task"] == task.name]
+        if share:
+            own_places[task.name] = spread(share, places)
+            chosen = [encoded[place] for place in own_places[task.name]]
+            parts[task.name] = replace(alone, examples=chosen, labels=closed_labels(task), known={}, answers={})
+    return MixtureScorer(parts, own_places, dataset.task.metric, name), places, note
 
 
 def encoder_for(config: Config, base: Base) -> Encode:

@@ -145,8 +145,9 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **tasks}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from silotune.config import Config, from_mapping
-from silotune.data.load import load, read_examples
+from silotune.data.load import Dataset, read_examples
+from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
-from silotune.evaluation.evaluate import evaluate as scored
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import adapted_of, closed_labels, encoder_for, scored_examples
+from silotune.experiment.prepare import adapted_of, closed_labels, scorer_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
@@ -95,24 +95,17 @@ def evaluate(
     """
     folder = RunFolder.open(path)
     config = config_of(folder)
+    changes: dict[str, Any] = {} if scoring is None else {"scoring": scoring}
     if data is not None:
-        task = resolve(config.data)
-        examples, name = read_examples(data, task), str(data)
+        task, name = resolve(config.data), str(data)
+        dataset = Dataset(task, {name: read_examples(data, task)})
+        changes["max_examples"] = None
     else:
-        dataset = load(config.data, seed=config.seed)
-        task, examples, name = dataset.task, tuple(scored_examples(config, dataset, split)), split
-    adapted, settings = _load(folder, config, mode), config.evaluation
-    encoded = encoder_for(config, adapted.base)(examples)
-    figures = scored(
-        adapted,
-        encoded,
-        labels=closed_labels(task),
-        batch_size=settings.batch_size,
-        scoring=scoring or settings.scoring,
-        max_new_tokens=settings.max_new_tokens,
-        bootstrap_samples=settings.bootstrap_samples,
-    )
-    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", "split": name, **figures}
+        dataset, name = load_examples(config.data, seed=config.seed), split
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
+    adapted = _load(folder, config, mode)
+    scorer, _, _ = scorer_of(config, adapted, dataset, name)
+    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **scorer(adapters.read(adapted))}
 
 
 def generate(
@@ -141,7 +134,7 @@ def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, 
         DataError: The test split is empty.
     """
     config = config_of(RunFolder.open(path))
-    examples = load(config.data, seed=config.seed).splits["test"]
+    examples = load_examples(config.data, seed=config.seed).splits["test"]
     if not examples:
         raise DataError("the test split holds no examples")
     by_label: dict[int, list[int]] = {}
