@@ -54,9 +54,14 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
     return _load(folder, config, mode)
 
 
-def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
-    """The base model that a configuration names, with the adapter of one part of a run."""
+def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = False) -> Adapted:
+    """The base model that a configuration names, with the adapter of one part of a run.
+
+    ``knows_start`` reads what training began with, too; to write text or to merge it need no longer be there.
+    """
     tensors, _ = _part(folder, mode).load_adapter()
+    if not knows_start:
+        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"start": None})})
     adapted = adapted_of(config, resolve(config.data))
     adapters.write(adapted, tensors)
     return adapted
@@ -103,7 +108,7 @@ def evaluate(
     else:
         dataset, name = load_examples(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
-    adapted = _load(folder, config, mode)
+    adapted = _load(folder, config, mode, knows_start=True)
     scorer, _, _ = scorer_of(config, adapted, dataset, name)
     return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **scorer(adapters.read(adapted))}
 
