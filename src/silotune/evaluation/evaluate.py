@@ -113,13 +113,19 @@ def answers(
     batch_size: int,
     scoring: str = "likelihood",
     max_new_tokens: int = 16,
+    start_margins: Sequence[float] = (),
 ) -> Answers:
-    """One pass of the model over the examples; arguments and errors as for ``evaluate``."""
+    """One pass of the model over the examples; arguments and errors as for ``evaluate``.
+
+    Of pairs a second one, by the model that training began with, unless its ``start_margins`` are known already.
+    """
     if not examples:
         raise DataError("there are no examples to evaluate on")
     if not labels:
-        read = _pairs if examples[0].options else _open_answers
-        return read(adapted, examples, batch_size)
+        if not examples[0].options:
+            return _open_answers(adapted, examples, batch_size)
+        start = start_margins or _margins(adapted, examples, batch_size, reference_scores)
+        return Answers(margins=_margins(adapted, examples, batch_size, option_scores), start_margins=tuple(start))
     if scoring not in SCORINGS:
         raise ConfigError(unknown_choice("scoring", scoring, SCORINGS))
     options, confidences = SCORINGS[scoring](adapted, examples, labels, batch_size, max_new_tokens)
@@ -203,10 +209,16 @@ def _open_answers(adapted: Adapted, examples: Sequence[Encoded], batch_size: int
 
 
 @torch.no_grad()
-def _pairs(adapted: Adapted, examples: Sequence[Encoded], batch_size: int) -> Answers:
-    now, start = [0.0] * len(examples), [0.0] * len(examples)
+def _margins(
+    adapted: Adapted,
+    examples: Sequence[Encoded],
+    batch_size: int,
+    scores_of: Callable[[Adapted, Sequence[Encoded]], torch.Tensor],
+) -> tuple[float, ...]:
+    """Of each pair, by how much the preferred answer is likelier than the other."""
+    margins = [0.0] * len(examples)
     for places, batch in by_length(examples, batch_size):
-        for margins, scores in ((start, reference_scores(adapted, batch)), (now, option_scores(adapted, batch))):
-            for place, margin in zip(places, (scores[:, 0] - scores[:, 1]).tolist(), strict=True):
-                margins[place] = margin
-    return Answers(margins=tuple(now), start_margins=tuple(start))
+        scores = scores_of(adapted, batch)  # [pairs, 2]
+        for place, margin in zip(places, (scores[:, 0] - scores[:, 1]).tolist(), strict=True):
+            margins[place] = margin
+    return tuple(margins)

@@ -71,6 +71,7 @@ class Scorer:
                 batch_size=self.settings.batch_size,
                 scoring=self.settings.scoring,
                 max_new_tokens=self.settings.max_new_tokens,
+                start_margins=next((known.start_margins for known in self.answers.values()), ()),
             )
             made = figures(self.answers[key], bootstrap_samples=self.settings.bootstrap_samples)
             self.known[key] = {"split": self.split, **made}
