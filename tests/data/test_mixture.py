@@ -58,7 +58,7 @@ def test_what_a_mixture_cannot_be() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             load_examples(mixed(**changes), seed=0)
-    with pytest.raises(DataError, match="gets none of 12 test examples"):
+    with pytest.raises(DataError, match="gets none of 8 validation examples"):
         load_examples(mixed(mixture={"finance-news": 99.0, "client-notes": 1.0}, num_train=400), seed=0)
     with pytest.raises(DataError, match="name a split"):
         read_examples("mine.jsonl", resolve(mixed()))

@@ -63,7 +63,7 @@ def test_alignment_goes_on_from_a_tuned_model(configuration: Make, tmp_path: Pat
     tiny.assert_same_bits(first.part("federated").load_adapter()[0], tensors)
     for start, words in ((str(tmp_path / "none"), "holds no adapter"), (str(first.path), "does not fit")):
         with pytest.raises(ModelError, match=words):
-            run_experiment(configuration(data=PAIRS, adapter={"start": start, "rank": 3}))
+            run_experiment(configuration(**{**options, "adapter": {"start": start, "rank": 3}}))
 
 
 def test_plain_text_in_windows(configuration: Make, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_mixture_has_results_per_task(configuration: Make) -> None:
         ({"data": PAIRS, "training": {"objective": "choice"}}, "'choice' needs a task with a closed set of options"),
         ({"training": {"objective": "dpo"}}, "'finance-news' has a closed set of options: use 'sft'"),
         (
-            {"data": {"task": "client-notes"}, "training": {"objective": "kto"}},
+            {"data": {**PAIRS, "task": "client-notes"}, "training": {"objective": "kto"}},
             "pairs of answers; 'client-notes' has open",
         ),
         ({"data": PAIRS, "adapter": {"kind": "none"}, "training": {"objective": "sft"}}, "does not keep"),

@@ -54,7 +54,8 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
-    from silotune.report.runs import cost_table, read_summary, summary_table, tasks_table
+    from silotune.report.mixtures import tasks_table
+    from silotune.report.runs import cost_table, read_summary, summary_table
 
     summary = read_summary(folder)
     if as_json:

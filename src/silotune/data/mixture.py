@@ -27,13 +27,14 @@ def load_examples(section: DataSection, *, seed: int) -> Dataset:
     """
     if section.task != "mixture":
         return load(section, seed=seed)
+    whole = resolve(section)
     parts = {name: load(_alone(section, name), seed=seed) for name in section.mixture}
     wanted = {"train": section.num_train, "validation": section.num_validation, "test": section.num_test}
     splits = {split: _mixed(parts, section, split, most, seed) for split, most in wanted.items()}
     notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
     counts = {name: sum(example.fields["task"] == name for example in splits["train"]) for name in parts}
     notes.append("mixture: " + ", ".join(f"{count} training examples of {name}" for name, count in counts.items()))
-    return Dataset(resolve(section), splits, None, tuple(notes), tuple(part.task for part in parts.values()))
+    return Dataset(whole, splits, None, tuple(notes), tuple(part.task for part in parts.values()))
 
 
 def _alone(section: DataSection, name: str) -> DataSection:
