@@ -135,3 +135,14 @@ def test_made_examples_have_the_lengths_they_promise():
     assert {len(pair.completion.split()) for pair in closed} == {1, 2, 3}
     mean = sum(len(pair.completion.split()) for pair in open_ended) / len(open_ended)
     assert 90 < mean < 130
+
+
+def test_alignment_is_told_with_its_intervals():
+    from preference import Row, table
+
+    rows = [
+        Row("dpo", seed, 0.5, tuned, (0.1, 0.3), 0.9, 2.0, 0.25, 0.75) for seed, tuned in ((0, 0.7), (1, 0.6), (2, 0.8))
+    ]
+    text = table(rows)
+    assert "| dpo | 1 | 0.500 | 0.600 | +0.100 (+0.100 to +0.300) | 0.900 | 2.0 | 0.25 | 0.75 |" in text
+    assert "dpo: gain +0.200, Student's 95 % interval over 3 seeds -0.048 to +0.448" in text

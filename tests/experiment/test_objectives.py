@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 import tiny
+from silotune.cli.evaluate import _lines
 from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, ModelError
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
+from silotune.report.mixtures import tasks_table
 
 pytestmark = pytest.mark.end_to_end
 Make = Callable[..., Config]
@@ -101,6 +103,9 @@ def test_a_mixture_has_results_per_task(configuration: Make) -> None:
     assert run.read_json("summary")["federated"]["by_task"] == by_task
     figures = evaluate(run.path)
     assert figures["by_task"] == by_task and figures["accuracy"] == made["accuracy"]
+    assert tasks_table(run.read_json("summary")).row_count == 3
+    shown = dict(_lines(figures))
+    assert shown["  client-notes"].startswith("perplexity ") and shown["  finance-news"].endswith("9 examples")
 
 
 @pytest.mark.parametrize(
