@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds"),
     ("tensors", "sections"),
+    ("combinations",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

@@ -9,10 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from silotune.combinations import privacy_faults
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
-    BY_EXAMPLE,
-    LINEAR,
     SUMMABLE,
     UNWEIGHTED,
     AdapterSection,
@@ -71,8 +70,10 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
+        faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
-        faults += _privacy_faults(self)
+        faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
+        faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
         faults += _protection_faults(self, known)
@@ -81,6 +82,20 @@ class Config(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
+    """What a mixture of tasks cannot have."""
+    if data.task != "mixture":
+        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
+    faults = []
+    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
+        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
+    if data.prompt is not None or data.definition is not None:
+        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
+    return faults
 
 
 def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
@@ -93,69 +108,6 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
-    return faults
-
-
-def _privacy_faults(config: Config) -> list[str]:
-    """Combinations under which a guarantee could not be given, or a setting would do nothing."""
-    privacy, federation = config.privacy, config.federation
-    if privacy.dp == "none":
-        return [
-            f"privacy.{key} = {getattr(privacy, key)!r} needs privacy.dp = 'example', 'client' or 'local'"
-            for key in ("epsilon", "noise_multiplier", "ledger")
-            if getattr(privacy, key) is not None
-        ]
-    faults = []
-    if privacy.epsilon is None and privacy.noise_multiplier is None:
-        faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
-    if config.evaluation.per_client:
-        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
-    if federation.weighting == "q-ffl":
-        faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
-    if federation.budget.joules is not None and not privacy.report_costs:
-        faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
-    if privacy.dp == "client" and config.record.keep_updates:
-        faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
-    if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
-        faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
-    faults += _example_faults(config) if privacy.dp == "example" else _client_faults(privacy, federation)
-    return faults
-
-
-def _example_faults(config: Config) -> list[str]:
-    """What would let examples reach the server past the noise of their steps."""
-    faults = []
-    if config.training.objective not in BY_EXAMPLE:
-        faults.append(
-            f"training.objective = {config.training.objective!r} mixes examples and cannot be used with "
-            f"privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
-        )
-    if config.federation.algorithm == "scaffold" and config.federation.scaffold_option == "I":
-        faults.append("federation.scaffold_option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'")
-    return faults
-
-
-def _client_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
-    """What protects whole institutions: one release a round, whose sensitivity is known."""
-    given, faults = f"privacy.dp = {privacy.dp!r}", []
-    if set(federation.modes) != {"federated"}:
-        faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
-    if federation.algorithm not in LINEAR:
-        faults.append(
-            f"federation.algorithm = {federation.algorithm!r} cannot be used with {given}; those that learn nothing "
-            f"but the updates' mean: {', '.join(LINEAR)}"
-        )
-    if privacy.dp == "local":
-        return faults
-    if privacy.protection != "none":
-        faults.append(f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides")
-    if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
-        faults.append(
-            f"{given} adds noise to a mean in which no client weighs more than a known share: set "
-            "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
-        )
-    if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
-        faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
     return faults
 
 
@@ -190,6 +142,30 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
             f"a round has {clients} clients"
         )
+    return faults
+
+
+def _objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
+    faults, objective = [], training.objective
+    compares = objective in ("dpo", "kto")
+    if compares and adapter.kind == "none":
+        faults.append(
+            f"training.objective = {objective!r} compares with the model that training began with, which "
+            "adapter.kind = 'none' does not keep"
+        )
+    if compares and evaluation.scoring == "generation":
+        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
+    if objective == "kto" and training.batch_size == 1:
+        faults.append(
+            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+        )
+    if training.preference_loss == "ipo" and training.label_smoothing:
+        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
+    if training.packing and objective not in ("sft", "pretrain"):
+        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
+    if adapter.start is not None and adapter.kind == "none":
+        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
     return faults
 
 

@@ -30,6 +30,7 @@ from silotune.training.private import DpSgd, poisson_groups, private_gradient, s
 
 EXAMPLES = tiny.encoded(tiny.closed())
 ALIKE = [example for example in tiny.encoded(tiny.closed(24)) if len(example.answer) == len(EXAMPLES[0].answer)][:8]
+PAIRS = [replace(example, options=example.options[:2], label=place % 2) for place, example in enumerate(EXAMPLES)]
 PLAIN = DpSgd(noise_multiplier=0.0, clip_norm=math.inf)
 
 
@@ -58,7 +59,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapted, list[
 
 
 def case(objective: str, stirred: Adapted, classifier: tuple[Adapted, list[Encoded]]) -> tuple[Adapted, list[Encoded]]:
-    return classifier if objective == "classify" else (stirred, EXAMPLES)
+    if objective == "classify":
+        return classifier
+    return stirred, PAIRS if objective == "dpo" else EXAMPLES
 
 
 def test_the_table_is_that_of_the_sections() -> None:
@@ -117,7 +120,9 @@ def test_clipping_by_hand_and_a_gradient_that_is_not_finite() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_noise_0_and_no_bound_are_plain_training(objective: str, optimizer: str, stirred, classifier) -> None:
     model, examples = case(objective, stirred, classifier)
-    examples = ALIKE if objective == "sft" else examples  # a mean over tokens is one over examples where all are alike
+    examples = (
+        ALIKE if objective in ("sft", "pretrain") else examples
+    )  # a mean over tokens is one over examples where all are alike
     received = adapters.read(model)
     settings = tiny.training(
         objective=objective, optimizer=optimizer, learning_rate=1e-2, batch_size=len(examples), max_steps=3

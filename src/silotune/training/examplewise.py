@@ -21,7 +21,8 @@ from silotune.models.adapters import Adapted
 from silotune.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
-from silotune.training.objectives import answer_losses, class_logits, option_scores
+from silotune.training.preference import pair_losses
+from silotune.training.scores import answer_losses, class_logits, option_scores
 
 Losses: TypeAlias = Callable[[Adapted, Sequence[Encoded]], torch.Tensor]
 """``losses(adapted, examples)`` [examples]: each a function of its example alone."""
@@ -32,8 +33,9 @@ SettledLosses: TypeAlias = Callable[[Adapted, Sequence[Encoded], TrainingSection
 def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
     """Mean over the example's own answer ids: a mean over the batch's would depend on the other examples."""
     losses, owner = answer_losses(adapted, examples)
-    counts = torch.tensor([float(len(example.answer)) for example in examples], device=losses.device)
-    return torch.zeros_like(counts).index_add(0, owner, losses) / counts
+    totals = torch.zeros(2, len(examples), device=losses.device)
+    summed, counts = totals.index_add(1, owner, torch.stack([losses, torch.ones_like(losses)]))
+    return summed / counts
 
 
 def _choice(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
@@ -46,7 +48,13 @@ def _class(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSect
     return torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="none")
 
 
-LOSSES: Mapping[str, SettledLosses] = {"sft": _answer, "choice": _choice, "classify": _class}
+LOSSES: Mapping[str, SettledLosses] = {
+    "sft": _answer,
+    "pretrain": _answer,
+    "choice": _choice,
+    "classify": _class,
+    "dpo": pair_losses,
+}
 """Objective -> its losses by example; the names are ``sections.BY_EXAMPLE`` (a test compares them)."""
 
 

@@ -151,7 +151,7 @@ def _sampling(
     if place.private is None:
         batches = shuffled(examples, settings.batch_size, seed=place.seed)
         groups = iter(lambda: [next(batches) for _ in range(settings.gradient_accumulation)], None)
-        return partial(_plain_gradient, adapted, objective, settings.clip_norm), groups
+        return partial(_plain_gradient, adapted, objective, settings), groups
     dp, losses = place.private, losses_of(settings)
     rate = sampling_rate(len(examples), settings.batch_size, settings.gradient_accumulation)
 
@@ -164,17 +164,19 @@ def _sampling(
     return gradient, poisson_groups(examples, rate, batch_size=settings.batch_size, entropy=dp.entropy)
 
 
-def _plain_gradient(adapted: Adapted, objective: Objective, clip_norm: float, group: Group) -> tuple[float, int]:
+def _plain_gradient(
+    adapted: Adapted, objective: Objective, settings: TrainingSection, group: Group
+) -> tuple[float, int]:
     """The summed loss's gradient over its terms, then clipped as a whole."""
     total, count = 0.0, 0
     for batch in group:
-        loss = objective.loss(adapted, batch)
+        loss = objective.loss(adapted, batch, settings)
         loss.total.backward()
         total, count = total + float(loss.total.detach()), count + loss.count
     gradients = [parameter.grad for parameter in adapted.parameters.values() if parameter.grad is not None]
     torch._foreach_div_(gradients, float(count))
-    if clip_norm:
-        torch.nn.utils.clip_grad_norm_(adapted.parameters.values(), clip_norm)
+    if settings.clip_norm:
+        torch.nn.utils.clip_grad_norm_(adapted.parameters.values(), settings.clip_norm)
     return total, count
 
 
