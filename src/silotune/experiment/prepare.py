@@ -168,7 +168,7 @@ def prepare(config: Config) -> Prepared:
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares)]
-    _check_objective(config, task)
+    check_objective(config, task)
     base = base_of(config, task)
     encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
     encoded = encoder(train)
@@ -265,7 +265,8 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     return examples[: config.evaluation.max_examples]
 
 
-def _check_objective(config: Config, task: Task) -> None:
+def check_objective(config: Config, task: Task) -> None:
+    """Refuses an objective that the task's examples cannot serve, with a ``ConfigError``."""
     if config.training.objective == "choice" and not task.options:
         raise ConfigError(
             f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
