@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, load, read_examples
+from silotune.data.load import Dataset, load, load_scored, read_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
@@ -156,18 +156,22 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     """Loads data and model and checks that they fit each other; writes nothing.
+
+    Args:
+        config: The run's configuration.
+        sites: Clients whose examples are elsewhere: no training example is read. None where they are here.
 
     Raises:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    dataset = load(config.data, seed=config.seed)
+    dataset = load(config.data, seed=config.seed) if sites is None else load_scored(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
-    shares = client_shares(config, dataset)
-    notes = [*dataset.notes, *find_faults(train, shares)]
+    shares = client_shares(config, dataset) if sites is None else {name: () for name in sites}
+    notes = [*dataset.notes, *(find_faults(train, shares) if train else ())]
     check_objective(config, task)
     base = base_of(config, task)
     encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
@@ -193,18 +197,19 @@ def prepare(config: Config) -> Prepared:
         adapted=adapted,
         initial=adapters.read(adapted),
         gold=gold,
-        own_shares=deal_alike(
-            scored_examples(config, dataset, config.evaluation.gold),
-            train,
-            shares,
-            seed=config.seed,
-            field=dealt_by(config.data.partition),
-        ),
+        own_shares=_own_shares(config, dataset, shares) if train else {},
         selection=selection,
         forgetting=_forgetting(config, adapted),
-        skew=skew(train, shares),
+        skew=skew(train, shares) if train else {},
         notes=tuple(notes),
     )
+
+
+def _own_shares(config: Config, dataset: Dataset, shares: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Client -> places of the gold-standard set that are like its training examples."""
+    gold = scored_examples(config, dataset, config.evaluation.gold)
+    field = dealt_by(config.data.partition)
+    return deal_alike(gold, dataset.splits["train"], shares, seed=config.seed, field=field)
 
 
 def base_of(config: Config, task: Task) -> Base:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
@@ -16,7 +16,7 @@ from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.server import Plan, Transport, run_rounds
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
@@ -24,6 +24,9 @@ from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
+
+Connect: TypeAlias = Callable[[Prepared, Part, Meter], Transport]
+"""Makes the transport that reaches the clients of a part."""
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -46,6 +49,36 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
         return _run(_Run(prepared, folder, meter, began), observer)
+
+
+def federate(
+    config: Config, sites: Sequence[str], *, connect: Connect, path: Path, observer: Observer | None = None
+) -> RunFolder:
+    """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
+
+    Args:
+        config: The whole configuration; ``federated`` must be its only mode.
+        sites: Names of the sites, in a fixed order.
+        connect: Makes the transport that reaches them.
+        path: The run folder, new or begun.
+        observer: Told of every event.
+
+    Raises:
+        SilotuneError: Whatever went wrong, in one line.
+    """
+    began = time.perf_counter()
+    if RunFolder(path).has("config"):
+        folder = RunFolder.open(path)
+        if folder.has("summary"):
+            return folder
+        prepared = prepare(config, sites=sites)
+    else:
+        prepared = prepare(config, sites=sites)
+        if path.exists():  # a process died while it made the folder
+            RunFolder(path).clear()
+        folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
+    with _metered(config) as meter:
+        return _run(_Run(prepared, folder, meter, began, connect), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -73,6 +106,7 @@ class _Run:
     folder: RunFolder
     meter: Meter
     began: float
+    connect: Connect = field(default_factory=lambda: in_process)
 
 
 @contextmanager
@@ -131,7 +165,7 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
-    transport = in_process(prepared, part, meter)
+    transport = run.connect(prepared, part, meter)
     meter.memory.restart()
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
@@ -151,7 +185,8 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
-    result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
+    if prepared.own_shares:
+        result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
     if not part.sends_updates:
@@ -203,7 +238,7 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
 
 def _score_clients(
-    prepared: Prepared, transport: InProcess, weights: Tensors, round_number: int
+    prepared: Prepared, transport: Transport, weights: Tensors, round_number: int
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")

@@ -65,7 +65,9 @@ def setup_of(config: Config) -> dict[str, Any]:
     if config.data.partition.scheme == "file":
         nowhere["partition"] = PartitionSection()
     data = config.data.model_copy(update=nowhere)
-    sent = config.model_copy(update={"data": data, "record": RecordSection(checkpoint_every=config.record.checkpoint_every)})
+    sent = config.model_copy(
+        update={"data": data, "record": RecordSection(checkpoint_every=config.record.checkpoint_every)}
+    )
     try:
         base = fingerprint(folder_of(config.model))
     except ModelError:
@@ -139,8 +141,8 @@ class SiteDesk:
             import torch
 
             torch.set_num_threads(self._holdings.threads or config.training.threads or 1)
-        objective = config.training.objective
-        needs = (config.model, config.adapter, task.options if objective == "classify" else (), base)
+        head = (task.options, config.seed) if config.training.objective == "classify" else ()
+        needs = (config.model, config.adapter, head, base)
         if self._resident is not None and self._resident[0] == needs:
             return self._resident[1], self._resident[2]
         self._resident = None
@@ -174,4 +176,3 @@ def only_federated(config: Config) -> Config:
     if "federated" not in config.federation.modes:
         raise ConfigError("federation.modes must name 'federated' to be submitted: sites' examples are not pooled")
     return config.model_copy(update={"federation": config.federation.model_copy(update={"modes": ("federated",)})})
-

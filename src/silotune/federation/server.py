@@ -39,6 +39,9 @@ class Transport(Protocol):
     def states(self) -> dict[str, SiteState]:
         """What clients keep between rounds, where this process holds it."""
 
+    def restore(self, states: Mapping[str, SiteState]) -> None:
+        """Gives clients back what they kept, where this process holds it."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -7,10 +7,12 @@ runs as the same user, so that neither a stranger's request is trained on nor a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,16 +43,13 @@ class NoAnswerError(FederationError):
     """Nobody listens at the socket, or whoever did is gone: the trainer is starting, or has died."""
 
 
-def socket_path(folder: Path) -> Path:
-    """Where a site's trainer listens.
-
-    Raises:
-        FederationError: The path is longer than a socket's may be.
-    """
-    path = folder / "trainer.sock"
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise FederationError(f"{str(path)!r} is longer than {LONGEST_PATH} bytes: choose a shorter folder")
-    return path
+def socket_path(folder: Path, name: str) -> Path:
+    """Where a socket of this name lies: in the folder, or in one of this user's own where that path is too long."""
+    path = folder.absolute() / name
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        return path
+    short = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"silotune-{os.getuid()}-{short}" / name
 
 
 def listen(path: Path) -> socket.socket:

@@ -181,4 +181,3 @@ def _is_name(text: str) -> bool:
 
 def _failure(stage: str, reason: str) -> Frame:
     return Frame({"status": "failure", "stage": stage, "reason": " ".join(reason.split())[:2000]})
-

@@ -1,0 +1,78 @@
+"""The process that works on one submitted run: Flower's ServerApp around the one server loop.
+
+Run as ``python -m silotune.deploy.job KIT NAME``. It goes on from the run folder's checkpoint, so it can be killed at
+any moment and started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from silotune.deploy.jobs import CANNOT_START_AGAIN, Jobs
+from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.link import flower_run, stop_run
+from silotune.deploy.places import coordinator_folder, link_socket, members_of
+from silotune.deploy.processes import follow_parent, log_to_stdout
+from silotune.errors import SilotuneError
+from silotune.experiment.run import Connect, federate
+from silotune.experiment.site import setup_of
+from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.structs import Reply, Request
+from silotune.transports.flower import FlowerTransport, Job
+from silotune.transports.in_process import FEDERATED_KINDS_WITH_DELTA
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from silotune.config import Config
+
+
+def decode(data: bytes, request: Request) -> Reply:
+    """A reply, checked against what its request expects."""
+    return decode_reply(data, layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {})
+
+
+def over(grid: Grid, sites: list[str], name: str, config: Config) -> Connect:
+    """What reaches the sites over a Grid."""
+    job = Job(name, setup_of(config))
+    return lambda prepared, part, meter: FlowerTransport(grid, sites, job, encode=encode, decode=decode)
+
+
+def work_on(kit: Kit, name: str) -> None:
+    """Does a job to its end, and writes down how it ended."""
+    jobs, socket = Jobs(coordinator_folder(kit)), link_socket(kit)
+    config = jobs.config(name)
+    before = jobs.read(name)
+    if before.flower_run:
+        stop_run(socket, before.flower_run)
+    sites = sorted(members_of(kit).active())
+    try:
+        with flower_run(socket, name) as (run_id, grid):
+            jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
+            federate(config, sites, connect=over(grid, sites, name, config), path=jobs.run_path(name))
+    except SilotuneError as error:
+        jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
+        logging.getLogger("silotune").error("%s", error)
+        sys.exit(CANNOT_START_AGAIN)
+    jobs.change(name, status="finished")
+
+
+def main() -> None:
+    """Works on the job that the arguments name; SIGTERM ends it between two instructions, and it can go on later."""
+    follow_parent()
+    log_to_stdout()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    work_on(read_kit(Path(sys.argv[1])), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

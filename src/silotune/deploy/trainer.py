@@ -1,0 +1,54 @@
+"""The process that holds a site's base model and trains: ``python -m silotune.deploy.trainer KIT``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.places import site_folder, site_settings, trainer_socket
+from silotune.deploy.processes import follow_parent, log_to_stdout
+from silotune.experiment.site import Holdings, SiteDesk
+from silotune.transports.frames import listen
+from silotune.transports.trainer_host import TrainerHost
+
+
+def holdings_of(kit: Kit) -> Holdings:
+    """What a site's kit says that the site has."""
+    settings = site_settings(kit)
+    model, data = settings.model, settings.data
+    folder = model.path if model.path == "nano" else str(kit.folder / model.path)
+    return Holdings(
+        name=settings.site,
+        model=folder,
+        device=model.device,
+        fingerprint=model.sha256,
+        task=data.task,
+        train=None if data.train is None else kit.folder / data.train,
+        threads=settings.trainer.threads,
+    )
+
+
+def main() -> None:
+    """Serves until told to stop; the heavy imports are done before the first request."""
+    follow_parent()
+    log_to_stdout()
+    kit = read_kit(Path(sys.argv[1]))
+    host = TrainerHost(
+        SiteDesk(holdings_of(kit)), site_folder(kit) / "rounds", idle_seconds=site_settings(kit).trainer.idle_seconds
+    )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    listener = listen(trainer_socket(kit))
+    import peft  # noqa: F401  # the longest import of all: while it goes on, requests wait at the socket
+
+    host.serve(listener)
+
+
+if __name__ == "__main__":
+    main()
