@@ -180,6 +180,11 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
+    audit_key: Path | None = Field(
+        None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
+    )
+    keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")
     energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
     country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
         "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"

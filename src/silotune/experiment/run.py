@@ -13,10 +13,12 @@ from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
 from silotune.experiment import results
+from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.server import Plan, Transport, run_rounds
+from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
@@ -162,6 +164,7 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
 def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
     """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
     if folder.has("result"):
+        forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
@@ -178,9 +181,10 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     def told(event: str, fields: Mapping[str, Any]) -> None:
         notify(event, {**who, **fields})
 
+    audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter), transport, state, folder, notify=told)
+    state = run_rounds(plan_of(prepared, part, meter, audit=audit), transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
@@ -194,7 +198,10 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
     card = results.adapter_card(config, part.mode, prepared.task, result)
     folder.save_adapter(weights, prepared.adapted.config, card=card)
+    if audit is not None:
+        result["audit"] = close_audit(audit, folder, adapter=weights, result=result)
     folder.write_json("result", result)
+    forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
@@ -206,7 +213,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
-def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
+def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, prepared.config.federation
     order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
@@ -224,6 +231,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
+        audit=audit,
     )
 
 

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation.guard import Guard, guarded
+from silotune.federation.jobs import SignedJob
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -25,13 +27,17 @@ _Order = TypeVar("_Order", bound=Section)
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter."""
+    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter.
+
+    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own.
+    """
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
     meter: Meter = field(default_factory=Meter)
+    guard: Guard | None = None
 
 
 class TrainOrder(Section):
@@ -41,6 +47,7 @@ class TrainOrder(Section):
     federation: FederationSection
     seed: int
     rounds: int
+    job: SignedJob | None = None
 
 
 class EvaluateOrder(Section):
@@ -48,15 +55,23 @@ class EvaluateOrder(Section):
 
     labels: tuple[str, ...]
     batch_size: int
+    job: SignedJob | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
     """Does what a request asks with the site's own data; the site's state moves on.
 
     Raises:
+        PolicyError: The site's policy refuses.
         MessageError: The kind is unknown, or the body does not hold valid settings.
         SilotuneError: What the work itself raises.
     """
+    if site.guard is None:
+        return _work(request, site)
+    return guarded(request, site.guard, lambda allowed: _work(allowed, site))
+
+
+def _work(request: Request, site: Site) -> Reply:
     if request.kind not in KINDS:
         raise MessageError(unknown_choice("request", request.kind, KINDS))
     return KINDS[request.kind](request, site)
@@ -96,7 +111,16 @@ def _evaluate(request: Request, site: Site) -> Reply:
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _train, "evaluate": _evaluate}
+def _countersign(request: Request, site: Site) -> Reply:
+    """Nothing to do: what counts is the signature, which covers the head that came with the request."""
+    return Reply(request.kind, request.round_number, site.name, {})
+
+
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "countersign": _countersign,
+}
 
 
 def _read(kind: type[_Order], request: Request) -> _Order:

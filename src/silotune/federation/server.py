@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from silotune.errors import FederationError, MessageError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.witness import Audit, Witness
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -61,6 +62,7 @@ class Plan:
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
+        audit: The trail to keep, and the keys of clients; None for no trail.
     """
 
     rounds: int
@@ -76,6 +78,7 @@ class Plan:
     patience: int | None = None
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
+    audit: Audit | None = None
 
 
 @dataclass
@@ -84,6 +87,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    witness: Witness
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -94,6 +98,7 @@ class _Round:
                 continue
             try:
                 report = self._checked(reply)
+                self.witness.answers(reply)
             except MessageError as error:
                 sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
                 self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
@@ -117,6 +122,7 @@ class _Round:
 
     def _fail(self, failure: Failure, notify: Observer) -> None:
         self.failures.append(failure)
+        self.witness.fails(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
 
     def total(self, name: str) -> int:
@@ -130,8 +136,9 @@ class _Round:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
 
     def mean_loss(self) -> float | None:
-        weight = self.total("num_examples")
-        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight if weight else None
+        known = [row for row in self.rows if row["loss"] is not None]
+        weight = sum(int(row["num_examples"]) for row in known)
+        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
 
 
 def run_rounds(
@@ -158,8 +165,13 @@ def run_rounds(
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
+    witness = Witness(plan.audit, run)
+    witness.begins(state, plan.body)
     while state.round_number < plan.rounds and not state.stopped:
-        state = _one_round(plan, transport, state, run, notify)
+        try:
+            state = _one_round(plan, transport, state, witness, notify)
+        finally:
+            witness.flush()
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
@@ -179,18 +191,21 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
     return replace(state, seconds=state.seconds + seconds)
 
 
-def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
+def _one_round(plan: Plan, transport: Transport, state: ServerState, witness: Witness, notify: Observer) -> ServerState:
+    run = witness.run
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
-    incoming = _Round(number, clients)
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    incoming = _Round(number, clients, witness)
+    replies = transport.exchange(witness.asks(requests), timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     weights, memory = plan.method.step(state.weights, delta, state.memory)
+    witness.aggregates(number, [row["client"] for row in incoming.rows], weights)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
+    witness.scores(number, metrics)
     record = RoundRecord(
         number,
         metrics,
@@ -268,6 +283,11 @@ def _selected(plan: Plan, state: ServerState) -> ServerState:
     return state
 
 
+def _failure_row(failure: Failure) -> dict[str, str]:
+    row = {"client": failure.client, "stage": failure.stage, "reason": failure.reason}
+    return {**row, "rule": failure.rule} if failure.rule else row
+
+
 def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) -> None:
     row = {
         "round": record.round_number,
@@ -279,7 +299,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "bytes_down": record.bytes_down,
         "cost": dict(record.cost),
         "clients": list(record.clients),
-        "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
+        "failures": [_failure_row(item) for item in record.failures],
     }
     run.append("metrics", row)
     notify(
