@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from silotune.record.signatures import new_key, private_bytes, write_secret
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -63,8 +65,11 @@ def make(folder: Path, sites: Sequence[str], *, server_days: int = 1) -> Path:
         (own / "auth.key").chmod(0o600)
         (own / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
         (own / "site.toml").write_text(f'federation = "test"\nsite = "{name}"\n[coordinator]\n{lines}\n')
+        signing = new_key()
+        write_secret(own / "signing.key", private_bytes(signing))
+        (own / "policy.toml").write_text("format = 1\n")
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        members.append({"name": name, "auth_public": public.decode(), "signing_public": "-", "since": "now"})
+        members.append({"name": name, "auth_public": public.decode(), "signing_public": signing.public, "since": "now"})
     own = folder / "coordinator"
     own.mkdir()
     (own / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
@@ -76,6 +81,9 @@ def make(folder: Path, sites: Sequence[str], *, server_days: int = 1) -> Path:
     )
     (own / "server.key").chmod(0o600)
     (own / "coordinator.toml").write_text(f'federation = "test"\nlisten = "127.0.0.1"\n[address]\n{lines}\n')
-    document = {"federation": "test", "version": 1, "coordinator": ["-"], "members": members}
-    (own / "members.json").write_text(json.dumps(document))
+    signing = new_key()
+    write_secret(own / "signing.key", private_bytes(signing))
+    document = {"federation": "test", "version": 1, "coordinator": [signing.public], "members": members}
+    for name in ("coordinator", *sites):
+        (folder / name / "members.json").write_text(json.dumps(document))
     return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def decode(data: bytes, request: Request) -> Reply:
     return decode_reply(data, layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {})
 
 
-def over(grid: Grid, sites: list[str], name: str, config: Config) -> Connect:
+def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Connect:
     """What reaches the sites over a Grid."""
     job = Job(name, setup_of(config))
     return lambda prepared, part, meter: FlowerTransport(grid, sites, job, encode=encode, decode=decode)
@@ -50,11 +51,12 @@ def work_on(kit: Kit, name: str) -> None:
     before = jobs.read(name)
     if before.flower_run:
         stop_run(socket, before.flower_run)
-    sites = sorted(members_of(kit).active())
+    members = members_of(kit).active()
+    sites = {site: (members[site].signing_public,) for site in sorted(members)}
     try:
         with flower_run(socket, name) as (run_id, grid):
             jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
-            federate(config, sites, connect=over(grid, sites, name, config), path=jobs.run_path(name))
+            federate(config, sites, connect=over(grid, tuple(sites), name, config), path=jobs.run_path(name))
     except SilotuneError as error:
         jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
         logging.getLogger("silotune").error("%s", error)

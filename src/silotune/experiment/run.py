@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -54,13 +54,18 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
 
 
 def federate(
-    config: Config, sites: Sequence[str], *, connect: Connect, path: Path, observer: Observer | None = None
+    config: Config,
+    sites: Mapping[str, Sequence[str]],
+    *,
+    connect: Connect,
+    path: Path,
+    observer: Observer | None = None,
 ) -> RunFolder:
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
 
     Args:
         config: The whole configuration; ``federated`` must be its only mode.
-        sites: Names of the sites, in a fixed order.
+        sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
         connect: Makes the transport that reaches them.
         path: The run folder, new or begun.
         observer: Told of every event.
@@ -73,14 +78,15 @@ def federate(
         folder = RunFolder.open(path)
         if folder.has("summary"):
             return folder
-        prepared = prepare(config, sites=sites)
+        prepared = prepare(config, sites=tuple(sites))
     else:
-        prepared = prepare(config, sites=sites)
+        prepared = prepare(config, sites=tuple(sites))
         if path.exists():  # a process died while it made the folder
             RunFolder(path).clear()
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
     with _metered(config) as meter:
-        return _run(_Run(prepared, folder, meter, began, connect), observer)
+        keys = {name: own for name, own in sites.items() if own}
+        return _run(_Run(prepared, folder, meter, began, connect, keys), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -109,6 +115,7 @@ class _Run:
     meter: Meter
     began: float
     connect: Connect = field(default_factory=lambda: in_process)
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -182,6 +189,8 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         notify(event, {**who, **fields})
 
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
+    if audit is not None:
+        audit = replace(audit, keys=run.keys)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
     state = run_rounds(plan_of(prepared, part, meter, audit=audit), transport, state, folder, notify=told)
@@ -189,8 +198,7 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
-    if prepared.own_shares:
-        result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
+    result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
     if not part.sends_updates:

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -89,8 +89,9 @@ class FlowerTransport:
         grid: Flower's, connected to the run.
         sites: Names of the sites, in a fixed order.
         job: What goes with every message.
-        names: Node -> site, where nodes carry no names (Flower's simulation).
+        encode: Request -> its bytes.
         decode: Bytes of a reply and the request they answer -> the reply, checked.
+        names: Node -> site; by the node's name, which Flower's simulation does not give.
     """
 
     def __init__(
@@ -99,8 +100,8 @@ class FlowerTransport:
         sites: Sequence[str],
         job: Job,
         *,
-        decode: Callable[[bytes, Request], Reply],
         encode: Callable[[Request], bytes],
+        decode: Callable[[bytes, Request], Reply],
         names: Callable[[Any], str] = lambda node: str(node.name),
     ) -> None:
         self._grid, self._sites, self._job = grid, tuple(sites), job
@@ -180,14 +181,14 @@ class FlowerTransport:
                 raise MessageError("a reply answers another request")
             if envelope.get("status") != "reply":
                 stage, reason = envelope.get("stage", "site"), envelope.get("reason", "no reason given")
-                return self._failure(item, stage[:50], reason[:LARGEST_REASON], up=len(data))
+                failure = self._failure(item, stage[:50], reason[:LARGEST_REASON], up=len(data))
+                return replace(failure, rule=envelope.get("rule", "")[:50])
             reply = self._decode(data, item.request)
             if reply.client != item.request.client:
                 raise MessageError(f"{item.request.client!r} sent a reply in the name of another")
         except MessageError as error:
             return self._failure(item, "reply", str(error))
-        sizes = {"bytes_down": len(item.sent), "bytes_up": len(data)}
-        return Reply(reply.kind, reply.round_number, reply.client, reply.tensors, reply.body, **sizes)
+        return replace(reply, bytes_down=len(item.sent), bytes_up=len(data))
 
     def _failure(self, item: _Waiting, stage: str, reason: str, *, up: int = 0) -> Failure:
         request = item.request
@@ -225,5 +226,5 @@ def answer(message: Message, context: Context, work: Work) -> Message:
         frame = work(envelope.get("job", ""), setup, data)
     except FederationError as error:
         frame = Frame({"status": "failure", "stage": "site", "reason": str(error)})
-    said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason")}
+    said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason", "rule")}
     return Message(pack({**said, "nonce": nonce}, frame.payload), reply_to=message)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from silotune.errors import MessageError, SilotuneError
+from silotune.errors import MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import Layout, decode_request, encode
 from silotune.record.site_states import load_before, save_after
@@ -128,7 +128,8 @@ class TrainerHost:
         try:
             return self._work(frame)
         except SilotuneError as error:
-            return _failure(self._works_on or "frame", str(error))
+            rule = error.rule if isinstance(error, PolicyError) else ""
+            return _failure(self._works_on or "frame", str(error), rule)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: its text must not leave
             return _failure(self._works_on or "frame", type(error).__name__)
         finally:
@@ -179,5 +180,5 @@ def _is_name(text: str) -> bool:
     return 0 < len(text) <= 200 and text[0] != "." and all(char.isalnum() or char in "._+-" for char in text)
 
 
-def _failure(stage: str, reason: str) -> Frame:
-    return Frame({"status": "failure", "stage": stage, "reason": " ".join(reason.split())[:2000]})
+def _failure(stage: str, reason: str, rule: str = "") -> Frame:
+    return Frame({"status": "failure", "stage": stage, "reason": " ".join(reason.split())[:2000], "rule": rule})
