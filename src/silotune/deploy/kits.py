@@ -2,6 +2,7 @@
 
 ``federation.toml`` is written by whoever sets the federation up. ``site.toml`` and ``coordinator.toml`` stand in the
 kits, beside files with fixed names: keys, certificates, ``members.json``, ``policy.toml`` and ``checksums.sha256``.
+The list of members is signed with the authority's Ed25519 key, whose public half is in every kit.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from silotune.config import read_toml, validated
-from silotune.errors import KitError
-from silotune.record.files import explained
+from silotune.errors import KitError, SignatureError
+from silotune.record.canonical import canonical
+from silotune.record.files import explained, read_json, write_bytes
+from silotune.record.signatures import normal_public, verify
 from silotune.sections import Device, Positive, Precision, Section
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
 POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"
 AUTHORITY, MEMBERS, CHECKSUMS = "ca.crt", "members.json", "checksums.sha256"
+AUTHORITY_PUBLIC = "authority.pub"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
 SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
@@ -86,6 +90,7 @@ class FederationPlan(Section):
     name: Name
     coordinator: CoordinatorPlan
     certificates: CertificatePlan = CertificatePlan()
+    charter: Path | None = Field(None, description="the federation's agreement; goes into every kit and policy")
     sites: dict[Name, SitePlan] = Field(min_length=1, description="[sites.NAME] each")
 
 
@@ -185,6 +190,13 @@ class Members(Section):
         return keys
 
 
+class SignedMembers(Section):
+    """``members.json``."""
+
+    members: Members
+    signature: str
+
+
 @dataclass(frozen=True)
 class Kit:
     """An unpacked kit: its folder and what its file says."""
@@ -195,6 +207,12 @@ class Kit:
     def path(self, name: str) -> Path:
         """A file of the kit."""
         return self.folder / name
+
+    def members(self) -> Members:
+        """Who belongs to the federation, the authority's signature checked."""
+        with explained(self.path(AUTHORITY_PUBLIC)):
+            authority = self.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
+        return read_members(self.path(MEMBERS), authority)
 
 
 _KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit]] = {SITE_FILE: SiteKit, COORDINATOR_FILE: CoordinatorKit}
@@ -216,6 +234,59 @@ def read_kit(folder: Path) -> Kit:
         if (folder / name).is_file():
             return Kit(folder, validated(kind, read_toml(folder / name), source=str(folder / name)))
     raise KitError(f"{str(folder)!r} holds no {SITE_FILE} or {COORDINATOR_FILE}: unpack a kit there with tar -xf")
+
+
+def read_members(path: Path, authority: str) -> Members:
+    """A list of members.
+
+    Args:
+        path: ``members.json``.
+        authority: The authority's public key.
+
+    Raises:
+        SignatureError: The authority did not sign it.
+        KitError: It is not such a list.
+        RunFolderError: It cannot be read.
+    """
+    try:
+        read = SignedMembers.model_validate(read_json(path))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise KitError(f"{str(path)!r} is not a list of members: see {where!r}") from None
+    if not verify(normal_public(authority), "members", canonical(read.members.model_dump(mode="json")), read.signature):
+        raise SignatureError(f"{str(path)!r} is not signed by the federation's authority")
+    return read.members
+
+
+def replace_members(kit: Kit, path: Path) -> Members:
+    """Puts a newer list of members into a kit.
+
+    Raises:
+        KitError: The list is of another federation, or older than the one that is there.
+    """
+    with explained(kit.path(AUTHORITY_PUBLIC)):
+        authority = kit.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
+    old, new = kit.members(), read_members(path, authority)
+    if new.federation != old.federation:
+        raise KitError(f"{str(path)!r} is of the federation {new.federation!r}, not {old.federation!r}")
+    if new.version < old.version:
+        raise KitError(f"{str(path)!r} has version {new.version}; the kit has {old.version} already")
+    with explained(path):
+        content = path.read_bytes()
+    write_bytes(kit.path(MEMBERS), content)
+    return new
+
+
+def site_name(text: str) -> str:
+    """The name of a site, checked.
+
+    Raises:
+        KitError: It is not one.
+    """
+    try:
+        return _checked_name(text)
+    except ValueError as error:
+        raise KitError(str(error)) from None
 
 
 def check_kit(folder: Path) -> list[str]:
