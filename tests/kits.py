@@ -1,20 +1,13 @@
-"""Kits of a federation on 127.0.0.1, made in a second, for tests that start real processes."""
+"""Kits of a federation on 127.0.0.1, provisioned and unpacked, for tests that start real processes."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-import json
 import socket
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-from silotune.record.signatures import new_key, private_bytes, write_secret
+from silotune.deploy.provision import provision
 
 
 def free_port() -> int:
@@ -23,67 +16,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-
-
-def certificate(name: str, key, issuer, issuer_key, *, days: int = 1, authority: bool = False):  # noqa: ANN001, ANN201
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-    )
-    if not authority:
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        made = made.add_extension(names, critical=False)
-    return made.sign(issuer_key or key, hashes.SHA256())
-
-
-def make(folder: Path, sites: Sequence[str], *, server_days: int = 1) -> Path:
-    """``folder/coordinator`` and ``folder/<site>``, all on one free port."""
-    port = free_port()
-    authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = certificate("authority", authority_key, None, None, authority=True)
-    server = certificate("coordinator", server_key, authority, authority_key, days=server_days)
-    address = {"host": "127.0.0.1", "fleet_port": port, "control_port": port}
-    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in address.items())
-    members = []
-    for name in sites:
-        own = folder / name
-        own.mkdir(parents=True)
-        key = ec.generate_private_key(ec.SECP384R1())
-        (own / "auth.key").write_bytes(pem(key))
-        (own / "auth.key").chmod(0o600)
-        (own / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-        (own / "site.toml").write_text(f'federation = "test"\nsite = "{name}"\n[coordinator]\n{lines}\n')
-        signing = new_key()
-        write_secret(own / "signing.key", private_bytes(signing))
-        (own / "policy.toml").write_text("format = 1\n")
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        members.append({"name": name, "auth_public": public.decode(), "signing_public": signing.public, "since": "now"})
-    own = folder / "coordinator"
-    own.mkdir()
-    (own / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    (own / "server.crt").write_bytes(server.public_bytes(serialization.Encoding.PEM))
-    (own / "server.key").write_bytes(
-        server_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    (own / "server.key").chmod(0o600)
-    (own / "coordinator.toml").write_text(f'federation = "test"\nlisten = "127.0.0.1"\n[address]\n{lines}\n')
-    signing = new_key()
-    write_secret(own / "signing.key", private_bytes(signing))
-    document = {"federation": "test", "version": 1, "coordinator": [signing.public], "members": members}
-    for name in ("coordinator", *sites):
-        (folder / name / "members.json").write_text(json.dumps(document))
+def make(folder: Path, sites: Sequence[str]) -> Path:
+    """``folder/coordinator`` and ``folder/<site>``, all on one free port; ``folder/office`` holds the authority."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "federation.toml"
+    lines = ['name = "test"', "[coordinator]", 'host = "127.0.0.1"', f"fleet_port = {free_port()}"]
+    plan.write_text("\n".join([*lines, *(f"[sites.{name}]" for name in sites)]), encoding="utf-8")
+    for kit in provision(plan, folder / "office"):
+        unpack(kit.path, folder / kit.name)
+    settings = folder / "coordinator" / "coordinator.toml"
+    text = settings.read_text(encoding="utf-8").replace('listen = "0.0.0.0"', 'listen = "127.0.0.1"')
+    settings.write_text(text, encoding="utf-8")
     return folder
+
+
+def unpack(kit: Path, place: Path) -> None:
+    with tarfile.open(kit) as archive:
+        archive.extractall(place.parent, filter="data")
+        (place.parent / archive.getnames()[0].partition("/")[0]).rename(place)

@@ -1,4 +1,4 @@
-"""``silotune coordinator``, ``silotune site``, ``silotune submit`` and what follows: a federation on several machines."""
+"""``silotune coordinator``, ``site``, ``submit`` and what follows: a federation on several machines."""
 
 from __future__ import annotations
 

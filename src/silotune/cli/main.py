@@ -14,6 +14,7 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
+from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
@@ -33,7 +34,15 @@ _EPILOG = (
     "130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
-_GROUPS = {"configs": configs_app, "provision": provision_app, "charter": charter_app, "audit": audit_app}
+_DEPLOYED = {"submit": submit, "list": list_runs, "status": status, "logs": logs, "cancel": cancel, "fetch": fetch}
+_GROUPS = {
+    "coordinator": coordinator_app,
+    "site": site_app,
+    "configs": configs_app,
+    "provision": provision_app,
+    "charter": charter_app,
+    "audit": audit_app,
+}
 
 
 def build_app() -> typer.Typer:
@@ -44,6 +53,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for command in _COMMANDS:
         app.command(command.__name__)(command)
+    for name, command in _DEPLOYED.items():
+        app.command(name)(command)
     for name, group in _GROUPS.items():
         app.add_typer(group(), name=name)
     return app

@@ -40,7 +40,7 @@ def check_site(kit: Kit) -> list[Found]:
 def _looked(name: str, look: Callable[[Kit], str], kit: Kit) -> Found:
     try:
         return Found(name, True, look(kit))
-    except _Fault as fault:
+    except _FaultError as fault:
         return Found(name, False, str(fault))
     except SilotuneError as error:
         return Found(name, False, " ".join(str(error).split()))
@@ -48,14 +48,14 @@ def _looked(name: str, look: Callable[[Kit], str], kit: Kit) -> Found:
         return Found(name, False, f"{type(error).__name__}: {error}")
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What is not in order, with its remedy."""
 
 
 def _files(kit: Kit) -> str:
     faults = check_kit(kit.folder)
     if faults:
-        raise _Fault("; ".join(faults))
+        raise _FaultError("; ".join(faults))
     return "as they were provisioned"
 
 
@@ -77,12 +77,12 @@ def _connected(kit: Kit) -> ssl.SSLSocket:
         plain = socket.create_connection((where.host, where.fleet_port), timeout=_SECONDS)
         return context.wrap_socket(plain, server_hostname=where.host)
     except ssl.SSLCertVerificationError as error:
-        raise _Fault(
+        raise _FaultError(
             f"the coordinator's certificate does not hold: {error.verify_message}; ask for a kit of this federation, "
             "or for 'provision rotate coordinator'"
         ) from None
     except OSError as error:
-        raise _Fault(
+        raise _FaultError(
             f"{where.host}:{where.fleet_port} cannot be reached ({error}): is the coordinator started, and does the "
             "firewall let this machine out?"
         ) from None
@@ -95,10 +95,10 @@ def _clock(kit: Kit) -> str:
         answer = connection.recv(4096).decode("latin-1")
     dates = [line.partition(":")[2].strip() for line in answer.splitlines() if line.lower().startswith("date:")]
     if not dates:
-        raise _Fault("the coordinator does not tell its time")
+        raise _FaultError("the coordinator does not tell its time")
     off = time.time() - parsedate_to_datetime(dates[0]).timestamp()
     if abs(off) > MOST_SECONDS_OFF:
-        raise _Fault(f"{off:+.0f} s off the coordinator's: signatures would be refused; set both with NTP")
+        raise _FaultError(f"{off:+.0f} s off the coordinator's: signatures would be refused; set both with NTP")
     return f"{off:+.0f} s off the coordinator's"
 
 
@@ -110,7 +110,7 @@ def _authentication(kit: Kit) -> str:
     if holder(site_folder(kit)) is not None:
         said = node_state(kit)
         if said.get("status") != "connected":
-            raise _Fault(f"the site runs and is {said.get('status', 'not connected')}: {said.get('reason', '')}")
+            raise _FaultError(f"the site runs and is {said.get('status', 'not connected')}: {said.get('reason', '')}")
         return "connected"
     where = site_settings(kit).coordinator
     fleet = Fleet(Address(where.host, where.fleet_port, kit.path(AUTHORITY)), read_node_key(kit.path(AUTH_KEY)))
@@ -124,14 +124,14 @@ def _authentication(kit: Kit) -> str:
 def _disk(kit: Kit) -> str:
     free = shutil.disk_usage(kit.folder).free
     if free < LEAST_FREE_BYTES:
-        raise _Fault(f"{free / 1e9:.1f} GB free: at least {LEAST_FREE_BYTES / 1e9:.1f} GB are needed; free some")
+        raise _FaultError(f"{free / 1e9:.1f} GB free: at least {LEAST_FREE_BYTES / 1e9:.1f} GB are needed; free some")
     return f"{free / 1e9:.1f} GB free"
 
 
 def _memory(kit: Kit) -> str:
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     if pages * size < LEAST_MEMORY_BYTES:
-        raise _Fault(f"{pages * size / 1e9:.1f} GB free: stop something, or take a smaller base model")
+        raise _FaultError(f"{pages * size / 1e9:.1f} GB free: stop something, or take a smaller base model")
     return f"{pages * size / 1e9:.1f} GB free"
 
 
@@ -148,7 +148,9 @@ def _base(kit: Kit) -> str:
     model = site_settings(kit).model
     own = fingerprint(nano_folder() if model.path == "nano" else kit.folder / model.path)
     if model.sha256 is not None and own != model.sha256:
-        raise _Fault(f"{model.path} has fingerprint {own}, site.toml says {model.sha256}: put the right model there")
+        raise _FaultError(
+            f"{model.path} has fingerprint {own}, site.toml says {model.sha256}: put the right model there"
+        )
     return own
 
 
@@ -161,7 +163,7 @@ def _data(kit: Kit) -> str:
     if data.train is None:
         return "none of its own: it takes its share of generated tasks"
     if not data.task:
-        raise _Fault("data.task in site.toml names no task: set it to one of 'silotune tasks'")
+        raise _FaultError("data.task in site.toml names no task: set it to one of 'silotune tasks'")
     examples = read_examples(kit.folder / data.train, resolve(DataSection(task=data.task)))
     return f"{len(examples)} examples for {data.task}"
 
@@ -176,7 +178,7 @@ def _policy(kit: Kit) -> str:
 def _folder(kit: Kit) -> str:
     folder: Path = site_folder(kit)
     if folder.exists() and folder.stat().st_mode & 0o077:
-        raise _Fault(f"{folder} may be entered by others: chmod 700 {folder}")
+        raise _FaultError(f"{folder} may be entered by others: chmod 700 {folder}")
     return "private"
 
 

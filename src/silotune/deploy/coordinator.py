@@ -9,12 +9,12 @@ from typing import Any
 from silotune.deploy.jobs import CANNOT_START_AGAIN, ENDED, Jobs
 from silotune.deploy.kits import MEMBERS, Kit
 from silotune.deploy.link import nodes, register, wait_for_link
-from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of, members_of
+from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
 from silotune.deploy.processes import Child, holder, only_one, told_to_stop
 from silotune.errors import FederationError
 from silotune.structs import Observer
 
-LINK_SECONDS = 60.0
+LINK_SECONDS = 180.0
 LOOK_SECONDS = 0.2
 MEMBERS_SECONDS = 5.0
 MOST_CRASHES = 5
@@ -27,7 +27,7 @@ def public_keys(kit: Kit) -> dict[str, bytes]:
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
     found = {}
-    for name, member in members_of(kit).active().items():
+    for name, member in kit.members().active().items():
         found[name] = public_key_to_bytes(load_ssh_public_key(member.auth_public.encode()))  # type: ignore[arg-type]
     return found
 

@@ -6,31 +6,41 @@ any moment and started again.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from silotune.deploy.jobs import CANNOT_START_AGAIN, Jobs
-from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit, read_kit
 from silotune.deploy.link import flower_run, stop_run
-from silotune.deploy.places import coordinator_folder, link_socket, members_of
+from silotune.deploy.places import coordinator_folder, link_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.errors import SilotuneError
 from silotune.experiment.run import Connect, federate
 from silotune.experiment.site import setup_of
+from silotune.federation.jobs import Job, order_digest, sign_job
 from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.record.canonical import sha256
+from silotune.record.signatures import read_key
 from silotune.structs import Reply, Request
-from silotune.transports.flower import FlowerTransport, Job
+from silotune.transports.flower import Errand, FlowerTransport
 from silotune.transports.in_process import FEDERATED_KINDS_WITH_DELTA
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from silotune.config import Config
+
+
+LONGEST_SECONDS = 30 * 24 * 3600.0
+"""A job that is signed holds no longer; one that goes on later is signed again."""
 
 
 def decode(data: bytes, request: Request) -> Reply:
@@ -40,8 +50,25 @@ def decode(data: bytes, request: Request) -> Reply:
 
 def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Connect:
     """What reaches the sites over a Grid."""
-    job = Job(name, setup_of(config))
+    job = Errand(name, setup_of(config))
     return lambda prepared, part, meter: FlowerTransport(grid, sites, job, encode=encode, decode=decode)
+
+
+def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The job that the coordinator signs: what it asks of which sites, until when."""
+    charter = kit.path(CHARTER)
+    longest = config.federation.timeout_seconds * (config.federation.rounds + 1)
+    job = Job(
+        run=name,
+        config_sha256=sha256(config.model_dump(mode="json")),
+        task=config.data.task,
+        participants=tuple(sorted(kit.members().active())),
+        rounds=config.federation.rounds,
+        orders={kind: order_digest(body) for kind, body in bodies.items()},
+        charter_sha256=hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None,
+        expires=datetime.now(UTC) + timedelta(seconds=min(longest, LONGEST_SECONDS)),
+    )
+    return sign_job(job, read_key(kit.path(SIGNING_KEY))).model_dump(mode="json")
 
 
 def work_on(kit: Kit, name: str) -> None:
@@ -51,12 +78,18 @@ def work_on(kit: Kit, name: str) -> None:
     before = jobs.read(name)
     if before.flower_run:
         stop_run(socket, before.flower_run)
-    members = members_of(kit).active()
+    members = kit.members().active()
     sites = {site: (members[site].signing_public,) for site in sorted(members)}
     try:
         with flower_run(socket, name) as (run_id, grid):
             jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
-            federate(config, sites, connect=over(grid, tuple(sites), name, config), path=jobs.run_path(name))
+            federate(
+                config,
+                sites,
+                connect=over(grid, tuple(sites), name, config),
+                path=jobs.run_path(name),
+                vouch=partial(vouched, kit, name, config),
+            )
     except SilotuneError as error:
         jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
         logging.getLogger("silotune").error("%s", error)

@@ -68,9 +68,9 @@ def wait_for_link(socket: Path, *, limit_seconds: float) -> None:
         try:
             nodes(socket)
             return
-        except FederationError:
+        except FederationError as error:
             if time.monotonic() > limit:
-                raise FederationError(f"the SuperLink did not start within {limit_seconds:g} s") from None
+                raise FederationError(f"the SuperLink did not start within {limit_seconds:g} s: {error}") from None
             time.sleep(0.1)
 
 

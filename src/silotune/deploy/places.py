@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from silotune.deploy.kits import MEMBERS, CoordinatorKit, Kit, Members, SiteKit
+from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit
 from silotune.errors import KitError
-from silotune.record.files import read_json
 from silotune.transports.frames import socket_path
 
 
@@ -50,11 +49,6 @@ def trainer_socket(kit: Kit) -> Path:
 def link_socket(kit: Kit) -> Path:
     """Where the coordinator's own processes reach the SuperLink."""
     return socket_path(coordinator_folder(kit), "superlink.sock")
-
-
-def members_of(kit: Kit) -> Members:
-    """Who belongs to the federation, as a kit's list of members says."""
-    return Members.model_validate(read_json(kit.path(MEMBERS)))
 
 
 def log_of(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from silotune.config import Config
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import SIGNING_KEY, Kit
-from silotune.deploy.places import coordinator_folder, members_of
+from silotune.deploy.places import coordinator_folder
 from silotune.errors import ConfigError, FederationError
 from silotune.record.files import explained
 from silotune.record.runs import RunFolder
@@ -25,7 +25,7 @@ def submit_run(kit: Kit, config: Config) -> str:
     Raises:
         ConfigError: It needs examples that are at the sites, or more sites than there are.
     """
-    sites = members_of(kit).active()
+    sites = kit.members().active()
     faults = []
     if "federated" not in config.federation.modes:
         faults.append("federation.modes must name 'federated' to be submitted: sites' examples are not pooled")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from silotune.deploy.kits import POLICY, SIGNING_KEY, Kit, read_kit
-from silotune.deploy.places import members_of, site_folder, site_settings, trainer_socket
+from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.experiment.site import Holdings, SiteDesk
 from silotune.federation.client import Site
@@ -47,7 +47,7 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
     key = read_key(kit.path(SIGNING_KEY))
     trail = Trail(site_folder(kit) / FILE, key, actor=holdings.name)
     own = fingerprint(nano_folder() if holdings.model == "nano" else Path(str(holdings.model)))
-    coordinators = members_of(kit).coordinator
+    coordinators = kit.members().coordinator
     return Guard(kit.path(POLICY), key, trail, coordinators, task=holdings.task or None, base_sha256=own)
 
 

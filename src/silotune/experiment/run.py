@@ -17,6 +17,7 @@ from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.jobs import JOB
 from silotune.federation.server import Plan, Transport, run_rounds
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method
@@ -27,6 +28,8 @@ from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
 
+Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
+"""Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
 Connect: TypeAlias = Callable[[Prepared, Part, Meter], Transport]
 """Makes the transport that reaches the clients of a part."""
 
@@ -59,6 +62,7 @@ def federate(
     *,
     connect: Connect,
     path: Path,
+    vouch: Vouch | None = None,
     observer: Observer | None = None,
 ) -> RunFolder:
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
@@ -68,6 +72,7 @@ def federate(
         sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
         connect: Makes the transport that reaches them.
         path: The run folder, new or begun.
+        vouch: Signs what is asked of the sites; None where their policies ask for no signature.
         observer: Told of every event.
 
     Raises:
@@ -86,7 +91,7 @@ def federate(
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
     with _metered(config) as meter:
         keys = {name: own for name, own in sites.items() if own}
-        return _run(_Run(prepared, folder, meter, began, connect, keys), observer)
+        return _run(_Run(prepared, folder, meter, began, connect, keys, vouch), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -116,6 +121,7 @@ class _Run:
     began: float
     connect: Connect = field(default_factory=lambda: in_process)
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    vouch: Vouch | None = None
 
 
 @contextmanager
@@ -193,10 +199,14 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         audit = replace(audit, keys=run.keys)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter, audit=audit), transport, state, folder, notify=told)
+    plan, scored = plan_of(prepared, part, meter, audit=audit), _evaluate_body(prepared)
+    if run.vouch is not None:
+        job = run.vouch({"train": plan.body, "evaluate": scored})
+        plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
+    state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
+        folder.write_json("per_client", _score_clients(plan, transport, weights, state.round_number, scored))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
@@ -253,13 +263,17 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     return select
 
 
-def _score_clients(
-    prepared: Prepared, transport: Transport, weights: Tensors, round_number: int
-) -> dict[str, Mapping[str, Any]]:
+def _evaluate_body(prepared: Prepared) -> dict[str, Any]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
-    body = order.model_dump(mode="json")
+    return order.model_dump(mode="json")
+
+
+def _score_clients(
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = transport.exchange(requests, timeout_seconds=prepared.config.federation.timeout_seconds)
+    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
     }

@@ -72,7 +72,7 @@ class _Waiting:
 
 
 @dataclass(frozen=True)
-class Job:
+class Errand:
     """What goes beside every message of a run: its name, and its setup as JSON."""
 
     name: str
@@ -98,7 +98,7 @@ class FlowerTransport:
         self,
         grid: Grid,
         sites: Sequence[str],
-        job: Job,
+        job: Errand,
         *,
         encode: Callable[[Request], bytes],
         decode: Callable[[bytes, Request], Reply],
