@@ -15,6 +15,7 @@ from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
 from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
+from silotune.cli.demo import demo_app
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
@@ -38,6 +39,7 @@ _DEPLOYED = {"submit": submit, "list": list_runs, "status": status, "logs": logs
 _GROUPS = {
     "coordinator": coordinator_app,
     "site": site_app,
+    "demo": demo_app,
     "configs": configs_app,
     "provision": provision_app,
     "charter": charter_app,
