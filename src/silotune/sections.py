@@ -18,6 +18,7 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
 Mode = Literal["federated", "isolated", "centralized"]
+Engine = Literal["in_process", "ray"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
@@ -136,6 +137,9 @@ class TrainingSection(Section):
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
+    engine: Engine = Field("in_process", description="where clients train: this process, or Flower's simulation on Ray")
+    ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
+    ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
     algorithm: Algorithm = Field("fedavg", description="how updates become one model")
     rounds: Positive = Field(5, description="of every mode")

@@ -99,8 +99,8 @@ def worker(model, start) -> Any:  # noqa: ANN001
     """What a trainer does with a request's bytes."""
     own = sites(model)
 
-    def work(job: str, setup: Any, data: bytes) -> Frame:
-        assert (job, setup) == ("run-1", {"seed": 1})
+    def work(envelope: Any, setup: Any, data: bytes) -> Frame:
+        assert (envelope["job"], setup) == ("run-1", {"seed": 1})
         request = decode_request(data, layout_of(start))
         return Frame({"status": "reply"}, encode(client_round(request, own[request.client])))
 
@@ -186,7 +186,7 @@ def test_a_site_that_never_answers_is_given_up(start) -> None:
 def altered(change: Any) -> Any:
     """A reply to a request, changed by a site that means ill."""
 
-    def work(job: str, setup: Any, data: bytes) -> Frame:
+    def work(envelope: Any, setup: Any, data: bytes) -> Frame:
         request = decode_request(data, layout_of(TENSORS))
         reply = Reply("train", request.round_number, request.client, request.tensors, {"num_examples": 1})
         return Frame({"status": "reply"}, change(reply))
@@ -244,7 +244,7 @@ def test_what_a_site_says_of_its_failure_reaches_the_coordinator() -> None:
 
 
 def test_a_trainer_that_is_gone_is_a_failure_of_the_site() -> None:
-    def work(job: str, setup: Any, data: bytes) -> Frame:
+    def work(envelope: Any, setup: Any, data: bytes) -> Frame:
         raise FederationError("the trainer died 3 times over one request")
 
     (found,) = transport(line(work)).exchange({"a": Request("train", 1, "a", TENSORS, BODY)}, timeout_seconds=20)

@@ -14,8 +14,8 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
-from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
 from silotune.cli.demo import demo_app
+from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export

@@ -183,7 +183,12 @@ def _refused(error: httpx.HTTPStatusError, place: str) -> FederationError:
     if status == httpx.codes.UNAUTHORIZED:
         return FederationError(
             f"{place} does not accept this node's signature: its clock is off by more than 5 minutes "
-            "(set it with NTP), or its key is not registered or was revoked (ask the coordinator)"
+            "(set it with NTP), or its key was revoked (ask the coordinator)"
+        )
+    if status == httpx.codes.PRECONDITION_FAILED:
+        return LostConnectionError(
+            f"{place} does not let this node in: its key is not registered or was revoked (ask the coordinator), or "
+            "another process with this key is connected"
         )
     if status in (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT):
         return LostConnectionError(f"{place} is not ready: status {status}")

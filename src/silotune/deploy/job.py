@@ -6,6 +6,7 @@ any moment and started again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import signal
@@ -23,15 +24,15 @@ from silotune.deploy.link import flower_run, stop_run
 from silotune.deploy.places import coordinator_folder, link_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.errors import SilotuneError
-from silotune.experiment.run import Connect, federate
+from silotune.experiment.engines import Engine
+from silotune.experiment.run import federate
 from silotune.experiment.site import setup_of
 from silotune.federation.jobs import Job, order_digest, sign_job
-from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.federation.messages import encode
 from silotune.record.canonical import sha256
 from silotune.record.signatures import read_key
-from silotune.structs import Reply, Request
 from silotune.transports.flower import Errand, FlowerTransport
-from silotune.transports.in_process import FEDERATED_KINDS_WITH_DELTA
+from silotune.transports.in_process import decode_expected
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -43,15 +44,11 @@ LONGEST_SECONDS = 30 * 24 * 3600.0
 """A job that is signed holds no longer; one that goes on later is signed again."""
 
 
-def decode(data: bytes, request: Request) -> Reply:
-    """A reply, checked against what its request expects."""
-    return decode_reply(data, layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {})
-
-
-def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Connect:
-    """What reaches the sites over a Grid."""
-    job = Errand(name, setup_of(config))
-    return lambda prepared, part, meter: FlowerTransport(grid, sites, job, encode=encode, decode=decode)
+def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Engine:
+    """What reaches the sites over a Grid, which stays open for longer than it is used."""
+    errand = Errand(name, setup_of(config))
+    transport = FlowerTransport(grid, sites, errand, encode=encode, decode=decode_expected)
+    return lambda prepared, part, meter, folder: contextlib.nullcontext(transport)
 
 
 def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ WORK_SECONDS = 24 * 3600.0
 MOST_TRIES = 3
 
 
-def work(socket: Path, job: str, setup: Mapping[str, Any], message: bytes) -> Frame:
+def work(socket: Path, envelope: Mapping[str, str], setup: Mapping[str, Any], message: bytes) -> Frame:
     """Has the trainer do a request's work; a trainer that dies over it is waited for, and asked again.
 
     Raises:
@@ -51,7 +51,7 @@ def work(socket: Path, job: str, setup: Mapping[str, Any], message: bytes) -> Fr
     """
     for _ in range(MOST_TRIES):
         try:
-            return ask(socket, work_frame(job, setup, message), timeout_seconds=WORK_SECONDS)
+            return ask(socket, work_frame(envelope.get("job", ""), setup, message), timeout_seconds=WORK_SECONDS)
         except NoAnswerError:
             wait_until_ready(socket, timeout_seconds=TRAINER_SECONDS)
     raise FederationError(f"the trainer died {MOST_TRIES} times over one request: see its log at the site")

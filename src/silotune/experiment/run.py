@@ -14,9 +14,10 @@ from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
 from silotune.experiment import results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
 from silotune.federation.server import Plan, Transport, run_rounds
 from silotune.federation.witness import Audit
@@ -26,12 +27,9 @@ from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.in_process import InProcess, workers_for
 
 Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
 """Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
-Connect: TypeAlias = Callable[[Prepared, Part, Meter], Transport]
-"""Makes the transport that reaches the clients of a part."""
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -53,14 +51,14 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-        return _run(_Run(prepared, folder, meter, began), observer)
+        return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 def federate(
     config: Config,
     sites: Mapping[str, Sequence[str]],
     *,
-    connect: Connect,
+    connect: Engine,
     path: Path,
     vouch: Vouch | None = None,
     observer: Observer | None = None,
@@ -70,7 +68,7 @@ def federate(
     Args:
         config: The whole configuration; ``federated`` must be its only mode.
         sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
-        connect: Makes the transport that reaches them.
+        connect: Makes the transport that reaches them, for as long as it is used.
         path: The run folder, new or begun.
         vouch: Signs what is asked of the sites; None where their policies ask for no signature.
         observer: Told of every event.
@@ -108,7 +106,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     if folder.has("summary"):
         return folder
     with _metered(config) as meter:
-        return _run(_Run(prepare(config), folder, meter, began), observer)
+        return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class _Run:
     folder: RunFolder
     meter: Meter
     began: float
-    connect: Connect = field(default_factory=lambda: in_process)
+    connect: Engine
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vouch: Vouch | None = None
 
@@ -180,9 +178,13 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
-    config = prepared.config
-    transport = run.connect(prepared, part, meter)
-    meter.memory.restart()
+    with run.connect(prepared, part, meter, folder) as transport:
+        meter.memory.restart()
+        _finish_part(run, part, folder, transport, notify)
+
+
+def _finish_part(run: _Run, part: Part, folder: RunFolder, transport: Transport, notify: Observer) -> None:
+    prepared, meter, config = run.prepared, run.meter, run.prepared.config
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -221,14 +223,6 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     folder.write_json("result", result)
     forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
-
-
-def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
-    """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
-    federation = prepared.config.federation
-    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +48,7 @@ class Holdings:
         task: The only task that its examples are for; empty for any.
         train: Its examples; None for its share of a task that is generated.
         threads: CPU threads; None for what the run says.
+        is_simulated: It has its share of whatever data the run names: all data are in one place anyway.
     """
 
     name: str
@@ -57,10 +58,13 @@ class Holdings:
     task: str = ""
     train: Path | None = None
     threads: int | None = None
+    is_simulated: bool = False
 
 
-def setup_of(config: Config) -> dict[str, Any]:
-    """The setup that a coordinator sends with a run, as plain JSON."""
+def setup_of(config: Config, *, is_simulated: bool = False) -> dict[str, Any]:
+    """The setup that a coordinator sends with a run, as plain JSON; a simulation's names its data."""
+    if is_simulated:
+        return Setup(config=config).model_dump(mode="json")
     nowhere: dict[str, Any] = {"root": None, "train": None, "validation": None, "test": None}
     if config.data.partition.scheme == "file":
         nowhere["partition"] = PartitionSection()
@@ -75,19 +79,35 @@ def setup_of(config: Config) -> dict[str, Any]:
     return Setup(config=sent, base=base).model_dump(mode="json")
 
 
+@dataclass
+class Resident:
+    """The base model in memory with its adapter, what it was made for, and how often a base was read from disk."""
+
+    needs: Any = None
+    adapted: Adapted | None = None
+    initial: Tensors = field(default_factory=dict)
+    loads: int = 0
+
+
 class SiteDesk:
     """Opens runs at one site; the base model stays in memory between them.
 
     Args:
         holdings: What the site has.
+        resident: The base model; several sites of one process may share it.
         make_site: Makes the site of its name, examples and model; what a deployed site adds (its policy, its keys)
             comes in here.
     """
 
-    def __init__(self, holdings: Holdings, make_site: Callable[[str, Sequence[Any], Adapted], Site] = Site) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        make_site: Callable[[str, Sequence[Any], Adapted], Site] = Site,
+        *,
+        resident: Resident | None = None,
+    ) -> None:
         self._holdings, self._make_site = holdings, make_site
-        self._resident: tuple[Any, Adapted, Tensors] | None = None
-        self._loads = 0
+        self._resident = resident or Resident()
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
         """The site for a run.
@@ -112,8 +132,8 @@ class SiteDesk:
 
     def state(self) -> dict[str, Any]:
         """The base that is held, and how often one was read from disk."""
-        held = self._resident
-        return {"base": held[1].base.name if held else "", "base_loads": self._loads}
+        adapted = self._resident.adapted
+        return {"base": adapted.base.name if adapted else "", "base_loads": self._resident.loads}
 
     def _own(self, config: Config) -> Config:
         """The run's configuration with this site's own model and device."""
@@ -127,7 +147,7 @@ class SiteDesk:
             raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
         if own.train is not None:
             return read_examples(own.train, task)
-        if not task.embedded:
+        if not task.embedded and not own.is_simulated:
             raise DataError(f"task {task.name!r} is not generated: set data.train in site.toml to this site's file")
         dataset = load(config.data, seed=config.seed)
         shares = client_shares(config, dataset)
@@ -143,14 +163,13 @@ class SiteDesk:
             torch.set_num_threads(self._holdings.threads or config.training.threads or 1)
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
         needs = (config.model, config.adapter, head, base)
-        if self._resident is not None and self._resident[0] == needs:
-            return self._resident[1], self._resident[2]
-        self._resident = None
-        check_base(config.model, base, self._holdings.fingerprint)
-        adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
-        self._loads += 1
-        self._resident = (needs, adapted, adapters.read(adapted))
-        return self._resident[1], self._resident[2]
+        held = self._resident
+        if held.adapted is None or held.needs != needs:
+            held.adapted = None  # before another is read: there may be no room for two
+            check_base(config.model, base, self._holdings.fingerprint)
+            made = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
+            held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
+        return held.adapted, held.initial
 
 
 def check_base(section: ModelSection, wanted: str, pinned: str | None) -> None:

@@ -7,8 +7,11 @@ arrive: sums of floating-point numbers then come out the same bits as in one pro
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.15
 """Between two looks for replies; the SuperLink is on the same machine."""
+SIMULATION_SECONDS = 120.0
 LARGEST_REASON = 2000
 ENVELOPE, PAYLOAD = "silotune", "message"
 _STYPE = "silotune.message"
@@ -71,6 +75,9 @@ class _Waiting:
     message: str = ""
 
 
+Naming = Callable[[Sequence[Any]], Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Errand:
     """What goes beside every message of a run: its name, and its setup as JSON."""
@@ -91,7 +98,7 @@ class FlowerTransport:
         job: What goes with every message.
         encode: Request -> its bytes.
         decode: Bytes of a reply and the request they answer -> the reply, checked.
-        names: Node -> site; by the node's name, which Flower's simulation does not give.
+        name: Nodes that are up -> site and its node; by the nodes' names, which Flower's simulation does not give.
     """
 
     def __init__(
@@ -102,10 +109,10 @@ class FlowerTransport:
         *,
         encode: Callable[[Request], bytes],
         decode: Callable[[bytes, Request], Reply],
-        names: Callable[[Any], str] = lambda node: str(node.name),
+        name: Naming = lambda nodes: {str(node.name): node for node in nodes},
     ) -> None:
         self._grid, self._sites, self._job = grid, tuple(sites), job
-        self._encode, self._decode, self._name_of = encode, decode, names
+        self._encode, self._decode, self._name = encode, decode, name
         self._setup = json.dumps(job.setup, separators=(",", ":"), sort_keys=True)
 
     def clients(self) -> Sequence[str]:
@@ -143,7 +150,7 @@ class FlowerTransport:
 
     def _look(self, waiting: dict[str, _Waiting]) -> dict[str, Reply | Failure]:
         """Sends what has not reached a node that is up now, and gives what has come back."""
-        nodes = {self._name_of(node): node for node in self._grid.get_nodes()}
+        nodes = self._name(list(self._grid.get_nodes()))
         for name, item in waiting.items():
             node = nodes.get(name)
             if node is not None and (item.node, item.activated) != (node.node_id, node.last_activated_at):
@@ -159,8 +166,8 @@ class FlowerTransport:
         return found
 
     def _send(self, item: _Waiting, node: int, activated: str) -> None:
-        envelope = {"job": self._job.name, "setup": self._setup, "nonce": item.digest}
         request = item.request
+        envelope = {"job": self._job.name, "client": request.client, "setup": self._setup, "nonce": item.digest}
         message = Message(
             pack(envelope, item.sent), dst_node_id=node, message_type=_TYPES.get(request.kind, MessageType.QUERY),
             group_id=str(request.round_number),
@@ -204,8 +211,8 @@ def _gone_codes() -> set[int]:
 
 # --- the site's side -------------------------------------------------------------------------------------------------
 
-Work = Callable[[str, Mapping[str, Any], bytes], Frame]
-"""(run, setup, encoded request) -> the trainer's answer."""
+Work = Callable[[Mapping[str, str], Mapping[str, Any], bytes], Frame]
+"""(envelope with the run's and the client's name, setup, encoded request) -> the trainer's answer."""
 
 
 def client_app(work: Work) -> ClientApp:
@@ -223,8 +230,62 @@ def answer(message: Message, context: Context, work: Work) -> Message:
         envelope, data = unpack(message.content)
         nonce = envelope.get("nonce", "")
         setup = strict_object(envelope.get("setup", "").encode(), "setup")
-        frame = work(envelope.get("job", ""), setup, data)
+        frame = work(envelope, setup, data)
     except FederationError as error:
         frame = Frame({"status": "failure", "stage": "site", "reason": str(error)})
     said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason", "rule")}
     return Message(pack({**said, "nonce": nonce}, frame.payload), reply_to=message)
+
+
+# --- Flower's simulation ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def simulated_grid(work: Work, *, clients: int, cpus: float, gpus: float) -> Iterator[Grid]:
+    """A Grid whose nodes are actors of Ray, on this machine or the cluster that it belongs to.
+
+    Args:
+        work: What an actor does with a request; it is pickled to the actors by reference.
+        clients: How many nodes.
+        cpus: Cores that an actor holds.
+        gpus: GPUs, or a share of one, that an actor holds.
+
+    Raises:
+        FederationError: The simulation ended before its Grid was there.
+    """
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    ready: queue.SimpleQueue[Grid | None] = queue.SimpleQueue()
+    done = threading.Event()
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        ready.put(grid)
+        done.wait()
+
+    def simulate() -> None:
+        try:
+            resources: dict[str, Any] = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
+            run_simulation(server, client_app(work), clients, backend_config=resources)
+        finally:
+            ready.put(None)
+
+    thread = threading.Thread(target=simulate, daemon=True)
+    thread.start()
+    try:
+        grid = ready.get(timeout=SIMULATION_SECONDS)
+        if grid is None:
+            raise FederationError("Flower's simulation ended before it began: see its lines above")
+        yield grid
+    except queue.Empty:
+        raise FederationError(f"Flower's simulation did not start within {SIMULATION_SECONDS:g} s") from None
+    finally:
+        done.set()
+        thread.join(SIMULATION_SECONDS)
+
+
+def by_number(sites: Sequence[str]) -> Naming:
+    """Names the nodes of a simulation: the first of its numbers is the first site; any actor serves any."""
+    return lambda nodes: dict(zip(sites, sorted(nodes, key=lambda node: int(node.node_id)), strict=False))

@@ -98,7 +98,8 @@ def send(connection: socket.socket, frame: Frame) -> None:
     if len(header) > MAX_HEADER_BYTES:
         raise MessageError(f"a frame's header of {len(header)} bytes is longer than {MAX_HEADER_BYTES}")
     connection.sendall(_START.pack(MAGIC, len(header), len(frame.payload)) + header)
-    connection.sendall(frame.payload)
+    if frame.payload:  # the other end may have answered already, and be gone
+        connection.sendall(frame.payload)
 
 
 def receive(connection: socket.socket, *, max_bytes: int = MAX_PAYLOAD_BYTES) -> Frame:

@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +79,7 @@ class TrainerHost:
     def serve(self, listener: socket.socket) -> None:
         """Accepts and serves until ``stop`` is called or a frame asks for it; closes the listener."""
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-        with listener:
+        with listener, _woken_at_the_end(listener):
             while True:
                 try:
                     item = self._waiting.get(timeout=self._idle_seconds)
@@ -90,7 +90,7 @@ class TrainerHost:
                     return
                 connection, frame = item
                 with connection, suppress(OSError):  # who asked is gone: it will ask again
-                    send(connection, self._answered(frame))
+                    send(connection, self.answer(frame))
 
     def stop(self) -> None:
         """Ends ``serve`` after the request at hand."""
@@ -124,7 +124,8 @@ class TrainerHost:
         held = {"began": self._began, "served": self._served, "works_on": self._works_on, **self._desk.state()}
         return Frame({"status": "state", **held})
 
-    def _answered(self, frame: Frame) -> Frame:
+    def answer(self, frame: Frame) -> Frame:
+        """Does the work of a frame; what goes wrong is said in the answer, without any text."""
         try:
             return self._work(frame)
         except SilotuneError as error:
@@ -173,6 +174,16 @@ class TrainerHost:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _woken_at_the_end(listener: socket.socket) -> Iterator[None]:
+    """Ends the thread that waits for connections: closing alone would leave it waiting."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def _is_name(text: str) -> bool:
