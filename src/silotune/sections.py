@@ -19,6 +19,7 @@ Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
 Mode = Literal["federated", "isolated", "centralized"]
 Engine = Literal["in_process", "ray"]
+Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
@@ -146,7 +147,10 @@ class FederationSection(Section):
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
     server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
-    min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
+    min_replies: Positive = Field(1, description="fewest usable replies of a round")
+    below_minimum: Shortfall = Field(
+        "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
+    )
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
     workers: Positive | None = Field(
         None, description="clients trained side by side in one process; default: a core each for small models"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.config import Config
-from silotune.deploy import coordinator, site
+from silotune.deploy import coordinator
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, log_of, site_folder
@@ -122,9 +122,7 @@ def _started(kits: Mapping[str, Kit], notify: Observer) -> Iterator[None]:
 def _are_up(kits: Mapping[str, Kit]) -> bool:
     said: dict[str, Any] = coordinator.status(kits["coordinator"])
     wanted = set(kits) - {"coordinator"}
-    return {name for name, how in said["sites"].items() if how == "connected"} >= wanted and all(
-        site.status(kits[name])["process"] is not None for name in wanted
-    )
+    return {name for name, how in said["sites"].items() if how == "connected"} >= wanted
 
 
 def _wait(children: list[Child], is_done: Callable[[], bool]) -> None:

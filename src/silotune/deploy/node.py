@@ -37,7 +37,7 @@ from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_rea
 POLL_SECONDS = 0.2
 """Between two looks for a message while runs go on; ``REST_SECONDS`` after a minute without one."""
 REST_SECONDS = 1.0
-TRAINER_SECONDS = 120.0
+TRAINER_SECONDS = 300.0
 """A trainer that died is waited for so long: it reads its base again."""
 WORK_SECONDS = 24 * 3600.0
 MOST_TRIES = 3

@@ -68,4 +68,6 @@ def status(kit: Kit) -> dict[str, Any]:
         trainer = dict(ask(trainer_socket(kit), Frame({"verb": "state"}), timeout_seconds=5).header)
     except NoAnswerError:
         trainer = {"status": "starting"}
+    except FederationError as error:
+        trainer = {"status": "busy", "reason": str(error)}
     return {**said, "node": node_state(kit), "trainer": trainer}

@@ -64,10 +64,9 @@ def main() -> None:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    listener = listen(trainer_socket(kit))
-    import peft  # noqa: F401  # the longest import of all: while it goes on, requests wait at the socket
+    import peft  # noqa: F401  # the longest import of all: it must not fall into the first request
 
-    host.serve(listener)
+    host.serve(listen(trainer_socket(kit)))
 
 
 if __name__ == "__main__":

@@ -236,6 +236,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         seed=config.seed,
         clients_per_round=part.clients_per_round,
         timeout_seconds=federation.timeout_seconds,
+        below_minimum=federation.below_minimum,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,

@@ -27,6 +27,9 @@ from silotune.structs import (
     Tensors,
 )
 
+MOST_TRIES = 20
+"""Of one round, with ``below_minimum = 'wait'``; each is bounded by ``timeout_seconds``."""
+
 
 class Transport(Protocol):
     """Carries requests to clients and replies back; it knows nothing of what they say."""
@@ -55,7 +58,8 @@ class Plan:
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
         timeout_seconds: Bound on the wait for a reply.
-        min_replies: A round with fewer usable replies ends the run with an error.
+        min_replies: Fewest usable replies of a round.
+        below_minimum: What a round with fewer does: ``stop`` the run, ``wait`` and try again, or ``skip``.
         score: Metrics of the global model on the gold-standard set.
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
@@ -72,6 +76,7 @@ class Plan:
     clients_per_round: int | None = None
     timeout_seconds: float = 3600.0
     min_replies: int = 1
+    below_minimum: str = "stop"
     score: Callable[[Tensors], Mapping[str, Any]] | None = None
     select: Callable[[Tensors], float] | None = None
     every: int = 1
@@ -167,9 +172,14 @@ def run_rounds(
         state = _begin(plan, state, run, notify)
     witness = Witness(plan.audit, run)
     witness.begins(state, plan.body)
+    tries = 0
     while state.round_number < plan.rounds and not state.stopped:
         try:
             state = _one_round(plan, transport, state, witness, notify)
+            tries = 0
+        except TooFewRepliesError as error:
+            tries += 1
+            state = SHORTFALLS[plan.below_minimum](plan, state, run, notify, error=error, tries=tries)
         finally:
             witness.flush()
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
@@ -236,13 +246,57 @@ def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError(_why(incoming) or str(error)) from error
+        raise TooFewRepliesError(_why(incoming) or str(error), incoming) from error
     if len(incoming.rows) < plan.min_replies:
-        raise FederationError(
+        raise TooFewRepliesError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
-            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
+            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}",
+            incoming,
         )
     return delta
+
+
+class TooFewRepliesError(FederationError):
+    """A round with fewer usable replies than it needs; ``incoming`` holds what came and what did not."""
+
+    def __init__(self, message: str, incoming: _Round) -> None:
+        super().__init__(message)
+        self.incoming = incoming
+
+
+def _stop(
+    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
+) -> ServerState:
+    raise error
+
+
+def _wait(
+    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
+) -> ServerState:
+    """The same round again: sites that answered do their work once more, to the same bits."""
+    if tries >= MOST_TRIES:
+        raise FederationError(f"round {state.round_number + 1} was tried {tries} times: {error}") from error
+    notify("round_waits", {"round": state.round_number + 1, "tries": tries, "reason": str(error)})
+    return state
+
+
+def _skip(
+    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
+) -> ServerState:
+    """A round that changes nothing; what it cost is recorded."""
+    incoming, after = error.incoming, replace(state, round_number=state.round_number + 1)
+    up, down = incoming.bytes_up(), incoming.bytes_down()
+    spent = plan.meter.coordinator()
+    record = RoundRecord(
+        after.round_number, {}, incoming.clients, tuple(incoming.failures), None, 0.0, 0.0, up, down,
+        _cost(plan, spent, spent, spent),
+    )  # fmt: skip
+    _write(record, plan, run, notify)
+    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down)
+
+
+SHORTFALLS: Mapping[str, Callable[..., ServerState]] = {"stop": _stop, "wait": _wait, "skip": _skip}
+"""``federation.below_minimum`` -> what becomes of a round with too few usable replies."""
 
 
 def _why(incoming: _Round) -> str:

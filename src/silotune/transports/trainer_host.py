@@ -8,6 +8,7 @@ it. What a site keeps between rounds lies on its disk: a trainer that was killed
 from __future__ import annotations
 
 import gc
+import os
 import queue
 import socket
 import sys
@@ -121,7 +122,13 @@ class TrainerHost:
             self.stop()
         elif verb != "state":
             return _failure("frame", f"unknown verb {verb!r}: allowed: state, stop, work")
-        held = {"began": self._began, "served": self._served, "works_on": self._works_on, **self._desk.state()}
+        held = {
+            "process": os.getpid(),
+            "began": self._began,
+            "served": self._served,
+            "works_on": self._works_on,
+            **self._desk.state(),
+        }
         return Frame({"status": "state", **held})
 
     def answer(self, frame: Frame) -> Frame:
