@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import hashlib
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -15,8 +20,10 @@ import pytest
 
 import kits
 from silotune.config import Config
+from silotune.deploy import certificates
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
+from silotune.deploy.fleet import Address, Fleet
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
@@ -104,7 +111,7 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
-    config = Config.model_validate({"federation": {"modes": ["isolated"], "clients_per_round": 9}})
+    config = Config.model_validate({"federation": {"modes": ["isolated"], "clients_per_round": 3}})
     with pytest.raises(ConfigError) as fault:
         submit_run(coordinator, config)
     assert len(fault.value.faults) == 2 and "2 sites" in fault.value.faults[1]
@@ -174,6 +181,7 @@ def test_a_child_is_started_again_and_stopped_by_its_own_id(tmp_path: Path) -> N
     assert not child.is_running
 
 
+@pytest.mark.end_to_end
 def test_the_node_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, silotune.deploy.node, silotune.deploy.site, silotune.deploy.coordinator;"
@@ -207,3 +215,30 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
+
+
+def test_an_expired_certificate_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class LongAgo(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.datetime.now(tz) - datetime.timedelta(days=400)
+
+    monkeypatch.setattr(certificates, "datetime", LongAgo)
+    authority = certificates.new_authority("test", days=4000)
+    server = certificates.new_server(authority, ["127.0.0.1"], days=30)
+    for name, content in (("ca.crt", authority.public), ("server.crt", server.public), ("server.key", server.private)):
+        (tmp_path / name).write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with contextlib.suppress(OSError):
+            context.wrap_socket(plain, server_side=True)
+        plain.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    address = Address("127.0.0.1", listener.getsockname()[1], tmp_path / "ca.crt")
+    with listener, pytest.raises(FederationError, match="certificate has expired"):
+        Fleet(address, certificates.new_node_key()[0]).activate(0)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,19 +13,19 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
+from line import NAMES, Line, line, node, transport
 from silotune.errors import FederationError, MessageError
 from silotune.federation.client import Site, TrainOrder, client_round
-from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from silotune.federation.messages import decode_request, encode, layout_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
-from silotune.transports.flower import Errand, FlowerTransport, answer, client_app, pack, unpack
+from silotune.transports.flower import answer, pack, unpack
 from silotune.transports.frames import Frame
 from silotune.transports.in_process import InProcess
 
-NAMES = ("a", "b", "c")
 EXAMPLES = tiny.encoded(tiny.closed(9))
 BODY = TrainOrder(
     training=tiny.training(learning_rate=0.01), federation=FederationSection(), seed=3, rounds=2
@@ -38,57 +35,6 @@ BODY = TrainOrder(
 @pytest.fixture(autouse=True)
 def _identity() -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-
-
-@dataclass
-class Line:
-    """A Grid in memory: nodes that answer through the ClientApp, in an order that a test decides."""
-
-    work: Any
-    order: random.Random
-    nodes: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.app = client_app(self.work)
-        self.waiting: dict[str, Message] = {}
-        self.pushed: list[tuple[str, str]] = []
-        self.numbers = itertools.count(1)
-
-    def get_nodes(self) -> Sequence[Any]:
-        return list(self.nodes.values())
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        made = []
-        for message in messages:
-            name = next(node.name for node in self.nodes.values() if node.node_id == message.metadata.dst_node_id)
-            number = f"m{next(self.numbers)}"
-            message.metadata.__dict__["_message_id"] = number
-            self.pushed.append((name, number))
-            self.waiting[number] = message
-            made.append(number)
-        return made
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        there = [number for number in message_ids if number in self.waiting]
-        if not there:
-            return []
-        chosen = self.order.choice(there)
-        return [self.app(self.waiting.pop(chosen), Context(1, 1, {}, RecordDict(), {}))]
-
-
-def node(name: str, number: int, activated: str = "then") -> Any:
-    return SimpleNamespace(name=name, node_id=number, last_activated_at=activated)
-
-
-def line(work: Any, *, seed: int = 0, names: Sequence[str] = NAMES) -> Line:
-    return Line(work, random.Random(seed), {name: node(name, number + 7) for number, name in enumerate(names)})
-
-
-def transport(grid: Any, **more: Any) -> FlowerTransport:
-    def decode(data: bytes, request: Request) -> Reply:
-        return decode_reply(data, layout_of(request.tensors))
-
-    return FlowerTransport(grid, NAMES, Errand("run-1", {"seed": 1}), encode=encode, decode=decode, **more)
 
 
 def sites(model) -> dict[str, Site]:  # noqa: ANN001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -118,6 +119,18 @@ def test_what_goes_wrong_is_said_without_any_text(model, start, tmp_path: Path, 
         frame = work(path, request(start, 1, **changes), {"seed": 1, **setup})
     assert (frame.header["status"], frame.header["stage"]) == ("failure", stage)
     assert reason in frame.header["reason"] and "patient" not in frame.header["reason"]
+
+
+def test_a_full_disk_at_a_site_fails_the_request_and_no_more(model, start, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    def full(path: Path, *rest: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "full", str(path))
+
+    with served(OneModel(model, start), tmp_path) as path:
+        with monkeypatch.context() as patch:
+            patch.setattr("silotune.record.checkpoints.write_groups", full)
+            frame = work(path, request(start, 1))
+        assert frame.header["status"] == "failure" and "no space left" in frame.header["reason"]
+        assert work(path, request(start, 1)).header["status"] == "reply"
 
 
 def test_a_refusal_carries_the_rule(model, start, tmp_path: Path) -> None:
