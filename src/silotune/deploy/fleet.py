@@ -17,6 +17,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -152,8 +153,7 @@ class Fleet:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with self._asked(), no_object_id_recompute():
             tree, parts = get_object_tree(reply), get_all_nested_objects(reply)
-            bare = message_to_proto(reply)
-            bare.ClearField("content")
+            bare = message_to_proto(remove_content_from_message(reply))
             response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=self.node, messages_list=[bare], message_object_trees=[tree], clientapp_runtime_list=[seconds]
@@ -190,8 +190,8 @@ def _refused(error: httpx.HTTPStatusError, place: str) -> FederationError:
             f"{place} does not let this node in: its key is not registered or was revoked (ask the coordinator), or "
             "another process with this key is connected"
         )
-    if status in (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT):
-        return LostConnectionError(f"{place} is not ready: status {status}")
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return LostConnectionError(f"{place} cannot serve for now: status {status}")
     return FederationError(f"{place} refused: status {status}, {' '.join(error.response.text.split())[:200]}")
 
 
