@@ -11,7 +11,7 @@ from silotune.config import Config, from_mapping
 from silotune.errors import AuditError
 from silotune.federation.replay import replayed
 from silotune.federation.witness import Audit, close
-from silotune.record.audit import FILE, KEY_FILE, PUBLIC_FILE, Trail
+from silotune.record.audit import COORDINATOR, FILE, KEY_FILE, PUBLIC_FILE, Trail
 from silotune.record.canonical import sha256
 from silotune.record.chain import Entry, Verified, check_witness, updates_of, verify_chain
 from silotune.record.files import explained, write_bytes
@@ -55,7 +55,7 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
         key = new_key()
         write_secret(own, private_bytes(key))
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())
-    return Audit(Trail(folder.path / FILE, key, actor="coordinator"), keep_updates=record.keep_updates)
+    return Audit(Trail(folder.path / FILE, key, actor=COORDINATOR), folder, keep_updates=record.keep_updates)
 
 
 def close_audit(audit: Audit, folder: RunFolder, *, adapter: Tensors, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
-from silotune.federation.server import Plan, Transport, run_rounds
+from silotune.federation.server import Plan, Transport, countersign, exchange, run_rounds
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
@@ -220,6 +220,7 @@ def _finish_part(run: _Run, part: Part, folder: RunFolder, transport: Transport,
     folder.save_adapter(weights, prepared.adapted.config, card=card)
     if audit is not None:
         result["audit"] = close_audit(audit, folder, adapter=weights, result=result)
+        countersign(plan, transport, state.round_number)
     folder.write_json("result", result)
     forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
@@ -268,7 +269,7 @@ def _score_clients(
 ) -> dict[str, Mapping[str, Any]]:
     """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    replies = exchange(plan, transport, requests)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
     }

@@ -38,7 +38,8 @@ class Guard:
         coordinators: Public keys of the coordinator; the head that comes with a request must be signed by one.
         task: What the site's examples are for.
         base_sha256: Fingerprint of the base model that the site holds.
-        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs; None for unknown.
+        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs. None where no
+            ledger is kept: then rules about epsilon refuse.
         clock: The time now.
     """
 
@@ -65,11 +66,15 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     try:
         allowed = rules.read_policy(guard.policy)
         _check_head(request, guard)
-        rules.check(allowed, asked_of(request, guard))
+        asked = asked_of(request, guard)
+        rules.check(allowed, asked)
         reply = _released(work(request), allowed)
         reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
         fields = {**place, "tensors": reply.digest, "body": reply.body, "signature": reply.signature}
         guard.trail.add("reply", fields)
+        if asked.epsilon_run is not None:
+            spent = {"epsilon_run": asked.epsilon_run, "epsilon_total": asked.epsilon_total}
+            guard.trail.add("privacy", {**place, **spent})
     except PolicyError as error:
         guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
         raise
@@ -91,7 +96,6 @@ def asked_of(request: Request, guard: Guard) -> Asked:
         objective=_text_at(request.body, "training", "objective"),
         base_sha256=guard.base_sha256,
         adapter_values=count(request.tensors) if request.tensors else None,
-        is_secure_sum=request.kind.startswith("secure_sum."),
     )
     if guard.epsilons is not None:
         run, total = guard.epsilons(request)

@@ -158,6 +158,15 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
     )
 
 
+def kind_of(data: bytes) -> str:
+    """The kind of a message, from its header alone.
+
+    Raises:
+        MessageError: It is not a message.
+    """
+    return _header(data)[0].kind
+
+
 def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
     header, start = _header(data)
     if header.type != wanted:

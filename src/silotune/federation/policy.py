@@ -23,7 +23,31 @@ from silotune.sections import Objective, Positive, Section
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_NEITHER_TRAIN_NOR_WRITE = ("evaluate", "countersign")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of request does with a site's examples.
+
+    Attributes:
+        trains: What it sends back is learnt from them.
+        generates: Text is written from their prompts.
+        carries_adapter: Its tensors are an adapter.
+        is_protected: What it sends back is seen by nobody but within a sum.
+    """
+
+    trains: bool = True
+    generates: bool = True
+    carries_adapter: bool = True
+    is_protected: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "train": Kind(generates=False),
+    "evaluate": Kind(trains=False, generates=False),
+    "countersign": Kind(trains=False, generates=False, carries_adapter=False),
+}
+"""Kind of request -> what it does; one that is not in the table counts as doing all of it, unprotected."""
 COUNTS = ("num_examples", "support", "confusion")
 """Names of figures that count examples, wherever they stand in a reply's body."""
 
@@ -97,7 +121,6 @@ class Asked:
         base_sha256: Fingerprint of the base model that the site holds.
         adapter_values: Values in the adapter's tensors.
         participants: Sites that the job names.
-        is_secure_sum: The reply is a masked share of a secure sum.
         epsilon_run: Privacy loss of this run at this site once the request is served.
         epsilon_total: The same for all runs of the site.
         submitter: Public key that signed the job, and whose signature fits.
@@ -112,7 +135,6 @@ class Asked:
     base_sha256: str | None = None
     adapter_values: int | None = None
     participants: int | None = None
-    is_secure_sum: bool = False
     epsilon_run: float | None = None
     epsilon_total: float | None = None
     submitter: str | None = None
@@ -120,14 +142,9 @@ class Asked:
     charter_sha256: str | None = None
 
     @property
-    def trains(self) -> bool:
-        """True unless the kind is known not to learn from the site's examples."""
-        return self.kind not in _NEITHER_TRAIN_NOR_WRITE
-
-    @property
-    def generates(self) -> bool:
-        """True unless the kind is known not to write text: a kind that is added later counts as one that does."""
-        return self.kind not in (*_NEITHER_TRAIN_NOR_WRITE, "train") and not self.is_secure_sum
+    def does(self) -> Kind:
+        """What a request of this kind does."""
+        return KINDS.get(self.kind, Kind())
 
 
 _Rule = Callable[[Policy, Asked], "str | None"]
@@ -177,30 +194,36 @@ RULES: Mapping[str, _Rule] = {
     "base_models": lambda policy, asked: _one_of("the base model", asked.base_sha256, policy.base_models),
     "tasks": lambda policy, asked: _one_of("task", asked.task, policy.tasks),
     "objectives": lambda policy, asked: (
-        _one_of("objective", asked.objective, policy.objectives) if asked.trains else None
+        _one_of("objective", asked.objective, policy.objectives) if asked.does.trains else None
     ),
-    "smallest_adapter": lambda policy, asked: _at_least(
-        "the adapter's number of values", asked.adapter_values, policy.smallest_adapter
+    "smallest_adapter": lambda policy, asked: (
+        _at_least("the adapter's number of values", asked.adapter_values, policy.smallest_adapter)
+        if asked.does.carries_adapter
+        else None
     ),
-    "largest_adapter": lambda policy, asked: _at_most(
-        "the adapter's number of values", asked.adapter_values, policy.largest_adapter
+    "largest_adapter": lambda policy, asked: (
+        _at_most("the adapter's number of values", asked.adapter_values, policy.largest_adapter)
+        if asked.does.carries_adapter
+        else None
     ),
     "least_participants": lambda policy, asked: _at_least(
         "the number of participants", asked.participants, policy.least_participants
     ),
     "secure_aggregation": lambda policy, asked: (
         "updates leave only inside a secure sum"
-        if policy.secure_aggregation and asked.trains and not asked.is_secure_sum
+        if policy.secure_aggregation and asked.does.trains and not asked.does.is_protected
         else None
     ),
     "largest_epsilon_run": lambda policy, asked: (
-        _at_most("epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run) if asked.trains else None
+        _at_most("epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run) if asked.does.trains else None
     ),
     "largest_epsilon_total": lambda policy, asked: (
-        _at_most("epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total) if asked.trains else None
+        _at_most("epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total)
+        if asked.does.trains
+        else None
     ),
     "generation": lambda policy, asked: (
-        "text may not be generated from this site's prompts" if asked.generates and not policy.generation else None
+        "text may not be generated from this site's prompts" if asked.does.generates and not policy.generation else None
     ),
 }
 """Key of ``policy.toml`` -> what refuses a request, as one line, or None."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from silotune.errors import FederationError, MessageError
+from silotune.federation import witness
+from silotune.federation.jobs import JOB
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
-from silotune.federation.witness import Audit, Witness
+from silotune.federation.witness import Audit
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -92,7 +94,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
-    witness: Witness
+    audit: Audit | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -103,10 +105,11 @@ class _Round:
                 continue
             try:
                 report = self._checked(reply)
-                self.witness.answers(reply)
             except MessageError as error:
                 sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), **sizes)
+                witness.fails(self.audit, failure)
+                self._fail(failure, notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -127,7 +130,6 @@ class _Round:
 
     def _fail(self, failure: Failure, notify: Observer) -> None:
         self.failures.append(failure)
-        self.witness.fails(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
 
     def total(self, name: str) -> int:
@@ -170,21 +172,38 @@ def run_rounds(
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
-    witness = Witness(plan.audit, run)
-    witness.begins(state, plan.body)
+    witness.begins(plan.audit, state, plan.body)
     tries = 0
     while state.round_number < plan.rounds and not state.stopped:
         try:
-            state = _one_round(plan, transport, state, witness, notify)
+            state = _one_round(plan, transport, state, run, notify)
             tries = 0
         except TooFewRepliesError as error:
             tries += 1
             state = SHORTFALLS[plan.below_minimum](plan, state, run, notify, error=error, tries=tries)
         finally:
-            witness.flush()
+            witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
+
+
+def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+    """Sends requests and yields what comes back; both enter the audit trail, where one is kept."""
+    sent = witness.outgoing(plan.audit, requests)
+    replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
+    return witness.incoming(plan.audit, replies, sent)
+
+
+def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
+    """Asks every site with a key to sign the end of the closed audit trail; gives those that did."""
+    if plan.audit is None or not plan.audit.keys:
+        return ()
+    requests = witness.countersign_requests(plan.audit, round_number)
+    if JOB in plan.body:  # a site's policy asks who wants its signature
+        requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
+    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -201,21 +220,20 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
     return replace(state, seconds=state.seconds + seconds)
 
 
-def _one_round(plan: Plan, transport: Transport, state: ServerState, witness: Witness, notify: Observer) -> ServerState:
-    run = witness.run
+def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
-    incoming = _Round(number, clients, witness)
-    replies = transport.exchange(witness.asks(requests), timeout_seconds=plan.timeout_seconds)
+    incoming = _Round(number, clients, plan.audit)
+    replies = exchange(plan, transport, requests)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     weights, memory = plan.method.step(state.weights, delta, state.memory)
-    witness.aggregates(number, [row["client"] for row in incoming.rows], weights)
+    witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
-    witness.scores(number, metrics)
+    witness.scores(plan.audit, number, metrics)
     record = RoundRecord(
         number,
         metrics,

@@ -1,16 +1,20 @@
-"""What a coordinator writes into its audit trail while rounds go on, and how it checks what sites sign."""
+"""What a coordinator writes into its audit trail while rounds go on, and how it checks what sites sign.
+
+Every function takes the ``Audit`` of the run, or None where no trail is kept: then it does nothing.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from silotune.errors import MessageError
 from silotune.federation.signing import check_signature, request_digest, statement
-from silotune.record.audit import CLOSED, Head, Trail
+from silotune.record.audit import CLOSED, COUNTERSIGNED, Head, Trail
 from silotune.record.canonical import sha256
+from silotune.record.files import write_json
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
@@ -22,99 +26,121 @@ class Audit:
 
     Attributes:
         trail: Its chain.
+        run: Folder of the run of rounds.
         keys: Client -> its public signing keys; the replies of clients named here must be signed.
         keep_updates: Keep every update, so that the aggregation can be done again.
     """
 
     trail: Trail
+    run: RunFolder
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     keep_updates: bool = False
 
 
-@dataclass
-class Witness:
-    """Follows one run of rounds; it does nothing where no trail is kept."""
+def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
+    """The requests with the head of the trail, in which they stand already, and on the disk."""
+    if audit is None:
+        return dict(requests)
+    known = _Digests()
+    for name, request in requests.items():
+        tensors = known(request.tensors)
+        fields = {"kind": request.kind, "round": request.round_number, "client": name, "tensors": tensors}
+        made = request_digest(request, tensors)
+        audit.trail.add("request", {**fields, "body": sha256(request.body), "request": made})
+    if not audit.keys:
+        return dict(requests)
+    audit.trail.flush()
+    head = audit.trail.head().text()
+    return {name: replace(request, head=head) for name, request in requests.items()}
 
-    audit: Audit | None
-    run: RunFolder
-    _requests: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def begins(self, state: ServerState, settings: Mapping[str, Any]) -> None:
-        """A run starts, or goes on after the round that its checkpoint holds."""
-        if self.audit is None:
-            return
-        fields = {"round": state.round_number, "weights": digest(state.weights)}
-        if state.round_number == 0:
-            fields |= {"settings": sha256(settings), "python": platform.python_version()}
-            if self.audit.keep_updates:
-                self.run.keep_tensors("round-0-weights", state.weights)
-        is_first = self.audit.trail.entries == 0
-        self.audit.trail.add("started" if is_first else "resumed", fields)
+def incoming(
+    audit: Audit | None, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
+) -> Iterator[Reply | Failure]:
+    """The replies as they arrive, written down; one that is not signed as it must be becomes a failure.
 
-    def asks(self, requests: Mapping[str, Request]) -> dict[str, Request]:
-        """The requests with the head of the trail, in which they stand already, and on the disk."""
-        if self.audit is None:
-            return dict(requests)
-        trail, known = self.audit.trail, _Digests()
-        self._requests.clear()
-        for name, request in requests.items():
-            tensors = known(request.tensors)
-            made = request_digest(request, tensors)
-            self._requests[name] = (made, "")
-            place = {"kind": request.kind, "round": request.round_number, "client": name}
-            trail.add("request", {**place, "tensors": tensors, "body": sha256(request.body), "request": made})
-        if not self.audit.keys:
-            return dict(requests)
-        trail.flush()
-        head = trail.head().text()
-        self._requests = {name: (made, head) for name, (made, _) in self._requests.items()}
-        return {name: replace(request, head=head) for name, request in requests.items()}
+    Args:
+        audit: The trail.
+        replies: Of the transport.
+        requests: What ``outgoing`` gave.
+    """
+    if audit is None:
+        yield from replies
+        return
+    known = _Digests()
+    for reply in replies:
+        if isinstance(reply, Failure):
+            fails(audit, reply)
+            yield reply
+            continue
+        try:
+            _answers(audit, reply, requests, known)
+        except MessageError as error:
+            sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
+            client = reply.client if reply.client in requests else "unknown"
+            failure = Failure(client, reply.round_number, "signature", str(error), **sizes)
+            fails(audit, failure)
+            yield failure
+            continue
+        yield reply
+        del reply  # or it would live on until the next one is there
 
-    def answers(self, reply: Reply) -> None:
-        """A reply that will be used.
 
-        Raises:
-            MessageError: It must be signed by its site, for this request, and is not.
-        """
-        if self.audit is None:
-            return
-        request, head = self._requests[reply.client]
-        said = statement(reply, request=request, head=head)
-        fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
-        keys = self.audit.keys.get(reply.client)
-        if keys is not None:
-            fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
-        fields |= {"tensors": said["tensors"], "report": reply.body, "bytes": reply.bytes_up}
-        if self.audit.keep_updates and reply.tensors:
-            name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
-            fields |= {"update": digest(reply.tensors), "file": name}
-            self.run.keep_tensors(name, reply.tensors)
-        self.audit.trail.add("reply", fields)
+def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known: _Digests) -> None:
+    fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
+    keys, request = audit.keys.get(reply.client), requests.get(reply.client)
+    if keys is not None and request is not None:
+        said = statement(reply, request=request_digest(request, known(request.tensors)), head=request.head)
+        fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
+    fields |= {"tensors": reply.digest or digest(reply.tensors), "report": reply.body, "bytes": reply.bytes_up}
+    if audit.keep_updates and reply.tensors:
+        name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
+        fields |= {"update": digest(reply.tensors), "file": name}
+        audit.run.keep_tensors(name, reply.tensors)
+    audit.trail.add("reply", fields)
 
-    def fails(self, failure: Failure) -> None:
-        """A client gave no usable reply; a refusal by its policy has the rule's name."""
-        if self.audit is not None:
-            fields = {"round": failure.round_number, "client": failure.client, "stage": failure.stage}
-            event = "refusal" if failure.rule else "failure"
-            rule = {"rule": failure.rule} if failure.rule else {}
-            self.audit.trail.add(event, {**fields, **rule, "reason": failure.reason})
 
-    def aggregates(self, number: int, clients: Sequence[str], weights: Tensors) -> None:
-        """The updates of these clients, in this order, became new weights."""
-        if self.audit is not None:
-            fields = {"round": number, "clients": list(clients), "weights": digest(weights)}
-            self.audit.trail.add("aggregation", fields)
+def fails(audit: Audit | None, failure: Failure) -> None:
+    """A client gave no usable reply; a refusal by its policy has the rule's name."""
+    if audit is not None:
+        fields = {"round": failure.round_number, "client": failure.client, "stage": failure.stage}
+        event = "refusal" if failure.rule else "failure"
+        rule = {"rule": failure.rule} if failure.rule else {}
+        audit.trail.add(event, {**fields, **rule, "reason": failure.reason})
 
-    def scores(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """The model of a round was evaluated; the figures stand in the run folder."""
-        if self.audit is not None and metrics:
-            fields = {"round": number, "metrics": sha256(metrics), "num_examples": metrics.get("num_examples")}
-            self.audit.trail.add("evaluation", fields)
 
-    def flush(self) -> None:
-        """Everything so far is on the disk afterwards."""
-        if self.audit is not None:
-            self.audit.trail.flush()
+def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any]) -> None:
+    """A run starts, or goes on after the round that its checkpoint holds."""
+    if audit is None:
+        return
+    fields: dict[str, Any] = {"round": state.round_number, "weights": digest(state.weights)}
+    if state.round_number == 0:
+        job = (settings.get("job") or {}).get("job", {})
+        fields |= {"settings": sha256(settings), "python": platform.python_version()}
+        fields |= {name: job[name] for name in ("run", "config_sha256", "charter_sha256") if job.get(name)}
+        if audit.keep_updates:
+            audit.run.keep_tensors("round-0-weights", state.weights)
+    audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
+
+
+def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors) -> None:
+    """The updates of these clients, in this order, became new weights."""
+    if audit is not None:
+        fields = {"round": number, "clients": list(clients), "weights": digest(weights)}
+        audit.trail.add("aggregation", fields)
+
+
+def scores(audit: Audit | None, number: int, metrics: Mapping[str, Any]) -> None:
+    """The model of a round was evaluated; the figures stand in the run folder."""
+    if audit is not None and metrics:
+        fields = {"round": number, "metrics": sha256(metrics), "num_examples": metrics.get("num_examples")}
+        audit.trail.add("evaluation", fields)
+
+
+def flush(audit: Audit | None) -> None:
+    """Everything so far is on the disk afterwards."""
+    if audit is not None:
+        audit.trail.flush()
 
 
 def close(audit: Audit, *, round_number: int, adapter: Tensors, result: Mapping[str, Any]) -> Head:
@@ -126,17 +152,34 @@ def close(audit: Audit, *, round_number: int, adapter: Tensors, result: Mapping[
     return audit.trail.head()
 
 
-def countersignature(reply: Reply, request: Request, keys: Sequence[str]) -> dict[str, Any]:
-    """A site's signature over the head that a ``countersign`` request carried, as ``countersigned.json`` keeps it.
+def countersign_requests(audit: Audit, round_number: int) -> dict[str, Request]:
+    """What asks every site with a key to sign the head of the closed trail."""
+    head = audit.trail.head().text()
+    return {name: Request("countersign", round_number, name, {}, head=head) for name in audit.keys}
 
-    Raises:
-        MessageError: The reply is not such a signature.
+
+def keep_countersignatures(
+    audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
+) -> tuple[str, ...]:
+    """Writes the sites' signatures of the head beside the trail; a site that gives none is left out.
+
+    Returns:
+        The sites that signed.
     """
-    if reply.kind != request.kind or reply.client != request.client:
-        raise MessageError(f"{reply.client!r} does not answer the request to countersign")
-    said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
-    key = check_signature(reply, said, keys)
-    return {"client": reply.client, "key": key, "statement": said, "signature": reply.signature}
+    rows = []
+    for reply in replies:
+        if isinstance(reply, Failure) or reply.kind != "countersign" or reply.client not in requests:
+            continue
+        request = requests[reply.client]
+        said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
+        try:
+            key = check_signature(reply, said, audit.keys[reply.client])
+        except MessageError:
+            continue
+        rows.append({"client": reply.client, "key": key, "statement": said, "signature": reply.signature})
+    if rows:
+        write_json(audit.run.path / COUNTERSIGNED, rows)
+    return tuple(str(row["client"]) for row in rows)
 
 
 class _Digests:

@@ -24,6 +24,8 @@ from silotune.record.signatures import SigningKey, verify
 FILE, KEY_FILE, PUBLIC_FILE, COUNTERSIGNED = "audit.jsonl", "audit.key", "audit.pub", "countersigned.json"
 START = "0" * 64
 """What the first entry has for ``previous``."""
+COORDINATOR = "coordinator"
+"""The actor of a coordinator's chain; a site's is its name."""
 CLOSED = "closed"
 """The event that ends a chain: without it, entries may be missing at the end."""
 _FLUSH_AT = 256
@@ -69,7 +71,7 @@ class Trail:
     Args:
         path: The chain's file; an existing one is continued.
         key: The author's key.
-        actor: Who the author is: ``coordinator`` or a site's name.
+        actor: Who the author is: ``COORDINATOR`` or a site's name.
 
     Raises:
         AuditError: The last line of an existing chain is not an entry.

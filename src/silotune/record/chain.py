@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.audit import CLOSED, COUNTERSIGNED, START, Head
-from silotune.record.canonical import canonical_json
+from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, START, Head
+from silotune.record.canonical import canonical_json, sha256
 from silotune.record.files import explained, read_json
 from silotune.record.signatures import verify
 
-_FIELDS = {
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "index": int, "time": (int, float), "actor": str, "event": str, "fields": dict, "previous": str, "key": str,
     "signature": str,
 }  # fmt: skip
+_BESIDE_ROUNDS = ("evaluate", "countersign")
+"""Kinds of requests that belong to no round's aggregation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +123,15 @@ def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
 def _entry(index: int, line: bytes) -> Entry:
     try:
         read = json.loads(line)
-    except ValueError:
-        read = None
+        is_canonical = canonical_json(read) == line
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, NaN
+        read, is_canonical = None, False
     if not isinstance(read, dict) or read.keys() != _FIELDS.keys():
         raise AuditError(f"entry {index} is not one: it does not have the fields of an entry")
     for name, kind in _FIELDS.items():
-        if not isinstance(read[name], kind):  # type: ignore[arg-type]  # one type, or a pair of them
+        if not isinstance(read[name], kind):
             raise AuditError(f"entry {index} is not one: its {name!r} is of the wrong type")
-    if canonical_json(read) != line:
+    if not is_canonical:
         raise AuditError(f"entry {index} is not written canonically: it was changed")
     return Entry(**read, hash=hashlib.sha256(line).hexdigest())
 
@@ -138,7 +141,7 @@ def _first_keys(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
     for entry in entries:
         keys.setdefault(entry.actor, (entry.key,))
         signed = entry.fields
-        if entry.event == "reply" and signed.get("signature"):
+        if entry.event == "reply" and entry.actor == COORDINATOR and signed.get("signature"):
             keys.setdefault(str(signed.get("client")), (str(signed.get("key")),))
     return keys
 
@@ -171,20 +174,29 @@ def _is_signed(entry: Entry) -> bool:
 
 
 def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> None:
-    """The sites' own signatures within the coordinator's chain, and the heads that they cover."""
+    """The sites' own signatures within the coordinator's chain, what they are of, and the heads that they cover."""
+    requests: dict[str, Any] = {}
     for entry in entries:
-        fields = entry.fields
-        if entry.event != "reply" or not fields.get("signature"):
+        fields, client = entry.fields, str(entry.fields.get("client"))
+        if entry.event == "request":
+            requests[client] = fields.get("request")
+        if entry.event != "reply" or entry.actor != COORDINATOR or client not in known:
             continue
-        client = str(fields.get("client"))
-        if fields.get("key") not in known.get(client, ()):
+        said = fields.get("statement")
+        if not fields.get("signature") or not isinstance(said, Mapping):
+            raise AuditError(f"entry {entry.index}: the reply of {client!r} is not signed")
+        if fields.get("key") not in known[client]:
             raise AuditError(f"entry {entry.index}: the reply is signed with a key that is not {client!r}'s")
-        statement = canonical_json(fields.get("statement"))
-        if not verify(str(fields["key"]), "reply", statement, str(fields["signature"])):
+        if not verify(str(fields["key"]), "reply", canonical_json(dict(said)), str(fields["signature"])):
             raise AuditError(f"entry {entry.index}: the signature of {client!r} does not fit its reply")
-        head = fields["statement"].get("head") if isinstance(fields.get("statement"), Mapping) else None
-        if head:
-            _check_head(Head.parse(head), entries[: entry.index], who=f"entry {entry.index}")
+        shown = {name: fields.get(name) for name in ("kind", "round", "client", "tensors")}
+        shown |= {"body": sha256(fields.get("report")), "request": requests.get(client)}
+        if {name: value for name, value in said.items() if name != "head"} != shown:
+            raise AuditError(
+                f"entry {entry.index}: what {client!r} signed is another reply, or answers another request"
+            )
+        if said.get("head"):
+            _check_head(Head.parse(str(said["head"])), entries[: entry.index], who=f"entry {entry.index}")
 
 
 def _check_head(head: Head, entries: Sequence[Entry], *, who: str) -> None:
@@ -222,21 +234,23 @@ def check_rounds(entries: Iterable[Entry]) -> None:
     last = 0
     asked: set[str] = set()
     answered: list[str] = []
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
-        if entry.event == "resumed":
-            last, asked, answered = int(entry.fields["round"]), set(), []
-        elif entry.event == "request" and entry.fields.get("kind") == "train" and entry.actor == "coordinator":
+        if entry.event in ("started", "resumed"):
+            last, asked, answered = int(number or 0), set(), []
+        elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
             asked.add(client)
-        elif entry.event in ("reply", "failure", "refusal") and entry.actor == "coordinator" and number == last + 1:
-            if client not in asked and entry.event == "reply":
+        elif entry.event == "reply" and entry.fields.get("kind") == "train":
+            if client not in asked:
                 raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
-            if entry.event == "reply":
-                answered.append(client)
+            answered.append(client)
+        elif entry.event == "failure" and client in answered:
+            answered.remove(client)  # it came, and could not be used
         elif entry.event == "aggregation":
-            if number != last + 1 or not answered or entry.fields.get("clients") != answered:
+            is_plain = bool(answered) or entry.fields.get("clients")
+            if number != last + 1 or not asked or (is_plain and entry.fields.get("clients") != answered):
                 raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
             last, asked, answered = int(number), set(), []
 
@@ -246,7 +260,9 @@ def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
     rounds: dict[int, tuple[Entry, list[Entry]]] = {}
     replies: list[Entry] = []
     for entry in entries:
-        if entry.event == "resumed":
+        if entry.event == "failure":
+            replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
+        elif entry.event == "resumed":
             rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
             replies = []
         elif entry.event == "reply" and entry.fields.get("kind") == "train":

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 from silotune.errors import MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
-from silotune.federation.messages import Layout, decode_request, encode
+from silotune.federation.messages import Layout, decode_request, encode, kind_of
+from silotune.federation.policy import KINDS, Kind
 from silotune.record.site_states import load_before, save_after
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
@@ -150,7 +151,8 @@ class TrainerHost:
         self._works_on = "open"
         opened = self._open(job, setup)
         self._works_on = "decode"
-        request = decode_request(frame.payload, opened.expected)
+        carries_adapter = KINDS.get(kind_of(frame.payload), Kind()).carries_adapter
+        request = decode_request(frame.payload, opened.expected if carries_adapter else {})
         site = opened.site
         if request.client != site.name:
             raise MessageError(f"a request for {request.client!r} reached {site.name!r}")
