@@ -81,7 +81,7 @@ class Desk:
     """A site's examples on the tiny model; a gate holds its work."""
 
     def __init__(self, name: str, model: Any, start: Any) -> None:
-        self.name, self.model, self.expected = name, model, layout_of(start)
+        self.name, self.model, self.expected = name, model, {"train": layout_of(start)}
         self.gate, self.works = threading.Event(), threading.Event()
         self.gate.set()
 

@@ -34,7 +34,7 @@ class KilledError(BaseException):
 class Desk:
     def __init__(self, name: str, model, start) -> None:  # noqa: ANN001
         place = NAMES.index(name)
-        self.opened = Opened(Site(name, EXAMPLES[place::3], model), layout_of(start), keep=3)
+        self.opened = Opened(Site(name, EXAMPLES[place::3], model), {"train": layout_of(start)}, keep=3)
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
         return self.opened

@@ -31,7 +31,7 @@ class OneModel:
     """Opens every run with the same examples and model; notes what was asked of it."""
 
     def __init__(self, model, start) -> None:  # noqa: ANN001
-        self.model, self.expected = model, layout_of(start)
+        self.model, self.expected = model, {"train": layout_of(start), "steal": layout_of(start)}
         self.opened: list[Any] = []
         self.rests = 0
         self.gate: threading.Event | None = None

@@ -13,11 +13,13 @@ from silotune.errors import require
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
+from silotune.federation.attack import Attacked, attackers, with_flipped_labels
 from silotune.federation.client import Site
 from silotune.federation.messages import encode
-from silotune.federation.server import Transport
+from silotune.federation.transport import Transport
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import AttackSection
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import InProcess, decode_expected, workers_for
 from silotune.transports.trainer_host import TrainerHost
@@ -27,11 +29,18 @@ Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Tra
 
 @contextlib.contextmanager
 def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
-    """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
-    federation = prepared.config.federation
-    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    yield InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
+    """The clients of a part, in this process; only what really travels is encoded, and only there one may attack."""
+    federation, adapted = prepared.config.federation, prepared.adapted
+    attack = federation.attack if part.sends_updates else AttackSection()
+    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    sites = {}
+    for name, examples in part.clients.items():
+        is_flipped = attack.kind == "label-flip" and name in malicious
+        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
+        sites[name] = Site(name, own, adapted, meter=meter)
+    workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
+    transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
+    yield Attacked(transport, attack, malicious) if malicious else transport
 
 
 @contextlib.contextmanager

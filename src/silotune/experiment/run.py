@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
-from silotune.errors import RunFolderError
+from silotune.errors import ConfigError, RunFolderError
+from silotune.evaluation.metrics import signed
 from silotune.experiment import results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.engines import ENGINES, Engine
@@ -19,13 +20,15 @@ from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
-from silotune.federation.server import Plan, Transport, countersign, exchange, run_rounds
+from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
-from silotune.methods.algorithms import method
+from silotune.methods.algorithms import method, plain
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
+from silotune.sections import AttackSection, BudgetSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 
 Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
@@ -48,6 +51,7 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
     """
     began = time.perf_counter()
     with _metered(config) as meter:
+        _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
@@ -106,6 +110,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     if folder.has("summary"):
         return folder
     with _metered(config) as meter:
+        _check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
@@ -132,6 +137,18 @@ def _metered(config: Config) -> Iterator[Meter]:
         yield Meter(gauge)
     finally:
         gauge.close()
+
+
+def _check_budget(config: Config, meter: Meter) -> None:
+    """A budget of joules that nobody meters would never be reached.
+
+    Raises:
+        ConfigError: There is no meter.
+    """
+    if config.federation.budget.joules is not None and meter.gauge.source() == "unavailable":
+        raise ConfigError(
+            "federation.budget.joules needs a meter: pip install 'silotune[energy]', and leave record.energy on"
+        )
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
@@ -228,8 +245,11 @@ def _finish_part(run: _Run, part: Part, folder: RunFolder, transport: Transport,
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
-    config, federation = prepared.config, prepared.config.federation
-    order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    config = prepared.config
+    federation = config.federation if part.sends_updates else plain(config.federation)
+    target = config.evaluation.target
+    asked = federation.model_copy(update={"budget": BudgetSection(), "attack": AttackSection()})  # not for clients
+    order = TrainOrder(training=part.training, federation=asked, seed=config.seed, rounds=federation.rounds)
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
@@ -243,6 +263,8 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
+        target=None if target is None else signed(prepared.task.metric, target),
+        budget=federation.budget if part.sends_updates else BudgetSection(),
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
         audit=audit,
@@ -253,8 +275,7 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
-        figures = scorer(weights)
-        return -float(figures["perplexity"]) if metric == "perplexity" else float(figures[metric])
+        return signed(metric, float(scorer(weights)[metric]))
 
     return select
 

@@ -17,6 +17,7 @@ from silotune.errors import ConfigError, DataError, ModelError
 from silotune.experiment.prepare import base_of, check_objective, client_shares
 from silotune.federation.client import Site
 from silotune.federation.messages import layout_of
+from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
@@ -125,7 +126,9 @@ class SiteDesk:
         adapted, initial = self._adapted(config, task, asked.base)
         encoder = encoder_of(adapted.base, max_length=config.model.max_length, wording=config.training.wording)
         site = self._make_site(self._holdings.name, encoder(examples), adapted)
-        return Opened(site, layout_of(initial), keep=config.record.checkpoint_every + 1)
+        sent = method(config.federation).sent(initial, {})
+        expected = {"train": layout_of(sent), "evaluate": layout_of(initial)}
+        return Opened(site, expected, keep=config.record.checkpoint_every + 1)
 
     def rest(self) -> None:
         """Keeps the base and its adapter: nothing else is held."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation.corrected import train_corrected
 from silotune.federation.guard import Guard, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.methods.algorithms import method
@@ -20,7 +21,7 @@ from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace, train_round
+from silotune.training.local import RoundPlace
 
 _Order = TypeVar("_Order", bound=Section)
 
@@ -81,7 +82,7 @@ def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     with site.meter.client() as account:
-        result = train_round(
+        result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from silotune.errors import FederationError, MessageError
 from silotune.federation import witness
 from silotune.federation.jobs import JOB
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.stopping import why_stop
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import BudgetSection
 from silotune.structs import (
     ClientUpdate,
     Failure,
@@ -24,29 +27,13 @@ from silotune.structs import (
     Request,
     RoundRecord,
     ServerState,
-    SiteState,
     Spent,
     Tensors,
 )
+from silotune.tensors import all_finite, check_alike
 
 MOST_TRIES = 20
 """Of one round, with ``below_minimum = 'wait'``; each is bounded by ``timeout_seconds``."""
-
-
-class Transport(Protocol):
-    """Carries requests to clients and replies back; it knows nothing of what they say."""
-
-    def clients(self) -> Sequence[str]:
-        """Names of all clients, in a fixed order."""
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        """Yields one reply or failure a request, as they arrive."""
-
-    def states(self) -> dict[str, SiteState]:
-        """What clients keep between rounds, where this process holds it."""
-
-    def restore(self, states: Mapping[str, SiteState]) -> None:
-        """Gives clients back what they kept, where this process holds it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +53,8 @@ class Plan:
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
+        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
         audit: The trail to keep, and the keys of clients; None for no trail.
@@ -83,6 +72,8 @@ class Plan:
     select: Callable[[Tensors], float] | None = None
     every: int = 1
     patience: int | None = None
+    target: float | None = None
+    budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
     audit: Audit | None = None
@@ -94,6 +85,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    expected: Tensors
     audit: Audit | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -114,7 +106,7 @@ class _Round:
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
+            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss, report.steps)
             del reply  # or it would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
@@ -123,6 +115,9 @@ class _Round:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected, reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)
 
     def _known(self, client: str) -> str:
@@ -141,6 +136,11 @@ class _Round:
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
         known = [row for row in self.rows if row["loss"] is not None]
@@ -224,11 +224,13 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
-    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
-    incoming = _Round(number, clients, plan.audit)
+    sent = plan.method.sent(state.weights, state.memory)
+    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
+    incoming = _Round(number, clients, sent, plan.audit)
     replies = exchange(plan, transport, requests)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    share = len(incoming.rows) / len(transport.clients())
+    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
@@ -255,8 +257,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         memory=memory,
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
     )
     after = _selected(plan, after)
+    if not after.stopped:
+        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
@@ -264,7 +269,7 @@ def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise TooFewRepliesError(_why(incoming) or str(error), incoming) from error
+        raise TooFewRepliesError("; ".join(filter(None, [str(error), _why(incoming)])), incoming) from error
     if len(incoming.rows) < plan.min_replies:
         raise TooFewRepliesError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 from silotune.errors import MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import Layout, decode_request, encode, kind_of
-from silotune.federation.policy import KINDS, Kind
 from silotune.record.site_states import load_before, save_after
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
@@ -37,12 +36,12 @@ class Opened:
 
     Attributes:
         site: Its examples and the resident model.
-        expected: Layout that the tensors of a request must have.
+        expected: Kind of request -> layout that its tensors must have; kinds that are left out carry none.
         keep: Rounds whose states are kept, so that a coordinator can go back to its last checkpoint.
     """
 
     site: Site
-    expected: Layout
+    expected: Mapping[str, Layout]
     keep: int = 1
 
 
@@ -151,8 +150,7 @@ class TrainerHost:
         self._works_on = "open"
         opened = self._open(job, setup)
         self._works_on = "decode"
-        carries_adapter = KINDS.get(kind_of(frame.payload), Kind()).carries_adapter
-        request = decode_request(frame.payload, opened.expected if carries_adapter else {})
+        request = decode_request(frame.payload, opened.expected.get(kind_of(frame.payload), {}))
         site = opened.site
         if request.client != site.name:
             raise MessageError(f"a request for {request.client!r} reached {site.name!r}")
