@@ -69,6 +69,8 @@ class Config(Section):
         faults += _classify_faults(self.training, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
+        if federation.engine != "in_process" and federation.attack.kind != "none":
+            faults.append("federation.attack is simulated in one process: it needs federation.engine = 'in_process'")
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:

@@ -37,20 +37,21 @@ def _federation(
 
     require("flwr", extra="deploy")
     from silotune.deploy.demo import demo_federation
+    from silotune.record.runs import RunFolder
     from silotune.report.runs import read_summary, summary_table
 
     config = load_config(shipped("demo-federation"), [f"data.partition.clients={sites}", *(settings or ())])
     place = folder or Path(tempfile.mkdtemp(prefix="silotune-demo-"))
     if as_json:
         shown = demo_federation(config, place, sites=sites, notify=lambda event, fields: None)
-        summary = read_summary(shown.folder)
+        summary = read_summary(RunFolder(shown.folder))
         entries = {"entries": shown.entries, "witnesses": dict(shown.witnesses)}
         print_json({"folder": str(shown.folder), "audit": entries, "seconds": dict(shown.seconds), "summary": summary})
         return
     console = stdout()
     with RunProgress(console) as progress:
         shown = demo_federation(config, place, sites=sites, notify=progress)
-    console.print(summary_table(read_summary(shown.folder)))
+    console.print(summary_table(read_summary(RunFolder(shown.folder))))
     seen = ", ".join(f"{name} {count}" for name, count in sorted(shown.witnesses.items()))
     console.print(f"audit trail: {shown.entries} entries verified; heads that sites hold of it: {seen}", soft_wrap=True)
     console.print("seconds: " + ", ".join(f"{name} {value:g}" for name, value in shown.seconds.items()))

@@ -32,6 +32,8 @@ def submit_run(kit: Kit, config: Config) -> str:
     wanted = config.federation.clients_per_round
     if wanted is not None and wanted > len(sites):
         faults.append(f"federation.clients_per_round = {wanted}, but the federation has {len(sites)} sites")
+    if config.federation.attack.kind != "none":
+        faults.append("federation.attack is simulated in one process: leave it out of a run with real sites")
     if faults:
         raise ConfigError("the run cannot be submitted", faults)
     federation = config.federation.model_copy(update={"modes": ("federated",)})
