@@ -40,7 +40,12 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -51,6 +56,10 @@ from silotune.errors import FederationError, KitError
 HEARTBEAT_SECONDS = 10.0
 """What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
 _CALL_SECONDS = 30.0
+
+
+class RunEndedError(FederationError):
+    """The run that a message belongs to has ended: there is nothing to do for it any more."""
 
 
 class LostConnectionError(FederationError):
@@ -176,6 +185,8 @@ class Fleet:
             raise _refused(error, self.place) from None
         except httpx.TransportError as error:
             raise _unreachable(error, self.place) from None
+        except (ObjectPullError, ObjectPushError):
+            raise RunEndedError(f"{self.place} no longer holds what belongs to this message") from None
 
 
 def _refused(error: httpx.HTTPStatusError, place: str) -> FederationError:
@@ -185,6 +196,8 @@ def _refused(error: httpx.HTTPStatusError, place: str) -> FederationError:
             f"{place} does not accept this node's signature: its clock is off by more than 5 minutes "
             "(set it with NTP), or its key was revoked (ask the coordinator)"
         )
+    if status == httpx.codes.FORBIDDEN:
+        return RunEndedError(f"{place} takes nothing more for this run")
     if status == httpx.codes.PRECONDITION_FAILED:
         return LostConnectionError(
             f"{place} does not let this node in: its key is not registered or was revoked (ask the coordinator), or "

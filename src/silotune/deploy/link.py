@@ -160,7 +160,7 @@ def flower_run(socket: Path, job: str) -> Iterator[tuple[int, HttpGrid]]:
     finally:
         grid._retry_invoker.max_tries = 1
         heartbeat.stop()
-        with contextlib.suppress(Exception), _runtime(socket, token) as client:
+        with contextlib.suppress(httpx.HTTPError), _runtime(socket, token) as client:
             client.PushTaskOutput(PushTaskOutputRequest(context=None, sub_status=status, details=details))
         grid.close()
 

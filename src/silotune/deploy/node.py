@@ -22,10 +22,11 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.deploy.bundle import bundle, bundle_hash
-from silotune.deploy.fleet import Address, Fleet, LostConnectionError, beating, read_node_key
+from silotune.deploy.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
 from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
@@ -70,7 +71,13 @@ class _Node:
         if found is None:
             return False
         bare, tree = found
-        run_id = bare.metadata.run_id
+        try:
+            self._answer(bare.metadata.run_id, tree)
+        except RunEndedError as error:
+            logging.getLogger("silotune").info("run %s: %s", bare.metadata.run_id, error)
+        return True
+
+    def _answer(self, run_id: int, tree: ObjectTree) -> None:
         began = time.monotonic()
         message = self._fleet.fetch(run_id, tree)
         TaskIdentity.task_id, TaskIdentity.run_id = 0, run_id
@@ -85,7 +92,6 @@ class _Node:
             "run %s: %s of round %s answered", run_id, metadata.message_type, metadata.group_id
         )
         self._fleet.push(reply, time.monotonic() - began)
-        return True
 
     def _is_ours(self, run_id: int) -> bool:
         """Whether a run's bundle is byte for byte the one that this silotune makes."""

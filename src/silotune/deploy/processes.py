@@ -20,6 +20,7 @@ from silotune.record.files import explained
 
 STOP_SECONDS = 20.0
 """After so long without an end, a process that was asked to end is killed."""
+_PARENT = "SILOTUNE_PARENT"
 _SET_DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
 _MOST_BYTES_OF_LOG = 10_000_000
 
@@ -72,7 +73,7 @@ class Child:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.arguments],
-                stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env={**os.environ, **ENVIRONMENT},
+                stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env={**os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
             )  # fmt: skip
         finally:
             os.close(descriptor)
@@ -112,7 +113,8 @@ def log_to_stdout() -> None:
 def follow_parent() -> None:
     """Ends this process when the one that started it ends, however it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() == 1:
+    parent = os.environ.get(_PARENT, "")
+    if parent and parent != str(os.getppid()):  # it has ended already
         sys.exit(0)
 
 
