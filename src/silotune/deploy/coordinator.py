@@ -10,7 +10,7 @@ from silotune.deploy.jobs import CANNOT_START_AGAIN, ENDED, Jobs
 from silotune.deploy.kits import MEMBERS, Kit
 from silotune.deploy.link import nodes, register, wait_for_link
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
-from silotune.deploy.processes import Child, holder, only_one, told_to_stop
+from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
 from silotune.structs import Observer
 
@@ -40,6 +40,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
     """
     folder = coordinator_folder(kit)
     settings = coordinator_settings(kit)
+    follow_parent()
     with only_one(folder, "the coordinator"), told_to_stop() as stopped:
         link = Child("superlink", ("silotune.deploy.superlink", str(kit.folder)), log_of(folder, "superlink"))
         keeper = _Keeper(kit, folder, link, notify)

@@ -72,8 +72,8 @@ class Child:
             descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.arguments],
-                stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, env={**os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
+                [sys.executable, "-m", *self.arguments], stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
+                env={**os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
             )  # fmt: skip
         finally:
             os.close(descriptor)
@@ -111,10 +111,12 @@ def log_to_stdout() -> None:
 
 
 def follow_parent() -> None:
-    """Ends this process when the one that started it ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+    """Ends this process when the one that started it as a ``Child`` ends, however it ends."""
     parent = os.environ.get(_PARENT, "")
-    if parent and parent != str(os.getppid()):  # it has ended already
+    if not parent:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+    if parent != str(os.getppid()):  # it has ended already
         sys.exit(0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from silotune.deploy.kits import Kit
 from silotune.deploy.places import log_of, site_folder, site_settings, trainer_socket
-from silotune.deploy.processes import Child, holder, only_one, told_to_stop
+from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
 from silotune.structs import Observer
 from silotune.transports.frames import Frame, NoAnswerError, ask
@@ -23,6 +23,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
         FederationError: The site runs already, or the coordinator refuses it.
     """
     settings, folder = site_settings(kit), site_folder(kit)
+    follow_parent()
     with only_one(folder, f"site {settings.site}"), told_to_stop() as stopped:
         trainer, node = (
             Child(name, (f"silotune.deploy.{name}", str(kit.folder)), log_of(folder, name))
