@@ -19,6 +19,7 @@ import pytest
 import kits
 import tiny
 from silotune.deploy import link
+from silotune.deploy.check import check_site
 from silotune.deploy.coordinator import public_keys
 from silotune.deploy.fleet import Address, Fleet, LostConnectionError, read_node_key
 from silotune.deploy.kits import Kit, read_kit
@@ -243,6 +244,11 @@ def test_another_authority_is_not_trusted(federation: Federation, tmp_path: Path
 def test_a_site_that_is_not_registered_waits_and_says_why(federation: Federation) -> None:
     with pytest.raises(LostConnectionError, match="not registered or was revoked"):
         federation.fleet("stranger").activate(0)
+
+
+def test_check_finds_a_site_in_order(federation: Federation) -> None:
+    found = check_site(federation.site("revoked"))
+    assert [(item.name, item.said) for item in found if not item.ok and item.name not in ("memory", "disk")] == []
 
 
 def test_a_clock_off_by_a_day_is_named(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ from silotune.errors import FederationError, KitError
 HEARTBEAT_SECONDS = 10.0
 """What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
 _CALL_SECONDS = 30.0
+FETCH_SECONDS = 3600.0
+"""The parts of a message follow the message: they are waited for so long."""
 
 
 class RunEndedError(FederationError):
@@ -146,7 +148,9 @@ class Fleet:
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id)
         confirm = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self.node, run_id)
         with self._asked():
-            message = pull_and_inflate_object_from_tree(tree, pull, confirm, return_type=Message)
+            message = pull_and_inflate_object_from_tree(
+                tree, pull, confirm, return_type=Message, max_time=FETCH_SECONDS, initial_backoff=0.05, backoff_cap=1.0
+            )
         message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own node does: it is not in the content
         return message
 

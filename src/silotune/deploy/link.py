@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from flwr.app import Message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
@@ -19,11 +21,20 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
 from flwr.proto.transport_pb2 import Scalar
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -121,15 +132,59 @@ def stop_run(socket: Path, run_id: int) -> None:
         client.StopRun(StopRunRequest(run_id=run_id))
 
 
+@dataclass
+class _Coming:
+    """A reply whose parts are still on their way: its own id, what it is made of, and the parts that are there."""
+
+    message: str
+    tree: ObjectTree
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+
 class _LocalGrid(HttpGrid):
-    """Flower's Grid at the Unix socket."""
+    """Flower's Grid at the Unix socket, which waits for no upload.
+
+    Flower's own waits, up to three minutes, until all parts of a reply are there: a site that is killed in its upload
+    would hold up all others. Here a reply is given out when it is whole, and others meanwhile.
+    """
 
     def __init__(self, socket: Path, token: str) -> None:
         super().__init__(insecure=True, token=token)
         self._socket, self._own_token = socket, token
+        self._coming: dict[str, _Coming] = {}
 
     def _connect(self) -> None:
         self._client = _runtime(self._socket, self._own_token)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to these messages that are whole; parts of replies to others are forgotten."""
+        wanted = set(message_ids)
+        self._coming = {number: reply for number, reply in self._coming.items() if number in wanted}
+        asked = PullAppMessagesRequest(message_ids=sorted(wanted - self._coming.keys()))
+        found = self._runtime_client.PullMessages(asked) if asked.message_ids else PullAppMessagesResponse()
+        for bare, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            self._coming[bare.metadata.reply_to_message_id] = _Coming(bare.metadata.message_id, tree)
+        whole = [number for number, reply in self._coming.items() if self._fill(reply)]
+        return [self._made(self._coming.pop(number)) for number in whole]
+
+    def _fill(self, reply: _Coming) -> bool:
+        """Fetches the parts that have arrived; whether all have."""
+        missing = [part.object_id for part in iterate_object_tree(reply.tree) if part.object_id not in reply.parts]
+        for name in missing:
+            request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=name)
+            answer = self._runtime_client.PullObject(request)
+            if not (answer.object_found and answer.object_available):
+                return False
+            reply.parts[name] = bytes(answer.object_content)
+        return True
+
+    def _made(self, reply: _Coming) -> Message:
+        request = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=reply.message)
+        self._runtime_client.ConfirmMessageReceived(request)
+        made = inflate_object_from_contents(reply.message, reply.parts)
+        assert isinstance(made, Message)
+        made.metadata.__dict__["_message_id"] = reply.message  # as Flower's own Grid does: it is not in the content
+        return made
 
 
 @contextlib.contextmanager
