@@ -26,12 +26,15 @@ from silotune.deploy.check import CHECKS, check_site
 from silotune.deploy.fleet import Address, Fleet
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.node import _Node
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
 from silotune.errors import ConfigError, FederationError, KitError
 from silotune.record.runs import RunFolder
+from silotune.transports.flower import client_app
+from silotune.transports.frames import Frame
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,18 @@ def test_the_bundle_is_the_same_bytes_each_time_and_holds_no_code() -> None:
     from flwr.common.config import get_fab_config
 
     assert get_fab_config(bundle())["project"]["name"] == "silotune"
+
+
+@pytest.mark.parametrize(
+    ("named", "content", "is_ours"),
+    [(bundle_hash(), bundle(), True), (bundle_hash(), bundle() + b"x", False), ("0" * 64, bundle(), False)],
+)
+def test_a_site_refuses_a_run_with_another_bundle(named: str, content: bytes, is_ours: bool) -> None:
+    class Fleet:
+        def bundle_of(self, run_id: int) -> tuple[str, bytes]:
+            return named, content
+
+    assert _Node(Fleet(), client_app(lambda *_: Frame({})))._is_ours(1) is is_ours  # type: ignore[arg-type]
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Message
-from flwr.common.constant import SubStatus
+from flwr.app import Error, Message, Metadata
+from flwr.app.message import make_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -30,7 +31,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
 )
 from flwr.proto.transport_pb2 import Scalar
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
@@ -43,9 +44,12 @@ from flwr.superlink.grid import HttpGrid
 
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.errors import FederationError
+from silotune.transports.flower import OWN_ERROR, unpack
 
 _BASE = "http://superlink"
 _SECONDS = 30.0
+SPARE_BYTES, SPARE_PARTS = 16 << 20, 8
+"""What a reply may have beyond twice the bytes of its request, and its parts beside those of its array."""
 
 
 def _through(client: Any, socket: Path) -> Any:
@@ -152,9 +156,18 @@ class _LocalGrid(HttpGrid):
         super().__init__(insecure=True, token=token)
         self._socket, self._own_token = socket, token
         self._coming: dict[str, _Coming] = {}
+        self._sent_bytes: dict[str, int] = {}
 
     def _connect(self) -> None:
         self._client = _runtime(self._socket, self._own_token)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Sends messages; remembers their sizes, which bound those of the replies."""
+        given = list(messages)
+        sizes = [len(unpack(message.content)[1]) for message in given]
+        numbers = list(super().push_messages(given))
+        self._sent_bytes.update(zip(numbers, sizes, strict=False))
+        return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages that are whole; parts of replies to others are forgotten."""
@@ -164,8 +177,24 @@ class _LocalGrid(HttpGrid):
         found = self._runtime_client.PullMessages(asked) if asked.message_ids else PullAppMessagesResponse()
         for bare, tree in zip(found.messages_list, found.message_object_trees, strict=True):
             self._coming[bare.metadata.reply_to_message_id] = _Coming(bare.metadata.message_id, tree)
+        too_large = [number for number, reply in self._coming.items() if self._is_too_large(number, reply)]
+        for number in too_large:
+            del self._coming[number]
         whole = [number for number, reply in self._coming.items() if self._fill(reply)]
-        return [self._made(self._coming.pop(number)) for number in whole]
+        refused = [self._refusal(number) for number in too_large]
+        return refused + [self._made(self._coming.pop(number)) for number in whole]
+
+    def _is_too_large(self, number: str, reply: _Coming) -> bool:
+        """Whether a reply has more parts than one as long as its request can have; none of them is fetched then."""
+        most = 2 * self._sent_bytes.get(number, 0) + SPARE_BYTES
+        return sum(1 for _ in iterate_object_tree(reply.tree)) > most / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
+
+    def _refusal(self, number: str) -> Message:
+        metadata = Metadata(
+            run_id=self.run.run_id, message_id="", src_node_id=self.node.node_id, dst_node_id=self.node.node_id,
+            message_type=SYSTEM_MESSAGE_TYPE, group_id="", ttl=0, reply_to_message_id=number, created_at=time.time(),
+        )  # fmt: skip
+        return make_message(metadata, error=Error(OWN_ERROR, "the reply announces far more bytes than its request had"))
 
     def _fill(self, reply: _Coming) -> bool:
         """Fetches the parts that have arrived; whether all have."""

@@ -21,7 +21,6 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -32,7 +31,7 @@ from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
 from silotune.errors import FederationError, SilotuneError
 from silotune.record.files import write_json
-from silotune.transports.flower import client_app
+from silotune.transports.flower import OWN_ERROR, client_app
 from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
 
 POLL_SECONDS = 0.2
@@ -86,7 +85,7 @@ class _Node:
             context = Context(run_id, TaskIdentity.node_id, {}, RecordDict(), {})
             reply = self._app(message, context)
         else:
-            reply = Message(Error(ErrorCode.INVALID_FAB, "the app bundle is not this silotune's"), reply_to=message)
+            reply = Message(Error(OWN_ERROR, "the app bundle is not that of the site's silotune"), reply_to=message)
         metadata = message.metadata
         logging.getLogger("silotune").info(
             "run %s: %s of round %s answered", run_id, metadata.message_type, metadata.group_id

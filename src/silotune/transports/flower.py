@@ -35,6 +35,8 @@ LARGEST_REASON = 2000
 ENVELOPE, PAYLOAD = "silotune", "message"
 _STYPE = "silotune.message"
 _TYPES: Mapping[str, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+OWN_ERROR = 900
+"""Code of an error that is ours and not Flower's: its reason is one line without any text."""
 _GONE = ("NODE_UNAVAILABLE", "MESSAGE_UNAVAILABLE")
 
 
@@ -181,7 +183,9 @@ class FlowerTransport:
             if answer.error.code in _gone_codes():
                 item.node, item.activated, item.message = 0, "", ""
                 return None
-            return self._failure(item, "site", f"Flower's error {answer.error.code}")
+            own = answer.error.code == OWN_ERROR
+            said = answer.error.reason if own else f"Flower's error {answer.error.code}"
+            return self._failure(item, "site", said[:LARGEST_REASON])
         try:
             envelope, data = unpack(answer.content)
             if envelope.get("nonce") != item.digest:
