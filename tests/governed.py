@@ -88,8 +88,12 @@ class Federation:
         keys = {name: (key.public,) for name, key in self.keys.items()}
         return Audit(trail, RunFolder(self.folder / "run"), keys, **changes)
 
+    def plan(self, *, rounds: int = 2, **changes: Any) -> Plan:
+        made = method(FederationSection())
+        return Plan(rounds=rounds, method=made, body=BODY, seed=7, audit=self.audit(**changes))
+
     def run(self, *, rounds: int = 2, state: ServerState | None = None, **changes: Any) -> ServerState:
-        made = Plan(rounds=rounds, method=method(FederationSection()), body=BODY, seed=7, audit=self.audit(**changes))
+        made = self.plan(rounds=rounds, **changes)
         return run_rounds(made, self, state or ServerState(0, dict(START)), RunFolder(self.folder / "run"))
 
     def request(self, name: str = "bank-a", **changes: Any) -> Request:

@@ -122,7 +122,7 @@ class ClientUpdate:
         client: Its name.
         delta: Trained minus received adapter tensors, and what else a method sends beside them.
         num_examples: Examples behind it.
-        loss: Mean training loss of its round.
+        loss: Mean training loss of its round; None where the client withholds it.
         steps: Optimiser steps behind it.
         weight: What it counts in a weighted mean, not negative; None for its examples.
     """
@@ -130,7 +130,7 @@ class ClientUpdate:
     client: str
     delta: Tensors
     num_examples: int
-    loss: float = 0.0
+    loss: float | None = 0.0
     steps: int = 1
     weight: float | None = None
 

@@ -115,7 +115,7 @@ def test_a_policy_with_a_fault_refuses_everything(tmp_path: Path, text: str) -> 
 
 
 def test_a_policy_that_is_missing_refuses_everything(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="everything is refused"):
+    with pytest.raises(PolicyError, match="everything is refused: there is no "):
         read_policy(tmp_path / "policy.toml")
     (tmp_path / "policy.toml").write_text("")
     assert read_policy(tmp_path / "policy.toml") == Policy()

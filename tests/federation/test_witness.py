@@ -206,7 +206,7 @@ def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
         for place, (name, reply) in enumerate(zip(NAMES, replies, strict=True))
     ]
     made = method(FederationSection())
-    weights, memory = made.step(dict(START), made.aggregate(updates), {})
+    weights, memory = made.step(dict(START), made.aggregate(updates), {}, 1.0)
     assert digest(weights) == entry.fields["weights"] and memory == {}
     assert list(folder.kept_tensors("round-0-weights")) == ["w", "b"]
     with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):

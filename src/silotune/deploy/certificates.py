@@ -83,7 +83,7 @@ def signing_request(site: str, node: ec.EllipticCurvePrivateKey, signing: Signin
     made = []
     for key, algorithm in ((node, hashes.SHA384()), (signing.private, None)):
         built = x509.CertificateSigningRequestBuilder().subject_name(_name(site))
-        made.append(built.sign(key, algorithm).public_bytes(Encoding.PEM))  # type: ignore[arg-type]
+        made.append(built.sign(key, algorithm).public_bytes(Encoding.PEM))
     return b"".join(made)
 
 

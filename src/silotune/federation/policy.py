@@ -235,6 +235,8 @@ def read_policy(path: Path) -> Policy:
     Raises:
         PolicyError: It is missing, broken or holds an unknown key, so everything is refused.
     """
+    if not path.is_file():
+        raise PolicyError(path.name, f"everything is refused: there is no {str(path)!r}; an empty file allows most")
     try:
         return validated(Policy, read_toml(path), source=path.name)
     except ConfigError as error:

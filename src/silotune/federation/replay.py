@@ -35,11 +35,13 @@ def replayed(
         AuditError: An update is not the one that was logged, or a round aggregates to something else.
     """
     made = method(federation)
-    weights, memory = folder.kept_tensors("round-0-weights"), {}
+    weights = folder.kept_tensors("round-0-weights")
+    memory: Tensors = {}
     digests = {0: digest(weights)}
     for entry, replies in rounds:
-        delta = made.aggregate(_update(folder, reply, weights) for reply in replies)
-        weights, memory = made.step(weights, delta, memory)
+        sent = made.sent(weights, memory)
+        delta = made.aggregate(_update(folder, reply, sent) for reply in replies)
+        weights, memory = made.step(weights, delta, memory, float(entry.fields["share"]))
         number = int(entry.fields["round"])
         digests[number] = digest(weights)
         if digests[number] != entry.fields["weights"]:
@@ -49,11 +51,10 @@ def replayed(
     return len(rounds)
 
 
-def _update(folder: RunFolder, reply: Entry, weights: Tensors) -> ClientUpdate:
-    fields = reply.fields
+def _update(folder: RunFolder, reply: Entry, sent: Tensors) -> ClientUpdate:
+    fields, report = reply.fields, reply.fields["report"]
     tensors = folder.kept_tensors(str(fields["file"]))
     if digest(tensors) != fields["update"]:
         raise AuditError(f"entry {reply.index}: the kept update of {fields['client']!r} is not the one that was logged")
-    return ClientUpdate(
-        str(fields["client"]), {name: tensors[name] for name in weights}, fields["report"]["num_examples"]
-    )
+    delta = {name: tensors[name] for name in sent}
+    return ClientUpdate(str(fields["client"]), delta, report["num_examples"], report["loss"], report["steps"])

@@ -98,8 +98,8 @@ class _Round:
             try:
                 report = self._checked(reply)
             except MessageError as error:
-                sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                failure = Failure(self._known(reply.client), self.number, "reply", str(error), **sizes)
+                sizes = (reply.bytes_down, reply.bytes_up)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
                 witness.fails(self.audit, failure)
                 self._fail(failure, notify)
                 continue
@@ -231,7 +231,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     share = len(incoming.rows) / len(transport.clients())
     weights, memory = plan.method.step(state.weights, delta, state.memory, share)
-    witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights)
+    witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)

@@ -19,6 +19,9 @@ from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
 
+_REPORTED = ("train", "evaluate")
+"""Kinds of replies whose body stands in the trail; of others, such as shares of keys, its hash does."""
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -76,9 +79,9 @@ def incoming(
         try:
             _answers(audit, reply, requests, known)
         except MessageError as error:
-            sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
             client = reply.client if reply.client in requests else "unknown"
-            failure = Failure(client, reply.round_number, "signature", str(error), **sizes)
+            sizes = (reply.bytes_down, reply.bytes_up)
+            failure = Failure(client, reply.round_number, "signature", str(error), *sizes)
             fails(audit, failure)
             yield failure
             continue
@@ -92,7 +95,8 @@ def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known:
     if keys is not None and request is not None:
         said = statement(reply, request=request_digest(request, known(request.tensors)), head=request.head)
         fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
-    fields |= {"tensors": reply.digest or digest(reply.tensors), "report": reply.body, "bytes": reply.bytes_up}
+    said_of = {"report": reply.body} if reply.kind in _REPORTED else {"body": sha256(reply.body)}
+    fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}
     if audit.keep_updates and reply.tensors:
         name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
         fields |= {"update": digest(reply.tensors), "file": name}
@@ -123,10 +127,10 @@ def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any])
     audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
 
 
-def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors) -> None:
-    """The updates of these clients, in this order, became new weights."""
+def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors, *, share: float) -> None:
+    """The updates of these clients, in this order, a share of all clients, became new weights."""
     if audit is not None:
-        fields = {"round": number, "clients": list(clients), "weights": digest(weights)}
+        fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
         audit.trail.add("aggregation", fields)
 
 

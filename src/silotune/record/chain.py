@@ -14,7 +14,7 @@ from typing import Any
 
 from silotune.errors import AuditError
 from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, START, Head
-from silotune.record.canonical import canonical_json, sha256
+from silotune.record.canonical import canonical_json
 from silotune.record.files import explained, read_json
 from silotune.record.signatures import verify
 
@@ -190,7 +190,9 @@ def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]])
         if not verify(str(fields["key"]), "reply", canonical_json(dict(said)), str(fields["signature"])):
             raise AuditError(f"entry {entry.index}: the signature of {client!r} does not fit its reply")
         shown = {name: fields.get(name) for name in ("kind", "round", "client", "tensors")}
-        shown |= {"body": sha256(fields.get("report")), "request": requests.get(client)}
+        report = canonical_json(fields["report"]) if "report" in fields else None
+        body = fields.get("body") if report is None else hashlib.sha256(report).hexdigest()
+        shown |= {"body": body, "request": requests.get(client)}
         if {name: value for name, value in said.items() if name != "head"} != shown:
             raise AuditError(
                 f"entry {entry.index}: what {client!r} signed is another reply, or answers another request"
