@@ -58,7 +58,11 @@ class Network:
     def _serve(self) -> None:
         while True:
             inside, _ = self._listener.accept()
-            outside = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                outside = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                inside.close()
+                continue
             threading.Thread(target=self._carry, args=(inside, outside, True), daemon=True).start()
             threading.Thread(target=self._carry, args=(outside, inside, False), daemon=True).start()
 
