@@ -37,7 +37,7 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import exponential, make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
@@ -69,6 +69,8 @@ def _runtime(socket: Path, token: str = "") -> RuntimeHttpClient:
     if token:
         interceptors.append(RuntimeTokenHttpInterceptor(token))
     retry = make_simple_http_retry_invoker() if token else None
+    if retry is not None:  # a SuperLink that was killed is back in seconds
+        retry.wait_gen_factory = lambda: exponential(max_delay=2.0)
     return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, retry_invoker=retry), socket)
 
 
