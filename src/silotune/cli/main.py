@@ -55,8 +55,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for command in _COMMANDS:
         app.command(command.__name__)(command)
-    for name, command in _DEPLOYED.items():
-        app.command(name)(command)
+    for name, deployed in _DEPLOYED.items():
+        app.command(name)(deployed)
     for name, group in _GROUPS.items():
         app.add_typer(group(), name=name)
     return app

@@ -80,6 +80,11 @@ class _Waiting:
 Naming = Callable[[Sequence[Any]], Mapping[str, Any]]
 
 
+def by_name(nodes: Sequence[Any]) -> Mapping[str, Any]:
+    """Nodes by the names under which they were registered."""
+    return {str(node.name): node for node in nodes}
+
+
 @dataclass(frozen=True)
 class Errand:
     """What goes beside every message of a run: its name, and its setup as JSON."""
@@ -111,7 +116,7 @@ class FlowerTransport:
         *,
         encode: Callable[[Request], bytes],
         decode: Callable[[bytes, Request], Reply],
-        name: Naming = lambda nodes: {str(node.name): node for node in nodes},
+        name: Naming = by_name,
     ) -> None:
         self._grid, self._sites, self._job = grid, tuple(sites), job
         self._encode, self._decode, self._name = encode, decode, name
@@ -185,7 +190,7 @@ class FlowerTransport:
                 return None
             own = answer.error.code == OWN_ERROR
             said = answer.error.reason if own else f"Flower's error {answer.error.code}"
-            return self._failure(item, "site", said[:LARGEST_REASON])
+            return self._failure(item, "site", str(said)[:LARGEST_REASON])
         try:
             envelope, data = unpack(answer.content)
             if envelope.get("nonce") != item.digest:
