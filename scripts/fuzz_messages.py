@@ -7,14 +7,16 @@ hypothesis, for seconds, by ``make test``.
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import atheris
 import torch
 
 with atheris.instrument_imports(include=["silotune.federation.messages"]):
-    from silotune.federation.messages import decode_reply, decode_request, encode, layout_of, read_report
+    from silotune.federation.messages import MAGIC, decode_reply, decode_request, encode, layout_of, read_report
 from silotune.errors import MessageError
 from silotune.structs import Reply, Request
 
@@ -24,6 +26,10 @@ TENSORS = {
 }
 EXPECTED = layout_of(TENSORS)
 REPORT = {"num_examples": 5, "loss": 0.25, "steps": 2, "tokens": 90, "seconds": 0.1}
+SENT = encode(Reply("train", 3, "bank-1", TENSORS, REPORT))
+START = 8 + int.from_bytes(SENT[4:8], "little")
+FRONT, PAYLOAD = SENT[:START], SENT[START:]
+VALUES = PAYLOAD[8 + int.from_bytes(PAYLOAD[:8], "little") :]
 
 
 def seeds() -> list[bytes]:
@@ -35,11 +41,27 @@ def seeds() -> list[bytes]:
         encode(Reply("train", 3, "bank-1", TENSORS, REPORT)),
         encode(Reply("train", 3, "bank-1", TENSORS, REPORT, signature="c2lnbmF0dXJl")),
         encode(Reply("evaluate", 3, "bank-1", {}, {"accuracy": 0.5})),
+        FRONT[8:],
+        PAYLOAD,
+        PAYLOAD[8 : len(PAYLOAD) - len(VALUES)],
     ]
+
+
+def variants(data: bytes) -> Iterator[bytes]:
+    """The input as a whole message, and as one part of a message whose lengths are right."""
+    yield data
+    yield MAGIC + struct.pack("<I", len(data)) + data + PAYLOAD
+    yield FRONT + data
+    yield FRONT + struct.pack("<Q", len(data)) + data + VALUES
 
 
 def one(data: bytes) -> None:
     """What one input must not do: raise anything else, or give tensors of another layout."""
+    for message in variants(data):
+        _decoded(message)
+
+
+def _decoded(data: bytes) -> None:
     for decode in (decode_request, decode_reply):
         try:
             message = decode(data, EXPECTED)

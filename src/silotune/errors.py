@@ -6,7 +6,8 @@
     ├── ModelError               4   base model or adapter: not found, unknown target, wrong hash
     ├── TrainingError            5   a local round: loss not finite, nothing to supervise
     ├── FederationError          6   a round: too few replies, a client that failed
-    │   └── MessageError         6   a message that does not decode to what was expected
+    │   ├── MessageError         6   a message that does not decode to what was expected
+    │   └── ProtectionError      6   a protected sum that a party refused, or that too few were left for
     ├── RunFolderError           7   a run folder: not one, in use, disk full
     ├── MissingPackageError      8   an optional package that the request needs
     ├── GridError                9   a grid: one or more of its cells have no result
@@ -69,6 +70,10 @@ class FederationError(SilotuneError):
 
 class MessageError(FederationError):
     """A message that does not decode to what its receiver expects."""
+
+
+class ProtectionError(FederationError):
+    """A protected sum that a site refuses to take part in, or that cannot be opened; nothing was revealed."""
 
 
 class RunFolderError(SilotuneError):

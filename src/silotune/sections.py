@@ -27,7 +27,12 @@ Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
+ProtectionKind = Literal["none", "secure_sum", "he"]
+HeScheme = Literal["bfv", "ckks"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
+
+SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
+"""Algorithms that use updates in no other way than in their sum weighted by examples."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -218,6 +223,28 @@ class FederationSection(Section):
         if not isinstance(document, Mapping) or document.get("algorithm") not in ADAPTIVE:
             return document
         return {"server_learning_rate": ADAPTIVE_RATE, **document}
+
+
+class PrivacySection(Section):
+    """What the coordinator may see of a single institution's update."""
+
+    protection: ProtectionKind = Field(
+        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
+    )
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
+    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
+    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
+    he_fraction: Fraction = Field(
+        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
 
 
 class EvaluationSection(Section):

@@ -7,7 +7,7 @@ import torch
 
 from silotune.errors import FederationError
 from silotune.experiment.modes import MODES
-from silotune.methods.algorithms import ALGORITHMS, method, plain
+from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
 from silotune.sections import Algorithm, FederationSection, Mode, Objective
@@ -69,3 +69,8 @@ def test_weighing_by_a_loss_that_is_withheld_is_an_error() -> None:
     assert method(FederationSection()).aggregate(iter(updates))["w"].tolist() == [1.0, 1.0]
     with pytest.raises(FederationError, match="'bank-1' withholds its loss, by which federation.weighting = 'q-ffl'"):
         method(FederationSection(weighting="q-ffl")).aggregate(iter(updates))
+
+
+def test_a_title_says_what_is_not_the_default() -> None:
+    assert title_of(FederationSection(algorithm="fedadam")) == "fedadam"
+    assert title_of(FederationSection(aggregation="median", weighting="uniform")) == "fedavg, median, uniform"

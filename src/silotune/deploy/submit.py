@@ -34,6 +34,8 @@ def submit_run(kit: Kit, config: Config) -> str:
         faults.append(f"federation.clients_per_round = {wanted}, but the federation has {len(sites)} sites")
     if config.federation.attack.kind != "none":
         faults.append("federation.attack is simulated in one process: leave it out of a run with real sites")
+    if config.privacy.protection != "none":
+        faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
     if faults:
         raise ConfigError("the run cannot be submitted", faults)
     federation = config.federation.model_copy(update={"modes": ("federated",)})

@@ -16,6 +16,7 @@ from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
 from silotune.federation.attack import Attacked, attackers, with_flipped_labels
 from silotune.federation.client import Site
 from silotune.federation.messages import encode
+from silotune.federation.protections import members
 from silotune.federation.transport import Transport
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -33,11 +34,12 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     federation, adapted = prepared.config.federation, prepared.adapted
     attack = federation.attack if part.sends_updates else AttackSection()
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
     sites = {}
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, meter=meter)
+        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter)
     workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
     transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
     yield Attacked(transport, attack, malicious) if malicious else transport

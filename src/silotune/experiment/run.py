@@ -20,6 +20,7 @@ from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
+from silotune.federation.protections import PROTECTIONS, guarantee
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
@@ -164,6 +165,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("run_started", _introduction(prepared, folder))
         for note in prepared.notes:
             notify("note", {"text": note})
+        if prepared.config.privacy.protection != "none":
+            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify)
@@ -268,6 +271,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
         audit=audit,
+        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
     )
 
 

@@ -89,11 +89,13 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
 def asked_of(request: Request, guard: Guard) -> Asked:
     """What a request asks, in the policy's terms."""
     now = guard.clock()
+    within = request.body.get("train")  # in a protected sum the order to train is a part of the body
+    order = within if isinstance(within, Mapping) else request.body
     asked = Asked(
         kind=request.kind,
         now=now,
         task=guard.task,
-        objective=_text_at(request.body, "training", "objective"),
+        objective=_text_at(order, "training", "objective"),
         base_sha256=guard.base_sha256,
         adapter_values=count(request.tensors) if request.tensors else None,
     )

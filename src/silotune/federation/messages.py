@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
@@ -35,9 +35,11 @@ SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.uint8: "U8",
 }
 
+SectionType = TypeVar("SectionType", bound=Section)
 Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> (safetensors dtype, shape) that a receiver expects."""
 
@@ -75,11 +77,21 @@ def read_report(reply: Reply) -> TrainReport:
     Raises:
         MessageError: A figure is missing, left over, or cannot be.
     """
+    return read_body(TrainReport, reply)
+
+
+def read_body(kind: type[SectionType], message: Request | Reply) -> SectionType:
+    """The body of a message, checked: it comes from another institution.
+
+    Raises:
+        MessageError: A value is missing, left over, or cannot be.
+    """
     try:
-        return TrainReport.model_validate(dict(reply.body))
+        return kind.model_validate(dict(message.body))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"a {reply.kind} reply's body is not valid at {where!r}") from error
+        side = "request" if isinstance(message, Request) else "reply"
+        raise MessageError(f"a {message.kind} {side}'s body is not valid at {where!r}") from error
 
 
 def layout_of(tensors: Tensors) -> Layout:

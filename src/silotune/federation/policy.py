@@ -42,10 +42,19 @@ class Kind:
     is_protected: bool = False
 
 
+_STEP = Kind(trains=False, generates=False, carries_adapter=False, is_protected=True)
 KINDS: Mapping[str, Kind] = {
     "train": Kind(generates=False),
     "evaluate": Kind(trains=False, generates=False),
     "countersign": Kind(trains=False, generates=False, carries_adapter=False),
+    "secure_sum.keys": _STEP,
+    "secure_sum.shares": _STEP,
+    "secure_sum.input": Kind(generates=False, is_protected=True),
+    "secure_sum.check": _STEP,
+    "secure_sum.unmask": _STEP,
+    "he.weight": _STEP,
+    "he.input": Kind(generates=False, is_protected=True),
+    "he.open": _STEP,
 }
 """Kind of request -> what it does; one that is not in the table counts as doing all of it, unprotected."""
 COUNTS = ("num_examples", "support", "confusion")

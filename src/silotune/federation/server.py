@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.jobs import JOB
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.secure import Asking, Collector
+from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
@@ -32,8 +34,7 @@ from silotune.structs import (
 )
 from silotune.tensors import all_finite, check_alike
 
-MOST_TRIES = 20
-"""Of one round, with ``below_minimum = 'wait'``; each is bounded by ``timeout_seconds``."""
+_COUNTERSIGN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Plan:
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
         audit: The trail to keep, and the keys of clients; None for no trail.
+        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -77,6 +79,7 @@ class Plan:
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
     audit: Audit | None = None
+    protected: Collector | None = None
 
 
 @dataclass
@@ -93,7 +96,7 @@ class _Round:
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self._fail(reply, notify)
+                self.fail(reply, notify)
                 continue
             try:
                 report = self._checked(reply)
@@ -101,7 +104,7 @@ class _Round:
                 sizes = (reply.bytes_down, reply.bytes_up)
                 failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
                 witness.fails(self.audit, failure)
-                self._fail(failure, notify)
+                self.fail(failure, notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -123,9 +126,14 @@ class _Round:
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
 
-    def _fail(self, failure: Failure, notify: Observer) -> None:
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
         self.failures.append(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -180,7 +188,8 @@ def run_rounds(
             tries = 0
         except TooFewRepliesError as error:
             tries += 1
-            state = SHORTFALLS[plan.below_minimum](plan, state, run, notify, error=error, tries=tries)
+            if SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify):
+                state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
             witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
@@ -196,13 +205,13 @@ def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) 
 
 
 def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
-    """Asks every site with a key to sign the end of the closed audit trail; gives those that did."""
+    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
     if plan.audit is None or not plan.audit.keys:
         return ()
     requests = witness.countersign_requests(plan.audit, round_number)
     if JOB in plan.body:  # a site's policy asks who wants its signature
         requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
     return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
@@ -225,11 +234,15 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     sent = plan.method.sent(state.weights, state.memory)
-    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
     incoming = _Round(number, clients, sent, plan.audit)
-    replies = exchange(plan, transport, requests)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    share = len(incoming.rows) / len(transport.clients())
+
+    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        return exchange(plan, transport, requests)
+
+    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
+    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
+    delta = _aggregated(plan, incoming, updates)
+    share = incoming.usable() / len(transport.clients())
     weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
@@ -265,49 +278,32 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
+def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
+    """Every client's own update, as it arrives."""
+    requests = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    return incoming.updates(asking.send(requests), asking.notify)
+
+
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise TooFewRepliesError("; ".join(filter(None, [str(error), _why(incoming)])), incoming) from error
-    if len(incoming.rows) < plan.min_replies:
+        why = "; ".join(filter(None, [str(error), _why(incoming)]))
+        raise (
+            ProtectionError(why) if isinstance(error, ProtectionError) else TooFewRepliesError(why, incoming)
+        ) from error
+    if incoming.usable() < plan.min_replies:
         raise TooFewRepliesError(
-            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}",
             incoming,
         )
     return delta
 
 
-class TooFewRepliesError(FederationError):
-    """A round with fewer usable replies than it needs; ``incoming`` holds what came and what did not."""
-
-    def __init__(self, message: str, incoming: _Round) -> None:
-        super().__init__(message)
-        self.incoming = incoming
-
-
-def _stop(
-    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
-) -> ServerState:
-    raise error
-
-
-def _wait(
-    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
-) -> ServerState:
-    """The same round again: sites that answered do their work once more, to the same bits."""
-    if tries >= MOST_TRIES:
-        raise FederationError(f"round {state.round_number + 1} was tried {tries} times: {error}") from error
-    notify("round_waits", {"round": state.round_number + 1, "tries": tries, "reason": str(error)})
-    return state
-
-
-def _skip(
-    plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, error: TooFewRepliesError, tries: int
-) -> ServerState:
+def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: _Round) -> ServerState:
     """A round that changes nothing; what it cost is recorded."""
-    incoming, after = error.incoming, replace(state, round_number=state.round_number + 1)
+    after = replace(state, round_number=state.round_number + 1)
     up, down = incoming.bytes_up(), incoming.bytes_down()
     spent = plan.meter.coordinator()
     record = RoundRecord(
@@ -316,10 +312,6 @@ def _skip(
     )  # fmt: skip
     _write(record, plan, run, notify)
     return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down)
-
-
-SHORTFALLS: Mapping[str, Callable[..., ServerState]] = {"stop": _stop, "wait": _wait, "skip": _skip}
-"""``federation.below_minimum`` -> what becomes of a round with too few usable replies."""
 
 
 def _why(incoming: _Round) -> str:

@@ -19,14 +19,13 @@ from dataclasses import replace
 import torch
 
 from silotune.errors import MessageError, PolicyError, SilotuneError
-from silotune.federation.client import Site, client_round
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
-FEDERATED_KINDS_WITH_DELTA = ("train",)
 LARGEST_SIDE_BY_SIDE = 100_000_000
 """Values of a base up to which clients train side by side unless told otherwise: above it one operation keeps all
 cores busy, and every further client at work costs the memory of its activations."""
@@ -158,7 +157,7 @@ def decode_expected(data: bytes, request: Request) -> Reply:
     Raises:
         MessageError: Anything is not as expected.
     """
-    return decode_reply(data, layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {})
+    return decode_reply(data, expected_reply(request))
 
 
 def _direct(request: Request, site: Site) -> Reply:
