@@ -98,8 +98,11 @@ def whole(model, start, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noq
     return coordinate(folder / "run", grid, start), RunFolder(folder / "run").read_rows("metrics")
 
 
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: f"{phase[0]}-{phase[1]}")
+@pytest.mark.parametrize(
+    ("phase", "every"),
+    [*((phase, 1) for phase in PHASES), (("waiting", 5), 2), (("round_finished", 3), 2)],
+    ids=lambda value: f"{value[0]}-{value[1]}" if isinstance(value, tuple) else str(value),
+)
 def test_no_phase_is_a_bad_one_to_die_in(whole, model, start, tmp_path: Path, phase, every: int) -> None:  # noqa: ANN001
     work = trainers(tmp_path / "sites", model, start)
     with pytest.raises(KilledError):
