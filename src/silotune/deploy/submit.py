@@ -34,6 +34,10 @@ def submit_run(kit: Kit, config: Config) -> str:
         faults.append(f"federation.clients_per_round = {wanted}, but the federation has {len(sites)} sites")
     if config.federation.attack.kind != "none":
         faults.append("federation.attack is simulated in one process: leave it out of a run with real sites")
+    if config.data.task == "mixture" or config.adapter.start is not None:
+        faults.append(
+            "data.task = 'mixture' and adapter.start are not carried over a deployment yet: use 'silotune run'"
+        )
     if config.privacy.protection != "none":
         faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
     if faults:

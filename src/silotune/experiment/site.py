@@ -14,7 +14,8 @@ from silotune.data.load import load, read_examples
 from silotune.data.rows import Task
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError, ModelError
-from silotune.experiment.prepare import base_of, check_objective, client_shares
+from silotune.experiment.examples import check_objective, encoded_apart, spread
+from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
 from silotune.federation.client import Site
 from silotune.federation.messages import layout_of
 from silotune.methods.algorithms import method
@@ -23,7 +24,6 @@ from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
 from silotune.sections import ModelSection, PartitionSection, RecordSection, Section
 from silotune.structs import Example, Tensors
-from silotune.training.objectives import encoder_of
 from silotune.transports.trainer_host import Opened
 
 
@@ -124,8 +124,9 @@ class SiteDesk:
         check_objective(config, task)
         examples = self._examples(config, task)
         adapted, initial = self._adapted(config, task, asked.base)
-        encoder = encoder_of(adapted.base, max_length=config.model.max_length, wording=config.training.wording)
-        site = self._make_site(self._holdings.name, encoder(examples), adapted)
+        encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
+        own = [encoded[place] for place in spread(range(len(examples)), places)]
+        site = self._make_site(self._holdings.name, own, adapted)
         sent = method(config.federation).sent(initial, {})
         expected = {"train": layout_of(sent), "evaluate": layout_of(initial)}
         return Opened(site, expected, keep=config.record.checkpoint_every + 1)
@@ -170,7 +171,7 @@ class SiteDesk:
         if held.adapted is None or held.needs != needs:
             held.adapted = None  # before another is read: there may be no room for two
             check_base(config.model, base, self._holdings.fingerprint)
-            made = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
+            made = adapted_of(config, task)
             held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
         return held.adapted, held.initial
 
