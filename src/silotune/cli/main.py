@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import click
@@ -35,7 +35,14 @@ _EPILOG = (
     "130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
-_DEPLOYED = {"submit": submit, "list": list_runs, "status": status, "logs": logs, "cancel": cancel, "fetch": fetch}
+_DEPLOYED: Mapping[str, Callable[..., None]] = {
+    "submit": submit,
+    "list": list_runs,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "fetch": fetch,
+}
 _GROUPS = {
     "coordinator": coordinator_app,
     "site": site_app,

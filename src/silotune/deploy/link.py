@@ -70,7 +70,7 @@ def _runtime(socket: Path, token: str = "") -> RuntimeHttpClient:
         interceptors.append(RuntimeTokenHttpInterceptor(token))
     retry = make_simple_http_retry_invoker() if token else None
     if retry is not None:  # a SuperLink that was killed is back in seconds
-        retry.wait_gen_factory = lambda: exponential(max_delay=2.0)
+        retry.wait_gen_factory = lambda: exponential(max_delay=2)
     return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, retry_invoker=retry), socket)
 
 
