@@ -25,6 +25,8 @@ Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "m
 ScaffoldOption = Literal["I", "II"]
 Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
+Engine = Literal["in_process", "ray"]
+Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
 ProtectionKind = Literal["none", "secure_sum", "he"]
@@ -205,6 +207,9 @@ ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
+    engine: Engine = Field("in_process", description="where clients train: this process, or Flower's simulation on Ray")
+    ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
+    ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
     algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
     weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
@@ -231,7 +236,10 @@ class FederationSection(Section):
         None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
     )
     malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
-    min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
+    min_replies: Positive = Field(1, description="fewest usable replies of a round")
+    below_minimum: Shortfall = Field(
+        "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
+    )
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
     workers: Positive | None = Field(
         None, description="clients trained side by side in one process; default: a core each for small models"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import click
@@ -14,6 +14,8 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
+from silotune.cli.demo import demo_app
+from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
@@ -34,8 +36,24 @@ _EPILOG = (
     "13 privacy; 130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
-_GROUPS = {"configs": configs_app, "provision": provision_app, "charter": charter_app, "audit": audit_app,
-           "privacy": privacy_app}  # fmt: skip
+_DEPLOYED: Mapping[str, Callable[..., None]] = {
+    "submit": submit,
+    "list": list_runs,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "fetch": fetch,
+}
+_GROUPS = {
+    "coordinator": coordinator_app,
+    "site": site_app,
+    "demo": demo_app,
+    "configs": configs_app,
+    "provision": provision_app,
+    "charter": charter_app,
+    "audit": audit_app,
+    "privacy": privacy_app,
+}
 
 
 def build_app() -> typer.Typer:
@@ -46,6 +64,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for command in _COMMANDS:
         app.command(command.__name__)(command)
+    for name, deployed in _DEPLOYED.items():
+        app.command(name)(deployed)
     for name, group in _GROUPS.items():
         app.add_typer(group(), name=name)
     return app

@@ -20,7 +20,7 @@ from silotune.sections import DataSection
 from silotune.seeds import derive
 from silotune.structs import Example, Row
 
-__all__ = ["Dataset", "load", "read_examples", "read_rows"]
+__all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]
 
 CARVED: Final[Mapping[str, float]] = {"test": 0.2, "validation": 0.1}
 """Share of the training examples that stands in for a split that is not there."""
@@ -82,6 +82,23 @@ def load(section: DataSection, *, seed: int) -> Dataset:
     splits = {split: tuple(record.example for record in pools[split]) for split in SPLITS}
     clients = _owners(section, pools["train"]) if section.partition.scheme == "file" else None
     return Dataset(task, splits, clients, tuple(notes))
+
+
+def load_scored(section: DataSection, *, seed: int) -> Dataset:
+    """What a coordinator scores on, where the training examples are elsewhere: ``train`` is empty.
+
+    Raises:
+        ConfigError: The task does not hold together.
+        DataError: A file is missing or broken, or a row does not fit.
+    """
+    task = resolve(section)
+    given = {"validation": section.validation, "test": section.test}
+    if task.embedded and not any(given.values()) and section.root is None:
+        whole = load(section, seed=seed)
+        return Dataset(task, {**whole.splits, "train": ()}, None, whole.notes)
+    splits = {split: read_examples(path, task) for split, path in given.items() if path is not None}
+    notes = tuple(f"{split}: {given[split]}, {len(examples)} examples" for split, examples in splits.items())
+    return Dataset(task, {"train": (), **splits}, None, notes)
 
 
 def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:

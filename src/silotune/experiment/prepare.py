@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, read_examples
+from silotune.data.load import Dataset, load_scored, read_examples
 from silotune.data.mixture import load_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
@@ -161,18 +161,24 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     """Loads data and model and checks that they fit each other; writes nothing.
+
+    Args:
+        config: The run's configuration.
+        sites: Clients whose examples are elsewhere: no training example is read. None where they are here.
 
     Raises:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    dataset = load_examples(config.data, seed=config.seed)
+    read = load_examples if sites is None else load_scored
+    dataset = read(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
-    shares = client_shares(config, dataset)
-    notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
+    shares = client_shares(config, dataset) if sites is None else {name: () for name in sites}
+    faults = find_faults(train, shares) if train else ()
+    notes = [*dataset.notes, *faults, *_attack_notes(config.federation.attack)]
     for each in dataset.tasks or (task,):
         check_objective(config, each)
     adapted = adapted_of(config, task)
@@ -186,13 +192,7 @@ def prepare(config: Config) -> Prepared:
         selection, _, note = scorer_of(config, adapted, dataset, settings.selection)
         cut.append(note)
     notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
-    own_shares = deal_alike(
-        scored_examples(config, dataset, config.evaluation.gold),
-        train,
-        shares,
-        seed=config.seed,
-        field=dealt_by(config.data.partition),
-    )
+    own_shares = _own_shares(config, dataset, shares) if train else {}
     return Prepared(
         config=config,
         task=task,
@@ -204,9 +204,16 @@ def prepare(config: Config) -> Prepared:
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
         forgetting=_forgetting(config, adapted),
-        skew=skew(train, shares),
+        skew=skew(train, shares) if train else {},
         notes=tuple(notes),
     )
+
+
+def _own_shares(config: Config, dataset: Dataset, shares: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Client -> places of the gold-standard set that are like its training examples."""
+    gold = scored_examples(config, dataset, config.evaluation.gold)
+    field = dealt_by(config.data.partition)
+    return deal_alike(gold, dataset.splits["train"], shares, seed=config.seed, field=field)
 
 
 def scorer_of(config: Config, adapted: Adapted, dataset: Dataset, name: str) -> tuple[SetScorer, Places, str | None]:

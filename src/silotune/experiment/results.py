@@ -62,6 +62,8 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
 def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """``by_client`` and, among the clients that have test examples of their own, the one served worst."""
     scored = {name: own for name, own in by_client.items() if own["num_examples"]}
+    if not scored:  # the sites' examples are elsewhere
+        return {"by_client": by_client}
     _, worst = best_and_worst(metric)
     name = worst(scored, key=lambda client: float(scored[client][metric]))
     return {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
@@ -15,15 +15,15 @@ from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, prepare
-from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
-from silotune.federation.budget import Budget
-from silotune.federation.central import LEDGER
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.client import EvaluateOrder, TrainOrder
+from silotune.federation.jobs import JOB
+from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method, plain
 from silotune.models.load import pick_device
@@ -32,7 +32,9 @@ from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.sections import AttackSection, BudgetSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.in_process import InProcess, workers_for
+
+Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
+"""Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -55,7 +57,45 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-        return _run(_Run(prepared, folder, meter, began), observer)
+        return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
+
+
+def federate(
+    config: Config,
+    sites: Mapping[str, Sequence[str]],
+    *,
+    connect: Engine,
+    path: Path,
+    vouch: Vouch | None = None,
+    observer: Observer | None = None,
+) -> RunFolder:
+    """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
+
+    Args:
+        config: The whole configuration; ``federated`` must be its only mode.
+        sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
+        connect: Makes the transport that reaches them, for as long as it is used.
+        path: The run folder, new or begun.
+        vouch: Signs what is asked of the sites; None where their policies ask for no signature.
+        observer: Told of every event.
+
+    Raises:
+        SilotuneError: Whatever went wrong, in one line.
+    """
+    began = time.perf_counter()
+    if RunFolder(path).has("config"):
+        folder = RunFolder.open(path)
+        if folder.has("summary"):
+            return folder
+        prepared = prepare(config, sites=tuple(sites))
+    else:
+        prepared = prepare(config, sites=tuple(sites))
+        if path.exists():  # a process died while it made the folder
+            RunFolder(path).clear()
+        folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
+    with _metered(config) as meter:
+        keys = {name: own for name, own in sites.items() if own}
+        return _run(_Run(prepared, folder, meter, began, connect, keys, vouch), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -73,7 +113,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
         return folder
     with _metered(config) as meter:
         _check_budget(config, meter)
-        return _run(_Run(prepare(config), folder, meter, began), observer)
+        return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 @dataclass(frozen=True)
@@ -84,6 +124,9 @@ class _Run:
     folder: RunFolder
     meter: Meter
     began: float
+    connect: Engine
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    vouch: Vouch | None = None
 
 
 @contextmanager
@@ -161,9 +204,15 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, nam
         forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
-    config = prepared.config
-    transport = in_process(prepared, part, meter, budget=_budget(config, part, folder))
-    meter.memory.restart()
+    with run.connect(prepared, part, meter, folder) as transport:
+        meter.memory.restart()
+        _finish_part(run, part, folder, transport, notify, name=name)
+
+
+def _finish_part(
+    run: _Run, part: Part, folder: RunFolder, transport: Transport, notify: Observer, *, name: str
+) -> None:
+    prepared, meter, config = run.prepared, run.meter, run.prepared.config
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
@@ -176,13 +225,18 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, nam
         notify(event, {**who, **fields})
 
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
+    if audit is not None:
+        audit = replace(audit, keys=run.keys)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan = plan_of(prepared, part, meter, audit=audit, name=name)
+    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), _evaluate_body(prepared)
+    if run.vouch is not None:
+        job = run.vouch({"train": plan.body, "evaluate": scored})
+        plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, plan, transport, state.round_number, weights))
+        folder.write_json("per_client", _score_clients(plan, transport, weights, state.round_number, scored))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
@@ -200,29 +254,6 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, nam
     folder.write_json("result", result)
     forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
-
-
-def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:
-    """Where the clients of a part keep their ledgers: only what leaves a site counts over runs."""
-    shared = config.privacy.ledger if part.sends_updates else None
-    return Budget(shared or folder.path / LEDGER)
-
-
-def in_process(prepared: Prepared, part: Part, meter: Meter, *, budget: Budget | None = None) -> Simulated:
-    """The clients of a part, in this process; only what really travels is encoded, and only there one may attack."""
-    federation, adapted = prepared.config.federation, prepared.adapted
-    attack = federation.attack if part.sends_updates else AttackSection()
-    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
-    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
-    sites = {}
-    for name, examples in part.clients.items():
-        is_flipped = attack.kind == "label-flip" and name in malicious
-        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        own_budget = budget or Budget()
-        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter, budget=own_budget)
-    workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
-    return Attacked(transport, attack, malicious) if malicious else transport
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None, name: str = "") -> Plan:
@@ -249,6 +280,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         seed=config.seed,
         clients_per_round=part.clients_per_round,
         timeout_seconds=federation.timeout_seconds,
+        below_minimum=federation.below_minimum,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
@@ -273,11 +305,15 @@ def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
     return select
 
 
-def _score_clients(
-    prepared: Prepared, plan: Plan, transport: Simulated, round_number: int, weights: Tensors
-) -> dict[str, Mapping[str, Any]]:
+def _evaluate_body(prepared: Prepared) -> dict[str, Any]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
-    body = order.model_dump(mode="json")
+    return order.model_dump(mode="json")
+
+
+def _score_clients(
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
     replies = exchange(plan, transport, requests)
     return {

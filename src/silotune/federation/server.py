@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from silotune.errors import BudgetError, FederationError, MessageError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
+from silotune.federation.jobs import JOB
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.federation.secure import Asking, Collector
+from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
@@ -27,26 +30,12 @@ from silotune.structs import (
     Request,
     RoundRecord,
     ServerState,
-    SiteState,
     Spent,
     Tensors,
 )
 from silotune.tensors import all_finite, check_alike
 
 _COUNTERSIGN_SECONDS = 60.0
-
-
-class Transport(Protocol):
-    """Carries requests to clients and replies back; it knows nothing of what they say."""
-
-    def clients(self) -> Sequence[str]:
-        """Names of all clients, in a fixed order."""
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        """Yields one reply or failure a request, as they arrive."""
-
-    def states(self) -> dict[str, SiteState]:
-        """What clients keep between rounds, where this process holds it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,8 @@ class Plan:
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
         timeout_seconds: Bound on the wait for a reply.
-        min_replies: A round with fewer usable replies ends the run with an error.
+        min_replies: Fewest usable replies of a round.
+        below_minimum: What a round with fewer does: ``stop`` the run, ``wait`` and try again, or ``skip``.
         score: Metrics of the global model on the gold-standard set.
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
@@ -81,6 +71,7 @@ class Plan:
     clients_per_round: int | None = None
     timeout_seconds: float = 3600.0
     min_replies: int = 1
+    below_minimum: str = "stop"
     score: Callable[[Tensors], Mapping[str, Any]] | None = None
     select: Callable[[Tensors], float] | None = None
     every: int = 1
@@ -196,13 +187,19 @@ def run_rounds(
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
     witness.begins(plan.audit, state, plan.body)
+    tries = 0
     while state.round_number < plan.rounds and not state.stopped:
         try:
             state = _one_round(plan, transport, state, run, notify)
+            tries = 0
         except BudgetError as error:
             if state.round_number == 0:
                 raise
             state = replace(state, stopped=str(error))
+        except TooFewRepliesError as error:
+            tries += 1
+            if SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify):
+                state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
             witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
@@ -222,6 +219,8 @@ def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[st
     if plan.audit is None or not plan.audit.keys:
         return ()
     requests = witness.countersign_requests(plan.audit, round_number)
+    if JOB in plan.body:  # a site's policy asks who wants its signature
+        requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
     replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
     return witness.keep_countersignatures(plan.audit, replies, requests)
 
@@ -315,14 +314,30 @@ def _aggregated(
             delta, kept = plan.privacy.aggregate(updates, incoming.expected, kept)
     except FederationError as error:
         refuse_overspending(incoming.rows, incoming.failures)
-        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
-        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
+        why = "; ".join(filter(None, [str(error), _why(incoming)]))
+        raise (
+            ProtectionError(why) if isinstance(error, ProtectionError) else TooFewRepliesError(why, incoming)
+        ) from error
     if incoming.usable() < min(plan.min_replies, len(incoming.clients)):
-        raise FederationError(
+        raise TooFewRepliesError(
             f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
-            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
+            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}",
+            incoming,
         )
     return delta, with_epsilon(kept, incoming.rows)
+
+
+def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: _Round) -> ServerState:
+    """A round that changes nothing; what it cost is recorded."""
+    after = replace(state, round_number=state.round_number + 1)
+    up, down = incoming.bytes_up(), incoming.bytes_down()
+    spent = plan.meter.coordinator()
+    record = RoundRecord(
+        after.round_number, {}, incoming.clients, tuple(incoming.failures), None, 0.0, 0.0, up, down,
+        _cost(plan, spent, spent, spent),
+    )  # fmt: skip
+    _write(record, plan, run, notify)
+    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down)
 
 
 def _why(incoming: _Round) -> str:

@@ -149,8 +149,16 @@ def _encoded(request: Request, site: Site) -> Reply:
     sent = encode(request)
     reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
     returned = encode(reply)
-    decoded = decode_reply(returned, expected_reply(request))
-    return _with_bytes(decoded, down=len(sent), up=len(returned))
+    return _with_bytes(decode_expected(returned, request), down=len(sent), up=len(returned))
+
+
+def decode_expected(data: bytes, request: Request) -> Reply:
+    """A reply, checked against what its request expects.
+
+    Raises:
+        MessageError: Anything is not as expected.
+    """
+    return decode_reply(data, expected_reply(request))
 
 
 def _direct(request: Request, site: Site) -> Reply:
