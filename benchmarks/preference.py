@@ -67,12 +67,12 @@ def good_style(run: RunFolder) -> float:
     return sum(keeps_to_principles(note) is True for note in notes) / len(notes)
 
 
-def row_of(out: Path, objective: str, seed: int) -> Row:
-    """Runs, or reads, the model before and after alignment."""
+def row_of(out: Path, objective: str, seed: int, settings: Sequence[str] = ()) -> Row:
+    """Runs, or reads, the model before and after alignment, which takes the settings."""
     first = run_of(out, f"sft-{seed}", "client-notes", (f"seed={seed}",))
     changes = (
         f"seed={seed}", f'training.objective="{objective}"', f'adapter.start="{first.path}"',
-        'federation.modes=["federated"]',
+        'federation.modes=["federated"]', *settings,
     )  # fmt: skip
     run = run_of(out, f"{objective}-{seed}", "note-preference", changes)
     made: dict[str, Any] = run.part("federated").read_json("result")["metrics"]
@@ -111,11 +111,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--objectives", nargs="+", choices=("dpo", "kto"), default=["dpo", "kto"])
+    parser.add_argument("--set", nargs="+", default=[], dest="settings", help="section.key=value of the aligned runs")
     given = parser.parse_args()
     rows = []
     for objective in given.objectives:
         for seed in given.seeds:
-            rows.append(row_of(given.out, objective, seed))
+            rows.append(row_of(given.out, objective, seed, given.settings))
             print(rows[-1], flush=True)
     print(table(rows))
 
