@@ -26,6 +26,7 @@ class Example:
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+        rejected: The worse of two answers, where ``answer`` is the preferred one; empty where there is no pair.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
     """
@@ -36,6 +37,12 @@ class Example:
     label: int = -1
     fields: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, ...] = ()
+    rejected: str = ""
+
+    @property
+    def is_document(self) -> bool:
+        """Whether this is plain text: ``answer`` is all of it, and there is no prompt."""
+        return not self.messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("accuracy", "macro_f1"),
     "perplexity": ("perplexity", "loss"),
+    "preference_accuracy": ("preference_accuracy", "gain", "win_rate", "margin"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
 
@@ -117,6 +118,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
+        "start": config.adapter.start,
         "algorithm": title_of(config.federation),
         "seed": config.seed,
         "metric": metric,
@@ -145,8 +147,9 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **tasks}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:

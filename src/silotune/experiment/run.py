@@ -15,8 +15,9 @@ from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.protections import PROTECTIONS, guarantee, members
@@ -236,7 +237,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
     )
 
 
-def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
+def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
