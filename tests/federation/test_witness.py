@@ -271,7 +271,7 @@ def test_a_protected_sum_has_no_updates_to_aggregate_again(tmp_path: Path) -> No
     for number in (1, 2):
         for event in ("request", "reply"):
             trail.add(event, {"kind": "secure_sum.input", "round": number, "client": "bank-a", "file": "x"})
-        trail.add("aggregation", {"round": number, "clients": [], "weights": "0" * 64})
+        trail.add("aggregation", {"round": number, "clients": ["(sum)"], "weights": "0" * 64})
     trail.add("closed", {"round": 2})
     trail.flush()
     checked = verify_run(tmp_path)

@@ -236,6 +236,7 @@ def check_rounds(entries: Iterable[Entry]) -> None:
     last = 0
     asked: set[str] = set()
     answered: list[str] = []
+    is_plain = True
     for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
         if entry.event in ("started", "resumed"):
@@ -244,6 +245,7 @@ def check_rounds(entries: Iterable[Entry]) -> None:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
             asked.add(client)
+            is_plain = entry.fields.get("kind") == "train"  # else only a protected sum was seen, of nobody's own update
         elif entry.event == "reply" and entry.fields.get("kind") == "train":
             if client not in asked:
                 raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
@@ -251,7 +253,6 @@ def check_rounds(entries: Iterable[Entry]) -> None:
         elif entry.event == "failure" and client in answered:
             answered.remove(client)  # it came, and could not be used
         elif entry.event == "aggregation":
-            is_plain = bool(answered) or entry.fields.get("clients")
             if number != last + 1 or not asked or (is_plain and entry.fields.get("clients") != answered):
                 raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
             last, asked, answered = int(number), set(), []
