@@ -253,9 +253,9 @@ def check_rounds(entries: Iterable[Entry]) -> None:
         elif entry.event == "failure" and client in answered:
             answered.remove(client)  # it came, and could not be used
         elif entry.event == "aggregation":
-            if number != last + 1 or not asked or (is_plain and entry.fields.get("clients") != answered):
+            if number != last + 1 or (is_plain and entry.fields.get("clients") != answered):
                 raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
-            last, asked, answered = int(number), set(), []
+            last, asked, answered, is_plain = int(number), set(), [], True
 
 
 def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
