@@ -19,6 +19,10 @@ CODES = {
     "RunFolderError": 7,
     "MissingPackageError": 8,
     "GridError": 9,
+    "PolicyError": 10,
+    "AuditError": 11,
+    "KitError": 12,
+    "SignatureError": 12,
 }
 
 

@@ -12,6 +12,7 @@ from silotune.config import Config
 from silotune.experiment.modes import pooled_steps
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
+from silotune.methods.algorithms import method
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
@@ -34,7 +35,7 @@ def estimate(config: Config) -> dict[str, Any]:
     per_round = pooled_steps(prepared)
     steps = federation.rounds * per_round * len(federation.modes)  # every mode does equally many
     seconds_per_step = _measure(prepared)
-    message = len(encode(Request("train", 1, "client", prepared.initial)))
+    message = len(encode(Request("train", 1, "client", method(federation).sent(prepared.initial, {}))))
     taking_part = federation.clients_per_round or len(prepared.clients)
     scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
     cuda = prepared.adapted.base.device.type == "cuda"

@@ -11,6 +11,7 @@ from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
 from silotune.federation.protections import guarantee
+from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
@@ -20,6 +21,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("accuracy", "macro_f1"),
     "perplexity": ("perplexity", "loss"),
+    "preference_accuracy": ("preference_accuracy", "gain", "win_rate", "margin"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
 
@@ -116,7 +118,8 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
-        "algorithm": config.federation.algorithm,
+        "start": config.adapter.start,
+        "algorithm": title_of(config.federation),
         "seed": config.seed,
         "metric": metric,
         "budget": budget,
@@ -144,8 +147,9 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **tasks}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:
@@ -194,6 +198,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     )
     partition, federation, training = config.data.partition, config.federation, config.training
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
         "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
         f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
@@ -225,7 +230,7 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {trained}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 

@@ -9,6 +9,8 @@ from silotune.errors import MessageError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, secure_site
 from silotune.federation.corrected import train_corrected
+from silotune.federation.guard import Guard, guarded
+from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.methods.algorithms import method
 from silotune.models import adapters
@@ -23,7 +25,10 @@ from silotune.training.local import RoundPlace
 
 @dataclass
 class Site:
-    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter."""
+    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
+
+    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own.
+    """
 
     name: str
     examples: Sequence[Encoded]
@@ -31,6 +36,7 @@ class Site:
     state: SiteState = field(default_factory=SiteState)
     protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
+    guard: Guard | None = None
 
 
 class TrainOrder(Section):
@@ -40,6 +46,7 @@ class TrainOrder(Section):
     federation: FederationSection
     seed: int
     rounds: int
+    job: SignedJob | None = None
 
 
 class EvaluateOrder(Section):
@@ -47,16 +54,24 @@ class EvaluateOrder(Section):
 
     labels: tuple[str, ...]
     batch_size: int
+    job: SignedJob | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
     """Does what a request asks with the site's own data; the site's state moves on.
 
     Raises:
+        PolicyError: The site's policy refuses.
         MessageError: The kind is unknown, or the body does not hold valid settings.
         ProtectionError: The site takes part in protected sums only.
         SilotuneError: What the work itself raises.
     """
+    if site.guard is None:
+        return _work(request, site)
+    return guarded(request, site.guard, lambda allowed: _work(allowed, site))
+
+
+def _work(request: Request, site: Site) -> Reply:
     if request.kind not in KINDS:
         raise MessageError(unknown_choice("request", request.kind, KINDS))
     if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
@@ -98,6 +113,11 @@ def _evaluate(request: Request, site: Site) -> Reply:
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
+def _countersign(request: Request, site: Site) -> Reply:
+    """Nothing to do: what counts is the signature, which covers the head that came with the request."""
+    return Reply(request.kind, request.round_number, site.name, {})
+
+
 def _masked_input(request: Request, site: Site) -> Reply:
     return secure_site.masked_input(request, site, lambda order: _train(order, site))
 
@@ -109,6 +129,7 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "countersign": _countersign,
     "secure_sum.keys": secure_site.advertise_keys,
     "secure_sum.shares": secure_site.share_keys,
     "secure_sum.input": _masked_input,

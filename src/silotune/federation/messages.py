@@ -22,7 +22,7 @@ from silotune.errors import MessageError
 from silotune.record.energy import EnergySource
 from silotune.sections import Positive, Section
 from silotune.structs import Reply, Request, Tensors
-from silotune.tensors import all_finite, apart
+from silotune.tensors import all_finite, apart, digest
 
 MAGIC = b"ST01"
 MAX_HEADER_BYTES = 1 << 20
@@ -45,22 +45,23 @@ Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Header:
-    """What a message says beside its tensors."""
+    """What a message says beside its tensors; ``beside`` is a request's head or a reply's signature."""
 
     type: Literal["request", "reply"]
     kind: str
     round_number: int
     client: str
     body: Mapping[str, Any]
+    beside: str = ""
 
 
 class TrainReport(Section):
-    """The body of a reply to ``train``: what the update weighs and what it took."""
+    """The body of a reply to ``train``: what the update weighs and what it took; a site may withhold its loss."""
 
     model_config = ConfigDict(strict=True)
 
     num_examples: Positive
-    loss: FiniteFloat
+    loss: FiniteFloat | None
     steps: Positive
     tokens: Annotated[int, Field(ge=0)]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
@@ -116,6 +117,7 @@ def encode(message: Request | Reply) -> bytes:
         "round": message.round_number,
         "client": message.client,
         "body": dict(message.body),
+        **_beside(message),
     }
     try:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -125,6 +127,12 @@ def encode(message: Request | Reply) -> bytes:
     layout_of(message.tensors)
     payload = save(apart(message.tensors))
     return MAGIC + struct.pack("<I", len(text)) + text + payload
+
+
+def _beside(message: Request | Reply) -> dict[str, str]:
+    """The header's one optional field: a request's head, or a reply's signature."""
+    name, value = ("head", message.head) if isinstance(message, Request) else ("signature", message.signature)
+    return {name: value} if value else {}
 
 
 def _slack(value: Any) -> int:
@@ -143,7 +151,7 @@ def decode_request(data: bytes, expected: Layout) -> Request:
         MessageError: Anything is not as expected.
     """
     header, tensors = _decode(data, "request", expected)
-    return Request(header.kind, header.round_number, header.client, tensors, header.body)
+    return Request(header.kind, header.round_number, header.client, tensors, header.body, head=header.beside)
 
 
 def decode_reply(data: bytes, expected: Layout) -> Reply:
@@ -155,7 +163,10 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
     header, tensors = _decode(data, "reply", expected)
     if not all_finite(tensors):
         raise MessageError(f"the reply of {header.client!r} holds values that are not finite")
-    return Reply(header.kind, header.round_number, header.client, tensors, header.body)
+    came = digest(tensors) if header.beside else ""
+    return Reply(
+        header.kind, header.round_number, header.client, tensors, header.body, signature=header.beside, digest=came
+    )
 
 
 def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
@@ -179,9 +190,13 @@ def _header(data: bytes) -> tuple[Header, int]:
         raise MessageError(f"a message's header says {length} bytes, which cannot be")
     fields = _json(data[8 : 8 + length], "header")
     expected = {"type": str, "kind": str, "round": int, "client": str, "body": dict}
+    optional = "head" if fields.get("type") == "request" else "signature"
+    if optional in fields:
+        expected[optional] = str
     if fields.keys() != expected.keys() or not all(isinstance(fields[key], expected[key]) for key in expected):
         raise MessageError("a message's header does not have the expected fields")
-    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"]), 8 + length
+    beside = fields.get(optional, "")
+    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"], beside), 8 + length
 
 
 def _layout_in(payload: bytes) -> Layout:
