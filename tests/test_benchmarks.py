@@ -170,3 +170,12 @@ def test_aggregation_is_measured_in_a_process_of_its_own(capsys):
 
     assert main(["--side", "silotune", "--updates", "3", "--values", "16000"]) == 0
     assert json.loads(capsys.readouterr().out)["updates"] == 3
+
+
+def test_a_protected_round_is_measured_whole():
+    from privacy import one_round
+
+    cost = one_round(4, 50, dropouts=1)
+    assert cost.error <= 1.01 and cost.clients > 0 and cost.coordinator > 0
+    assert set(cost.bytes_up) == {f"site-{number:04}" for number in range(4)}
+    assert cost.bytes_up["site-0000"] > cost.bytes_up["site-0003"]  # the one that dropped out

@@ -11,12 +11,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    SUMMABLE,
     UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
     ModelSection,
+    PrivacySection,
     RecordSection,
     Section,
     TrainingSection,
@@ -34,6 +36,7 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
 
@@ -69,6 +72,7 @@ class Config(Section):
         faults += _classify_faults(self.training, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
+        faults += _protection_faults(self, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -86,6 +90,40 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def _protection_faults(config: Config, known: int | None) -> list[str]:
+    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.protection == "none":
+        return []
+    given = f"privacy.protection = {privacy.protection!r}"
+    sees = f"{given} shows the coordinator a sum weighted by examples alone"
+    faults = []
+    if federation.algorithm not in SUMMABLE:
+        faults.append(
+            f"{sees}, and federation.algorithm = {federation.algorithm!r} needs more; it works with "
+            f"{', '.join(SUMMABLE)}"
+        )
+    if federation.aggregation != "mean":
+        faults.append(
+            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+        )
+    if federation.weighting != "examples":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
+    if federation.attack.kind not in ("none", "label-flip"):
+        faults.append(
+            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
+        )
+    if config.evaluation.per_client:
+        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    clients = federation.clients_per_round or known
+    if clients is not None and clients < privacy.least_clients:
+        faults.append(
+            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"a round has {clients} clients"
+        )
     return faults
 
 

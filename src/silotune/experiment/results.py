@@ -10,6 +10,7 @@ from typing import Any
 from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
+from silotune.federation.protections import guarantee
 from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
@@ -196,8 +197,8 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
-        "or encryption, and can leak parts of what they were trained on.",
+        "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
+        f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",
     }[mode]

@@ -18,15 +18,14 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, SilotuneError
-from silotune.federation.client import Site, client_round
+from silotune.errors import MessageError, PolicyError, SilotuneError
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
-FEDERATED_KINDS_WITH_DELTA = ("train",)
 LARGEST_SIDE_BY_SIDE = 100_000_000
 """Values of a base up to which clients train side by side unless told otherwise: above it one operation keeps all
 cores busy, and every further client at work costs the memory of its activations."""
@@ -125,7 +124,9 @@ class InProcess:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, encoded=self._encode)
-            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
+            rule = error.rule if isinstance(error, PolicyError) else ""
+            reason = _one_line(error)
+            return Failure(site.name, request.round_number, request.kind, reason, bytes_down=sent, rule=rule)
 
 
 @contextmanager
@@ -147,8 +148,7 @@ def _encoded(request: Request, site: Site) -> Reply:
     sent = encode(request)
     reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
     returned = encode(reply)
-    expected = layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {}
-    decoded = decode_reply(returned, expected)
+    decoded = decode_reply(returned, expected_reply(request))
     return _with_bytes(decoded, down=len(sent), up=len(returned))
 
 
@@ -166,7 +166,7 @@ def _request_bytes(request: Request, *, encoded: bool) -> int:
 
 
 def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:
-    return Reply(reply.kind, reply.round_number, reply.client, reply.tensors, reply.body, down, up)
+    return replace(reply, bytes_down=down, bytes_up=up)
 
 
 def _one_line(error: BaseException) -> str:
