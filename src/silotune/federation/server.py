@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from silotune.errors import BudgetError, FederationError, MessageError, ProtectionError
+from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
+from silotune.federation.incoming import Incoming
 from silotune.federation.jobs import JOB
-from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.federation.secure import Asking, Collector
 from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
@@ -33,7 +33,6 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
-from silotune.tensors import all_finite, check_alike
 
 _COUNTERSIGN_SECONDS = 60.0
 
@@ -83,80 +82,6 @@ class Plan:
     privacy: CentralPrivacy | None = None
     audit: Audit | None = None
     protected: Collector | None = None
-
-
-@dataclass
-class _Round:
-    """What comes in during one round; each update is handed on and forgotten."""
-
-    number: int
-    clients: tuple[str, ...]
-    expected: Tensors
-    audit: Audit | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
-        for reply in replies:
-            if isinstance(reply, Failure):
-                self.fail(reply, notify)
-                continue
-            try:
-                report = self._checked(reply)
-            except MessageError as error:
-                sizes = (reply.bytes_down, reply.bytes_up)
-                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
-                witness.fails(self.audit, failure)
-                self.fail(failure, notify)
-                continue
-            row = {"round": self.number, "client": reply.client, **report.model_dump()}
-            self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
-            notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss or 0.0, report.steps)
-            del reply  # or it would live on until the next one is there
-
-    def _checked(self, reply: Reply) -> TrainReport:
-        """The report of a reply that answers this round's request, once."""
-        if (reply.kind, reply.round_number) != ("train", self.number) or reply.client not in self.clients:
-            raise MessageError(f"a reply answers no request of round {self.number}")
-        if any(row["client"] == reply.client for row in self.rows):
-            raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
-        check_alike(self.expected, reply.tensors)
-        if not all_finite(reply.tensors):
-            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
-        return read_report(reply)
-
-    def _known(self, client: str) -> str:
-        return client if client in self.clients else "unknown"
-
-    def fail(self, failure: Failure, notify: Observer) -> None:
-        """A client gave no usable reply."""
-        self.failures.append(failure)
-        notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
-
-    def usable(self) -> int:
-        """Clients whose update is in the aggregate; a protected sum has one row for several."""
-        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
-
-    def total(self, name: str) -> int:
-        return sum(int(row[name]) for row in self.rows)
-
-    def bytes_down(self) -> int:
-        """Requests to clients that failed were sent, too."""
-        return self.total("bytes_down") + sum(failure.bytes_down for failure in self.failures)
-
-    def bytes_up(self) -> int:
-        return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
-
-    def joules(self) -> float | None:
-        """Of the clients; None where one does not know."""
-        known = [row["joules"] for row in self.rows]
-        return None if None in known else sum(known)
-
-    def mean_loss(self) -> float | None:
-        known = [row for row in self.rows if row["loss"] is not None]
-        weight = sum(int(row["num_examples"]) for row in known)
-        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
 
 
 def run_rounds(
@@ -246,7 +171,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     if clients is None:
         clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     sent = plan.method.sent(state.weights, state.memory)
-    incoming = _Round(number, clients, sent, plan.audit)
+    incoming = Incoming(number, clients, sent, plan.audit)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return exchange(plan, transport, requests)
@@ -292,14 +217,14 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _each(asking: Asking, incoming: _Round) -> Iterator[ClientUpdate]:
+def _each(asking: Asking, incoming: Incoming) -> Iterator[ClientUpdate]:
     """Every client's own update, as it arrives."""
     requests = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
     return incoming.updates(asking.send(requests), asking.notify)
 
 
 def _aggregated(
-    plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
+    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
 ) -> tuple[Tensors, Mapping[str, Any]]:
     """The round's delta, and what privacy keeps.
 
@@ -327,7 +252,7 @@ def _aggregated(
     return delta, with_epsilon(kept, incoming.rows)
 
 
-def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: _Round) -> ServerState:
+def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: Incoming) -> ServerState:
     """A round that changes nothing; what it cost is recorded."""
     after = replace(state, round_number=state.round_number + 1)
     up, down = incoming.bytes_up(), incoming.bytes_down()
@@ -340,7 +265,7 @@ def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *
     return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down)
 
 
-def _why(incoming: _Round) -> str:
+def _why(incoming: Incoming) -> str:
     if not incoming.failures:
         return ""
     first = incoming.failures[0]
