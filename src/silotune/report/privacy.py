@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from silotune.report.runs import PALETTE, canvas, save_picture
+from silotune.report.pictures import PALETTE, canvas, save_picture
 
 MOST_LINES = len(PALETTE)
 """Sites that a picture shows: those that spend most."""
