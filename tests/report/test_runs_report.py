@@ -108,7 +108,7 @@ def test_skew_of_many_labels_many_clients_or_open_answers(tmp_path, clients, lab
 def test_many_labels_are_gathered_without_losing_examples():
     held = {f"label {number}": number + 1 for number in range(12)}
     labels = pictures._shown_labels([held])
-    assert len(labels) == report.MOST_LABELS
+    assert len(labels) == pictures.MOST_LABELS
     assert sum(pictures._width(held, label, labels) for label in labels) == sum(held.values())
 
 
