@@ -25,7 +25,7 @@ Answer = Callable[[Request], Reply | Failure]
 
 
 def report(examples: int, loss: float = 1.0) -> dict[str, Any]:
-    spent = {"core_seconds": 0.5, "joules": 2.0, "energy_source": "measured", "epsilon": None}
+    spent = {"core_seconds": 0.5, "joules": 2.0, "energy_source": "measured"}
     return {"num_examples": examples, "loss": loss, "steps": 1, "tokens": 10, "seconds": 0.0, **spent}
 
 

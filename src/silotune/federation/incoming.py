@@ -38,7 +38,8 @@ class Incoming:
                 witness.fails(self.audit, failure)
                 self.fail(failure, notify)
                 continue
-            row = {"round": self.number, "client": reply.client, **report.model_dump()}
+            told = report.model_dump(exclude=None if report.epsilon is not None else {"epsilon"})
+            row = {"round": self.number, "client": reply.client, **told}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
             yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss or 0.0, report.steps)

@@ -12,6 +12,7 @@ from rich.table import Table
 from silotune.errors import RunFolderError
 from silotune.evaluation.metrics import best_and_worst
 from silotune.record.runs import RunFolder
+from silotune.report.epsilon import epsilon_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +125,6 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             row.title, *cells, seconds, bytes_text(row.bytes_sent), style="bold" if row.title == "federated" else None
         )
     return table
-
-
-def epsilon_text(spent: Mapping[str, Any] | None) -> str:
-    """What a model cost in privacy, for people; ``-`` where nothing is promised."""
-    if not spent or spent.get("epsilon") is None:
-        return "-"
-    return f"{spent['epsilon']:.3g} (delta {spent['delta']:g})"
 
 
 def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
