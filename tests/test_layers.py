@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds"),
-    ("tensors", "sections"),
+    ("tensors", "lora", "sections"),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

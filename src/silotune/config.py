@@ -21,6 +21,11 @@ from silotune.sections import (
     TrainingSection,
 )
 
+LORA_KINDS = ("lora", "qlora")
+PRODUCT_RULES = ("exact-residual", "stack", "svd")
+"""LoRA rules that put the mean product itself into the model."""
+PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
+"""Algorithms whose aggregate is the mean and whose server step adds it as it is."""
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -66,6 +71,7 @@ class Config(Section):
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
+        faults += _lora_faults(self)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -83,6 +89,43 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def _lora_faults(config: Config) -> list[str]:
+    """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
+    adapter, federation, training = config.adapter, config.federation, config.training
+    rule, own = f"federation.lora = {federation.lora!r}", f"federation.personalization = {federation.personalization!r}"
+    faults = []
+    if adapter.kind not in LORA_KINDS or adapter.dora:
+        given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
+        asked = [rule] if federation.lora != "factors" else []
+        asked += ["federation.ranks"] if federation.ranks else []
+        faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
+    faults += [
+        f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
+        for name, rank in federation.ranks.items()
+        if rank > adapter.rank
+    ]
+    if federation.lora in PRODUCT_RULES:
+        if federation.algorithm not in PRODUCT_ALGORITHMS or federation.server_learning_rate != 1:
+            faults.append(
+                f"{rule} keeps the mean of the products, which only federation.algorithm = "
+                f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))} with federation.server_learning_rate = 1 does not undo"
+            )
+        if federation.personalization == "ditto":
+            faults.append(f"{own} pulls factors to those received, which {rule} changes meanwhile; use 'fine-tune'")
+        if training.optimizer_state == "keep":
+            faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
+    if federation.lora == "sb" and federation.ranks:
+        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: leave federation.ranks out")
+    if federation.lora == "share-a":
+        if federation.personalization != "none":
+            faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
+        if config.evaluation.patience is not None or config.evaluation.keep == "best":
+            faults.append(
+                f"{rule} has no global model to select by: leave evaluation.patience out and evaluation.keep at 'last'"
+            )
     return faults
 
 

@@ -17,6 +17,8 @@ Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Algorithm = Literal["fedavg", "fedprox"]
+LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
+Personalization = Literal["none", "ditto", "fine-tune"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
@@ -140,6 +142,14 @@ class FederationSection(Section):
     algorithm: Algorithm = Field("fedavg", description="how updates become one model")
     rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
+    lora: LoraRule = Field("factors", description="of lora and qlora: what of the factors travels and is averaged")
+    ranks: dict[str, Positive] = Field(
+        {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
+    )
+    personalization: Personalization = Field(
+        "none", description="a model of each client's own: beside the global one, or from it after the last round"
+    )
+    ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
     server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")

@@ -162,3 +162,4 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
+    aggregation_error: float | None = None

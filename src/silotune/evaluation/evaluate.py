@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -95,6 +95,23 @@ class Answers:
             chosen(self.losses),
             chosen(self.tokens),
         )
+
+
+def answers_together(parts: Sequence[Answers]) -> Answers:
+    """The answers to several sets of examples of one kind, in this order; never none."""
+
+    def joined(values: Iterable[tuple[_Value, ...]]) -> tuple[_Value, ...]:
+        return tuple(value for own in values for value in own)
+
+    return Answers(
+        parts[0].names,
+        parts[0].scoring,
+        joined(part.labels for part in parts),
+        joined(part.options for part in parts),
+        joined(part.confidences for part in parts),
+        joined(part.losses for part in parts),
+        joined(part.tokens for part in parts),
+    )
 
 
 def answers(

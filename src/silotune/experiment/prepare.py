@@ -14,9 +14,10 @@ from silotune.data.load import Dataset, load, read_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
+from silotune.methods.lora_rules import LORA_RULES
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
@@ -172,7 +173,8 @@ def prepare(config: Config) -> Prepared:
     base = base_of(config, task)
     encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
     encoded = encoder(train)
-    adapted = adapters.attach(base, config.adapter, seed=config.seed)
+    has_core = LORA_RULES[config.federation.lora].has_core
+    adapted = adapters.attach(base, config.adapter, seed=config.seed, has_core=has_core)
     labels = closed_labels(task)
 
     def scorer(name: str) -> Scorer:
@@ -229,13 +231,16 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
 
     Raises:
         DataError: There are too few examples.
-        ConfigError: More clients are to be sampled a round than there are.
+        ConfigError: More clients are to be sampled a round than there are, or one with a rank is not there.
     """
     if dataset.clients is not None:
         shares = dataset.clients
     else:
         shares = partition(dataset.splits["train"], config.data.partition, seed=config.seed)
     wanted = config.federation.clients_per_round
+    strange = sorted(set(config.federation.ranks) - set(shares))
+    if strange:
+        raise ConfigError(f"federation.ranks: {unknown_choice('client', strange[0], shares)}")
     if wanted is not None and wanted > len(shares):
         raise ConfigError(
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"

@@ -12,16 +12,19 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
-from silotune.experiment import results
+from silotune.experiment import personal, results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.server import Plan, run_rounds
+from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
+from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
 
@@ -152,20 +155,62 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
+    models = _own_models(prepared, part, transport, weights, told)
+    if models is not None:
+        result["personal"] = personal.scored(prepared, part, models, result["by_client"])
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
-    result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
+    trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
+    result["cost"] = results.cost_of(folder, result, trainable=trainable, gauge=meter.gauge)
     card = results.adapter_card(config, part.mode, prepared.task, result)
-    folder.save_adapter(weights, prepared.adapted.config, card=card)
+    folder.save_adapter(*adapters.exported(prepared.adapted, weights), card=card)
+    personal.save(folder, prepared, models or {}, card=card)
     folder.write_json("result", result)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
+def federation_of(prepared: Prepared, part: Part) -> FederationSection:
+    """The ``[federation]`` section of a part: where no updates travel, all of the adapter trains at its own rank."""
+    section = prepared.config.federation
+    alone = {"lora": "factors", "ranks": {}, "personalization": "none"}
+    return section if part.sends_updates else section.model_copy(update=alone)
+
+
+def order_of(prepared: Prepared, part: Part) -> TrainOrder:
+    """What every client is told of its local rounds; not what the others' ranks are."""
+    config = prepared.config
+    federation = federation_of(prepared, part).model_copy(update={"ranks": {}})
+    return TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+
+
+def _own_models(
+    prepared: Prepared, part: Part, transport: InProcess, weights: Tensors, notify: Observer
+) -> dict[str, Tensors] | None:
+    """Models of the clients' own after the last round; None where the method makes none."""
+    section = federation_of(prepared, part)
+    if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
+        return None
+    if section.personalization == "fine-tune":
+        order, limit = order_of(prepared, part), section.timeout_seconds
+        for failure in personal.fine_tune(transport, weights, order, ranks=section.ranks, timeout_seconds=limit):
+            notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
+    return personal.own_models(transport, weights)
+
+
+def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
+    """The adapter's tensors that move in any round."""
+    both = [method(section).schedule(number) for number in (1, 2)]
+    return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
+
+
 def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
+    sites = {
+        name: Site(name, examples, prepared.adapted, meter=meter, initial=prepared.initial)
+        for name, examples in part.clients.items()
+    }
     federation = prepared.config.federation
     workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
     return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
@@ -173,14 +218,14 @@ def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
-    config, federation = prepared.config, prepared.config.federation
-    order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    config, federation = prepared.config, federation_of(prepared, part)
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
-        body=order.model_dump(mode="json"),
+        body=order_of(prepared, part).model_dump(mode="json"),
         seed=config.seed,
         clients_per_round=part.clients_per_round,
+        ranks=federation.ranks,
         timeout_seconds=federation.timeout_seconds,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
@@ -215,6 +260,6 @@ def _score_clients(
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.weights.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in without_residuals(state.weights).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in initial.items()}:
         raise RunFolderError(f"{folder.path}: its checkpoint does not fit the adapter of its configuration")

@@ -56,8 +56,11 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
 
 def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
     """The base model that a configuration names, with the adapter of one part of a run."""
-    tensors, _ = _part(folder, mode).load_adapter()
-    adapted = adapters.attach(base_of(config, resolve(config.data)), config.adapter, seed=config.seed)
+    tensors, saved = _part(folder, mode).load_adapter()
+    section = config.adapter
+    if "r" in saved:  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
+        section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
+    adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
     adapters.write(adapted, tensors)
     return adapted
 

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation.messages import Layout, layout_of
+from silotune.federation.personal import completed, own_tensors, with_own, without_own
+from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
+from silotune.methods.corrections import Correction
+from silotune.methods.schedule import returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.record.cost import Meter
+from silotune.record.cost import Account, Meter
 from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
-from silotune.structs import Reply, Request, SiteState
+from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace, train_round
+from silotune.training.local import LocalResult, RoundPlace, train_round
 
 _Order = TypeVar("_Order", bound=Section)
 
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter."""
+    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter.
+
+    ``initial`` is the adapter as drawn from the run's seed: a coordinator need not send what no client ever trains.
+    """
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
     meter: Meter = field(default_factory=Meter)
+    initial: Tensors = field(default_factory=dict)
 
 
 class TrainOrder(Section):
@@ -63,30 +72,80 @@ def client_round(request: Request, site: Site) -> Reply:
 
 
 def _train(request: Request, site: Site) -> Reply:
+    """A round of the global model, then one of the client's own where the method has such (Ditto)."""
     order = _read(TrainOrder, request)
-    seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
+    made = method(order.federation)
+    parts = made.schedule(request.round_number)
+    received = _received(request, site)
+    resting = [name for name in site.adapted.parameters if not parts.trains(name)]
+    with site.meter.client() as account, adapters.frozen(site.adapted, resting):
+        result = _local_round(request, site, order, received, correction=made.correction)
+        kept = {name: received[name] + delta for name, delta in result.delta.items() if parts.is_personal(name)}
+        state, results = result.state, [result]
+        if made.personal is not None:
+            start = {**received, **own_tensors(site.state)}
+            lone = replace(site, state=SiteState())
+            own = _local_round(request, lone, order, start, correction=made.personal(received), purpose="own")
+            kept, results = _moved(start, own.delta), [result, own]
+    site.state = with_own(state, kept)
+    delta = cut(result.delta, rank_of(request.tensors))
+    sent = {name: delta[name] for name in returned(request.tensors, parts)}
+    return Reply(request.kind, request.round_number, site.name, sent, _report(results, account, site))
+
+
+def _personalize(request: Request, site: Site) -> Reply:
+    """A local round from the final global model, which gives the client a model of its own; nothing is sent."""
+    order = _read(TrainOrder, request)
+    received = _received(request, site)
     with site.meter.client() as account:
-        result = train_round(
-            site.adapted,
-            request.tensors,
-            site.examples,
-            settings=order.training,
-            place=RoundPlace(seed, request.round_number, order.rounds),
-            correction=method(order.federation).correction,
-            state=site.state,
-        )
-    site.state = result.state
-    body = {
-        "num_examples": result.num_examples,
-        "loss": result.loss,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
+        result = _local_round(request, site, order, received)
+    site.state = with_own(without_own(site.state), _moved(received, result.delta))
+    return Reply(request.kind, request.round_number, site.name, {}, _report([result], account, site))
+
+
+def _received(request: Request, site: Site) -> Tensors:
+    own = own_tensors(site.state)
+    return completed(request.tensors, site.adapted.parameters, initial=site.initial, own=own)
+
+
+def _moved(start: Tensors, delta: Tensors) -> Tensors:
+    return {name: start[name] + change for name, change in delta.items()}
+
+
+def _local_round(
+    request: Request,
+    site: Site,
+    order: TrainOrder,
+    start: Tensors,
+    *,
+    correction: Correction | None = None,
+    purpose: str = "",
+) -> LocalResult:
+    """One local round from these tensors, with the client's seed of the round for this purpose."""
+    seed = derive(order.seed, purpose or request.kind, round_number=request.round_number, client=site.name)
+    return train_round(
+        site.adapted,
+        start,
+        site.examples,
+        settings=order.training,
+        place=RoundPlace(seed, request.round_number, order.rounds),
+        correction=correction,
+        state=without_own(site.state),
+    )
+
+
+def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dict[str, Any]:
+    """What the update weighs (of the first local round) and what all local rounds took."""
+    return {
+        "num_examples": results[0].num_examples,
+        "loss": results[0].loss,
+        "steps": results[0].steps,
+        "tokens": sum(result.tokens for result in results),
+        "seconds": sum(result.seconds for result in results),
         "core_seconds": account.spent.core_seconds,
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    return Reply(request.kind, request.round_number, site.name, result.delta, body)
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
@@ -96,7 +155,31 @@ def _evaluate(request: Request, site: Site) -> Reply:
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _train, "evaluate": _evaluate}
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
+    "train": _train,
+    "personalize": _personalize,
+    "evaluate": _evaluate,
+}
+
+
+def expected_reply(request: Request) -> Layout:
+    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with.
+
+    It follows from the request alone: its method says which tensors come back, its tensors have the client's rank.
+
+    Raises:
+        MessageError: The body does not hold valid settings, or a tensor has a dtype that is not carried.
+    """
+    return LAYOUTS[request.kind](request) if request.kind in LAYOUTS else {}
+
+
+def _trained_layout(request: Request) -> Layout:
+    parts = method(_read(TrainOrder, request).federation).schedule(request.round_number)
+    return layout_of(returned(request.tensors, parts))
+
+
+LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {"train": _trained_layout}
+"""Kinds whose replies carry tensors."""
 
 
 def _read(kind: type[_Order], request: Request) -> _Order:

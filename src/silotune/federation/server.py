@@ -10,9 +10,13 @@ from typing import Any, Protocol
 from silotune.errors import FederationError, MessageError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
+from silotune.methods.products import Products
+from silotune.methods.schedule import outgoing
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
     Failure,
@@ -50,6 +54,7 @@ class Plan:
         body: Of every ``train`` request.
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
+        ranks: LoRA rank by client; those not named have the adapter's.
         timeout_seconds: Bound on the wait for a reply.
         min_replies: A round with fewer usable replies ends the run with an error.
         score: Metrics of the global model on the gold-standard set.
@@ -65,6 +70,7 @@ class Plan:
     body: Mapping[str, Any]
     seed: int
     clients_per_round: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
     timeout_seconds: float = 3600.0
     min_replies: int = 1
     score: Callable[[Tensors], Mapping[str, Any]] | None = None
@@ -180,11 +186,23 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
-    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
+    parts = plan.method.schedule(number)
+    requests = {
+        name: Request("train", number, name, outgoing(state.weights, parts, plan.ranks.get(name)), plan.body)
+        for name in clients
+    }
     incoming = _Round(number, clients)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    products = Products(state.weights, parts, keep=plan.method.fold is not None)
+    delta = _aggregated(plan, incoming, products.watch(incoming.updates(replies, notify)))
+    weights, memory, error = advance(
+        plan.method,
+        delta,
+        weights=state.weights,
+        memory=state.memory,
+        products=products,
+        seed=derive(plan.seed, "adapter-init", round_number=number),
+    )
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
@@ -199,6 +217,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_up(),
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
+        error,
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -274,6 +293,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "evaluate_seconds": record.evaluate_seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
         "clients": list(record.clients),
         "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],

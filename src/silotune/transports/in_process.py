@@ -19,14 +19,13 @@ from dataclasses import replace
 import torch
 
 from silotune.errors import MessageError, SilotuneError
-from silotune.federation.client import Site, client_round
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
-FEDERATED_KINDS_WITH_DELTA = ("train",)
 LARGEST_SIDE_BY_SIDE = 100_000_000
 """Values of a base up to which clients train side by side unless told otherwise: above it one operation keeps all
 cores busy, and every further client at work costs the memory of its activations."""
@@ -147,8 +146,7 @@ def _encoded(request: Request, site: Site) -> Reply:
     sent = encode(request)
     reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
     returned = encode(reply)
-    expected = layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {}
-    decoded = decode_reply(returned, expected)
+    decoded = decode_reply(returned, expected_reply(request))
     return _with_bytes(decoded, down=len(sent), up=len(returned))
 
 
