@@ -10,7 +10,7 @@ from typing import Any
 from silotune.evaluation.observations import QUALITIES, Observation, lower_is_better
 from silotune.evaluation.statistics import LEAST_SEEDS, Difference, Sample, describe, holm, paired, pareto_front
 
-EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned")
+EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned", "personal", "aggregation_error")
 CLAIMS: Mapping[str, tuple[str, str]] = {
     "federated − isolated": ("federated", "isolated"),
     "centralised − federated": ("centralized", "federated"),

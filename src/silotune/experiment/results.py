@@ -52,7 +52,14 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "evaluate_seconds": sum(row["evaluate_seconds"] for row in rows),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
+        "aggregation_error": _errors(rows),
     }
+
+
+def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Mean, largest and last aggregation error of the rounds; None where no round has one."""
+    known = [row["aggregation_error"] for row in rows if row.get("aggregation_error") is not None]
+    return {"mean": statistics.fmean(known), "largest": max(known), "last": known[-1]} if known else None
 
 
 def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
@@ -115,6 +122,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "model": config.model.name,
         "adapter": config.adapter.kind,
         "algorithm": config.federation.algorithm,
+        "lora": config.federation.lora,
         "seed": config.seed,
         "metric": metric,
         "budget": budget,
@@ -143,7 +151,23 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    off = result["aggregation_error"]
+    product = {} if off is None else {"aggregation_error": off["mean"]}
+    return {
+        **chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **product,
+        **_personal(result, names),
+    }  # fmt: skip
+
+
+def _personal(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Figures of the clients' own models, each on its own share of the gold-standard set; empty without such models."""
+    personal = result.get("personal", {})
+    if "metrics" not in personal:
+        return {}
+    metrics = personal["metrics"]
+    shown = {key: value for key, value in metrics.items() if key in names or key.endswith("_interval")}
+    by_client = {name: row["own"][names[0]] for name, row in personal["by_client"].items()}
+    return {"personal": {**shown, "num_examples": personal["num_examples"], "own": by_client}}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:

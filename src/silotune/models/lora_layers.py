@@ -20,7 +20,7 @@ from silotune.structs import Tensors
 
 ADAPTER = "default"
 _RESIDUAL = "silotune_residual"
-_CORE_AS_SAVED = ".lora_B.parametrizations.weight.original"
+_CORE_AS_SAVED = f".lora_B.{ADAPTER}.parametrizations.weight.original"
 
 
 def set_residuals(model: torch.nn.Module, pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -63,6 +63,8 @@ def _with_residual(layer: Any, inputs: tuple[Any, ...], output: torch.Tensor) ->
 
 class _Core(torch.nn.Module):
     """B's weight as the product of a fixed matrix [out, rank] and the trained core [rank, rank]."""
+
+    fixed: torch.Tensor
 
     def __init__(self, fixed: torch.Tensor) -> None:
         super().__init__()
