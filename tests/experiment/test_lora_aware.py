@@ -80,6 +80,8 @@ def test_own_models_are_saved_and_scored_on_their_own_share(federation: dict, co
     assert all(row["global"]["num_examples"] == row["own"]["num_examples"] for row in personal["by_client"].values())
     for name in personal["by_client"]:
         assert run.part("federated", "personal", name).load_adapter()[0]
-    assert "own models" in [column for column in summary_table(run.read_json("summary")).columns[0].cells][2 - 0 - 1 + 0]
+    assert (
+        "own models" in [column for column in summary_table(run.read_json("summary")).columns[0].cells][2 - 0 - 1 + 0]
+    )
     figures = evaluate(run.path, mode="federated/personal/client-0")
     assert figures["num_examples"] == 18
