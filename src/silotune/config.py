@@ -100,7 +100,7 @@ def _lora_faults(config: Config) -> list[str]:
     if adapter.kind not in LORA_KINDS or adapter.dora:
         given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
         asked = [rule] if federation.lora != "factors" else []
-        asked += ["federation.ranks"] if federation.ranks else []
+        asked += [f"federation.{table}" for table in ("ranks", "memory_mb") if getattr(federation, table)]
         faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
     faults += [
         f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
@@ -117,8 +117,13 @@ def _lora_faults(config: Config) -> list[str]:
             faults.append(f"{own} pulls factors to those received, which {rule} changes meanwhile; use 'fine-tune'")
         if training.optimizer_state == "keep":
             faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
-    if federation.lora == "sb" and federation.ranks:
-        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: leave federation.ranks out")
+    faults += [
+        f"{name!r} stands in federation.ranks and in federation.memory_mb: keep one"
+        for name in federation.ranks
+        if name in federation.memory_mb
+    ]
+    if federation.lora == "sb" and (federation.ranks or federation.memory_mb):
+        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks or memory_mb by client")
     if federation.lora == "share-a":
         if federation.personalization != "none":
             faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")

@@ -146,6 +146,9 @@ class FederationSection(Section):
     ranks: dict[str, Positive] = Field(
         {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
     )
+    memory_mb: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="in place of ranks: client name -> megabytes for weights, gradients and moments of its adapter"
+    )
     personalization: Personalization = Field(
         "none", description="a model of each client's own: beside the global one, or from it after the last round"
     )

@@ -8,10 +8,9 @@ import pytest
 
 from silotune.config import Config
 from silotune.errors import ConfigError
-from silotune.experiment.run import resume_experiment, run_experiment
+from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
-from silotune.record.runs import RunFolder
-from silotune.report.runs import cost_table, summary_table
+from silotune.report.runs import summary_table
 
 Make = Callable[..., Config]
 
@@ -23,7 +22,7 @@ Make = Callable[..., Config]
         ({"federation": {"lora": "svd"}, "adapter": {"dora": True}}, ["not adapter.dora = true"]),
         ({"federation": {"ranks": {"a": 1}}, "adapter": {"kind": "none"}}, ["federation.ranks needs adapter.kind"]),
         ({"federation": {"ranks": {"a": 9}}}, ["'a' = 9 exceeds adapter.rank = 2"]),
-        ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["leave federation.ranks out"]),
+        ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks or memory_mb by client"]),
         (
             {
                 "federation": {"lora": "exact-residual", "server_learning_rate": 0.5, "personalization": "ditto"},
@@ -35,6 +34,7 @@ Make = Callable[..., Config]
             {"federation": {"lora": "share-a", "personalization": "fine-tune"}, "evaluation": {"keep": "best"}},
             ["a model of its own already", "no global model to select by"],
         ),
+        ({"federation": {"ranks": {"a": 1}, "memory_mb": {"a": 1.0}}}, ["keep one"]),
         ({"federation": {"lora": "stak"}}, ["did you mean 'stack'"]),
     ],
 )
@@ -49,6 +49,8 @@ def test_what_does_not_go_together_is_said_at_once(configuration: Make, sections
 def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:
     with pytest.raises(ConfigError, match="unknown client 'client-9'"):
         run_experiment(configuration(federation={"ranks": {"client-9": 1}}))
+    with pytest.raises(ConfigError, match="'client-0' do not hold"):
+        run_experiment(configuration(federation={"memory_mb": {"client-0": 1e-6}}))
 
 
 @pytest.mark.end_to_end
@@ -80,8 +82,6 @@ def test_own_models_are_saved_and_scored_on_their_own_share(federation: dict, co
     assert all(row["global"]["num_examples"] == row["own"]["num_examples"] for row in personal["by_client"].values())
     for name in personal["by_client"]:
         assert run.part("federated", "personal", name).load_adapter()[0]
-    assert (
-        "own models" in [column for column in summary_table(run.read_json("summary")).columns[0].cells][2 - 0 - 1 + 0]
-    )
+    assert "federated, own models" in list(summary_table(run.read_json("summary")).columns[0].cells)
     figures = evaluate(run.path, mode="federated/personal/client-0")
     assert figures["num_examples"] == 18

@@ -18,6 +18,7 @@ from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
@@ -135,6 +136,7 @@ class Prepared:
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
         adapted: The resident model.
         initial: Adapter tensors that every mode starts from.
+        ranks: LoRA rank by client; those not named have the adapter's.
         gold: Scores on the gold-standard set.
         own_shares: Client -> places of the gold-standard set that are like its training examples.
         selection: Scores on the selection set; None where nothing is selected.
@@ -149,6 +151,7 @@ class Prepared:
     text_bytes: int
     adapted: Adapted
     initial: Tensors
+    ranks: Mapping[str, int]
     gold: Scorer
     own_shares: Mapping[str, Sequence[int]]
     selection: Scorer | None
@@ -187,13 +190,16 @@ def prepare(config: Config) -> Prepared:
     selects = config.evaluation.patience is not None or config.evaluation.keep == "best"
     selection = scorer(config.evaluation.selection) if selects else None
     notes.extend(filter(None, [truncation_note(encoded, "train")]))
+    federation, initial = config.federation, adapters.read(adapted)
+    ranks = client_ranks(initial, federation.ranks, federation.memory_mb, optimizer=config.training.optimizer)
     return Prepared(
         config=config,
         task=task,
         clients={name: [encoded[index] for index in indices] for name, indices in shares.items()},
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
-        initial=adapters.read(adapted),
+        initial=initial,
+        ranks=ranks,
         gold=gold,
         own_shares=deal_alike(
             scored_examples(config, dataset, config.evaluation.gold),
@@ -238,9 +244,10 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
     else:
         shares = partition(dataset.splits["train"], config.data.partition, seed=config.seed)
     wanted = config.federation.clients_per_round
-    strange = sorted(set(config.federation.ranks) - set(shares))
-    if strange:
-        raise ConfigError(f"federation.ranks: {unknown_choice('client', strange[0], shares)}")
+    for table in ("ranks", "memory_mb"):
+        strange = sorted(set(getattr(config.federation, table)) - set(shares))
+        if strange:
+            raise ConfigError(f"federation.{table}: {unknown_choice('client', strange[0], shares)}")
     if wanted is not None and wanted > len(shares):
         raise ConfigError(
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"

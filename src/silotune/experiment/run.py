@@ -175,14 +175,14 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:
     """The ``[federation]`` section of a part: where no updates travel, all of the adapter trains at its own rank."""
     section = prepared.config.federation
-    alone = {"lora": "factors", "ranks": {}, "personalization": "none"}
+    alone = {"lora": "factors", "personalization": "none"}
     return section if part.sends_updates else section.model_copy(update=alone)
 
 
 def order_of(prepared: Prepared, part: Part) -> TrainOrder:
     """What every client is told of its local rounds; not what the others' ranks are."""
     config = prepared.config
-    federation = federation_of(prepared, part).model_copy(update={"ranks": {}})
+    federation = federation_of(prepared, part).model_copy(update={"ranks": {}, "memory_mb": {}})
     return TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
 
 
@@ -195,7 +195,7 @@ def _own_models(
         return None
     if section.personalization == "fine-tune":
         order, limit = order_of(prepared, part), section.timeout_seconds
-        for failure in personal.fine_tune(transport, weights, order, ranks=section.ranks, timeout_seconds=limit):
+        for failure in personal.fine_tune(transport, weights, order, ranks=prepared.ranks, timeout_seconds=limit):
             notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
     return personal.own_models(transport, weights)
 
@@ -226,7 +226,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         body=order_of(prepared, part).model_dump(mode="json"),
         seed=config.seed,
         clients_per_round=part.clients_per_round,
-        ranks=federation.ranks,
+        ranks=prepared.ranks if part.sends_updates else {},
         timeout_seconds=federation.timeout_seconds,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
