@@ -17,13 +17,14 @@ from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
-from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.algorithms import method
+from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
-from silotune.sections import EvaluationSection
+from silotune.sections import EvaluationSection, FederationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
@@ -191,6 +192,7 @@ def prepare(config: Config) -> Prepared:
     selection = scorer(config.evaluation.selection) if selects else None
     notes.extend(filter(None, [truncation_note(encoded, "train")]))
     federation, initial = config.federation, adapters.read(adapted)
+    notes.extend(_factor_notes(federation, initial))
     ranks = client_ranks(initial, federation.ranks, federation.memory_mb, optimizer=config.training.optimizer)
     return Prepared(
         config=config,
@@ -288,6 +290,27 @@ def _check_objective(config: Config, task: Task) -> None:
             f"training.objective = {config.training.objective!r} needs a task with the same classes in every row; "
             f"{task.name!r} has {kind}: use {instead!r}"
         )
+
+
+def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:
+    """What a reader should know of the rule for LoRA's factors.
+
+    Raises:
+        ConfigError: The rule knows linear layers alone, and the adapter is on an embedding as well.
+    """
+    odd = [name for name in initial if "lora_embedding" in name]
+    if odd and LORA_RULES[federation.lora] != LoraAggregation():
+        raise ConfigError(
+            f"federation.lora = {federation.lora!r} is for linear layers, and adapter.targets names an embedding "
+            f"({odd[0]}): leave it out"
+        )
+    parts = method(federation).schedule(1)
+    if not any(map(parts.is_personal, initial)):
+        return []
+    return [
+        f"federation.lora = {federation.lora!r}: B stays with each client, so the global model alone is the base; "
+        "read the figures of the clients' own models"
+    ]
 
 
 def _text_bytes(example: Example) -> int:

@@ -216,6 +216,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
     partition, federation, training = config.data.partition, config.federation, config.training
+    rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     privacy = {
         "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
@@ -248,7 +249,7 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {federation.algorithm}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 
