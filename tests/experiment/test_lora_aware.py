@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
+from markdown import ROOT, blocks
 from silotune.config import Config
 from silotune.errors import ConfigError
 from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
 from silotune.report.runs import summary_table
+from silotune.sections import LoraRule, Personalization
 
 Make = Callable[..., Config]
 
@@ -44,6 +48,16 @@ def test_what_does_not_go_together_is_said_at_once(configuration: Make, sections
     for needle in needles:
         assert sum(needle in fault for fault in caught.value.faults) == 1, caught.value.faults
     assert len(caught.value.faults) == len(needles)
+
+
+def test_the_page_s_rules_and_example_are_the_configuration_s(configuration: Make) -> None:
+    page = ROOT / "docs" / "lora-aggregation.md"
+    text = page.read_text(encoding="utf-8")
+    for name in (*get_args(LoraRule), *get_args(Personalization)):
+        assert f"`{name}`" in text or f'"{name}"' in text or name == "none"
+    (example,) = blocks(page, "toml")
+    made = configuration(**tomllib.loads(example)).federation
+    assert made.ranks == {"clinic-3": 4} and made.memory_mb == {"clinic-7": 2.5}
 
 
 def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:

@@ -249,8 +249,8 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
-{config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
+{mode}; {federation.algorithm}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank},
+alpha {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 
 ## Metrics
