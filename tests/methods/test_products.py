@@ -168,6 +168,25 @@ def test_others_than_factors_are_averaged_plainly_whatever_the_rule_and_order_is
     assert (error is None) == (again is None) == (rule == "share-a")
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=1, max_size=5),
+    st.sampled_from(["stack", "svd", "exact-residual"]),
+)
+def test_the_mean_product_is_kept_whatever_the_shapes_and_clients(shapes, clients, rule) -> None:
+    weights = model(9, shapes={f"m.{number}": shape for number, shape in enumerate(shapes)})
+    made = []
+    for number, (rank, count) in enumerate(clients):
+        sent = outgoing(weights, whole(1), rank)
+        delta = {name: draw(*value.shape, seed=number + 7 * place) for place, (name, value) in enumerate(sent.items())}
+        made.append(ClientUpdate(f"c{number}", delta, count))
+    after, _ = one_round(rule, weights, made)
+    for name in lora.modules(weights):
+        wanted = mean_of_products(weights, made, name)
+        assert float((total(after, name) - wanted).norm()) < 2e-6 * max(1.0, float(wanted.norm()))
+
+
 def test_one_client_is_its_own_mean() -> None:
     weights = model(3)
     made = updates(weights, whole(1))[:1]
