@@ -33,6 +33,7 @@ Six rules join keys of different sections: `adapter.kind = "qlora"` sets `model.
 `adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
 `data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
 `evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`.
+What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
@@ -24,6 +25,10 @@ from silotune.sections import (
 LORA_KINDS = ("lora", "qlora")
 PRODUCT_RULES = ("exact-residual", "stack", "svd")
 """LoRA rules that put the mean product itself into the model."""
+WHOLE_RULES = ("factors", "sb")
+"""LoRA rules under which everything that trains travels in every round."""
+CONTROLLED = ("scaffold", "feddyn")
+"""Algorithms whose clients keep a control of every trained tensor."""
 PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
 """Algorithms whose aggregate is the mean and whose server step adds it as it is."""
 SectionType = TypeVar("SectionType", bound=Section)
@@ -72,6 +77,8 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
         faults += _lora_faults(self)
+        faults += _algorithm_faults(federation, self.training)
+        faults += _rule_faults(federation, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -94,8 +101,8 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
 
 def _lora_faults(config: Config) -> list[str]:
     """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
-    adapter, federation, training = config.adapter, config.federation, config.training
-    rule, own = f"federation.lora = {federation.lora!r}", f"federation.personalization = {federation.personalization!r}"
+    adapter, federation = config.adapter, config.federation
+    rule = f"federation.lora = {federation.lora!r}"
     faults = []
     if adapter.kind not in LORA_KINDS or adapter.dora:
         given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
@@ -107,16 +114,12 @@ def _lora_faults(config: Config) -> list[str]:
         for name, rank in federation.ranks.items()
         if rank > adapter.rank
     ]
-    if federation.lora in PRODUCT_RULES:
-        if federation.algorithm not in PRODUCT_ALGORITHMS or federation.server_learning_rate != 1:
-            faults.append(
-                f"{rule} keeps the mean of the products, which only federation.algorithm = "
-                f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))} with federation.server_learning_rate = 1 does not undo"
-            )
-        if federation.personalization == "ditto":
-            faults.append(f"{own} pulls factors to those received, which {rule} changes meanwhile; use 'fine-tune'")
-        if training.optimizer_state == "keep":
-            faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
+    faults += _product_faults(federation, config.training) if federation.lora in PRODUCT_RULES else []
+    if federation.algorithm in CONTROLLED and federation.lora not in WHOLE_RULES:
+        faults.append(
+            f"federation.algorithm = {federation.algorithm!r} keeps a control for all that is trained, which goes with "
+            f"federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
+        )
     faults += [
         f"{name!r} stands in federation.ranks and in federation.memory_mb: keep one"
         for name in federation.ranks
@@ -131,6 +134,70 @@ def _lora_faults(config: Config) -> list[str]:
             faults.append(
                 f"{rule} has no global model to select by: leave evaluation.patience out and evaluation.keep at 'last'"
             )
+    return faults
+
+
+def _product_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What a rule that puts the mean product into the model does not go together with."""
+    rule = f"federation.lora = {federation.lora!r}"
+    faults = []
+    is_mean = federation.aggregation == "mean" and federation.server_learning_rate == 1
+    if federation.algorithm not in PRODUCT_ALGORITHMS or not is_mean:
+        faults.append(
+            f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
+            f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))}, federation.aggregation = 'mean' and "
+            "federation.server_learning_rate = 1"
+        )
+    if federation.personalization == "ditto":
+        faults.append(
+            f"federation.personalization = 'ditto' pulls to the factors received, and {rule} changes them meanwhile: "
+            "use 'fine-tune'"
+        )
+    if training.optimizer_state == "keep":
+        faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
+    return faults
+
+
+def _algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
+    name = federation.algorithm
+    faults = []
+    if name == "scaffold" and training.optimizer != "sgd":
+        faults.append(
+            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
+            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
+        )
+    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
+    if name == "scaffold" and federation.aggregation != "mean":
+        faults.append(
+            f"federation.algorithm = 'scaffold' sends controls, which federation.aggregation = "
+            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+        )
+    return faults
+
+
+def _rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
+    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
+    faults = []
+    in_round = federation.clients_per_round or num_clients
+    rule, weighting = federation.aggregation, federation.weighting
+    if weighting == "capped" and federation.weight_cap is None:
+        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
+    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+        faults.append(
+            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
+            "would do nothing; leave it out"
+        )
+    least = 2 * federation.malicious + 3
+    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+        faults.append(
+            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
+            f"{least} clients a round, there are {in_round}"
+        )
+    attack = federation.attack
+    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
 

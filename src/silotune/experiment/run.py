@@ -11,21 +11,22 @@ from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
-from silotune.errors import RunFolderError
+from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.lora import without_residuals
-from silotune.methods.algorithms import method
+from silotune.methods.algorithms import method, plain
 from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.sections import AttackSection, BudgetSection, FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
 
@@ -46,6 +47,7 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
     """
     began = time.perf_counter()
     with _metered(config) as meter:
+        _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
@@ -66,6 +68,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     if folder.has("summary"):
         return folder
     with _metered(config) as meter:
+        _check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began), observer)
 
 
@@ -89,6 +92,18 @@ def _metered(config: Config) -> Iterator[Meter]:
         yield Meter(gauge)
     finally:
         gauge.close()
+
+
+def _check_budget(config: Config, meter: Meter) -> None:
+    """A budget of joules that nobody meters would never be reached.
+
+    Raises:
+        ConfigError: There is no meter.
+    """
+    if config.federation.budget.joules is not None and meter.gauge.source() == "unavailable":
+        raise ConfigError(
+            "federation.budget.joules needs a meter: pip install 'silotune[energy]', and leave record.energy on"
+        )
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
@@ -173,21 +188,20 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 
 
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section of a part: where no updates travel, all of the adapter trains at its own rank."""
+    """The ``[federation]`` section of a part: where no updates travel, one client trains all of the adapter."""
     section = prepared.config.federation
-    alone = {"lora": "factors", "personalization": "none"}
-    return section if part.sends_updates else section.model_copy(update=alone)
+    return section if part.sends_updates else plain(section)
 
 
 def order_of(prepared: Prepared, part: Part) -> TrainOrder:
-    """What every client is told of its local rounds; not what the others' ranks are."""
-    config = prepared.config
-    federation = federation_of(prepared, part).model_copy(update={"ranks": {}, "memory_mb": {}})
-    return TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    """What every client is told of its local rounds; not budget, simulated attack and the others' ranks."""
+    not_for_clients = {"budget": BudgetSection(), "attack": AttackSection(), "ranks": {}, "memory_mb": {}}
+    asked = federation_of(prepared, part).model_copy(update=not_for_clients)
+    return TrainOrder(training=part.training, federation=asked, seed=prepared.config.seed, rounds=asked.rounds)
 
 
 def _own_models(
-    prepared: Prepared, part: Part, transport: InProcess, weights: Tensors, notify: Observer
+    prepared: Prepared, part: Part, transport: Simulated, weights: Tensors, notify: Observer
 ) -> dict[str, Tensors] | None:
     """Models of the clients' own after the last round; None where the method makes none."""
     section = federation_of(prepared, part)
@@ -206,20 +220,25 @@ def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
     return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
-def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
-    """The clients of a part, in this process; only what really travels is encoded."""
-    sites = {
-        name: Site(name, examples, prepared.adapted, meter=meter, initial=prepared.initial)
-        for name, examples in part.clients.items()
-    }
-    federation = prepared.config.federation
-    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
+def in_process(prepared: Prepared, part: Part, meter: Meter) -> Simulated:
+    """The clients of a part, in this process; only what really travels is encoded, and only there one may attack."""
+    federation, adapted = prepared.config.federation, prepared.adapted
+    attack = federation.attack if part.sends_updates else AttackSection()
+    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    sites = {}
+    for name, examples in part.clients.items():
+        is_flipped = attack.kind == "label-flip" and name in malicious
+        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
+        sites[name] = Site(name, own, adapted, meter=meter, initial=prepared.initial)
+    workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
+    transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
+    return Attacked(transport, attack, malicious) if malicious else transport
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, federation_of(prepared, part)
+    target = config.evaluation.target
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
@@ -233,6 +252,8 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
+        target=None if target is None else signed(prepared.task.metric, target),
+        budget=federation.budget if part.sends_updates else BudgetSection(),
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
     )
@@ -242,14 +263,13 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
-        figures = scorer(weights)
-        return signed(metric, float(figures[metric]))
+        return signed(metric, float(scorer(weights)[metric]))
 
     return select
 
 
 def _score_clients(
-    prepared: Prepared, transport: InProcess, weights: Tensors, round_number: int
+    prepared: Prepared, transport: Simulated, weights: Tensors, round_number: int
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation.corrected import train_corrected
 from silotune.federation.messages import Layout, layout_of
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
-from silotune.methods.corrections import Correction
+from silotune.methods.corrections import Corrector
 from silotune.methods.schedule import returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -23,7 +24,7 @@ from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.training.encode import Encoded
-from silotune.training.local import LocalResult, RoundPlace, train_round
+from silotune.training.local import LocalResult, RoundPlace
 
 _Order = TypeVar("_Order", bound=Section)
 
@@ -118,12 +119,12 @@ def _local_round(
     order: TrainOrder,
     start: Tensors,
     *,
-    correction: Correction | None = None,
+    correction: Corrector | None = None,
     purpose: str = "",
 ) -> LocalResult:
     """One local round from these tensors, with the client's seed of the round for this purpose."""
     seed = derive(order.seed, purpose or request.kind, round_number=request.round_number, client=site.name)
-    return train_round(
+    return train_corrected(
         site.adapted,
         start,
         site.examples,

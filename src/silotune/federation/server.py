@@ -10,12 +10,14 @@ from typing import Any, Protocol
 from silotune.errors import FederationError, MessageError
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.stopping import why_stop
 from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
 from silotune.methods.products import Products
-from silotune.methods.schedule import outgoing
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import BudgetSection
 from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
@@ -29,6 +31,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
+from silotune.tensors import all_finite, check_alike
 
 
 class Transport(Protocol):
@@ -61,6 +64,8 @@ class Plan:
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
+        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
     """
@@ -77,6 +82,8 @@ class Plan:
     select: Callable[[Tensors], float] | None = None
     every: int = 1
     patience: int | None = None
+    target: float | None = None
+    budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
 
@@ -87,6 +94,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    expected: Mapping[str, Tensors]
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -104,7 +112,7 @@ class _Round:
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
+            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss, report.steps)
             del reply  # or it would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
@@ -113,6 +121,9 @@ class _Round:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected[reply.client], reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)
 
     def _known(self, client: str) -> str:
@@ -131,6 +142,11 @@ class _Round:
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
@@ -187,20 +203,20 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     parts = plan.method.schedule(number)
+    sent = plan.method.sent(state.weights, state.memory)
     requests = {
-        name: Request("train", number, name, outgoing(state.weights, parts, plan.ranks.get(name)), plan.body)
-        for name in clients
+        name: Request("train", number, name, outgoing(sent, parts, plan.ranks.get(name)), plan.body) for name in clients
     }
-    incoming = _Round(number, clients)
+    incoming = _Round(number, clients, {name: returned(requests[name].tensors, parts) for name in clients})
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    products = Products(state.weights, parts, keep=plan.method.fold is not None)
+    products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
     delta = _aggregated(plan, incoming, products.watch(incoming.updates(replies, notify)))
     weights, memory, error = advance(
         plan.method,
+        state,
         delta,
-        weights=state.weights,
-        memory=state.memory,
         products=products,
+        share=len(incoming.rows) / len(transport.clients()),
         seed=derive(plan.seed, "adapter-init", round_number=number),
     )
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
@@ -228,8 +244,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         memory=memory,
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
     )
     after = _selected(plan, after)
+    if not after.stopped:
+        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
@@ -237,7 +256,7 @@ def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError(_why(incoming) or str(error)) from error
+        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
     if len(incoming.rows) < plan.min_replies:
         raise FederationError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "

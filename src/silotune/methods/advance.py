@@ -7,32 +7,33 @@ import torch
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import Method
 from silotune.methods.products import Products
-from silotune.structs import Tensors
+from silotune.structs import ServerState, Tensors
 
 
 def advance(
-    method: Method, delta: Tensors, *, weights: Tensors, memory: Tensors, products: Products, seed: int
+    method: Method, state: ServerState, delta: Tensors, *, products: Products, share: float, seed: int
 ) -> tuple[Tensors, Tensors, float | None]:
     """The global model after a round.
 
+    A tensor that was not sent rests: the server step sees a delta of zero, and what it makes of it is not taken.
+
     Args:
         method: Server step and fold.
-        delta: The aggregated delta of the tensors that were sent in the round.
-        weights: The global model before the round.
-        memory: The server step's own.
+        state: Weights and memory before the round.
+        delta: The aggregated delta of what was sent in the round.
         products: The clients' products of this round.
+        share: Part of all clients whose updates are in the delta.
         seed: Of the round, for what a rule draws anew.
 
     Returns:
-        Weights and memory, and the aggregation error; None where there are no products. Of rules that only average
-        it is taken before the server step: it says what averaging lost, whatever the step makes of it.
+        Weights and memory, and the aggregation error; None where there are no products.
     """
-    trained = without_residuals(weights)
+    trained = without_residuals(state.weights)
     whole = {name: delta[name] if name in delta else torch.zeros_like(tensor) for name, tensor in trained.items()}
-    stepped, memory = method.step(trained, whole, memory)
-    moved = {name: stepped[name] if name in delta else tensor for name, tensor in weights.items()}
-    if method.fold is not None:
-        folded = method.fold(moved, products, seed)
-        return folded, memory, products.error(folded)
-    averaged = {name: tensor + delta[name] if name in delta else tensor for name, tensor in weights.items()}
-    return moved, memory, products.error(averaged)
+    whole |= {name: tensor for name, tensor in delta.items() if name not in trained}  # what is sent beside the adapter
+    stepped, memory = method.step(trained, whole, state.memory, share)
+    weights = {name: stepped[name] if name in delta else tensor for name, tensor in state.weights.items()}
+    if method.fold is None:
+        return weights, memory, products.error()
+    folded = method.fold(weights, products, seed)
+    return folded, memory, products.error(folded)

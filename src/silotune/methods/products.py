@@ -21,6 +21,8 @@ from silotune.tensors import all_finite
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """B [out, any] and A [any, in]."""
+Weigh: TypeAlias = Callable[[ClientUpdate], float]
+"""What an update counts."""
 
 LARGEST_EXACT = 2**27
 """Values of all modules' products together up to which they are summed as they are (0.5 GiB); above it the error is
@@ -36,12 +38,14 @@ class Products:
     Args:
         weights: The global model that the round began with.
         parts: What is sent in the round.
+        weigh: What an update counts in the means.
         keep: Keep the clients' factors too, as a ``Fold`` needs them. Their memory grows with the clients until a
             module's stack is as large as its product, and no further.
     """
 
-    def __init__(self, weights: Tensors, parts: AdapterParts, *, keep: bool = False) -> None:
+    def __init__(self, weights: Tensors, parts: AdapterParts, *, weigh: Weigh, keep: bool = False) -> None:
         self._weights = weights
+        self._weigh = weigh
         names = lora.modules(weights)
         self._is_known = not any(parts.is_personal(name + end) for name in names for end in (lora.A, lora.B))
         self._modules = names if self._is_known else []
@@ -49,6 +53,7 @@ class Products:
         self._is_exact = sum(sizes) <= LARGEST_EXACT
         self._sums: dict[str, torch.Tensor] = {}  # module -> [out, in], or [out, PROBES]
         self._stacks: dict[str, list[Pair]] | None = {name: [] for name in self._modules} if keep else None
+        self._deltas: Tensors = {}  # of the factors, summed at the adapter's rank
         self._weight = 0.0
 
     def watch(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
@@ -66,20 +71,21 @@ class Products:
         pairs = self._stacks[module]
         return torch.cat([b for b, _ in pairs], dim=1) / self._weight, torch.cat([a for _, a in pairs])
 
-    def error(self, after: Tensors) -> float | None:
+    def error(self, folded: Tensors | None = None) -> float | None:
         """How far a global model is from the mean of the clients' products: ||mean(BA) - new|| / ||mean(BA)||.
 
-        Frobenius norms over all LoRA modules together. ``new`` is the product of the new factors and what was added to
-        the residual; where factors are averaged it is mean(B) mean(A).
+        Frobenius norms over all LoRA modules together. ``new`` is mean(B) mean(A), whatever the aggregation rule and
+        the server step make of the updates; of a folded model, the product of its factors and its residual's growth.
 
         Args:
-            after: The global model after aggregation.
+            folded: The global model that a fold gave.
 
         Returns:
             None where there are no products: no LoRA, no update, or a factor that stays with the clients.
         """
         if not self._modules or self._weight == 0:
             return None
+        after = self._averaged() if folded is None else folded
         off = size = 0.0
         old, new = lora.residuals(self._weights), lora.residuals(after)
         for name in self._modules:
@@ -93,16 +99,25 @@ class Products:
         ratio = math.sqrt(off / size) if size else 0.0
         return ratio if math.isfinite(ratio) else None
 
+    def _averaged(self) -> Tensors:
+        """The global model's factors moved by the mean delta."""
+        mean = {name: total / self._weight for name, total in self._deltas.items()}
+        return {name: tensor + mean[name] if name in mean else tensor for name, tensor in self._weights.items()}
+
     def _add(self, update: ClientUpdate) -> None:
-        rank = lora.rank_of(update.delta)
+        rank, weight = lora.rank_of(update.delta), self._weigh(update)
+        names = [name + end for name in self._modules for end in (lora.B, lora.A) if name + end in update.delta]
+        filled = lora.padded({name: update.delta[name] for name in names}, lora.rank_of(self._weights))
+        for name, delta in filled.items():
+            self._deltas.setdefault(name, torch.zeros_like(delta)).add_(delta, alpha=weight)
         for name in self._modules:
             b, a = (self._after(update, name + end, rank) for end in (lora.B, lora.A))
             seen = self._seen(b, a)
             total = self._sums.setdefault(name, torch.zeros_like(seen))
-            total.add_(seen, alpha=update.num_examples)
+            total.add_(seen, alpha=weight)
             if self._stacks is not None:
-                _push(self._stacks[name], (b.double() * update.num_examples, a.double()))
-        self._weight += update.num_examples
+                _push(self._stacks[name], (b.double() * weight, a.double()))
+        self._weight += weight
 
     def _after(self, update: ClientUpdate, name: str, rank: int | None) -> torch.Tensor:
         """A client's factor after its round: what it was sent and what it learnt."""

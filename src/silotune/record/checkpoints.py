@@ -18,7 +18,7 @@ _FOLDER = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?")
 STATE = "state.json"
 _FILES = (STATE, "server.safetensors", "sites.safetensors")
 _SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights"}
-_SERVER_VALUES = ("round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "stopped")
+_SERVER_VALUES = ("round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "joules", "stopped")
 
 
 def save(folder: Path, server: ServerState, sites: Mapping[str, SiteState]) -> Path:
