@@ -34,6 +34,8 @@ Make = Callable[..., Config]
             },
             ["server_learning_rate = 1", "use 'fine-tune'", "optimizer_state = 'reset'"],
         ),
+        ({"federation": {"lora": "stack", "aggregation": "median"}}, ["federation.aggregation = 'mean' and"]),
+        ({"federation": {"lora": "freeze-a", "algorithm": "feddyn"}}, ["keeps a control for all that is trained"]),
         (
             {"federation": {"lora": "share-a", "personalization": "fine-tune"}, "evaluation": {"keep": "best"}},
             ["a model of its own already", "no global model to select by"],
