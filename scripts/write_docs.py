@@ -42,9 +42,14 @@ What a run really used, defaults included, stands in `config.json` of its [run f
 
 | `training.objective` | models | tasks | what is trained and sent |
 |---|---|---|---|
-| `sft` | causal language models | all | the adapter |
+| `sft` | causal language models | all but plain text | the adapter |
 | `choice` | causal language models | those with options, also options that differ by row | the adapter |
 | `classify` | these and encoders | those with the same options in every row | the adapter and a classification head |
+| `dpo`, `kto` | causal language models | pairs of answers | the adapter |
+| `pretrain` | causal language models | plain text | the adapter |
+
+Chats with several answers, packing, plain text, mixtures of tasks and beginning from a trained adapter stand in
+[objectives](objectives.md), `dpo` and `kto` in [preferences](preference.md).
 
 Encoders are BERT, RoBERTa, DistilBERT, DeBERTa, MiniLM and their kind. With `classify` the model is loaded as
 `AutoModelForSequenceClassification`. Its head (and the pooler, where the checkpoint has none) is drawn from `seed`, or

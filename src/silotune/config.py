@@ -11,12 +11,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    SUMMABLE,
     UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
     ModelSection,
+    PrivacySection,
     RecordSection,
     Section,
     TrainingSection,
@@ -43,6 +45,7 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
 
@@ -75,15 +78,32 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
+        faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
         faults += _lora_faults(self)
+        faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
+        faults += _protection_faults(self, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
+    """What a mixture of tasks cannot have."""
+    if data.task != "mixture":
+        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
+    faults = []
+    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
+        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
+    if data.prompt is not None or data.definition is not None:
+        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
+    return faults
 
 
 def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
@@ -127,6 +147,8 @@ def _lora_faults(config: Config) -> list[str]:
     ]
     if federation.lora == "sb" and (federation.ranks or federation.memory_mb):
         faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks or memory_mb by client")
+    if config.data.task == "mixture" and (federation.lora == "share-a" or federation.personalization != "none"):
+        faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
     if federation.lora == "share-a":
         if federation.personalization != "none":
             faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
@@ -155,6 +177,70 @@ def _product_faults(federation: FederationSection, training: TrainingSection) ->
         )
     if training.optimizer_state == "keep":
         faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
+    return faults
+
+
+def _protection_faults(config: Config, known: int | None) -> list[str]:
+    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.protection == "none":
+        return []
+    given = f"privacy.protection = {privacy.protection!r}"
+    sees = f"{given} shows the coordinator a sum weighted by examples alone"
+    faults = []
+    if federation.algorithm not in SUMMABLE:
+        faults.append(
+            f"{sees}, and federation.algorithm = {federation.algorithm!r} needs more; it works with "
+            f"{', '.join(SUMMABLE)}"
+        )
+    if federation.aggregation != "mean":
+        faults.append(
+            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+        )
+    if federation.weighting != "examples":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
+    if federation.attack.kind not in ("none", "label-flip"):
+        faults.append(
+            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
+        )
+    unfit = {
+        f"federation.lora = {federation.lora!r} needs each client's product": federation.lora in PRODUCT_RULES,
+        "federation.ranks and memory_mb give updates different shapes": federation.ranks or federation.memory_mb,
+        "federation.personalization = 'fine-tune' reports by client": federation.personalization == "fine-tune",
+    }
+    faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
+    if config.evaluation.per_client:
+        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    clients = federation.clients_per_round or known
+    if clients is not None and clients < privacy.least_clients:
+        faults.append(
+            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"a round has {clients} clients"
+        )
+    return faults
+
+
+def _objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
+    faults, objective = [], training.objective
+    compares = objective in ("dpo", "kto")
+    if compares and adapter.kind == "none":
+        faults.append(
+            f"training.objective = {objective!r} compares with the model that training began with, which "
+            "adapter.kind = 'none' does not keep"
+        )
+    if compares and evaluation.scoring == "generation":
+        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
+    if objective == "kto" and training.batch_size == 1:
+        faults.append(
+            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+        )
+    if training.preference_loss == "ipo" and training.label_smoothing:
+        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
+    if training.packing and objective not in ("sft", "pretrain"):
+        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
+    if adapter.start is not None and adapter.kind == "none":
+        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
     return faults
 
 

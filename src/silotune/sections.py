@@ -13,7 +13,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice", "classify"]
+Objective = Literal["sft", "choice", "classify", "dpo", "kto", "pretrain"]
+PreferenceLoss = Literal["sigmoid", "robust", "ipo"]
+Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
@@ -26,8 +28,13 @@ LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alt
 Personalization = Literal["none", "ditto", "fine-tune"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
-Metric = Literal["accuracy", "macro_f1", "perplexity"]
-AnswerFormat = Literal["label", "letter", "cloze", "text"]
+Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
+ProtectionKind = Literal["none", "secure_sum", "he"]
+HeScheme = Literal["bfv", "ckks"]
+AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
+
+SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
+"""Algorithms that use updates in no other way than in their sum weighted by examples."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -69,13 +76,17 @@ class AdapterSection(Section):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
     dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
+    start: str | None = Field(
+        None, description="run folder (or RUN/centralized), or exported adapter, whose adapter training goes on from"
+    )
 
 
 class TaskSection(Section):
     """A task of the user's own: how a row becomes a prompt and an answer."""
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
-    answer: str = Field(description="column that holds the answer")
+    answer: str = Field(description="column that holds the answer, of pairs the preferred one")
+    rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
     system: str = Field("", description="system message before every prompt")
     options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
     label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
@@ -99,7 +110,7 @@ class PartitionSection(Section):
 class DataSection(Section):
     """Where the examples come from."""
 
-    task: str = Field("finance-news", description="a name from 'silotune tasks' or 'custom'")
+    task: str = Field("finance-news", description="a name from 'silotune tasks', 'custom', or 'mixture'")
     source: Literal["auto", "embedded", "local", "hub"] = Field(
         "auto", description="auto: local where files are given, else embedded, else hub"
     )
@@ -115,6 +126,9 @@ class DataSection(Section):
     )
     holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
     prompt: str | None = Field(None, description="another template for a known task, over the same columns")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="with task = 'mixture': task -> its share of the examples"
+    )
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 
@@ -123,8 +137,23 @@ class TrainingSection(Section):
     """One local round at a client."""
 
     objective: Objective = Field(
-        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
+        "sft",
+        description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model; "
+        "dpo: pairs of answers; kto: answers that are wanted or not; pretrain: all tokens of plain text",
     )
+    turns: Turns = Field("all", description="of sft: which of an assistant's turns in a chat are learnt")
+    packing: bool = Field(False, description="of sft and pretrain: put short examples into one row, each by itself")
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="of dpo and kto: how strongly the model is held to where training began"
+    )
+    preference_loss: PreferenceLoss = Field(
+        "sigmoid", description="of dpo: sigmoid (smoothed by label_smoothing), robust (Chowdhury 2024), ipo (Azar 2023)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="of dpo with sigmoid or robust: share of pairs that may be the wrong way round"
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are wanted")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are not")
     wording: Wording = Field(
         "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
     )
@@ -225,6 +254,28 @@ class FederationSection(Section):
         return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
+class PrivacySection(Section):
+    """What the coordinator may see of a single institution's update."""
+
+    protection: ProtectionKind = Field(
+        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
+    )
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
+    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
+    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
+    he_fraction: Fraction = Field(
+        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
+
+
 class EvaluationSection(Section):
     """On what, how and when models are scored."""
 
@@ -254,6 +305,11 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
+    audit_key: Path | None = Field(
+        None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
+    )
+    keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")
     energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
     country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
         "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"

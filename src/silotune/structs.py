@@ -26,6 +26,7 @@ class Example:
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+        rejected: The worse of two answers, where ``answer`` is the preferred one; empty where there is no pair.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
     """
@@ -36,22 +37,36 @@ class Example:
     label: int = -1
     fields: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, ...] = ()
+    rejected: str = ""
+
+    @property
+    def is_document(self) -> bool:
+        """Whether this is plain text: ``answer`` is all of it, and there is no prompt."""
+        return not self.messages
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest."""
+    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest.
+
+    ``head`` is the signed end of the coordinator's audit trail at that time; empty where none is kept.
+    """
 
     kind: str
     round_number: int
     client: str
     tensors: Tensors
     body: Mapping[str, Any] = field(default_factory=dict)
+    head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a client sends back: for ``train`` the adapter delta, its weight and metrics."""
+    """What a client sends back: for ``train`` the adapter delta, its weight and metrics.
+
+    ``signature`` is the site's, where it has a key; ``digest`` that of the tensors as they travelled, where one is
+    signed.
+    """
 
     kind: str
     round_number: int
@@ -60,13 +75,16 @@ class Reply:
     body: Mapping[str, Any] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    signature: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
 
-    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used.
+    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used; ``rule`` is the
+    rule of the site's policy that refused, empty for other failures.
     """
 
     client: str
@@ -75,6 +93,7 @@ class Failure:
     reason: str
     bytes_down: int = 0
     bytes_up: int = 0
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +129,7 @@ class ClientUpdate:
         client: Its name.
         delta: Trained minus received adapter tensors, and what else a method sends beside them.
         num_examples: Examples behind it.
-        loss: Mean training loss of its round.
+        loss: Mean training loss of its round; None where the client withholds it.
         steps: Optimiser steps behind it.
         weight: What it counts in a weighted mean, not negative; None for its examples.
     """
@@ -118,7 +137,7 @@ class ClientUpdate:
     client: str
     delta: Tensors
     num_examples: int
-    loss: float = 0.0
+    loss: float | None = 0.0
     steps: int = 1
     weight: float | None = None
 

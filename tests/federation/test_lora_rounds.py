@@ -19,7 +19,7 @@ from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.methods.lora_rules import LORA_RULES
 from silotune.methods.schedule import outgoing
-from silotune.models import adapters
+from silotune.models import adapters, lora_layers
 from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
 from silotune.sections import AdapterSection, FederationSection, LoraRule
@@ -262,3 +262,15 @@ def test_what_was_neither_sent_nor_drawn_is_missed(models, tmp_path: Path) -> No
     federation = Federation(models, tmp_path, "freeze-a")
     with pytest.raises(MessageError, match="neither sent nor"):
         client_round(train_request(federation, federation.start), Site("a", EXAMPLES, federation.model))
+
+
+def test_the_reference_of_preference_has_no_residual_and_leaves_it_in_place(models, tmp_path: Path) -> None:
+    federation = Federation(models, tmp_path, "stack")
+    weights = federation.rounds(1).weights
+    adapters.write(federation.model, weights)
+    with adapters.at_start(federation.model):
+        assert not lora_layers.residuals_of(federation.model.model)
+    found = lora_layers.residuals_of(federation.model.model)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, weights[name])
+    assert found

@@ -16,7 +16,7 @@ _TITLES = {"federated": "federated", "isolated": "each alone", "centralized": "c
 
 def figure_text(metrics: Mapping[str, Any] | None) -> str:
     """The main figure among metrics, such as ``accuracy 71.2 %``; empty when there is none."""
-    for key in ("accuracy", "perplexity"):
+    for key in ("accuracy", "perplexity", "preference_accuracy"):
         if metrics and metrics.get(key) is not None:
             return f"{KINDS[key].title} {KINDS[key].text(metrics[key])}"
     return ""

@@ -37,7 +37,7 @@ def estimate(config: Config) -> dict[str, Any]:
     steps = federation.rounds * per_round * len(federation.modes)  # every mode does equally many
     seconds_per_step = _measure(prepared)
     parts = method(federation).schedule(1)
-    down = outgoing(prepared.initial, parts)
+    down = outgoing(method(federation).sent(prepared.initial, {}), parts)
     messages = [len(encode(Request("train", 1, "client", tensors))) for tensors in (down, returned(down, parts))]
     taking_part = federation.clients_per_round or len(prepared.clients)
     scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))

@@ -12,10 +12,9 @@ from typing import Any
 
 from silotune.evaluation.evaluate import Answers, answers_together, figures
 from silotune.experiment.modes import Part
-from silotune.experiment.prepare import Prepared
-from silotune.federation.client import TrainOrder
+from silotune.experiment.prepare import Prepared, Scorer
 from silotune.federation.personal import own_tensors
-from silotune.federation.server import Transport
+from silotune.federation.server import Plan, Transport, exchange
 from silotune.lora import cut
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
@@ -24,27 +23,22 @@ from silotune.structs import Failure, Request, Tensors
 _SHOWN_BY_CLIENT = ("scoring", "reliability")
 
 
-def fine_tune(
-    transport: Transport, weights: Tensors, order: TrainOrder, *, ranks: Mapping[str, int], timeout_seconds: float
-) -> list[Failure]:
+def fine_tune(plan: Plan, transport: Transport, weights: Tensors) -> list[Failure]:
     """Asks every client for a local round from the final global model, and to keep what comes of it.
 
     Args:
+        plan: Of the rounds that are done: settings, ranks, and the audit trail that messages enter.
         transport: How to reach the clients.
         weights: The final global model.
-        order: Settings of the round.
-        ranks: LoRA rank by client; those not named have the adapter's.
-        timeout_seconds: Bound on the wait for a reply.
 
     Returns:
         Clients that could not: they go on with the global model.
     """
-    body = order.model_dump(mode="json")
     requests = {
-        name: Request("personalize", order.rounds + 1, name, cut(weights, ranks.get(name)), body)
+        name: Request("personalize", plan.rounds + 1, name, cut(weights, plan.ranks.get(name)), plan.body)
         for name in transport.clients()
     }
-    replies = transport.exchange(requests, timeout_seconds=timeout_seconds)
+    replies = exchange(plan, transport, requests)
     return [reply for reply in replies if isinstance(reply, Failure)]
 
 
@@ -69,11 +63,13 @@ def scored(
         ``metrics`` over all shares together, ``num_examples`` of them, ``by_client`` with ``own`` and ``global``
         figures, and ``without``: clients that have no own model and are left out of the figures.
     """
+    gold = prepared.gold
+    assert isinstance(gold, Scorer), "models of one's own are for one task: the configuration refuses a mixture"
     answered: dict[str, Answers] = {}
     for name, share in prepared.own_shares.items():
         if name in models and share:
-            examples = [prepared.gold.examples[place] for place in share]
-            scorer = replace(prepared.gold, examples=examples, known={}, answers={})
+            examples = [gold.examples[place] for place in share]
+            scorer = replace(gold, examples=examples, known={}, answers={})
             scorer(models[name])
             (answered[name],) = scorer.answers.values()
     rows = {name: {"own": _brief(figures(own)), "global": by_client[name]} for name, own in answered.items()}

@@ -10,6 +10,8 @@ from typing import Any
 from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
+from silotune.federation.protections import guarantee
+from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
@@ -19,6 +21,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("accuracy", "macro_f1"),
     "perplexity": ("perplexity", "loss"),
+    "preference_accuracy": ("preference_accuracy", "gain", "win_rate", "margin"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
 
@@ -122,7 +125,8 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
-        "algorithm": config.federation.algorithm,
+        "start": config.adapter.start,
+        "algorithm": title_of(config.federation),
         "lora": config.federation.lora,
         "seed": config.seed,
         "metric": metric,
@@ -151,12 +155,13 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
     off = result["aggregation_error"]
     product = {} if off is None else {"aggregation_error": off["mean"]}
     return {
-        **chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **product,
-        **_personal(result, names),
+        **chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot, **tasks,
+        **product, **_personal(result, names),
     }  # fmt: skip
 
 
@@ -218,9 +223,10 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     partition, federation, training = config.data.partition, config.federation, config.training
     rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
-        "or encryption, and can leak parts of what they were trained on.",
+        "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
+        f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",
     }[mode]
@@ -249,8 +255,8 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank},
-alpha {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
+{mode}; {trained}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 
 ## Metrics

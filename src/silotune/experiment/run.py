@@ -14,11 +14,15 @@ from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, results
+from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.protections import PROTECTIONS, guarantee, members
+from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.witness import Audit
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method, plain
 from silotune.models import adapters
@@ -119,6 +123,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("run_started", _introduction(prepared, folder))
         for note in prepared.notes:
             notify("note", {"text": note})
+        if prepared.config.privacy.protection != "none":
+            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify)
@@ -147,6 +153,7 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
 def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
     """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
     if folder.has("result"):
+        forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
@@ -163,15 +170,17 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     def told(event: str, fields: Mapping[str, Any]) -> None:
         notify(event, {**who, **fields})
 
+    audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter), transport, state, folder, notify=told)
+    plan = plan_of(prepared, part, meter, audit=audit)
+    state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
+        folder.write_json("per_client", _score_clients(prepared, plan, transport, state.round_number, weights))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
-    models = _own_models(prepared, part, transport, weights, told)
+    models = _own_models(prepared, part, plan, transport, weights, told)
     if models is not None:
         result["personal"] = personal.scored(prepared, part, models, result["by_client"])
     if prepared.forgetting is not None:
@@ -181,9 +190,14 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
     result["cost"] = results.cost_of(folder, result, trainable=trainable, gauge=meter.gauge)
     card = results.adapter_card(config, part.mode, prepared.task, result)
-    folder.save_adapter(*adapters.exported(prepared.adapted, weights), card=card)
+    saved, adapter_config = adapters.exported(prepared.adapted, weights)
+    folder.save_adapter(saved, adapter_config, card=card)
     personal.save(folder, prepared, models or {}, card=card)
+    if audit is not None:
+        result["audit"] = close_audit(audit, folder, weights=weights, adapter=saved, result=result)
+        countersign(plan, transport, state.round_number)
     folder.write_json("result", result)
+    forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
@@ -201,15 +215,14 @@ def order_of(prepared: Prepared, part: Part) -> TrainOrder:
 
 
 def _own_models(
-    prepared: Prepared, part: Part, transport: Simulated, weights: Tensors, notify: Observer
+    prepared: Prepared, part: Part, plan: Plan, transport: Simulated, weights: Tensors, notify: Observer
 ) -> dict[str, Tensors] | None:
     """Models of the clients' own after the last round; None where the method makes none."""
     section = federation_of(prepared, part)
     if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
         return None
     if section.personalization == "fine-tune":
-        order, limit = order_of(prepared, part), section.timeout_seconds
-        for failure in personal.fine_tune(transport, weights, order, ranks=prepared.ranks, timeout_seconds=limit):
+        for failure in personal.fine_tune(plan, transport, weights):
             notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
     return personal.own_models(transport, weights)
 
@@ -225,17 +238,18 @@ def in_process(prepared: Prepared, part: Part, meter: Meter) -> Simulated:
     federation, adapted = prepared.config.federation, prepared.adapted
     attack = federation.attack if part.sends_updates else AttackSection()
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
     sites = {}
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, meter=meter, initial=prepared.initial)
+        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter, initial=prepared.initial)
     workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
     transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
     return Attacked(transport, attack, malicious) if malicious else transport
 
 
-def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
+def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, federation_of(prepared, part)
     target = config.evaluation.target
@@ -256,10 +270,12 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         budget=federation.budget if part.sends_updates else BudgetSection(),
         checkpoint_every=config.record.checkpoint_every,
         meter=meter,
+        audit=audit,
+        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
     )
 
 
-def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
+def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
@@ -269,12 +285,12 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
 
 def _score_clients(
-    prepared: Prepared, transport: Simulated, weights: Tensors, round_number: int
+    prepared: Prepared, plan: Plan, transport: Simulated, round_number: int, weights: Tensors
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = transport.exchange(requests, timeout_seconds=prepared.config.federation.timeout_seconds)
+    replies = exchange(plan, transport, requests)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from silotune.errors import MessageError, unknown_choice
+from silotune.errors import MessageError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation import encrypted_site, secure_site
 from silotune.federation.corrected import train_corrected
-from silotune.federation.messages import Layout, layout_of
+from silotune.federation.guard import Guard, guarded
+from silotune.federation.jobs import SignedJob
+from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
@@ -26,21 +27,22 @@ from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.local import LocalResult, RoundPlace
 
-_Order = TypeVar("_Order", bound=Section)
-
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter.
+    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
-    ``initial`` is the adapter as drawn from the run's seed: a coordinator need not send what no client ever trains.
+    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own. ``initial`` is the
+    adapter as drawn from the run's seed: a coordinator need not send what no client ever trains.
     """
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
+    protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
+    guard: Guard | None = None
     initial: Tensors = field(default_factory=dict)
 
 
@@ -51,6 +53,7 @@ class TrainOrder(Section):
     federation: FederationSection
     seed: int
     rounds: int
+    job: SignedJob | None = None
 
 
 class EvaluateOrder(Section):
@@ -58,23 +61,34 @@ class EvaluateOrder(Section):
 
     labels: tuple[str, ...]
     batch_size: int
+    job: SignedJob | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
     """Does what a request asks with the site's own data; the site's state moves on.
 
     Raises:
+        PolicyError: The site's policy refuses.
         MessageError: The kind is unknown, or the body does not hold valid settings.
+        ProtectionError: The site takes part in protected sums only.
         SilotuneError: What the work itself raises.
     """
+    if site.guard is None:
+        return _work(request, site)
+    return guarded(request, site.guard, lambda allowed: _work(allowed, site))
+
+
+def _work(request: Request, site: Site) -> Reply:
     if request.kind not in KINDS:
         raise MessageError(unknown_choice("request", request.kind, KINDS))
+    if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
+        raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
     return KINDS[request.kind](request, site)
 
 
 def _train(request: Request, site: Site) -> Reply:
     """A round of the global model, then one of the client's own where the method has such (Ditto)."""
-    order = _read(TrainOrder, request)
+    order = read_body(TrainOrder, request)
     made = method(order.federation)
     parts = made.schedule(request.round_number)
     received = _received(request, site)
@@ -82,13 +96,14 @@ def _train(request: Request, site: Site) -> Reply:
     with site.meter.client() as account, adapters.frozen(site.adapted, resting):
         result = _local_round(request, site, order, received, correction=made.correction)
         kept = {name: received[name] + delta for name, delta in result.delta.items() if parts.is_personal(name)}
-        state, results = result.state, [result]
+        results = [result]
         if made.personal is not None:
             start = {**received, **own_tensors(site.state)}
             lone = replace(site, state=SiteState())
             own = _local_round(request, lone, order, start, correction=made.personal(received), purpose="own")
             kept, results = _moved(start, own.delta), [result, own]
-    site.state = with_own(state, kept)
+    data = {**site.state.data, **result.state.data}
+    site.state = with_own(replace(result.state, data=data), kept)
     delta = cut(result.delta, rank_of(request.tensors))
     sent = {name: delta[name] for name in returned(request.tensors, parts)}
     return Reply(request.kind, request.round_number, site.name, sent, _report(results, account, site))
@@ -96,10 +111,10 @@ def _train(request: Request, site: Site) -> Reply:
 
 def _personalize(request: Request, site: Site) -> Reply:
     """A local round from the final global model, which gives the client a model of its own; nothing is sent."""
-    order = _read(TrainOrder, request)
+    order = read_body(TrainOrder, request)
     received = _received(request, site)
     with site.meter.client() as account:
-        result = _local_round(request, site, order, received)
+        result = _local_round(request, site, order, received, purpose="personalize")
     site.state = with_own(without_own(site.state), _moved(received, result.delta))
     return Reply(request.kind, request.round_number, site.name, {}, _report([result], account, site))
 
@@ -120,10 +135,10 @@ def _local_round(
     start: Tensors,
     *,
     correction: Corrector | None = None,
-    purpose: str = "",
+    purpose: str = "train",
 ) -> LocalResult:
     """One local round from these tensors, with the client's seed of the round for this purpose."""
-    seed = derive(order.seed, purpose or request.kind, round_number=request.round_number, client=site.name)
+    seed = derive(order.seed, purpose, round_number=request.round_number, client=site.name)
     return train_corrected(
         site.adapted,
         start,
@@ -150,16 +165,38 @@ def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dic
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
-    order = _read(EvaluateOrder, request)
+    order = read_body(EvaluateOrder, request)
     adapters.write(site.adapted, request.tensors)
     scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
     return Reply(request.kind, request.round_number, site.name, {}, scores)
+
+
+def _countersign(request: Request, site: Site) -> Reply:
+    """Nothing to do: what counts is the signature, which covers the head that came with the request."""
+    return Reply(request.kind, request.round_number, site.name, {})
+
+
+def _masked_input(request: Request, site: Site) -> Reply:
+    return secure_site.masked_input(request, site, lambda order: _train(order, site))
+
+
+def _encrypted_input(request: Request, site: Site) -> Reply:
+    return encrypted_site.encrypt_update(request, site, lambda order: _train(order, site))
 
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "train": _train,
     "personalize": _personalize,
     "evaluate": _evaluate,
+    "countersign": _countersign,
+    "secure_sum.keys": secure_site.advertise_keys,
+    "secure_sum.shares": secure_site.share_keys,
+    "secure_sum.input": _masked_input,
+    "secure_sum.check": secure_site.check_survivors,
+    "secure_sum.unmask": secure_site.reveal_shares,
+    "he.weight": encrypted_site.encrypt_weight,
+    "he.input": _encrypted_input,
+    "he.open": encrypted_site.open_sum,
 }
 
 
@@ -175,17 +212,17 @@ def expected_reply(request: Request) -> Layout:
 
 
 def _trained_layout(request: Request) -> Layout:
-    parts = method(_read(TrainOrder, request).federation).schedule(request.round_number)
+    parts = method(read_body(TrainOrder, request).federation).schedule(request.round_number)
     return layout_of(returned(request.tensors, parts))
 
 
-LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {"train": _trained_layout}
+LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
+    "train": _trained_layout,
+    "secure_sum.input": secure_site.input_layout,
+    "he.weight": encrypted_site.weight_layout,
+    "he.input": encrypted_site.update_layout,
+    "he.open": encrypted_site.open_layout,
+}
 """Kinds whose replies carry tensors."""
-
-
-def _read(kind: type[_Order], request: Request) -> _Order:
-    try:
-        return kind.model_validate(dict(request.body))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"a {request.kind} request's body is not valid at {where!r}") from error
+SEEN_ALONE = ("train", "personalize", "evaluate")
+"""Kinds whose replies show the coordinator one site's own update or figures."""

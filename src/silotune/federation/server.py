@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, ProtectionError
+from silotune.federation import witness
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
+from silotune.federation.secure import Asking, Collector
 from silotune.federation.stopping import why_stop
+from silotune.federation.witness import Audit
+from silotune.lora import cut
 from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
 from silotune.methods.products import Products
@@ -32,6 +36,8 @@ from silotune.structs import (
     Tensors,
 )
 from silotune.tensors import all_finite, check_alike
+
+_COUNTERSIGN_SECONDS = 60.0
 
 
 class Transport(Protocol):
@@ -68,6 +74,8 @@ class Plan:
         budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         meter: Counts what this process spends.
+        audit: The trail to keep, and the keys of clients; None for no trail.
+        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -86,6 +94,8 @@ class Plan:
     budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     meter: Meter = field(default_factory=Meter)
+    audit: Audit | None = None
+    protected: Collector | None = None
 
 
 @dataclass
@@ -95,19 +105,22 @@ class _Round:
     number: int
     clients: tuple[str, ...]
     expected: Mapping[str, Tensors]
+    audit: Audit | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self._fail(reply, notify)
+                self.fail(reply, notify)
                 continue
             try:
                 report = self._checked(reply)
             except MessageError as error:
-                sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
+                sizes = (reply.bytes_down, reply.bytes_up)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
+                witness.fails(self.audit, failure)
+                self.fail(failure, notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
@@ -129,9 +142,14 @@ class _Round:
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
 
-    def _fail(self, failure: Failure, notify: Observer) -> None:
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
         self.failures.append(failure)
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -149,8 +167,9 @@ class _Round:
         return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
-        weight = self.total("num_examples")
-        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight if weight else None
+        known = [row for row in self.rows if row["loss"] is not None]
+        weight = sum(int(row["num_examples"]) for row in known)
+        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
 
 
 def run_rounds(
@@ -177,11 +196,31 @@ def run_rounds(
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
+    witness.begins(plan.audit, state, plan.body)
     while state.round_number < plan.rounds and not state.stopped:
-        state = _one_round(plan, transport, state, run, notify)
+        try:
+            state = _one_round(plan, transport, state, run, notify)
+        finally:
+            witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
+
+
+def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+    """Sends requests and yields what comes back; both enter the audit trail, where one is kept."""
+    sent = witness.outgoing(plan.audit, requests)
+    replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
+    return witness.incoming(plan.audit, replies, sent)
+
+
+def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
+    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
+    if plan.audit is None or not plan.audit.keys:
+        return ()
+    requests = witness.countersign_requests(plan.audit, round_number)
+    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
+    return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -204,24 +243,28 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     parts = plan.method.schedule(number)
     sent = plan.method.sent(state.weights, state.memory)
-    requests = {
-        name: Request("train", number, name, outgoing(sent, parts, plan.ranks.get(name)), plan.body) for name in clients
-    }
-    incoming = _Round(number, clients, {name: returned(requests[name].tensors, parts) for name in clients})
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
+    down = outgoing(sent, parts)
+    expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
+    incoming = _Round(number, clients, expected, plan.audit)
+
+    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        return exchange(plan, transport, requests)
+
+    asking = Asking(number, clients, down, returned(down, parts), plan.body, send, incoming, notify)
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
-    delta = _aggregated(plan, incoming, products.watch(incoming.updates(replies, notify)))
-    weights, memory, error = advance(
-        plan.method,
-        state,
-        delta,
-        products=products,
-        share=len(incoming.rows) / len(transport.clients()),
-        seed=derive(plan.seed, "adapter-init", round_number=number),
-    )
+    if plan.protected is not None:  # a sum of updates: nothing is known of one client's product
+        updates = plan.protected(asking)
+    else:
+        updates = products.watch(_each(asking, incoming, plan.ranks))
+    delta = _aggregated(plan, incoming, updates)
+    share = incoming.usable() / len(transport.clients())
+    seed = derive(plan.seed, "adapter-init", round_number=number)
+    weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)
+    witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
+    witness.scores(plan.audit, number, metrics)
     record = RoundRecord(
         number,
         metrics,
@@ -252,14 +295,24 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
+def _each(asking: Asking, incoming: _Round, ranks: Mapping[str, int]) -> Iterator[ClientUpdate]:
+    """Every client's own update, as it arrives."""
+    requests = {
+        name: Request("train", asking.number, name, cut(asking.weights, ranks.get(name)), asking.body)
+        for name in asking.clients
+    }
+    return incoming.updates(asking.send(requests), asking.notify)
+
+
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
-    if len(incoming.rows) < plan.min_replies:
+        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
+        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
+    if incoming.usable() < plan.min_replies:
         raise FederationError(
-            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
     return delta
@@ -303,6 +356,11 @@ def _selected(plan: Plan, state: ServerState) -> ServerState:
     return state
 
 
+def _failure_row(failure: Failure) -> dict[str, str]:
+    row = {"client": failure.client, "stage": failure.stage, "reason": failure.reason}
+    return {**row, "rule": failure.rule} if failure.rule else row
+
+
 def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) -> None:
     row = {
         "round": record.round_number,
@@ -315,7 +373,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
         "clients": list(record.clients),
-        "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
+        "failures": [_failure_row(item) for item in record.failures],
     }
     run.append("metrics", row)
     notify(

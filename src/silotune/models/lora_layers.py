@@ -51,6 +51,16 @@ def set_residuals(model: torch.nn.Module, pairs: Mapping[str, tuple[torch.Tensor
         raise MessageError(f"{min(left)!r} has a residual, but the model has no such LoRA layer")
 
 
+def residuals_of(model: torch.nn.Module) -> Tensors:
+    """The residuals that the layers have now, by their names among a global model's tensors."""
+    found: Tensors = {}
+    for name, layer in _layers(model):
+        pair = getattr(layer, _RESIDUAL, None)
+        if pair is not None:
+            found |= {name + lora.RESIDUAL_B: pair[0], name + lora.RESIDUAL_A: pair[1]}
+    return found
+
+
 def _with_residual(layer: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     pair = getattr(layer, _RESIDUAL)
     if pair is None or layer.disable_adapters:

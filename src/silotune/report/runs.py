@@ -50,12 +50,20 @@ KINDS = {
     "accuracy": Kind("accuracy", "accuracy", is_share=True),
     "macro_f1": Kind("macro_f1", "macro-F1", is_share=True),
     "perplexity": Kind("perplexity", "perplexity", is_share=False),
+    "preference_accuracy": Kind("preference_accuracy", "preferred", is_share=True),
+    "gain": Kind("gain", "gain", is_share=True),
+    "win_rate": Kind("win_rate", "win rate", is_share=True),
+    "margin": Kind("margin", "margin", is_share=False),
+}
+_SHOWN = {
+    "perplexity": ("perplexity",),
+    "preference_accuracy": ("preference_accuracy", "win_rate", "margin"),
 }
 
 
 def kinds_of(metric: str) -> tuple[Kind, ...]:
-    """The figures that go with a task's metric: perplexity alone, or accuracy and macro-F1."""
-    return (KINDS["perplexity"],) if metric == "perplexity" else (KINDS["accuracy"], KINDS["macro_f1"])
+    """The figures that go with a task's metric: for most tasks accuracy and macro-F1."""
+    return tuple(KINDS[name] for name in _SHOWN.get(metric, ("accuracy", "macro_f1")))
 
 
 def bytes_text(number: float | None) -> str:
@@ -92,7 +100,8 @@ class _Row:
 def _rows(summary: Mapping[str, Any]) -> list[_Row]:
     rows = []
     if summary.get("base"):
-        rows.append(_Row("base, untrained", summary["base"], None, None))
+        title = "start, untrained" if summary.get("start") else "base, untrained"
+        rows.append(_Row(title, summary["base"], None, None))
     alone = summary.get("isolated")
     if alone:
         for key, title in (("mean", "each alone: mean"), ("best", "each alone: best")):

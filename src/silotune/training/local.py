@@ -160,7 +160,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total, count = 0.0, 0
         for batch in group:
-            loss = self.objective.loss(self.adapted, batch)
+            loss = self.objective.loss(self.adapted, batch, self.settings)
             loss.total.backward()
             total, count = total + float(loss.total.detach()), count + loss.count
         self._finish_gradient(count)

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, SilotuneError
+from silotune.errors import MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.models import adapters
@@ -124,7 +124,9 @@ class InProcess:
             return serve(request, site)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, encoded=self._encode)
-            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
+            rule = error.rule if isinstance(error, PolicyError) else ""
+            reason = _one_line(error)
+            return Failure(site.name, request.round_number, request.kind, reason, bytes_down=sent, rule=rule)
 
 
 @contextmanager
@@ -164,7 +166,7 @@ def _request_bytes(request: Request, *, encoded: bool) -> int:
 
 
 def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:
-    return Reply(reply.kind, reply.round_number, reply.client, reply.tensors, reply.body, down, up)
+    return replace(reply, bytes_down=down, bytes_up=up)
 
 
 def _one_line(error: BaseException) -> str:
