@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds"),
     ("tensors", "lora", "sections"),
+    ("faults",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

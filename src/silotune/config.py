@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
+from silotune.faults import PRODUCT_RULES, lora_faults
 from silotune.sections import (
     SUMMABLE,
     UNWEIGHTED,
@@ -24,15 +25,6 @@ from silotune.sections import (
     TrainingSection,
 )
 
-LORA_KINDS = ("lora", "qlora")
-PRODUCT_RULES = ("exact-residual", "stack", "svd")
-"""LoRA rules that put the mean product itself into the model."""
-WHOLE_RULES = ("factors", "sb")
-"""LoRA rules under which everything that trains travels in every round."""
-CONTROLLED = ("scaffold", "feddyn")
-"""Algorithms whose clients keep a control of every trained tensor."""
-PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
-"""Algorithms whose aggregate is the mean and whose server step adds it as it is."""
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -80,7 +72,13 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
-        faults += _lora_faults(self)
+        faults += lora_faults(
+            self.adapter,
+            federation,
+            training=self.training,
+            evaluation=self.evaluation,
+            is_mixture=self.data.task == "mixture",
+        )
         faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
@@ -116,67 +114,6 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
-    return faults
-
-
-def _lora_faults(config: Config) -> list[str]:
-    """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
-    adapter, federation = config.adapter, config.federation
-    rule = f"federation.lora = {federation.lora!r}"
-    faults = []
-    if adapter.kind not in LORA_KINDS or adapter.dora:
-        given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
-        asked = [rule] if federation.lora != "factors" else []
-        asked += [f"federation.{table}" for table in ("ranks", "memory_mb") if getattr(federation, table)]
-        faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
-    faults += [
-        f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
-        for name, rank in federation.ranks.items()
-        if rank > adapter.rank
-    ]
-    faults += _product_faults(federation, config.training) if federation.lora in PRODUCT_RULES else []
-    if federation.algorithm in CONTROLLED and federation.lora not in WHOLE_RULES:
-        faults.append(
-            f"federation.algorithm = {federation.algorithm!r} keeps a control for all that is trained, which goes with "
-            f"federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
-        )
-    faults += [
-        f"{name!r} stands in federation.ranks and in federation.memory_mb: keep one"
-        for name in federation.ranks
-        if name in federation.memory_mb
-    ]
-    if federation.lora == "sb" and (federation.ranks or federation.memory_mb):
-        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks or memory_mb by client")
-    if config.data.task == "mixture" and (federation.lora == "share-a" or federation.personalization != "none"):
-        faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
-    if federation.lora == "share-a":
-        if federation.personalization != "none":
-            faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
-        if config.evaluation.patience is not None or config.evaluation.keep == "best":
-            faults.append(
-                f"{rule} has no global model to select by: leave evaluation.patience out and evaluation.keep at 'last'"
-            )
-    return faults
-
-
-def _product_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
-    """What a rule that puts the mean product into the model does not go together with."""
-    rule = f"federation.lora = {federation.lora!r}"
-    faults = []
-    is_mean = federation.aggregation == "mean" and federation.server_learning_rate == 1
-    if federation.algorithm not in PRODUCT_ALGORITHMS or not is_mean:
-        faults.append(
-            f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
-            f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))}, federation.aggregation = 'mean' and "
-            "federation.server_learning_rate = 1"
-        )
-    if federation.personalization == "ditto":
-        faults.append(
-            f"federation.personalization = 'ditto' pulls to the factors received, and {rule} changes them meanwhile: "
-            "use 'fine-tune'"
-        )
-    if training.optimizer_state == "keep":
-        faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
     return faults
 
 

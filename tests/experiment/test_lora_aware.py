@@ -11,6 +11,7 @@ import pytest
 from markdown import ROOT, blocks
 from silotune.config import Config
 from silotune.errors import ConfigError
+from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
 from silotune.report.runs import summary_table
@@ -72,8 +73,10 @@ def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("rule", ["exact-residual", "stack", "sb"])
 def test_the_saved_adapter_is_the_model_that_was_scored(rule: str, configuration: Make) -> None:
-    run = run_experiment(configuration(federation={"lora": rule, "rounds": 2}))
+    run = run_experiment(configuration(federation={"lora": rule, "rounds": 2}, record={"keep_updates": True}))
     part = run.part("federated")
+    checked = verify_run(run.path)
+    assert checked.has_adapter and checked.rounds == 2  # the kept updates aggregate to this model again
     result = part.read_json("result")
     figures = evaluate(run.path)
     for name in ("accuracy", "macro_f1"):
