@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds"),
-    ("tensors", "sections"),
+    ("tensors", "lora", "sections"),
+    ("faults",),
     ("combinations",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),

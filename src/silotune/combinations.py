@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from silotune.faults import PRODUCT_RULES
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
@@ -40,7 +41,21 @@ def privacy_faults(
         faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
     if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
         faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
+    faults += _lora_faults(privacy, federation)
     faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
+    return faults
+
+
+def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
+    """What reads single updates past the noise, or hands out models that no noise protects."""
+    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    if federation.lora in (*PRODUCT_RULES, "share-a"):
+        faults.append(
+            f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
+            f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
+        )
+    if federation.personalization != "none" or federation.ranks or federation.memory_mb:
+        faults.append(f"{given} covers one global model: leave personalization, ranks and memory_mb out")
     return faults
 
 

@@ -207,3 +207,4 @@ class RoundRecord:
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
     epsilon: float | None = None
+    aggregation_error: float | None = None

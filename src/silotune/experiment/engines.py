@@ -43,7 +43,8 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter, budget=budget)
+        sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial)
+        sites[name].protection = keys.get(name)
     workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
     transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
     yield Attacked(transport, attack, malicious) if malicious else transport

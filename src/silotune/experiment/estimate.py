@@ -13,6 +13,7 @@ from silotune.experiment.modes import pooled_steps
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
 from silotune.methods.algorithms import method
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
@@ -35,7 +36,9 @@ def estimate(config: Config) -> dict[str, Any]:
     per_round = pooled_steps(prepared)
     steps = federation.rounds * per_round * len(federation.modes)  # every mode does equally many
     seconds_per_step = _measure(prepared)
-    message = len(encode(Request("train", 1, "client", method(federation).sent(prepared.initial, {}))))
+    parts = method(federation).schedule(1)
+    down = outgoing(method(federation).sent(prepared.initial, {}), parts)
+    messages = [len(encode(Request("train", 1, "client", tensors))) for tensors in (down, returned(down, parts))]
     taking_part = federation.clients_per_round or len(prepared.clients)
     scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
     cuda = prepared.adapted.base.device.type == "cuda"
@@ -44,7 +47,7 @@ def estimate(config: Config) -> dict[str, Any]:
         "trainable": arithmetic.count(prepared.initial),
         "clients": len(prepared.clients),
         "steps": steps,
-        "bytes_per_round": 2 * message * taking_part,
+        "bytes_per_round": sum(messages) * taking_part,
         "memory_bytes": peak_memory_bytes(),
         "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
         "seconds_per_step": seconds_per_step,

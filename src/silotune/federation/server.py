@@ -18,10 +18,15 @@ from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
+from silotune.lora import cut
+from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
+from silotune.methods.products import Products
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.sections import BudgetSection
+from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
     Failure,
@@ -47,6 +52,7 @@ class Plan:
         body: Of every ``train`` request.
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
+        ranks: LoRA rank by client; those not named have the adapter's.
         timeout_seconds: Bound on the wait for a reply.
         min_replies: Fewest usable replies of a round.
         below_minimum: What a round with fewer does: ``stop`` the run, ``wait`` and try again, or ``skip``.
@@ -68,6 +74,7 @@ class Plan:
     body: Mapping[str, Any]
     seed: int
     clients_per_round: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
     timeout_seconds: float = 3600.0
     min_replies: int = 1
     below_minimum: str = "stop"
@@ -170,17 +177,25 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     kept, clients = begin_round(plan.privacy, transport.clients(), state.privacy, number=number, run=run)
     if clients is None:
         clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    parts = plan.method.schedule(number)
     sent = plan.method.sent(state.weights, state.memory)
-    incoming = Incoming(number, clients, sent, plan.audit)
+    down = outgoing(sent, parts)
+    expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
+    incoming = Incoming(number, clients, expected, plan.audit)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return exchange(plan, transport, requests)
 
-    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
-    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming)
-    delta, kept = _aggregated(plan, incoming, updates, kept)
+    shape = returned(down, parts)
+    asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify)
+    products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
+    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming, plan.ranks)
+    if plan.protected is None and plan.privacy is None:  # else nothing may be known of one client's product
+        updates = products.watch(updates)
+    delta, kept = _aggregated(plan, incoming, updates, kept, shape)
     share = incoming.usable() / len(transport.clients())
-    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
+    seed = derive(plan.seed, "adapter-init", round_number=number)
+    weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
@@ -198,6 +213,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
         kept.get("epsilon"),
+        error,
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -217,14 +233,17 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _each(asking: Asking, incoming: Incoming) -> Iterator[ClientUpdate]:
+def _each(asking: Asking, incoming: Incoming, ranks: Mapping[str, int]) -> Iterator[ClientUpdate]:
     """Every client's own update, as it arrives."""
-    requests = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    requests = {
+        name: Request("train", asking.number, name, cut(asking.weights, ranks.get(name)), asking.body)
+        for name in asking.clients
+    }
     return incoming.updates(asking.send(requests), asking.notify)
 
 
 def _aggregated(
-    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
+    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any], shape: Tensors
 ) -> tuple[Tensors, Mapping[str, Any]]:
     """The round's delta, and what privacy keeps.
 
@@ -236,7 +255,7 @@ def _aggregated(
         if plan.privacy is None:
             delta = plan.method.aggregate(updates)
         else:
-            delta, kept = plan.privacy.aggregate(updates, incoming.expected, kept)
+            delta, kept = plan.privacy.aggregate(updates, shape, kept)
     except FederationError as error:
         refuse_overspending(incoming.rows, incoming.failures)
         why = "; ".join(filter(None, [str(error), _why(incoming)]))
@@ -317,6 +336,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "evaluate_seconds": record.evaluate_seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
         **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "clients": list(record.clients),
