@@ -16,8 +16,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def command_lines(page: Path) -> list[list[str]]:
-    """The commands of all shell blocks as words, comments left out."""
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    """The commands of all shell blocks as words, comments left out; a backslash joins lines."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

@@ -37,13 +37,15 @@ def parsed(words: list[str]) -> click.Context:
     context = click.Context(command, info_name=words[0])
     rest = words[1:]
     while isinstance(command, click.Group):
+        if not rest:
+            return context  # a group alone shows its help
         name, found, rest = command.resolve_command(context, rest)
         assert found is not None and name is not None, words
         command = found
         if not isinstance(command, click.Group):
             return command.make_context(name, rest, parent=context)
         context = click.Context(command, info_name=name, parent=context)
-    raise AssertionError("a group without commands")
+    raise AssertionError("no command of silotune")
 
 
 def check_config(context: click.Context, copied: set[str]) -> None:

@@ -18,10 +18,10 @@ Request = Annotated[Path | None, typer.Option("--csr", help="The site's own requ
 class _CreateIsDefault(TyperGroup):
     """``provision federation.toml`` is ``provision create federation.toml``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            args = ["create", *args]
-        return super().parse_args(ctx, args)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["create", *args])
 
 
 def provision_app() -> typer.Typer:
