@@ -66,6 +66,7 @@ class Config(Section):
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
+        faults += _link_faults(federation)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -84,6 +85,15 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
     return faults
+
+
+def _link_faults(federation: FederationSection) -> list[str]:
+    """What cannot be sent: a sparse or signed model instead of a change of it."""
+    download = federation.download
+    if download.delta or (download.keep == "all" and download.values != "sign"):
+        return []
+    which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
+    return [f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"]
 
 
 def _get(document: Mapping[str, Any], section: str, key: str) -> Any:

@@ -21,6 +21,8 @@ Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
+Reduction = Literal["all", "top-k", "low-rank"]
+ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -133,6 +135,27 @@ class TrainingSection(Section):
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
 
 
+class CompressionSection(Section):
+    """How the tensors of messages are made smaller on their way to the coordinator."""
+
+    keep: Reduction = Field("all", description="top-k: the largest values; low-rank: factors of each matrix")
+    share: Fraction = Field(0.1, description="of top-k: share of the values that is sent")
+    rank: Positive = Field(1, description="of low-rank: rank of each matrix that is sent")
+    values: ValueFormat = Field(
+        "float32", description="of what is sent; int8 and int4 round at random without bias, sign is one bit a value"
+    )
+    block: Positive = Field(64, description="of int8, int4 and sign: values that share a scale of two bytes")
+    zstd: Annotated[int, Field(ge=0, le=22)] = Field(
+        0, description="level of Zstandard for the rest, with silotune[zstd]; 0 for none"
+    )
+
+
+class DownloadSection(CompressionSection):
+    """How the tensors of messages are made smaller on their way to the clients."""
+
+    delta: bool = Field(False, description="send the change to what a client received last, where it has that")
+
+
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
@@ -150,6 +173,8 @@ class FederationSection(Section):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
     )
+    upload: CompressionSection = CompressionSection()
+    download: DownloadSection = DownloadSection()
 
 
 class EvaluationSection(Section):

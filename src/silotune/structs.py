@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -40,13 +40,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest."""
+    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest.
+
+    ``wire`` is what travels instead of ``tensors`` where a link compresses them; the client makes ``tensors`` of it.
+    """
 
     kind: str
     round_number: int
     client: str
     tensors: Tensors
     body: Mapping[str, Any] = field(default_factory=dict)
+    wire: Tensors | None = None
+
+    def as_sent(self) -> Request:
+        """The request with the tensors that travel."""
+        return self if self.wire is None else replace(self, tensors=self.wire, wire=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class ServerState:
         bytes_up: Encoded bytes of all replies so far.
         bytes_down: Encoded bytes of all requests so far.
         stopped: Why the run ended before its last round; empty otherwise.
+        held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
+        holders: Clients that answered the last round, and so hold them.
     """
 
     round_number: int
@@ -146,6 +156,8 @@ class ServerState:
     bytes_up: int = 0
     bytes_down: int = 0
     stopped: str = ""
+    held: Tensors = field(default_factory=dict)
+    holders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

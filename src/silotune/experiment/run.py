@@ -22,6 +22,7 @@ from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
+from silotune.sections import CompressionSection, DownloadSection, FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
 
@@ -166,14 +167,22 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
 def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
     """The clients of a part, in this process; only what really travels is encoded."""
     sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
-    federation = prepared.config.federation
+    federation = federation_of(prepared, part)
     workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
+    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers, links=federation)
+
+
+def federation_of(prepared: Prepared, part: Part) -> FederationSection:
+    """The ``[federation]`` section for a part: nothing is compressed where nothing travels."""
+    federation = prepared.config.federation
+    if part.sends_updates:
+        return federation
+    return federation.model_copy(update={"upload": CompressionSection(), "download": DownloadSection()})
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
-    config, federation = prepared.config, prepared.config.federation
+    config, federation = prepared.config, federation_of(prepared, part)
     order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
     return Plan(
         rounds=federation.rounds,
@@ -188,6 +197,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
+        download=federation.download,
         meter=meter,
     )
 

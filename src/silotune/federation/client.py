@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
+from silotune.federation import links
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -35,12 +36,13 @@ class Site:
 
 
 class TrainOrder(Section):
-    """The body of a ``train`` request: the settings of a local round."""
+    """The body of a ``train`` request: the settings of a local round; ``delta`` where a change of the model came."""
 
     training: TrainingSection
     federation: FederationSection
     seed: int
     rounds: int
+    delta: bool = False
 
 
 class EvaluateOrder(Section):
@@ -65,17 +67,24 @@ def client_round(request: Request, site: Site) -> Reply:
 def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
+    federation = order.federation
+    held = links.part_of(site.state, links.RECEIVED) if order.delta else None
+    received = links.open_request(request.tensors, federation.download, site.adapted, held=held)
     with site.meter.client() as account:
         result = train_round(
             site.adapted,
-            request.tensors,
+            received,
             site.examples,
             settings=order.training,
             place=RoundPlace(seed, request.round_number, order.rounds),
-            correction=method(order.federation).correction,
-            state=site.state,
+            correction=method(federation).correction,
+            state=links.without_links(site.state),
         )
-    site.state = result.state
+    rounding = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
+    sent, kept = links.pack_reply(result.delta, federation.upload, site.state, seed=rounding)
+    if federation.download.delta:
+        kept[links.RECEIVED] = received
+    site.state = links.with_parts(result.state, kept)
     body = {
         "num_examples": result.num_examples,
         "loss": result.loss,
@@ -86,7 +95,7 @@ def _train(request: Request, site: Site) -> Reply:
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    return Reply(request.kind, request.round_number, site.name, result.delta, body)
+    return Reply(request.kind, request.round_number, site.name, sent, body)
 
 
 def _evaluate(request: Request, site: Site) -> Reply:

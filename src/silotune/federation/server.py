@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from silotune.errors import FederationError, MessageError
+from silotune.federation.links import address
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import sample_clients
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
+from silotune.sections import DownloadSection
+from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
     Failure,
@@ -57,6 +60,7 @@ class Plan:
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
+        download: How the tensors of requests are compressed.
         meter: Counts what this process spends.
     """
 
@@ -72,6 +76,7 @@ class Plan:
     every: int = 1
     patience: int | None = None
     checkpoint_every: int = 1
+    download: DownloadSection = field(default_factory=DownloadSection)
     meter: Meter = field(default_factory=Meter)
 
 
@@ -181,6 +186,8 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
+    rounding = derive(plan.seed, "compress", round_number=number)
+    requests, held = address(requests, plan.download, held=state.held, holders=state.holders, seed=rounding)
     incoming = _Round(number, clients)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
@@ -207,6 +214,8 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         round_number=number,
         weights=weights,
         memory=memory,
+        held=held,
+        holders=tuple(row["client"] for row in incoming.rows) if held else (),
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
     )

@@ -20,9 +20,12 @@ import torch
 
 from silotune.errors import MessageError, SilotuneError
 from silotune.federation.client import Site, client_round
-from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from silotune.federation.links import open_reply
+from silotune.federation.messages import Layout, decode_reply, decode_request, encode, layout_of
+from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
@@ -57,11 +60,20 @@ class InProcess:
         sites: The clients by name, all on one resident model.
         encode: Pass messages through the encoder; otherwise bytes are those of the tensors alone.
         workers: Clients at work at one time; they share out this process's torch threads.
+        links: How tensors are compressed: ``upload`` and ``download`` of the section; default: not at all.
     """
 
-    def __init__(self, sites: Mapping[str, Site], *, encode: bool = True, workers: int = 1) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        *,
+        encode: bool = True,
+        workers: int = 1,
+        links: FederationSection | None = None,
+    ) -> None:
         self._sites = dict(sites)
         self._encode = encode
+        self._links = links or FederationSection()
         resident = next(iter(self._sites.values())).adapted
         self._models = [resident, *(adapters.replicate(resident) for _ in range(workers - 1))]
 
@@ -120,11 +132,11 @@ class InProcess:
                     future.cancel()
 
     def _one(self, request: Request, site: Site) -> Reply | Failure:
-        serve: Callable[[Request, Site], Reply] = _encoded if self._encode else _direct
+        serve: Callable[[Request, Site, FederationSection], Reply] = _encoded if self._encode else _direct
         try:
-            return serve(request, site)
+            return serve(request, site, self._links)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
-            sent = _request_bytes(request, encoded=self._encode)
+            sent = _request_bytes(request, self._links, encoded=self._encode)
             return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
 
 
@@ -143,24 +155,33 @@ def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _encoded(request: Request, site: Site) -> Reply:
-    sent = encode(request)
-    reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
-    returned = encode(reply)
-    expected = layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {}
-    decoded = decode_reply(returned, expected)
-    return _with_bytes(decoded, down=len(sent), up=len(returned))
+def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
+    outgoing = request.as_sent()
+    sent = encode(outgoing, zstd=links.download.zstd)
+    reply = client_round(decode_request(sent, layout_of(outgoing.tensors)), site)
+    returned = encode(reply, zstd=links.upload.zstd)
+    expected = _expected(request)
+    decoded = decode_reply(returned, packed_layout(expected, links.upload))
+    return _with_bytes(open_reply(decoded, links.upload, expected), down=len(sent), up=len(returned))
 
 
-def _direct(request: Request, site: Site) -> Reply:
-    reply = client_round(request, site)
-    return _with_bytes(reply, down=num_bytes(request.tensors), up=num_bytes(reply.tensors))
+def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
+    outgoing = request.as_sent()
+    reply = client_round(outgoing, site)
+    opened = open_reply(reply, links.upload, _expected(request))
+    return _with_bytes(opened, down=num_bytes(outgoing.tensors), up=num_bytes(reply.tensors))
 
 
-def _request_bytes(request: Request, *, encoded: bool) -> int:
+def _expected(request: Request) -> Layout:
+    """What the tensors of a reply must look like before they are packed."""
+    return layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {}
+
+
+def _request_bytes(request: Request, links: FederationSection, *, encoded: bool) -> int:
     """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
+    outgoing = request.as_sent()
     try:
-        return len(encode(request)) if encoded else num_bytes(request.tensors)
+        return len(encode(outgoing, zstd=links.download.zstd)) if encoded else num_bytes(outgoing.tensors)
     except MessageError:
         return 0
 

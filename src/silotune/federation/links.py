@@ -1,0 +1,136 @@
+"""What compression does on both ends of a link: requests packed and opened, updates packed and opened.
+
+On the way up a client sends its update; what a biased compression leaves out it keeps and adds to its next update. On
+the way down the coordinator sends the model, or with ``delta`` the change to what a client received last: then it
+keeps what the clients hold, so that an error of one round is part of the next round's change and never adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from silotune.errors import MessageError
+from silotune.federation.messages import SAFETENSORS_DTYPES, Layout, layout_of
+from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
+from silotune.models.adapters import Adapted
+from silotune.sections import CompressionSection, DownloadSection
+from silotune.structs import Reply, Request, SiteState, Tensors
+from silotune.tensors import add, all_finite, subtract
+
+RECEIVED, RESIDUAL = "received/", "residual/"
+"""Prefixes of what a link keeps among the tensors of a site's state."""
+
+
+def address(
+    requests: Mapping[str, Request],
+    settings: DownloadSection,
+    *,
+    held: Tensors,
+    holders: Collection[str],
+    seed: int,
+) -> tuple[dict[str, Request], Tensors]:
+    """Requests with what travels to each client.
+
+    Args:
+        requests: By client, with the tensors that the client should have; with ``delta`` the same for all.
+        settings: Of the way down.
+        held: What ``holders`` received last; empty where nobody holds anything.
+        holders: Clients that hold it.
+        seed: Of random rounding.
+
+    Returns:
+        The requests, their ``tensors`` now what the client will make of what travels; and what those that answer
+        hold from now on (empty without ``delta``).
+    """
+    if settings.delta:
+        return _as_change(requests, settings, held, holders, seed)
+    if is_exact(settings):
+        return dict(requests), {}
+    known: dict[int, tuple[Tensors, Tensors]] = {}
+    made = {}
+    for name, request in requests.items():
+        key = id(request.tensors)  # clients mostly get the same tensors: they are packed once
+        if key not in known:
+            packed = pack(request.tensors, settings, seed=seed)
+            known[key] = packed, unpack(packed, settings, layout_of(request.tensors))
+        made[name] = replace(request, wire=known[key][0], tensors=known[key][1])
+    return made, {}
+
+
+def _as_change(
+    requests: Mapping[str, Request], settings: DownloadSection, held: Tensors, holders: Collection[str], seed: int
+) -> tuple[dict[str, Request], Tensors]:
+    target = next(iter(requests.values())).tensors
+    if not any(name in holders for name in requests):
+        return {name: replace(request, wire=target) for name, request in requests.items()}, target
+    packed = pack(subtract(target, held), settings, seed=seed)
+    given = add(held, unpack(packed, settings, layout_of(target)))
+    made = {}
+    for name, request in requests.items():
+        is_holder = name in holders
+        body = {**request.body, "delta": True} if is_holder else request.body
+        made[name] = replace(request, wire=packed if is_holder else given, tensors=given, body=body)
+    return made, given
+
+
+def open_request(tensors: Tensors, settings: DownloadSection, adapted: Adapted, *, held: Tensors | None) -> Tensors:
+    """The adapter's tensors from those that came; ``held`` is what a change is added to, None where all came.
+
+    Raises:
+        MessageError: They do not fit the adapter, or a change came to a client that holds nothing.
+    """
+    if held is None and (settings.delta or is_exact(settings)):
+        return tensors
+    layout = {
+        name: (SAFETENSORS_DTYPES[parameter.dtype], tuple(parameter.shape))
+        for name, parameter in adapted.parameters.items()
+    }
+    if tensors.keys() != packed_layout(layout, settings).keys():
+        raise MessageError("a request's tensors are not those of the adapter as federation.download packs them")
+    opened = unpack(tensors, settings, layout)
+    if held is None:
+        return opened
+    if not held:
+        raise MessageError("a change of the model came to a client that has received no model yet")
+    return add(held, opened)
+
+
+def pack_reply(
+    update: Tensors, settings: CompressionSection, state: SiteState, *, seed: int
+) -> tuple[Tensors, dict[str, Tensors]]:
+    """A client's update as it is sent, and the parts of its state that the link keeps, by prefix."""
+    residual = part_of(state, RESIDUAL)
+    packed, left = pack_update(update, residual, settings, layout=layout_of(update), seed=seed)
+    return packed, {RESIDUAL: left}
+
+
+def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> Reply:
+    """A reply with its update as it was before it was packed.
+
+    Raises:
+        MessageError: It is not such a message, or holds values that are not finite.
+    """
+    if is_exact(settings):
+        return reply
+    opened = unpack(reply.tensors, settings, expected)
+    if not all_finite(opened):
+        raise MessageError(f"the reply of {reply.client!r} holds values that are not finite")
+    return replace(reply, tensors=opened)
+
+
+def part_of(state: SiteState, prefix: str) -> Tensors:
+    """The tensors of a site's state below a prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
+
+
+def without_links(state: SiteState) -> SiteState:
+    """What a site keeps for others than its link."""
+    kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith((RECEIVED, RESIDUAL))}
+    return replace(state, tensors=kept)
+
+
+def with_parts(state: SiteState, parts: Mapping[str, Tensors]) -> SiteState:
+    """The state and the parts below their prefixes."""
+    added = {prefix + name: tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
+    return replace(state, tensors={**state.tensors, **added})
