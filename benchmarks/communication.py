@@ -22,6 +22,7 @@ COMMON = (
     "data.num_test=2000",
     "evaluation.keep=last",
     "evaluation.batch_size=200",
+    "evaluation.every=1000",
     "evaluation.bootstrap_samples=0",
     "record.energy=false",
 )

@@ -67,6 +67,7 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
         faults += _link_faults(federation)
+        faults += _clock_faults(federation, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -94,6 +95,22 @@ def _link_faults(federation: FederationSection) -> list[str]:
         return []
     which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
     return [f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"]
+
+
+def _clock_faults(federation: FederationSection, known: int | None) -> list[str]:
+    """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
+    clock = federation.clock
+    faults = []
+    if clock is not None and clock.over_sampling > 1 and federation.clients_per_round is None:
+        faults.append("federation.clock.over_sampling needs federation.clients_per_round: how many replies count")
+    if clock is not None and clock.buffer is not None:
+        if federation.download.delta:
+            faults.append(
+                "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
+            )
+        if known and clock.buffer > known:
+            faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
+    return faults
 
 
 def _get(document: Mapping[str, Any], section: str, key: str) -> Any:

@@ -59,7 +59,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a client sends back: for ``train`` the adapter delta, its weight and metrics."""
+    """What a client sends back: for ``train`` the adapter delta, its weight and metrics.
+
+    ``simulated_seconds`` is when it arrived, since the run began, where a simulated clock runs.
+    """
 
     kind: str
     round_number: int
@@ -68,13 +71,15 @@ class Reply:
     body: Mapping[str, Any] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
 
-    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used.
+    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used;
+    ``simulated_seconds`` is until when it was waited for, where a simulated clock runs.
     """
 
     client: str
@@ -83,6 +88,7 @@ class Failure:
     reason: str
     bytes_down: int = 0
     bytes_up: int = 0
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class ServerState:
         stopped: Why the run ended before its last round; empty otherwise.
         held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
         holders: Clients that answered the last round, and so hold them.
+        simulated_seconds: By a simulated clock, since the run began; 0 without one.
     """
 
     round_number: int
@@ -158,6 +165,7 @@ class ServerState:
     stopped: str = ""
     held: Tensors = field(default_factory=dict)
     holders: tuple[str, ...] = ()
+    simulated_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +182,4 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
+    simulated_seconds: float | None = None

@@ -52,6 +52,7 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "evaluate_seconds": sum(row["evaluate_seconds"] for row in rows),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
+        **({"simulated_seconds": state.simulated_seconds} if state.simulated_seconds else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
+from silotune.federation.clock import paces
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
@@ -25,6 +27,7 @@ from silotune.record.runs import RunFolder
 from silotune.sections import CompressionSection, DownloadSection, FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess, workers_for
+from silotune.transports.simulated import Simulated
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -132,13 +135,14 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
-    transport = in_process(prepared, part, meter)
     meter.memory.restart()
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
         state, sites = checkpoint
         _check_fits(state, prepared.initial, folder)
+    transport = clients_of(prepared, part, meter, now=state.simulated_seconds)
+    if checkpoint is not None:
         transport.restore(sites)
     who = {"mode": part.mode, "client": part.names[-1]} if part.mode == "isolated" else {"mode": part.mode}
 
@@ -164,32 +168,38 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
-def in_process(prepared: Prepared, part: Part, meter: Meter) -> InProcess:
-    """The clients of a part, in this process; only what really travels is encoded."""
+def clients_of(prepared: Prepared, part: Part, meter: Meter, *, now: float = 0.0) -> InProcess | Simulated:
+    """The clients of a part, in this process; only what really travels is encoded, and takes simulated time."""
     sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
     federation = federation_of(prepared, part)
-    workers = workers_for(prepared.adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    return InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers, links=federation)
+    sampled = part.clients_per_round or len(sites)
+    workers = workers_for(prepared.adapted, sampled, asked=federation.workers)
+    clients = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers, links=federation)
+    if federation.clock is None:
+        return clients
+    told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
+    return Simulated(clients, told, settings=federation.clock, wanted=sampled, now=now)
 
 
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section for a part: nothing is compressed where nothing travels."""
+    """The ``[federation]`` section for a part: nothing is compressed or timed where nothing travels."""
     federation = prepared.config.federation
     if part.sends_updates:
         return federation
-    return federation.model_copy(update={"upload": CompressionSection(), "download": DownloadSection()})
+    return federation.model_copy(update={"upload": CompressionSection(), "download": DownloadSection(), "clock": None})
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, federation_of(prepared, part)
+    clock = federation.clock
     order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
         body=order.model_dump(mode="json"),
         seed=config.seed,
-        clients_per_round=part.clients_per_round,
+        clients_per_round=_asked_a_round(part, federation),
         timeout_seconds=federation.timeout_seconds,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
@@ -198,8 +208,16 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         patience=config.evaluation.patience,
         checkpoint_every=config.record.checkpoint_every,
         download=federation.download,
+        staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
     )
+
+
+def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
+    """Clients that a round asks, those beyond ``clients_per_round`` included; None for all."""
+    if part.clients_per_round is None or federation.clock is None:
+        return part.clients_per_round
+    return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))
 
 
 def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
@@ -213,7 +231,7 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
 
 def _score_clients(
-    prepared: Prepared, transport: InProcess, weights: Tensors, round_number: int
+    prepared: Prepared, transport: InProcess | Simulated, weights: Tensors, round_number: int
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from silotune.errors import FederationError, MessageError
 from silotune.federation.links import address
 from silotune.federation.messages import TrainReport, read_report
-from silotune.federation.sampling import sample_clients
+from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -28,6 +28,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
+from silotune.tensors import scale
 
 
 class Transport(Protocol):
@@ -61,6 +62,8 @@ class Plan:
         patience: Rounds without a better selection metric before the run stops; None for never.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         download: How the tensors of requests are compressed.
+        staleness_exponent: Of asynchronous rounds: an update that answers a request of s rounds ago is scaled by
+            (1 + s)^-exponent; None where rounds are synchronous.
         meter: Counts what this process spends.
     """
 
@@ -77,17 +80,20 @@ class Plan:
     patience: int | None = None
     checkpoint_every: int = 1
     download: DownloadSection = field(default_factory=DownloadSection)
+    staleness_exponent: float | None = None
     meter: Meter = field(default_factory=Meter)
 
 
 @dataclass
 class _Round:
-    """What comes in during one round; each update is handed on and forgotten."""
+    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
 
     number: int
     clients: tuple[str, ...]
+    staleness_exponent: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    seconds: float | None = None
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
@@ -101,14 +107,23 @@ class _Round:
                 self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
+            staleness = self.number - reply.round_number
+            if reply.simulated_seconds is not None:
+                row["simulated_seconds"] = self.seconds = reply.simulated_seconds
+            if self.staleness_exponent is not None:
+                row["staleness"] = staleness
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples)
-            del reply  # or it would live on until the next one is there
+            factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
+            delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
+            yield ClientUpdate(reply.client, delta, report.num_examples)
+            del reply, delta  # or they would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
         """The report of a reply that answers this round's request, once."""
-        if (reply.kind, reply.round_number) != ("train", self.number) or reply.client not in self.clients:
+        is_late = self.staleness_exponent is not None and 1 <= reply.round_number < self.number
+        answers = reply.kind == "train" and (reply.round_number == self.number or is_late)
+        if not answers or reply.client not in self.clients:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
@@ -119,6 +134,8 @@ class _Round:
 
     def _fail(self, failure: Failure, notify: Observer) -> None:
         self.failures.append(failure)
+        if failure.simulated_seconds is not None:
+            self.seconds = failure.simulated_seconds
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
 
     def total(self, name: str) -> int:
@@ -130,6 +147,12 @@ class _Round:
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def taking_part(self) -> tuple[str, ...]:
+        """Who was asked; of asynchronous rounds, which offer work to all, who replied or failed."""
+        if self.staleness_exponent is None:
+            return self.clients
+        return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
@@ -184,11 +207,11 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
-    clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    clients = _asked(plan, transport.clients(), number)
     requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
     rounding = derive(plan.seed, "compress", round_number=number)
     requests, held = address(requests, plan.download, held=state.held, holders=state.holders, seed=rounding)
-    incoming = _Round(number, clients)
+    incoming = _Round(number, clients, plan.staleness_exponent)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
     weights, memory = plan.method.step(state.weights, delta, state.memory)
@@ -198,7 +221,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     record = RoundRecord(
         number,
         metrics,
-        clients,
+        incoming.taking_part(),
         tuple(incoming.failures),
         incoming.mean_loss(),
         train_seconds,
@@ -206,6 +229,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_up(),
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
+        incoming.seconds,
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -218,9 +242,16 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         holders=tuple(row["client"] for row in incoming.rows) if held else (),
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
+        simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
     )
     after = _selected(plan, after)
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
+
+
+def _asked(plan: Plan, clients: Sequence[str], number: int) -> tuple[str, ...]:
+    if plan.staleness_exponent is not None:
+        return offered_clients(clients, seed=plan.seed, round_number=number)
+    return sample_clients(clients, plan.clients_per_round, seed=plan.seed, round_number=number)
 
 
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
@@ -283,6 +314,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "evaluate_seconds": record.evaluate_seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         "cost": dict(record.cost),
         "clients": list(record.clients),
         "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],

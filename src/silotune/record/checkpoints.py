@@ -20,6 +20,7 @@ _FILES = (STATE, "server.safetensors", "sites.safetensors")
 _SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights", "held": "held"}
 _SERVER_VALUES = (
     "round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "stopped", "holders",
+    "simulated_seconds",
 )  # fmt: skip
 
 
