@@ -77,7 +77,7 @@ class Simulated:
         """What every client keeps between rounds, its reply on the way included."""
         states = self._inner.states()
         for name, pending in self._at_work.items():
-            states[name] = _with_pending(states[name], pending)
+            states[name] = _with_pending(states.get(name, SiteState()), pending)
         return states
 
     def restore(self, states: Mapping[str, SiteState]) -> None:
