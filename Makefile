@@ -29,9 +29,9 @@ lint: $(READY)  ## ruff: rules and format
 types: $(READY)  ## mypy
 	$(BIN)/mypy
 
-unit: $(READY)  ## the fast tier, layer test included
+unit: $(READY)  ## the fast tier on two cores, layer test included
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not end_to_end'
+	$(BIN)/python -m pytest -m 'not end_to_end' --numprocesses=2 --dist=loadfile --cov=silotune --cov-report=
 
 end-to-end: $(READY)  ## real processes, real kills, the wheel, the README
 	$(BIN)/coverage run --append -m pytest -m end_to_end

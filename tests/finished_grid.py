@@ -44,16 +44,18 @@ def finished_grid(
     level: Level = usual,
     adapters: tuple[str, ...] = ("lora", "ia3"),
     tasks: tuple[str, ...] = ("finance-news", "medical"),
+    partitions: tuple[str, ...] = ("alpha 0.1", "alpha 1.0"),
     cost: Callable[[Cell, str], Mapping[str, Any] | None] = lambda cell, mode: None,
     metrics: Callable[[Cell, str], Mapping[str, Any]] = lambda cell, mode: {},
     failed: tuple[str, ...] = (),
+    seconds: float = 100.0,
 ) -> GridFolder:
-    """A grid of two partitions; cells whose title holds a word of ``failed`` have no result."""
+    """A grid; cells whose title holds a word of ``failed`` have no result."""
     folder = GridFolder.make(path)
     cells, failures = [], {}
     for task in tasks:
         for adapter in adapters:
-            for partition in ("alpha 0.1", "alpha 1.0"):
+            for partition in partitions:
                 for seed in seeds:
                     config = {"seed": seed, "training": {"threads": 1}, "record": {}, "of": [task, adapter, partition]}
                     digest = config_digest(config)
@@ -68,11 +70,11 @@ def finished_grid(
     folder.write(
         {"name": "demo", "title": "A demonstration", "modes": ["federated", "isolated", "centralized"],
          "seeds": list(seeds), "budget_bytes": None, "tasks": list(tasks), "models": ["nano"],
-         "adapters": list(adapters), "algorithms": ["fedavg"], "partitions": ["alpha 0.1", "alpha 1.0"]},
+         "adapters": list(adapters), "algorithms": ["fedavg"], "partitions": list(partitions)},
         cells,
     )  # fmt: skip
     folder.write_failures(failures)
-    folder.add_session({"jobs": 1, "computed": len(cells), "skipped": 0, "failed": len(failures), "seconds": 100.0,
+    folder.add_session({"jobs": 1, "computed": len(cells), "skipped": 0, "failed": len(failures), "seconds": seconds,
                         "cell_seconds": 98.0, "time": 1.0})  # fmt: skip
     return folder
 

@@ -138,17 +138,17 @@ def test_bars_follow_the_cells(file: Path) -> None:
 
 
 def test_the_report_of_a_grid_is_written(silotune: Callable[..., Any], tmp_path: Path) -> None:
-    folder = finished_grid(tmp_path / "grid", tasks=("medical",), adapters=("lora",))
+    folder = finished_grid(tmp_path / "grid", tasks=("medical",), adapters=("lora",), partitions=("alpha 0.1",))
     done = silotune("report", folder.path, "--out", tmp_path / "out")
     assert done.code == 0 and "learning together beats learning alone by 20.0 points" in done.out
     assert (tmp_path / "out" / "index.html").is_file() and f"written: {tmp_path / 'out' / 'index.html'}" in done.out
     found = json.loads(silotune("report", folder.path, "--json").out)
-    assert len(found["rows"]) == 6 and len(found["claims"]) == 4
+    assert len(found["rows"]) == 3 and len(found["claims"]) == 2
     assert (GridFolder.open(folder.path).path / "report" / "cells.csv").is_file()
 
 
 def test_reports_of_grids_and_runs_are_not_mixed(silotune: Callable[..., Any], tmp_path: Path) -> None:
-    folder = finished_grid(tmp_path / "grid", tasks=("medical",), adapters=("lora",))
+    folder = finished_grid(tmp_path / "grid", tasks=("medical",), adapters=("lora",), partitions=("alpha 0.1",))
     both = silotune("report", folder.path, tmp_path)
     assert both.code == 2 and "give one folder" in both.err
     out = silotune("report", tmp_path, "--out", tmp_path / "x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ _STANDS_FOR = {
 _BASELINES = ("isolated", "centralized")
 
 
+def _key(names: Mapping[str, Any]) -> Key:
+    return (str(names["task"]), str(names["model"]), str(names["adapter"]))
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A cell and the configuration of its run."""
@@ -37,7 +41,7 @@ class Planned:
     @property
     def key(self) -> Key:
         """What the cell's hyper-parameters are chosen for."""
-        return (self.cell.task, self.cell.model, self.cell.adapter)
+        return _key(asdict(self.cell))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,8 @@ def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = 
         if not modes:
             continue
         has_baselines.add(twin)
-        key = (str(names["task"]), str(names["model"]), str(names["adapter"]))
         try:
-            planned.append(_planned(grid, names, modes, changes, (chosen or {}).get(key, {})))
+            planned.append(_planned(grid, names, modes, changes, (chosen or {}).get(_key(names), {})))
         except ConfigError as error:
             faults.update(dict.fromkeys(error.faults or [str(error)]))
     if faults:
@@ -99,8 +102,7 @@ def trials(grid: Grid, changes: Changes) -> list[Trial]:
     partition = tune.partition or grid.partitions[0].name
     first: dict[Key, dict[str, str | int]] = {}
     for names in _names(grid):
-        key = (str(names["task"]), str(names["model"]), str(names["adapter"]))
-        first.setdefault(key, {**names, "partition": partition, "seed": tune.seed})
+        first.setdefault(_key(names), {**names, "partition": partition, "seed": tune.seed})
     combinations = [
         dict(zip(tune.candidates, values, strict=True)) for values in itertools.product(*tune.candidates.values())
     ]

@@ -13,6 +13,7 @@ from silotune.benchmark.expand import Changes, Key, Planned, Setting, Trial, exp
 from silotune.benchmark.schema import AXES, Grid
 from silotune.benchmark.workers import Job, run_jobs
 from silotune.errors import RunFolderError
+from silotune.evaluation.metrics import signed
 from silotune.record.environment import cores
 from silotune.record.grids import Cell, GridFolder
 
@@ -190,8 +191,7 @@ def _figure(trial: Trial, folder: GridFolder) -> float | None:
     metric = summary["metric"]
     values = [summary["isolated"][metric]["mean"]] if summary.get("isolated") else []
     values += [summary[mode][metric] for mode in ("federated", "centralized") if summary.get(mode)]
-    mean = statistics.fmean(values)
-    return -mean if metric == "perplexity" else mean
+    return signed(metric, statistics.fmean(values))
 
 
 def _tuning_report(

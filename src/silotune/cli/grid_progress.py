@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
-from silotune.cli.progress import figure_text
+from silotune.cli.progress import bars_with_time, figure_text
 from silotune.record.grids import Cell
 from silotune.report.runs import seconds_text
 
@@ -69,15 +69,7 @@ class _Bars:
     """The bars of a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
+        self.progress = bars_with_time(console)
         self._all: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
 

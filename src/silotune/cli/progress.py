@@ -119,19 +119,24 @@ class _Lines:
         self._say(f"{_title(fields)} finished: {text}")
 
 
+def bars_with_time(console: Console) -> Progress:
+    """Bars with a state of their own words (field ``state``), time spent and time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+
+
 class _Bars:
     """One bar a mode: rounds, clients done in the round, loss, figure, time left."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = bars_with_time(console)
         self._tasks: dict[str, TaskID] = {}
         self._before: dict[str, float] = {}  # mode -> rounds finished by earlier clients (isolated)
         self._clients: dict[str, int] = {}  # mode -> clients a round

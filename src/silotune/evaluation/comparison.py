@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from silotune.evaluation.observations import QUALITIES, Observation, lower_is_better
+from silotune.evaluation.metrics import lower_is_better, signed
+from silotune.evaluation.observations import QUALITIES, Observation, mean_of_all
 from silotune.evaluation.statistics import LEAST_SEEDS, Difference, Sample, describe, holm, paired, pareto_front
+from silotune.record.energy import EnergySource, weakest
+from silotune.record.grids import Cell
 
 EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned")
 CLAIMS: Mapping[str, tuple[str, str]] = {
@@ -47,7 +50,7 @@ class Row:
     seeds: tuple[int, ...]
     figures: Mapping[str, Sample | None]
     costs: Mapping[str, float | None]
-    energy_source: str
+    energy_source: EnergySource
     per_class: Mapping[str, float]
 
     @property
@@ -144,20 +147,27 @@ def _groups(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 def _row_key(seen: Observation) -> tuple[str, ...]:
     cell = seen.cell
-    algorithm = cell.algorithm if seen.mode == "federated" else ""
-    return (cell.task, cell.model, cell.adapter, cell.partition, algorithm, seen.mode)
+    return (cell.task, cell.model, cell.adapter, cell.partition, _algorithm(cell, seen.mode), seen.mode)
+
+
+def _algorithm(cell: Cell, mode: str) -> str:
+    """Of the federated mode; a baseline has none and serves every algorithm."""
+    return cell.algorithm if mode == "federated" else ""
+
+
+def _place(cell: Cell, mode: str) -> tuple[str | int, ...]:
+    return (mode, cell.task, cell.model, cell.adapter, _algorithm(cell, mode), cell.partition, cell.seed)
 
 
 def _row(group: Sequence[Observation]) -> Row:
     task, model, adapter, partition, algorithm, mode = _row_key(group[0])
-    sources = ("measured", "estimated", "unavailable")
     return Row(
         task, model, adapter, partition, algorithm, mode,
         metric=group[0].metric,
         seeds=tuple(seen.cell.seed for seen in group),
         figures={name: _sample([seen.quality.get(name) for seen in group]) for name in (*QUALITIES, *EXTRA)},
-        costs={name: _mean([seen.cost.get(name) for seen in group]) for name in group[0].cost},
-        energy_source=max((seen.energy_source for seen in group), key=sources.index),
+        costs={name: mean_of_all([seen.cost.get(name) for seen in group]) for name in group[0].cost},
+        energy_source=weakest(seen.energy_source for seen in group),
         per_class={
             name: statistics.fmean(seen.per_class[name] for seen in group)
             for name in group[0].per_class
@@ -171,11 +181,6 @@ def _sample(values: Sequence[float | None]) -> Sample | None:
     return describe(known) if known and len(known) == len(values) else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 _Key = tuple[str, str, str, str, str]
@@ -186,27 +191,20 @@ _Values = dict[int, tuple[float, float]]
 def _pairs(observations: Sequence[Observation], name: str) -> dict[_Key, tuple[str, _Values]]:
     """(task, model, adapter, algorithm, partition) -> metric and figures by seed; baselines serve every algorithm."""
     first, second = CLAIMS[name]
-    known: dict[tuple[Any, ...], float] = {}
+    known: dict[tuple[str | int, ...], float] = {}
     for seen in observations:
         cell, value = seen.cell, seen.quality.get(seen.metric)
-        algorithm = cell.algorithm if seen.mode == "federated" else ""
         if value is not None:
-            place = (seen.mode, cell.task, cell.model, cell.adapter, algorithm, cell.partition, cell.seed)
-            known[place] = scale(seen.metric) * value
+            known[_place(cell, seen.mode)] = scale(seen.metric) * value
     pairs: dict[_Key, tuple[str, _Values]] = {}
     for seen in observations:
         if seen.mode != "federated":
             continue
         cell = seen.cell
-        where = {
-            mode: (mode, cell.task, cell.model, cell.adapter, cell.algorithm if mode == "federated" else "",
-                   cell.partition, cell.seed)
-            for mode in (first, second)
-        }  # fmt: skip
-        if all(place in known for place in where.values()):
+        if _place(cell, first) in known and _place(cell, second) in known:
             key = (cell.task, cell.model, cell.adapter, cell.algorithm, cell.partition)
             values = pairs.setdefault(key, (seen.metric, {}))[1]
-            values[cell.seed] = (known[where[first]], known[where[second]])
+            values[cell.seed] = (known[_place(cell, first)], known[_place(cell, second)])
     return pairs
 
 
@@ -292,15 +290,14 @@ def _front(rows: Sequence[Row], cost: str) -> tuple[list[Row], list[bool]]:
 
 def _higher_is_better(row: Row) -> float:
     assert row.main is not None
-    return -row.main.mean if lower_is_better(row.metric) else row.main.mean
+    return signed(row.metric, row.main.mean)
 
 
 def _efficiency_of(row: Row, on_front: Mapping[str, bool]) -> Efficiency:
     base, main = row.figures["base"], row.main
     gain = None
     if base is not None and main is not None:
-        sign = -1.0 if lower_is_better(row.metric) else 1.0
-        gain = sign * scale(row.metric) * (main.mean - base.mean)
+        gain = signed(row.metric, scale(row.metric) * (main.mean - base.mean))
 
     def per(cost: str, unit: float) -> float | None:
         spent = row.costs.get(cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,3 +128,18 @@ def _intervals(
         "accuracy_interval": [float(value) for value in np.percentile(diagonal, [2.5, 97.5])],
         "macro_f1_interval": [float(value) for value in np.percentile(_macro_f1(drawn), [2.5, 97.5])],
     }
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of the metric is more."""
+    return metric == "perplexity"
+
+
+def best_and_worst(metric: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """``min`` and ``max``, in the order that gives the best and the worst of several values of the metric."""
+    return (min, max) if lower_is_better(metric) else (max, min)
+
+
+def signed(metric: str, value: float) -> float:
+    """The value turned so that the higher is the better."""
+    return -value if lower_is_better(metric) else value

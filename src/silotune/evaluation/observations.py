@@ -6,10 +6,12 @@ What a run did not measure is None, and is shown as "unavailable"; nothing is pu
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
+from silotune.evaluation.metrics import best_and_worst
+from silotune.record.energy import EnergySource, weakest
 from silotune.record.grids import Cell, GridFolder
 from silotune.record.runs import RunFolder
 
@@ -19,7 +21,6 @@ SUMMED = (
     "seconds", "evaluate_seconds", "core_seconds", "bytes_up", "bytes_down", "tokens", "joules", "co2_kg",
 )  # fmt: skip
 HIGHEST = ("peak_memory_bytes", "gpu_peak_memory_bytes", "trainable_parameters")
-_SOURCES = ("measured", "estimated", "unavailable")  # a sum is as good as its worst part
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Observation:
     metric: str
     quality: Mapping[str, float | None]
     cost: Mapping[str, float | None]
-    energy_source: str
+    energy_source: EnergySource
     energy_method: str
     per_class: Mapping[str, float]
     by_client: Mapping[str, float]
@@ -85,14 +86,14 @@ def _observation(
     cell: Cell, mode: str, metric: str, results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]
 ) -> Observation:
     parts = list(results.values())
-    quality = {name: _mean([_number(part["metrics"].get(name)) for part in parts]) for name in QUALITIES}
+    quality = {name: mean_of_all([_number(part["metrics"].get(name)) for part in parts]) for name in QUALITIES}
     own = _own(mode, metric, results)
-    worst = _worst(metric)
+    best, worst = best_and_worst(metric)
     quality["own"] = statistics.fmean(own.values()) if own else None
     quality["worst"] = worst(list(own.values())) if own else None
     quality["base"] = _number(known.get("base"))
     for which in ("base", "tuned"):
-        quality[f"forgetting_{which}"] = _mean([_forgetting(part, which) for part in parts])
+        quality[f"forgetting_{which}"] = mean_of_all([_forgetting(part, which) for part in parts])
     cost: dict[str, float | None] = {name: _summed([_cost(part, name) for part in parts]) for name in SUMMED}
     cost.update({name: _highest([_cost(part, name) for part in parts]) for name in HIGHEST})
     if cost["trainable_parameters"] is None:
@@ -112,28 +113,15 @@ def _observation(
         energy_method="; ".join(dict.fromkeys(filter(None, (_energy_method(part) for part in parts)))),
         per_class=_per_class(parts),
         by_client=own,
-        spread={"best": _best(metric)(values), "worst": worst(values)} if mode == "isolated" else {},
+        spread={"best": best(values), "worst": worst(values)} if mode == "isolated" else {},
     )
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether less of the metric is more."""
-    return metric == "perplexity"
-
-
-def _best(metric: str) -> Callable[[Sequence[float]], float]:
-    return min if lower_is_better(metric) else max
-
-
-def _worst(metric: str) -> Callable[[Sequence[float]], float]:
-    return max if lower_is_better(metric) else min
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
     """None unless all are known: a mean of some institutions would be another figure."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
@@ -154,9 +142,9 @@ def _cost(result: Mapping[str, Any], name: str) -> float | None:
     return _number(cost.get(name)) if name in cost else _number(result.get(name))
 
 
-def _energy_source(parts: Sequence[Mapping[str, Any]]) -> str:
+def _energy_source(parts: Sequence[Mapping[str, Any]]) -> EnergySource:
     known = [str((part.get("cost") or {}).get("energy_source", "unavailable")) for part in parts]
-    return max(known, key=lambda name: _SOURCES.index(name) if name in _SOURCES else len(_SOURCES))
+    return weakest(cast(EnergySource, name if name in get_args(EnergySource) else "unavailable") for name in known)
 
 
 def _energy_method(result: Mapping[str, Any]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
 from silotune.data.rows import Task
+from silotune.evaluation.metrics import best_and_worst
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
@@ -59,7 +60,7 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
 def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """``by_client`` and, among the clients that have test examples of their own, the one served worst."""
     scored = {name: own for name, own in by_client.items() if own["num_examples"]}
-    worst = max if metric == "perplexity" else min
+    _, worst = best_and_worst(metric)
     name = worst(scored, key=lambda client: float(scored[client][metric]))
     return {
         "by_client": by_client,
@@ -125,7 +126,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         summary[mode] = _figures(folder.part(mode), names)
     clients = {name: _figures(folder.part("isolated", name), names) for name in folder.part("isolated").parts()}
     if clients:
-        summary["isolated"] = _isolated(clients, names, lower_is_better=metric == "perplexity")
+        summary["isolated"] = _isolated(clients, names, metric)
     shown = [summary[mode] for mode in (*parts, "isolated") if mode in summary]
     summary["split"] = shown[0]["split"]
     summary["base"] = _base(folder, [(mode,) for mode in parts] + [("isolated", name) for name in clients], names)
@@ -147,9 +148,8 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
 
 
-def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], *, lower_is_better: bool) -> dict[str, Any]:
-    best: Callable[[Sequence[float]], float] = min if lower_is_better else max
-    worst: Callable[[Sequence[float]], float] = max if lower_is_better else min
+def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:
+    best, worst = best_and_worst(metric)
     figures: dict[str, Any] = {}
     for name in names:
         values = [float(client[name]) for client in clients.values()]

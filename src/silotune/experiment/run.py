@@ -13,6 +13,7 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
+from silotune.evaluation.metrics import signed
 from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
@@ -225,7 +226,7 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
     def select(weights: Tensors) -> float:
         figures = scorer(weights)
-        return -float(figures["perplexity"]) if metric == "perplexity" else float(figures[metric])
+        return signed(metric, float(figures[metric]))
 
     return select
 

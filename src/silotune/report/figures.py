@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from silotune.evaluation.comparison import Comparison, Row, scale
-from silotune.evaluation.observations import lower_is_better
+from silotune.evaluation.metrics import lower_is_better
 from silotune.record.grids import Cell, GridFolder
 from silotune.report.runs import CENTRALIZED, FEDERATED, INK, KINDS, MEAN_ALONE, PALETTE, panels, skew_figure
 

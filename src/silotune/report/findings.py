@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.evaluation.comparison import ALL, CLAIMS, POINTS, Claim, Comparison, Row, scale
-from silotune.evaluation.observations import lower_is_better
+from silotune.evaluation.metrics import lower_is_better
 from silotune.evaluation.statistics import LEAST_SEEDS
 
 GAIN, PRICE = CLAIMS
@@ -52,10 +52,10 @@ def findings(comparison: Comparison, facts: Facts) -> list[str]:
     ]
 
 
-def points(value: float, metric: str) -> str:
-    """A difference in the unit of its metric."""
+def points(value: float, metric: str, *, sign: str = "") -> str:
+    """A difference in the unit of its metric; ``sign`` "+" shows that of a gain, too."""
     unit = "of perplexity" if lower_is_better(metric) else "points"
-    return f"{value:.1f} {unit}"
+    return f"{value:{sign}.1f} {unit}"
 
 
 def _completeness(facts: Facts) -> Iterator[str]:
@@ -88,7 +88,7 @@ def _sentence(claim: Claim) -> str:
     assert claim.difference is not None and claim.difference.low is not None and claim.difference.high is not None
     mean = claim.difference.sample.mean
     interval = f"95 % interval {claim.difference.low:+.1f} to {claim.difference.high:+.1f}, {len(claim.seeds)} seeds"
-    signed = f"{mean:+.1f} {'of perplexity' if lower_is_better(claim.metric) else 'points'}"
+    signed = points(mean, claim.metric, sign="+")
     words = _SENTENCES[claim.name, claim.verdict]
     return words.format(where=_where(claim), size=points(abs(mean), claim.metric), signed=signed, interval=interval)
 

@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from silotune.errors import RunFolderError
+from silotune.evaluation.metrics import best_and_worst
 from silotune.record.files import write_bytes
 from silotune.record.runs import RunFolder
 
@@ -154,7 +155,7 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
         cost, error = part["cost"], part.get("ece")
         error = error.get("mean") if isinstance(error, Mapping) else error
         own = [value for value in part.get("own", {}).values() if value is not None]
-        worst = (max if kind.key == "perplexity" else min)(own, default=None)
+        worst = best_and_worst(kind.key)[1](own) if own else None
         mark = " est." if cost["energy_source"] == "estimated" else ""
         energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
         table.add_row(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.evaluation.comparison import Claim, Comparison, Row, scale
-from silotune.evaluation.observations import Observation, lower_is_better
+from silotune.evaluation.metrics import lower_is_better
+from silotune.evaluation.observations import Observation
 from silotune.evaluation.statistics import Sample
 from silotune.record.grids import Cell, GridFolder
 from silotune.report.figures import MODE_TITLES
@@ -154,11 +155,11 @@ def _quality_row(row: Row) -> tuple[str, ...]:
     unit, main, figures = scale(row.metric), row.main, row.figures
     interval = UNAVAILABLE if main is None else f"{unit * main.low:.1f} to {unit * main.high:.1f}"
     means = {name: None if sample is None else sample.mean for name, sample in figures.items()}
-    share = [_scaled(means[name], 100) for name in ("unparsed",)]
     return (
         *_where(row), KINDS[row.metric].title, _percent(main, row.metric), interval,
-        _scaled(means["own"], unit), _scaled(means["worst"], unit), *share, _number(means["ece"], ".3f"),
-        _number(means["forgetting_base"], ".2f"), _number(means["forgetting_tuned"], ".2f"),
+        _scaled(means["own"], unit), _scaled(means["worst"], unit), _scaled(means["unparsed"], 100),
+        _number(means["ece"], ".3f"), _number(means["forgetting_base"], ".2f"),
+        _number(means["forgetting_tuned"], ".2f"),
     )  # fmt: skip
 
 
