@@ -1,8 +1,8 @@
 """Accuracy against bytes: one federated run on the embedded task for each way to compress, over several seeds.
 
 ``python benchmarks/communication.py`` runs what is missing below ``--out`` and prints the table; each row is made from
-run folders. Every run starts from the same adapter, sees the same batches and is scored on the same examples; only
-``federation.upload`` and ``federation.download`` differ.
+run folders. Every run of a seed sees the same batches and is scored on the same examples; what differs
+is ``federation.upload``, ``federation.download`` and, where a row says so, the rank of the adapter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,34 @@ COMMON = (
     "evaluation.bootstrap_samples=0",
     "record.energy=false",
 )
-REFERENCE = "float32"
-UPLOADS: Mapping[str, Mapping[str, Any]] = {
-    REFERENCE: {},
-    "bfloat16": {"values": "bfloat16"},
-    "int8": {"values": "int8", "zstd": 3},
-    "int4": {"values": "int4", "zstd": 3},
-    "sign": {"values": "sign", "zstd": 3},
-    "low-rank 1, int8": {"keep": "low-rank", "rank": 1, "values": "int8", "zstd": 3},
-    "low-rank 1, int4": {"keep": "low-rank", "rank": 1, "values": "int4", "zstd": 3},
-    "top 25 %, int4": {"keep": "top-k", "share": 0.25, "values": "int4", "zstd": 3},
-    "top 10 %, int4": {"keep": "top-k", "share": 0.1, "values": "int4", "zstd": 3},
-    "top 5 %, int4": {"keep": "top-k", "share": 0.05, "values": "int4", "zstd": 3},
-    "top 10 %, sign": {"keep": "top-k", "share": 0.1, "values": "sign", "zstd": 3},
-    "top 6 %, sign": {"keep": "top-k", "share": 0.06, "values": "sign", "zstd": 3},
-    "top 3 %, sign": {"keep": "top-k", "share": 0.03, "values": "sign", "zstd": 3},
+REFERENCE = "rank 8, float32"
+INT4 = {"values": "int4", "block": 256, "zstd": 3}
+DOWN = {"delta": True, "values": "int8", "block": 256, "zstd": 3}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to send: the adapter's rank (alpha is twice as much, so that its scale stays), and both links."""
+
+    rank: int = 8
+    upload: Mapping[str, Any] = field(default_factory=dict)
+    download: Mapping[str, Any] = field(default_factory=dict)
+
+
+WAYS: Mapping[str, Way] = {
+    REFERENCE: Way(),
+    "rank 8, int8": Way(8, {"values": "int8", "zstd": 3}),
+    "rank 8, int4": Way(8, INT4),
+    "rank 8, top 25 %, int4": Way(8, {**INT4, "keep": "top-k", "share": 0.25}),
+    "rank 8, sign": Way(8, {"values": "sign"}),
+    "rank 8, top 8 %, sign": Way(8, {"keep": "top-k", "share": 0.08, "values": "sign", "block": 256}),
+    "rank 8, low-rank 1, int4": Way(8, {**INT4, "keep": "low-rank", "rank": 1}),
+    "rank 2, float32": Way(2),
+    "rank 4, int4": Way(4, INT4),
+    "rank 2, int4": Way(2, INT4),
+    "rank 1, int4": Way(1, INT4),
+    "rank 1, int4; down: change, int8": Way(1, INT4, DOWN),
 }
-DOWNLOADS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "top 10 %, int4; down: change, int8": ("top 10 %, int4", {"delta": True, "values": "int8", "zstd": 3}),
-    "top 10 %, int4; down: change, top 25 %, int4": (
-        "top 10 %, int4",
-        {"delta": True, "keep": "top-k", "share": 0.25, "values": "int4", "zstd": 3},
-    ),
-}
-"""Name -> upload and download."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,6 @@ class Row:
     bytes_down: tuple[int, ...]
 
 
-def links_of(name: str) -> dict[str, Any]:
-    """The sections of ``federation`` that a row stands for."""
-    if name in UPLOADS:
-        return {"upload": dict(UPLOADS[name])}
-    upload, download = DOWNLOADS[name]
-    return {"upload": dict(UPLOADS[upload]), "download": dict(download)}
-
-
 def run(name: str, seed: int, out: Path, changes: Sequence[str]) -> dict[str, Any]:
     """The result of one run; made unless its folder is finished."""
     from silotune.config import from_mapping, merge, read_toml
@@ -89,7 +85,9 @@ def run(name: str, seed: int, out: Path, changes: Sequence[str]) -> dict[str, An
 
     folder = "".join(char if char.isalnum() else "-" for char in name) + f"-seed{seed}"
     document = merge(read_toml(QUICKSTART), [*COMMON, *changes, f"seed={seed}"])
-    document["federation"].update(links_of(name))
+    way = WAYS[name]
+    document["adapter"].update(rank=way.rank, alpha=2 * way.rank)
+    document["federation"].update(upload=dict(way.upload), download=dict(way.download))
     document["record"].update(folder=str(out), name=folder)
     if (out / folder / "config.json").is_file():
         made = resume_experiment(out / folder)
@@ -126,7 +124,7 @@ def met(bound: Bound, rows: Sequence[Row], reference: Row) -> list[str]:
 def table(rows: Sequence[Row], reference: Row) -> str:
     """The rows as Markdown."""
     lines = [
-        "| upload | accuracy, each seed | mean | points lost | bytes up | fewer | bytes down | fewer |",
+        "| adapter, upload | accuracy, each seed | mean | points lost | bytes up | fewer | bytes down | fewer |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -144,13 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is missing, prints the table and whether the bounds hold; 1 where one does not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*UPLOADS, *DOWNLOADS], help="rows beside float32")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(WAYS), help="rows beside the first")
     parser.add_argument("--out", type=Path, default=Path("runs/communication"))
     parser.add_argument("--set", action="append", default=[], dest="changes", help="section.key=value for every run")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
     rows = []
-    for name in [REFERENCE, *(options.only or [*UPLOADS, *DOWNLOADS])]:
+    for name in [REFERENCE, *(options.only or WAYS)]:
         if all(name != row.name for row in rows):
             rows.append(row_of(name, [run(name, seed, options.out, options.changes) for seed in options.seeds]))
             print(table(rows[-1:], rows[0]).splitlines()[-1], flush=True)

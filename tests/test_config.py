@@ -51,6 +51,31 @@ def test_sections_are_frozen() -> None:
             {"federation": {"modes": ["isolated", "isolated"]}},
             "federation.modes must name at least one mode, each once",
         ),
+        (
+            {"federation": {"download": {"keep": "top-k"}}},
+            "federation.download.keep = 'top-k' leaves too little of a whole model: set federation.download.delta",
+        ),
+        ({"federation": {"download": {"values": "sign"}}}, "federation.download.values = 'sign' leaves too little"),
+        (
+            {"federation": {"upload": {"values": "int3"}}},
+            "federation.upload.values: unknown value 'int3': did you",
+        ),
+        (
+            {"federation": {"clock": {"over_sampling": 2}}},
+            "federation.clock.over_sampling needs federation.clients_per",
+        ),
+        ({"federation": {"clock": {"buffer": 5}}}, "federation.clock.buffer = 5 exceeds data.partition.clients = 4"),
+        ({"federation": {"clock": {"buffer": 2, "deadline_seconds": 3}}}, "federation.clock.buffer makes rounds async"),
+        (
+            {"federation": {"clock": {"buffer": 2}, "download": {"delta": True}}},
+            "federation.clock.buffer lets clients hold different models",
+        ),
+        ({"federation": {"clock": {"clients": {"a": {"sped": 1}}}}}, "federation.clock.clients.a.sped: unknown key"),
+        ({"federation": {"clock": {"clients": {"a": {"available": [[5, 2]]}}}}}, "available = ((5.0, 2.0),) must be"),
+        (
+            {"federation": {"clock": {"clients": {"a": {"available": [[5, 9e9]]}}}}},
+            "federation.clock.clients.a.available ends after period_seconds = 86400",
+        ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
     ],

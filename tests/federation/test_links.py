@@ -58,7 +58,7 @@ def test_a_model_is_packed_once_and_opened_alike(model, start) -> None:
     made, held = address(requests(start, "a", "b"), settings, held={}, holders=(), seed=1)
     assert held == {} and made["a"].wire is made["b"].wire
     assert layout_of(made["a"].as_sent().tensors) == packed_layout(layout_of(start), settings)
-    opened = open_request(made["a"].as_sent().tensors, settings, model, held=None)
+    opened = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held=None)
     tiny.assert_same_bits(opened, made["a"].tensors)
     assert any(not torch.equal(opened[name], start[name]) for name in start)
 
@@ -69,8 +69,8 @@ def test_holders_get_the_change_and_others_the_model(model, start) -> None:
     made, held = address(requests(target, "a", "b"), settings, held=start, holders=("b",), seed=1)
     assert made["a"].wire is held and "delta" not in made["a"].body
     assert made["b"].body == {"x": 1, "delta": True} and made["b"].wire.keys() == {PACKED}
-    whole = open_request(made["a"].as_sent().tensors, settings, model, held=None)
-    changed = open_request(made["b"].as_sent().tensors, settings, model, held=start)
+    whole = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held=None)
+    changed = open_request(made["b"].as_sent().tensors, settings, layout_of(start), held=start)
     for opened in (whole, changed):
         tiny.assert_same_bits(opened, held)
     gap, before = (arithmetic.norm(arithmetic.subtract(target, got)) for got in (held, start))
@@ -94,10 +94,10 @@ def test_who_holds_nothing_gets_the_exact_model(start) -> None:
 
 def test_what_a_client_refuses(model, start) -> None:
     with pytest.raises(MessageError, match=r"as federation.download packs them"):
-        open_request(start, DownloadSection(values="int8"), model, held=None)
+        open_request(start, DownloadSection(values="int8"), layout_of(start), held=None)
     packed = address(requests(start, "a"), DownloadSection(values="int8"), held={}, holders=(), seed=1)[0]["a"].wire
     with pytest.raises(MessageError, match="has received no model yet"):
-        open_request(packed, DownloadSection(values="int8", delta=True), model, held={})
+        open_request(packed, DownloadSection(values="int8", delta=True), layout_of(start), held={})
 
 
 def test_values_that_are_not_finite_are_found_after_opening() -> None:

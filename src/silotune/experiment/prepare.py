@@ -17,6 +17,7 @@ from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
+from silotune.federation.clock import paces
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
@@ -169,6 +170,8 @@ def prepare(config: Config) -> Prepared:
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares)]
     _check_objective(config, task)
+    if config.federation.clock is not None:
+        paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
     base = base_of(config, task)
     encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
     encoded = encoder(train)

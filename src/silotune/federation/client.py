@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import links
+from silotune.federation.messages import SAFETENSORS_DTYPES, Layout
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -64,27 +65,42 @@ def client_round(request: Request, site: Site) -> Reply:
     return KINDS[request.kind](request, site)
 
 
+def _linked_train(request: Request, site: Site) -> Reply:
+    """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
+    order = _read(TrainOrder, request)
+    upload, download = order.federation.upload, order.federation.download
+    held = links.part_of(site.state, links.RECEIVED) if order.delta else None
+    received = links.open_request(request.tensors, download, _adapter_layout(site.adapted), held=held)
+    inner = replace(site, state=links.without_links(site.state))
+    reply = _train(replace(request, tensors=received), inner)
+    seed = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
+    sent, kept = links.pack_reply(reply.tensors, upload, site.state, seed=seed)
+    if download.delta:
+        kept[links.RECEIVED] = received
+    site.state = links.with_parts(inner.state, kept)
+    return replace(reply, tensors=sent)
+
+
+def _adapter_layout(adapted: Adapted) -> Layout:
+    """The layout of the adapter's tensors: what a request that is packed stands for."""
+    found = adapted.parameters.items()
+    return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in found}
+
+
 def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
-    federation = order.federation
-    held = links.part_of(site.state, links.RECEIVED) if order.delta else None
-    received = links.open_request(request.tensors, federation.download, site.adapted, held=held)
     with site.meter.client() as account:
         result = train_round(
             site.adapted,
-            received,
+            request.tensors,
             site.examples,
             settings=order.training,
             place=RoundPlace(seed, request.round_number, order.rounds),
-            correction=method(federation).correction,
-            state=links.without_links(site.state),
+            correction=method(order.federation).correction,
+            state=site.state,
         )
-    rounding = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
-    sent, kept = links.pack_reply(result.delta, federation.upload, site.state, seed=rounding)
-    if federation.download.delta:
-        kept[links.RECEIVED] = received
-    site.state = links.with_parts(result.state, kept)
+    site.state = result.state
     body = {
         "num_examples": result.num_examples,
         "loss": result.loss,
@@ -95,7 +111,7 @@ def _train(request: Request, site: Site) -> Reply:
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    return Reply(request.kind, request.round_number, site.name, sent, body)
+    return Reply(request.kind, request.round_number, site.name, result.delta, body)
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
@@ -105,7 +121,7 @@ def _evaluate(request: Request, site: Site) -> Reply:
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _train, "evaluate": _evaluate}
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _linked_train, "evaluate": _evaluate}
 
 
 def _read(kind: type[_Order], request: Request) -> _Order:

@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from silotune.errors import MessageError
-from silotune.federation.messages import SAFETENSORS_DTYPES, Layout, layout_of
+from silotune.federation.messages import Layout, layout_of
 from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
-from silotune.models.adapters import Adapted
 from silotune.sections import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import add, all_finite, subtract
@@ -74,20 +73,22 @@ def _as_change(
     return made, given
 
 
-def open_request(tensors: Tensors, settings: DownloadSection, adapted: Adapted, *, held: Tensors | None) -> Tensors:
-    """The adapter's tensors from those that came; ``held`` is what a change is added to, None where all came.
+def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *, held: Tensors | None) -> Tensors:
+    """The tensors of a request as they were before they were packed.
+
+    Args:
+        tensors: Those that came.
+        settings: Of the way down.
+        layout: Of what they stand for.
+        held: What a change is added to; None where the model itself came.
 
     Raises:
-        MessageError: They do not fit the adapter, or a change came to a client that holds nothing.
+        MessageError: They do not fit the layout, or a change came to a client that holds nothing.
     """
     if held is None and (settings.delta or is_exact(settings)):
         return tensors
-    layout = {
-        name: (SAFETENSORS_DTYPES[parameter.dtype], tuple(parameter.shape))
-        for name, parameter in adapted.parameters.items()
-    }
     if tensors.keys() != packed_layout(layout, settings).keys():
-        raise MessageError("a request's tensors are not those of the adapter as federation.download packs them")
+        raise MessageError("a request's tensors are not the adapter's as federation.download packs them")
     opened = unpack(tensors, settings, layout)
     if held is None:
         return opened
