@@ -36,6 +36,7 @@ These rules join keys of different sections: `adapter.kind = "qlora"` sets `mode
 `federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
 `federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
 `deadline_seconds`, `over_sampling` and `federation.download.delta`.
+What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.

@@ -78,6 +78,32 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+        ({"federation": {"algorithm": "scaffold"}}, "federation.algorithm = 'scaffold' divides an update by steps"),
+        (
+            {"federation": {"algorithm": "scaffold"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
+            "federation.algorithm = 'scaffold' needs training.momentum = 0 (now 0.9)",
+        ),
+        (
+            {"federation": {"algorithm": "fednova"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
+            "federation.algorithm = 'fednova' needs training.momentum = 0 (now 0.9)",
+        ),
+        (
+            {"federation": {"algorithm": "scaffold", "aggregation": "median"}, "training": {"optimizer": "sgd"}},
+            "federation.algorithm = 'scaffold' sends controls, which",
+        ),
+        ({"federation": {"weighting": "capped"}}, "federation.weighting = 'capped' needs federation.weight_cap"),
+        (
+            {"federation": {"weighting": "q-ffl", "aggregation": "median"}},
+            "federation.aggregation = 'median' counts every update once",
+        ),
+        (
+            {"federation": {"aggregation": "krum"}},
+            "federation.aggregation = 'krum' with federation.malicious = 1 needs at least 5 clients a round, there are",
+        ),
+        (
+            {"federation": {"attack": {"kind": "scaled", "clients": 4}}},
+            "federation.attack.clients = 4 leaves no honest one of 4 clients",
+        ),
     ],
 )
 def test_one_fault_is_explained(document: dict[str, Any], fault: str) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,9 +22,9 @@ from silotune.benchmark.expand import Changes, expand
 from silotune.benchmark.schema import Grid
 from silotune.config import validated
 from silotune.data import tasks
-from silotune.methods import algorithms, server_step
 from silotune.models import adapters
-from silotune.sections import AdapterSection, FederationSection
+from silotune.record.runs import RunFolder
+from silotune.sections import AdapterSection
 
 
 def script() -> ModuleType:
@@ -97,14 +103,53 @@ def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> Non
     tiny.assert_same_bits(adapters.read(adapted), tensors)
 
 
-def test_the_recipe_for_an_algorithm_works() -> None:
-    names = {**vars(server_step), **vars(algorithms)}
-    config_part, _, code = CODE[2].partition("# methods/server_step.py")
-    assert "server_momentum: Annotated[float" in config_part
-    exec(code, names)
-    section = FederationSection(server_learning_rate=0.5).model_copy(update={"server_momentum": 0.5})
-    step = names["_fedavgm"](section).step
-    weights, memory = step({"a": torch.tensor([1.0])}, {"a": torch.tensor([2.0])}, {})
-    assert weights["a"].item() == 2.0 and memory["a"].item() == 2.0
-    weights, memory = step(weights, {"a": torch.tensor([2.0])}, memory)
-    assert weights["a"].item() == 3.5 and memory["a"].item() == 3.0
+PIECE = re.compile(r"^# (\S+\.py)(?:, in (\w+))?$", flags=re.MULTILINE)
+
+
+def apply_recipe(code: str, package: Path) -> None:
+    """Puts each piece of a recipe into its file: at the end, or first in the table that it names."""
+    _, *parts = PIECE.split(code)
+    for file, table, piece in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        place = package / file
+        text = place.read_text(encoding="utf-8")
+        if table is None:
+            start = text.index("ALGORITHMS: ") if file.endswith("algorithms.py") else len(text)
+            text = text[:start] + piece + "\n\n" + text[start:]
+        else:
+            opening = rf"^({table}\b.* = (?:Literal\[|\{{))"
+            text, found = re.subn(opening, rf"\1\n{piece.strip()}\n", text, flags=re.MULTILINE)
+            assert found == 1, f"{file} has no table {table}"
+        place.write_text(text, encoding="utf-8")
+
+
+RUN = """
+import json, sys
+from silotune.config import from_mapping
+from silotune.experiment.run import run_experiment
+for momentum, algorithm in ((0.5, "diloco"), (0.0, "diloco"), (0.5, "fedavg")):
+    document = json.loads(sys.argv[1])
+    document["federation"].update(algorithm=algorithm, server_momentum=momentum)
+    run_experiment(from_mapping(document))
+"""
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_for_an_algorithm_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    apply_recipe(CODE[2], tmp_path / "src" / "silotune")
+    document = {
+        "model": {"name": str(tiny_folder), "max_length": 128},
+        "adapter": {"rank": 2},
+        "data": {"num_train": 24, "num_validation": 6, "num_test": 6, "partition": {"clients": 2}},
+        "training": {"batch_size": 4, "max_steps": 1, "objective": "choice"},
+        "federation": {"rounds": 2},
+        "evaluation": {"bootstrap_samples": 0},
+        "record": {"folder": str(tmp_path), "name": "run"},
+    }
+    paths = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", RUN, json.dumps(document)], check=True, env=paths, timeout=200)
+    with_momentum, without, fedavg = (
+        RunFolder.open(tmp_path / name).part("federated").load_adapter()[0] for name in ("run", "run-2", "run-3")
+    )
+    tiny.assert_same_bits(without, fedavg)
+    assert any(not torch.equal(with_momentum[name], tensor) for name, tensor in fedavg.items())

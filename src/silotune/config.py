@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
@@ -68,6 +69,8 @@ class Config(Section):
         faults += _classify_faults(self.training, self.evaluation)
         faults += _link_faults(federation)
         faults += _clock_faults(federation, known)
+        faults += _algorithm_faults(federation, self.training)
+        faults += _rule_faults(federation, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -110,6 +113,49 @@ def _clock_faults(federation: FederationSection, known: int | None) -> list[str]
             )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
+    return faults
+
+
+def _algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
+    name = federation.algorithm
+    faults = []
+    if name == "scaffold" and training.optimizer != "sgd":
+        faults.append(
+            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
+            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
+        )
+    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
+    if name == "scaffold" and federation.aggregation != "mean":
+        faults.append(
+            f"federation.algorithm = 'scaffold' sends controls, which federation.aggregation = "
+            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+        )
+    return faults
+
+
+def _rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
+    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
+    faults = []
+    in_round = federation.clients_per_round or num_clients
+    rule, weighting = federation.aggregation, federation.weighting
+    if weighting == "capped" and federation.weight_cap is None:
+        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
+    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+        faults.append(
+            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
+            "would do nothing; leave it out"
+        )
+    least = 2 * federation.malicious + 3
+    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+        faults.append(
+            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
+            f"{least} clients a round, there are {in_round}"
+        )
+    attack = federation.attack
+    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
 

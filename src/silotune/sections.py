@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +17,11 @@ Objective = Literal["sft", "choice", "classify"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
-Algorithm = Literal["fedavg", "fedprox"]
+Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fednova", "feddyn"]
+Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
+Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
+ScaffoldOption = Literal["I", "II"]
+Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
@@ -26,6 +31,8 @@ ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -216,15 +223,58 @@ class ClockSection(Section):
         return self
 
 
+class AttackSection(Section):
+    """For simulation only: clients of this process that work against the others, to see what a rule withstands."""
+
+    kind: Attack = Field("none", description="sign-flip and scaled change the update, label-flip the labels")
+    clients: Positive = Field(1, description="malicious clients, drawn by the run's seed")
+    factor: PositiveNumber = Field(10.0, description="malicious updates are multiplied by it; sign-flip: by minus it")
+
+
+class BudgetSection(Section):
+    """What the federated mode may spend; it stops before a round that, costing what the last one did, would pass it."""
+
+    bytes: Positive | None = Field(None, description="of all messages, both ways")
+    joules: PositiveNumber | None = Field(None, description="of training and aggregation; needs a meter")
+
+
+ADAPTIVE_RATE = 0.01
+"""Server's learning rate of the adaptive algorithms unless it is given: their steps are about that long in every
+value, however short the mean update is."""
+UNWEIGHTED: tuple[Aggregation, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
+"""Rules that count every update once, as they were published."""
+ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
+
+
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
-    algorithm: Algorithm = Field("fedavg", description="how updates become one model")
+    algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
+    weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
+    aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
-    server_learning_rate: Annotated[float, Field(gt=0)] = Field(1.0, description="the mean update is scaled by it")
+    scaffold_option: ScaffoldOption = Field(
+        "II",
+        description="scaffold: a client's control is its gradient at the received model (I) or over its steps (II)",
+    )
+    feddyn_alpha: Annotated[float, Field(ge=0)] = Field(0.1, description="feddyn: weight of the dynamic regulariser")
+    server_learning_rate: PositiveNumber = Field(
+        1.0, description="the update is scaled by it; unless given, 0.01 for fedadagrad, fedyogi and fedadam"
+    )
+    server_momentum: Momentum = Field(0.9, description="fedavgm: share of the last step")
+    server_beta1: Momentum = Field(0.9, description="fedadagrad, fedyogi, fedadam: decay of the mean update")
+    server_beta2: Momentum = Field(0.99, description="fedyogi, fedadam: decay of the squared update")
+    server_tau: PositiveNumber = Field(1e-3, description="fedadagrad, fedyogi, fedadam: least divisor of a step")
+    fairness_q: Annotated[float, Field(ge=0)] = Field(1.0, description="q-ffl: power of the loss; 0 is by examples")
+    weight_cap: Positive | None = Field(None, description="capped: most examples that count")
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.2, description="trimmed-mean: share left out on either side")
+    norm_bound: PositiveNumber | None = Field(
+        None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
+    )
+    malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
     min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
     workers: Positive | None = Field(
@@ -236,6 +286,16 @@ class FederationSection(Section):
     upload: CompressionSection = CompressionSection()
     download: DownloadSection = DownloadSection()
     clock: ClockSection | None = Field(None, description="simulated time; none without the section")
+    budget: BudgetSection = BudgetSection()
+    attack: AttackSection = AttackSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adaptive_steps_are_short(cls, document: Any) -> Any:
+        """An adaptive server step of rate 1 would move every value by about 1."""
+        if not isinstance(document, Mapping) or document.get("algorithm") not in ADAPTIVE:
+            return document
+        return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
 class EvaluationSection(Section):
@@ -249,6 +309,7 @@ class EvaluationSection(Section):
     every: Positive = Field(1, description="rounds between two scorings of the global model")
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
+    target: float | None = Field(None, description="stop once the selection metric is as good as this")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
     forgetting: str = Field(
         "",

@@ -118,11 +118,28 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
-    """One client's contribution to an aggregate: adapter delta and the number of examples behind it."""
+    """One client's contribution to an aggregate.
+
+    Attributes:
+        client: Its name.
+        delta: Trained minus received adapter tensors, and what else a method sends beside them.
+        num_examples: Examples behind it.
+        loss: Mean training loss of its round.
+        steps: Optimiser steps behind it.
+        weight: What it counts in a weighted mean, not negative; None for its examples.
+    """
 
     client: str
     delta: Tensors
     num_examples: int
+    loss: float = 0.0
+    steps: int = 1
+    weight: float | None = None
+
+    @property
+    def counts(self) -> float:
+        """Its weight, before all weights of a round are made to sum to one."""
+        return self.num_examples if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +164,7 @@ class ServerState:
         seconds: Wall seconds spent by all sessions of the run up to here.
         bytes_up: Encoded bytes of all replies so far.
         bytes_down: Encoded bytes of all requests so far.
+        joules: Spent so far by clients and coordinator; None where some of it is not known.
         stopped: Why the run ended before its last round; empty otherwise.
         held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
         holders: Clients that answered the last round, and so hold them.
@@ -162,6 +180,7 @@ class ServerState:
     seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    joules: float | None = 0.0
     stopped: str = ""
     held: Tensors = field(default_factory=dict)
     holders: tuple[str, ...] = ()

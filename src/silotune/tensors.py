@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -46,6 +47,30 @@ def add_scaled(left: Tensors, right: Tensors, factor: float) -> Tensors:
     """left + factor * right."""
     check_alike(left, right)
     return {name: torch.add(tensor, right[name], alpha=factor) for name, tensor in left.items()}
+
+
+def combine(function: Callable[..., torch.Tensor], *operands: Tensors) -> Tensors:
+    """``function`` of the tensors that have one name, for every name."""
+    first, *others = operands
+    for other in others:
+        check_alike(first, other)
+    return {name: function(tensor, *(other[name] for other in others)) for name, tensor in first.items()}
+
+
+def put_under(group: str, tensors: Tensors) -> Tensors:
+    """The tensors under ``group/name``."""
+    return {f"{group}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def taken_from(group: str, tensors: Tensors) -> Tensors:
+    """The tensors that ``put_under`` put into a group, under their own names; empty when there are none."""
+    start = f"{group}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def without(group: str, tensors: Tensors) -> Tensors:
+    """The tensors that are in no such group."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{group}/")}
 
 
 def zeros_like(tensors: Tensors) -> Tensors:

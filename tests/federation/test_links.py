@@ -12,14 +12,15 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.client import Site, TrainOrder, client_round
-from silotune.federation.links import RECEIVED, RESIDUAL, address, open_reply, open_request, part_of
+from silotune.federation.links import RECEIVED, RESIDUAL, address, open_reply, open_request
 from silotune.federation.messages import layout_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.sections import CompressionSection, DownloadSection, FederationSection
-from silotune.structs import Reply, Request, ServerState, SiteState
+from silotune.structs import Reply, Request, ServerState
+from silotune.tensors import taken_from
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
@@ -113,7 +114,7 @@ def test_a_client_keeps_what_it_left_out_beside_its_moments(model, start) -> Non
     plain = client_round(Request("train", 1, "bank", start, body(FederationSection())), Site("bank", EXAMPLES, model))
     reply = client_round(Request("train", 1, "bank", start, body(federation)), site)
     arrived = open_reply(reply, federation.upload, layout_of(start)).tensors
-    left = part_of(site.state, RESIDUAL)
+    left = taken_from(RESIDUAL, site.state.tensors)
     tiny.assert_same_bits(left, arithmetic.subtract(plain.tensors, arrived))
     assert {key.partition("/")[0] for key in site.state.tensors} == {"residual", "step", "exp_avg", "exp_avg_sq"}
     again = client_round(Request("train", 2, "bank", start, body(federation)), site)
@@ -128,7 +129,7 @@ def test_a_federation_over_compressed_links(model, start, tmp_path: Path) -> Non
         made[name] = run_rounds(plan(federation, rounds=3), clients, ServerState(0, start), RunFolder(tmp_path / name))
         if options:
             for state in clients.states().values():
-                tiny.assert_same_bits(part_of(state, RECEIVED), made[name].held)
+                tiny.assert_same_bits(taken_from(RECEIVED, state.tensors), made[name].held)
     small, plain = made["small"], made["plain"]
     assert RunFolder(tmp_path / "small").read_rows("metrics")[-1]["failures"] == []
     assert plain.bytes_up > 7 * small.bytes_up  # of so small a model, the header is most
@@ -179,5 +180,11 @@ def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytes
     assert "'packed' came as ('U8', (5,)), expected ('U8'" in replies[0].reason
 
 
-def test_state_without_links_is_as_it_was() -> None:
-    assert part_of(SiteState({"residual/w": torch.ones(1), "step/w": torch.zeros(1)}), RESIDUAL).keys() == {"w"}
+def test_scaffold_s_controls_travel_packed_too(model, start, tmp_path: Path) -> None:
+    federation = FederationSection(algorithm="scaffold", **{**BOTH, "upload": {"values": "int8"}})
+    settings = SETTINGS.model_copy(update={"optimizer": "sgd", "optimizer_state": "reset"})
+    order = TrainOrder(training=settings, federation=federation, seed=3, rounds=3).model_dump(mode="json")
+    clients = transport(model, federation)
+    state = run_rounds(plan(federation, rounds=2, body=order), clients, ServerState(0, start), RunFolder(tmp_path))
+    assert RunFolder(tmp_path).read_rows("metrics")[-1]["failures"] == []
+    assert len(state.held) == 2 * len(start)

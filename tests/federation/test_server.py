@@ -16,7 +16,7 @@ from silotune.errors import FederationError
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.sections import BudgetSection, FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
 
 NAMES = ("a", "b", "c", "d")
@@ -158,6 +158,9 @@ WRONG: dict[str, Callable[[Reply], Reply]] = {
     "kind": lambda reply: replace(reply, kind="evaluate"),
     "client": lambda reply: replace(reply, client="stranger"),
     "twice": lambda reply: replace(reply, client="a"),
+    "not finite": lambda reply: replace(reply, tensors={"w": torch.tensor([1.0, float("nan"), 0.0])}),
+    "shape": lambda reply: replace(reply, tensors={"w": torch.ones(4)}),
+    "name": lambda reply: replace(reply, tensors={"v": torch.ones(3)}),
 }
 
 
@@ -233,6 +236,20 @@ def test_patience_stops_the_run(tmp_path: Path) -> None:
     assert checkpoint is not None and checkpoint[0].stopped == state.stopped
     again = run(tmp_path, plan(rounds=9, patience=2), state=checkpoint[0])
     assert again.round_number == 3  # a stopped run stays stopped
+
+
+def test_the_target_stops_the_run(tmp_path: Path) -> None:
+    state = run(tmp_path, plan(rounds=9, target=0.5, select=selecting(0.1, 0.4, 0.6)))
+    assert state.round_number == 2 and state.stopped == "the selection metric reached evaluation.target = 0.5"
+
+
+def test_budgets_stop_the_run_before_they_are_passed(tmp_path: Path) -> None:
+    """A round takes 566 bytes, and 8 joules of the clients; the coordinator's are not known here."""
+    state = run(tmp_path / "1", plan(rounds=9, budget=BudgetSection(bytes=3 * 566)))
+    assert state.round_number == 3 and state.bytes_up + state.bytes_down == 3 * 566
+    assert "federation.budget.bytes = 1698: 1698 are spent" in state.stopped
+    state = run(tmp_path / "2", plan(rounds=9, budget=BudgetSection(joules=100)))
+    assert state.round_number == 1 and "joules are not known" in state.stopped
 
 
 @pytest.mark.parametrize("last", [0, 1, 2, 3, 4])

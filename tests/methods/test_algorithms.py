@@ -2,13 +2,10 @@ from __future__ import annotations
 
 from typing import get_args
 
-import pytest
 import torch
 
-import tiny
 from silotune.experiment.modes import MODES
-from silotune.methods.aggregate import weighted_mean
-from silotune.methods.algorithms import ALGORITHMS, method
+from silotune.methods.algorithms import ALGORITHMS, method, plain
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
 from silotune.sections import Algorithm, FederationSection, Mode, Objective
@@ -37,7 +34,7 @@ def test_proximal_term_is_the_gradient_of_half_mu_times_the_squared_distance() -
 
 def test_plain_step_by_hand() -> None:
     weights, delta, memory = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.5, -1.0])}, {"m": torch.ones(1)}
-    stepped, kept = plain_step(0.5)(weights, delta, memory)
+    stepped, kept = plain_step(0.5)(weights, delta, memory, 1.0)
     assert stepped["w"].tolist() == [1.25, 1.5]
     assert kept == memory
     assert weights["w"].tolist() == [1.0, 2.0]
@@ -53,16 +50,13 @@ def test_two_rounds_of_fedavg_on_the_known_clients() -> None:
     )
     for *clients, expected in rounds:
         updates = [ClientUpdate("c", {"w": torch.tensor(own) - weights["w"]}, count) for own, count in clients]
-        weights, _ = fedavg.step(weights, fedavg.aggregate(updates), {})
+        weights, _ = fedavg.step(weights, fedavg.aggregate(updates), {}, 1.0)
         torch.testing.assert_close(weights["w"], torch.tensor(expected))
 
 
-@pytest.mark.parametrize("name", get_args(Algorithm))
-def test_only_fedprox_corrects(name: Algorithm) -> None:
-    made = method(FederationSection(algorithm=name, proximal_mu=0.5))
-    assert made.aggregate is weighted_mean
-    assert (made.correction is not None) == (name == "fedprox")
-    if made.correction is not None:
-        tiny.assert_same_bits(
-            made.correction({"w": torch.ones(2)}, {"w": torch.zeros(2)}), {"w": torch.full((2,), 0.5)}
-        )
+def test_a_federation_of_one_has_no_method() -> None:
+    """Baselines train plainly, whatever the federated mode does."""
+    given = FederationSection(algorithm="feddyn", aggregation="krum", weighting="q-ffl", server_learning_rate=0.1)
+    section = plain(given)
+    assert section == FederationSection()
+    assert method(section).correction is None

@@ -22,7 +22,7 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
-from silotune.sections import EvaluationSection
+from silotune.sections import AttackSection, EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
@@ -168,7 +168,7 @@ def prepare(config: Config) -> Prepared:
     dataset = load(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset)
-    notes = [*dataset.notes, *find_faults(train, shares)]
+    notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
     _check_objective(config, task)
     if config.federation.clock is not None:
         paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
@@ -185,7 +185,8 @@ def prepare(config: Config) -> Prepared:
         return Scorer(adapted, made, name, labels, config.evaluation)
 
     gold = scorer(config.evaluation.gold)
-    selects = config.evaluation.patience is not None or config.evaluation.keep == "best"
+    settings = config.evaluation
+    selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
     selection = scorer(config.evaluation.selection) if selects else None
     notes.extend(filter(None, [truncation_note(encoded, "train")]))
     return Prepared(
@@ -244,6 +245,12 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
         )
     return shares
+
+
+def _attack_notes(attack: AttackSection) -> list[str]:
+    if attack.kind == "none":
+        return []
+    return [f"simulated attack: {attack.clients} of the clients are malicious ({attack.kind}, x {attack.factor:g})"]
 
 
 def closed_labels(task: Task) -> tuple[str, ...]:

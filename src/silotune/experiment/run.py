@@ -12,23 +12,24 @@ from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
-from silotune.errors import RunFolderError
+from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import results
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
+from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.clock import paces
 from silotune.federation.server import Plan, run_rounds
-from silotune.methods.algorithms import method
+from silotune.methods.algorithms import method, plain
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
-from silotune.sections import CompressionSection, DownloadSection, FederationSection
+from silotune.sections import AttackSection, BudgetSection, CompressionSection, DownloadSection, FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
+from silotune.transports.clocked import Clocked
 from silotune.transports.in_process import InProcess, workers_for
-from silotune.transports.simulated import Simulated
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -47,6 +48,7 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
     """
     began = time.perf_counter()
     with _metered(config) as meter:
+        _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
@@ -67,6 +69,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     if folder.has("summary"):
         return folder
     with _metered(config) as meter:
+        _check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began), observer)
 
 
@@ -90,6 +93,18 @@ def _metered(config: Config) -> Iterator[Meter]:
         yield Meter(gauge)
     finally:
         gauge.close()
+
+
+def _check_budget(config: Config, meter: Meter) -> None:
+    """A budget of joules that nobody meters would never be reached.
+
+    Raises:
+        ConfigError: There is no meter.
+    """
+    if config.federation.budget.joules is not None and meter.gauge.source() == "unavailable":
+        raise ConfigError(
+            "federation.budget.joules needs a meter: pip install 'silotune[energy]', and leave record.energy on"
+        )
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
@@ -169,32 +184,49 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
-def clients_of(prepared: Prepared, part: Part, meter: Meter, *, now: float = 0.0) -> InProcess | Simulated:
-    """The clients of a part, in this process; only what really travels is encoded, and takes simulated time."""
-    sites = {name: Site(name, examples, prepared.adapted, meter=meter) for name, examples in part.clients.items()}
-    federation = federation_of(prepared, part)
+def clients_of(prepared: Prepared, part: Part, meter: Meter, *, now: float = 0.0) -> Simulated:
+    """The clients of a part, in this process; only what really travels is encoded, takes time, and may be attacked."""
+    federation, adapted = federation_of(prepared, part), prepared.adapted
+    attack = federation.attack
+    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    sites = {}
+    for name, examples in part.clients.items():
+        is_flipped = attack.kind == "label-flip" and name in malicious
+        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
+        sites[name] = Site(name, own, adapted, meter=meter)
     sampled = part.clients_per_round or len(sites)
-    workers = workers_for(prepared.adapted, sampled, asked=federation.workers)
-    clients = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers, links=federation)
+    workers = workers_for(adapted, sampled, asked=federation.workers)
+    encode = federation.encode and part.sends_updates
+    transport: Simulated = InProcess(sites, encode=encode, workers=workers, links=federation)
+    if malicious:
+        transport = Attacked(transport, attack, malicious)
     if federation.clock is None:
-        return clients
+        return transport
     told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
-    return Simulated(clients, told, settings=federation.clock, wanted=sampled, now=now)
+    return Clocked(transport, told, settings=federation.clock, wanted=sampled, now=now)
 
 
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section for a part: nothing is compressed or timed where nothing travels."""
+    """The ``[federation]`` section for a part: plain training where nothing travels."""
     federation = prepared.config.federation
     if part.sends_updates:
         return federation
-    return federation.model_copy(update={"upload": CompressionSection(), "download": DownloadSection(), "clock": None})
+    alone = {
+        "upload": CompressionSection(),
+        "download": DownloadSection(),
+        "clock": None,
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+    }
+    return plain(federation).model_copy(update=alone)
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, federation_of(prepared, part)
-    clock = federation.clock
-    order = TrainOrder(training=part.training, federation=federation, seed=config.seed, rounds=federation.rounds)
+    clock, target = federation.clock, config.evaluation.target
+    asked = federation.model_copy(update={"budget": BudgetSection(), "attack": AttackSection(), "clock": None})
+    order = TrainOrder(training=part.training, federation=asked, seed=config.seed, rounds=federation.rounds)
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
@@ -207,6 +239,8 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
+        target=None if target is None else signed(prepared.task.metric, target),
+        budget=federation.budget,
         checkpoint_every=config.record.checkpoint_every,
         download=federation.download,
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
@@ -225,14 +259,13 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
-        figures = scorer(weights)
-        return signed(metric, float(figures[metric]))
+        return signed(metric, float(scorer(weights)[metric]))
 
     return select
 
 
 def _score_clients(
-    prepared: Prepared, transport: InProcess | Simulated, weights: Tensors, round_number: int
+    prepared: Prepared, transport: Simulated, weights: Tensors, round_number: int
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from silotune.errors import MessageError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import links
-from silotune.federation.messages import SAFETENSORS_DTYPES, Layout
+from silotune.federation.corrected import train_corrected
+from silotune.federation.messages import layout_of
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -19,8 +20,9 @@ from silotune.record.cost import Meter
 from silotune.sections import FederationSection, Section, TrainingSection
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState
+from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace, train_round
+from silotune.training.local import RoundPlace
 
 _Order = TypeVar("_Order", bound=Section)
 
@@ -69,29 +71,24 @@ def _linked_train(request: Request, site: Site) -> Reply:
     """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
     order = _read(TrainOrder, request)
     upload, download = order.federation.upload, order.federation.download
-    held = links.part_of(site.state, links.RECEIVED) if order.delta else None
-    received = links.open_request(request.tensors, download, _adapter_layout(site.adapted), held=held)
+    held = taken_from(links.RECEIVED, site.state.tensors) if order.delta else None
+    meant = method(order.federation).sent(dict(site.adapted.parameters), {})
+    received = links.open_request(request.tensors, download, layout_of(meant), held=held)
     inner = replace(site, state=links.without_links(site.state))
     reply = _train(replace(request, tensors=received), inner)
     seed = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
     sent, kept = links.pack_reply(reply.tensors, upload, site.state, seed=seed)
     if download.delta:
-        kept[links.RECEIVED] = received
-    site.state = links.with_parts(inner.state, kept)
+        kept = {**kept, **put_under(links.RECEIVED, received)}
+    site.state = replace(inner.state, tensors={**inner.state.tensors, **kept})
     return replace(reply, tensors=sent)
-
-
-def _adapter_layout(adapted: Adapted) -> Layout:
-    """The layout of the adapter's tensors: what a request that is packed stands for."""
-    found = adapted.parameters.items()
-    return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in found}
 
 
 def _train(request: Request, site: Site) -> Reply:
     order = _read(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     with site.meter.client() as account:
-        result = train_round(
+        result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,

@@ -15,10 +15,10 @@ from silotune.federation.messages import Layout, layout_of
 from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
 from silotune.sections import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
-from silotune.tensors import add, all_finite, subtract
+from silotune.tensors import add, all_finite, put_under, subtract, taken_from, without
 
-RECEIVED, RESIDUAL = "received/", "residual/"
-"""Prefixes of what a link keeps among the tensors of a site's state."""
+RECEIVED, RESIDUAL = "received", "residual"
+"""Groups of what a link keeps among the tensors of a site's state."""
 
 
 def address(
@@ -99,11 +99,11 @@ def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *,
 
 def pack_reply(
     update: Tensors, settings: CompressionSection, state: SiteState, *, seed: int
-) -> tuple[Tensors, dict[str, Tensors]]:
-    """A client's update as it is sent, and the parts of its state that the link keeps, by prefix."""
-    residual = part_of(state, RESIDUAL)
+) -> tuple[Tensors, Tensors]:
+    """A client's update as it is sent, and what its state keeps of it (``residual/<name>``)."""
+    residual = taken_from(RESIDUAL, state.tensors)
     packed, left = pack_update(update, residual, settings, layout=layout_of(update), seed=seed)
-    return packed, {RESIDUAL: left}
+    return packed, put_under(RESIDUAL, left)
 
 
 def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> Reply:
@@ -120,18 +120,6 @@ def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> 
     return replace(reply, tensors=opened)
 
 
-def part_of(state: SiteState, prefix: str) -> Tensors:
-    """The tensors of a site's state below a prefix, without it."""
-    return {name[len(prefix) :]: tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
-
-
 def without_links(state: SiteState) -> SiteState:
     """What a site keeps for others than its link."""
-    kept = {name: tensor for name, tensor in state.tensors.items() if not name.startswith((RECEIVED, RESIDUAL))}
-    return replace(state, tensors=kept)
-
-
-def with_parts(state: SiteState, parts: Mapping[str, Tensors]) -> SiteState:
-    """The state and the parts below their prefixes."""
-    added = {prefix + name: tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
-    return replace(state, tensors={**state.tensors, **added})
+    return replace(state, tensors=without(RECEIVED, without(RESIDUAL, state.tensors)))

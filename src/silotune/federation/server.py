@@ -11,10 +11,11 @@ from silotune.errors import FederationError, MessageError
 from silotune.federation.links import address
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import offered_clients, sample_clients
+from silotune.federation.stopping import why_stop
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
-from silotune.sections import DownloadSection
+from silotune.sections import BudgetSection, DownloadSection
 from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
@@ -28,7 +29,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
-from silotune.tensors import scale
+from silotune.tensors import all_finite, check_alike, scale
 
 
 class Transport(Protocol):
@@ -60,6 +61,8 @@ class Plan:
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
         patience: Rounds without a better selection metric before the run stops; None for never.
+        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         download: How the tensors of requests are compressed.
         staleness_exponent: Of asynchronous rounds: an update that answers a request of s rounds ago is scaled by
@@ -78,6 +81,8 @@ class Plan:
     select: Callable[[Tensors], float] | None = None
     every: int = 1
     patience: int | None = None
+    target: float | None = None
+    budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
     download: DownloadSection = field(default_factory=DownloadSection)
     staleness_exponent: float | None = None
@@ -90,6 +95,7 @@ class _Round:
 
     number: int
     clients: tuple[str, ...]
+    expected: Tensors
     staleness_exponent: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -116,7 +122,7 @@ class _Round:
             notify("client_finished", row)
             factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
             delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
-            yield ClientUpdate(reply.client, delta, report.num_examples)
+            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss, report.steps)
             del reply, delta  # or they would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
@@ -127,6 +133,9 @@ class _Round:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected, reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)
 
     def _known(self, client: str) -> str:
@@ -153,6 +162,11 @@ class _Round:
         if self.staleness_exponent is None:
             return self.clients
         return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
+
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
         weight = self.total("num_examples")
@@ -208,13 +222,15 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
     clients = _asked(plan, transport.clients(), number)
-    requests = {name: Request("train", number, name, state.weights, plan.body) for name in clients}
+    sent = plan.method.sent(state.weights, state.memory)
+    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
     rounding = derive(plan.seed, "compress", round_number=number)
     requests, held = address(requests, plan.download, held=state.held, holders=state.holders, seed=rounding)
-    incoming = _Round(number, clients, plan.staleness_exponent)
+    incoming = _Round(number, clients, sent, plan.staleness_exponent)
     replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
     delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    weights, memory = plan.method.step(state.weights, delta, state.memory)
+    share = len(incoming.rows) / len(transport.clients())
+    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
@@ -243,8 +259,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
         simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
+        joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
     )
     after = _selected(plan, after)
+    if not after.stopped:
+        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
@@ -258,7 +277,7 @@ def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError(_why(incoming) or str(error)) from error
+        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
     if len(incoming.rows) < plan.min_replies:
         raise FederationError(
             f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "

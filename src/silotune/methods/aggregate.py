@@ -1,38 +1,130 @@
-"""How clients' updates become one delta."""
+"""How clients' updates become one delta, one update at a time: the weighted mean, and what can be put around a rule.
+
+A rule takes updates as they arrive and gives one delta. Those in this file keep nothing of an update; the rules in
+``robust`` that must see all updates at once say so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 
 from silotune.errors import FederationError
 from silotune.structs import ClientUpdate, Tensors
-from silotune.tensors import check_alike
+from silotune.tensors import check_alike, put_under, scale, taken_from, without
+
+Rule: TypeAlias = Callable[[Iterable[ClientUpdate]], Tensors]
+
+CONTROL = "control"
+"""Group of the tensors that a method sends beside the adapter's, in requests and in replies: ``control/<name>``."""
+_CHUNK = 1 << 16
+"""Values that are turned to float64 at one time: they stay in the processor's cache."""
+
+
+class RunningMean:
+    """A weighted mean of tensors that come one by one; sums are kept in float64, nothing else is kept.
+
+    Besides the sums (two float32 updates in size) it needs memory for some thousand values.
+    """
+
+    def __init__(self) -> None:
+        self._total: Tensors = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._buffer = torch.empty(0)
+        self._weight = 0.0
+
+    def add(self, tensors: Tensors, weight: float) -> None:
+        """Counts ``tensors`` with ``weight``.
+
+        Raises:
+            MessageError: Names or shapes are not those of the first ones.
+        """
+        if not self._dtypes:
+            self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+            self._total = {
+                name: torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
+                for name, tensor in tensors.items()
+            }
+        check_alike(self._total, tensors)
+        for name, total in self._total.items():
+            self._add(total.view(-1), tensors[name].detach().reshape(-1), weight)
+        self._weight += weight
+
+    def _add(self, total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
+        """total [values] += weight * values [values], a cache's worth at a time, through one buffer for all."""
+        if self._buffer.device != total.device or self._buffer.dtype != total.dtype:
+            self._buffer = torch.empty(_CHUNK, dtype=total.dtype, device=total.device)
+        for left, right in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
+            left.add_(self._buffer[: len(right)].copy_(right), alpha=weight)
+
+    def result(self) -> Tensors:
+        """The mean, in the dtypes of the first tensors; the sums are used up.
+
+        Raises:
+            FederationError: Nothing was added, or the weights sum to zero.
+        """
+        if self._weight <= 0:
+            raise FederationError("there is nothing to aggregate: no update with at least one example")
+        names = list(self._total)
+        return {name: self._total.pop(name).div_(self._weight).to(self._dtypes[name]) for name in names}
 
 
 def weighted_mean(updates: Iterable[ClientUpdate]) -> Tensors:
-    """Mean of the deltas, weighted by examples (McMahan et al. 2017, Algorithm 1).
-
-    Consumes the updates one by one, so memory does not grow with the number of clients. Sums are kept in
-    float64; the result has the dtypes of the first update.
+    """Mean of the deltas by what each counts (McMahan et al. 2017, Algorithm 1); keeps no update.
 
     Raises:
         FederationError: There is no update, or the weights sum to zero.
         MessageError: Names or shapes differ between updates.
     """
-    total: Tensors = {}
-    dtypes: dict[str, torch.dtype] = {}
-    weight = 0
+    mean = RunningMean()
     for update in updates:
-        if not dtypes:
-            dtypes = {name: tensor.dtype for name, tensor in update.delta.items()}
-            total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in update.delta.items()}
-        check_alike(total, update.delta)
-        for name in total:
-            total[name].add_(update.delta[name].double(), alpha=update.num_examples)
-        weight += update.num_examples
+        mean.add(update.delta, update.counts)
         del update  # or it would live on until the next one is there
-    if weight <= 0:
-        raise FederationError("there is nothing to aggregate: no update with at least one example")
-    return {name: (tensor / weight).to(dtypes[name]) for name, tensor in total.items()}
+    return mean.result()
+
+
+def per_step(rule: Rule) -> Rule:
+    """A rule over updates made equal in local work, scaled back by the mean work (FedNova).
+
+    Wang et al. 2020, equation 5, with a_i = (1, ..., 1), the case of plain local steps: the mean of delta_i / steps_i
+    times the weighted mean of the steps. Steps are taken relative to those of the first update, so that equal work
+    changes no bit.
+    """
+
+    def aggregate(updates: Iterable[ClientUpdate]) -> Tensors:
+        first, work, weight = 0, 0.0, 0.0
+
+        def normalised(update: ClientUpdate) -> ClientUpdate:
+            nonlocal first, work, weight
+            first = first or update.steps
+            relative = update.steps / first
+            work, weight = work + update.counts * relative, weight + update.counts
+            return update if relative == 1 else replace(update, delta=scale(update.delta, 1 / relative))
+
+        delta = rule(map(normalised, updates))  # a generator would hold each update until the next one is there
+        return delta if work == weight else scale(delta, work / weight)
+
+    return aggregate
+
+
+def beside_controls(rule: Rule) -> Rule:
+    """A rule over the adapter's tensors; the change of the control, sent beside them, is a plain mean (SCAFFOLD).
+
+    Karimireddy et al. 2020, Algorithm 1, line 17: every client counts the same in the control's mean, or it would not
+    stay the mean of the clients' own.
+    """
+
+    def aggregate(updates: Iterable[ClientUpdate]) -> Tensors:
+        controls = RunningMean()
+
+        def split(update: ClientUpdate) -> ClientUpdate:
+            controls.add(taken_from(CONTROL, update.delta), 1.0)
+            return replace(update, delta=without(CONTROL, update.delta))
+
+        delta = rule(map(split, updates))
+        return {**delta, **put_under(CONTROL, controls.result())}
+
+    return aggregate

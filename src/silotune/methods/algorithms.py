@@ -1,15 +1,38 @@
-"""The table of federated algorithms: each name is a combination of small values."""
+"""The table of federated algorithms: each name is a combination of small values.
+
+A method is a weighting, an aggregation rule, a server step and a correction at the clients. The algorithm's name says
+the last two; weighting and rule have names of their own, and go with (nearly) every algorithm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from silotune.methods.aggregate import weighted_mean
-from silotune.methods.corrections import Correction, proximal
-from silotune.methods.server_step import ServerStep, plain_step
+from silotune.methods.aggregate import CONTROL, Rule, beside_controls, per_step
+from silotune.methods.corrections import Corrector, control_variates, dynamic_regulariser, towards_received
+from silotune.methods.robust import AGGREGATIONS
+from silotune.methods.server_step import (
+    SecondMoment,
+    ServerStep,
+    adagrad_moment,
+    adam_moment,
+    adaptive_step,
+    control_of,
+    control_step,
+    dynamic_step,
+    momentum_step,
+    plain_step,
+    yogi_moment,
+)
+from silotune.methods.weighting import WEIGHTINGS, weighed
 from silotune.sections import Algorithm, FederationSection
-from silotune.structs import ClientUpdate, Tensors
+from silotune.structs import Tensors
+from silotune.tensors import put_under
+
+
+def _weights_alone(weights: Tensors, memory: Tensors) -> Tensors:
+    return weights
 
 
 @dataclass(frozen=True)
@@ -17,33 +40,93 @@ class Method:
     """A federated method.
 
     Attributes:
-        aggregate: Updates, one at a time, to one delta.
-        step: Weights, delta and memory to new weights and memory.
-        correction: Term added to a client's gradient; None for no term.
+        aggregate: Updates, one at a time, to one delta; weighs them itself.
+        step: Weights, delta, memory and the share of clients in it to new weights and memory.
+        correction: What clients add to their gradients; None for nothing.
+        sent: Weights and memory to the tensors of a request; a reply has the same names and shapes.
     """
 
-    aggregate: Callable[[Iterable[ClientUpdate]], Tensors]
+    aggregate: Rule
     step: ServerStep
-    correction: Correction | None = None
+    correction: Corrector | None = None
+    sent: Callable[[Tensors, Tensors], Tensors] = _weights_alone
 
 
-def _fedavg(section: FederationSection) -> Method:
-    """McMahan et al. 2017: example-weighted mean, plain step."""
-    return Method(weighted_mean, plain_step(section.server_learning_rate))
+def _fedavg(section: FederationSection, rule: Rule) -> Method:
+    """McMahan et al. 2017: plain step."""
+    return Method(rule, plain_step(section.server_learning_rate))
 
 
-def _fedprox(section: FederationSection) -> Method:
+def _fedprox(section: FederationSection, rule: Rule) -> Method:
     """Li et al. 2020: FedAvg whose clients are pulled towards the received model."""
-    return Method(weighted_mean, plain_step(section.server_learning_rate), proximal(section.proximal_mu))
+    return Method(rule, plain_step(section.server_learning_rate), towards_received(section.proximal_mu))
 
 
-ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection], Method]] = {
+def _scaffold(section: FederationSection, rule: Rule) -> Method:
+    """Karimireddy et al. 2020: FedAvg whose clients' gradients are corrected by control variates."""
+    return Method(
+        beside_controls(rule),
+        control_step(section.server_learning_rate),
+        control_variates(section.scaffold_option),
+        lambda weights, memory: {**weights, **put_under(CONTROL, control_of(weights, memory))},
+    )
+
+
+def _fedavgm(section: FederationSection, rule: Rule) -> Method:
+    """Hsu et al. 2019: FedAvg with momentum at the server."""
+    return Method(rule, momentum_step(section.server_learning_rate, section.server_momentum))
+
+
+def _adaptive(section: FederationSection, rule: Rule, second_moment: SecondMoment) -> Method:
+    """Reddi et al. 2021, Algorithm 2."""
+    rate, beta1, tau = section.server_learning_rate, section.server_beta1, section.server_tau
+    return Method(rule, adaptive_step(rate, beta1=beta1, tau=tau, second_moment=second_moment))
+
+
+def _fedadagrad(section: FederationSection, rule: Rule) -> Method:
+    return _adaptive(section, rule, adagrad_moment())
+
+
+def _fedyogi(section: FederationSection, rule: Rule) -> Method:
+    return _adaptive(section, rule, yogi_moment(section.server_beta2))
+
+
+def _fedadam(section: FederationSection, rule: Rule) -> Method:
+    return _adaptive(section, rule, adam_moment(section.server_beta2))
+
+
+def _fednova(section: FederationSection, rule: Rule) -> Method:
+    """Wang et al. 2020: FedAvg over updates that are normalised by local steps."""
+    return Method(per_step(rule), plain_step(section.server_learning_rate))
+
+
+def _feddyn(section: FederationSection, rule: Rule) -> Method:
+    """Acar et al. 2021: clients' losses are regularised so that all optima agree."""
+    alpha = section.feddyn_alpha
+    return Method(rule, dynamic_step(section.server_learning_rate, alpha), dynamic_regulariser(alpha))
+
+
+ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection, Rule], Method]] = {
     "fedavg": _fedavg,
     "fedprox": _fedprox,
+    "scaffold": _scaffold,
+    "fedavgm": _fedavgm,
+    "fedadagrad": _fedadagrad,
+    "fedyogi": _fedyogi,
+    "fedadam": _fedadam,
+    "fednova": _fednova,
+    "feddyn": _feddyn,
 }
 """Name -> builder; the names are those of ``sections.Algorithm`` (a test compares them)."""
 
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
-    return ALGORITHMS[section.algorithm](section)
+    made = ALGORITHMS[section.algorithm](section, AGGREGATIONS[section.aggregation](section))
+    return replace(made, aggregate=weighed(made.aggregate, WEIGHTINGS[section.weighting](section)))
+
+
+def plain(section: FederationSection) -> FederationSection:
+    """The section with FedAvg in place of its method: for one client that is training and nothing else."""
+    chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
+    return FederationSection(**section.model_dump(exclude=chosen))

@@ -19,8 +19,8 @@ STATE = "state.json"
 _FILES = (STATE, "server.safetensors", "sites.safetensors")
 _SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights", "held": "held"}
 _SERVER_VALUES = (
-    "round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "stopped", "holders",
-    "simulated_seconds",
+    "round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "joules", "stopped",
+    "holders", "simulated_seconds",
 )  # fmt: skip
 
 

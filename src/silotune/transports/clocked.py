@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from silotune.federation.attack import Simulated
 from silotune.federation.clock import Pace
 from silotune.sections import ClockSection
 from silotune.structs import Failure, Reply, Request, SiteState
-from silotune.transports.in_process import InProcess
 
 PENDING = "pending"
 
@@ -30,7 +30,7 @@ class _Pending:
     outcome: Reply | Failure
 
 
-class Simulated:
+class Clocked:
     """Clients in this process, under a simulated clock.
 
     Args:
@@ -43,7 +43,7 @@ class Simulated:
 
     def __init__(
         self,
-        inner: InProcess,
+        inner: Simulated,
         paces: Mapping[str, Pace],
         *,
         settings: ClockSection,

@@ -18,7 +18,7 @@ from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.sections import ClockSection, FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
-from silotune.transports.simulated import Simulated
+from silotune.transports.clocked import Clocked
 
 NAMES = ("a", "b", "c", "d")
 START = {"w": torch.tensor([1.0, -2.0, 0.5])}
@@ -56,15 +56,15 @@ class Inner:
         self.kept = dict(states)
 
 
-def simulated(inner: Inner | None = None, *, wanted: int = 4, now: float = 0.0, **clock: Any) -> Simulated:
-    return Simulated(inner or Inner(), PACES, settings=ClockSection(**clock), wanted=wanted, now=now)  # type: ignore[arg-type]
+def simulated(inner: Inner | None = None, *, wanted: int = 4, now: float = 0.0, **clock: Any) -> Clocked:
+    return Clocked(inner or Inner(), PACES, settings=ClockSection(**clock), wanted=wanted, now=now)  # type: ignore[arg-type]
 
 
 def plan(**changes: Any) -> Plan:
     return Plan(**{"rounds": 3, "method": method(FederationSection()), "body": {}, "seed": 7, **changes})
 
 
-def run(folder: Path, transport: Simulated, made: Plan, state: ServerState | None = None) -> ServerState:
+def run(folder: Path, transport: Clocked, made: Plan, state: ServerState | None = None) -> ServerState:
     return run_rounds(made, transport, state or ServerState(0, dict(START)), RunFolder(folder))
 
 

@@ -1,0 +1,59 @@
+"""What a client's update counts in a weighted mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from silotune.methods.aggregate import Rule
+from silotune.sections import FederationSection, Weighting
+from silotune.structs import ClientUpdate, Tensors
+
+Weigh: TypeAlias = Callable[[ClientUpdate], float]
+
+_LEAST_LOSS = 1e-10
+
+
+def _by_examples(section: FederationSection) -> Weigh:
+    """The client's examples (McMahan et al. 2017)."""
+    return lambda update: update.num_examples
+
+
+def _uniform(section: FederationSection) -> Weigh:
+    """Every client the same."""
+    return lambda update: 1.0
+
+
+def _q_ffl(section: FederationSection) -> Weigh:
+    """Examples times loss^q: a client that is served worse counts for more (q-FFL, Li et al. 2020, equation 2).
+
+    The gradient of q-FFL's objective weighs a client's gradient by p_k F_k^q. F_k is the client's mean training loss
+    over its round, in place of that of the received model, which would take another pass. The weights are made to
+    sum to one; the step size that q-FedAvg estimates from the updates' norms is left to the server's learning rate.
+    """
+    return lambda update: update.num_examples * float(max(update.loss, _LEAST_LOSS) ** section.fairness_q)
+
+
+def _capped(section: FederationSection) -> Weigh:
+    """Examples, up to a cap (McMahan et al. 2018, w_k = min(n_k / cap, 1)): bounds what one client can say."""
+    cap = section.weight_cap
+    return lambda update: update.num_examples if cap is None else min(update.num_examples, cap)
+
+
+WEIGHTINGS: Mapping[Weighting, Callable[[FederationSection], Weigh]] = {
+    "examples": _by_examples,
+    "uniform": _uniform,
+    "q-ffl": _q_ffl,
+    "capped": _capped,
+}
+"""Name -> builder; the names are those of ``sections.Weighting`` (a test compares them)."""
+
+
+def weighed(rule: Rule, weigh: Weigh) -> Rule:
+    """The rule over updates that count what ``weigh`` says."""
+
+    def aggregate(updates: Iterable[ClientUpdate]) -> Tensors:
+        return rule(map(lambda update: replace(update, weight=weigh(update)), updates))
+
+    return aggregate

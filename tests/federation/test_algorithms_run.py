@@ -1,0 +1,210 @@
+"""Algorithms over real clients: with every objective, with controls that travel, and the same bits after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from silotune import tensors as arithmetic
+from silotune.errors import DataError
+from silotune.federation.client import Site, TrainOrder
+from silotune.federation.messages import layout_of
+from silotune.federation.server import Plan, run_rounds
+from silotune.methods.algorithms import ALGORITHMS, method
+from silotune.methods.robust import AGGREGATIONS
+from silotune.methods.weighting import WEIGHTINGS
+from silotune.models import adapters
+from silotune.models.adapters import Adapted, attach
+from silotune.models.head import Classes
+from silotune.models.load import load_base
+from silotune.record.runs import RunFolder
+from silotune.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
+from silotune.structs import ServerState
+from silotune.training.encode import Encoded
+from silotune.training.gradient import mean_gradient
+from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.transports.in_process import InProcess
+
+SGD = tiny.training(optimizer="sgd", learning_rate=0.05)
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[bool, Adapted]:
+    """Whether the objective has a head -> a model for it, with an adapter as it is before training."""
+    folder = tiny.save_body(tmp_path_factory.mktemp("bodies") / "llama", "llama")
+    base = load_base(ModelSection(name=str(folder), max_length=128), Classes(tiny.LABELS, 0))
+    with_head = attach(base, AdapterSection(rank=2, alpha=4), seed=0)
+    return {True: with_head, False: tiny.adapted(stirred=False)}
+
+
+@pytest.fixture(scope="module")
+def first(models: Mapping[bool, Adapted]) -> Mapping[bool, dict[str, torch.Tensor]]:
+    return {has_head: adapters.read(model) for has_head, model in models.items()}
+
+
+def examples_for(objective: str, model: Adapted) -> Sequence[Encoded]:
+    """Examples that an objective of the table takes, tried in turn: a new one joins by itself."""
+    made = encoder_of(model.base, max_length=128, wording="auto")
+    for examples in (tiny.closed(9), tiny.opened(9)):
+        encoded = made(examples)
+        try:
+            OBJECTIVES[objective].check(encoded)
+        except DataError:
+            continue
+        return encoded
+    raise AssertionError(f"no examples of tests/tiny.py suit the objective {objective!r}: add some here")
+
+
+def plan(settings: TrainingSection = SGD, *, rounds: int = 1, **federation: Any) -> Plan:
+    section = FederationSection(**federation)
+    order = TrainOrder(training=settings, federation=section, seed=3, rounds=4)
+    return Plan(rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3)
+
+
+def transport(model: Adapted, examples: Sequence[Encoded], **options: Any) -> InProcess:
+    sites = {name: Site(name, examples[place::3], model) for place, name in enumerate(NAMES)}
+    return InProcess(sites, **options)
+
+
+@pytest.fixture(scope="module")
+def model(models: Mapping[bool, Adapted]) -> Adapted:
+    return models[False]
+
+
+@pytest.fixture(scope="module")
+def start(first: Mapping[bool, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return first[False]
+
+
+EXAMPLES = tiny.encoded(tiny.closed(9))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_trains_every_objective(models, first, tmp_path: Path, algorithm: str, objective: str) -> None:
+    has_head = OBJECTIVES[objective].has_head
+    made, weights = models[has_head], first[has_head]
+    settings = SGD.model_copy(update={"objective": objective, "max_steps": 1})
+    clients = transport(made, examples_for(objective, made))
+    state = run_rounds(plan(settings, algorithm=algorithm), clients, ServerState(0, weights), RunFolder(tmp_path))
+    (row,) = RunFolder(tmp_path).read_rows("metrics")
+    assert row["failures"] == [] and row["train_loss"] > 0
+    assert arithmetic.all_finite(state.weights)
+    assert state.weights.keys() == weights.keys()
+    assert any(not torch.equal(state.weights[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_every_rule_and_weighting_goes_with_a_run(model, start, tmp_path: Path, aggregation: str) -> None:
+    for weighting in WEIGHTINGS:
+        options = {"aggregation": aggregation, "weighting": weighting, "malicious": 0, "weight_cap": 2}
+        settings = SGD.model_copy(update={"max_steps": 1})
+        folder = RunFolder(tmp_path / weighting)
+        state = run_rounds(plan(settings, **options), transport(model, EXAMPLES), ServerState(0, start), folder)
+        assert arithmetic.all_finite(state.weights) and state.round_number == 1
+
+
+# --- SCAFFOLD and FedDyn ---------------------------------------------------------------------------------------------
+
+
+def test_scaffold_s_first_round_is_fedavg_s_and_its_second_is_not(model, start, tmp_path: Path) -> None:
+    states = {
+        (name, rounds): run_rounds(
+            plan(rounds=rounds, algorithm=name),
+            transport(model, EXAMPLES),
+            ServerState(0, start),
+            RunFolder(tmp_path / f"{name}{rounds}"),
+        )
+        for name in ("fedavg", "scaffold")
+        for rounds in (1, 2)
+    }
+    tiny.assert_same_bits(states["scaffold", 1].weights, states["fedavg", 1].weights)
+    left, right = states["scaffold", 2].weights, states["fedavg", 2].weights
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_the_server_s_control_is_the_mean_of_the_clients(model, start, tmp_path: Path, option: str) -> None:
+    clients = transport(model, EXAMPLES)
+    made = plan(rounds=3, algorithm="scaffold", scaffold_option=option)
+    state = run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path))
+    own = [arithmetic.taken_from("control", kept.tensors) for kept in clients.states().values()]
+    mean = arithmetic.scale(arithmetic.add(arithmetic.add(own[0], own[1]), own[2]), 1 / 3)
+    assert any(bool(tensor.any()) for tensor in mean.values())
+    tiny.assert_close(arithmetic.taken_from("control", state.memory), mean, 1e-6)
+
+
+def test_option_one_is_the_gradient_of_all_examples(model, start, tmp_path: Path) -> None:
+    """One unclipped step over all of a client's examples: both options give its gradient at the received model."""
+    whole = SGD.model_copy(update={"batch_size": 3, "max_steps": 1, "clip_norm": 0.0})
+    kept = {}
+    for option in ("I", "II"):
+        clients = transport(model, EXAMPLES)
+        made = plan(whole, algorithm="scaffold", scaffold_option=option)
+        run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path / option))
+        kept[option] = clients.states()["b"].tensors
+    tiny.assert_close(kept["I"], kept["II"], 1e-5)
+    expected = mean_gradient(model, start, EXAMPLES[1::3], settings=whole)
+    tiny.assert_close(arithmetic.taken_from("control", kept["I"]), expected, 1e-6)
+
+
+def test_a_mean_gradient_does_not_depend_on_the_batches(model, start) -> None:
+    small, large = (
+        mean_gradient(model, start, EXAMPLES, settings=SGD.model_copy(update={"batch_size": size})) for size in (2, 9)
+    )
+    tiny.assert_close(small, large, 1e-5)
+    assert all(parameter.grad is None for parameter in model.parameters.values())
+
+
+def test_controls_travel_both_ways_in_one_layout(model, start, tmp_path: Path) -> None:
+    made = plan(algorithm="scaffold")
+    clients = transport(model, EXAMPLES)
+    asked = {}
+    exchange = clients.exchange
+
+    def watched(requests, **options):
+        asked.update(requests)
+        for reply in exchange(requests, **options):
+            assert layout_of(reply.tensors) == layout_of(requests[reply.client].tensors)
+            yield reply
+
+    clients.exchange = watched
+    run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path))
+    assert set(asked["a"].tensors) == {*start, *(f"control/{name}" for name in start)}
+
+
+STATEFUL = {
+    "scaffold": {"algorithm": "scaffold"},
+    "feddyn": {"algorithm": "feddyn"},
+    "fedyogi": {"algorithm": "fedyogi"},
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("optimizer_state", ["reset", "keep"])
+def test_a_restarted_run_ends_with_the_same_bits(model, start, tmp_path: Path, name: str, optimizer_state: str) -> None:
+    changes = {"optimizer_state": optimizer_state}
+    if name != "scaffold":
+        changes["optimizer"] = "adamw"
+    settings = SGD.model_copy(update=changes)
+    whole = run_rounds(
+        plan(settings, rounds=3, **STATEFUL[name]),
+        transport(model, EXAMPLES),
+        ServerState(0, start),
+        RunFolder(tmp_path / "whole"),
+    )
+    cut = RunFolder(tmp_path / "cut")
+    run_rounds(plan(settings, rounds=2, **STATEFUL[name]), transport(model, EXAMPLES), ServerState(0, start), cut)
+    checkpoint = cut.load_checkpoint()
+    assert checkpoint is not None
+    again = transport(model, EXAMPLES)
+    again.restore(checkpoint[1])
+    resumed = run_rounds(plan(settings, rounds=3, **STATEFUL[name]), again, checkpoint[0], cut)
+    tiny.assert_same_bits(resumed.weights, whole.weights)
+    tiny.assert_same_bits(resumed.memory, whole.memory)
