@@ -149,6 +149,14 @@ def test_at_most_so_many_work_at_one_time(tmp_path: Path) -> None:
     assert len({name for name, _ in inner.asked}) > 1
 
 
+def test_no_offer_is_passed_over(tmp_path: Path) -> None:
+    inner = Inner()
+    transport = simulated(inner, wanted=2, buffer=3)
+    requests = {name: Request("train", 1, name, dict(START)) for name in NAMES}
+    assert [reply.client for reply in transport.exchange(requests, timeout_seconds=1)] == ["a", "b", "c"]
+    assert [name for name, _ in inner.asked] == ["a", "b", "c", "d"]
+
+
 def test_a_broken_client_does_not_fill_the_buffer(tmp_path: Path) -> None:
     run(tmp_path, simulated(Inner("a"), buffer=2), buffered(rounds=2))
     assert [[item["client"] for item in row["failures"]] for row in rows(tmp_path)] == [["a"], ["a"]]

@@ -14,7 +14,7 @@ from silotune.data.load import Dataset, load, read_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, DataError, require
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.federation.clock import paces
@@ -170,6 +170,8 @@ def prepare(config: Config) -> Prepared:
     shares = client_shares(config, dataset)
     notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
     _check_objective(config, task)
+    if config.federation.upload.zstd or config.federation.download.zstd:
+        require("zstandard", extra="zstd")
     if config.federation.clock is not None:
         paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
     base = base_of(config, task)

@@ -108,7 +108,7 @@ class Clocked:
         usable = 0
         while usable < (self._settings.buffer or 1):
             free = self._wanted - len(self._at_work)
-            starting = {request.client: request for request, _ in zip(offers, range(free), strict=False)}
+            starting = {request.client: request for _, request in zip(range(free), offers, strict=False)}
             for pending in self._begun(starting, self._now):
                 self._at_work[pending.outcome.client] = pending
             if not self._at_work:
