@@ -5,16 +5,18 @@
 
 Each side is a process of its own. silotune reads a stream; flwr's ``aggregate_arrayrecords`` (what its FedAvg calls)
 takes a list, so it gets as many updates as ``--peer-updates`` says and its memory grows with them. Only aggregation is
-timed: what arrives is the same arrays each time. A plain copy of as many values is timed between any two updates of
-silotune's, so that both see the same machine. Memory is the peak above that of the process before the first array
-was made, counted in updates; the arriving update itself is counted in. The bounds: no less than 30 % of the bytes a
-second that this machine copies, in memory of 3 updates.
+timed: what arrives is the same arrays each time. A plain copy of as many values is timed before each update of
+silotune's, so that both see the same machine; of both the median over the updates counts, not what other processes took
+between. Memory is the peak above that of the process before the first array was made, counted in updates; the arriving
+update itself is counted in. The bounds: no less than 30 % of the bytes a second that this machine copies, in memory of
+3 updates.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ _TENSORS = 160
 
 @dataclass(frozen=True)
 class Side:
-    """What one side took: seconds and peak memory of aggregating so many updates, and of as many plain copies."""
+    """What one side took: seconds an update, peak memory, and seconds of a plain copy of as many values."""
 
     updates: int
     seconds: float
@@ -61,22 +63,23 @@ def silotune_side(updates: int, values: int) -> Side:
 
     source, target = torch.ones(values), torch.ones(values)
     weighted_mean([ClientUpdate("warm-up", {"w": torch.ones(1000)}, 1)])
-    before, copying = _restart_peak(), 0.0
+    before = _restart_peak()
     delta = {f"tensor-{number}": torch.randn(values // _TENSORS) for number in range(_TENSORS)}
+    copies, aggregations = [], []
 
     def arriving() -> Iterator[ClientUpdate]:
-        nonlocal copying
         for number in range(updates):
             began = time.perf_counter()
             target.copy_(source)
-            copying += time.perf_counter() - began
+            copied = time.perf_counter()
             yield ClientUpdate(str(number), delta, number % 7 + 1)
+            copies.append(copied - began)
+            aggregations.append(time.perf_counter() - copied)
 
-    began = time.perf_counter()
     mean = weighted_mean(arriving())
-    seconds = time.perf_counter() - began - copying
     assert torch.allclose(mean["tensor-0"], delta["tensor-0"])
-    return Side(updates, seconds, _peak_bytes() - before, copying)
+    peak = _peak_bytes() - before
+    return Side(updates, statistics.median(aggregations), peak, statistics.median(copies))
 
 
 def flower_side(updates: int, values: int) -> Side:
@@ -97,7 +100,7 @@ def flower_side(updates: int, values: int) -> Side:
     records = [record(arrays, float(number % 7 + 1)) for number in range(updates)]
     began = time.perf_counter()
     aggregate_arrayrecords(records, "num-examples")
-    return Side(updates, time.perf_counter() - began, _peak_bytes() - before)
+    return Side(updates, (time.perf_counter() - began) / updates, _peak_bytes() - before)
 
 
 SIDES = {"silotune": silotune_side, "flwr": flower_side}
@@ -114,16 +117,17 @@ def report(found: dict[str, Side], values: int) -> tuple[str, bool]:
     """The table, and whether both bounds hold."""
     update_bytes = 4 * (values // _TENSORS) * _TENSORS
     own = found["silotune"]
-    copied = own.updates * update_bytes / own.copy_seconds
+    copied = update_bytes / own.copy_seconds
     lines = [
-        "| side | updates | seconds | GB/s of updates | of a plain copy | peak memory, in updates |",
+        "| side | updates | ms an update | GB/s | of a plain copy | peak memory, in updates |",
         "|---|---|---|---|---|---|",
-        f"| plain copy | {own.updates} | {own.copy_seconds:.2f} | {copied / 1e9:.2f} | 100% | |",
+        f"| plain copy | {own.updates} | {1e3 * own.copy_seconds:.1f} | {copied / 1e9:.2f} | 100% | |",
     ]
     for name, side in found.items():
-        rate, held = side.updates * update_bytes / side.seconds, side.peak_bytes / update_bytes
+        rate, held = update_bytes / side.seconds, side.peak_bytes / update_bytes
         lines.append(
-            f"| {name} | {side.updates} | {side.seconds:.2f} | {rate / 1e9:.2f} | {rate / copied:.0%} | {held:.2f} |"
+            f"| {name} | {side.updates} | {1e3 * side.seconds:.1f} | {rate / 1e9:.2f} | {rate / copied:.0%} "
+            f"| {held:.2f} |"
         )
     share, held = own.copy_seconds / own.seconds, own.peak_bytes / update_bytes
     holds = share >= LEAST_SHARE_OF_COPY and held <= MOST_UPDATES_IN_MEMORY + _TOLERANCE

@@ -168,3 +168,47 @@ def test_every_way_to_send_is_a_valid_configuration():
     assert next(iter(WAYS)) == REFERENCE
     for way in WAYS.values():
         assert CompressionSection(**way.upload) and DownloadSection(**way.download)
+
+
+def test_the_grids_of_algorithms_and_rules_hold_no_fault():
+    from algorithms import ALGORITHMS, ATTACKS, CLIENTS, algorithms_grid, robust_grid
+
+    from silotune.benchmark.expand import Changes, expand
+    from silotune.benchmark.schema import Grid
+    from silotune.config import validated
+    from silotune.methods import algorithms
+    from silotune.methods.robust import AGGREGATIONS
+
+    cells = expand(validated(Grid, algorithms_grid([0, 1, 2], ALGORITHMS), source="test"), Changes())
+    assert len(cells) == len(ALGORITHMS) * 2 * 3
+    assert {cell.config.federation.algorithm for cell in cells} == set(algorithms.ALGORITHMS)
+    cells = expand(validated(Grid, robust_grid([0], AGGREGATIONS, ATTACKS), source="test"), Changes())
+    assert len(cells) == len(AGGREGATIONS) * len(ATTACKS)
+    assert {cell.config.data.partition.clients for cell in cells} == {CLIENTS}
+
+
+def test_the_bounds_of_aggregation_are_judged():
+    from aggregation import Side, report
+
+    update = 4 * 160
+    sides = {"silotune": Side(9, 2.0, 3 * update, 1.0), "flwr": Side(5, 4.0, 9 * update)}
+    text, holds = report(sides, 160)
+    assert holds and "| silotune | 9 | 2000.0 | 0.00 | 50% | 3.00 |" in text
+    assert not report({**sides, "silotune": Side(9, 4.0, 3 * update, 1.0)}, 160)[1]
+    assert not report({**sides, "silotune": Side(9, 2.0, 4 * update, 1.0)}, 160)[1]
+
+
+def test_aggregation_is_measured_in_a_process_of_its_own(capsys):
+    from aggregation import main
+
+    assert main(["--side", "silotune", "--updates", "3", "--values", "16000"]) == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 3
+
+
+def test_a_protected_round_is_measured_whole():
+    from privacy import one_round
+
+    cost = one_round(4, 50, dropouts=1)
+    assert cost.error <= 1.01 and cost.clients > 0 and cost.coordinator > 0
+    assert set(cost.bytes_up) == {f"site-{number:04}" for number in range(4)}
+    assert cost.bytes_up["site-0000"] > cost.bytes_up["site-0003"]  # the one that dropped out

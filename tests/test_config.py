@@ -205,3 +205,39 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 def test_an_unknown_key_below_a_free_table_is_explained_without_a_list() -> None:
     found = faults({"data": {"definition": {"prompt": "{a}", "answer": "b", "optoins": []}, "task": "custom"}})
     assert "did you mean 'options'?" in found[0]
+
+
+def test_what_protection_cannot_do_is_refused() -> None:
+    found = faults(
+        {
+            "privacy": {"protection": "secure_sum", "least_clients": 5},
+            "evaluation": {"per_client": True},
+            "data": {"partition": {"clients": 4}},
+        }
+    )
+    assert len(found) == 2
+    assert "hides each client's figures, which evaluation.per_client asks for" in found[0]
+    assert "no sum of fewer than privacy.least_clients = 5: a round has 4 clients" in found[1]
+    assert faults({"privacy": {"protection": "secure-sum"}})[0].startswith(
+        "privacy.protection: unknown value 'secure-sum': did you mean 'secure_sum'?"
+    )
+    for threshold in (0.5, 1.0):
+        assert len(faults({"privacy": {"threshold": threshold}})) == 1
+
+
+def test_algorithms_that_need_single_updates_are_refused_under_protection() -> None:
+    for name in ("scaffold", "fednova"):
+        found = faults(
+            {"privacy": {"protection": "he"}, "federation": {"algorithm": name}, "training": {"optimizer": "sgd"}}
+        )
+        assert len(found) == 1
+        assert f"federation.algorithm = {name!r} needs more; it works with fedavg, fedprox" in found[0]
+    found = faults(
+        {
+            "privacy": {"protection": "secure_sum"},
+            "federation": {"aggregation": "median", "weighting": "uniform", "attack": {"kind": "sign-flip"}},
+        }
+    )
+    assert ["aggregation = 'median'" in found[0], "weighting = 'uniform'" in found[1], "sign-flip" in found[2]] == [
+        True
+    ] * 3

@@ -22,8 +22,12 @@ from silotune.benchmark.expand import Changes, expand
 from silotune.benchmark.schema import Grid
 from silotune.config import validated
 from silotune.data import tasks
+from silotune.deploy.charter import Charter
+from silotune.deploy.kits import FederationPlan
+from silotune.federation.policy import Policy
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
+from silotune.record.signatures import new_key
 from silotune.sections import AdapterSection
 
 
@@ -51,6 +55,20 @@ def test_every_command_is_there() -> None:
                     "benchmark"):  # fmt: skip
         assert f"## silotune {command}\n" in pages
     assert "## silotune configs copy\n" in pages and "\x1b" not in pages
+
+
+def test_every_rule_of_a_policy_is_described() -> None:
+    page = ROOT / "docs" / "policy.md"
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in Policy.model_fields if f"`{name}`" not in text and name != "format"] == []
+    example = tomllib.loads(re.sub("AAAA[^ ]+", new_key().public.split()[1], blocks(page, "toml")[0]))
+    assert validated(Policy, example, source="example").smallest_count == 5
+
+
+def test_the_plan_and_the_charter_in_the_docs_are_valid() -> None:
+    plan, charter = (tomllib.loads(text) for text in blocks(ROOT / "docs" / "provision.md", "toml"))
+    assert tuple(validated(FederationPlan, plan, source="example").sites) == tuple(charter["parties"])
+    assert validated(Charter, charter, source="example").federation == plan["name"]
 
 
 def test_every_key_of_a_grid_is_described() -> None:

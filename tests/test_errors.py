@@ -15,9 +15,14 @@ CODES = {
     "TrainingError": 5,
     "FederationError": 6,
     "MessageError": 6,
+    "ProtectionError": 6,
     "RunFolderError": 7,
     "MissingPackageError": 8,
     "GridError": 9,
+    "PolicyError": 10,
+    "AuditError": 11,
+    "KitError": 12,
+    "SignatureError": 12,
 }
 
 

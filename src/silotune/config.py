@@ -11,12 +11,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
+    SUMMABLE,
     UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
     ModelSection,
+    PrivacySection,
     RecordSection,
     Section,
     TrainingSection,
@@ -34,6 +36,7 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
 
@@ -68,9 +71,10 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _classify_faults(self.training, self.evaluation)
         faults += _link_faults(federation)
-        faults += _clock_faults(federation, known)
+        faults += _clock_faults(federation, known, keeps_updates=self.record.keep_updates)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
+        faults += _protection_faults(self, known)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
@@ -100,7 +104,7 @@ def _link_faults(federation: FederationSection) -> list[str]:
     return [f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"]
 
 
-def _clock_faults(federation: FederationSection, known: int | None) -> list[str]:
+def _clock_faults(federation: FederationSection, known: int | None, *, keeps_updates: bool) -> list[str]:
     """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
     clock = federation.clock
     faults = []
@@ -111,8 +115,53 @@ def _clock_faults(federation: FederationSection, known: int | None) -> list[str]
             faults.append(
                 "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
             )
+        if keeps_updates:
+            faults.append(
+                "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
+                "set record.keep_updates = false"
+            )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
+    return faults
+
+
+def _protection_faults(config: Config, known: int | None) -> list[str]:
+    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.protection == "none":
+        return []
+    given = f"privacy.protection = {privacy.protection!r}"
+    sees = f"{given} shows the coordinator a sum weighted by examples alone"
+    faults = []
+    if federation.algorithm not in SUMMABLE:
+        faults.append(
+            f"{sees}, and federation.algorithm = {federation.algorithm!r} needs more; it works with "
+            f"{', '.join(SUMMABLE)}"
+        )
+    if federation.aggregation != "mean":
+        faults.append(
+            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+        )
+    if federation.weighting != "examples":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
+    if federation.attack.kind not in ("none", "label-flip"):
+        faults.append(
+            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
+        )
+    if config.evaluation.per_client:
+        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    plain = FederationSection()
+    if (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock):
+        faults.append(
+            f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
+            "federation.clock out"
+        )
+    clients = federation.clients_per_round or known
+    if clients is not None and clients < privacy.least_clients:
+        faults.append(
+            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"a round has {clients} clients"
+        )
     return faults
 
 

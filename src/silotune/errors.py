@@ -6,10 +6,15 @@
     ├── ModelError               4   base model or adapter: not found, unknown target, wrong hash
     ├── TrainingError            5   a local round: loss not finite, nothing to supervise
     ├── FederationError          6   a round: too few replies, a client that failed
-    │   └── MessageError         6   a message that does not decode to what was expected
+    │   ├── MessageError         6   a message that does not decode to what was expected
+    │   └── ProtectionError      6   a protected sum that a party refused, or that too few were left for
     ├── RunFolderError           7   a run folder: not one, in use, disk full
     ├── MissingPackageError      8   an optional package that the request needs
-    └── GridError                9   a grid: one or more of its cells have no result
+    ├── GridError                9   a grid: one or more of its cells have no result
+    ├── PolicyError             10   a site's policy forbids what is asked; names the rule
+    ├── AuditError              11   an audit trail that does not verify; names the first bad entry
+    └── KitError                12   a kit, key, certificate or charter that is missing or does not fit
+        └── SignatureError      12   a key that cannot be used, or a signature that is not one
 
 Each message says what was given, what is allowed and what to do, and never repeats a client's text.
 """
@@ -67,6 +72,10 @@ class MessageError(FederationError):
     """A message that does not decode to what its receiver expects."""
 
 
+class ProtectionError(FederationError):
+    """A protected sum that a site refuses to take part in, or that cannot be opened; nothing was revealed."""
+
+
 class RunFolderError(SilotuneError):
     """A run folder that cannot be read, written or resumed."""
 
@@ -83,6 +92,32 @@ class GridError(SilotuneError):
     """A grid that was worked through, and some of whose cells failed; the others have their results."""
 
     exit_code = 9
+
+
+class PolicyError(SilotuneError):
+    """A site's policy refuses a request; ``rule`` is the rule's name in ``policy.toml``."""
+
+    exit_code = 10
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(f"policy rule {rule!r}: {reason}")
+        self.rule = rule
+
+
+class AuditError(SilotuneError):
+    """An audit trail that does not verify."""
+
+    exit_code = 11
+
+
+class KitError(SilotuneError):
+    """A kit, certificate, list of members or charter that cannot be used."""
+
+    exit_code = 12
+
+
+class SignatureError(KitError):
+    """A key that cannot be used, or a signature that is not its alleged author's."""
 
 
 def require(package: str, *, extra: str) -> ModuleType:

@@ -25,9 +25,14 @@ Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity"]
+ProtectionKind = Literal["none", "secure_sum", "he"]
+HeScheme = Literal["bfv", "ckks"]
 AnswerFormat = Literal["label", "letter", "cloze", "text"]
 Reduction = Literal["all", "top-k", "low-rank"]
 ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
+
+SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
+"""Algorithms that use updates in no other way than in their sum weighted by examples."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -298,6 +303,28 @@ class FederationSection(Section):
         return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
+class PrivacySection(Section):
+    """What the coordinator may see of a single institution's update."""
+
+    protection: ProtectionKind = Field(
+        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
+    )
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
+    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
+    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
+    he_fraction: Fraction = Field(
+        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
+
+
 class EvaluationSection(Section):
     """On what, how and when models are scored."""
 
@@ -327,6 +354,11 @@ class RecordSection(Section):
     folder: Path = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
+    audit_key: Path | None = Field(
+        None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
+    )
+    keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")
     energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
     country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
         "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"

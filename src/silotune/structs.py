@@ -43,6 +43,7 @@ class Request:
     """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest.
 
     ``wire`` is what travels instead of ``tensors`` where a link compresses them; the client makes ``tensors`` of it.
+    ``head`` is the signed end of the coordinator's audit trail at that time; empty where none is kept.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Request:
     client: str
     tensors: Tensors
     body: Mapping[str, Any] = field(default_factory=dict)
+    head: str = ""
     wire: Tensors | None = None
 
     def as_sent(self) -> Request:
@@ -62,6 +64,8 @@ class Reply:
     """What a client sends back: for ``train`` the adapter delta, its weight and metrics.
 
     ``simulated_seconds`` is when it arrived, since the run began, where a simulated clock runs.
+    ``signature`` is the site's, where it has a key; ``digest`` that of the tensors as they travelled, where one is
+    signed.
     """
 
     kind: str
@@ -71,6 +75,8 @@ class Reply:
     body: Mapping[str, Any] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
+    signature: str = ""
+    digest: str = ""
     simulated_seconds: float | None = None
 
 
@@ -79,7 +85,8 @@ class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
 
     ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used;
-    ``simulated_seconds`` is until when it was waited for, where a simulated clock runs.
+    ``simulated_seconds`` is until when it was waited for, where a simulated clock runs;
+    ``rule`` is the rule of the site's policy that refused, empty for other failures.
     """
 
     client: str
@@ -88,6 +95,7 @@ class Failure:
     reason: str
     bytes_down: int = 0
     bytes_up: int = 0
+    rule: str = ""
     simulated_seconds: float | None = None
 
 
@@ -124,7 +132,7 @@ class ClientUpdate:
         client: Its name.
         delta: Trained minus received adapter tensors, and what else a method sends beside them.
         num_examples: Examples behind it.
-        loss: Mean training loss of its round.
+        loss: Mean training loss of its round; None where the client withholds it.
         steps: Optimiser steps behind it.
         weight: What it counts in a weighted mean, not negative; None for its examples.
     """
@@ -132,7 +140,7 @@ class ClientUpdate:
     client: str
     delta: Tensors
     num_examples: int
-    loss: float = 0.0
+    loss: float | None = 0.0
     steps: int = 1
     weight: float | None = None
 

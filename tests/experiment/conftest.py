@@ -24,7 +24,7 @@ def configuration(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
             "record": {"folder": str(tmp_path / "runs"), "name": "demo"},
         }
         for name, values in sections.items():
-            document[name] = {**document[name], **values} if isinstance(values, dict) else values
+            document[name] = {**document.get(name, {}), **values} if isinstance(values, dict) else values
         return from_mapping(document)
 
     return make

@@ -16,6 +16,7 @@ import pytest
 
 import tiny
 from silotune.config import Config
+from silotune.experiment.audit import verify_run
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
 
@@ -99,3 +100,4 @@ def test_three_kills_change_no_bit(configuration: Callable[..., Config], tmp_pat
         assert results[0]["metrics"] == results[1]["metrics"]
         assert results[0]["round"] == results[1]["round"]
     assert not list(folder.rglob(".*tmp"))
+    assert verify_run(folder).has_adapter

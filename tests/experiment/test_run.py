@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import tiny
 from silotune import tensors as arithmetic
 from silotune.config import Config
-from silotune.errors import FederationError, ModelError, RunFolderError
+from silotune.errors import AuditError, FederationError, ModelError, RunFolderError
+from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate
 from silotune.experiment.modes import MODES, budget, pooled_steps
 from silotune.experiment.prepare import prepare
@@ -20,6 +22,7 @@ from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
 from silotune.federation.messages import encode
 from silotune.record.runs import RunFolder
+from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.structs import Request
 
 Make = Callable[..., Config]
@@ -391,3 +394,36 @@ def test_what_tuning_made_the_model_forget(configuration: Make) -> None:
         assert each["text"] == "embedded" and 250 < each["num_tokens"] < 300
         assert each["ratio"] == pytest.approx(each["tuned_perplexity"] / each["base_perplexity"]) != 1.0
     assert run.read_json("summary")["federated"]["forgetting"] == figures[0]
+
+
+def test_the_audit_trail_ends_with_the_adapter_that_was_saved(finished, tmp_path: Path) -> None:
+    run, _ = finished
+    copy = RunFolder(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    checked = verify_run(copy.path)
+    assert checked.chain.is_closed and checked.has_adapter and checked.rounds == 0
+    events = [entry.event for entry in checked.chain.entries]
+    one_round = ["request"] * 3 + ["reply"] * 3 + ["aggregation", "evaluation"]
+    own = ["request"] * 3 + ["reply"] * 3  # each client scores the model on its own examples
+    assert events == ["started", *one_round, *one_round, *own, "result", "closed"]
+    assert copy.part("federated").read_json("result")["audit"]["head"] == checked.chain.head
+    assert not list(run.path.rglob("audit.key"))
+    part = copy.part("federated")
+    weights, config = part.load_adapter()
+    part.save_adapter({name: tensor + 1e-6 for name, tensor in weights.items()}, config, card="")
+    with pytest.raises(AuditError, match="entry 23: adapter/ is not the one that was signed"):
+        verify_run(copy.path)
+    part.write_json("result", {**part.read_json("result"), "metrics": {"accuracy": 1.0}})
+    with pytest.raises(AuditError, match="entry 23: result.json is not the one that was signed"):
+        verify_run(copy.path)
+
+
+@pytest.mark.end_to_end
+def test_kept_updates_and_a_key_of_one_s_own(configuration: Make, tmp_path: Path) -> None:
+    key = new_key()
+    write_secret(tmp_path / "own.key", private_bytes(key))
+    record = {"keep_updates": True, "audit_key": str(tmp_path / "own.key")}
+    run = run_experiment(configuration(record=record, federation={"algorithm": "fedprox"}))
+    checked = verify_run(run.path, keys={"coordinator": [key.public]})
+    assert checked.rounds == 2 and checked.has_adapter and checked.chain.is_closed
+    without = run_experiment(configuration(record={"audit": False, "name": "without"}))
+    assert not list(without.path.rglob("audit*"))

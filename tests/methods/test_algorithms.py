@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from typing import get_args
 
+import pytest
 import torch
 
+from silotune.errors import FederationError
 from silotune.experiment.modes import MODES
-from silotune.methods.algorithms import ALGORITHMS, method, plain
+from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
 from silotune.sections import Algorithm, FederationSection, Mode, Objective
@@ -60,3 +62,15 @@ def test_a_federation_of_one_has_no_method() -> None:
     section = plain(given)
     assert section == FederationSection()
     assert method(section).correction is None
+
+
+def test_weighing_by_a_loss_that_is_withheld_is_an_error() -> None:
+    updates = [ClientUpdate("bank-1", {"w": torch.ones(2)}, 3, None)]
+    assert method(FederationSection()).aggregate(iter(updates))["w"].tolist() == [1.0, 1.0]
+    with pytest.raises(FederationError, match="'bank-1' withholds its loss, by which federation.weighting = 'q-ffl'"):
+        method(FederationSection(weighting="q-ffl")).aggregate(iter(updates))
+
+
+def test_a_title_says_what_is_not_the_default() -> None:
+    assert title_of(FederationSection(algorithm="fedadam")) == "fedadam"
+    assert title_of(FederationSection(aggregation="median", weighting="uniform")) == "fedavg, median, uniform"

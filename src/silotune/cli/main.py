@@ -10,13 +10,16 @@ from typing import Annotated
 import click
 import typer
 
+from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
+from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
 from silotune.cli.output import quiet
+from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
 from silotune.cli.run import resume, run
@@ -26,9 +29,11 @@ from silotune.errors import ConfigError, SilotuneError
 _HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
-    "7 run folder; 8 package missing; 9 cells of a grid failed; 130 interrupted."
+    "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
+    "130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
+_GROUPS = {"configs": configs_app, "provision": provision_app, "charter": charter_app, "audit": audit_app}
 
 
 def build_app() -> typer.Typer:
@@ -39,7 +44,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for command in _COMMANDS:
         app.command(command.__name__)(command)
-    app.add_typer(configs_app(), name="configs")
+    for name, group in _GROUPS.items():
+        app.add_typer(group(), name=name)
     return app
 
 

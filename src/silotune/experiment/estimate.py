@@ -12,6 +12,7 @@ from silotune.config import Config
 from silotune.experiment.modes import pooled_steps
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
+from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
@@ -55,9 +56,9 @@ def estimate(config: Config) -> dict[str, Any]:
 
 def _message_bytes(prepared: Prepared) -> tuple[int, int]:
     """Of a request and of a reply, as a round in the middle of a run sends them."""
-    sent = []
-    for link in (prepared.config.federation.download, prepared.config.federation.upload):
-        tensors = pack(prepared.initial, link, seed=0)
+    federation, sent = prepared.config.federation, []
+    for link in (federation.download, federation.upload):
+        tensors = pack(method(federation).sent(prepared.initial, {}), link, seed=0)
         sent.append(len(encode(Request("train", 1, "client", tensors), zstd=link.zstd)))
     return sent[0], sent[1]
 

@@ -10,6 +10,8 @@ from typing import Any
 from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
+from silotune.federation.protections import guarantee
+from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
@@ -116,7 +118,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
-        "algorithm": config.federation.algorithm,
+        "algorithm": title_of(config.federation),
         "seed": config.seed,
         "metric": metric,
         "budget": budget,
@@ -194,9 +196,10 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     )
     partition, federation, training = config.data.partition, config.federation, config.training
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled, without differential privacy "
-        "or encryption, and can leak parts of what they were trained on.",
+        "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
+        f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",
     }[mode]
@@ -225,7 +228,7 @@ included.
 
 ## Method
 
-{mode}; {federation.algorithm}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {trained}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 

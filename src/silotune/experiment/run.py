@@ -15,12 +15,15 @@ from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import results
+from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, Scorer, prepare
 from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder
 from silotune.federation.clock import paces
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.protections import PROTECTIONS, guarantee, members
+from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method, plain
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
@@ -120,6 +123,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         notify("run_started", _introduction(prepared, folder))
         for note in prepared.notes:
             notify("note", {"text": note})
+        if prepared.config.privacy.protection != "none":
+            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
                 _run_part(run, part, folder.part(*part.names), notify)
@@ -148,6 +153,7 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
 def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
     """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
     if folder.has("result"):
+        forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
     config = prepared.config
@@ -165,12 +171,14 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     def told(event: str, fields: Mapping[str, Any]) -> None:
         notify(event, {**who, **fields})
 
+    audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    state = run_rounds(plan_of(prepared, part, meter), transport, state, folder, notify=told)
+    plan = plan_of(prepared, part, meter, audit=audit)
+    state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, transport, weights, state.round_number))
+        folder.write_json("per_client", _score_clients(prepared, plan, transport, state.round_number, weights))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
@@ -180,7 +188,11 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
     card = results.adapter_card(config, part.mode, prepared.task, result)
     folder.save_adapter(weights, prepared.adapted.config, card=card)
+    if audit is not None:
+        result["audit"] = close_audit(audit, folder, adapter=weights, result=result)
+        countersign(plan, transport, state.round_number)
     folder.write_json("result", result)
+    forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
@@ -189,11 +201,12 @@ def clients_of(prepared: Prepared, part: Part, meter: Meter, *, now: float = 0.0
     federation, adapted = federation_of(prepared, part), prepared.adapted
     attack = federation.attack
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
     sites = {}
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, meter=meter)
+        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)
     encode = federation.encode and part.sends_updates
@@ -221,7 +234,7 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
     return plain(federation).model_copy(update=alone)
 
 
-def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
+def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
     config, federation = prepared.config, federation_of(prepared, part)
     clock, target = federation.clock, config.evaluation.target
@@ -245,6 +258,8 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter) -> Plan:
         download=federation.download,
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
+        audit=audit,
+        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
     )
 
 
@@ -265,12 +280,12 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
 
 
 def _score_clients(
-    prepared: Prepared, transport: Simulated, weights: Tensors, round_number: int
+    prepared: Prepared, plan: Plan, transport: Simulated, round_number: int, weights: Tensors
 ) -> dict[str, Mapping[str, Any]]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
     body = order.model_dump(mode="json")
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = transport.exchange(requests, timeout_seconds=prepared.config.federation.timeout_seconds)
+    replies = exchange(plan, transport, requests)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
     }

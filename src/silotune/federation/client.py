@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
-from pydantic import ValidationError
-
-from silotune.errors import MessageError, unknown_choice
+from silotune.errors import MessageError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
-from silotune.federation import links
+from silotune.federation import encrypted_site, links, secure_site
 from silotune.federation.corrected import train_corrected
-from silotune.federation.messages import layout_of
+from silotune.federation.guard import Guard, guarded
+from silotune.federation.jobs import SignedJob
+from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -24,18 +23,21 @@ from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace
 
-_Order = TypeVar("_Order", bound=Section)
-
 
 @dataclass
 class Site:
-    """One data holder: its examples, the resident model it trains on, what it keeps between rounds, and its meter."""
+    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
+
+    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own.
+    """
 
     name: str
     examples: Sequence[Encoded]
     adapted: Adapted
     state: SiteState = field(default_factory=SiteState)
+    protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
+    guard: Guard | None = None
 
 
 class TrainOrder(Section):
@@ -46,6 +48,7 @@ class TrainOrder(Section):
     seed: int
     rounds: int
     delta: bool = False
+    job: SignedJob | None = None
 
 
 class EvaluateOrder(Section):
@@ -53,23 +56,34 @@ class EvaluateOrder(Section):
 
     labels: tuple[str, ...]
     batch_size: int
+    job: SignedJob | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
     """Does what a request asks with the site's own data; the site's state moves on.
 
     Raises:
+        PolicyError: The site's policy refuses.
         MessageError: The kind is unknown, or the body does not hold valid settings.
+        ProtectionError: The site takes part in protected sums only.
         SilotuneError: What the work itself raises.
     """
+    if site.guard is None:
+        return _work(request, site)
+    return guarded(request, site.guard, lambda allowed: _work(allowed, site))
+
+
+def _work(request: Request, site: Site) -> Reply:
     if request.kind not in KINDS:
         raise MessageError(unknown_choice("request", request.kind, KINDS))
+    if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
+        raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
     return KINDS[request.kind](request, site)
 
 
 def _linked_train(request: Request, site: Site) -> Reply:
     """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
-    order = _read(TrainOrder, request)
+    order = read_body(TrainOrder, request)
     upload, download = order.federation.upload, order.federation.download
     held = taken_from(links.RECEIVED, site.state.tensors) if order.delta else None
     meant = method(order.federation).sent(dict(site.adapted.parameters), {})
@@ -85,7 +99,7 @@ def _linked_train(request: Request, site: Site) -> Reply:
 
 
 def _train(request: Request, site: Site) -> Reply:
-    order = _read(TrainOrder, request)
+    order = read_body(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     with site.meter.client() as account:
         result = train_corrected(
@@ -97,7 +111,7 @@ def _train(request: Request, site: Site) -> Reply:
             correction=method(order.federation).correction,
             state=site.state,
         )
-    site.state = result.state
+    site.state = replace(result.state, data={**site.state.data, **result.state.data})
     body = {
         "num_examples": result.num_examples,
         "loss": result.loss,
@@ -112,18 +126,52 @@ def _train(request: Request, site: Site) -> Reply:
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
-    order = _read(EvaluateOrder, request)
+    order = read_body(EvaluateOrder, request)
     adapters.write(site.adapted, request.tensors)
     scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {"train": _linked_train, "evaluate": _evaluate}
+def _countersign(request: Request, site: Site) -> Reply:
+    """Nothing to do: what counts is the signature, which covers the head that came with the request."""
+    return Reply(request.kind, request.round_number, site.name, {})
 
 
-def _read(kind: type[_Order], request: Request) -> _Order:
-    try:
-        return kind.model_validate(dict(request.body))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"a {request.kind} request's body is not valid at {where!r}") from error
+def _masked_input(request: Request, site: Site) -> Reply:
+    return secure_site.masked_input(request, site, lambda order: _train(order, site))
+
+
+def _encrypted_input(request: Request, site: Site) -> Reply:
+    return encrypted_site.encrypt_update(request, site, lambda order: _train(order, site))
+
+
+KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
+    "train": _linked_train,
+    "evaluate": _evaluate,
+    "countersign": _countersign,
+    "secure_sum.keys": secure_site.advertise_keys,
+    "secure_sum.shares": secure_site.share_keys,
+    "secure_sum.input": _masked_input,
+    "secure_sum.check": secure_site.check_survivors,
+    "secure_sum.unmask": secure_site.reveal_shares,
+    "he.weight": encrypted_site.encrypt_weight,
+    "he.input": _encrypted_input,
+    "he.open": encrypted_site.open_sum,
+}
+
+
+def expected_reply(request: Request) -> Layout:
+    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with."""
+    return LAYOUTS[request.kind](request) if request.kind in LAYOUTS else {}
+
+
+LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
+    "train": lambda request: layout_of(request.tensors),
+    "secure_sum.input": secure_site.input_layout,
+    "he.weight": encrypted_site.weight_layout,
+    "he.input": encrypted_site.update_layout,
+    "he.open": encrypted_site.open_layout,
+}
+"""Kinds whose replies carry tensors."""
+SEEN_ALONE = ("train", "evaluate")
+"""Kinds whose replies show the coordinator one site's own update or figures."""

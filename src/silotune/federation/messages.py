@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
@@ -24,7 +24,7 @@ from silotune.errors import MessageError, require
 from silotune.record.energy import EnergySource
 from silotune.sections import Positive, Section
 from silotune.structs import Reply, Request, Tensors
-from silotune.tensors import all_finite, apart
+from silotune.tensors import all_finite, apart, digest
 
 MAGIC = b"ST01"
 MAGIC_ZSTD = b"SZ01"
@@ -39,31 +39,34 @@ SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.uint8: "U8",
 }
 
+SectionType = TypeVar("SectionType", bound=Section)
 Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> (safetensors dtype, shape) that a receiver expects."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a message says beside its tensors."""
+    """What a message says beside its tensors; ``beside`` is a request's head or a reply's signature."""
 
     type: Literal["request", "reply"]
     kind: str
     round_number: int
     client: str
     body: Mapping[str, Any]
+    beside: str = ""
 
 
 class TrainReport(Section):
-    """The body of a reply to ``train``: what the update weighs and what it took."""
+    """The body of a reply to ``train``: what the update weighs and what it took; a site may withhold its loss."""
 
     model_config = ConfigDict(strict=True)
 
     num_examples: Positive
-    loss: FiniteFloat
+    loss: FiniteFloat | None
     steps: Positive
     tokens: Annotated[int, Field(ge=0)]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
@@ -78,11 +81,21 @@ def read_report(reply: Reply) -> TrainReport:
     Raises:
         MessageError: A figure is missing, left over, or cannot be.
     """
+    return read_body(TrainReport, reply)
+
+
+def read_body(kind: type[SectionType], message: Request | Reply) -> SectionType:
+    """The body of a message, checked: it comes from another institution.
+
+    Raises:
+        MessageError: A value is missing, left over, or cannot be.
+    """
     try:
-        return TrainReport.model_validate(dict(reply.body))
+        return kind.model_validate(dict(message.body))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise MessageError(f"a {reply.kind} reply's body is not valid at {where!r}") from error
+        side = "request" if isinstance(message, Request) else "reply"
+        raise MessageError(f"a {message.kind} {side}'s body is not valid at {where!r}") from error
 
 
 def layout_of(tensors: Tensors) -> Layout:
@@ -115,6 +128,7 @@ def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
         "round": message.round_number,
         "client": message.client,
         "body": dict(message.body),
+        **_beside(message),
     }
     try:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -126,6 +140,12 @@ def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
     if zstd:
         payload = require("zstandard", extra="zstd").ZstdCompressor(level=zstd).compress(payload)
     return (MAGIC_ZSTD if zstd else MAGIC) + struct.pack("<I", len(text)) + text + payload
+
+
+def _beside(message: Request | Reply) -> dict[str, str]:
+    """The header's one optional field: a request's head, or a reply's signature."""
+    name, value = ("head", message.head) if isinstance(message, Request) else ("signature", message.signature)
+    return {name: value} if value else {}
 
 
 def _slack(value: Any) -> int:
@@ -144,7 +164,7 @@ def decode_request(data: bytes, expected: Layout) -> Request:
         MessageError: Anything is not as expected.
     """
     header, tensors = _decode(data, "request", expected)
-    return Request(header.kind, header.round_number, header.client, tensors, header.body)
+    return Request(header.kind, header.round_number, header.client, tensors, header.body, head=header.beside)
 
 
 def decode_reply(data: bytes, expected: Layout) -> Reply:
@@ -156,7 +176,10 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
     header, tensors = _decode(data, "reply", expected)
     if not all_finite(tensors):
         raise MessageError(f"the reply of {header.client!r} holds values that are not finite")
-    return Reply(header.kind, header.round_number, header.client, tensors, header.body)
+    came = digest(tensors) if header.beside else ""
+    return Reply(
+        header.kind, header.round_number, header.client, tensors, header.body, signature=header.beside, digest=came
+    )
 
 
 def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
@@ -180,9 +203,13 @@ def _header(data: bytes) -> tuple[Header, int]:
         raise MessageError(f"a message's header says {length} bytes, which cannot be")
     fields = _json(data[8 : 8 + length], "header")
     expected = {"type": str, "kind": str, "round": int, "client": str, "body": dict}
+    optional = "head" if fields.get("type") == "request" else "signature"
+    if optional in fields:
+        expected[optional] = str
     if fields.keys() != expected.keys() or not all(isinstance(fields[key], expected[key]) for key in expected):
         raise MessageError("a message's header does not have the expected fields")
-    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"]), 8 + length
+    beside = fields.get(optional, "")
+    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"], beside), 8 + length
 
 
 def _decompressed(frame: bytes, expected: Layout) -> bytes:

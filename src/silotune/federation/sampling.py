@@ -26,7 +26,7 @@ def sample_clients(clients: Sequence[str], count: int | None, *, seed: int, roun
     return tuple(name for place, name in enumerate(clients) if place in chosen)
 
 
-def offered_clients(clients: Sequence[str], *, seed: int, round_number: int) -> tuple[str, ...]:
-    """All clients, in the order in which an asynchronous round offers them work as others finish."""
+def offered_clients(clients: Sequence[str], count: int | None, *, seed: int, round_number: int) -> tuple[str, ...]:
+    """All clients, in the order in which an asynchronous round offers them work; ``count`` bounds those at work."""
     generator = random.Random(derive(seed, "sample-clients", round_number=round_number))  # noqa: S311
     return tuple(generator.sample(list(clients), len(clients)))

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, ProtectionError
+from silotune.federation import witness
 from silotune.federation.links import address
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import offered_clients, sample_clients
+from silotune.federation.secure import Asking, Collector
 from silotune.federation.stopping import why_stop
+from silotune.federation.witness import Audit
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -30,6 +33,8 @@ from silotune.structs import (
     Tensors,
 )
 from silotune.tensors import all_finite, check_alike, scale
+
+_COUNTERSIGN_SECONDS = 60.0
 
 
 class Transport(Protocol):
@@ -68,6 +73,8 @@ class Plan:
         staleness_exponent: Of asynchronous rounds: an update that answers a request of s rounds ago is scaled by
             (1 + s)^-exponent; None where rounds are synchronous.
         meter: Counts what this process spends.
+        audit: The trail to keep, and the keys of clients; None for no trail.
+        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -87,6 +94,8 @@ class Plan:
     download: DownloadSection = field(default_factory=DownloadSection)
     staleness_exponent: float | None = None
     meter: Meter = field(default_factory=Meter)
+    audit: Audit | None = None
+    protected: Collector | None = None
 
 
 @dataclass
@@ -96,6 +105,7 @@ class _Round:
     number: int
     clients: tuple[str, ...]
     expected: Tensors
+    audit: Audit | None = None
     staleness_exponent: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -104,13 +114,15 @@ class _Round:
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
             if isinstance(reply, Failure):
-                self._fail(reply, notify)
+                self.fail(reply, notify)
                 continue
             try:
                 report = self._checked(reply)
             except MessageError as error:
-                sizes = {"bytes_down": reply.bytes_down, "bytes_up": reply.bytes_up}
-                self._fail(Failure(self._known(reply.client), self.number, "reply", str(error), **sizes), notify)
+                sizes = (reply.bytes_down, reply.bytes_up)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
+                witness.fails(self.audit, failure)
+                self.fail(failure, notify)
                 continue
             row = {"round": self.number, "client": reply.client, **report.model_dump()}
             staleness = self.number - reply.round_number
@@ -141,11 +153,16 @@ class _Round:
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
 
-    def _fail(self, failure: Failure, notify: Observer) -> None:
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
         self.failures.append(failure)
         if failure.simulated_seconds is not None:
             self.seconds = failure.simulated_seconds
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
 
     def total(self, name: str) -> int:
         return sum(int(row[name]) for row in self.rows)
@@ -169,8 +186,9 @@ class _Round:
         return None if None in known else sum(known)
 
     def mean_loss(self) -> float | None:
-        weight = self.total("num_examples")
-        return sum(row["loss"] * row["num_examples"] for row in self.rows) / weight if weight else None
+        known = [row for row in self.rows if row["loss"] is not None]
+        weight = sum(int(row["num_examples"]) for row in known)
+        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
 
 
 def run_rounds(
@@ -197,11 +215,31 @@ def run_rounds(
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
+    witness.begins(plan.audit, state, plan.body)
     while state.round_number < plan.rounds and not state.stopped:
-        state = _one_round(plan, transport, state, run, notify)
+        try:
+            state = _one_round(plan, transport, state, run, notify)
+        finally:
+            witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
+
+
+def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+    """Sends requests and yields what comes back; both enter the audit trail, where one is kept."""
+    sent = witness.outgoing(plan.audit, requests)
+    replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
+    return witness.incoming(plan.audit, replies, sent)
+
+
+def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
+    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
+    if plan.audit is None or not plan.audit.keys:
+        return ()
+    requests = witness.countersign_requests(plan.audit, round_number)
+    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
+    return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -221,19 +259,30 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
-    clients = _asked(plan, transport.clients(), number)
+    pick = sample_clients if plan.staleness_exponent is None else offered_clients
+    clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     sent = plan.method.sent(state.weights, state.memory)
-    requests = {name: Request("train", number, name, sent, plan.body) for name in clients}
-    rounding = derive(plan.seed, "compress", round_number=number)
-    requests, held = address(requests, plan.download, held=state.held, holders=state.holders, seed=rounding)
-    incoming = _Round(number, clients, sent, plan.staleness_exponent)
-    replies = transport.exchange(requests, timeout_seconds=plan.timeout_seconds)
-    delta = _aggregated(plan, incoming, incoming.updates(replies, notify))
-    share = len(incoming.rows) / len(transport.clients())
+    incoming = _Round(number, clients, sent, plan.audit, plan.staleness_exponent)
+
+    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
+        return exchange(plan, transport, requests)
+
+    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
+    if plan.protected is not None:
+        updates, held = plan.protected(asking), {}
+    else:
+        asked = {name: Request("train", number, name, sent, plan.body) for name in clients}
+        rounding = derive(plan.seed, "compress", round_number=number)
+        requests, held = address(asked, plan.download, held=state.held, holders=state.holders, seed=rounding)
+        updates = incoming.updates(send(requests), notify)
+    delta = _aggregated(plan, incoming, updates)
+    share = incoming.usable() / len(transport.clients())
     weights, memory = plan.method.step(state.weights, delta, state.memory, share)
+    witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
     metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
+    witness.scores(plan.audit, number, metrics)
     record = RoundRecord(
         number,
         metrics,
@@ -267,20 +316,15 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _asked(plan: Plan, clients: Sequence[str], number: int) -> tuple[str, ...]:
-    if plan.staleness_exponent is not None:
-        return offered_clients(clients, seed=plan.seed, round_number=number)
-    return sample_clients(clients, plan.clients_per_round, seed=plan.seed, round_number=number)
-
-
 def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
     try:
         delta = plan.method.aggregate(updates)
     except FederationError as error:
-        raise FederationError("; ".join(filter(None, [str(error), _why(incoming)]))) from error
-    if len(incoming.rows) < plan.min_replies:
+        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
+        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
+    if incoming.usable() < plan.min_replies:
         raise FederationError(
-            f"{len(incoming.rows)} usable replies of {len(incoming.clients)}, "
+            f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
             f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
         )
     return delta
@@ -324,6 +368,11 @@ def _selected(plan: Plan, state: ServerState) -> ServerState:
     return state
 
 
+def _failure_row(failure: Failure) -> dict[str, str]:
+    row = {"client": failure.client, "stage": failure.stage, "reason": failure.reason}
+    return {**row, "rule": failure.rule} if failure.rule else row
+
+
 def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) -> None:
     row = {
         "round": record.round_number,
@@ -336,7 +385,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         "cost": dict(record.cost),
         "clients": list(record.clients),
-        "failures": [{"client": item.client, "stage": item.stage, "reason": item.reason} for item in record.failures],
+        "failures": [_failure_row(item) for item in record.failures],
     }
     run.append("metrics", row)
     notify(

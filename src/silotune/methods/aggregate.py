@@ -20,7 +20,7 @@ Rule: TypeAlias = Callable[[Iterable[ClientUpdate]], Tensors]
 
 CONTROL = "control"
 """Group of the tensors that a method sends beside the adapter's, in requests and in replies: ``control/<name>``."""
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 """Values that are turned to float64 at one time: they stay in the processor's cache."""
 
 
@@ -50,13 +50,16 @@ class RunningMean:
             }
         check_alike(self._total, tensors)
         for name, total in self._total.items():
-            self._add(total.view(-1), tensors[name].detach().reshape(-1), weight)
+            self._add(total.view(-1), tensors[name].reshape(-1), weight)
         self._weight += weight
 
     def _add(self, total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
         """total [values] += weight * values [values], a cache's worth at a time, through one buffer for all."""
         if self._buffer.device != total.device or self._buffer.dtype != total.dtype:
             self._buffer = torch.empty(_CHUNK, dtype=total.dtype, device=total.device)
+        if len(total) <= _CHUNK:
+            total.add_(self._buffer[: len(total)].copy_(values), alpha=weight)
+            return
         for left, right in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
             left.add_(self._buffer[: len(right)].copy_(right), alpha=weight)
 

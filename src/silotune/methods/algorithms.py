@@ -126,6 +126,13 @@ def method(section: FederationSection) -> Method:
     return replace(made, aggregate=weighed(made.aggregate, WEIGHTINGS[section.weighting](section)))
 
 
+def title_of(section: FederationSection) -> str:
+    """The algorithm's name, with those of rule and weighting where they are not the default ones."""
+    defaults = FederationSection()
+    names = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
+    return ", ".join((section.algorithm, *(name for name, default in names if name != default)))
+
+
 def plain(section: FederationSection) -> FederationSection:
     """The section with FedAvg in place of its method: for one client that is training and nothing else."""
     chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}

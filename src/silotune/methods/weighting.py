@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule
 from silotune.sections import FederationSection, Weighting
 from silotune.structs import ClientUpdate, Tensors
@@ -32,7 +33,15 @@ def _q_ffl(section: FederationSection) -> Weigh:
     over its round, in place of that of the received model, which would take another pass. The weights are made to
     sum to one; the step size that q-FedAvg estimates from the updates' norms is left to the server's learning rate.
     """
-    return lambda update: update.num_examples * float(max(update.loss, _LEAST_LOSS) ** section.fairness_q)
+    return lambda update: update.num_examples * float(max(_loss_of(update), _LEAST_LOSS) ** section.fairness_q)
+
+
+def _loss_of(update: ClientUpdate) -> float:
+    if update.loss is None:
+        raise FederationError(
+            f"client {update.client!r} withholds its loss, by which federation.weighting = 'q-ffl' weighs"
+        )
+    return update.loss
 
 
 def _capped(section: FederationSection) -> Weigh:

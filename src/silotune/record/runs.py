@@ -29,6 +29,7 @@ from silotune.record.files import (
     read_json,
     read_lines,
     remove_temporary,
+    temporary_beside,
     to_line,
     write_bytes,
     write_json,
@@ -180,6 +181,28 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[ServerState, dict[str, SiteState]] | None:
         """The states of the newest complete checkpoint, bit for bit; None when there is none."""
         return checkpoints.load(self.path)
+
+    def keep_tensors(self, name: str, tensors: Tensors) -> None:
+        """Writes ``updates/<name>.safetensors``, whole; each name is led by its place, as the format forgets it."""
+        place = self.path / "updates" / f"{_checked(name)}.safetensors"
+        numbered = {f"{number:06d}/{key}": tensor for number, (key, tensor) in enumerate(tensors.items())}
+        with explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_beside(place)
+            try:
+                write_tensors(temporary, numbered)
+                temporary.replace(place)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def kept_tensors(self, name: str) -> Tensors:
+        """What ``keep_tensors`` wrote, names in their order.
+
+        Raises:
+            RunFolderError: It is missing or broken.
+        """
+        kept = read_tensors(self.path / "updates" / f"{_checked(name)}.safetensors")
+        return {key.partition("/")[2]: kept[key] for key in sorted(kept)}
 
     def save_adapter(self, tensors: Tensors, config: Mapping[str, Any], *, card: str) -> None:
         """Writes ``adapter/`` in peft's own format.

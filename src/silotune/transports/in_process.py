@@ -18,10 +18,10 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, SilotuneError
-from silotune.federation.client import Site, client_round
+from silotune.errors import MessageError, PolicyError, SilotuneError
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.links import open_reply
-from silotune.federation.messages import Layout, decode_reply, decode_request, encode, layout_of
+from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -29,7 +29,6 @@ from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
-FEDERATED_KINDS_WITH_DELTA = ("train",)
 LARGEST_SIDE_BY_SIDE = 100_000_000
 """Values of a base up to which clients train side by side unless told otherwise: above it one operation keeps all
 cores busy, and every further client at work costs the memory of its activations."""
@@ -137,7 +136,9 @@ class InProcess:
             return serve(request, site, self._links)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, self._links, encoded=self._encode)
-            return Failure(site.name, request.round_number, request.kind, _one_line(error), bytes_down=sent)
+            rule = error.rule if isinstance(error, PolicyError) else ""
+            reason = _one_line(error)
+            return Failure(site.name, request.round_number, request.kind, reason, bytes_down=sent, rule=rule)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
     sent = encode(outgoing, zstd=links.download.zstd)
     reply = client_round(decode_request(sent, layout_of(outgoing.tensors)), site)
     returned = encode(reply, zstd=links.upload.zstd)
-    expected = _expected(request)
+    expected = expected_reply(request)
     decoded = decode_reply(returned, packed_layout(expected, links.upload))
     return _with_bytes(open_reply(decoded, links.upload, expected), down=len(sent), up=len(returned))
 
@@ -168,13 +169,8 @@ def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
 def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
     outgoing = request.as_sent()
     reply = client_round(outgoing, site)
-    opened = open_reply(reply, links.upload, _expected(request))
+    opened = open_reply(reply, links.upload, expected_reply(request))
     return _with_bytes(opened, down=num_bytes(outgoing.tensors), up=num_bytes(reply.tensors))
-
-
-def _expected(request: Request) -> Layout:
-    """What the tensors of a reply must look like before they are packed."""
-    return layout_of(request.tensors) if request.kind in FEDERATED_KINDS_WITH_DELTA else {}
 
 
 def _request_bytes(request: Request, links: FederationSection, *, encoded: bool) -> int:
@@ -187,7 +183,7 @@ def _request_bytes(request: Request, links: FederationSection, *, encoded: bool)
 
 
 def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:
-    return Reply(reply.kind, reply.round_number, reply.client, reply.tensors, reply.body, down, up)
+    return replace(reply, bytes_down=down, bytes_up=up)
 
 
 def _one_line(error: BaseException) -> str:

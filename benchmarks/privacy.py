@@ -1,0 +1,249 @@
+"""What protected sums cost: masks beside flwr's SecAgg+, whole rounds with dropouts, many clients, encryption.
+
+    pip install -e '.[bench,he]'
+    python benchmarks/privacy.py --markdown
+
+Times are processor seconds of one process with one thread, so other work on the machine disturbs them little. Clients
+and coordinator run one after the other; a round's seconds are those of all of them together. Training is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from measure import Result, all_passed, as_document, from_document, machine, read_document, speed_up, table
+
+from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.federation.secure_site import UnmaskReport
+from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
+from silotune.privacy.masks import add_stream
+from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise
+from silotune.privacy.secure_sum import coordinator, site
+from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest, safe_degree
+from silotune.structs import Reply
+
+VALUES = 1_000_000
+REPETITIONS = 9
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Processor seconds of one call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def repeated(work: Callable[[], object], times: int = REPETITIONS) -> tuple[float, ...]:
+    """Processor seconds of each call, after one that is not counted."""
+    work()
+    return tuple(seconds_of(work) for _ in range(times))
+
+
+def masks() -> list[Result]:
+    """One mask for a vector of a million values: drawn, and added."""
+    from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    vector = np.zeros(VALUES, "<u4")
+    theirs = [np.zeros(VALUES, np.int64)]
+
+    def drawn() -> object:
+        return pseudo_rand_gen(os.urandom(32), 1 << 32, [(VALUES,)])
+
+    def drawn_and_added() -> object:
+        return parameters_addition(theirs, pseudo_rand_gen(os.urandom(32), 1 << 32, [(VALUES,)]))
+
+    own = repeated(lambda: add_stream([vector], os.urandom(32)), 31)
+    peer, peer_added = repeated(drawn, 31), repeated(drawn_and_added, 31)
+    rate = tuple(vector.nbytes / seconds / 1e9 for seconds in own)
+    return [
+        Result("mask", "GB/s of masks drawn and added, one core", (), rate, float(np.median(rate)), 1.0),
+        Result("mask", "1 M values: flwr draws, silotune draws and adds, seconds", peer, own, speed_up(peer, own), 10),
+        Result("mask", "1 M values: both draw and add, seconds", peer_added, own, speed_up(peer_added, own)),
+    ]
+
+
+@dataclass
+class Cost:
+    """What one round took: processor seconds of all clients and of the coordinator, bytes by client."""
+
+    clients: float = 0.0
+    coordinator: float = 0.0
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    error: float = 0.0
+
+    def sent(self, name: str, count: int, *, down: int = 0) -> None:
+        """Adds to a client's bytes."""
+        self.bytes_up[name] = self.bytes_up.get(name, 0) + count
+        self.bytes_down[name] = self.bytes_down.get(name, 0) + down
+
+
+def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
+    """A whole secure sum on random updates; ``dropouts`` of the parties are gone before they send their input."""
+    private = {f"site-{number:04}": Ed25519PrivateKey.generate() for number in range(parties)}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    members = {name: Member(name, key.sign, public, 3, 2 / 3, safe_degree) for name, key in private.items()}
+    names = tuple(sorted(private))
+    terms = Terms(
+        session=os.urandom(16).hex(), round_number=1, cohort=names, threshold=2 / 3,
+        degree=safe_degree(parties, 2 / 3), bits=32, bound=1.0, max_examples=1000, size=size,
+    )  # fmt: skip
+    cost, scale = Cost(), Scale(levels(32, parties), 1.0, 1000)
+    drawn = np.random.default_rng(0)
+    update = drawn.normal(0, 0.01, size).astype(np.float32)
+
+    began = time.process_time()
+    stages: dict[str, site.Stage] = {}
+    keys: dict[str, SignedKeys] = {}
+    for name in names:
+        stages[name], keys[name] = site.advertise(members[name], terms, os.urandom)
+    sealed, commitments = {}, {}
+    for name in names:
+        stages[name], sealed[name], commitments[name] = site.share(members[name], stages[name], keys, os.urandom)
+        _note(cost, name, sealed[name])
+    routed = coordinator.routed(sealed)
+    alive = names[: parties - dropouts]
+    total = np.zeros(size, RINGS[32])
+    for name in alive:
+        stages[name] = site.accept(members[name], stages[name], names, routed[name])
+        integers, _ = quantise(update, 1000, scale, bits=32, generator=drawn)
+        site.mask(members[name], stages[name], [integers])
+        reply = Reply("secure_sum.input", 1, name, {"values": torch.from_numpy(integers.view("<i4"))})
+        sent = encode(reply)
+        cost.sent(name, len(sent))
+        began_server = time.process_time()
+        total += decode_reply(sent, layout_of(reply.tensors)).tensors["values"].numpy().view("<u4")
+        cost.coordinator += time.process_time() - began_server
+    signatures = {}
+    for name in alive:
+        stages[name], signatures[name] = site.agree(members[name], stages[name], alive)
+    with_shares = all_holders(names, roster_digest(terms, keys), terms.degree)
+    revealed = {}
+    for name in alive:
+        signed = {peer: signatures[peer] for peer in with_shares[name] if peer in signatures}
+        revealed[name] = site.reveal(members[name], stages[name], signed)
+        shares = {kind: {o: s.hex() for o, (of, s) in revealed[name].items() if of == kind} for kind in ("seed", "key")}
+        cost.sent(name, len(encode(Reply("secure_sum.unmask", 1, name, {}, UnmaskReport(**shares).model_dump()))))
+    began_server = time.process_time()
+    coordinator.unmask([total], terms, keys, commitments=commitments, survivors=alive, revealed=revealed)
+    found = mean(total, 1000 * len(alive), scale)
+    cost.coordinator += time.process_time() - began_server
+    cost.clients = time.process_time() - began - cost.coordinator
+    cost.error = float(np.abs(found - update).max()) / scale.error_bound(len(alive), 1000 * len(alive))
+    return cost
+
+
+def _note(cost: Cost, name: str, sealed: Mapping[str, bytes]) -> None:
+    """Bytes of the first two answers: keys and signature, and sealed shares."""
+    body = {"shares": {peer: text.hex() for peer, text in sealed.items()}, "commitment": "0" * 64}
+    keys = {"mask": "0" * 64, "share": "0" * 64, "signature": "0" * 128}
+    cost.sent(name, len(encode(Reply("secure_sum.shares", 1, name, {}, body))))
+    cost.sent(name, len(encode(Reply("secure_sum.keys", 1, name, {}, keys))))
+
+
+def a_round() -> list[Result]:
+    """Ten clients, a million values, three dropouts."""
+    costs = [one_round(10, VALUES, dropouts=3) for _ in range(5)]
+    seconds = tuple(cost.clients + cost.coordinator for cost in costs)
+    plain = len(encode(Reply("train", 1, "site-0000", {"values": torch.zeros(VALUES, dtype=torch.int32)})))
+    sent = tuple(float(max(cost.bytes_up.values())) for cost in costs)
+    error = max(cost.error for cost in costs)
+    what = "10 clients, 1 M values, 3 dropouts"
+    return [
+        Result("round", f"{what}: seconds of all together", (), seconds, max(seconds), 2, "at most"),
+        Result("round", f"{what}: bytes up a client", (float(plain),), sent, sent[0] / plain, 1.1, "at most"),
+        Result("round", "largest error of the mean, in computed bounds", (), (error,), error, 1.01, "at most"),
+    ]
+
+
+def curve(parties: tuple[int, ...] = (10, 100, 1000), size: int = 100_000) -> list[Result]:
+    """What a client and the coordinator do in a round as the parties grow; a tenth drops out."""
+    results = []
+    for count in parties:
+        cost = one_round(count, size, dropouts=math.ceil(count / 10))
+        up = max(cost.bytes_up.values())
+        degree = safe_degree(count, 2 / 3)
+        where = f"{count} clients, {size:,} values, {degree} neighbours"
+        for what, figure in (
+            ("seconds a client", cost.clients / count),
+            ("seconds of the coordinator", cost.coordinator),
+            ("bytes up a client over those of the values", up / (4 * size)),
+        ):
+            results.append(Result("curve", f"{where}: {what}", (), (figure,), figure))
+    return results
+
+
+PACKINGS = ((Packing("bfv", 2), None), (Packing("bfv", 3), 2.0), (Packing("bfv", 4), 2.0), (Packing("ckks", 1), None))
+"""What is measured, and the bound on its bytes; the bounds are for packed integers."""
+
+
+def encryption() -> list[Result]:
+    """Bytes against float32 and values a second, for each scheme and packing; ten clients."""
+    results = []
+    for packing, bound in PACKINGS:
+        name = packing.scheme if packing.scheme == "ckks" else f"bfv, {packing.values} values a slot"
+        key, drawn = new_key(packing.scheme), np.random.default_rng(0)
+        bfv = packing.scheme == "bfv"
+        most = packing.levels(10) // 10 if bfv else 1
+        numbers = drawn.integers(-most, most + 1, VALUES) if bfv else drawn.uniform(-1, 1, VALUES)
+        seconds = repeated(lambda n=numbers, p=packing, k=key: encrypt(n, p, k), 3)
+        cells = encrypt(numbers, packing, key)
+        total = Adder(packing)
+        total.add(cells)
+        adding = tuple(seconds_of(lambda t=total, c=cells: t.add(c)) for _ in range(9))
+        opened = decrypt(total.cells(), VALUES, packing, key)
+        if bfv and not np.array_equal(opened, 10 * numbers):
+            raise AssertionError("the decrypted sum is not the sum")
+        wire = cells.nbytes / (4 * VALUES)
+        rates = tuple(VALUES / one / 1e6 for one in seconds)
+        added = tuple(VALUES / one / 1e6 for one in adding)
+        least = 1.0 if bfv else None
+        results += [
+            Result("he", f"{name}: bytes over float32", (), (wire,), wire, bound, "at most"),
+            Result("he", f"{name}: M values/s encrypted, one core", (), rates, float(np.median(rates)), least),
+            Result("he", f"{name}: M values/s added by the coordinator", (), added, float(np.median(added))),
+        ]
+    return results
+
+
+PARTS: Mapping[str, Callable[[], list[Result]]] = {
+    "mask": masks,
+    "round": a_round,
+    "curve": curve,
+    "he": encryption,
+}
+
+
+def main() -> int:
+    """Measures the parts that were asked for; 1 when a bound does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--show", type=Path, help="print what an earlier run wrote, and measure nothing")
+    parser.add_argument("--markdown", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.show:
+        results = from_document(read_document(given.show))
+    else:
+        results = [result for part in given.parts for result in PARTS[part]()]
+    print(table(results, markdown=given.markdown))
+    if given.json and not given.show:
+        document = as_document(results, machine(), {"values": VALUES})
+        given.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0 if all_passed(results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

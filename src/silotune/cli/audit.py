@@ -1,0 +1,120 @@
+"""``silotune audit``: verify, read and export the audit trail of a run or a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from silotune.cli.output import AsJson, print_json, stdout
+from silotune.errors import ConfigError, unknown_choice
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a site's state folder.")]
+
+
+def audit_app() -> typer.Typer:
+    """The group's commands."""
+    app = typer.Typer(help="Verify, show and export audit trails, offline.", no_args_is_help=True)
+    for command in (verify, show, export):
+        app.command(command.__name__)(command)
+    return app
+
+
+def verify(
+    folder: Folder,
+    kit: Annotated[Path | None, typer.Option("--kit", help="A kit, whose list of members says whose keys are.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", metavar="WHO=KEY", help="A public key that may sign; repeatable.")
+    ] = None,
+    site: Annotated[list[Path] | None, typer.Option("--site", help="A site's own trail; repeatable.")] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Accept a trail that was not closed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove order, completeness and signatures, and that the adapter is the one that the trail ends with."""
+    from silotune.experiment.audit import verify_run
+
+    found = verify_run(folder, keys=_keys(kit, key or []), sites=site or (), is_open_allowed=unfinished)
+    chain = found.chain
+    if as_json:
+        print_json(
+            {
+                "entries": len(chain.entries),
+                "head": chain.head,
+                "closed": chain.is_closed,
+                "keys": {who: list(own) for who, own in chain.keys.items()},
+                "countersigned": dict(chain.countersigned),
+                "sites": dict(found.witnesses),
+                "rounds_aggregated_again": found.rounds,
+                "adapter_is_the_signed_one": found.has_adapter,
+            }
+        )
+        return
+    typer.echo(
+        f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}"
+    )
+    for who, own in chain.keys.items():
+        typer.echo(f"signed by {who}: {', '.join(own)}")
+    for who, entries in chain.countersigned.items():
+        typer.echo(f"countersigned by {who}: {entries} entries")
+    for who, heads in found.witnesses.items():
+        typer.echo(f"the trail of {who} agrees: {heads} heads")
+    typer.echo("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
+    if found.rounds:
+        typer.echo(f"the updates of {found.rounds} rounds aggregate to it")
+
+
+def show(
+    folder: Folder,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many entries from the end.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the entries of a trail, one line each; nothing is verified."""
+    from silotune.experiment.audit import trail_of
+    from silotune.record.chain import read_chain
+    from silotune.report.audit import line_of, row_of
+
+    entries = read_chain(trail_of(folder))
+    chosen = entries[-last:] if last else entries
+    if as_json:
+        print_json({"entries": [row_of(entry) for entry in chosen]})
+        return
+    for entry in chosen:
+        stdout().print(line_of(entry), soft_wrap=True)
+
+
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="The file to write: .json, .csv, .html or .pdf.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a trail for an auditor, with what verifying it said."""
+    from silotune.report.audit import FORMATS, write_audit
+
+    if out.suffix not in FORMATS:
+        raise ConfigError(unknown_choice("ending", out.suffix or str(out), FORMATS))
+    verdict = write_audit(folder, out)
+    if as_json:
+        print_json({"file": str(out), "verdict": verdict})
+        return
+    typer.echo(f"{out}\n{verdict}")
+
+
+def _keys(kit: Path | None, given: Sequence[str]) -> Mapping[str, Sequence[str]] | None:
+    """Who may sign with what: the members of a kit, and the keys that were given; None for neither."""
+    from silotune.record.signatures import normal_public
+
+    if kit is None and not given:
+        return None
+    keys: dict[str, tuple[str, ...]] = {}
+    if kit is not None:
+        from silotune.deploy.kits import read_kit
+
+        keys.update(read_kit(kit).members().signing_keys())
+    for text in given:
+        who, equals, line = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--key {text!r} is not of the form WHO=KEY, such as coordinator='ssh-ed25519 AAAA...'")
+        keys[who] = (*keys.get(who, ()), normal_public(line))
+    return keys

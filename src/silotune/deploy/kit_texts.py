@@ -1,0 +1,132 @@
+"""The texts within a kit: its settings, the policy that a site begins with, and what to type."""
+
+from __future__ import annotations
+
+import json
+
+from silotune.deploy.kits import FederationPlan
+from silotune.federation.policy import Policy
+
+_SITE = """# What this site brings. [model] and [data] are yours to fill in; then: silotune site check .
+format = 1
+federation = {federation}
+site = {site}
+
+[coordinator]
+host = {host}
+fleet_port = {fleet}
+control_port = {control}
+
+[model]
+path = "nano"        # folder of the base model, or "nano", which silotune brings
+# precision = "float32"
+# device = "auto"
+# sha256 = ""        # fingerprint that the folder must have
+
+[data]
+# task = "finance-news"                 # a name from: silotune tasks
+# train = "/path/to/train.jsonl"        # stays here; relative paths begin at this folder
+
+[trainer]
+folder = "state"     # socket, logs, audit trail; mode 0700
+"""
+_COORDINATOR = """# What the coordinator runs on; see README.md.
+format = 1
+federation = {federation}
+listen = "0.0.0.0"
+folder = "state"     # server state, logs and run folders; mode 0700
+
+[address]
+host = {host}
+fleet_port = {fleet}
+control_port = {control}
+"""
+_POLICY_EXAMPLES = {
+    "base_models": '["64 hexadecimal digits"]',
+    "tasks": '["finance-news"]',
+    "objectives": '["choice", "classify"]',
+    "smallest_adapter": "1000",
+    "largest_adapter": "50000000",
+    "least_participants": "3",
+    "largest_epsilon_run": "4.0",
+    "largest_epsilon_total": "8.0",
+    "largest_upload_bytes": "200000000",
+    "metrics": '["loss", "accuracy", "macro_f1"]',
+    "charter": '"64 hexadecimal digits, as sha256sum prints them"',
+}
+_SITE_README = """# {site} in the federation {federation}
+
+Unpack this kit where the examples are, into a folder that only you can read, and check it:
+
+    tar -xpf {federation}-{site}.tar && cd {federation}-{site} && sha256sum -c checksums.sha256
+
+{keys}Fill in `site.toml` ([model] and [data]) and read `policy.toml`: it is yours, and it wins over whatever the
+coordinator asks. Then:
+
+    silotune site check .
+    silotune site start .
+
+Nobody else needs a file of this kit. `auth.key` and `signing.key` never leave this folder.
+"""
+_OWN_KEYS = "Put `auth.key` and `signing.key`, which `silotune provision request` made here, into the folder.\n\n"
+_COORDINATOR_README = """# Coordinator of the federation {federation}
+
+Unpack this kit into a folder that only you can read, and check it:
+
+    tar -xpf {federation}-coordinator.tar && cd {federation}-coordinator && sha256sum -c checksums.sha256
+
+Then:
+
+    silotune coordinator start .
+    silotune submit CONFIG --kit .
+
+When sites are added, revoked or rotated you get a new `members.json`: silotune provision members . FILE
+"""
+
+
+def site_toml(plan: FederationPlan, site: str) -> str:
+    """``site.toml``, as a site gets it."""
+    return _SITE.format(site=json.dumps(site), **_address(plan))
+
+
+def coordinator_toml(plan: FederationPlan) -> str:
+    """``coordinator.toml``."""
+    return _COORDINATOR.format(**_address(plan))
+
+
+def site_readme(plan: FederationPlan, site: str, *, holds_keys: bool) -> str:
+    """``README.md`` of a site's kit."""
+    return _SITE_README.format(site=site, federation=plan.name, keys="" if holds_keys else _OWN_KEYS)
+
+
+def coordinator_readme(plan: FederationPlan) -> str:
+    """``README.md`` of the coordinator's kit."""
+    return _COORDINATOR_README.format(federation=plan.name)
+
+
+def policy_toml(site: str, *, submitter: str, charter: str | None) -> str:
+    """The policy that a site begins with: every rule named, those that the kit can set are set."""
+    given = {"submitters": json.dumps([submitter]), **({"charter": json.dumps(charter)} if charter else {})}
+    given |= {"format": "1", "generation": "false", "secure_aggregation": "false", "smallest_count": "5"}
+    lines = [
+        f"# The policy of {site}. It belongs to the site and wins over whatever a coordinator asks.",
+        "# A key that is unknown, or a value that cannot be, refuses everything. See docs/policy.md.",
+        "",
+    ]
+    for name, field in Policy.model_fields.items():
+        if name == "working_hours":
+            continue
+        lines += [f"# {field.description}"] if field.description else []
+        lines.append(f"{name} = {given[name]}" if name in given else f"# {name} = {_POLICY_EXAMPLES[name]}")
+    lines += ["", "# [working_hours]", '# begin = "08:00"', '# end = "18:00"', '# zone = "Europe/Madrid"', ""]
+    return "\n".join(lines)
+
+
+def _address(plan: FederationPlan) -> dict[str, str]:
+    coordinator = plan.coordinator
+    return {
+        "federation": json.dumps(plan.name),
+        "host": json.dumps(coordinator.host),
+        "fleet": str(coordinator.fleet_port),
+        "control": str(coordinator.control_port),
+    }

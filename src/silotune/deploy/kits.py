@@ -1,0 +1,306 @@
+"""What a federation's files say: the plan that is provisioned, the kits, and the list of members.
+
+``federation.toml`` is written by whoever sets the federation up. ``site.toml`` and ``coordinator.toml`` stand in the
+kits, beside files with fixed names: keys, certificates, ``members.json``, ``policy.toml`` and ``checksums.sha256``.
+The list of members is signed with the authority's Ed25519 key, whose public half is in every kit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from silotune.config import read_toml, validated
+from silotune.errors import KitError, SignatureError
+from silotune.record.canonical import canonical
+from silotune.record.files import explained, read_json, write_bytes
+from silotune.record.signatures import normal_public, verify
+from silotune.sections import Device, Positive, Precision, Section
+
+SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
+POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"
+AUTHORITY, MEMBERS, CHECKSUMS = "ca.crt", "members.json", "checksums.sha256"
+AUTHORITY_PUBLIC = "authority.pub"
+SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
+AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
+SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
+EDITABLE = (SITE_FILE, COORDINATOR_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
+"""Files of a kit that its owner changes, or that are replaced later: ``check_kit`` does not compare them."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
+
+
+def _checked_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name: use up to 63 lower-case letters, digits and - (not at an end)")
+    if text in RESERVED:
+        raise ValueError(f"{text!r} cannot name a site: it has a meaning of its own")
+    return text
+
+
+def _checked_host(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not _HOST.fullmatch(text):
+            raise ValueError(f"{text!r} is neither a host name nor an IP address") from None
+    return text
+
+
+RESERVED = ("coordinator", "authority", "unknown")
+Name = Annotated[str, AfterValidator(_checked_name)]
+Host = Annotated[str, AfterValidator(_checked_host)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class CoordinatorPlan(Section):
+    """Where the coordinator will run, as sites see it."""
+
+    host: Host = Field(description="name or address that sites connect to")
+    names: tuple[Host, ...] = Field((), description="further names and addresses in the server's certificate")
+    fleet_port: Port = Field(9092, description="where sites connect")
+    control_port: Port = Field(9093, description="where runs are submitted")
+
+
+class CertificatePlan(Section):
+    """How long certificates hold."""
+
+    authority_days: Positive = Field(3650, description="of the federation's own authority")
+    server_days: Positive = Field(365, description="of the server's certificate; then 'provision rotate coordinator'")
+
+
+class SitePlan(Section):
+    """One institution."""
+
+    contact: str = Field("", description="whom to ask; stands in the list of members")
+
+
+class FederationPlan(Section):
+    """``federation.toml``: what ``silotune provision`` reads."""
+
+    name: Name
+    coordinator: CoordinatorPlan
+    certificates: CertificatePlan = CertificatePlan()
+    charter: Path | None = Field(None, description="the federation's agreement; goes into every kit and policy")
+    sites: dict[Name, SitePlan] = Field(min_length=1, description="[sites.NAME] each")
+
+
+class ServerAddress(Section):
+    """Where a site finds the coordinator."""
+
+    host: Host
+    fleet_port: Port
+    control_port: Port
+
+
+class SiteModel(Section):
+    """The base model at a site."""
+
+    path: str = Field("nano", description="local folder of the base model, or 'nano' (shipped)")
+    precision: Precision = "float32"
+    device: Device = "auto"
+    sha256: Sha256 | None = Field(None, description="fingerprint that the folder must have: 'silotune site check'")
+
+
+class SiteData(Section):
+    """The site's own examples; they never leave it."""
+
+    task: str = Field("", description="a name from 'silotune tasks'; what a run may ask for")
+    train: Path | None = Field(None, description="training examples; relative paths begin at the kit")
+    validation: Path | None = None
+    test: Path | None = None
+
+
+class SiteTrainer(Section):
+    """The resident process that holds the base model."""
+
+    folder: Path = Field(Path("state"), description="socket, logs, audit chain and state between rounds; mode 0700")
+    threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(600.0, description="free the adapter's memory after so long")
+
+
+class SiteKit(Section):
+    """``site.toml``."""
+
+    format: Literal[1] = 1
+    federation: Name
+    site: Name
+    coordinator: ServerAddress
+    model: SiteModel = SiteModel()
+    data: SiteData = SiteData()
+    trainer: SiteTrainer = SiteTrainer()
+
+
+class CoordinatorKit(Section):
+    """``coordinator.toml``."""
+
+    format: Literal[1] = 1
+    federation: Name
+    address: ServerAddress
+    listen: Host = Field("0.0.0.0", description="address that the server binds to")
+    folder: Path = Field(Path("state"), description="server state, logs and run folders; mode 0700")
+
+
+class Member(Section):
+    """One key pair that a site had or has."""
+
+    name: Name
+    status: Literal["active", "rotated", "revoked"] = "active"
+    auth_public: str = Field(description="ECDSA P-384 of Flower's node authentication, OpenSSH line")
+    signing_public: str = Field(description="Ed25519, OpenSSH line")
+    since: str = Field(description="UTC, ISO 8601")
+    until: str | None = None
+    contact: str = ""
+
+
+class Members(Section):
+    """Who belongs to a federation, signed by its authority; a later list has a higher version."""
+
+    format: Literal[1] = 1
+    federation: Name
+    version: Positive
+    coordinator: tuple[str, ...] = Field(min_length=1, description="its Ed25519 keys, the last one in use")
+    members: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _one_active_key_a_name(self) -> Members:
+        active = [member.name for member in self.members if member.status == "active"]
+        if len(set(active)) != len(active):
+            raise ValueError("a member has two active keys")
+        return self
+
+    def active(self) -> dict[str, Member]:
+        """Site -> its member record, of those that take part now."""
+        return {member.name: member for member in self.members if member.status == "active"}
+
+    def signing_keys(self) -> dict[str, tuple[str, ...]]:
+        """Who -> every signing key it has or had, revoked ones too: old entries stay verifiable."""
+        keys: dict[str, tuple[str, ...]] = {"coordinator": self.coordinator}
+        for member in self.members:
+            keys[member.name] = (*keys.get(member.name, ()), member.signing_public)
+        return keys
+
+
+class SignedMembers(Section):
+    """``members.json``."""
+
+    members: Members
+    signature: str
+
+
+@dataclass(frozen=True)
+class Kit:
+    """An unpacked kit: its folder and what its file says."""
+
+    folder: Path
+    settings: SiteKit | CoordinatorKit
+
+    def path(self, name: str) -> Path:
+        """A file of the kit."""
+        return self.folder / name
+
+    def members(self) -> Members:
+        """Who belongs to the federation, the authority's signature checked."""
+        with explained(self.path(AUTHORITY_PUBLIC)):
+            authority = self.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
+        return read_members(self.path(MEMBERS), authority)
+
+
+_KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit]] = {SITE_FILE: SiteKit, COORDINATOR_FILE: CoordinatorKit}
+
+
+def read_plan(path: Path) -> FederationPlan:
+    """Reads ``federation.toml``; ``ConfigError`` lists every fault."""
+    return validated(FederationPlan, read_toml(path), source=str(path))
+
+
+def read_kit(folder: Path) -> Kit:
+    """The kit in a folder, its settings checked; ``check_kit`` compares its other files.
+
+    Raises:
+        KitError: The folder holds no kit.
+        ConfigError: Its file holds faults.
+    """
+    for name, kind in _KINDS.items():
+        if (folder / name).is_file():
+            return Kit(folder, validated(kind, read_toml(folder / name), source=str(folder / name)))
+    raise KitError(f"{str(folder)!r} holds no {SITE_FILE} or {COORDINATOR_FILE}: unpack a kit there with tar -xf")
+
+
+def read_members(path: Path, authority: str) -> Members:
+    """A list of members.
+
+    Args:
+        path: ``members.json``.
+        authority: The authority's public key.
+
+    Raises:
+        SignatureError: The authority did not sign it.
+        KitError: It is not such a list.
+        RunFolderError: It cannot be read.
+    """
+    try:
+        read = SignedMembers.model_validate(read_json(path))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise KitError(f"{str(path)!r} is not a list of members: see {where!r}") from None
+    if not verify(normal_public(authority), "members", canonical(read.members.model_dump(mode="json")), read.signature):
+        raise SignatureError(f"{str(path)!r} is not signed by the federation's authority")
+    return read.members
+
+
+def replace_members(kit: Kit, path: Path) -> Members:
+    """Puts a newer list of members into a kit.
+
+    Raises:
+        KitError: The list is of another federation, or older than the one that is there.
+    """
+    with explained(kit.path(AUTHORITY_PUBLIC)):
+        authority = kit.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
+    old, new = kit.members(), read_members(path, authority)
+    if new.federation != old.federation:
+        raise KitError(f"{str(path)!r} is of the federation {new.federation!r}, not {old.federation!r}")
+    if new.version < old.version:
+        raise KitError(f"{str(path)!r} has version {new.version}; the kit has {old.version} already")
+    with explained(path):
+        content = path.read_bytes()
+    write_bytes(kit.path(MEMBERS), content)
+    return new
+
+
+def site_name(text: str) -> str:
+    """The name of a site, checked.
+
+    Raises:
+        KitError: It is not one.
+    """
+    try:
+        return _checked_name(text)
+    except ValueError as error:
+        raise KitError(str(error)) from None
+
+
+def check_kit(folder: Path) -> list[str]:
+    """What is wrong with a kit's sealed files, one line each: missing, changed, or readable by others."""
+    faults = []
+    with explained(folder / CHECKSUMS):
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing: unpack the kit again")
+        elif name not in EDITABLE and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            faults.append(f"{name} is not what the kit held: unpack the kit again")
+        if name.endswith(".key") and path.is_file() and path.stat().st_mode & 0o077:
+            faults.append(f"{name} may be read by others: chmod 600 {path}")
+    return faults

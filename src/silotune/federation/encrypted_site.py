@@ -1,0 +1,187 @@
+"""A site's answers to the requests of an encrypted sum: its weight, its update, and the opening of a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from silotune import tensors as arithmetic
+from silotune.errors import ProtectionError
+from silotune.federation.messages import Layout, read_body
+from silotune.federation.secure_site import Protection, Seat, protection_of
+from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
+from silotune.privacy.figures import FIGURES, to_integers
+from silotune.privacy.ring import Scale, quantise, signed
+from silotune.sections import Fraction, HeScheme, Positive, Section
+from silotune.seeds import derive
+from silotune.structs import Reply, Request, Tensors
+
+CELLS, FIGURES_NAME, PLAIN, SUM = "cells", "figures", "plain", "sum"
+FIGURE_PACKING = Packing("bfv", 1)
+"""Figures need whole slots, whatever the scheme of the values: sums of them may take 57 bits."""
+
+
+class EncryptedSeat(Seat, Protocol):
+    """The part of a site that these answers use."""
+
+    examples: Sequence[Any]
+
+
+class WeightOrder(Section):
+    """``he.weight`` has no settings."""
+
+
+class EncryptOrder(Section):
+    """``he.input``: how to encrypt; all examples; values of an update, and the encrypted ones of them; the training."""
+
+    scheme: HeScheme
+    packing: Positive
+    fraction: Fraction
+    bound: float
+    clients: Positive
+    num_examples: Positive
+    size: Positive
+    hidden: Positive
+    train: dict[str, Any]
+
+    def packed(self) -> Packing:
+        """How numbers lie in slots."""
+        return Packing(self.scheme, self.packing)
+
+    def scale(self) -> Scale:
+        """Weights are shares of the cohort's examples, so that they sum to 1 at most."""
+        return Scale(self.packed().levels(self.clients), self.bound, self.num_examples)
+
+
+class OpenOrder(Section):
+    """``he.open``: what the ciphertexts hold."""
+
+    scheme: HeScheme
+    packing: Positive
+    size: Annotated[int, Field(ge=0)]
+    num_figures: Positive
+
+
+def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
+    """``he.weight``: this site, and its number of examples, encrypted."""
+    read_body(WeightOrder, request)
+    protection = protection_of(site)
+    figures = encrypt(np.array([1, len(site.examples)], np.int64), FIGURE_PACKING, _key(protection, "bfv"))
+    return _reply(request, site, {FIGURES_NAME: figures})
+
+
+def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Request], Reply]) -> Reply:
+    """``he.input``: trains, then sends the update and its figures encrypted."""
+    order = read_body(EncryptOrder, request)
+    protection = protection_of(site)
+    key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
+    scale = order.scale()
+    update = train(replace(request, kind="train", body=order.train))
+    values = arithmetic.flatten(update.tensors).float().numpy()
+    hidden = places({name: request.tensors[name] for name in update.tensors}, order.fraction)
+    if (len(hidden), int(hidden.sum())) != (order.size, order.hidden):
+        raise ProtectionError(f"the update has {len(hidden)} values, {order.size} are asked for")
+    numbers, clipped = _numbers(values[hidden], order, scale, update)
+    figures = to_integers(update.body, clipped=clipped, clients=order.clients, bits=FIGURE_PACKING.bits)
+    counted = np.concatenate([np.ones(1, np.int64), signed(figures)])
+    sent = {
+        CELLS: encrypt(numbers, order.packed(), key),
+        FIGURES_NAME: encrypt(counted, FIGURE_PACKING, figures_key),
+    }
+    if order.fraction < 1:
+        weight = int(update.body["num_examples"]) / order.num_examples
+        sent[PLAIN] = (values[~hidden].astype(np.float64) * weight).astype(np.float32)
+    return _reply(request, site, sent)
+
+
+def open_sum(request: Request, site: EncryptedSeat) -> Reply:
+    """``he.open``: decrypts a sum, if it is one of enough clients; each site opens one of each kind a round.
+
+    The number of clients is summed beside the update. It stops a coordinator that errs, not one that forges it:
+    ciphertexts can be changed by whoever holds them.
+
+    Raises:
+        ProtectionError: Too few clients are in the sum, or this site has opened one in this round.
+    """
+    order = read_body(OpenOrder, request)
+    protection = protection_of(site)
+    which = (request.round_number, order.size > 0)
+    if which in protection.he_opened:
+        raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
+    protection.he_opened.add(which)
+    figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
+    if figures[0] < protection.member.least_clients:
+        raise ProtectionError(
+            f"{max(0, int(figures[0]))} clients are in the sum, {protection.member.least_clients} are needed"
+        )
+    opened: dict[str, Array] = {FIGURES_NAME: figures}
+    if order.size:
+        packing = Packing(order.scheme, order.packing)
+        values = decrypt(_array(request, CELLS), order.size, packing, _key(protection, order.scheme))
+        opened[SUM] = values.astype(_SUM_TYPES[order.scheme][0])
+    return _reply(request, site, opened)
+
+
+def places(weights: Tensors, fraction: float) -> Array:
+    """Which values of an update travel encrypted, bool [size]; from the model's tensors that are trained."""
+    return encrypted_places([weights[name].reshape(-1).float().cpu().numpy() for name in sorted(weights)], fraction)
+
+
+def weight_layout(request: Request) -> Layout:
+    """Of an answer to ``he.weight``."""
+    return {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
+
+
+def update_layout(request: Request) -> Layout:
+    """Of an answer to ``he.input``."""
+    order = read_body(EncryptOrder, request)
+    made: dict[str, tuple[str, tuple[int, ...]]] = {
+        CELLS: ("U8", (order.packed().cells(order.hidden), PARAMETERS[order.scheme].cell_bytes)),
+        FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes)),
+    }
+    return {**made, PLAIN: ("F32", (order.size - order.hidden,))} if order.fraction < 1 else made
+
+
+def open_layout(request: Request) -> Layout:
+    """Of an answer to ``he.open``."""
+    order = read_body(OpenOrder, request)
+    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
+    return {**figures, SUM: (_SUM_TYPES[order.scheme][1], (order.size,))} if order.size else figures
+
+
+NUM_FIGURES = 1 + len(FIGURES)
+_SUM_TYPES: dict[HeScheme, tuple[type[Any], str]] = {"bfv": (np.int32, "I32"), "ckks": (np.float32, "F32")}
+
+
+def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) -> tuple[Array, int]:
+    """What is encrypted: integers for BFV, weighted values for CKKS; and how many values were cut off."""
+    num_examples = int(update.body["num_examples"])
+    if order.scheme == "ckks":
+        weight = scale.factor(num_examples) * order.bound
+        clipped = int((np.abs(values) > order.bound).sum())
+        return np.clip(values, -order.bound, order.bound).astype(np.float64) * weight, clipped
+    drawn = derive(int(order.train.get("seed", 0)), "rounding", round_number=update.round_number, client=update.client)
+    made, clipped = quantise(values, num_examples, scale, bits=64, generator=np.random.default_rng(drawn))
+    return signed(made), clipped
+
+
+def _key(protection: Protection, scheme: HeScheme) -> bytes:
+    if scheme not in protection.he_keys:
+        raise ProtectionError(f"{protection.member.name!r} has no key for {scheme}: its kit brings it")
+    return protection.he_keys[scheme]
+
+
+def _array(request: Request, name: str) -> Array:
+    if name not in request.tensors or request.tensors[name].ndim != 2:
+        raise ProtectionError(f"a {request.kind} request has no ciphertexts named {name!r}")
+    return request.tensors[name].numpy()
+
+
+def _reply(request: Request, site: EncryptedSeat, arrays: dict[str, Array]) -> Reply:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Reply(request.kind, request.round_number, site.name, tensors)

@@ -1,0 +1,148 @@
+"""What a data holder puts around its client function: its policy first, then its own audit trail and signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from silotune.errors import AuditError, PolicyError
+from silotune.federation import policy as rules
+from silotune.federation.jobs import JOB, SignedJob
+from silotune.federation.policy import Asked, Policy
+from silotune.federation.signing import request_digest, signed
+from silotune.record.audit import Head, Trail
+from silotune.record.canonical import canonical
+from silotune.record.signatures import SigningKey
+from silotune.structs import Reply, Request
+from silotune.tensors import count, digest, num_bytes
+
+NOT_FIGURES = (
+    "num_examples", "steps", "tokens", "seconds", "core_seconds", "joules", "energy_source", "scoring",
+)  # fmt: skip
+"""Of a reply's body, what an aggregate or the books need, and the policy's ``metrics`` does not decide on."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A site's means of saying no, and of proving what was asked and answered.
+
+    Attributes:
+        policy: ``policy.toml``; read anew for every request, so that a change holds from the next one on.
+        key: The site's own signing key.
+        trail: The site's own audit chain.
+        coordinators: Public keys of the coordinator; the head that comes with a request must be signed by one.
+        task: What the site's examples are for.
+        base_sha256: Fingerprint of the base model that the site holds.
+        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs. None where no
+            ledger is kept: then rules about epsilon refuse.
+        clock: The time now.
+    """
+
+    policy: Path
+    key: SigningKey
+    trail: Trail
+    coordinators: tuple[str, ...] = ()
+    task: str | None = None
+    base_sha256: str | None = None
+    epsilons: Callable[[Request], tuple[float, float]] | None = None
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) -> Reply:
+    """Asks the policy, does the work, withholds what may not leave, signs; all of it enters the site's trail.
+
+    Raises:
+        PolicyError: The policy refuses; the refusal is on the disk before this returns.
+        SilotuneError: What the work itself raises.
+    """
+    asked_digest = request_digest(request, digest(request.tensors))
+    place = {"kind": request.kind, "round": request.round_number}
+    guard.trail.add("request", {**place, "request": asked_digest, "head": request.head})
+    try:
+        allowed = rules.read_policy(guard.policy)
+        _check_head(request, guard)
+        asked = asked_of(request, guard)
+        rules.check(allowed, asked)
+        reply = _released(work(request), allowed)
+        reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
+        fields = {**place, "tensors": reply.digest, "body": reply.body, "signature": reply.signature}
+        guard.trail.add("reply", fields)
+        if asked.epsilon_run is not None:
+            spent = {"epsilon_run": asked.epsilon_run, "epsilon_total": asked.epsilon_total}
+            guard.trail.add("privacy", {**place, **spent})
+    except PolicyError as error:
+        guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
+        raise
+    except Exception as error:
+        guard.trail.add("failure", {**place, "error": type(error).__name__})
+        raise
+    finally:
+        guard.trail.flush()
+    return reply
+
+
+def asked_of(request: Request, guard: Guard) -> Asked:
+    """What a request asks, in the policy's terms."""
+    now = guard.clock()
+    within = request.body.get("train")  # in a protected sum the order to train is a part of the body
+    order = within if isinstance(within, Mapping) else request.body
+    asked = Asked(
+        kind=request.kind,
+        now=now,
+        task=guard.task,
+        objective=_text_at(order, "training", "objective"),
+        base_sha256=guard.base_sha256,
+        adapter_values=count(request.tensors) if request.tensors else None,
+    )
+    if guard.epsilons is not None:
+        run, total = guard.epsilons(request)
+        asked = replace(asked, epsilon_run=run, epsilon_total=total)
+    return _with_job(asked, request) if request.body.get(JOB) is not None else asked
+
+
+def _with_job(asked: Asked, request: Request) -> Asked:
+    try:
+        carried = SignedJob.model_validate(request.body[JOB])
+    except ValidationError:
+        return replace(asked, submitter_fault="the request's job cannot be read")
+    fault = carried.fault(request.kind, request.round_number, request.body, now=asked.now)
+    if fault is not None:
+        return replace(asked, submitter_fault=fault)
+    job = carried.job
+    return replace(
+        asked,
+        submitter=carried.submitter,
+        task=asked.task or job.task,
+        participants=len(set(job.participants)),
+        charter_sha256=job.charter_sha256,
+    )
+
+
+def _check_head(request: Request, guard: Guard) -> None:
+    """A coordinator commits itself to all that it has written so far, with every request."""
+    if not guard.coordinators:
+        return
+    try:
+        is_signed = Head.parse(request.head).is_signed_by(*guard.coordinators)
+    except AuditError:
+        is_signed = False
+    if not is_signed:
+        raise PolicyError("coordinator", "the head of the audit trail is missing or not signed by the coordinator")
+
+
+def _released(reply: Reply, allowed: Policy) -> Reply:
+    figures = tuple(name for name in reply.body if name not in NOT_FIGURES)
+    reply = replace(reply, body=rules.released(allowed, reply.body, figures=figures))
+    rules.check_upload(allowed, num_bytes(reply.tensors) + len(canonical(reply.body)))
+    return reply
+
+
+def _text_at(body: Mapping[str, Any], section: str, key: str) -> str | None:
+    part = body.get(section)
+    value = part.get(key) if isinstance(part, Mapping) else None
+    return value if isinstance(value, str) else None

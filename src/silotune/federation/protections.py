@@ -1,0 +1,60 @@
+"""The table of protections: how a round's updates are collected under each, and the keys that sites need for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from silotune.federation.encrypted import encrypted_sum
+from silotune.federation.secure import Collector, secure_sum
+from silotune.federation.secure_site import Protection
+from silotune.privacy.encryption import new_key
+from silotune.privacy.secure_sum.terms import Member, safe_degree
+from silotune.sections import HeScheme, PrivacySection, ProtectionKind
+
+PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection], Collector | None]] = {
+    "none": lambda privacy: None,
+    "secure_sum": secure_sum,
+    "he": encrypted_sum,
+}
+"""Name -> builder of a round's collector; None where each client's update is seen."""
+
+SEES: Mapping[ProtectionKind, str] = {
+    "none": "the coordinator sees each institution's update, number of examples and figures",
+    "secure_sum": "the coordinator sees the sum of the institutions' updates, examples and figures, and who took part; "
+    "of a single institution it sees masked integers, even if it does not keep to the protocol",
+    "he": "the coordinator sees ciphertexts and, opened by one of the institutions, their sum; it holds no key, and is "
+    "trusted not to have a single update opened",
+}
+"""Name -> what the coordinator sees of a round, in one sentence."""
+
+
+def guarantee(privacy: PrivacySection) -> str:
+    """What the coordinator sees under these settings, in one line."""
+    text = SEES[privacy.protection]
+    if privacy.protection == "he" and privacy.he_fraction < 1:
+        return f"{text}; {1 - privacy.he_fraction:.0%} of each update travel unencrypted and are seen"
+    return text
+
+
+def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
+    """Fresh keys for sites that live in one process; real sites have theirs from their kits.
+
+    Returns:
+        Site -> its keys; empty where nothing is protected.
+    """
+    if privacy.protection == "none":
+        return {}
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = {name: Ed25519PrivateKey.generate() for name in names}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
+    he_keys = {scheme: new_key(scheme) for scheme in schemes}
+    return {
+        name: Protection(
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold, safe_degree),
+            is_required=True,
+            he_keys=he_keys,
+        )
+        for name, key in private.items()
+    }

@@ -1,0 +1,232 @@
+"""A site's answers to the requests of a secure sum: messages in, one phase of the protocol, messages out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from silotune import tensors as arithmetic
+from silotune.errors import ProtectionError
+from silotune.federation.messages import Layout, read_body
+from silotune.privacy.figures import FIGURES, to_integers
+from silotune.privacy.ring import quantise
+from silotune.privacy.secure_sum import site as protocol
+from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
+from silotune.sections import HeScheme, Positive, Section
+from silotune.seeds import derive
+from silotune.structs import Reply, Request, SiteState
+
+SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
+OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
+VALUES, FIGURES_NAME = "values", "figures"
+OPENED = "secure_sum"
+"""Key of ``SiteState.data``: round -> digest of the survivors whose sum this site has helped to open."""
+
+_Stage = TypeVar("_Stage", bound=protocol.Stage)
+
+
+@dataclass
+class Protection:
+    """What a site needs for protected sums, and the stage of the one that is going on.
+
+    ``is_required`` refuses whatever would show the coordinator this site alone.
+    ``he_keys`` are the secret keys that all sites share, by scheme; ``he_opened`` tells the sums that this site has
+    decrypted.
+    """
+
+    member: Member
+    stage: protocol.Stage | None = None
+    is_required: bool = False
+    he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
+    he_opened: set[tuple[int, bool]] = field(default_factory=set)
+
+
+class Seat(Protocol):
+    """The part of a site that these phases use."""
+
+    name: str
+    state: SiteState
+    protection: Protection | None
+
+
+class KeysOrder(Section):
+    """Phase 1: the terms."""
+
+    terms: Terms
+
+
+class SharesOrder(Section):
+    """Phase 2: everybody's keys."""
+
+    keys: dict[str, SignedKeys]
+
+
+class InputOrder(Section):
+    """Phase 3: ring and size of the input, who sent shares, the neighbours' shares, and a whole ``train`` order."""
+
+    bits: Literal[16, 32, 64]
+    size: Positive
+    arrived: tuple[str, ...]
+    shares: dict[str, SealedShare]
+    train: dict[str, Any]
+
+
+class CheckOrder(Section):
+    """Phase 4: whose inputs are in the sum."""
+
+    survivors: tuple[str, ...]
+
+
+class UnmaskOrder(Section):
+    """Phase 5: who has signed that list."""
+
+    signatures: dict[str, Hex64]
+
+
+class SharesReport(Section):
+    """Answer of phase 2."""
+
+    shares: dict[str, SealedShare]
+    commitment: Hex32
+
+
+class CheckReport(Section):
+    """Answer of phase 4."""
+
+    signature: Hex64
+
+
+class UnmaskReport(Section):
+    """Answer of phase 5: shares by owner, of mask seeds or of mask keys."""
+
+    seed: dict[str, OpenShare]
+    key: dict[str, OpenShare]
+
+
+def advertise_keys(request: Request, site: Seat) -> Reply:
+    """``secure_sum.keys``; begins a sum and forgets one that was not finished."""
+    terms = read_body(KeysOrder, request).terms
+    protection = protection_of(site)
+    if terms.round_number != request.round_number:
+        raise ProtectionError("the terms of a sum are for another round")
+    protection.stage, keys = protocol.advertise(protection.member, terms, os.urandom)
+    return _reply(request, site, keys.model_dump())
+
+
+def share_keys(request: Request, site: Seat) -> Reply:
+    """``secure_sum.shares``."""
+    protection, stage = _taken(site, protocol.Advertised, request)
+    keys = read_body(SharesOrder, request).keys
+    protection.stage, sealed, seed_commitment = protocol.share(protection.member, stage, keys, os.urandom)
+    shares = {peer: text.hex() for peer, text in sealed.items()}
+    return _reply(request, site, SharesReport(shares=shares, commitment=seed_commitment).model_dump())
+
+
+def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]) -> Reply:
+    """``secure_sum.input``: trains, then sends the update and its figures as masked integers.
+
+    Args:
+        request: With the adapter's tensors.
+        site: Whose stage moves on.
+        train: Answers the ``train`` request that the order holds.
+    """
+    protection, stage = _taken(site, protocol.Shared, request)
+    order = read_body(InputOrder, request)
+    sealed = {peer: bytes.fromhex(text) for peer, text in order.shares.items()}
+    accepted = protocol.accept(protection.member, stage, order.arrived, sealed)
+    terms = stage.before.terms
+    if (order.size, order.bits) != (terms.size, terms.bits):
+        raise ProtectionError("size and ring are not those of the terms that this site agreed to")
+    update = train(replace(request, kind="train", body=order.train))
+    if arithmetic.count(update.tensors) != terms.size:
+        raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
+    arrays = integers_of(update, terms, seed=int(order.train.get("seed", 0)))
+    protocol.mask(protection.member, accepted, arrays)
+    protection.stage = accepted
+    tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
+    return Reply(request.kind, request.round_number, site.name, tensors)
+
+
+def integers_of(update: Reply, terms: Terms, *, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A ``train`` reply as integers before masking: values of the update, figures.
+
+    The rounding is drawn from the run's seed, so that a repeated round gives the same sum; it hides nothing.
+    """
+    values = arithmetic.flatten(update.tensors).float().numpy()
+    drawn = derive(seed, "rounding", round_number=update.round_number, client=update.client)
+    quantised, clipped = quantise(
+        values,
+        int(update.body["num_examples"]),
+        terms.scale(),
+        bits=terms.bits,
+        generator=np.random.default_rng(drawn),
+    )
+    return quantised, to_integers(update.body, clipped=clipped, clients=len(terms.cohort))
+
+
+def check_survivors(request: Request, site: Seat) -> Reply:
+    """``secure_sum.check``."""
+    protection, stage = _taken(site, protocol.Masked, request)
+    survivors = read_body(CheckOrder, request).survivors
+    agreed, signature = protocol.agree(protection.member, stage, survivors)
+    before = site.state.data.get(OPENED, {}).get(str(request.round_number))
+    if before not in (None, protocol.survivors_digest(agreed)):
+        raise ProtectionError(
+            f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
+            "show single updates"
+        )
+    protection.stage = agreed
+    return _reply(request, site, {"signature": signature})
+
+
+def reveal_shares(request: Request, site: Seat) -> Reply:
+    """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
+    protection, stage = _taken(site, protocol.Consistent, request)
+    signatures = read_body(UnmaskOrder, request).signatures
+    shares = protocol.reveal(protection.member, stage, signatures)
+    opened = {**site.state.data.get(OPENED, {}), str(request.round_number): protocol.survivors_digest(stage)}
+    site.state = replace(site.state, data={**site.state.data, OPENED: opened})
+    kinds = {
+        kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
+    }
+    return _reply(request, site, UnmaskReport(**kinds).model_dump())
+
+
+def input_layout(request: Request) -> Layout:
+    """What the tensors of an answer to ``secure_sum.input`` must be."""
+    order = read_body(InputOrder, request)
+    return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
+
+
+_NAMES = (VALUES, FIGURES_NAME)
+
+
+def _signed(array: np.ndarray[Any, Any]) -> str:
+    """torch has few unsigned types: the same bits travel as signed numbers."""
+    return str(array.dtype.str).replace("u", "i")
+
+
+def protection_of(site: Seat) -> Protection:
+    """The site's keys; ``ProtectionError`` where it has none."""
+    if site.protection is None:
+        raise ProtectionError(f"{site.name!r} has no keys for protected sums: its kit brings them")
+    return site.protection
+
+
+def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
+    """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
+    protection = protection_of(site)
+    stage, protection.stage = protection.stage, protocol.Closed()
+    if not isinstance(stage, kind):
+        raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
+    return protection, stage
+
+
+def _reply(request: Request, site: Seat, body: Mapping[str, Any]) -> Reply:
+    return Reply(request.kind, request.round_number, site.name, {}, body)

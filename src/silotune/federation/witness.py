@@ -1,0 +1,199 @@
+"""What a coordinator writes into its audit trail while rounds go on, and how it checks what sites sign.
+
+Every function takes the ``Audit`` of the run, or None where no trail is kept: then it does nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from silotune.errors import MessageError
+from silotune.federation.signing import check_signature, request_digest, statement
+from silotune.record.audit import CLOSED, COUNTERSIGNED, Head, Trail
+from silotune.record.canonical import sha256
+from silotune.record.files import write_json
+from silotune.record.runs import RunFolder
+from silotune.structs import Failure, Reply, Request, ServerState, Tensors
+from silotune.tensors import digest
+
+_REPORTED = ("train", "evaluate")
+"""Kinds of replies whose body stands in the trail; of others, such as shares of keys, its hash does."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a coordinator needs to keep a trail.
+
+    Attributes:
+        trail: Its chain.
+        run: Folder of the run of rounds.
+        keys: Client -> its public signing keys; the replies of clients named here must be signed.
+        keep_updates: Keep every update, so that the aggregation can be done again.
+    """
+
+    trail: Trail
+    run: RunFolder
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keep_updates: bool = False
+
+
+def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
+    """The requests with the head of the trail, in which they stand already, and on the disk."""
+    if audit is None:
+        return dict(requests)
+    known = _Digests()
+    for name, request in requests.items():
+        tensors = known(request.as_sent().tensors)
+        fields = {"kind": request.kind, "round": request.round_number, "client": name, "tensors": tensors}
+        made = request_digest(request, tensors)
+        audit.trail.add("request", {**fields, "body": sha256(request.body), "request": made})
+    if not audit.keys:
+        return dict(requests)
+    audit.trail.flush()
+    head = audit.trail.head().text()
+    return {name: replace(request, head=head) for name, request in requests.items()}
+
+
+def incoming(
+    audit: Audit | None, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
+) -> Iterator[Reply | Failure]:
+    """The replies as they arrive, written down; one that is not signed as it must be becomes a failure.
+
+    Args:
+        audit: The trail.
+        replies: Of the transport.
+        requests: What ``outgoing`` gave.
+    """
+    if audit is None:
+        yield from replies
+        return
+    known = _Digests()
+    for reply in replies:
+        if isinstance(reply, Failure):
+            fails(audit, reply)
+            yield reply
+            continue
+        try:
+            _answers(audit, reply, requests, known)
+        except MessageError as error:
+            client = reply.client if reply.client in requests else "unknown"
+            sizes = (reply.bytes_down, reply.bytes_up)
+            failure = Failure(client, reply.round_number, "signature", str(error), *sizes)
+            fails(audit, failure)
+            yield failure
+            continue
+        yield reply
+        del reply  # or it would live on until the next one is there
+
+
+def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known: _Digests) -> None:
+    fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
+    keys, request = audit.keys.get(reply.client), requests.get(reply.client)
+    if keys is not None and request is not None:
+        said = statement(reply, request=request_digest(request, known(request.as_sent().tensors)), head=request.head)
+        fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
+    said_of = {"report": reply.body} if reply.kind in _REPORTED else {"body": sha256(reply.body)}
+    fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}
+    if audit.keep_updates and reply.tensors:
+        name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
+        fields |= {"update": digest(reply.tensors), "file": name}
+        audit.run.keep_tensors(name, reply.tensors)
+    audit.trail.add("reply", fields)
+
+
+def fails(audit: Audit | None, failure: Failure) -> None:
+    """A client gave no usable reply; a refusal by its policy has the rule's name."""
+    if audit is not None:
+        fields = {"round": failure.round_number, "client": failure.client, "stage": failure.stage}
+        event = "refusal" if failure.rule else "failure"
+        rule = {"rule": failure.rule} if failure.rule else {}
+        audit.trail.add(event, {**fields, **rule, "reason": failure.reason})
+
+
+def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any]) -> None:
+    """A run starts, or goes on after the round that its checkpoint holds."""
+    if audit is None:
+        return
+    fields: dict[str, Any] = {"round": state.round_number, "weights": digest(state.weights)}
+    if state.round_number == 0:
+        job = (settings.get("job") or {}).get("job", {})
+        fields |= {"settings": sha256(settings), "python": platform.python_version()}
+        fields |= {name: job[name] for name in ("run", "config_sha256", "charter_sha256") if job.get(name)}
+        if audit.keep_updates:
+            audit.run.keep_tensors("round-0-weights", state.weights)
+    audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
+
+
+def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors, *, share: float) -> None:
+    """The updates of these clients, in this order, a share of all clients, became new weights."""
+    if audit is not None:
+        fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
+        audit.trail.add("aggregation", fields)
+
+
+def scores(audit: Audit | None, number: int, metrics: Mapping[str, Any]) -> None:
+    """The model of a round was evaluated; the figures stand in the run folder."""
+    if audit is not None and metrics:
+        fields = {"round": number, "metrics": sha256(metrics), "num_examples": metrics.get("num_examples")}
+        audit.trail.add("evaluation", fields)
+
+
+def flush(audit: Audit | None) -> None:
+    """Everything so far is on the disk afterwards."""
+    if audit is not None:
+        audit.trail.flush()
+
+
+def close(audit: Audit, *, round_number: int, adapter: Tensors, result: Mapping[str, Any]) -> Head:
+    """Ends a trail with the adapter that was saved and the result, and returns its head."""
+    fields = {"round": round_number, "adapter": digest(adapter), "result": sha256(result)}
+    audit.trail.add("result", fields)
+    audit.trail.add(CLOSED, {"round": round_number})
+    audit.trail.flush()
+    return audit.trail.head()
+
+
+def countersign_requests(audit: Audit, round_number: int) -> dict[str, Request]:
+    """What asks every site with a key to sign the head of the closed trail."""
+    head = audit.trail.head().text()
+    return {name: Request("countersign", round_number, name, {}, head=head) for name in audit.keys}
+
+
+def keep_countersignatures(
+    audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
+) -> tuple[str, ...]:
+    """Writes the sites' signatures of the head beside the trail; a site that gives none is left out.
+
+    Returns:
+        The sites that signed.
+    """
+    rows = []
+    for reply in replies:
+        if isinstance(reply, Failure) or reply.kind != "countersign" or reply.client not in requests:
+            continue
+        request = requests[reply.client]
+        said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
+        try:
+            key = check_signature(reply, said, audit.keys[reply.client])
+        except MessageError:
+            continue
+        rows.append({"client": reply.client, "key": key, "statement": said, "signature": reply.signature})
+    if rows:
+        write_json(audit.run.path / COUNTERSIGNED, rows)
+    return tuple(str(row["client"]) for row in rows)
+
+
+class _Digests:
+    """The digest of tensors, once for all the requests that share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, tensors: Tensors) -> str:
+        place = tuple(map(id, tensors.values()))
+        if place not in self._known:
+            self._known[place] = digest(tensors)
+        return self._known[place]

@@ -1,0 +1,83 @@
+"""What a client reports of its round, as integers that are summed beside its update: no figure is seen on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from silotune.errors import ProtectionError
+from silotune.privacy.ring import Integers, signed
+
+_FINE = 1 << 20
+FIGURES: Mapping[str, int] = {
+    "num_examples": 1,
+    "with_loss": 1,
+    "weighted_loss": _FINE,
+    "steps": 1,
+    "tokens": 1,
+    "timed": 1,
+    "seconds": _FINE,
+    "core_seconds": _FINE,
+    "joules": _FINE,
+    "measured": 1,
+    "estimated": 1,
+    "clipped": 1,
+}
+"""Figure -> integers a unit."""
+FIGURE_BITS = 64
+
+
+def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: int = FIGURE_BITS) -> Integers:
+    """The figures of a ``train`` reply's body as integers of the ring [figures].
+
+    Args:
+        report: num_examples, loss, steps, tokens, seconds, core_seconds, joules, energy_source; None where a client
+            withholds one.
+        clipped: Values of the update beyond the bound.
+        clients: At most so many are added up.
+        bits: That the sum may take, its sign among them.
+
+    Raises:
+        ProtectionError: A figure is so large that the sum could wrap.
+    """
+    source = report["energy_source"] if report["joules"] is not None else "unavailable"
+    has_loss, is_timed = report["loss"] is not None, None not in (report["seconds"], report["core_seconds"])
+    values = {
+        **{name: report[name] for name in ("num_examples", "steps", "tokens")},
+        **{name: report[name] or 0.0 for name in ("seconds", "core_seconds", "joules")},
+        "with_loss": report["num_examples"] if has_loss else 0,
+        "weighted_loss": report["loss"] * report["num_examples"] if has_loss else 0.0,
+        "timed": is_timed,
+        "measured": source == "measured",
+        "estimated": source == "estimated",
+        "clipped": clipped,
+    }
+    made = [round(values[name] * unit) for name, unit in FIGURES.items()]
+    if any(abs(value) > ((1 << (bits - 1)) - 1) // clients for value in made):
+        raise ProtectionError("a figure of this round is too large to be summed under protection")
+    return np.array(made, np.int64).view("<u8")
+
+
+def from_integers(total: Integers, clients: int) -> dict[str, Any]:
+    """The figures of all clients together: sums, and the loss as a mean over examples.
+
+    Times and joules are None where any client did not say its own, the loss where none did; ``clipped`` counts values
+    that were cut off.
+
+    Raises:
+        ProtectionError: The sum holds no example, which no honest clients send.
+    """
+    sums = {name: int(value) / unit for (name, unit), value in zip(FIGURES.items(), signed(total), strict=True)}
+    if sums["num_examples"] < clients:
+        raise ProtectionError("the sum of the clients' figures cannot be: a masked input was not what it stands for")
+    known = sums["measured"] + sums["estimated"] == clients
+    source = "measured" if sums["measured"] == clients else "estimated" if known else "unavailable"
+    return {
+        **{name: int(sums[name]) for name in ("num_examples", "steps", "tokens", "clipped")},
+        **{name: sums[name] if sums["timed"] == clients else None for name in ("seconds", "core_seconds")},
+        "loss": sums["weighted_loss"] / sums["with_loss"] if sums["with_loss"] else None,
+        "joules": sums["joules"] if known else None,
+        "energy_source": source,
+    }

@@ -1,0 +1,265 @@
+"""A site's side of a secure sum: one function a phase, from one stage to the next, each answered once.
+
+Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", the protocol against an
+active server, figure 4) over the sparse graph of Bell et al. 2020 ("Secure Single-Server Aggregation with
+(Poly)Logarithmic Overhead"). A stage is a frozen value that the site keeps between two messages. Asking for the same
+phase twice finds another stage and is refused; asking for a new sum forgets the old one's secrets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from silotune.errors import ProtectionError
+from silotune.privacy.masks import SEED_BYTES, add_stream, agreed, commitment, derived, public_half, seal, unseal
+from silotune.privacy.ring import Integers
+from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
+from silotune.privacy.secure_sum.terms import (
+    Member,
+    SignedKeys,
+    Terms,
+    check_signature,
+    holders,
+    roster_digest,
+    survivors_content,
+)
+
+Entropy: TypeAlias = Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
+class Advertised:
+    """After phase 1: the terms and this sum's fresh keys; secrets are not shown by ``repr``."""
+
+    terms: Terms
+    keys: SignedKeys
+    mask_key: bytes = field(repr=False)
+    share_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """After phase 2: everybody's keys, who holds shares, and the shares of the site's own that it keeps."""
+
+    before: Advertised
+    keys: Mapping[str, SignedKeys]
+    roster: bytes
+    holders: tuple[str, ...]
+    seed: bytes = field(repr=False)
+    own: tuple[bytes, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """After phase 3: whose shares arrived, and the shares that this site holds: (of the seed, of the mask key)."""
+
+    before: Shared
+    arrived: tuple[str, ...]
+    held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Consistent:
+    """After phase 4: the one list of survivors that this site has signed."""
+
+    before: Masked
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """After phase 5, or after a refusal: nothing more is said about this sum."""
+
+
+Stage: TypeAlias = "Advertised | Shared | Masked | Consistent | Closed"
+
+
+def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertised, SignedKeys]:
+    """Phase 1: fresh keys for this sum, signed.
+
+    Raises:
+        ProtectionError: The terms name somebody who is no member, too small a cohort or threshold, or too few
+            neighbours.
+    """
+    _check_enough(member, terms, len(terms.cohort))
+    if member.name not in terms.cohort:
+        raise ProtectionError(f"{member.name!r} is asked to join a sum whose cohort it is not in")
+    strangers = [name for name in terms.cohort if name not in member.public_keys]
+    if strangers:
+        raise ProtectionError(f"{strangers[0]!r} is in the cohort and is no member of the federation")
+    if terms.threshold < member.least_threshold:
+        raise ProtectionError(f"a threshold of {terms.threshold:.3f} is below this site's {member.least_threshold:.3f}")
+    wanted = min(len(terms.cohort) - 1, member.least_degree(len(terms.cohort), terms.threshold))
+    if terms.degree < wanted:
+        raise ProtectionError(f"{terms.degree} neighbours a site are too few for {len(terms.cohort)}: {wanted}")
+    mask_key, share_key = entropy(SEED_BYTES), entropy(SEED_BYTES)
+    public = {"mask": public_half(mask_key).hex(), "share": public_half(share_key).hex()}
+    unsigned = SignedKeys(**public, signature="0" * 128)
+    keys = SignedKeys(**public, signature=member.sign(unsigned.content(terms, member.name)).hex())
+    return Advertised(terms, keys, mask_key, share_key), keys
+
+
+def share(
+    member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], entropy: Entropy
+) -> tuple[Shared, dict[str, bytes], str]:
+    """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each neighbour.
+
+    Returns:
+        The next stage, sealed shares by receiver, and the commitment to the site's own mask seed.
+
+    Raises:
+        ProtectionError: A signature is not its alleged author's, keys were swapped, or too many are missing.
+    """
+    terms = stage.terms
+    if keys.get(member.name) != stage.keys:
+        raise ProtectionError("the list of keys does not hold this site's own: the coordinator changed it")
+    if not keys.keys() <= set(terms.cohort):
+        raise ProtectionError("the list of keys holds somebody who is not in the cohort")
+    _check_enough(member, terms, len(keys))
+    for name, signed in keys.items():
+        check_signature(member.public_keys[name], signed.signature, signed.content(terms, name), name)
+    roster = roster_digest(terms, keys)
+    with_shares = holders(member.name, tuple(keys), roster, terms.degree)
+    seed = entropy(SEED_BYTES)
+    least = terms.needed(len(with_shares))
+    of_seed = split(seed, least, len(with_shares), entropy)
+    of_key = split(stage.mask_key, least, len(with_shares), entropy)
+    pairs = dict(zip(with_shares, zip(of_seed, of_key, strict=True), strict=True))
+    sealed = {
+        peer: seal(
+            _share_key(stage, keys[peer], roster, sender=member.name, receiver=peer),
+            pairs[peer][0] + pairs[peer][1],
+            _route(roster, member.name, peer),
+        )
+        for peer in with_shares
+        if peer != member.name
+    }
+    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs[member.name])
+    return after, sealed, commitment(seed)
+
+
+def accept(member: Member, stage: Shared, arrived: Sequence[str], sealed: Mapping[str, bytes]) -> Masked:
+    """Phase 3, before any training: opens the shares that neighbours sent.
+
+    Args:
+        member: This site.
+        stage: Where the last phase ended.
+        arrived: Everybody who sent shares, this site too.
+        sealed: What the neighbours among them sealed for this site.
+
+    Raises:
+        ProtectionError: A share was swapped, replayed or left out, or too many are missing.
+    """
+    terms, names = stage.before.terms, set(arrived)
+    if member.name not in names or not names <= stage.keys.keys():
+        raise ProtectionError("the list of those who sent shares does not fit the list of keys")
+    _check_enough(member, terms, len(names))
+    expected = (names & set(stage.holders)) - {member.name}
+    if sealed.keys() != expected:
+        raise ProtectionError("the shares are not those of the neighbours that are said to have sent them")
+    if len(expected) + 1 < terms.needed(len(stage.holders)):
+        raise ProtectionError(f"{len(expected) + 1} of {len(stage.holders)} neighbours are left: too few for this sum")
+    held = {member.name: stage.own}
+    for peer, text in sealed.items():
+        key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=peer, receiver=member.name)
+        both = unseal(key, text, _route(stage.roster, peer, member.name))
+        held[peer] = (both[:SHARE_BYTES], both[SHARE_BYTES:])
+    return Masked(stage, tuple(sorted(names)), held)
+
+
+def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
+    """Phase 3, the input: adds the site's own mask and one for each neighbour, in place.
+
+    Args:
+        member: This site.
+        stage: Where ``accept`` ended.
+        arrays: The site's integers of the ring.
+        noise: Integers of the same rings and shapes added before masking: a share of distributed differential privacy.
+    """
+    shared = stage.before
+    for array, extra in zip(arrays, noise, strict=False):
+        np.add(array, extra, out=array)
+    add_stream(arrays, derived(shared.seed, "own-mask"))
+    for peer in stage.held:
+        if peer != member.name:
+            seed = pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer)
+            add_stream(arrays, seed, subtract=member.name > peer)
+
+
+def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
+    """Phase 4, the consistency check: signs the list of those whose input is in the sum; one list only.
+
+    Raises:
+        ProtectionError: The list holds others than those who sent shares, leaves this site out, or is too short.
+    """
+    names = set(survivors)
+    if member.name not in names or len(names) != len(survivors) or not names <= set(stage.arrived):
+        raise ProtectionError("the list of inputs in the sum does not fit the list of those who sent shares")
+    _check_enough(member, stage.before.before.terms, len(names))
+    ordered = tuple(sorted(names))
+    return Consistent(stage, ordered), member.sign(survivors_content(stage.before.roster, ordered)).hex()
+
+
+def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
+    """Phase 5: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+
+    Args:
+        member: This site.
+        stage: Where the check ended; the survivors are those that this site has signed, not those it is told now.
+        signatures: Of the same list by the site's neighbours.
+
+    Returns:
+        Owner of the secret -> (``seed`` or ``key``, share).
+
+    Raises:
+        ProtectionError: Too few have signed the same list, or a signature is not its alleged author's.
+    """
+    shared = stage.before.before
+    content = survivors_content(shared.roster, stage.survivors)
+    known = set(stage.survivors) & set(shared.holders)
+    for name, signature in signatures.items():
+        if name not in known:
+            raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it, or is no neighbour")
+        check_signature(member.public_keys[name], signature, content, name)
+    least = shared.before.terms.needed(len(shared.holders))
+    if len(signatures.keys() | {member.name}) < least:
+        raise ProtectionError(f"{len(signatures)} neighbours have signed the list of inputs, {least} are needed")
+    return {
+        owner: ("seed", held[0]) if owner in stage.survivors else ("key", held[1])
+        for owner, held in stage.before.held.items()
+    }
+
+
+def survivors_digest(stage: Consistent) -> str:
+    """What a site keeps of a sum that it has opened: SHA-256 over the survivors' names."""
+    return hashlib.sha256("\x1f".join(stage.survivors).encode()).hexdigest()
+
+
+def pair_seed(mask_key: bytes, peer: SignedKeys, roster: bytes, one: str, other: str) -> bytes:
+    """The 256-bit seed of the mask between two parties, the same from either side."""
+    first, second = sorted((one, other))
+    return agreed(mask_key, bytes.fromhex(peer.mask), _purpose("pair-mask", roster, first, second))
+
+
+def _share_key(stage: Advertised, peer: SignedKeys, roster: bytes, *, sender: str, receiver: str) -> bytes:
+    """A key for one direction, so that each seals one message only."""
+    return agreed(stage.share_key, bytes.fromhex(peer.share), _purpose("share", roster, sender, receiver))
+
+
+def _purpose(what: str, roster: bytes, first: str, second: str) -> str:
+    return f"{what}:{roster.hex()}:{len(first)}:{first}:{second}"
+
+
+def _route(roster: bytes, sender: str, receiver: str) -> bytes:
+    return _purpose("route", roster, sender, receiver).encode()
+
+
+def _check_enough(member: Member, terms: Terms, count: int) -> None:
+    least = max(terms.needed(len(terms.cohort)), member.least_clients)
+    if count < least:
+        raise ProtectionError(f"{count} of {len(terms.cohort)} are left for this sum, {least} are needed")

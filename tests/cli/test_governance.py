@@ -1,0 +1,109 @@
+"""``silotune provision``, ``charter`` and ``audit`` on real files."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from governed import Federation
+from silotune.federation.witness import close
+from silotune.record.files import write_json
+
+PLAN = 'name = "duo"\n[coordinator]\nhost = "127.0.0.1"\n[sites.bank-a]\n[sites.bank-b]\n'
+CHARTER = (
+    'title = "Duo"\nfederation = "duo"\nparties = ["bank-a"]\nowner = "both"\nusers = ["both"]\npurpose = "news"\n'
+    "until = 2027-12-31\n"
+)
+
+
+@pytest.fixture
+def office(silotune, tmp_path: Path) -> Path:
+    (tmp_path / "federation.toml").write_text(PLAN)
+    outcome = silotune("provision", tmp_path / "federation.toml", "--out", tmp_path / "out")
+    assert outcome.code == 0 and outcome.out.count("sha256 ") == 3
+    for archive in (tmp_path / "out" / "kits").iterdir():
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path / "kits", filter="data")
+    return tmp_path / "out"
+
+
+def test_provision_add_revoke_rotate_request_members(silotune, office: Path, tmp_path: Path) -> None:
+    made = json.loads(silotune("provision", "request", "bank-c", "--out", tmp_path / "own", "--json").out)
+    added = silotune("provision", "add", "bank-c", "--out", office, "--csr", made["request"], "--json")
+    assert json.loads(added.out)["members"] == str(office / "members.json")
+    assert silotune("provision", "rotate", "bank-a", "--out", office).code == 0
+    assert silotune("provision", "rotate", "coordinator", "--out", office).code == 0
+    revoked = silotune("provision", "revoke", "bank-b", "--out", office)
+    assert revoked.code == 0 and "silotune provision members KIT members.json" in revoked.out
+    kit = tmp_path / "kits" / "duo-coordinator"
+    assert "version 1" in silotune("provision", "members", kit).out
+    shown = silotune("provision", "members", kit, office / "members.json").out
+    assert "version 5" in shown and "bank-b" in shown and "revoked" in shown and "rotated" in shown
+    assert json.loads(silotune("provision", "members", kit, "--json").out)["version"] == 5
+    again = silotune("provision", tmp_path / "federation.toml", "--out", office)
+    assert again.code == 12 and "is not empty" in again.err
+
+
+def test_charter(silotune, office: Path, tmp_path: Path) -> None:
+    (tmp_path / "charter.toml").write_text(CHARTER)
+    site, coordinator = (tmp_path / "kits" / f"duo-{name}" for name in ("bank-a", "coordinator"))
+    missing = silotune("charter", "verify", tmp_path / "charter.toml")
+    assert missing.code == 12 and "not signed yet by bank-a" in missing.err
+    assert silotune("charter", "sign", tmp_path / "charter.toml", "--kit", coordinator).code == 2
+    signed = silotune("charter", "sign", tmp_path / "charter.toml", "--kit", site, "--json")
+    assert json.loads(signed.out)["missing"] == []
+    verified = silotune("charter", "verify", tmp_path / "charter.toml", "--kit", site)
+    assert verified.code == 0 and "valid until 2027-12-31" in verified.out and "ssh-ed25519" in verified.out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of functions, with the trails of its sites beside it."""
+    folder = tmp_path_factory.mktemp("governed")
+    sites = Federation(folder)
+    state = sites.run()
+    close(sites.audit(), round_number=2, adapter=state.weights, result={})
+    write_json(folder / "keys.json", {"coordinator": sites.coordinator.public})
+    return folder
+
+
+def test_audit_verify(silotune, run: Path) -> None:
+    outcome = silotune("audit", "verify", run / "run", "--site", run / "bank-a", "--site", run / "bank-b")
+    assert outcome.code == 0 and outcome.out.startswith("13 entries in order, closed; head ")
+    assert "the trail of bank-b agrees: 2 heads" in outcome.out and "no adapter to compare" in outcome.out
+    key = json.loads((run / "keys.json").read_text())["coordinator"]
+    found = json.loads(silotune("audit", "verify", run / "run", "--key", f"coordinator={key}", "--json").out)
+    assert found["closed"] and found["entries"] == 13 and found["keys"]["coordinator"] == [key]
+    wrong = silotune("audit", "verify", run / "run", "--key", f"bank-a={key}")
+    assert wrong.code == 11 and "entry 0 is signed with a key that is not 'coordinator'" in wrong.err
+    assert silotune("audit", "verify", run / "run", "--key", "x").code == 2
+    assert silotune("audit", "verify", run).code == 11
+    open_one = silotune("audit", "verify", run / "bank-a")
+    assert open_one.code == 11 and silotune("audit", "verify", run / "bank-a", "--unfinished").code == 0
+
+
+def test_audit_verify_takes_the_keys_of_a_kit(silotune, run: Path, office: Path, tmp_path: Path) -> None:
+    outcome = silotune("audit", "verify", run / "run", "--kit", tmp_path / "kits" / "duo-bank-a")
+    assert outcome.code == 11 and "not 'coordinator'" in outcome.err
+
+
+def test_audit_show(silotune, run: Path) -> None:
+    lines = silotune("audit", "show", run / "run").out.splitlines()
+    assert len(lines) == 13 and "aggregation" in lines[5] and "round 1" in lines[5]
+    rows = json.loads(silotune("audit", "show", run / "run", "--last", 2, "--json").out)["entries"]
+    assert [row["event"] for row in rows] == ["result", "closed"]
+
+
+def test_audit_export(silotune, run: Path, tmp_path: Path) -> None:
+    for ending in ("json", "csv", "html", "pdf"):
+        outcome = silotune("audit", "export", run / "run", tmp_path / f"trail.{ending}")
+        assert outcome.code == 0 and "Verified: 13 entries in order, closed" in outcome.out
+    assert len(json.loads((tmp_path / "trail.json").read_text())["entries"]) == 13
+    assert (tmp_path / "trail.csv").read_text().count("\n") == 14
+    page = (tmp_path / "trail.html").read_text()
+    assert page.count("<tr>") == 14 and "Verified: 13 entries" in page and "http" not in page
+    assert (tmp_path / "trail.pdf").read_bytes().startswith(b"%PDF")
+    assert silotune("audit", "export", run / "run", tmp_path / "trail.docx").code == 2

@@ -1,0 +1,154 @@
+"""Every rule of the site policy: a request that it lets pass, one that it refuses, and one whose fact is not known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from silotune.errors import PolicyError
+from silotune.federation import client
+from silotune.federation.policy import KINDS, RULES, Asked, Kind, Policy, check, check_upload, read_policy, released
+from silotune.record.signatures import new_key
+
+NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
+KEY, OTHER = new_key().public, new_key().public
+HOURS = {"begin": "08:00", "end": "18:00", "zone": "Europe/Madrid"}
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "submitters": ([f"{KEY} alice"], {"submitter": KEY}, {"submitter": OTHER}),
+    "working_hours": (HOURS, {}, {"now": datetime(2026, 3, 4, 17, 0, tzinfo=UTC)}),
+    "charter": ("a" * 64, {"charter_sha256": "a" * 64}, {"charter_sha256": "b" * 64}),
+    "base_models": (["a" * 64], {"base_sha256": "a" * 64}, {"base_sha256": "b" * 64}),
+    "tasks": (["fpb"], {"task": "fpb"}, {"task": "medqa"}),
+    "objectives": (["choice"], {"objective": "choice"}, {"objective": "sft"}),
+    "smallest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 99}),
+    "largest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 101}),
+    "least_participants": (3, {"participants": 3}, {"participants": 2}),
+    "secure_aggregation": (True, {"kind": "evaluate"}, {}),
+    "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
+    "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
+    "generation": (False, {}, {"kind": "generate"}),
+}
+ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation")
+
+
+def asked(**changes: Any) -> Asked:
+    return Asked(**{"kind": "train", "now": NOW, **changes})
+
+
+def test_every_rule_has_a_case() -> None:
+    assert CASES.keys() == RULES.keys()
+    elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes"}
+    assert Policy.model_fields.keys() == RULES.keys() | elsewhere
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_lets_pass_refuses_and_fails_closed(name: str) -> None:
+    value, allowed, refused = CASES[name]
+    policy = Policy.model_validate({name: value})
+    check(policy, asked(**allowed))
+    with pytest.raises(PolicyError, match=f"policy rule '{name}': ") as caught:
+        check(policy, asked(**refused))
+    assert caught.value.rule == name
+    if name not in ALWAYS_KNOWN:
+        with pytest.raises(PolicyError, match=f"'{name}'"):
+            check(policy, asked())
+
+
+@pytest.mark.parametrize("name", ["objectives", "secure_aggregation", "largest_epsilon_run", "largest_epsilon_total"])
+def test_rules_of_training_do_not_hold_up_an_evaluation(name: str) -> None:
+    check(Policy.model_validate({name: CASES[name][0]}), asked(kind="evaluate"))
+
+
+def test_the_kinds_of_requests_are_those_that_a_client_serves() -> None:
+    assert KINDS.keys() == client.KINDS.keys()
+
+
+def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:
+    check(Policy(smallest_adapter=5, largest_adapter=9), asked(kind="countersign"))
+
+
+def test_an_update_may_leave_within_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("silotune.federation.policy.KINDS", {"sum": Kind(generates=False, is_protected=True)})
+    check(Policy(secure_aggregation=True), asked(kind="sum"))
+
+
+def test_a_kind_that_is_not_known_counts_as_training_and_generating() -> None:
+    with pytest.raises(PolicyError, match="'generation'"):
+        check(Policy(), asked(kind="something-new"))
+    check(Policy(generation=True), asked(kind="something-new"))
+    with pytest.raises(PolicyError, match="'objectives'"):
+        check(Policy(generation=True, objectives=("sft",)), asked(kind="something-new"))
+
+
+@pytest.mark.parametrize(
+    ("hour", "day", "is_open"),
+    [(8, 4, True), (7, 4, False), (17, 4, True), (18, 4, False), (12, 7, False)],  # the 4th is a Wednesday
+)
+def test_working_hours(hour: int, day: int, is_open: bool) -> None:
+    policy = Policy.model_validate({"working_hours": {**HOURS, "zone": "UTC"}})
+    assert policy.working_hours and policy.working_hours.holds(datetime(2026, 3, day, hour, tzinfo=UTC)) is is_open
+
+
+@pytest.mark.parametrize(("day", "hour", "is_open"), [(6, 23, True), (7, 3, True), (7, 23, False), (8, 3, False)])
+def test_hours_past_midnight_belong_to_the_day_on_which_they_begin(day: int, hour: int, is_open: bool) -> None:
+    policy = Policy.model_validate({"working_hours": {"begin": "22:00", "end": "06:00"}})
+    assert policy.working_hours and policy.working_hours.holds(datetime(2026, 3, day, hour, tzinfo=UTC)) is is_open
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "taks = ['fpb']", "tasks = 'fpb'", "objectives = ['x']", "format = 2", "largest_epsilon_run = -1",
+        "submitters = ['ssh-rsa AAAA']", "base_models = ['abc']", "not toml", "smallest_count = -1",
+        "[working_hours]\nbegin = '08:00'", "[working_hours]\nbegin='08:00'\nend='18:00'\nzone='Nowhere/X'",
+        "[other]\nx = 1",
+    ],
+)  # fmt: skip
+def test_a_policy_with_a_fault_refuses_everything(tmp_path: Path, text: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(PolicyError, match="everything is refused until this is mended") as caught:
+        read_policy(tmp_path / "policy.toml")
+    assert caught.value.rule == "policy.toml"
+
+
+def test_a_policy_that_is_missing_refuses_everything(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="everything is refused: there is no "):
+        read_policy(tmp_path / "policy.toml")
+    (tmp_path / "policy.toml").write_text("")
+    assert read_policy(tmp_path / "policy.toml") == Policy()
+
+
+SCORES = {
+    "num_examples": 12, "accuracy": 0.5, "macro_f1": 0.4, "confusion": [[9, 0], [1, 2]],
+    "per_class": {"a": {"f1": 0.5, "support": 9}, "b": {"f1": 0.1, "support": 3}},
+}  # fmt: skip
+FIGURES = ("accuracy", "macro_f1", "confusion", "per_class")
+
+
+def test_metrics_that_are_not_allowed_stay() -> None:
+    assert released(Policy(), SCORES, figures=FIGURES) == SCORES
+    made = released(Policy(metrics=("accuracy",)), SCORES, figures=FIGURES)
+    assert made == {**dict.fromkeys(FIGURES), "num_examples": 12, "accuracy": 0.5}
+    assert released(Policy(metrics=()), {"num_examples": 3, "loss": 1.0}, figures=("loss",))["loss"] is None
+
+
+@pytest.mark.parametrize(("smallest", "gone"), [(1, ()), (3, ("confusion",)), (4, ("confusion", "per_class"))])
+def test_figures_that_count_few_examples_stay(smallest: int, gone: tuple[str, ...]) -> None:
+    made = released(Policy(smallest_count=smallest), SCORES, figures=FIGURES)
+    assert made == {**SCORES, **dict.fromkeys(gone)}
+
+
+def test_a_reply_that_speaks_of_few_examples_stays() -> None:
+    released(Policy(smallest_count=12), SCORES, figures=())
+    with pytest.raises(PolicyError, match="'smallest_count'"):
+        released(Policy(smallest_count=13), SCORES, figures=())
+
+
+def test_largest_upload() -> None:
+    check_upload(Policy(largest_upload_bytes=100), 100)
+    check_upload(Policy(), 10**12)
+    with pytest.raises(PolicyError, match="'largest_upload_bytes': the reply's size in bytes is 101, at most 100"):
+        check_upload(Policy(largest_upload_bytes=100), 101)

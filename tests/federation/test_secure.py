@@ -1,0 +1,295 @@
+"""Protected rounds over real clients and messages: the same model as in the clear, and nothing of a single client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from silotune.errors import ProtectionError
+from silotune.federation import secure_site
+from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.messages import encode
+from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.server import Plan, run_rounds
+from silotune.methods.algorithms import method
+from silotune.privacy.ring import Scale, levels
+from silotune.record.runs import RunFolder
+from silotune.sections import SUMMABLE, FederationSection, PrivacySection
+from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
+from silotune.tensors import flatten
+from silotune.transports.in_process import InProcess
+
+PHASES = ("keys", "shares", "input", "check", "unmask")
+NAMES = ("a", "b", "c", "d", "e")
+EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
+TRAINING = tiny.training(max_steps=1)
+
+
+class Net(InProcess):
+    """Sites in this process behind a wire that keeps what the coordinator sees, and loses what a test wants lost."""
+
+    def __init__(self, model, privacy: PrivacySection, lost: Callable[[str, str], bool] = lambda kind, client: False):
+        keys = members(NAMES, privacy)
+        self.sites = {name: Site(name, EXAMPLES[name], model, protection=keys.get(name)) for name in NAMES}
+        super().__init__(self.sites)
+        self.lost = lost
+        self.seen: list[Reply] = []
+        self.failures: list[Failure] = []
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
+            kind = next(iter(requests.values())).kind
+            if self.lost(kind, reply.client):
+                yield Failure(reply.client, reply.round_number, kind, "lost")
+                continue
+            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
+            yield reply
+
+
+def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
+    return PrivacySection(**{"protection": protection, "max_examples": 64, **changes})
+
+
+def run(
+    folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1, **federation
+) -> ServerState:
+    section = FederationSection(**federation)
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds)
+    plan = Plan(
+        rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
+        protected=PROTECTIONS[settings.protection](settings),
+    )  # fmt: skip
+    return run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory) -> Path:
+    """Folder of the run without protection."""
+    return tmp_path_factory.mktemp("clear")
+
+
+@pytest.fixture(scope="module")
+def plain(model, start, clear: Path) -> ServerState:
+    settings = privacy("none")
+    return run(clear, Net(model, settings), start, settings)
+
+
+def test_the_same_model_as_in_the_clear(model, start, plain, clear: Path, tmp_path: Path) -> None:
+    settings = privacy()
+    net = Net(model, settings)
+    state = run(tmp_path, net, start, settings)
+    bound = Scale(levels(32, 5), 1.0, 64).error_bound(5, 25)
+    difference = (flatten(state.weights) - flatten(plain.weights)).abs().max()
+    assert 0 < difference <= bound + 1e-6
+    (row,) = RunFolder(tmp_path).read_rows("clients")
+    assert (row["client"], row["num_examples"], row["clients_in_sum"], row["steps"]) == ("(sum)", 25, 5, 5)
+    (metrics,) = RunFolder(tmp_path).read_rows("metrics")
+    (in_clear,) = RunFolder(clear).read_rows("metrics")
+    assert metrics["train_loss"] == pytest.approx(in_clear["train_loss"], abs=1e-5)
+    assert metrics["bytes_up"] == state.bytes_up == row["bytes_up"] == sum(reply.bytes_up for reply in net.seen)
+
+
+def test_nothing_of_a_single_client_is_seen(model, start, tmp_path: Path) -> None:
+    """Neither update, weight nor figures; not the same bytes twice."""
+    settings = privacy()
+    net = Net(model, settings)
+    run(tmp_path, net, start, settings, rounds=2)
+    assert {reply.kind for reply in net.seen} == {f"secure_sum.{phase}" for phase in PHASES}
+    inputs = [reply for reply in net.seen if reply.kind == "secure_sum.input"]
+    assert all(reply.body == {} and set(reply.tensors) == {"values", "figures"} for reply in inputs)
+    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=2).model_dump(mode="json")
+    update = client_round(Request("train", 1, "a", start, order), Site("a", EXAMPLES["a"], model))
+    terms_scale = Scale(levels(32, 5), 1.0, 64)
+    quantised = np.rint(flatten(update.tensors).numpy() * terms_scale.factor(3)).astype(np.int64)
+    for reply in inputs:
+        masked = reply.tensors["values"].numpy().astype(np.int64)
+        assert np.mean(np.abs(masked - quantised) < 2**20) < 0.01
+        assert reply.tensors["figures"].tolist()[0] not in range(100)
+    first, second = (reply.tensors["values"] for reply in inputs if reply.client == "a")
+    assert (first == second).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_may_drop_out_of_any_exchange(model, start, tmp_path: Path, phase: str) -> None:
+    settings = privacy()
+    state = run(
+        tmp_path, Net(model, settings, lambda kind, name: kind.endswith(phase) and name == "c"), start, settings
+    )
+    (row,) = RunFolder(tmp_path).read_rows("clients")
+    assert row["clients_in_sum"] == (4 if phase in ("keys", "shares", "input") else 5)
+    (metrics,) = RunFolder(tmp_path).read_rows("metrics")
+    assert [(failure["client"], failure["stage"]) for failure in metrics["failures"]] == [("c", f"secure_sum.{phase}")]
+    assert (flatten(state.weights) - flatten(start)).abs().max() > 0
+
+
+def test_too_few_end_the_run_with_nothing_opened(model, start, tmp_path: Path) -> None:
+    settings = privacy()
+    net = Net(model, settings, lambda kind, name: kind.endswith("input") and name in "ab")
+    with pytest.raises(ProtectionError, match="3 of 5 clients sent their input, 4 are needed: the sum stays closed"):
+        run(tmp_path, net, start, settings)
+    assert not [reply for reply in net.seen if reply.kind in ("secure_sum.check", "secure_sum.unmask")]
+
+
+def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path) -> None:
+    settings = privacy()
+    whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
+    run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
+    state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
+    assert set(sites["a"].data["secure_sum"]) == {"1"}
+    section = FederationSection()
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2).model_dump(mode="json")
+    net = Net(model, settings)
+    net.restore(sites)
+    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
+    resumed = run_rounds(plan, net, state, RunFolder(tmp_path / "parts"))
+    tiny.assert_same_bits(resumed.weights, whole.weights)
+
+
+def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path: Path) -> None:
+    settings = privacy()
+    first = Net(model, settings)
+    run(tmp_path / "1", first, start, settings)
+    again = Net(model, settings)
+    again.restore(first.states())
+    run(tmp_path / "2", again, start, settings)  # the same clients: the same sum, nothing new
+    again.lost = lambda kind, name: kind.endswith("input") and name == "e"
+    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
+        run(tmp_path / "3", again, start, settings)
+    refused = {failure.client for failure in again.failures if "opened before, over other clients" in failure.reason}
+    assert refused == set("abcd")
+
+
+@pytest.mark.parametrize("algorithm", SUMMABLE)
+def test_algorithms_that_work_on_the_sum(model, start, tmp_path: Path, algorithm: str) -> None:
+    states = []
+    for name in ("none", "secure_sum"):
+        settings = privacy(name)
+        states.append(run(tmp_path / name, Net(model, settings), start, settings, algorithm=algorithm))
+    tiny.assert_close(states[0].weights, states[1].weights, 1e-5)
+
+
+def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) -> None:
+    settings = privacy(bound=1e-5)
+    told: list[str] = []
+    section = FederationSection()
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1).model_dump(mode="json")
+    plan = Plan(rounds=1, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
+    notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
+    state = run_rounds(plan, Net(model, settings), ServerState(0, start), RunFolder(tmp_path), notify=notify)
+    (row,) = RunFolder(tmp_path).read_rows("clients")
+    assert row["clipped"] > 0 and f"round 1: {row['clipped']} values" in told[0] and "privacy.bound" in told[0]
+    assert (flatten(state.weights) - flatten(start)).abs().max() <= 1.1e-5
+
+
+# --- requests that a site refuses -------------------------------------------------------------------------------------
+
+
+def asked(net: Net, name: str, kind: str, body: dict, tensors: Tensors | None = None, number: int = 1) -> Reply:
+    return client_round(Request(kind, number, name, tensors or {}, body), net.sites[name])
+
+
+def test_nothing_is_answered_twice_or_out_of_turn(model, start, tmp_path: Path) -> None:
+    settings = privacy()
+    sent: list[Request] = []
+    net = Net(model, settings)
+    original = net.exchange
+
+    def exchange(requests, *, timeout_seconds):
+        sent.extend(requests.values())
+        return original(requests, timeout_seconds=timeout_seconds)
+
+    net.exchange = exchange
+    run(tmp_path, net, start, settings)
+    to_a = {request.kind: request for request in sent if request.client == "a"}
+    for kind in ("shares", "input", "check", "unmask"):
+        with pytest.raises(ProtectionError, match="out of turn, or twice"):
+            client_round(to_a[f"secure_sum.{kind}"], net.sites["a"])
+    client_round(to_a["secure_sum.keys"], net.sites["a"])  # the same terms again: fresh keys, so old messages are void
+    with pytest.raises(ProtectionError, match="the coordinator changed it"):
+        client_round(to_a["secure_sum.shares"], net.sites["a"])
+    with pytest.raises(ProtectionError, match="out of turn, or twice"):  # and a refusal closes the sum
+        client_round(to_a["secure_sum.shares"], net.sites["a"])
+
+
+def test_orders_that_do_not_fit_are_refused(model, start) -> None:
+    settings = privacy()
+    net = Net(model, settings)
+    from silotune.federation.secure import Asking, terms_of
+
+    nothing = Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    terms = terms_of(settings, nothing)
+    with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):
+        terms_of(settings, replace(nothing, clients=("a",)))
+    with pytest.raises(ProtectionError, match="for another round"):
+        asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=1)
+    net.sites["a"] = replace(net.sites["a"], protection=None)
+    with pytest.raises(ProtectionError, match="'a' has no keys for protected sums"):
+        asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=2)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_protected_site_is_never_seen_alone(model, start, kind: str) -> None:
+    net = Net(model, privacy())
+    with pytest.raises(ProtectionError, match=f"protected sums only: {kind!r} is refused"):
+        asked(net, "a", kind, {}, start)
+
+
+# --- homomorphic encryption -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({"he_packing": 2}, 1e-6), ({}, 2e-5), ({"he_fraction": 0.3}, 2e-5), ({"he_scheme": "ckks"}, 1e-5)],
+)
+def test_encrypted_rounds_give_the_same_model(model, start, plain, tmp_path: Path, changes, tolerance) -> None:
+    settings = privacy("he", **changes)
+    net = Net(model, settings)
+    state = run(tmp_path, net, start, settings)
+    assert (flatten(state.weights) - flatten(plain.weights)).abs().max() <= tolerance
+    (row,) = RunFolder(tmp_path).read_rows("clients")
+    assert (row["client"], row["num_examples"], row["clients_in_sum"], row["clipped"]) == ("(sum)", 25, 5, 0)
+    inputs = [reply for reply in net.seen if reply.kind == "he.input"]
+    assert all(reply.body == {} for reply in inputs) and len(inputs) == 5
+    assert [reply.client for reply in net.seen if reply.kind == "he.open"] == ["a", "a"]
+
+
+def test_encrypted_rounds_survive_lost_clients_and_openers(model, start, tmp_path: Path) -> None:
+    settings = privacy("he")
+
+    def lost(kind: str, name: str) -> bool:
+        return (kind, name) in (("he.weight", "a"), ("he.input", "b"), ("he.open", "c"))
+
+    run(tmp_path, Net(model, settings, lost), start, settings)
+    (row,) = RunFolder(tmp_path).read_rows("clients")
+    assert (row["clients_in_sum"], row["num_examples"]) == (3, 5 + 6 + 7)
+    few = Net(model, settings, lambda kind, name: kind == "he.input" and name in "abc")
+    with pytest.raises(ProtectionError, match="2 clients are left for this sum, 3 are needed"):
+        run(tmp_path / "few", few, start, settings)
+
+
+def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path) -> None:
+    settings = privacy("he")
+    net = Net(model, settings)
+    weight = asked(net, "a", "he.weight", {})
+    order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
+    with pytest.raises(ProtectionError, match="1 clients are in the sum, 3 are needed"):
+        asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
+    with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
+        asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
+    with pytest.raises(ProtectionError, match="no ciphertexts named 'figures'"):
+        asked(net, "c", "he.open", order)
+    assert len(encode(weight)) > 90_000
+
+
+def test_site_state_is_kept_through_training(model, start) -> None:
+    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={secure_site.OPENED: {"1": "x"}}))
+    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
+    client_round(Request("train", 1, "a", start, order), site)
+    assert site.state.data == {"secure_sum": {"1": "x"}}
+    assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

@@ -1,0 +1,263 @@
+"""A coordinator's trail over whole runs: what sites sign, what does not count, what a false coordinator cannot do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from governed import NAMES, START, Federation, work
+from silotune.errors import AuditError, FederationError
+from silotune.federation.replay import replayed
+from silotune.federation.server import countersign, exchange
+from silotune.federation.witness import close, flush
+from silotune.methods.algorithms import method
+from silotune.record.audit import COUNTERSIGNED, FILE, Trail
+from silotune.record.chain import check_witness, read_chain, updates_of, verify_chain
+from silotune.record.files import write_json
+from silotune.record.runs import RunFolder
+from silotune.record.signatures import new_key
+from silotune.sections import FederationSection
+from silotune.structs import ClientUpdate, Reply, Request, ServerState
+from silotune.tensors import digest
+
+RESULT = {"round": 2, "metrics": {"accuracy": 0.5}}
+
+
+def finish(sites: Federation, state: ServerState) -> None:
+    close(sites.audit(), round_number=state.round_number, adapter=state.weights, result=RESULT)
+
+
+def keys(sites: Federation) -> dict[str, list[str]]:
+    return {"coordinator": [sites.coordinator.public], **{name: [key.public] for name, key in sites.keys.items()}}
+
+
+def test_a_run_verifies_and_every_site_s_trail_agrees(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    finish(sites, sites.run())
+    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    events = [entry.event for entry in found.entries]
+    one_round = ["request", "request", "reply", "reply", "aggregation"]
+    assert events == ["started", *one_round, *one_round, "result", "closed"] and found.is_closed
+    for name in NAMES:
+        own = verify_chain(tmp_path / name / FILE, keys=keys(sites), is_open_allowed=True)
+        assert [entry.event for entry in own.entries] == ["request", "reply"] * 2
+        assert check_witness(found.entries, own.entries) == 2
+        assert own.entries[0].fields["request"] == found.entries[1 + NAMES.index(name)].fields["request"]
+
+
+@pytest.mark.parametrize("kept", [5, 7])
+def test_a_trail_that_is_cut_off_and_closed_anew_shows_at_the_sites(tmp_path: Path, kept: int) -> None:
+    sites = Federation(tmp_path)
+    finish(sites, sites.run())
+    place = tmp_path / "run" / FILE
+    place.write_bytes(b"".join(place.read_bytes().splitlines(keepends=True)[:kept]))
+    trail = Trail(place, sites.coordinator, actor="coordinator")
+    trail.add("closed", {})
+    trail.flush()
+    cut = verify_chain(place)  # it has the key, so its own chain is in order
+    own = read_chain(tmp_path / "bank-a" / FILE)
+    with pytest.raises(AuditError, match="is not the one that site 'bank-a' saw|is missing: site 'bank-a' saw"):
+        check_witness(cut.entries, own)
+
+
+def test_a_coordinator_cannot_write_its_past_anew(tmp_path: Path) -> None:
+    """With its own key it can sign other entries, but not what the sites signed of the old ones."""
+    sites = Federation(tmp_path)
+    sites.run()
+    place = tmp_path / "run" / FILE
+    entries = read_chain(place)
+    place.unlink()
+    trail = Trail(place, sites.coordinator, actor="coordinator")
+    for entry in entries:
+        changed = {**entry.fields, "weights": "f" * 64} if entry.event == "started" else entry.fields
+        trail.add(entry.event, changed)
+    trail.flush()
+    with pytest.raises(AuditError, match="is not the one that entry 3 saw: the trail was written anew"):
+        verify_chain(place, is_open_allowed=True)
+
+
+def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    finish(sites, sites.run())
+    assert countersign(sites.plan(), sites, 2) == NAMES
+    place, beside = tmp_path / "run" / FILE, tmp_path / "run" / COUNTERSIGNED
+    rows = json.loads(beside.read_text())
+    assert verify_chain(place, keys=keys(sites)).countersigned == {"bank-a": 13, "bank-b": 13}
+    whole = place.read_bytes()
+    place.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(AuditError, match="entry 12 is missing: site 'bank-a' saw 13 entries"):
+        verify_chain(place, is_open_allowed=True)
+    place.write_bytes(whole)
+    write_json(beside, [{**rows[0], "signature": rows[1]["signature"]}])
+    with pytest.raises(AuditError, match="countersignature of 'bank-a' does not fit"):
+        verify_chain(place)
+    write_json(beside, [{"client": "bank-a"}])
+    with pytest.raises(AuditError, match="countersigned.json is not what was written"):
+        verify_chain(place)
+
+
+def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    finish(sites, sites.run())
+    sites.meddle = lambda reply: replace(reply, signature="") if reply.client == "bank-b" else reply
+    assert countersign(sites.plan(), sites, 2) == ("bank-a",)
+    assert verify_chain(tmp_path / "run" / FILE).countersigned == {"bank-a": 13}
+
+
+def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    state = sites.run(rounds=1)
+    requests = {name: Request("evaluate", 1, name, state.weights) for name in NAMES}
+    plan = sites.plan()
+    replies = list(exchange(plan, sites, requests))
+    flush(plan.audit)
+    assert all(isinstance(reply, Reply) and reply.signature for reply in replies)
+    assert [entry.event for entry in read_chain(tmp_path / "run" / FILE)[-2:]] == ["reply"] * 2
+    verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True)
+
+
+def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
+    def odd(request: Request) -> Reply:
+        reply = work(request)
+        return replace(reply, body={**reply.body, "steps": 0}) if request.client == "bank-a" else reply
+
+    sites = Federation(tmp_path, work=odd)
+    sites.run(rounds=1, keep_updates=True)
+    entries = verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
+    assert [entry.event for entry in entries[3:]] == ["reply", "failure", "reply", "aggregation"]
+    assert [reply.fields["client"] for _, replies in updates_of(entries) for reply in replies] == ["bank-b"]
+
+
+def keep_first() -> Callable[[Reply], Reply]:
+    first: dict[str, Reply] = {}
+
+    def meddle(reply: Reply) -> Reply:
+        return replace(first.setdefault(reply.client, reply), round_number=reply.round_number)
+
+    return meddle
+
+
+MEDDLERS: dict[str, tuple[Callable[[], Callable[[Reply], Reply]], str]] = {
+    "not signed": (lambda: lambda reply: replace(reply, signature=""), "is not signed"),
+    "another's signature": (lambda: lambda reply: replace(reply, signature=new_key().sign("reply", b"")), "not fit"),
+    "other tensors": (lambda: lambda reply: replace(reply, digest=digest({"w": torch.ones(1)})), "does not fit"),
+    "more weight": (lambda: lambda reply: replace(reply, body={**reply.body, "num_examples": 999}), "does not fit"),
+}
+
+
+@pytest.mark.parametrize("name", MEDDLERS)
+def test_a_reply_that_was_meddled_with_does_not_count(tmp_path: Path, name: str) -> None:
+    make, why = MEDDLERS[name]
+    meddle = make()
+    sites = Federation(tmp_path, meddle=lambda reply: meddle(reply) if reply.client == "bank-b" else reply)
+    sites.run(rounds=1)
+    entries = verify_chain(tmp_path / "run" / FILE, is_open_allowed=True).entries
+    (failure,) = [entry for entry in entries if entry.event == "failure"]
+    assert failure.fields["client"] == "bank-b" and why in failure.fields["reason"]
+    assert entries[-1].fields["clients"] == ["bank-a"]
+
+
+def test_a_reply_of_an_earlier_round_does_not_count(tmp_path: Path) -> None:
+    sites = Federation(tmp_path, meddle=keep_first())
+    with pytest.raises(FederationError, match="does not fit: another key, or another request's answer"):
+        sites.run(rounds=2)
+    assert [row["round"] for row in RunFolder(tmp_path / "run").read_rows("metrics")] == [1]
+    assert verify_chain(tmp_path / "run" / FILE, is_open_allowed=True).entries[-1].event == "failure"
+
+
+def test_a_refusal_carries_the_rule_to_coordinator_and_log(tmp_path: Path) -> None:
+    sites = Federation(tmp_path, policy="objectives = ['choice']")
+    with pytest.raises(FederationError, match="policy rule 'objectives': objective 'sft' is not among those allowed"):
+        sites.run(rounds=1)
+    entries = read_chain(tmp_path / "run" / FILE)
+    assert [entry.fields["rule"] for entry in entries if entry.event == "refusal"] == ["objectives", "objectives"]
+
+
+def test_a_resumed_run_stays_verifiable(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    middle = sites.run(rounds=1)
+    sites.run(rounds=2, state=middle)  # killed after round 2, before its checkpoint
+    end = sites.run(rounds=3, state=middle)
+    finish(sites, end)
+    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    assert [entry.event for entry in found.entries].count("resumed") == 2
+    assert [entry.fields["round"] for entry, _ in updates_of(found.entries)] == [1, 2, 3]
+
+
+def kept(tmp_path: Path) -> tuple[Federation, list, ServerState]:
+    sites = Federation(tmp_path)
+    state = sites.run(rounds=2, keep_updates=True)
+    finish(sites, state)
+    return sites, list(updates_of(read_chain(tmp_path / "run" / FILE))), state
+
+
+def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
+    _, rounds, state = kept(tmp_path)
+    folder, last = RunFolder(tmp_path / "run"), read_chain(tmp_path / "run" / FILE)[-2]
+    assert replayed(folder, rounds, federation=FederationSection(), last=last) == 2
+    entry, replies = rounds[0]
+    updates = [
+        ClientUpdate(name, folder.kept_tensors(reply.fields["file"]), 10 + place)
+        for place, (name, reply) in enumerate(zip(NAMES, replies, strict=True))
+    ]
+    made = method(FederationSection())
+    weights, memory = made.step(dict(START), made.aggregate(updates), {}, 1.0)
+    assert digest(weights) == entry.fields["weights"] and memory == {}
+    assert list(folder.kept_tensors("round-0-weights")) == ["w", "b"]
+    with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):
+        replayed(folder, rounds, federation=FederationSection(server_learning_rate=0.5), last=last)
+    other = replace(last, fields={**last.fields, "adapter": "0" * 64})
+    with pytest.raises(AuditError, match="entry 11: the adapter is not what the updates aggregate to"):
+        replayed(folder, rounds, federation=FederationSection(), last=other)
+
+
+def test_a_kept_update_that_was_changed_is_named(tmp_path: Path) -> None:
+    _, rounds, _ = kept(tmp_path)
+    folder, reply = RunFolder(tmp_path / "run"), rounds[1][1][1]
+    folder.keep_tensors(reply.fields["file"], {name: tensor + 1 for name, tensor in START.items()})
+    with pytest.raises(AuditError, match=f"entry {reply.index}: the kept update of 'bank-b' is not the one"):
+        replayed(folder, rounds, federation=FederationSection(), last=None)
+
+
+def test_a_site_s_signature_cannot_be_put_under_another_reply(tmp_path: Path) -> None:
+    """The coordinator signs an entry of its own making with a site's old signature in it."""
+    sites = Federation(tmp_path)
+    sites.run(rounds=1)
+    place = tmp_path / "run" / FILE
+    lines = place.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[3])
+    place.write_bytes(b"".join(lines[:3]))
+    trail = Trail(place, sites.coordinator, actor="coordinator")
+    said = {**entry["fields"]["statement"], "tensors": "0" * 64}
+    trail.add("reply", {**entry["fields"], "statement": said})
+    trail.flush()
+    with pytest.raises(AuditError, match="entry 3: the signature of 'bank-a' does not fit its reply"):
+        verify_chain(place, is_open_allowed=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"round": 2}, "entry 3: what 'bank-a' signed is another reply"),
+        ({"tensors": "0" * 64}, "entry 3: what 'bank-a' signed is another reply"),
+        ({"report": {"num_examples": 99}}, "entry 3: what 'bank-a' signed is another reply"),
+        ({"signature": ""}, "entry 3: the reply of 'bank-a' is not signed"),
+    ],
+)
+def test_an_entry_says_what_the_site_signed(tmp_path: Path, changes: dict, why: str) -> None:
+    sites = Federation(tmp_path)
+    sites.run(rounds=1)
+    place = tmp_path / "run" / FILE
+    lines = place.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[3])
+    place.write_bytes(b"".join(lines[:3]))
+    trail = Trail(place, sites.coordinator, actor="coordinator")
+    trail.add("reply", {**entry["fields"], **changes})
+    trail.flush()
+    with pytest.raises(AuditError, match=why):
+        verify_chain(place, keys=keys(sites), is_open_allowed=True)

@@ -1,0 +1,99 @@
+"""Parties of a secure sum without messages: sites and coordinator as the protocol's own functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from silotune.privacy.ring import RINGS
+from silotune.privacy.secure_sum import coordinator, site
+from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest
+
+
+def members(count: int, *, least_clients: int = 2, least_degree: int = 1) -> dict[str, Member]:
+    private = {f"site-{number:03}": Ed25519PrivateKey.generate() for number in range(count)}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    return {
+        name: Member(name, key.sign, public, least_clients, 0.6, lambda parties, threshold: least_degree)
+        for name, key in private.items()
+    }
+
+
+def terms(names: Sequence[str], **changes) -> Terms:
+    values = {
+        "session": os.urandom(16).hex(), "round_number": 1, "cohort": tuple(sorted(names)), "threshold": 2 / 3,
+        "degree": len(names), "bits": 32, "bound": 1.0, "max_examples": 100, "size": 5,
+    }  # fmt: skip
+    return Terms(**{**values, **changes})
+
+
+@dataclass
+class Sum:
+    """A sum that goes on: each method is one phase, in which the named sites drop out."""
+
+    members: Mapping[str, Member]
+    terms: Terms
+    inputs: Mapping[str, np.ndarray]
+    stages: dict[str, site.Stage] = field(default_factory=dict)
+    keys: dict[str, SignedKeys] = field(default_factory=dict)
+    sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commitments: dict[str, str] = field(default_factory=dict)
+    masked: dict[str, np.ndarray] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    revealed: dict[str, dict[str, tuple[str, bytes]]] = field(default_factory=dict)
+
+    def advertise(self, *gone: str) -> None:
+        for name, member in self.members.items():
+            if name not in gone:
+                self.stages[name], self.keys[name] = site.advertise(member, self.terms, os.urandom)
+
+    def share(self, *gone: str) -> None:
+        for name in [name for name in self.keys if name not in gone]:
+            made = site.share(self.members[name], self.stages[name], self.keys, os.urandom)
+            self.stages[name], self.sealed[name], self.commitments[name] = made
+
+    def mask(self, *gone: str) -> None:
+        routed = coordinator.routed(self.sealed)
+        for name in [name for name in self.sealed if name not in gone]:
+            self.stages[name] = site.accept(self.members[name], self.stages[name], tuple(self.sealed), routed[name])
+            self.masked[name] = self.inputs[name].astype(RINGS[self.terms.bits])
+            site.mask(self.members[name], self.stages[name], [self.masked[name]])
+
+    def agree(self, *gone: str) -> None:
+        for name in [name for name in self.masked if name not in gone]:
+            made = site.agree(self.members[name], self.stages[name], tuple(self.masked))
+            self.stages[name], self.signatures[name] = made
+
+    def reveal(self, *gone: str) -> None:
+        with_shares = all_holders(tuple(self.keys), roster_digest(self.terms, self.keys), self.terms.degree)
+        for name in [name for name in self.signatures if name not in gone]:
+            signed = {peer: self.signatures[peer] for peer in with_shares[name] if peer in self.signatures}
+            self.revealed[name] = site.reveal(self.members[name], self.stages[name], signed)
+
+    def open(self) -> np.ndarray:
+        total = sum(self.masked.values(), start=np.zeros(self.terms.size, RINGS[self.terms.bits]))
+        coordinator.unmask(
+            [total], self.terms, self.keys,
+            commitments=self.commitments, survivors=tuple(self.masked), revealed=self.revealed,
+        )  # fmt: skip
+        return total
+
+    def run(self, dropouts: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
+        for phase in PHASES:
+            getattr(self, phase)(*(dropouts or {}).get(phase, ()))
+        return self.open()
+
+
+PHASES = ("advertise", "share", "mask", "agree", "reveal")
+
+
+def begin(count: int, *, seed: int = 0, **changes) -> Sum:
+    """A sum of ``count`` sites with random inputs."""
+    people = members(count)
+    made = terms(tuple(people), **changes)
+    drawn = np.random.default_rng(seed)
+    return Sum(people, made, {name: drawn.integers(0, 1 << 12, made.size) for name in people})

@@ -1,0 +1,187 @@
+"""The audit trail: what was written verifies, and any damage is found at the first bad entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from silotune.errors import AuditError
+from silotune.record.audit import FILE, Head, Trail
+from silotune.record.canonical import canonical, canonical_json, sha256
+from silotune.record.chain import check_rounds, read_chain, verify_chain
+from silotune.record.signatures import new_key
+
+KEY, OTHER = new_key(), new_key()
+Damage = Callable[[list[bytes]], list[bytes]]
+
+
+def write(folder: Path, *, rounds: int = 2, closed: bool = True) -> Path:
+    trail = Trail(folder / FILE, KEY, actor="coordinator")
+    trail.add("started", {"round": 0})
+    for number in range(1, rounds + 1):
+        trail.add("request", {"kind": "train", "round": number, "client": "a"})
+        trail.add("reply", {"kind": "train", "round": number, "client": "a", "tensors": "0" * 64})
+        trail.add("aggregation", {"round": number, "clients": ["a"], "weights": "1" * 64})
+    if closed:
+        trail.add("closed", {"round": rounds})
+    trail.flush()
+    return folder / FILE
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    return write(tmp_path_factory.mktemp("trail")).read_bytes().splitlines(keepends=True)
+
+
+def test_what_was_written_verifies(tmp_path: Path) -> None:
+    found = verify_chain(write(tmp_path), keys={"coordinator": [KEY.public]})
+    assert [entry.event for entry in found.entries][:3] == ["started", "request", "reply"]
+    assert found.is_closed and found.keys == {"coordinator": (KEY.public,)}
+    assert found.head == hashlib.sha256((tmp_path / FILE).read_bytes().splitlines()[-1]).hexdigest()
+
+
+def edited(place: int, **changes: object) -> Damage:
+    def damage(lines: list[bytes]) -> list[bytes]:
+        entry = {**json.loads(lines[place]), **changes}
+        return [*lines[:place], canonical(entry) + b"\n", *lines[place + 1 :]]
+
+    return damage
+
+
+def linked_again(place: int) -> Damage:
+    """An edit by somebody who computes every hash anew, but has no key."""
+
+    def damage(lines: list[bytes]) -> list[bytes]:
+        made = edited(place, fields={"forged": True})(lines)
+        for number in range(place + 1, len(made)):
+            previous = hashlib.sha256(made[number - 1].rstrip(b"\n")).hexdigest()
+            made = edited(number, previous=previous)(made)
+        return made
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Damage, int]] = {
+    "edit": (edited(3, fields={"round": 9}), 3),
+    "edit of the last": (edited(7, fields={"round": 9}), 7),
+    "edit of the time": (edited(4, time=1.5), 4),
+    "edit of the first": (edited(0, actor="bank"), 0),
+    "edit with all hashes made again": (linked_again(2), 2),
+    "deletion": (lambda lines: lines[:4] + lines[5:], 4),
+    "deletion of the first": (lambda lines: lines[1:], 0),
+    "insertion": (lambda lines: lines[:4] + [lines[2]] + lines[4:], 4),
+    "reorder": (lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]], 3),
+    "truncation": (lambda lines: lines[:-1], 7),
+    "truncation by half": (lambda lines: lines[:4], 4),
+    "torn line": (lambda lines: [*lines[:-1], lines[-1][:40]], 7),
+    "no entry": (lambda lines: [*lines[:5], b"{}\n", *lines[6:]], 5),
+    "no JSON": (lambda lines: [*lines[:5], b"\xff\n", *lines[6:]], 5),
+    "blank within a line": (lambda lines: [*lines[:5], lines[5].replace(b":", b": ", 1), *lines[6:]], 5),
+    "wrong type": (edited(5, index="5"), 5),
+    "not a number": (lambda lines: [*lines[:5], lines[5].replace(b'"time":', b'"time":NaN,"x":', 1), *lines[6:]], 5),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_at_the_first_bad_entry(lines: list[bytes], tmp_path: Path, name: str) -> None:
+    damage, place = DAMAGES[name]
+    (tmp_path / FILE).write_bytes(b"".join(damage(list(lines))))
+    with pytest.raises(AuditError, match=rf"^entry {place}\b"):
+        verify_chain(tmp_path / FILE, keys={"coordinator": [KEY.public]})
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_no_single_byte_can_change(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], data) -> None:
+    whole = b"".join(lines)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    changed = bytes([whole[place] ^ (1 << data.draw(st.integers(0, 7)))])
+    path = tmp_path_factory.getbasetemp() / FILE
+    path.write_bytes(whole[:place] + changed + whole[place + 1 :])
+    with pytest.raises(AuditError, match=r"^entry \d+"):
+        verify_chain(path, keys={"coordinator": [KEY.public]})
+
+
+def test_another_key_is_not_the_author_s(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="entry 0 is signed with a key that is not 'coordinator'"):
+        verify_chain(write(tmp_path), keys={"coordinator": [OTHER.public]})
+
+
+def test_a_trail_that_is_not_closed(tmp_path: Path) -> None:
+    path = write(tmp_path, closed=False)
+    with pytest.raises(AuditError, match="entry 7 is missing: the trail was cut off, or its run has not ended"):
+        verify_chain(path)
+    assert not verify_chain(path, is_open_allowed=True).is_closed
+    with pytest.raises(AuditError, match="there is no audit trail"):
+        verify_chain(tmp_path / "nothing.jsonl")
+
+
+def test_a_trail_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
+    path = write(tmp_path, closed=False)
+    with path.open("ab") as file:
+        file.write(b'{"actor":"coord')
+    trail = Trail(path, KEY, actor="coordinator")
+    assert trail.entries == 7
+    trail.add("closed", {})
+    trail.flush()
+    assert verify_chain(path).is_closed and Trail(path, KEY, actor="coordinator").is_closed
+
+
+def test_a_trail_does_not_go_on_behind_damage(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    with pytest.raises(AuditError, match="does not end with entry 8"):
+        Trail(path, KEY, actor="coordinator")
+
+
+def steps(tmp_path: Path, *entries: tuple[str, dict]) -> None:
+    trail = Trail(tmp_path / FILE, KEY, actor="coordinator")
+    for event, fields in entries:
+        trail.add(event, fields)
+    trail.flush()
+    check_rounds(read_chain(tmp_path / FILE))
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        (("request", {"kind": "train", "round": 3, "client": "a"}), "entry 3: a request of round 3 follows round 1"),
+        (("aggregation", {"round": 2, "clients": ["a"]}), "entry 3: round 2 aggregates other updates"),
+        (("reply", {"kind": "train", "round": 2, "client": "z"}), "entry 3: 'z' answers, but was not asked"),
+    ],
+)
+def test_a_step_that_the_author_left_out(tmp_path: Path, last: tuple[str, dict], why: str) -> None:
+    first = {"kind": "train", "round": 1, "client": "a"}
+    with pytest.raises(AuditError, match=why):
+        steps(tmp_path, ("request", first), ("reply", first), ("aggregation", {"round": 1, "clients": ["a"]}), last)
+
+
+def test_an_aggregation_names_those_who_answered(tmp_path: Path) -> None:
+    first = {"kind": "train", "round": 1, "client": "a"}
+    with pytest.raises(AuditError, match="entry 2: round 1 aggregates other updates"):
+        steps(tmp_path, ("request", first), ("reply", first), ("aggregation", {"round": 1, "clients": ["a", "b"]}))
+
+
+def test_a_head_is_signed_and_readable() -> None:
+    trail = Trail(Path("never-written"), KEY, actor="coordinator")
+    head = trail.head()
+    assert Head.parse(head.text()) == head
+    assert head.is_signed_by(OTHER.public, KEY.public) and not head.is_signed_by(OTHER.public)
+    assert not Head(1, head.hash, head.signature).is_signed_by(KEY.public)
+    for text in ("", "1", "x:" + "0" * 64 + ":s", "1:00:s", "1:" + "0" * 64 + ":", "٣:" + "0" * 64 + ":s"):
+        with pytest.raises(AuditError, match="cannot be read"):
+            Head.parse(text)
+
+
+def test_canonical_text() -> None:
+    assert canonical({"b": 1.0, "a": (Path("x"), None, float("nan")), "ä": "é"}) == (
+        '{"a":["x",null,null],"b":1.0,"ä":"é"}'.encode()
+    )
+    assert canonical({"a": 1, "b": 2}) == canonical({"b": 2, "a": 1}) == canonical_json({"a": 1, "b": 2})
+    assert sha256({}) == hashlib.sha256(b"{}").hexdigest()
