@@ -70,6 +70,14 @@ def test_sections_are_frozen() -> None:
             {"federation": {"clock": {"buffer": 2}, "download": {"delta": True}}},
             "federation.clock.buffer lets clients hold different models",
         ),
+        (
+            {"federation": {"clock": {"buffer": 2}}, "record": {"keep_updates": True}},
+            "federation.clock.buffer weighs updates by their age",
+        ),
+        (
+            {"federation": {"upload": {"values": "int8"}}, "privacy": {"protection": "secure_sum"}},
+            "privacy.protection = 'secure_sum' sends sums in a form of its own",
+        ),
         ({"federation": {"clock": {"clients": {"a": {"sped": 1}}}}}, "federation.clock.clients.a.sped: unknown key"),
         ({"federation": {"clock": {"clients": {"a": {"available": [[5, 2]]}}}}}, "available = ((5.0, 2.0),) must be"),
         (

@@ -12,7 +12,7 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.client import Site, TrainOrder, client_round
-from silotune.federation.links import RECEIVED, RESIDUAL, address, open_reply, open_request
+from silotune.federation.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
 from silotune.federation.messages import layout_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
@@ -20,7 +20,7 @@ from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.sections import CompressionSection, DownloadSection, FederationSection
 from silotune.structs import Reply, Request, ServerState
-from silotune.tensors import taken_from
+from silotune.tensors import put_under, taken_from
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
@@ -59,7 +59,7 @@ def test_a_model_is_packed_once_and_opened_alike(model, start) -> None:
     made, held = address(requests(start, "a", "b"), settings, held={}, holders=(), seed=1)
     assert held == {} and made["a"].wire is made["b"].wire
     assert layout_of(made["a"].as_sent().tensors) == packed_layout(layout_of(start), settings)
-    opened = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held=None)
+    opened = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held={})
     tiny.assert_same_bits(opened, made["a"].tensors)
     assert any(not torch.equal(opened[name], start[name]) for name in start)
 
@@ -68,9 +68,8 @@ def test_holders_get_the_change_and_others_the_model(model, start) -> None:
     settings = DownloadSection(delta=True, values="int4")
     target = tiny.stir(start, seed=4)
     made, held = address(requests(target, "a", "b"), settings, held=start, holders=("b",), seed=1)
-    assert made["a"].wire is held and "delta" not in made["a"].body
-    assert made["b"].body == {"x": 1, "delta": True} and made["b"].wire.keys() == {PACKED}
-    whole = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held=None)
+    assert made["a"].wire is held and made["b"].wire.keys() == {f"{CHANGE}/{PACKED}"}
+    whole = open_request(made["a"].as_sent().tensors, settings, layout_of(start), held={})
     changed = open_request(made["b"].as_sent().tensors, settings, layout_of(start), held=start)
     for opened in (whole, changed):
         tiny.assert_same_bits(opened, held)
@@ -95,10 +94,10 @@ def test_who_holds_nothing_gets_the_exact_model(start) -> None:
 
 def test_what_a_client_refuses(model, start) -> None:
     with pytest.raises(MessageError, match=r"as federation.download packs them"):
-        open_request(start, DownloadSection(values="int8"), layout_of(start), held=None)
+        open_request(start, DownloadSection(values="int8"), layout_of(start), held={})
     packed = address(requests(start, "a"), DownloadSection(values="int8"), held={}, holders=(), seed=1)[0]["a"].wire
     with pytest.raises(MessageError, match="has received no model yet"):
-        open_request(packed, DownloadSection(values="int8", delta=True), layout_of(start), held={})
+        open_request(put_under(CHANGE, packed), DownloadSection(values="int8", delta=True), layout_of(start), held={})
 
 
 def test_values_that_are_not_finite_are_found_after_opening() -> None:

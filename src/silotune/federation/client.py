@@ -41,13 +41,12 @@ class Site:
 
 
 class TrainOrder(Section):
-    """The body of a ``train`` request: the settings of a local round; ``delta`` where a change of the model came."""
+    """The body of a ``train`` request: the settings of a local round."""
 
     training: TrainingSection
     federation: FederationSection
     seed: int
     rounds: int
-    delta: bool = False
     job: SignedJob | None = None
 
 
@@ -85,7 +84,7 @@ def _linked_train(request: Request, site: Site) -> Reply:
     """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
     order = read_body(TrainOrder, request)
     upload, download = order.federation.upload, order.federation.download
-    held = taken_from(links.RECEIVED, site.state.tensors) if order.delta else None
+    held = taken_from(links.RECEIVED, site.state.tensors)
     meant = method(order.federation).sent(dict(site.adapted.parameters), {})
     received = links.open_request(request.tensors, download, layout_of(meant), held=held)
     inner = replace(site, state=links.without_links(site.state))

@@ -17,6 +17,8 @@ from silotune.sections import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import add, all_finite, put_under, subtract, taken_from, without
 
+CHANGE = "change"
+"""Group of the tensors of a request that are added to what the client received last."""
 RECEIVED, RESIDUAL = "received", "residual"
 """Groups of what a link keeps among the tensors of a site's state."""
 
@@ -68,29 +70,30 @@ def _as_change(
     made = {}
     for name, request in requests.items():
         is_holder = name in holders
-        body = {**request.body, "delta": True} if is_holder else request.body
-        made[name] = replace(request, wire=packed if is_holder else given, tensors=given, body=body)
+        made[name] = replace(request, wire=put_under(CHANGE, packed) if is_holder else given, tensors=given)
     return made, given
 
 
-def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *, held: Tensors | None) -> Tensors:
+def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *, held: Tensors) -> Tensors:
     """The tensors of a request as they were before they were packed.
 
     Args:
         tensors: Those that came.
         settings: Of the way down.
         layout: Of what they stand for.
-        held: What a change is added to; None where the model itself came.
+        held: What the client received last; a change is added to it.
 
     Raises:
         MessageError: They do not fit the layout, or a change came to a client that holds nothing.
     """
-    if held is None and (settings.delta or is_exact(settings)):
+    change = taken_from(CHANGE, tensors) if settings.delta else {}
+    if not change and (settings.delta or is_exact(settings)):
         return tensors
-    if tensors.keys() != packed_layout(layout, settings).keys():
+    came = change or tensors
+    if came.keys() != packed_layout(layout, settings).keys():
         raise MessageError("a request's tensors are not the adapter's as federation.download packs them")
-    opened = unpack(tensors, settings, layout)
-    if held is None:
+    opened = unpack(came, settings, layout)
+    if not change:
         return opened
     if not held:
         raise MessageError("a change of the model came to a client that has received no model yet")
