@@ -70,8 +70,7 @@ class Plan:
         budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         download: How the tensors of requests are compressed.
-        staleness_exponent: Of asynchronous rounds: an update that answers a request of s rounds ago is scaled by
-            (1 + s)^-exponent; None where rounds are synchronous.
+        staleness_exponent: An update that is s rounds late is scaled by (1 + s)^-exponent; None: none may be late.
         meter: Counts what this process spends.
         audit: The trail to keep, and the keys of clients; None for no trail.
         protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
@@ -268,8 +267,9 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         return exchange(plan, transport, requests)
 
     asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
+    held: Tensors = {}
     if plan.protected is not None:
-        updates, held = plan.protected(asking), {}
+        updates = plan.protected(asking)
     else:
         asked = {name: Request("train", number, name, sent, plan.body) for name in clients}
         rounding = derive(plan.seed, "compress", round_number=number)

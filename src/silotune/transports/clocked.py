@@ -135,8 +135,7 @@ class Clocked:
 def _discarded(outcome: Reply | Failure, stage: str, reason: str) -> Failure:
     if isinstance(outcome, Failure):
         return outcome
-    sizes = {"bytes_down": outcome.bytes_down, "bytes_up": outcome.bytes_up}
-    return Failure(outcome.client, outcome.round_number, stage, reason, **sizes)
+    return Failure(outcome.client, outcome.round_number, stage, reason, outcome.bytes_down, outcome.bytes_up)
 
 
 def _with_pending(state: SiteState, pending: _Pending) -> SiteState:
