@@ -61,7 +61,8 @@ def prepare(folder: Path, settings: Settings) -> float:
     from silotune.models import adapters
     from silotune.models.load import load_base
     from silotune.structs import Example
-    from silotune.training.encode import Encoder, render
+    from silotune.training.encode import render
+    from silotune.training.encoder import Encoder
 
     config = from_mapping(document(settings, folder))
     write_settings(folder, settings)

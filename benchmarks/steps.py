@@ -125,7 +125,7 @@ def make_silotune(settings: Settings, pairs: Sequence[Pair]) -> Callable[[], tup
     from silotune.models.load import load_base
     from silotune.sections import AdapterSection, ModelSection, TrainingSection
     from silotune.structs import Example
-    from silotune.training.encode import Encoder
+    from silotune.training.encoder import Encoder
     from silotune.training.local import RoundPlace, train_round
 
     model = ModelSection(name=settings.model, device="cpu", max_length=settings.max_length, offline=True)

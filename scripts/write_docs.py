@@ -29,13 +29,16 @@ refused with the nearest match, and all faults of a file are reported at once. `
 value for one run; the value is read as TOML (`true`, `0.5`, `[1, 2]`, `"text"`), or as text where it is no TOML. Start
 from a shipped file: `silotune configs list`, then `silotune configs copy NAME`.
 
-These rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
+Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
 `adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
 `data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
 `evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`;
 `federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
 `federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
-`deadline_seconds`, `over_sampling` and `federation.download.delta`.
+`deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
+`federation.clock` go with neither `privacy.dp`, `privacy.protection` nor `federation.engine = "ray"`;
+`privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
+([privacy](privacy.md)).
 What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
@@ -45,9 +48,14 @@ What a run really used, defaults included, stands in `config.json` of its [run f
 
 | `training.objective` | models | tasks | what is trained and sent |
 |---|---|---|---|
-| `sft` | causal language models | all | the adapter |
+| `sft` | causal language models | all but plain text | the adapter |
 | `choice` | causal language models | those with options, also options that differ by row | the adapter |
 | `classify` | these and encoders | those with the same options in every row | the adapter and a classification head |
+| `dpo`, `kto` | causal language models | pairs of answers | the adapter |
+| `pretrain` | causal language models | plain text | the adapter |
+
+Chats with several answers, packing, plain text, mixtures of tasks and beginning from a trained adapter stand in
+[objectives](objectives.md), `dpo` and `kto` in [preferences](preference.md).
 
 Encoders are BERT, RoBERTa, DistilBERT, DeBERTa, MiniLM and their kind. With `classify` the model is loaded as
 `AutoModelForSequenceClassification`. Its head (and the pooler, where the checkpoint has none) is drawn from `seed`, or

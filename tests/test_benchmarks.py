@@ -163,7 +163,7 @@ def test_bytes_and_points_are_those_of_the_means():
 def test_every_way_to_send_is_a_valid_configuration():
     from communication import REFERENCE, WAYS
 
-    from silotune.sections import CompressionSection, DownloadSection
+    from silotune.link_settings import CompressionSection, DownloadSection
 
     assert next(iter(WAYS)) == REFERENCE
     for way in WAYS.values():
@@ -212,3 +212,14 @@ def test_a_protected_round_is_measured_whole():
     assert cost.error <= 1.01 and cost.clients > 0 and cost.coordinator > 0
     assert set(cost.bytes_up) == {f"site-{number:04}" for number in range(4)}
     assert cost.bytes_up["site-0000"] > cost.bytes_up["site-0003"]  # the one that dropped out
+
+
+def test_alignment_is_told_with_its_intervals():
+    from preference import Row, table
+
+    rows = [
+        Row("dpo", seed, 0.5, tuned, (0.1, 0.3), 0.9, 2.0, 0.25, 0.75) for seed, tuned in ((0, 0.7), (1, 0.6), (2, 0.8))
+    ]
+    text = table(rows)
+    assert "| dpo | 1 | 0.500 | 0.600 | +0.100 (+0.100 to +0.300) | 0.900 | 2.0 | 0.25 | 0.75 |" in text
+    assert "dpo: gain +0.200, Student's 95 % interval over 3 seeds -0.048 to +0.448" in text

@@ -86,6 +86,48 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs privacy.dp = 'example', 'client' or 'local'"),
+        ({"privacy": {"dp": "example"}}, "privacy.dp = 'example' needs privacy.epsilon, privacy.noise_multiplier"),
+        (
+            {"privacy": {"dp": "local", "epsilon": 1, "clipping": "adaptive"}},
+            "privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone",
+        ),
+        (
+            {
+                "privacy": {"dp": "client", "epsilon": 1, "client_sampling": "poisson"},
+                "federation": {"weighting": "uniform"},
+            },
+            "privacy.client_sampling = 'poisson' needs federation.clients_per_round",
+        ),
+        (
+            {"privacy": {"dp": "local", "epsilon": 1}, "federation": {"modes": ["federated", "isolated"]}},
+            "privacy.dp = 'local' protects institutions from each other",
+        ),
+        (
+            {"privacy": {"dp": "example", "epsilon": 1}, "evaluation": {"per_client": True}},
+            "evaluation.per_client releases exact figures on private examples",
+        ),
+        ({"privacy": {"dp": "client", "epsilon": 1}}, "privacy.dp = 'client' adds noise to a mean in which no client"),
+        (
+            {"privacy": {"dp": "example", "epsilon": 1}, "federation": {"weighting": "q-ffl"}},
+            "federation.weighting = 'q-ffl' needs losses, which clients withhold",
+        ),
+        (
+            {"privacy": {"dp": "example", "epsilon": 1}, "federation": {"budget": {"joules": 5}}},
+            "federation.budget.joules needs joules, which clients withhold",
+        ),
+        (
+            {
+                "privacy": {"dp": "example", "epsilon": 1},
+                "federation": {"algorithm": "scaffold", "scaffold_option": "I"},
+                "training": {"optimizer": "sgd"},
+            },
+            "federation.scaffold_option = 'I' sends an exact gradient",
+        ),
+        (
+            {"privacy": {"dp": "local", "epsilon": 1}, "federation": {"algorithm": "fednova"}},
+            "federation.algorithm = 'fednova' cannot be used with privacy.dp = 'local'",
+        ),
         ({"federation": {"algorithm": "scaffold"}}, "federation.algorithm = 'scaffold' divides an update by steps"),
         (
             {"federation": {"algorithm": "scaffold"}, "training": {"optimizer": "sgd", "momentum": 0.9}},

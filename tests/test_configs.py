@@ -8,7 +8,8 @@ import pytest
 from silotune.benchmark.expand import Changes, expand, trials
 from silotune.benchmark.schema import load_grid
 from silotune.config import Config, load_config
-from silotune.data.tasks import resolve
+from silotune.data.tasks import TASKS, resolve
+from silotune.experiment.examples import check_objective
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.rglob("*.toml"))
@@ -18,9 +19,21 @@ RUNS = [path for path in CONFIGS if path not in GRIDS]
 
 def test_none_is_overlooked() -> None:
     assert len(CONFIGS) >= 8
-    assert {"fpb", "fiqa-sa", "tfns", "medqa", "medmcqa", "pubmedqa", "instruct", "custom-task", "fpb-classify"} <= {
-        path.stem for path in CONFIGS
-    }
+    assert {
+        "fpb",
+        "fiqa-sa",
+        "tfns",
+        "medqa",
+        "medmcqa",
+        "pubmedqa",
+        "instruct",
+        "custom-task",
+        "fpb-classify",
+        "client-notes",
+        "note-preference",
+        "preference",
+        "mixture",
+    } <= {path.stem for path in CONFIGS}
     assert {path.stem for path in GRIDS} == {"embedded", "cross-domain", "cross-domain-local", "flowertune-finance"}
     assert len(RUNS) + len(GRIDS) == len(CONFIGS)
     assert [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"] == []
@@ -34,6 +47,8 @@ def check(config: Config) -> None:
         assert set(partition.field.split("+")) <= set(task.partition_fields)
     if config.training.objective == "choice":
         assert task.options
+    for each in [TASKS[name] for name in config.data.mixture] or [task]:
+        check_objective(config, each)
     if config.training.objective == "classify":
         assert task.answer == "label"
 

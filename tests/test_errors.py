@@ -19,6 +19,8 @@ CODES = {
     "RunFolderError": 7,
     "MissingPackageError": 8,
     "GridError": 9,
+    "PrivacyError": 13,
+    "BudgetError": 13,
     "PolicyError": 10,
     "AuditError": 11,
     "KitError": 12,

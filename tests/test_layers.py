@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
-    ("errors", "structs", "seeds"),
-    ("tensors", "sections"),
+    ("errors", "structs", "seeds", "settings"),
+    ("tensors", "link_settings"),
+    ("sections",),
+    ("combinations",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

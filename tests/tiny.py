@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.load import Base
 from silotune.sections import AdapterSection, TrainingSection
 from silotune.structs import Example, Tensors
-from silotune.training.encode import Encoded, Encoder
+from silotune.training.encode import Encoded
+from silotune.training.encoder import Encoder
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
@@ -232,3 +234,25 @@ def assert_close(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Ten
         torch.testing.assert_close(
             tensor, right[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def pairs(count: int = 6) -> list[Example]:
+    """Pairs of answers of different length, the preferred one first."""
+    return [
+        replace(made, rejected="no " * (number % 3 + 1) + "maybe", fields={"source": f"s{number % 2}"})
+        for number, made in enumerate(opened(count))
+    ]
+
+
+def documents(count: int = 4) -> list[Example]:
+    """Plain text."""
+    return [Example((), " ".join((*TEXTS[number:], *TEXTS[:number]))) for number in range(count)]
+
+
+def examples_for(objective: str, count: int = 8) -> list[Encoded]:
+    """Examples that an objective of the table can learn from; ``classify`` wants a base with classes for ``LABELS``."""
+    if objective == "classify":
+        made = encoded(closed(count))
+        return [replace(example, answer=(), options=()) for example in made]
+    kinds = {"dpo": pairs, "kto": pairs, "pretrain": documents, "sft": opened}
+    return encoded(kinds.get(objective, closed)(count))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
 from silotune.sections import (
     SUMMABLE,
@@ -20,9 +21,9 @@ from silotune.sections import (
     ModelSection,
     PrivacySection,
     RecordSection,
-    Section,
     TrainingSection,
 )
+from silotune.settings import Section
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -69,17 +70,54 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
+        faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
-        faults += _link_faults(federation)
-        faults += _clock_faults(federation, known, keeps_updates=self.record.keep_updates)
+        faults += link_faults(federation)
+        faults += clock_faults(federation, known, keeps_updates=self.record.keep_updates)
+        faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
+        faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
         faults += _protection_faults(self, known)
+        faults += _engine_faults(self)
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _engine_faults(config: Config) -> list[str]:
+    """What only one process can do."""
+    federation = config.federation
+    if federation.engine == "in_process":
+        return []
+    faults = []
+    if federation.attack.kind != "none":
+        faults.append("federation.attack is simulated in one process: it needs federation.engine = 'in_process'")
+    if config.privacy.protection != "none":
+        faults.append("privacy.protection needs federation.engine = 'in_process': its keys are not handed to Ray")
+    if config.privacy.dp in ("example", "local"):
+        faults.append(
+            f"privacy.dp = {config.privacy.dp!r} needs federation.engine = 'in_process': ledgers are not handed to Ray"
+        )
+    if config.data.task == "mixture":
+        faults.append("data.task = 'mixture' needs federation.engine = 'in_process'")
+    return faults
+
+
+def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
+    """What a mixture of tasks cannot have."""
+    if data.task != "mixture":
+        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
+    faults = []
+    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
+        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
+    if data.prompt is not None or data.definition is not None:
+        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
+    return faults
 
 
 def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
@@ -92,36 +130,6 @@ def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -
         faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
     if evaluation.forgetting:
         faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
-    return faults
-
-
-def _link_faults(federation: FederationSection) -> list[str]:
-    """What cannot be sent: a sparse or signed model instead of a change of it."""
-    download = federation.download
-    if download.delta or (download.keep == "all" and download.values != "sign"):
-        return []
-    which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
-    return [f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"]
-
-
-def _clock_faults(federation: FederationSection, known: int | None, *, keeps_updates: bool) -> list[str]:
-    """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
-    clock = federation.clock
-    faults = []
-    if clock is not None and clock.over_sampling > 1 and federation.clients_per_round is None:
-        faults.append("federation.clock.over_sampling needs federation.clients_per_round: how many replies count")
-    if clock is not None and clock.buffer is not None:
-        if federation.download.delta:
-            faults.append(
-                "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
-            )
-        if keeps_updates:
-            faults.append(
-                "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
-                "set record.keep_updates = false"
-            )
-        if known and clock.buffer > known:
-            faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
     return faults
 
 
@@ -150,8 +158,7 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         )
     if config.evaluation.per_client:
         faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
-    plain = FederationSection()
-    if (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock):
+    if is_linked(federation):
         faults.append(
             f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
             "federation.clock out"
@@ -162,6 +169,30 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
             f"a round has {clients} clients"
         )
+    return faults
+
+
+def _objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
+    faults, objective = [], training.objective
+    compares = objective in ("dpo", "kto")
+    if compares and adapter.kind == "none":
+        faults.append(
+            f"training.objective = {objective!r} compares with the model that training began with, which "
+            "adapter.kind = 'none' does not keep"
+        )
+    if compares and evaluation.scoring == "generation":
+        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
+    if objective == "kto" and training.batch_size == 1:
+        faults.append(
+            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+        )
+    if training.preference_loss == "ipo" and training.label_smoothing:
+        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
+    if training.packing and objective not in ("sft", "pretrain"):
+        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
+    if adapter.start is not None and adapter.kind == "none":
+        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
     return faults
 
 

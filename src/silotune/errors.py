@@ -13,8 +13,10 @@
     ├── GridError                9   a grid: one or more of its cells have no result
     ├── PolicyError             10   a site's policy forbids what is asked; names the rule
     ├── AuditError              11   an audit trail that does not verify; names the first bad entry
-    └── KitError                12   a kit, key, certificate or charter that is missing or does not fit
-        └── SignatureError      12   a key that cannot be used, or a signature that is not one
+    ├── KitError                12   a kit, key, certificate or charter that is missing or does not fit
+    │   └── SignatureError      12   a key that cannot be used, or a signature that is not one
+    └── PrivacyError            13   a guarantee that cannot be given
+        └── BudgetError         13   a release that would overspend a privacy budget
 
 Each message says what was given, what is allowed and what to do, and never repeats a client's text.
 """
@@ -92,6 +94,16 @@ class GridError(SilotuneError):
     """A grid that was worked through, and some of whose cells failed; the others have their results."""
 
     exit_code = 9
+
+
+class PrivacyError(SilotuneError):
+    """A privacy guarantee that cannot be given."""
+
+    exit_code = 13
+
+
+class BudgetError(PrivacyError):
+    """A release that would overspend a privacy budget; nothing was trained or released."""
 
 
 class PolicyError(SilotuneError):

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from silotune.link_settings import ClockSection, CompressionSection, DownloadSection
+from silotune.settings import Fraction, Momentum, Positive, PositiveNumber, Section
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice", "classify"]
+Objective = Literal["sft", "choice", "classify", "dpo", "kto", "pretrain"]
+PreferenceLoss = Literal["sigmoid", "robust", "ipo"]
+Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
@@ -23,27 +28,26 @@ Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "m
 ScaffoldOption = Literal["I", "II"]
 Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 Mode = Literal["federated", "isolated", "centralized"]
+Engine = Literal["in_process", "ray"]
+Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
-Metric = Literal["accuracy", "macro_f1", "perplexity"]
+Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
 ProtectionKind = Literal["none", "secure_sum", "he"]
 HeScheme = Literal["bfv", "ckks"]
-AnswerFormat = Literal["label", "letter", "cloze", "text"]
-Reduction = Literal["all", "top-k", "low-rank"]
-ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
+AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
+DifferentialPrivacy = Literal["none", "example", "client", "local"]
+Accountant = Literal["pld", "rdp"]
+Clipping = Literal["fixed", "adaptive"]
+
+BY_EXAMPLE: tuple[Objective, ...] = ("sft", "pretrain", "choice", "classify", "dpo")
+"""Objectives whose loss is a sum over examples, each term a function of its example alone."""
+SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
+"""Guarantees whose noise is added at the site, so that the server need not be trusted."""
+LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
+"""Algorithms that learn of the clients nothing but the mean of their updates."""
 
 SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
 """Algorithms that use updates in no other way than in their sum weighted by examples."""
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveNumber = Annotated[float, Field(gt=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -74,13 +78,17 @@ class AdapterSection(Section):
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
     dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
+    start: str | None = Field(
+        None, description="run folder (or RUN/centralized), or exported adapter, whose adapter training goes on from"
+    )
 
 
 class TaskSection(Section):
     """A task of the user's own: how a row becomes a prompt and an answer."""
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
-    answer: str = Field(description="column that holds the answer")
+    answer: str = Field(description="column that holds the answer, of pairs the preferred one")
+    rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
     system: str = Field("", description="system message before every prompt")
     options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
     label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
@@ -104,7 +112,7 @@ class PartitionSection(Section):
 class DataSection(Section):
     """Where the examples come from."""
 
-    task: str = Field("finance-news", description="a name from 'silotune tasks' or 'custom'")
+    task: str = Field("finance-news", description="a name from 'silotune tasks', 'custom', or 'mixture'")
     source: Literal["auto", "embedded", "local", "hub"] = Field(
         "auto", description="auto: local where files are given, else embedded, else hub"
     )
@@ -120,6 +128,9 @@ class DataSection(Section):
     )
     holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
     prompt: str | None = Field(None, description="another template for a known task, over the same columns")
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="with task = 'mixture': task -> its share of the examples"
+    )
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
 
@@ -128,8 +139,23 @@ class TrainingSection(Section):
     """One local round at a client."""
 
     objective: Objective = Field(
-        "sft", description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model"
+        "sft",
+        description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model; "
+        "dpo: pairs of answers; kto: answers that are wanted or not; pretrain: all tokens of plain text",
     )
+    turns: Turns = Field("all", description="of sft: which of an assistant's turns in a chat are learnt")
+    packing: bool = Field(False, description="of sft and pretrain: put short examples into one row, each by itself")
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="of dpo and kto: how strongly the model is held to where training began"
+    )
+    preference_loss: PreferenceLoss = Field(
+        "sigmoid", description="of dpo: sigmoid (smoothed by label_smoothing), robust (Chowdhury 2024), ipo (Azar 2023)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="of dpo with sigmoid or robust: share of pairs that may be the wrong way round"
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are wanted")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are not")
     wording: Wording = Field(
         "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
     )
@@ -145,87 +171,6 @@ class TrainingSection(Section):
     schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
-
-
-class CompressionSection(Section):
-    """How the tensors of messages are made smaller on their way to the coordinator."""
-
-    keep: Reduction = Field("all", description="top-k: the largest values; low-rank: factors of each matrix")
-    share: Fraction = Field(0.1, description="of top-k: share of the values that is sent")
-    rank: Positive = Field(1, description="of low-rank: rank of each matrix that is sent")
-    values: ValueFormat = Field(
-        "float32", description="of what is sent; int8 and int4 round at random without bias, sign is one bit a value"
-    )
-    block: Positive = Field(64, description="of int8, int4 and sign: values that share a scale of two bytes")
-    zstd: Annotated[int, Field(ge=0, le=22)] = Field(
-        0, description="level of Zstandard for the rest, with silotune[zstd]; 0 for none"
-    )
-
-
-class DownloadSection(CompressionSection):
-    """How the tensors of messages are made smaller on their way to the clients."""
-
-    delta: bool = Field(False, description="send the change to what a client received last, where it has that")
-
-
-class PaceSection(Section):
-    """One client's machine and line."""
-
-    speed: Annotated[float, Field(gt=0)] | None = Field(None, description="steps are so many times as fast as at 1")
-    upload: Annotated[float, Field(gt=0)] | None = Field(None, description="bytes a second to the coordinator")
-    download: Annotated[float, Field(gt=0)] | None = Field(None, description="bytes a second from it")
-    available: tuple[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], ...] = Field(
-        (), description="stretches [from, to] in seconds of each period in which it works, ascending; default: always"
-    )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> PaceSection:
-        edges = [edge for stretch in self.available for edge in stretch]
-        if edges != sorted(edges) or any(begin == end for begin, end in self.available):
-            raise ValueError(f"available = {self.available} must be stretches [from, to] that ascend")
-        return self
-
-
-class ClockSection(Section):
-    """A simulated clock over the clients of one process: seconds that rounds would take, and what waits for whom."""
-
-    seconds_per_step: Annotated[float, Field(gt=0)] = Field(1.0, description="of a client with speed 1")
-    speed_spread: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="clients without a speed get one by the seed: standard deviation of its logarithm"
-    )
-    upload: Annotated[float, Field(gt=0)] = Field(1.25e6, description="bytes a second, where a client has none")
-    download: Annotated[float, Field(gt=0)] = Field(1.25e7, description="bytes a second, where a client has none")
-    latency_seconds: Annotated[float, Field(ge=0)] = Field(0.05, description="of a message, each way")
-    period_seconds: Annotated[float, Field(gt=0)] = Field(86400.0, description="after which availability repeats")
-    clients: dict[str, PaceSection] = Field({}, description="client name -> its machine and line")
-    trace: Path | None = Field(
-        None, description="CSV with such rows: client, speed, upload, download, available_from, available_to"
-    )
-    deadline_seconds: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of a round; replies that come later are discarded"
-    )
-    over_sampling: Annotated[float, Field(ge=1)] = Field(
-        1.0, description="ask so many times clients_per_round; the first clients_per_round replies count"
-    )
-    buffer: Positive | None = Field(
-        None, description="asynchronous rounds (FedBuff): one ends with so many replies, the other clients work on"
-    )
-    staleness_exponent: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="of buffer: an update that is s rounds late is scaled by (1 + s)^-exponent"
-    )
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> ClockSection:
-        if self.buffer is not None and (self.deadline_seconds is not None or self.over_sampling > 1):
-            raise ValueError(
-                "federation.clock.buffer makes rounds asynchronous: leave deadline_seconds and over_sampling out"
-            )
-        for name, pace in self.clients.items():
-            if pace.available and pace.available[-1][1] > self.period_seconds:
-                raise ValueError(
-                    f"federation.clock.clients.{name}.available ends after period_seconds = {self.period_seconds:g}"
-                )
-        return self
 
 
 class AttackSection(Section):
@@ -254,6 +199,9 @@ ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
 
+    engine: Engine = Field("in_process", description="where clients train: this process, or Flower's simulation on Ray")
+    ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
+    ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
     algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
     weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
@@ -280,7 +228,10 @@ class FederationSection(Section):
         None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
     )
     malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
-    min_replies: Positive = Field(1, description="a round with fewer usable replies ends the run")
+    min_replies: Positive = Field(1, description="fewest usable replies of a round")
+    below_minimum: Shortfall = Field(
+        "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
+    )
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
     workers: Positive | None = Field(
         None, description="clients trained side by side in one process; default: a core each for small models"
@@ -304,7 +255,7 @@ class FederationSection(Section):
 
 
 class PrivacySection(Section):
-    """What the coordinator may see of a single institution's update."""
+    """What is promised about single records or institutions (dp), and what the coordinator may see of one update."""
 
     protection: ProtectionKind = Field(
         "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
@@ -322,6 +273,36 @@ class PrivacySection(Section):
     he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
     he_fraction: Fraction = Field(
         1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
+    dp: DifferentialPrivacy = Field(
+        "none",
+        description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
+        "local (noise on each update before it leaves)",
+    )
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most that a run may cost; without noise_multiplier the noise is made to fit it"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="below 1 / examples, or 1 / clients")
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="standard deviation of the noise over the sensitivity; default: made to fit epsilon"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="bound on an example's gradient, or on a client's update; of adaptive clipping the first one"
+    )
+    clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of adaptive clipping")
+    clip_learning_rate: Annotated[float, Field(gt=0)] = Field(0.2, description="of adaptive clipping")
+    client_sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="of client: poisson draws each client by itself, clients_per_round on average, and is counted as "
+        "amplification; fixed is not",
+    )
+    accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
+    ledger: Path | None = Field(
+        None, description="folder in which sites keep what they spent over all runs; default: of this run only"
+    )
+    report_costs: bool = Field(
+        False, description="let sites under DP send seconds and joules, which the guarantee does not cover"
     )
 
 

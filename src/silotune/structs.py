@@ -26,6 +26,7 @@ class Example:
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
+        rejected: The worse of two answers, where ``answer`` is the preferred one; empty where there is no pair.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
     """
@@ -36,6 +37,12 @@ class Example:
     label: int = -1
     fields: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, ...] = ()
+    rejected: str = ""
+
+    @property
+    def is_document(self) -> bool:
+        """Whether this is plain text: ``answer`` is all of it, and there is no prompt."""
+        return not self.messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,10 @@ class Reply:
     signature: str = ""
     digest: str = ""
     simulated_seconds: float | None = None
+
+
+BUDGET = "privacy"
+"""Stage of a failure that is a refusal: the client's privacy budget does not allow the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +188,7 @@ class ServerState:
         held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
         holders: Clients that answered the last round, and so hold them.
         simulated_seconds: By a simulated clock, since the run began; 0 without one.
+        privacy: What differential privacy keeps: the largest epsilon so far, entries of the ledger, the clip bound.
     """
 
     round_number: int
@@ -193,6 +205,7 @@ class ServerState:
     held: Tensors = field(default_factory=dict)
     holders: tuple[str, ...] = ()
     simulated_seconds: float = 0.0
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,4 +222,5 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: float | None = None
     simulated_seconds: float | None = None

@@ -51,7 +51,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n\nSECRET\n", "a.csv: row 2 has 1 cells, the header has 2"),
         ("a.csv", 'a\n"SECRET\n', "a.csv: line 2: not valid CSV"),
         ("a.parquet", "SECRET", "a.parquet: not a valid Parquet file"),
-        ("a.txt", "SECRET", "unknown kind of file '.txt'; allowed: .jsonl, .json, .csv, .parquet"),
+        ("a.xml", "SECRET", "unknown kind of file '.xml'; allowed: .jsonl, .json, .csv, .parquet, .txt"),
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path: Path, name: str, content: str, reason: str) -> None:

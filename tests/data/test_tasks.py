@@ -76,6 +76,37 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, dict[str, str]]]] = {
             {},
         ),
     ],
+    "preference": [
+        (
+            {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "chosen": "yes", "rejected": "no"},
+            "yes",
+            {},
+        ),
+        ({"prompt": "Hi", "chosen": "yes", "rejected": "no", "source": "x"}, "yes", {"source": "x"}),
+        (
+            {
+                "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}],
+                "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}],
+            },
+            "yes",
+            {},
+        ),
+    ],
+    "text": [({"text": "One. Two.", "source": "x"}, "One. Two.", {"source": "x"})],
+    "client-notes": [
+        (
+            {"text": "Up.", "written": "Good.", "chosen": "Good.", "sector": "chips", "principle": "source"},
+            "Good.",
+            {"sector": "chips", "principle": "source"},
+        )
+    ],
+    "note-preference": [
+        (
+            {"text": "Up.", "chosen": "It may.", "rejected": "It will.", "principle": "caution"},
+            "It may.",
+            {"principle": "caution"},
+        )
+    ],
     "finance-news": [
         ({"id": "1", "text": "Up.", "label": "negative", "sector": "chips"}, "negative", {"sector": "chips"})
     ],
@@ -119,7 +150,7 @@ def test_rows_become_examples(name: str, row: dict[str, Any], answer: str, field
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_prompts_end_with_a_cue_and_name_every_option(task: Task) -> None:
-    if task.answer == "text":
+    if task.answer in ("text", "preference", "document"):
         return
     assert task.prompt.endswith("\nAnswer:")
     if task.answer == "label":
@@ -312,3 +343,40 @@ def test_a_known_task_may_be_asked_in_other_words() -> None:
 def test_other_words_that_do_not_fit_are_refused(task: str, prompt: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         resolve(DataSection(task=task, prompt=prompt))
+
+
+def test_pairs_have_a_worse_answer_and_a_prompt_without_either() -> None:
+    for row, *_ in ROWS["preference"]:
+        example = convert("preference", row)
+        assert (example.messages, example.rejected) == ((("user", "Hi"),), "no")
+    mine = custom(options=[], answer="good", rejected="bad")
+    made = to_example(mine, {"letter": "x", "good": "yes", "bad": "no"}, where="a.jsonl", number=1)
+    assert (made.answer, made.rejected, mine.metric) == ("yes", "no", "preference_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rejected": "yes"}, "'chosen' and 'rejected' hold the same answer"),
+        ({"rejected": " "}, "field 'rejected' is empty"),
+        ({"messages": [{"role": "assistant", "content": "SECRET"}]}, "must end with a user's message"),
+        ({"messages": "SECRET"}, "is not a list of messages"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_named_by_number(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        convert("preference", {**ROWS["preference"][0][0], **changes})
+    assert "row 17" in str(caught.value) and "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rejected": "letter", "options": []}, "is a column of the prompt"),
+        ({"rejected": "bad"}, "has no options"),
+        ({"rejected": "bad", "options": [], "metric": "perplexity"}, "without, it is preference_accuracy"),
+    ],
+)
+def test_pairs_of_ones_own_that_do_not_hold_together(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        custom(**changes)

@@ -28,7 +28,9 @@ def test_a_protected_experiment(configuration: Callable[..., Config], protection
         assert torch.equal(tensor, weights[1][name]), name
         torch.testing.assert_close(tensor, weights[2][name], rtol=0, atol=1e-3)
     assert {row["client"] for row in hidden.part("federated").read_rows("clients")} == {"(sum)"}
-    assert [fields["text"] for event, fields in told if event == "note"][-1].startswith("privacy: the coordinator sees")
+    assert [fields["statement"][0] for event, fields in told if event == "privacy"][-1].startswith(
+        "in a round the coordinator"
+    )
     card = (hidden.part("federated").path / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "In a round the coordinator sees" in card
     summaries = [run.read_json("summary")["federated"] for run in (hidden, clear)]

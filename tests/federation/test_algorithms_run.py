@@ -52,7 +52,7 @@ def first(models: Mapping[bool, Adapted]) -> Mapping[bool, dict[str, torch.Tenso
 def examples_for(objective: str, model: Adapted) -> Sequence[Encoded]:
     """Examples that an objective of the table takes, tried in turn: a new one joins by itself."""
     made = encoder_of(model.base, max_length=128, wording="auto")
-    for examples in (tiny.closed(9), tiny.opened(9)):
+    for examples in (tiny.closed(9), tiny.opened(9), tiny.pairs(9)):
         encoded = made(examples)
         try:
             OBJECTIVES[objective].check(encoded)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from silotune.errors import ConfigError
 from silotune.federation.clock import Pace, paces
-from silotune.sections import ClockSection
+from silotune.link_settings import ClockSection
 
 OFFICE = Pace(2.0, 10.0, 100.0, 0.5, available=((10.0, 20.0), (50.0, 60.0)), period_seconds=100.0)
 

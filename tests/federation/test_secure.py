@@ -16,6 +16,7 @@ from silotune.federation import secure_site
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
 from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.secure import Asking, terms_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
@@ -220,8 +221,6 @@ def test_nothing_is_answered_twice_or_out_of_turn(model, start, tmp_path: Path) 
 def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     settings = privacy()
     net = Net(model, settings)
-    from silotune.federation.secure import Asking, terms_of
-
     nothing = Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, nothing)
     with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):

@@ -56,6 +56,9 @@ class Fake:
     def states(self) -> dict[str, SiteState]:
         return self.kept
 
+    def restore(self, states: Mapping[str, SiteState]) -> None:
+        self.kept = dict(states)
+
 
 def plan(**changes: Any) -> Plan:
     return Plan(**{"rounds": 3, "method": method(FederationSection()), "body": {"x": 1}, "seed": 7, **changes})
@@ -140,6 +143,40 @@ def test_a_failed_client_is_recorded_and_left_out(tmp_path: Path) -> None:
     assert row["bytes_down"] == state.bytes_down == 400, "what was sent to the client that failed was sent"
     assert row["bytes_up"] == 40 + 41 + 42
     assert told.count("client_failed") == 1 and told.count("client_finished") == 3
+
+
+def test_a_round_that_waits_ends_with_the_bits_of_one_that_did_not(tmp_path: Path) -> None:
+    bad = {2: 3}  # round -> tries that go wrong
+
+    def answer(request: Request) -> Reply | Failure:
+        if request.client == "a" and bad.get(request.round_number, 0):
+            bad[request.round_number] -= 1
+            return Failure("a", request.round_number, "network", "away")
+        return honest(request)
+
+    told: list[str] = []
+    waited = run(
+        tmp_path / "1",
+        plan(min_replies=4, below_minimum="wait"),
+        Fake(answer),
+        notify=lambda name, _: told.append(name),
+    )
+    tiny.assert_same_bits(waited.weights, run(tmp_path / "2", plan()).weights)
+    assert told.count("round_waits") == 3 and rows(tmp_path / "1") == rows(tmp_path / "2")
+    with pytest.raises(FederationError, match="round 1 was tried 20 times: 3 usable replies of 4"):
+        run(tmp_path / "3", plan(min_replies=4, below_minimum="wait"), Fake(fails_for("a")))
+
+
+def test_a_round_that_is_skipped_changes_nothing_and_is_recorded(tmp_path: Path) -> None:
+    def answer(request: Request) -> Reply | Failure:
+        return fails_for("a")(request) if request.round_number == 2 else honest(request)
+
+    state = run(tmp_path, plan(min_replies=4, below_minimum="skip"), Fake(answer))
+    metrics = rows(tmp_path)
+    assert [row["round"] for row in metrics] == [1, 2, 3] and state.round_number == 3
+    assert metrics[1]["failures"][0]["client"] == "a"
+    tiny.assert_same_bits(state.weights, run(tmp_path / "2", plan(rounds=2)).weights)
+    assert state.bytes_down == 3 * 400
 
 
 def test_too_few_replies_end_the_run_and_say_why(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from governed import NAMES, START, Federation, work
 from silotune.errors import AuditError, FederationError
+from silotune.experiment.audit import verify_run
 from silotune.federation.replay import replayed
 from silotune.federation.server import countersign, exchange
 from silotune.federation.witness import close, flush
@@ -261,3 +262,17 @@ def test_an_entry_says_what_the_site_signed(tmp_path: Path, changes: dict, why: 
     trail.flush()
     with pytest.raises(AuditError, match=why):
         verify_chain(place, keys=keys(sites), is_open_allowed=True)
+
+
+def test_a_protected_sum_has_no_updates_to_aggregate_again(tmp_path: Path) -> None:
+    """The coordinator saw masked vectors: their rounds follow one another, and nothing is replayed."""
+    trail = Trail(tmp_path / FILE, new_key(), actor="coordinator")
+    trail.add("started", {"round": 0})
+    for number in (1, 2):
+        for event in ("request", "reply"):
+            trail.add(event, {"kind": "secure_sum.input", "round": number, "client": "bank-a", "file": "x"})
+        trail.add("aggregation", {"round": number, "clients": ["(sum)"], "weights": "0" * 64})
+    trail.add("closed", {"round": 2})
+    trail.flush()
+    checked = verify_run(tmp_path)
+    assert checked.rounds == 0 and checked.chain.is_closed

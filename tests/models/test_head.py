@@ -18,7 +18,8 @@ from silotune.models.load import Base, load_base
 from silotune.record.runs import RunFolder
 from silotune.sections import AdapterSection, ModelSection
 from silotune.training.local import RoundPlace, train_round
-from silotune.training.objectives import class_logits, encoder_of
+from silotune.training.objectives import encoder_of
+from silotune.training.scores import class_logits
 
 HEADS = {
     "bert": ("classifier",),

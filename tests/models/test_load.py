@@ -48,7 +48,7 @@ def test_precision_attention_and_checkpointing(tiny_folder: Path) -> None:
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> None:
     from silotune.models.adapters import attach, read, write
     from silotune.sections import AdapterSection
-    from silotune.training.objectives import answer_losses
+    from silotune.training.scores import answer_losses
 
     made = []
     for checkpointing in (False, True):

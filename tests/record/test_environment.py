@@ -14,7 +14,7 @@ def test_versions_name_the_packages_behind_the_numbers():
     assert found["cores"] >= 1 and found["python"].startswith("3.")
     assert found["packages"]["torch"]
     assert environment.version_of("no-such-package-of-anyone") is None
-    assert set(environment.extras()) == {"int4", "energy", "bench"}
+    assert set(environment.extras()) == {"int4", "energy", "dp", "bench"}
 
 
 def test_peak_memory_sees_what_was_held():

@@ -11,6 +11,7 @@ from rich.table import Table
 from finished_run import finished_run, summary
 from silotune.errors import RunFolderError
 from silotune.record.runs import RunFolder
+from silotune.report import pictures
 from silotune.report import runs as report
 
 
@@ -67,24 +68,24 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
     with pytest.raises(RunFolderError, match="silotune resume"):
         report.runs_table([run])
     with pytest.raises(RunFolderError, match="not finished"):
-        report.draw_rounds(run, tmp_path / "x.png")
+        pictures.draw_rounds(run, tmp_path / "x.png")
     with pytest.raises(RunFolderError, match="partition.json"):
-        report.draw_skew(run, tmp_path / "x.png")
+        pictures.draw_skew(run, tmp_path / "x.png")
 
 
 def test_pictures_are_drawn(tmp_path):
     run = finished_run(tmp_path)
-    out = report.draw_rounds(run, run.path / "accuracy.png")
+    out = pictures.draw_rounds(run, run.path / "accuracy.png")
     assert out == run.path / "accuracy.png"
     assert min(png_size(out)) > 400
-    assert min(png_size(report.draw_skew(run, tmp_path / "new" / "skew.png"))) > 300
+    assert min(png_size(pictures.draw_skew(run, tmp_path / "new" / "skew.png"))) > 300
 
 
 def test_a_run_without_federated_rounds_has_no_picture_of_them(tmp_path):
     run = RunFolder.create(tmp_path, "demo", config={})
     run.write_json("summary", summary(federated=None))
     with pytest.raises(RunFolderError, match="no federated rounds"):
-        report.draw_rounds(run, tmp_path / "x.png")
+        pictures.draw_rounds(run, tmp_path / "x.png")
 
 
 def test_perplexity_is_drawn_as_it_is(tmp_path):
@@ -92,7 +93,7 @@ def test_perplexity_is_drawn_as_it_is(tmp_path):
     run.write_json("summary", summary(metric="perplexity", isolated=None, centralized=None))
     run.part("federated").append("metrics", {"round": 0, "perplexity": 9.0})
     run.part("federated").append("metrics", {"round": 1, "perplexity": None})
-    assert png_size(report.draw_rounds(run, tmp_path / "x.png"))[0] > 400
+    assert png_size(pictures.draw_rounds(run, tmp_path / "x.png"))[0] > 400
 
 
 @pytest.mark.parametrize(("clients", "labels"), [(3, 12), (60, 4), (2, 0)])
@@ -101,14 +102,14 @@ def test_skew_of_many_labels_many_clients_or_open_answers(tmp_path, clients, lab
     held = {f"label {number}": 5 * (number + 1) for number in range(labels)}
     report_of = {f"c{number}": {"num_examples": 10, "labels": held} for number in range(clients)}
     run.write_json("partition", {"clients": report_of})
-    assert png_size(report.draw_skew(run, tmp_path / "x.png"))[0] > 400
+    assert png_size(pictures.draw_skew(run, tmp_path / "x.png"))[0] > 400
 
 
 def test_many_labels_are_gathered_without_losing_examples():
     held = {f"label {number}": number + 1 for number in range(12)}
-    labels = report._shown_labels([held])
-    assert len(labels) == report.MOST_LABELS
-    assert sum(report._width(held, label, labels) for label in labels) == sum(held.values())
+    labels = pictures._shown_labels([held])
+    assert len(labels) == pictures.MOST_LABELS
+    assert sum(pictures._width(held, label, labels) for label in labels) == sum(held.values())
 
 
 @pytest.mark.parametrize(

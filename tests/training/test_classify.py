@@ -20,7 +20,8 @@ from silotune.sections import AdapterSection, ModelSection
 from silotune.structs import Example
 from silotune.training.encode import Encoded, truncation_note
 from silotune.training.local import RoundPlace, train_round
-from silotune.training.objectives import OBJECTIVES, class_logits, encoder_of, option_scores
+from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.scores import class_logits, option_scores
 
 EVERY = (*tiny.ENCODERS, "llama", "gpt2", "mistral", "qwen2", "gemma", "phi", "gpt_neox")
 LONG = Example((("user", "shares " * 60 + "fell"),), "negative", tiny.LABELS, 0, text=("shares " * 60 + "fell",))

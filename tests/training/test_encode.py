@@ -11,7 +11,8 @@ import tiny
 from silotune.errors import DataError
 from silotune.structs import Example
 from silotune.training.batches import answer_batch
-from silotune.training.encode import Encoder, answer_ids, prompt_ids, render, truncation_note
+from silotune.training.encode import answer_ids, prompt_ids, render, truncation_note
+from silotune.training.encoder import Encoder
 
 CPU = torch.device("cpu")
 CHAT, PLAIN, BEGUN = tiny.tokenizer(), tiny.tokenizer(chat=False), tiny.tokenizer(chat=False, begin="<s>")

@@ -18,7 +18,8 @@ from silotune.structs import SiteState
 from silotune.training import local
 from silotune.training.batches import shuffled
 from silotune.training.local import RoundPlace, learning_rate, steps_in_round, train_round
-from silotune.training.objectives import OBJECTIVES, Loss
+from silotune.training.losses import Loss
+from silotune.training.objectives import OBJECTIVES
 
 EXAMPLES = tiny.encoded(tiny.closed())
 ALIKE = [example for example in tiny.encoded(tiny.closed(24)) if len(example.answer) == len(EXAMPLES[0].answer)]
@@ -195,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_round(model, start, monkeypatch: py
         go(model, start, settings=settings)
     go(model, start)  # the model is as good as before
 
-    def steep(adapted, batch) -> Loss:
+    def steep(adapted, batch, settings) -> Loss:
         loss = OBJECTIVES["choice"].loss(adapted, batch)
         return Loss(loss.total * 1e30, loss.count)
 

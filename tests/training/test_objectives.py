@@ -12,14 +12,8 @@ import tiny
 from silotune.errors import DataError
 from silotune.training.batches import answer_batch, shared_prefix
 from silotune.training.encode import Encoded
-from silotune.training.objectives import (
-    OBJECTIVES,
-    answer_losses,
-    can_share_prefix,
-    logits_at,
-    option_scores,
-    sees_branches,
-)
+from silotune.training.objectives import OBJECTIVES
+from silotune.training.scores import answer_losses, can_share_prefix, logits_at, option_scores, sees_branches
 
 EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
 WORDINGS = {

@@ -14,9 +14,10 @@ import tiny
 from silotune.errors import FederationError
 from silotune.federation.clock import Pace
 from silotune.federation.server import Plan, run_rounds
+from silotune.link_settings import ClockSection
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import ClockSection, FederationSection
+from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 from silotune.transports.clocked import Clocked
 

@@ -90,9 +90,12 @@ def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
 
 def _missing_for(config: Config, packages: Mapping[str, str | None]) -> list[str]:
     """Optional packages that a configuration needs and that are not installed."""
+    missing = []
     if config.model.precision == "int4" and packages["bitsandbytes"] is None:
-        return ["model.precision = 'int4' needs bitsandbytes: pip install 'silotune[int4]'"]
-    return []
+        missing.append("model.precision = 'int4' needs bitsandbytes: pip install 'silotune[int4]'")
+    if config.privacy.dp != "none" and packages["dp-accounting"] is None:
+        missing.append(f"privacy.dp = {config.privacy.dp!r} needs dp-accounting: pip install 'silotune[dp]'")
+    return missing
 
 
 def _misfits(config: Config, found: Mapping[str, Any]) -> list[str]:

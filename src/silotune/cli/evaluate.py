@@ -48,14 +48,17 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each figure: shares in percent, one line a class; the confusion matrix is for ``--json``."""
+    from silotune.report.mixtures import main_text
     from silotune.report.runs import KINDS
 
     lines = []
     for name, value in figures.items():
         if name == "per_class":
             lines += [(f"  {label}", _class_text(scores)) for label, scores in value.items()]
+        elif name == "by_task":
+            lines += [(f"  {task}", f"{main_text(own)}, {own['num_examples']} examples") for task, own in value.items()]
         elif isinstance(value, float):
-            is_share = name == "unparsed" or (name in KINDS and KINDS[name].is_share)
+            is_share = name in ("unparsed", "start_accuracy") or (name in KINDS and KINDS[name].is_share)
             lines.append((name.replace("_", " "), f"{100 * value:.1f} %" if is_share else f"{value:.4g}"))
         elif isinstance(value, (int, str)):
             lines.append((name.replace("_", " "), str(value)))

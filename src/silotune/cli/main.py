@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import click
@@ -14,11 +14,14 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
+from silotune.cli.demo import demo_app
+from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
 from silotune.cli.output import quiet
+from silotune.cli.privacy import privacy_app
 from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
@@ -30,10 +33,27 @@ _HELP = "Fine-tune one language model over institutions whose text may not leave
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
     "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
-    "130 interrupted."
+    "13 privacy; 130 interrupted."
 )
 _COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
-_GROUPS = {"configs": configs_app, "provision": provision_app, "charter": charter_app, "audit": audit_app}
+_DEPLOYED: Mapping[str, Callable[..., None]] = {
+    "submit": submit,
+    "list": list_runs,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "fetch": fetch,
+}
+_GROUPS = {
+    "coordinator": coordinator_app,
+    "site": site_app,
+    "demo": demo_app,
+    "configs": configs_app,
+    "provision": provision_app,
+    "charter": charter_app,
+    "audit": audit_app,
+    "privacy": privacy_app,
+}
 
 
 def build_app() -> typer.Typer:
@@ -44,6 +64,8 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for command in _COMMANDS:
         app.command(command.__name__)(command)
+    for name, deployed in _DEPLOYED.items():
+        app.command(name)(deployed)
     for name, group in _GROUPS.items():
         app.add_typer(group(), name=name)
     return app

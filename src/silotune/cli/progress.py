@@ -16,7 +16,7 @@ _TITLES = {"federated": "federated", "isolated": "each alone", "centralized": "c
 
 def figure_text(metrics: Mapping[str, Any] | None) -> str:
     """The main figure among metrics, such as ``accuracy 71.2 %``; empty when there is none."""
-    for key in ("accuracy", "perplexity"):
+    for key in ("accuracy", "perplexity", "preference_accuracy"):
         if metrics and metrics.get(key) is not None:
             return f"{KINDS[key].title} {KINDS[key].text(metrics[key])}"
     return ""
@@ -72,6 +72,9 @@ class RunProgress:
             self.folder, self._clients = str(fields["folder"]), int(fields.get("clients") or 1)
             trained = f"{count_text(fields.get('trainable'))} of {count_text(fields.get('num_parameters'))} parameters"
             self.say(f"{fields['task']} with {fields['model']}: training {trained}; run folder {self.folder}")
+        elif event == "privacy":
+            for line in fields["statement"]:
+                self.say(f"privacy: {line}")
         elif event == "note":
             self.say(f"note: {fields['text']}")
         elif event == "client_failed":

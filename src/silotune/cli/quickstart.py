@@ -30,7 +30,8 @@ def quickstart(
     from silotune.cli.shipped import shipped
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
-    from silotune.report.runs import cost_table, draw_rounds, draw_skew, read_summary, summary_table
+    from silotune.report.pictures import draw_rounds, draw_skew
+    from silotune.report.runs import cost_table, read_summary, summary_table
 
     changes = [] if seed is None else [f"seed={seed}"]
     changes += [] if folder is None else [f"record.folder={json.dumps(str(folder))}"]

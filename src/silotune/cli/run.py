@@ -54,6 +54,7 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
+    from silotune.report.mixtures import tasks_table
     from silotune.report.runs import cost_table, read_summary, summary_table
 
     summary = read_summary(folder)
@@ -63,5 +64,7 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     console = stdout()
     console.print(summary_table(summary))
     console.print(cost_table(summary))
+    if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
+        console.print(tasks_table(summary))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Reads rows from JSONL, JSON, CSV and Parquet files; what is broken is named by file and line, never by content."""
+"""Reads rows from JSONL, JSON, CSV, Parquet and text files; names what is broken by file and line, not by content."""
 
 from __future__ import annotations
 
@@ -102,10 +102,17 @@ def _read_parquet(path: Path) -> list[Row]:
     return rows
 
 
+def _read_text(path: Path) -> list[Row]:
+    """Blank lines part the documents."""
+    parts = path.read_text(encoding="utf-8-sig").split("\n\n")
+    return [{"text": part.strip()} for part in parts if part.strip()]
+
+
 _READERS: Final[Mapping[str, Callable[[Path], list[Row]]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+    ".txt": _read_text,
 }
 SUFFIXES: Final = tuple(_READERS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from silotune.data.embedded import finance, medicine
+from silotune.data.embedded import finance, medicine, notes
 from silotune.data.files import SUFFIXES, listing, read_rows
 from silotune.data.rows import SPLITS, Task, to_example, unit_of
 from silotune.data.tasks import resolve
@@ -20,7 +20,7 @@ from silotune.sections import DataSection
 from silotune.seeds import derive
 from silotune.structs import Example, Row
 
-__all__ = ["Dataset", "load", "read_examples", "read_rows"]
+__all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]
 
 CARVED: Final[Mapping[str, float]] = {"test": 0.2, "validation": 0.1}
 """Share of the training examples that stands in for a split that is not there."""
@@ -36,12 +36,14 @@ class Dataset:
         splits: ``train``, ``validation`` and ``test``.
         clients: Client -> indices into ``train``, if each client gave its own file; else None.
         notes: What a reader of results should know: where each split came from, what was carved or left out.
+        tasks: Of a mixture, those that it is made of.
     """
 
     task: Task
     splits: Mapping[str, tuple[Example, ...]]
     clients: Mapping[str, tuple[int, ...]] | None = None
     notes: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,31 @@ def load(section: DataSection, *, seed: int) -> Dataset:
     return Dataset(task, splits, clients, tuple(notes))
 
 
+def load_scored(section: DataSection, *, seed: int) -> Dataset:
+    """What a coordinator scores on, where the training examples are elsewhere: ``train`` is empty.
+
+    Raises:
+        ConfigError: The task does not hold together.
+        DataError: A file is missing or broken, or a row does not fit.
+    """
+    task = resolve(section)
+    given = {"validation": section.validation, "test": section.test}
+    if task.embedded and not any(given.values()) and section.root is None:
+        whole = load(section, seed=seed)
+        return Dataset(task, {**whole.splits, "train": ()}, None, whole.notes)
+    splits = {split: read_examples(path, task) for split, path in given.items() if path is not None}
+    notes = tuple(f"{split}: {given[split]}, {len(examples)} examples" for split, examples in splits.items())
+    return Dataset(task, {"train": (), **splits}, None, notes)
+
+
 def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
     """The examples of one file, such as a gold-standard set.
 
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
+    if task.answer == "mixture":
+        raise DataError(f"{path}: a mixture of tasks has no rows of its own; name a split")
     return tuple(record.example for record in _records(read_rows(path), task, str(path)))
 
 
@@ -95,8 +116,13 @@ def _records(rows: Iterable[Row], task: Task, where: str, client: str = "") -> l
     records = []
     for number, row in enumerate(rows, start=1):
         example = to_example(task, row, where=where, number=number)
-        records.append(_Record(example, unit_of(task, row) or repr(example.messages), client))
+        records.append(_Record(example, unit_of(task, row) or repr(_asked(example)), client))
     return records
+
+
+def _asked(example: Example) -> object:
+    """What two examples share if one gives the other away: the prompt; of plain text, all of it."""
+    return example.messages or example.answer
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -253,6 +279,8 @@ _SOURCES: Final[Mapping[str, Callable[[DataSection, Task, int], tuple[_Pools, li
 _GENERATORS: Final[Mapping[str, Callable[..., dict[str, list[Row]]]]] = {
     "finance-news": finance.generate,
     "medical-choice": medicine.generate,
+    "client-notes": notes.generate,
+    "note-preference": notes.generate,
 }
 
 
@@ -316,10 +344,10 @@ def _limit(records: list[_Record], most: int | None, split: str, seed: int) -> t
 
 
 def _overlap(pools: _Pools) -> list[str]:
-    known = {record.example.messages for record in pools["train"]}
+    known = {_asked(record.example) for record in pools["train"]}
     notes = []
     for split in ("validation", "test"):
-        shared = sum(record.example.messages in known for record in pools[split])
+        shared = sum(_asked(record.example) in known for record in pools[split])
         if shared:
             notes.append(f"{split}: {shared} of {len(pools[split])} prompts also stand in train")
     return notes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 from types import MappingProxyType
@@ -38,6 +38,9 @@ class Layout:
         cuts: The answer is a score; option i+1 starts at ``cuts[i]``.
         prompt: Template instead of the task's own.
         messages: Column with a list of chat messages, instead of prompt and answer.
+        rejected: Of a ``preference`` task: column of the worse answer.
+        history: Of a ``preference`` task: column with the chat before the answers, instead of a prompt; an answer that
+            it ends with is left out.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -48,11 +51,16 @@ class Layout:
     cuts: tuple[float, ...] = ()
     prompt: str = ""
     messages: str = ""
+    rejected: str = ""
+    history: str = ""
 
     def required(self) -> list[str]:
         """Columns without which a row does not have this layout."""
         columns = [column for name, column in self.columns.items() if name not in self.optional]
-        return [column for column in (*columns, *self.choices, self.answer, self.messages) if column]
+        return [column for column in (*columns, *self.choices, self.answer, *self._others()) if column]
+
+    def _others(self) -> tuple[str, ...]:
+        return self.messages, self.rejected, self.history
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,9 @@ class Task:
         summary: One line for people.
         prompt: Template over placeholders; ``{options}`` is the lettered list of a ``letter`` task.
         answer: ``label`` (one of ``options``), ``letter`` (the options differ by row and stand in the prompt),
-            ``cloze`` (they differ by row, and the answer is an option's text) or ``text`` (open).
+            ``cloze`` (they differ by row, and the answer is an option's text), ``text`` (open), ``preference`` (a
+            better and a worse one) ``document`` (plain text: there is no
+            prompt), or ``mixture`` (of several tasks).
         metric: What selects and ranks models.
         layouts: The row layouts that are understood: local files first, then the Hub's.
         options: Closed set of answers; of a ``cloze`` task, the names of the options' places.
@@ -124,23 +134,77 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     """
     spot = f"{where}: row {number}"
     layout = _layout_of(task, row, spot)
-    text: tuple[str, ...] = ()
-    if layout.messages:
-        messages, answer = _conversation(row[layout.messages], f"{spot}: {layout.messages}")
-    else:
-        values, answer = _values(task, layout, row, spot), _answer(task, layout, row, spot)
-        template = layout.prompt or task.prompt
-        messages = (("user", render(template, values).strip()),)
-        text = tuple(values[name] for name in placeholders(template) if values[name])
-    if task.system and messages[0][0] != "system":
+    messages, answer, text = _READERS[_kind(task, layout)](task, layout, row, spot)
+    if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
     fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
     if not task.options:
-        return Example(messages, answer, fields=fields, text=text)
+        return Example(messages, answer, fields=fields, text=text, rejected=_rejected(layout, row, answer, spot))
     place, options = task.options.index(answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(layout, row, spot).values())
     return Example(messages, options[place], options, place, {**fields, "label": answer}, text)
+
+
+_Read = tuple[tuple[tuple[str, str], ...], str, tuple[str, ...]]
+"""What a row gives: messages, answer, and the text of the prompt's columns."""
+
+
+def _kind(task: Task, layout: Layout) -> str:
+    """Which of ``_READERS`` reads a row."""
+    if task.answer == "document":
+        return "document"
+    return "history" if layout.history else "messages" if layout.messages else "prompt"
+
+
+def _read_prompt(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    values, answer = _values(task, layout, row, spot), _answer(task, layout, row, spot)
+    template = layout.prompt or task.prompt
+    text = tuple(values[name] for name in placeholders(template) if values[name])
+    return (("user", render(template, values).strip()),), answer, text
+
+
+def _read_messages(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    return *_conversation(row[layout.messages], f"{spot}: {layout.messages}"), ()
+
+
+def _read_history(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    turns = _turns(row[layout.history], f"{spot}: {layout.history}")
+    before = turns[:-1] if turns and turns[-1][0] == "assistant" else turns
+    if not before or before[-1][0] != "user":
+        raise DataError(f"{spot}: {layout.history}: must end with a user's message, or one and an answer to it")
+    return before, _answer(task, layout, row, spot), ()
+
+
+def _read_document(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    return (), _answer(task, layout, row, spot), ()
+
+
+_READERS: Final[Mapping[str, Callable[[Task, Layout, Row, str], _Read]]] = {
+    "prompt": _read_prompt,
+    "messages": _read_messages,
+    "history": _read_history,
+    "document": _read_document,
+}
+
+
+def _rejected(layout: Layout, row: Row, answer: str, spot: str) -> str:
+    """The worse answer of a pair; empty where the layout has none."""
+    if not layout.rejected:
+        return ""
+    rejected = _reply(row[layout.rejected], f"{spot}: field {layout.rejected!r}")
+    if not rejected:
+        raise DataError(f"{spot}: field {layout.rejected!r} is empty")
+    if rejected == answer:
+        raise DataError(f"{spot}: fields {layout.answer!r} and {layout.rejected!r} hold the same answer")
+    return rejected
+
+
+def _reply(value: Any, spot: str) -> str:
+    """An answer as text; of a chat, what its last message says."""
+    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
+        return _turns(value, spot)[-1][1]
+    return _text(value, spot)
 
 
 def unit_of(task: Task, row: Row) -> str:
@@ -219,7 +283,7 @@ def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:
 
 def _answer(task: Task, layout: Layout, row: Row, spot: str) -> str:
     if not task.options:
-        answer = _text(row[layout.answer], f"{spot}: field {layout.answer!r}")
+        answer = _reply(row[layout.answer], f"{spot}: field {layout.answer!r}")
         if not answer:
             raise DataError(f"{spot}: field {layout.answer!r} is empty")
         return answer
@@ -243,8 +307,16 @@ def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str
     return options[sum(score >= cut for cut in layout.cuts)]
 
 
-def _conversation(turns: Any, spot: str) -> tuple[tuple[tuple[str, str], ...], str]:
+def _conversation(value: Any, spot: str) -> tuple[tuple[tuple[str, str], ...], str]:
     """Turns before the last answer, and that answer; whatever follows it is refused."""
+    messages = _turns(value, spot)
+    if len(messages) < 2 or messages[-1][0] != "assistant" or messages[-2][0] == "system":
+        raise DataError(f"{spot}: must end with a user's message and an assistant's answer")
+    return messages[:-1], messages[-1][1]
+
+
+def _turns(turns: Any, spot: str) -> tuple[tuple[str, str], ...]:
+    """A list of messages as (role, content)."""
     if isinstance(turns, str):
         try:
             turns = json.loads(turns)
@@ -259,9 +331,7 @@ def _conversation(turns: Any, spot: str) -> tuple[tuple[tuple[str, str], ...], s
         if role not in ("system", "user", "assistant") or not content:
             raise DataError(f"{spot}: message {place} needs a role (system, user, assistant) and a content")
         messages.append((str(role), content))
-    if len(messages) < 2 or messages[-1][0] != "assistant" or messages[-2][0] == "system":
-        raise DataError(f"{spot}: must end with a user's message and an assistant's answer")
-    return tuple(messages[:-1]), messages[-1][1]
+    return tuple(messages)
 
 
 def _text(value: Any, spot: str) -> str:

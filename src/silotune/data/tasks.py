@@ -22,6 +22,7 @@ LETTERS: Final = ("A", "B", "C", "D")
 
 _VALIDATION_IS_TEST: Final = {**SPLITS, "test": ("test", "validation")}
 _LETTERED: Final = "{question}\n{options}\nAnswer:"
+_NOTE: Final = "{text}\nWrite a note on this to a client."
 _INDEX_TO_LETTER: Final = {str(index): letter for index, letter in enumerate(LETTERS)}
 
 _TASKS: Final = (
@@ -158,6 +159,33 @@ _TASKS: Final = (
         hub=Hub("vicgalle/alpaca-gpt4"),
     ),
     Task(
+        name="preference",
+        summary="pairs of a preferred and a rejected answer: prompt, chosen and rejected as text or chat messages",
+        prompt="{prompt}",
+        answer="preference",
+        metric="preference_accuracy",
+        layouts=(
+            Layout(history="messages", answer="chosen", rejected="rejected", fields={"source": "source"}),
+            Layout({"prompt": "prompt"}, answer="chosen", rejected="rejected", fields={"source": "source"}),
+            Layout(history="chosen", answer="chosen", rejected="rejected", fields={"source": "source"}),
+        ),
+        folder="preference",
+        pooled=("all", "dpo_demo"),
+        hub=Hub(
+            "HuggingFaceH4/ultrafeedback_binarized",
+            splits={"train": ("train_prefs",), "validation": (), "test": ("test_prefs",)},
+        ),
+    ),
+    Task(
+        name="text",
+        summary="plain text without prompts or labels, for the objective pretrain: a .txt file, or rows with text",
+        prompt="",
+        answer="document",
+        metric="perplexity",
+        layouts=(Layout(answer="text", fields={"source": "source"}),),
+        folder="text",
+    ),
+    Task(
         name="finance-news",
         summary="embedded: generated financial news with its sentiment, by sector",
         prompt="Is this news negative, neutral or positive for the company?\n{text}\nAnswer:",
@@ -187,6 +215,35 @@ _TASKS: Final = (
         folder="medical_choice",
         embedded=True,
     ),
+    Task(
+        name="client-notes",
+        summary="embedded: notes to clients about generated news, as they were written, in a good and a bad style",
+        prompt=_NOTE,
+        answer="text",
+        metric="perplexity",
+        layouts=(Layout({"text": "text"}, answer="written", fields={"sector": "sector", "principle": "principle"}),),
+        unit="text",
+        folder="client_notes",
+        embedded=True,
+    ),
+    Task(
+        name="note-preference",
+        summary="embedded: pairs of such notes that differ in one principle of good style, by principle and sector",
+        prompt=_NOTE,
+        answer="preference",
+        metric="preference_accuracy",
+        layouts=(
+            Layout(
+                {"text": "text"},
+                answer="chosen",
+                rejected="rejected",
+                fields={"sector": "sector", "principle": "principle"},
+            ),
+        ),
+        unit="text",
+        folder="note_preference",
+        embedded=True,
+    ),
 )
 TASKS: Final[Mapping[str, Task]] = MappingProxyType({task.name: task for task in _TASKS})
 
@@ -199,12 +256,14 @@ def resolve(section: DataSection) -> Task:
     Raises:
         ConfigError: The name is unknown, or the definition does not hold together.
     """
+    if section.task == "mixture":
+        return _mixture(section)
     if section.task == "custom":
         if section.definition is None:
             raise ConfigError("data.task = 'custom' needs a section [data.definition]")
         return _custom(section.definition)
     if section.task not in TASKS:
-        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom'])}")
+        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom', 'mixture'])}")
     task = TASKS[section.task]
     return task if section.prompt is None else replace(task, prompt=_other_prompt(task, section.prompt))
 
@@ -224,6 +283,23 @@ def _other_prompt(task: Task, prompt: str) -> str:
     return prompt
 
 
+def _mixture(section: DataSection) -> Task:
+    """What a mixture is scored by: the metric of the task that is named first."""
+    strangers = [name for name in section.mixture if name not in TASKS]
+    if strangers:
+        raise ConfigError(f"data.mixture: {unknown_choice('task', strangers[0], TASKS)}")
+    if len(section.mixture) < 2:
+        raise ConfigError("data.task = 'mixture' needs two or more tasks in [data.mixture]: name = share")
+    return Task(
+        name="mixture",
+        summary=f"a mixture of {', '.join(section.mixture)}",
+        prompt="",
+        answer="mixture",
+        metric=TASKS[next(iter(section.mixture))].metric,
+        layouts=(Layout(fields={"task": "task"}),),
+    )
+
+
 def _custom(definition: TaskSection) -> Task:
     try:
         names = placeholders(definition.prompt)
@@ -233,8 +309,8 @@ def _custom(definition: TaskSection) -> Task:
     if faults:
         summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
         raise ConfigError(summary, faults)
-    answer: AnswerFormat = "label" if definition.options else "text"
-    open_metric: Metric = "perplexity"
+    answer: AnswerFormat = "label" if definition.options else "preference" if definition.rejected else "text"
+    open_metric: Metric = "preference_accuracy" if definition.rejected else "perplexity"
     return Task(
         name="custom",
         summary="a task of your own, from [data.definition]",
@@ -245,6 +321,7 @@ def _custom(definition: TaskSection) -> Task:
             Layout(
                 {name: name for name in names},
                 answer=definition.answer,
+                rejected=definition.rejected,
                 fields={name: name for name in definition.fields},
             ),
         ),
@@ -262,6 +339,10 @@ def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
         faults.append(f"{place}.prompt names no column; write one in braces, such as {{text}}")
     if definition.answer in names:
         faults.append(f"{place}.prompt shows the answer's column {definition.answer!r}")
+    if definition.rejected in names or definition.rejected == definition.answer:
+        faults.append(f"{place}.rejected = {definition.rejected!r} is a column of the prompt or of the better answer")
+    if definition.rejected and options:
+        faults.append(f"{place}.rejected makes a task of pairs, which has no options")
     if len(options) == 1 or len({option.casefold() for option in options}) != len(options):
         faults.append(f"{place}.options needs at least two different answers")
     if any(not option.strip() for option in options):
@@ -271,6 +352,7 @@ def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
         faults.append(f"{place}.label_names leads to {strangers[0]!r}, which is not among the options")
     if "label" in definition.fields:
         faults.append(f"{place}.fields: 'label' is there already and stands for the answer")
-    if not options and "metric" in definition.model_fields_set and definition.metric != "perplexity":
-        faults.append(f"{place}.metric = {definition.metric!r} needs options; open answers have perplexity")
+    kept = "preference_accuracy" if definition.rejected else "perplexity"
+    if not options and "metric" in definition.model_fields_set and definition.metric != kept:
+        faults.append(f"{place}.metric = {definition.metric!r} needs options; without, it is {kept}")
     return faults

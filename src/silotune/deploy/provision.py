@@ -19,6 +19,7 @@ from silotune.deploy import kits
 from silotune.deploy.certificates import Pair, new_authority, new_node_key, new_server, read_request, signing_request
 from silotune.deploy.kit_texts import coordinator_readme, coordinator_toml, policy_toml, site_readme, site_toml
 from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers, SitePlan
+from silotune.deploy.units import service_files
 from silotune.errors import KitError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, write_bytes, write_json
@@ -269,7 +270,8 @@ def _coordinator_kit(office: _Office, key: SigningKey, members: bytes) -> MadeKi
         kits.SIGNING_PUBLIC: f"{key.public}\n".encode(),
         "README.md": coordinator_readme(office.plan).encode(),
     }
-    return _pack(office, "coordinator", {**files, **_shared(office, members)})
+    units = service_files("coordinator", f"{office.plan.name}-coordinator", port=coordinator.fleet_port)
+    return _pack(office, "coordinator", {**files, **units, **_shared(office, members)})
 
 
 def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes) -> MadeKit:
@@ -282,7 +284,8 @@ def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes)
         kits.SIGNING_PUBLIC: f"{site.member.signing_public}\n".encode(),
         "README.md": site_readme(office.plan, name, holds_keys=bool(site.secrets)).encode(),
     }
-    return _pack(office, name, {**files, **site.secrets, **shared})
+    units = service_files("site", f"{office.plan.name}-{name}")
+    return _pack(office, name, {**files, **units, **site.secrets, **shared})
 
 
 def _pack(office: _Office, name: str, files: Mapping[str, bytes]) -> MadeKit:

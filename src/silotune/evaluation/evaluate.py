@@ -1,4 +1,5 @@
-"""Scores a model on examples: closed-ended ones by option likelihood or by generated text, open ones by perplexity."""
+"""Scores a model on examples: closed-ended ones by option likelihood or by generated text, open ones by perplexity,
+pairs of answers by which one is likelier."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ import torch
 
 from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.generate import greedy_answers
-from silotune.evaluation.metrics import UNPARSED, calibration, classification, language_modelling
+from silotune.evaluation.metrics import UNPARSED, calibration, classification, language_modelling, preference
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
 from silotune.training.encode import Encoded
-from silotune.training.objectives import answer_losses, option_scores
+from silotune.training.preference import reference_scores
+from silotune.training.scores import answer_losses, option_scores
 
 _Value = TypeVar("_Value")
 
@@ -34,7 +36,7 @@ def evaluate(
 
     Args:
         adapted: The model.
-        examples: What to score; all closed-ended or all open.
+        examples: What to score; all closed-ended, all open or all pairs of answers.
         labels: The options' names; empty for open answers.
         batch_size: Examples a forward pass.
         scoring: ``likelihood`` takes the option with the highest log-likelihood; ``generation`` generates greedily
@@ -67,6 +69,8 @@ class Answers:
         confidences: Probability of each predicted option among the options; empty where there is none.
         losses: Negative log-likelihood of each open answer, in nats.
         tokens: Supervised tokens of each open answer.
+        margins: Of each pair, by how much its preferred answer is likelier than the other, in nats.
+        start_margins: The same of the model that training began with.
     """
 
     names: tuple[str, ...] = ()
@@ -76,9 +80,11 @@ class Answers:
     confidences: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
+    start_margins: tuple[float, ...] = ()
 
     def __len__(self) -> int:
-        return max(len(self.labels), len(self.losses))
+        return max(len(self.labels), len(self.losses), len(self.margins))
 
     def of(self, places: Sequence[int]) -> Answers:
         """The answers to some of the examples."""
@@ -94,6 +100,8 @@ class Answers:
             chosen(self.confidences),
             chosen(self.losses),
             chosen(self.tokens),
+            chosen(self.margins),
+            chosen(self.start_margins),
         )
 
 
@@ -105,12 +113,19 @@ def answers(
     batch_size: int,
     scoring: str = "likelihood",
     max_new_tokens: int = 16,
+    start_margins: Sequence[float] = (),
 ) -> Answers:
-    """One pass of the model over the examples; arguments and errors as for ``evaluate``."""
+    """One pass of the model over the examples; arguments and errors as for ``evaluate``.
+
+    Of pairs a second one, by the model that training began with, unless its ``start_margins`` are known already.
+    """
     if not examples:
         raise DataError("there are no examples to evaluate on")
     if not labels:
-        return _open_answers(adapted, examples, batch_size)
+        if not examples[0].options:
+            return _open_answers(adapted, examples, batch_size)
+        start = start_margins or _margins(adapted, examples, batch_size, reference_scores)
+        return Answers(margins=_margins(adapted, examples, batch_size, option_scores), start_margins=tuple(start))
     if scoring not in SCORINGS:
         raise ConfigError(unknown_choice("scoring", scoring, SCORINGS))
     options, confidences = SCORINGS[scoring](adapted, examples, labels, batch_size, max_new_tokens)
@@ -122,8 +137,11 @@ def figures(answered: Answers, *, bootstrap_samples: int = 0) -> dict[str, Any]:
     """``num_examples`` and the figures of answers, at least one.
 
     Closed-ended: those of ``metrics.classification``, and of ``metrics.calibration`` where confidences are known.
-    Open: those of ``metrics.language_modelling``.
+    Open: those of ``metrics.language_modelling``. Pairs: those of ``metrics.preference``.
     """
+    if answered.margins:
+        made = preference(answered.margins, answered.start_margins, bootstrap_samples=bootstrap_samples)
+        return {"num_examples": len(answered), **made}
     if not answered.names:
         return {"num_examples": len(answered), **language_modelling(sum(answered.losses), sum(answered.tokens))}
     made = classification(answered.options, answered.labels, answered.names, bootstrap_samples=bootstrap_samples)
@@ -186,5 +204,21 @@ def _open_answers(adapted: Adapted, examples: Sequence[Encoded], batch_size: int
         losses, owner = answer_losses(adapted, batch)
         totals = torch.zeros(len(batch), dtype=torch.float64, device=losses.device).index_add(0, owner, losses.double())
         for place, total, example in zip(places, totals.tolist(), batch, strict=True):
-            sums[place], counts[place] = total, len(example.answer)
+            sums[place], counts[place] = total, example.supervised
     return Answers(losses=tuple(sums), tokens=tuple(counts))
+
+
+@torch.no_grad()
+def _margins(
+    adapted: Adapted,
+    examples: Sequence[Encoded],
+    batch_size: int,
+    scores_of: Callable[[Adapted, Sequence[Encoded]], torch.Tensor],
+) -> tuple[float, ...]:
+    """Of each pair, by how much the preferred answer is likelier than the other."""
+    margins = [0.0] * len(examples)
+    for places, batch in by_length(examples, batch_size):
+        scores = scores_of(adapted, batch)  # [pairs, 2]
+        for place, margin in zip(places, (scores[:, 0] - scores[:, 1]).tolist(), strict=True):
+            margins[place] = margin
+    return tuple(margins)

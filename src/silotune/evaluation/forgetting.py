@@ -11,7 +11,7 @@ from silotune.evaluation.metrics import language_modelling
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
 from silotune.training.encode import Encoded, render
-from silotune.training.objectives import answer_losses
+from silotune.training.scores import answer_losses
 
 Turns = Sequence[tuple[str, str]]
 """A document as (role, content): one turn of role ``text`` for prose, else a conversation."""

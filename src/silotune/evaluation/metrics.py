@@ -99,6 +99,44 @@ def language_modelling(total_loss: float, num_tokens: int) -> dict[str, Any]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
+def preference(
+    margins: Sequence[float], start_margins: Sequence[float], *, bootstrap_samples: int, seed: int = 0
+) -> dict[str, Any]:
+    """How often a model prefers what people prefer, and what training changed in that.
+
+    Args:
+        margins: Of each pair, log p(preferred | prompt) - log p(rejected | prompt), sums over the answers' tokens.
+        start_margins: The same of the model that training began with: the reference.
+        bootstrap_samples: Resamples of pairs behind the percentile intervals; 0 for none.
+        seed: Of the resampling.
+
+    Returns:
+        ``preference_accuracy`` is the share of pairs whose preferred answer is the likelier one (equal counts half),
+        ``start_accuracy`` that of the reference, and ``gain`` their difference on the same pairs. ``win_rate`` is the
+        share of pairs in which the preferred answer gained more against the reference than the rejected one (DPO's
+        implicit reward is higher; equal counts half), and ``margin`` by how much on average, in nats: times
+        ``training.beta`` it is the mean reward margin.
+    """
+    now, start = np.asarray(margins, dtype=float), np.asarray(start_margins, dtype=float)
+    each = {"preference_accuracy": _wins(now), "gain": _wins(now) - _wins(start), "win_rate": _wins(now - start)}
+    result: dict[str, Any] = {
+        **{name: float(values.mean()) for name, values in each.items()},
+        "start_accuracy": float(_wins(start).mean()),
+        "margin": float((now - start).mean()),
+    }
+    if bootstrap_samples:
+        drawn = np.random.default_rng(seed).integers(0, len(now), size=(bootstrap_samples, len(now)))
+        for name, values in each.items():
+            bounds = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+            result[f"{name}_interval"] = [float(value) for value in bounds]
+    return result
+
+
+def _wins(margins: NDArray[Any]) -> NDArray[Any]:
+    """1 where a margin is positive, one half where it is 0, else 0."""
+    return (np.sign(margins) + 1) / 2
+
+
 def _confusion(predicted: NDArray[Any], true: NDArray[Any], num_classes: int) -> NDArray[Any]:
     """[true class, predicted class or unparsed]."""
     columns = np.where(predicted == UNPARSED, num_classes, predicted)

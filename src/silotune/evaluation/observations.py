@@ -16,7 +16,10 @@ from silotune.record.grids import Cell, GridFolder
 from silotune.record.runs import RunFolder
 
 MODES = ("isolated", "federated", "centralized")
-QUALITIES = ("accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece")
+QUALITIES = (
+    "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "preference_accuracy",
+    "gain", "win_rate", "margin",
+)  # fmt: skip
 SUMMED = (
     "seconds", "evaluate_seconds", "core_seconds", "bytes_up", "bytes_down", "tokens", "joules", "co2_kg",
 )  # fmt: skip

@@ -130,9 +130,10 @@ def _check_result(folder: RunFolder, last: Entry, chain: Verified) -> bool:
 
 
 def _check_updates(folder: RunFolder, entries: Sequence[Entry], last: Entry | None) -> int:
-    """Aggregates the kept updates again; 0 where none were kept."""
-    rounds = [(entry, replies) for entry, replies in updates_of(entries)]
-    if not rounds or not all(reply.fields.get("file") for _, replies in rounds for reply in replies):
+    """Aggregates the kept updates again; 0 where none were kept, or only their protected sum was seen."""
+    rounds = list(updates_of(entries))
+    kept = [bool(replies) and all(reply.fields.get("file") for reply in replies) for _, replies in rounds]
+    if not kept or not all(kept):
         return 0
     return replayed(folder, rounds, federation=_config_of(folder).federation, last=last)
 

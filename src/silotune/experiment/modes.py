@@ -72,6 +72,8 @@ def pooled_steps(prepared: Prepared) -> int:
 def budget(prepared: Prepared) -> str:
     """What "the same budget" means in this run, in one sentence."""
     config = prepared.config
+    if not any(prepared.clients.values()):
+        return f"{config.federation.rounds} rounds; each site does its own optimiser steps on its own examples"
     rounds, per_round = config.federation.rounds, pooled_steps(prepared)
     return (
         f"same examples, initial adapter, batch size and evaluation; {rounds} round{'' if rounds == 1 else 's'}; "

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, load, read_examples
+from silotune.data.load import Dataset, load_scored, read_examples
+from silotune.data.mixture import load_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError, require
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
+from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
+from silotune.experiment.mixture import MixtureScorer, SetScorer
+from silotune.experiment.start import read_adapter
 from silotune.federation.clock import paces
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -26,7 +30,7 @@ from silotune.sections import AttackSection, EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import OBJECTIVES, Encode, encoder_of
 
 FORGETTING_WINDOW = 512
 """Tokens of general text that are read together at most."""
@@ -68,6 +72,7 @@ class Scorer:
                 batch_size=self.settings.batch_size,
                 scoring=self.settings.scoring,
                 max_new_tokens=self.settings.max_new_tokens,
+                start_margins=next((known.start_margins for known in self.answers.values()), ()),
             )
             made = figures(self.answers[key], bootstrap_samples=self.settings.bootstrap_samples)
             self.known[key] = {"split": self.split, **made}
@@ -149,68 +154,114 @@ class Prepared:
     text_bytes: int
     adapted: Adapted
     initial: Tensors
-    gold: Scorer
+    gold: SetScorer
     own_shares: Mapping[str, Sequence[int]]
-    selection: Scorer | None
+    selection: SetScorer | None
     forgetting: Forgetting | None
     skew: dict[str, Any]
     notes: tuple[str, ...]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     """Loads data and model and checks that they fit each other; writes nothing.
+
+    Args:
+        config: The run's configuration.
+        sites: Clients whose examples are elsewhere: no training example is read. None where they are here.
 
     Raises:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    dataset = load(config.data, seed=config.seed)
+    read = load_examples if sites is None else load_scored
+    dataset = read(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
-    shares = client_shares(config, dataset)
-    notes = [*dataset.notes, *find_faults(train, shares), *_attack_notes(config.federation.attack)]
-    _check_objective(config, task)
+    shares = client_shares(config, dataset) if sites is None else {name: () for name in sites}
+    faults = find_faults(train, shares) if train else ()
+    notes = [*dataset.notes, *faults, *_attack_notes(config.federation.attack)]
+    for each in dataset.tasks or (task,):
+        check_objective(config, each)
     if config.federation.upload.zstd or config.federation.download.zstd:
         require("zstandard", extra="zstd")
     if config.federation.clock is not None:
         paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
-    base = base_of(config, task)
-    encoder = encoder_of(base, max_length=config.model.max_length, wording=config.training.wording)
-    encoded = encoder(train)
-    adapted = adapters.attach(base, config.adapter, seed=config.seed)
-    labels = closed_labels(task)
+    adapted = adapted_of(config, task)
+    encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 
-    def scorer(name: str) -> Scorer:
-        examples = scored_examples(config, dataset, name)
-        made = encoder(examples)
-        notes.extend(filter(None, [truncation_note(made, name)]))
-        return Scorer(adapted, made, name, labels, config.evaluation)
-
-    gold = scorer(config.evaluation.gold)
+    gold, gold_places, *cut = scorer_of(config, adapted, dataset, config.evaluation.gold)
     settings = config.evaluation
     selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
-    selection = scorer(config.evaluation.selection) if selects else None
-    notes.extend(filter(None, [truncation_note(encoded, "train")]))
+    selection = None
+    if selects:
+        selection, _, note = scorer_of(config, adapted, dataset, settings.selection)
+        cut.append(note)
+    notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
+    own_shares = _own_shares(config, dataset, shares) if train else {}
     return Prepared(
         config=config,
         task=task,
-        clients={name: [encoded[index] for index in indices] for name, indices in shares.items()},
+        clients={name: [encoded[place] for place in spread(share, places)] for name, share in shares.items()},
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         initial=adapters.read(adapted),
         gold=gold,
-        own_shares=deal_alike(
-            scored_examples(config, dataset, config.evaluation.gold),
-            train,
-            shares,
-            seed=config.seed,
-            field=dealt_by(config.data.partition),
-        ),
+        own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
         forgetting=_forgetting(config, adapted),
-        skew=skew(train, shares),
+        skew=skew(train, shares) if train else {},
         notes=tuple(notes),
     )
+
+
+def _own_shares(config: Config, dataset: Dataset, shares: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Client -> places of the gold-standard set that are like its training examples."""
+    gold = scored_examples(config, dataset, config.evaluation.gold)
+    field = dealt_by(config.data.partition)
+    return deal_alike(gold, dataset.splits["train"], shares, seed=config.seed, field=field)
+
+
+def scorer_of(config: Config, adapted: Adapted, dataset: Dataset, name: str) -> tuple[SetScorer, Places, str | None]:
+    """Scores on the set that a split's name or a file gives; for a mixture, one scorer a task.
+
+    Returns:
+        The scorer, the places of each example among the encoded ones, and a note on those that were cut.
+
+    Raises:
+        DataError: The set is not there, or holds nothing.
+    """
+    examples = scored_examples(config, dataset, name)
+    encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
+    note = truncation_note(encoded, name)
+    alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
+    if not dataset.tasks:
+        return alone, places, note
+    parts, own_places = {}, {}
+    for task in dataset.tasks:
+        share = [number for number, example in enumerate(examples) if example.fields["task"] == task.name]
+        if share:
+            own_places[task.name] = spread(share, places)
+            chosen = [encoded[place] for place in own_places[task.name]]
+            parts[task.name] = replace(alone, examples=chosen, labels=closed_labels(task), known={}, answers={})
+    return MixtureScorer(parts, own_places, dataset.task.metric, name), places, note
+
+
+def encoder_for(config: Config, base: Base) -> Encode:
+    """What turns a run's examples into ids for its model."""
+    training = config.training
+    return encoder_of(base, max_length=config.model.max_length, wording=training.wording, turns=training.turns)
+
+
+def adapted_of(config: Config, task: Task) -> Adapted:
+    """The base model of a run with its adapter, as training begins with it.
+
+    Raises:
+        SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
+    """
+    adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
+    if config.adapter.start is None:
+        return adapted
+    return adapters.begin_from(adapted, read_adapter(config.adapter.start))
 
 
 def base_of(config: Config, task: Task) -> Base:
@@ -277,18 +328,6 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     return examples[: config.evaluation.max_examples]
 
 
-def _check_objective(config: Config, task: Task) -> None:
-    if config.training.objective == "choice" and not task.options:
-        raise ConfigError(
-            f"training.objective = 'choice' needs a closed-ended task; {task.name!r} has open answers: use 'sft'"
-        )
-    if OBJECTIVES[config.training.objective].has_head and task.answer != "label":
-        kind, instead = ("options that differ by row", "choice") if task.options else ("open answers", "sft")
-        raise ConfigError(
-            f"training.objective = {config.training.objective!r} needs a task with the same classes in every row; "
-            f"{task.name!r} has {kind}: use {instead!r}"
-        )
-
-
 def _text_bytes(example: Example) -> int:
-    return sum(len(content.encode()) for _, content in example.messages) + len(example.answer.encode())
+    turns = [content for _, content in example.messages]
+    return sum(len(text.encode()) for text in (*turns, example.answer, example.rejected))

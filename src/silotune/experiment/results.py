@@ -21,6 +21,7 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("accuracy", "macro_f1"),
     "perplexity": ("perplexity", "loss"),
+    "preference_accuracy": ("preference_accuracy", "gain", "win_rate", "margin"),
 }
 """Metric of a task -> figures that the comparison of modes shows."""
 
@@ -62,6 +63,8 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
 def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """``by_client`` and, among the clients that have test examples of their own, the one served worst."""
     scored = {name: own for name, own in by_client.items() if own["num_examples"]}
+    if not scored:  # the sites' examples are elsewhere
+        return {"by_client": by_client}
     _, worst = best_and_worst(metric)
     name = worst(scored, key=lambda client: float(scored[client][metric]))
     return {
@@ -81,11 +84,11 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
     coordinator, evaluation = (_spent(cost[who] for cost in costs) for who in ("coordinator", "evaluation"))
     names = sorted({str(row["client"]) for row in rows})
     clients = {name: _client_cost([row for row in rows if row["client"] == name]) for name in names}
-    spent = sum((Spent(own["core_seconds"], own["joules"]) for own in clients.values()), coordinator)
+    spent = sum((Spent(own["core_seconds"] or 0.0, own["joules"]) for own in clients.values()), coordinator)
     gpu = [cost["gpu_peak_memory_bytes"] for cost in costs if cost["gpu_peak_memory_bytes"] is not None]
     return {
         "seconds": result["seconds"],
-        "core_seconds": spent.core_seconds,
+        "core_seconds": spent.core_seconds if _are_known(rows) else None,
         "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
         "gpu_peak_memory_bytes": max(gpu, default=None),
         "bytes_up": result["bytes_up"],
@@ -103,12 +106,20 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
 
 
 def _spent(costs: Iterable[Mapping[str, Any]]) -> Spent:
-    return sum((Spent(cost["core_seconds"], cost["joules"]) for cost in costs), Spent())
+    return sum((Spent(cost["core_seconds"] or 0.0, cost["joules"]) for cost in costs), Spent())
+
+
+def _are_known(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all clients told what they took; under differential privacy they withhold it unless asked to."""
+    return all(row["core_seconds"] is not None for row in rows)
 
 
 def _client_cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tokens = sum(row["tokens"] for row in rows)
+    if not _are_known(rows):
+        return {"seconds": None, "core_seconds": None, "joules": None, "tokens": tokens}
     seconds = sum(row["seconds"] for row in rows)
-    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": sum(row["tokens"] for row in rows)}
+    return {"seconds": seconds, **dataclasses.asdict(_spent(rows)), "tokens": tokens}
 
 
 def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) -> dict[str, Any]:
@@ -118,6 +129,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "task": config.data.task,
         "model": config.model.name,
         "adapter": config.adapter.kind,
+        "start": config.adapter.start,
         "algorithm": title_of(config.federation),
         "seed": config.seed,
         "metric": metric,
@@ -146,8 +158,11 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}
     cost = {key: result["cost"][key] for key in SHOWN_COSTS}
+    tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
-    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **forgot}
+    spent = {"privacy": result["privacy"]} if "privacy" in result else {}
+    rest = {**forgot, **tasks, **spent}
+    return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **rest}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:
@@ -161,6 +176,8 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metri
         figures["ece"] = {"mean": statistics.fmean(errors), "best": min(errors), "worst": max(errors)}
     figures["own"] = {name: client["own"].get(name) for name, client in clients.items()}
     figures["cost"] = _summed([client["cost"] for client in clients.values()])
+    if all("privacy" in client for client in clients.values()):
+        figures["privacy"] = max((client["privacy"] for client in clients.values()), key=lambda spent: spent["epsilon"])
     first = next(iter(clients.values()))
     figures.update(split=first["split"], num_examples=first["num_examples"])
     figures["seconds"] = sum(client["seconds"] for client in clients.values())
@@ -198,8 +215,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
-        "federated": "Examples stayed with their institutions; adapter updates travelled without differential privacy "
-        f"and can leak parts of what they were trained on. In a round {guarantee(config.privacy)}.",
+        "federated": f"{_federated_privacy(result.get('privacy'))} In a round {guarantee(config.privacy)}.",
         "centralized": "All examples were pooled in one place.",
         "isolated": "One institution's examples alone; nothing travelled.",
     }[mode]
@@ -242,6 +258,23 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 {privacy}
 """
+
+
+def _federated_privacy(spent: Mapping[str, Any] | None) -> str:
+    """What a federated adapter's card says of privacy."""
+    start = "Examples stayed with their institutions; adapter updates travelled"
+    if spent is None:
+        return f"{start}, without differential privacy or encryption, and can leak parts of what they were trained on."
+    whom = _PROTECTED[spent["dp"]]
+    cost = "as its ledger says" if spent["epsilon"] is None else f"{spent['epsilon']:.3g} at delta {spent['delta']:g}"
+    return f"{start} under differential privacy of {whom}: epsilon {cost}."
+
+
+_PROTECTED: Mapping[str, str] = {
+    "example": "a single record, noise added by its institution",
+    "client": "a whole institution, noise added by the server",
+    "local": "a whole institution, noise added by itself",
+}
 
 
 def _head_text(classes: Sequence[str]) -> str:

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
-from silotune.experiment import results
+from silotune.experiment import privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.engines import ENGINES, Engine, federation_of
+from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.prepare import Prepared, Scorer, prepare
-from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder
-from silotune.federation.clock import paces
-from silotune.federation.protections import PROTECTIONS, guarantee, members
+from silotune.experiment.prepare import Prepared, prepare
+from silotune.federation.client import EvaluateOrder, TrainOrder
+from silotune.federation.jobs import JOB
+from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
-from silotune.methods.algorithms import method, plain
+from silotune.methods.algorithms import method
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
-from silotune.sections import AttackSection, BudgetSection, CompressionSection, DownloadSection, FederationSection
+from silotune.sections import AttackSection, BudgetSection, FederationSection
 from silotune.structs import Observer, Reply, Request, ServerState, Tensors
-from silotune.transports.clocked import Clocked
-from silotune.transports.in_process import InProcess, workers_for
+
+Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
+"""Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -55,7 +58,45 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-        return _run(_Run(prepared, folder, meter, began), observer)
+        return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
+
+
+def federate(
+    config: Config,
+    sites: Mapping[str, Sequence[str]],
+    *,
+    connect: Engine,
+    path: Path,
+    vouch: Vouch | None = None,
+    observer: Observer | None = None,
+) -> RunFolder:
+    """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
+
+    Args:
+        config: The whole configuration; ``federated`` must be its only mode.
+        sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
+        connect: Makes the transport that reaches them, for as long as it is used.
+        path: The run folder, new or begun.
+        vouch: Signs what is asked of the sites; None where their policies ask for no signature.
+        observer: Told of every event.
+
+    Raises:
+        SilotuneError: Whatever went wrong, in one line.
+    """
+    began = time.perf_counter()
+    if RunFolder(path).has("config"):
+        folder = RunFolder.open(path)
+        if folder.has("summary"):
+            return folder
+        prepared = prepare(config, sites=tuple(sites))
+    else:
+        prepared = prepare(config, sites=tuple(sites))
+        if path.exists():  # a process died while it made the folder
+            RunFolder(path).clear()
+        folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
+    with _metered(config) as meter:
+        keys = {name: own for name, own in sites.items() if own}
+        return _run(_Run(prepared, folder, meter, began, connect, keys, vouch), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -73,7 +114,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
         return folder
     with _metered(config) as meter:
         _check_budget(config, meter)
-        return _run(_Run(prepare(config), folder, meter, began), observer)
+        return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 @dataclass(frozen=True)
@@ -84,6 +125,9 @@ class _Run:
     folder: RunFolder
     meter: Meter
     began: float
+    connect: Engine
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    vouch: Vouch | None = None
 
 
 @contextmanager
@@ -121,15 +165,17 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
     with folder.lock():
         folder.write_json("partition", prepared.skew)
         notify("run_started", _introduction(prepared, folder))
-        for note in prepared.notes:
+        sizes = {name: len(examples) for name, examples in prepared.clients.items()}
+        said = privacy.declared(prepared.config, folder, sizes)
+        notify("privacy", {"statement": said["statement"]})
+        for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes)):
             notify("note", {"text": note})
-        if prepared.config.privacy.protection != "none":
-            notify("note", {"text": f"privacy: {guarantee(prepared.config.privacy)}"})
         for mode in prepared.config.federation.modes:
             for part in MODES[mode](prepared):
-                _run_part(run, part, folder.part(*part.names), notify)
+                _run_part(run, part, folder.part(*part.names), notify, name="/".join((said["run"], *part.names)))
         summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
         summary["notes"] = list(prepared.notes)
+        summary["privacy"] = {"dp": prepared.config.privacy.dp, "statement": said["statement"]}
         summary["seconds"] = time.perf_counter() - run.began
         summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
         folder.write_json("summary", summary)
@@ -150,21 +196,29 @@ def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> None:
-    """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result."""
+def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, name: str) -> None:
+    """One run of rounds, from its checkpoint where it has one; nothing to do where it has a result.
+
+    ``name`` is its identity in privacy ledgers.
+    """
     if folder.has("result"):
         forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
-    config = prepared.config
-    meter.memory.restart()
+    with run.connect(prepared, part, meter, folder) as transport:
+        meter.memory.restart()
+        _finish_part(run, part, folder, transport, notify, name=name)
+
+
+def _finish_part(
+    run: _Run, part: Part, folder: RunFolder, transport: Transport, notify: Observer, *, name: str
+) -> None:
+    prepared, meter, config = run.prepared, run.meter, run.prepared.config
     state = ServerState(round_number=0, weights=prepared.initial)
     checkpoint = folder.load_checkpoint()
     if checkpoint is not None:
         state, sites = checkpoint
         _check_fits(state, prepared.initial, folder)
-    transport = clients_of(prepared, part, meter, now=state.simulated_seconds)
-    if checkpoint is not None:
         transport.restore(sites)
     who = {"mode": part.mode, "client": part.names[-1]} if part.mode == "isolated" else {"mode": part.mode}
 
@@ -172,17 +226,24 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
         notify(event, {**who, **fields})
 
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
+    if audit is not None:
+        audit = replace(audit, keys=run.keys)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan = plan_of(prepared, part, meter, audit=audit)
+    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), _evaluate_body(prepared)
+    if run.vouch is not None:
+        job = run.vouch({"train": plan.body, "evaluate": scored})
+        plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(prepared, plan, transport, state.round_number, weights))
+        folder.write_json("per_client", _score_clients(plan, transport, weights, state.round_number, scored))
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
+    if (spent := privacy.spent_of(config, folder, state.privacy)) is not None:
+        result["privacy"] = spent
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
@@ -196,50 +257,22 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer) -> Non
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
-def clients_of(prepared: Prepared, part: Part, meter: Meter, *, now: float = 0.0) -> Simulated:
-    """The clients of a part, in this process; only what really travels is encoded, takes time, and may be attacked."""
-    federation, adapted = federation_of(prepared, part), prepared.adapted
-    attack = federation.attack
-    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
-    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
-    sites = {}
-    for name, examples in part.clients.items():
-        is_flipped = attack.kind == "label-flip" and name in malicious
-        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter)
-    sampled = part.clients_per_round or len(sites)
-    workers = workers_for(adapted, sampled, asked=federation.workers)
-    encode = federation.encode and part.sends_updates
-    transport: Simulated = InProcess(sites, encode=encode, workers=workers, links=federation)
-    if malicious:
-        transport = Attacked(transport, attack, malicious)
-    if federation.clock is None:
-        return transport
-    told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
-    return Clocked(transport, told, settings=federation.clock, wanted=sampled, now=now)
+def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None, name: str = "") -> Plan:
+    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
 
-
-def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section for a part: plain training where nothing travels."""
-    federation = prepared.config.federation
-    if part.sends_updates:
-        return federation
-    alone = {
-        "upload": CompressionSection(),
-        "download": DownloadSection(),
-        "clock": None,
-        "budget": BudgetSection(),
-        "attack": AttackSection(),
-    }
-    return plain(federation).model_copy(update=alone)
-
-
-def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None) -> Plan:
-    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round."""
+    ``name`` is the part's identity in privacy ledgers.
+    """
     config, federation = prepared.config, federation_of(prepared, part)
     clock, target = federation.clock, config.evaluation.target
     asked = federation.model_copy(update={"budget": BudgetSection(), "attack": AttackSection(), "clock": None})
-    order = TrainOrder(training=part.training, federation=asked, seed=config.seed, rounds=federation.rounds)
+    order = TrainOrder(
+        training=part.training,
+        federation=asked,
+        seed=config.seed,
+        rounds=federation.rounds,
+        privacy=config.privacy,
+        run=name,
+    )
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
@@ -247,6 +280,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         seed=config.seed,
         clients_per_round=_asked_a_round(part, federation),
         timeout_seconds=federation.timeout_seconds,
+        below_minimum=federation.below_minimum,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
         score=prepared.gold,
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
@@ -260,6 +294,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         meter=meter,
         audit=audit,
         protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
+        privacy=privacy.central_of(config, part, name),
     )
 
 
@@ -270,7 +305,7 @@ def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
     return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))
 
 
-def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
+def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
     """The task's metric on the selection set, turned so that higher is better."""
 
     def select(weights: Tensors) -> float:
@@ -279,11 +314,15 @@ def _selector(scorer: Scorer, metric: str) -> Callable[[Tensors], float]:
     return select
 
 
-def _score_clients(
-    prepared: Prepared, plan: Plan, transport: Simulated, round_number: int, weights: Tensors
-) -> dict[str, Mapping[str, Any]]:
+def _evaluate_body(prepared: Prepared) -> dict[str, Any]:
     order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
-    body = order.model_dump(mode="json")
+    return order.model_dump(mode="json")
+
+
+def _score_clients(
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
     requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
     replies = exchange(plan, transport, requests)
     return {

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from silotune.config import Config, from_mapping
-from silotune.data.load import load, read_examples
+from silotune.data.load import Dataset, read_examples
+from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
-from silotune.evaluation.evaluate import evaluate as scored
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import base_of, closed_labels, scored_examples
+from silotune.experiment.prepare import adapted_of, closed_labels, scorer_of
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder
 from silotune.sections import ModelSection
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import OBJECTIVES
 
 
 def is_run(path: str | Path) -> bool:
@@ -54,10 +54,15 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
     return _load(folder, config, mode)
 
 
-def _load(folder: RunFolder, config: Config, mode: str) -> Adapted:
-    """The base model that a configuration names, with the adapter of one part of a run."""
+def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = False) -> Adapted:
+    """The base model that a configuration names, with the adapter of one part of a run.
+
+    ``knows_start`` reads what training began with, too; to write text or to merge it need no longer be there.
+    """
     tensors, _ = _part(folder, mode).load_adapter()
-    adapted = adapters.attach(base_of(config, resolve(config.data)), config.adapter, seed=config.seed)
+    if not knows_start:
+        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"start": None})})
+    adapted = adapted_of(config, resolve(config.data))
     adapters.write(adapted, tensors)
     return adapted
 
@@ -95,25 +100,17 @@ def evaluate(
     """
     folder = RunFolder.open(path)
     config = config_of(folder)
+    changes: dict[str, Any] = {} if scoring is None else {"scoring": scoring}
     if data is not None:
-        task = resolve(config.data)
-        examples, name = read_examples(data, task), str(data)
+        task, name = resolve(config.data), str(data)
+        dataset = Dataset(task, {name: read_examples(data, task)})
+        changes["max_examples"] = None
     else:
-        dataset = load(config.data, seed=config.seed)
-        task, examples, name = dataset.task, tuple(scored_examples(config, dataset, split)), split
-    adapted, settings = _load(folder, config, mode), config.evaluation
-    encoder = encoder_of(adapted.base, max_length=config.model.max_length, wording=config.training.wording)
-    encoded = encoder(examples)
-    figures = scored(
-        adapted,
-        encoded,
-        labels=closed_labels(task),
-        batch_size=settings.batch_size,
-        scoring=scoring or settings.scoring,
-        max_new_tokens=settings.max_new_tokens,
-        bootstrap_samples=settings.bootstrap_samples,
-    )
-    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", "split": name, **figures}
+        dataset, name = load_examples(config.data, seed=config.seed), split
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
+    adapted = _load(folder, config, mode, knows_start=True)
+    scorer, _, _ = scorer_of(config, adapted, dataset, name)
+    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **scorer(adapters.read(adapted))}
 
 
 def generate(
@@ -142,7 +139,7 @@ def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, 
         DataError: The test split is empty.
     """
     config = config_of(RunFolder.open(path))
-    examples = load(config.data, seed=config.seed).splits["test"]
+    examples = load_examples(config.data, seed=config.seed).splits["test"]
     if not examples:
         raise DataError("the test split holds no examples")
     by_label: dict[int, list[int]] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from silotune.errors import ConfigError
-from silotune.federation.server import Transport
+from silotune.federation.transport import Transport
 from silotune.sections import Attack, AttackSection
 from silotune.seeds import derive
 from silotune.structs import Failure, Reply, Request, SiteState

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from silotune.errors import MessageError, ProtectionError, unknown_choice
+from silotune.errors import MessageError, PrivacyError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, links, secure_site
+from silotune.federation.budget import Budget, has_spent
 from silotune.federation.corrected import train_corrected
 from silotune.federation.guard import Guard, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
+from silotune.federation.private import begin, dp_sgd, released, withheld
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Meter
-from silotune.sections import FederationSection, Section, TrainingSection
+from silotune.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.seeds import derive
+from silotune.settings import Section
 from silotune.structs import Reply, Request, SiteState
 from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
@@ -28,7 +31,8 @@ from silotune.training.local import RoundPlace
 class Site:
     """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
-    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own.
+    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own. ``budget`` is what it
+    may spend of privacy.
     """
 
     name: str
@@ -38,15 +42,18 @@ class Site:
     protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
     guard: Guard | None = None
+    budget: Budget = Budget()
 
 
 class TrainOrder(Section):
-    """The body of a ``train`` request: the settings of a local round."""
+    """The body of a ``train`` request: the settings of a local round; ``run`` tells runs apart in ledgers."""
 
     training: TrainingSection
     federation: FederationSection
     seed: int
     rounds: int
+    privacy: PrivacySection = PrivacySection()
+    run: str = ""
     job: SignedJob | None = None
 
 
@@ -100,13 +107,14 @@ def _linked_train(request: Request, site: Site) -> Reply:
 def _train(request: Request, site: Site) -> Reply:
     order = read_body(TrainOrder, request)
     seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
+    opened = begin(order.privacy, order.training, site, rounds=order.rounds, place=(order.run, request.round_number))
     with site.meter.client() as account:
         result = train_corrected(
             site.adapted,
             request.tensors,
             site.examples,
             settings=order.training,
-            place=RoundPlace(seed, request.round_number, order.rounds),
+            place=RoundPlace(seed, request.round_number, order.rounds, dp_sgd(order.privacy, opened)),
             correction=method(order.federation).correction,
             state=site.state,
         )
@@ -121,11 +129,14 @@ def _train(request: Request, site: Site) -> Reply:
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    return Reply(request.kind, request.round_number, site.name, result.delta, body)
+    delta = released(order.privacy, opened, result.delta)
+    return Reply(request.kind, request.round_number, site.name, delta, {**body, **withheld(order.privacy, opened)})
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
     order = read_body(EvaluateOrder, request)
+    if has_spent(site.state):
+        raise PrivacyError("this site trains under differential privacy and releases no figures on its own examples")
     adapters.write(site.adapted, request.tensors)
     scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
     return Reply(request.kind, request.round_number, site.name, {}, scores)

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from silotune.errors import ConfigError, unknown_choice
-from silotune.sections import ClockSection, PaceSection
+from silotune.link_settings import ClockSection, PaceSection
 from silotune.seeds import derive
 
 TRACE_COLUMNS = ("client", "speed", "upload", "download", "available_from", "available_to")

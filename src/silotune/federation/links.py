@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from silotune.errors import MessageError
 from silotune.federation.messages import Layout, layout_of
+from silotune.link_settings import CompressionSection, DownloadSection
 from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
-from silotune.sections import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import add, all_finite, put_under, subtract, taken_from, without
 

@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from silotune.errors import MessageError, require
+from silotune.federation.strict_json import strict_object
 from silotune.record.energy import EnergySource
-from silotune.sections import Positive, Section
+from silotune.settings import Positive, Section
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart, digest
 
@@ -61,7 +62,11 @@ class Header:
 
 
 class TrainReport(Section):
-    """The body of a reply to ``train``: what the update weighs and what it took; a site may withhold its loss."""
+    """The body of a reply to ``train``: what the update weighs and what it took.
+
+    Under differential privacy a site withholds what the guarantee does not cover: None, and no tokens. ``epsilon`` is
+    what the run has cost it so far.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -69,10 +74,11 @@ class TrainReport(Section):
     loss: FiniteFloat | None
     steps: Positive
     tokens: Annotated[int, Field(ge=0)]
-    seconds: Annotated[FiniteFloat, Field(ge=0)]
-    core_seconds: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    seconds: Annotated[FiniteFloat, Field(ge=0)] | None
+    core_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = 0.0
     joules: Annotated[FiniteFloat, Field(ge=0)] | None = None
     energy_source: EnergySource = "unavailable"
+    epsilon: Annotated[float, Field(ge=0)] | None = None
 
 
 def read_report(reply: Reply) -> TrainReport:
@@ -182,6 +188,15 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
     )
 
 
+def kind_of(data: bytes) -> str:
+    """The kind of a message, from its header alone.
+
+    Raises:
+        MessageError: It is not a message.
+    """
+    return _header(data)[0].kind
+
+
 def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
     header, start = _header(data)
     if header.type != wanted:
@@ -201,7 +216,7 @@ def _header(data: bytes) -> tuple[Header, int]:
     (length,) = struct.unpack("<I", data[4:8])
     if length > MAX_HEADER_BYTES or len(data) < 8 + length:
         raise MessageError(f"a message's header says {length} bytes, which cannot be")
-    fields = _json(data[8 : 8 + length], "header")
+    fields = strict_object(data[8 : 8 + length], "header")
     expected = {"type": str, "kind": str, "round": int, "client": str, "body": dict}
     optional = "head" if fields.get("type") == "request" else "signature"
     if optional in fields:
@@ -237,35 +252,12 @@ def _layout_in(payload: bytes) -> Layout:
     (length,) = struct.unpack("<Q", payload[:8])
     if length > len(payload) - 8:
         raise MessageError("a message ends inside the list of its tensors")
-    listed = _json(payload[8 : 8 + length], "tensor list")
+    listed = strict_object(payload[8 : 8 + length], "tensor list")
     listed.pop("__metadata__", None)
     try:
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in listed.items()}
     except (TypeError, KeyError) as error:
         raise MessageError("a message's tensor list does not have the expected fields") from error
-
-
-def _json(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        document = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_each_once)
-    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of endless digits
-        raise MessageError(f"a message's {what} is not JSON") from error
-    if not isinstance(document, dict):
-        raise MessageError(f"a message's {what} is not an object")
-    return document
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    """NaN and Infinity, which Python's parser would take."""
-    raise ValueError(f"{name} is not JSON")
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without a name that stands twice: two parsers could take different ones."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name stands twice")
-    return made
 
 
 def _check_layout(claimed: Layout, expected: Layout) -> None:

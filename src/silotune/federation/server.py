@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from silotune.errors import FederationError, MessageError, ProtectionError
+from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation import witness
+from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
+from silotune.federation.incoming import Incoming
+from silotune.federation.jobs import JOB
 from silotune.federation.links import address
-from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.secure import Asking, Collector
+from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
+from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
+from silotune.link_settings import DownloadSection
 from silotune.methods.algorithms import Method
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
-from silotune.sections import BudgetSection, DownloadSection
+from silotune.sections import BudgetSection
 from silotune.seeds import derive
 from silotune.structs import (
     ClientUpdate,
@@ -28,26 +33,11 @@ from silotune.structs import (
     Request,
     RoundRecord,
     ServerState,
-    SiteState,
     Spent,
     Tensors,
 )
-from silotune.tensors import all_finite, check_alike, scale
 
 _COUNTERSIGN_SECONDS = 60.0
-
-
-class Transport(Protocol):
-    """Carries requests to clients and replies back; it knows nothing of what they say."""
-
-    def clients(self) -> Sequence[str]:
-        """Names of all clients, in a fixed order."""
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        """Yields one reply or failure a request, as they arrive."""
-
-    def states(self) -> dict[str, SiteState]:
-        """What clients keep between rounds, where this process holds it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,8 @@ class Plan:
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
         timeout_seconds: Bound on the wait for a reply.
-        min_replies: A round with fewer usable replies ends the run with an error.
+        min_replies: Fewest usable replies of a round.
+        below_minimum: What a round with fewer does: ``stop`` the run, ``wait`` and try again, or ``skip``.
         score: Metrics of the global model on the gold-standard set.
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
@@ -72,6 +63,7 @@ class Plan:
         download: How the tensors of requests are compressed.
         staleness_exponent: An update that is s rounds late is scaled by (1 + s)^-exponent; None: none may be late.
         meter: Counts what this process spends.
+        privacy: Noise on the mean update; None for none, or where the sites add it.
         audit: The trail to keep, and the keys of clients; None for no trail.
         protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
@@ -83,6 +75,7 @@ class Plan:
     clients_per_round: int | None = None
     timeout_seconds: float = 3600.0
     min_replies: int = 1
+    below_minimum: str = "stop"
     score: Callable[[Tensors], Mapping[str, Any]] | None = None
     select: Callable[[Tensors], float] | None = None
     every: int = 1
@@ -93,101 +86,9 @@ class Plan:
     download: DownloadSection = field(default_factory=DownloadSection)
     staleness_exponent: float | None = None
     meter: Meter = field(default_factory=Meter)
+    privacy: CentralPrivacy | None = None
     audit: Audit | None = None
     protected: Collector | None = None
-
-
-@dataclass
-class _Round:
-    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
-
-    number: int
-    clients: tuple[str, ...]
-    expected: Tensors
-    audit: Audit | None = None
-    staleness_exponent: float | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    seconds: float | None = None
-
-    def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
-        for reply in replies:
-            if isinstance(reply, Failure):
-                self.fail(reply, notify)
-                continue
-            try:
-                report = self._checked(reply)
-            except MessageError as error:
-                sizes = (reply.bytes_down, reply.bytes_up)
-                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
-                witness.fails(self.audit, failure)
-                self.fail(failure, notify)
-                continue
-            row = {"round": self.number, "client": reply.client, **report.model_dump()}
-            staleness = self.number - reply.round_number
-            if reply.simulated_seconds is not None:
-                row["simulated_seconds"] = self.seconds = reply.simulated_seconds
-            if self.staleness_exponent is not None:
-                row["staleness"] = staleness
-            self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
-            notify("client_finished", row)
-            factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
-            delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
-            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss, report.steps)
-            del reply, delta  # or they would live on until the next one is there
-
-    def _checked(self, reply: Reply) -> TrainReport:
-        """The report of a reply that answers this round's request, once."""
-        is_late = self.staleness_exponent is not None and 1 <= reply.round_number < self.number
-        answers = reply.kind == "train" and (reply.round_number == self.number or is_late)
-        if not answers or reply.client not in self.clients:
-            raise MessageError(f"a reply answers no request of round {self.number}")
-        if any(row["client"] == reply.client for row in self.rows):
-            raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
-        check_alike(self.expected, reply.tensors)
-        if not all_finite(reply.tensors):
-            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
-        return read_report(reply)
-
-    def _known(self, client: str) -> str:
-        return client if client in self.clients else "unknown"
-
-    def fail(self, failure: Failure, notify: Observer) -> None:
-        """A client gave no usable reply."""
-        self.failures.append(failure)
-        if failure.simulated_seconds is not None:
-            self.seconds = failure.simulated_seconds
-        notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
-
-    def usable(self) -> int:
-        """Clients whose update is in the aggregate; a protected sum has one row for several."""
-        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
-
-    def total(self, name: str) -> int:
-        return sum(int(row[name]) for row in self.rows)
-
-    def bytes_down(self) -> int:
-        """Requests to clients that failed were sent, too."""
-        return self.total("bytes_down") + sum(failure.bytes_down for failure in self.failures)
-
-    def bytes_up(self) -> int:
-        return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
-
-    def taking_part(self) -> tuple[str, ...]:
-        """Who was asked; of asynchronous rounds, which offer work to all, who replied or failed."""
-        if self.staleness_exponent is None:
-            return self.clients
-        return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
-
-    def joules(self) -> float | None:
-        """Of the clients; None where one does not know."""
-        known = [row["joules"] for row in self.rows]
-        return None if None in known else sum(known)
-
-    def mean_loss(self) -> float | None:
-        known = [row for row in self.rows if row["loss"] is not None]
-        weight = sum(int(row["num_examples"]) for row in known)
-        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
 
 
 def run_rounds(
@@ -207,17 +108,31 @@ def run_rounds(
         run: Folder of this run of rounds; its lock is held by the caller.
         notify: Told of every event.
 
+    A run whose privacy budget is spent ends before its last round, as a stopped one.
+
     Raises:
         FederationError: A round had fewer usable replies than ``plan.min_replies``.
+        BudgetError: The budget does not allow the first round.
     """
     for name in ("metrics", "clients"):
         run.keep_rounds(name, state.round_number if state.round_number else -1)
     if state.round_number == 0:
         state = _begin(plan, state, run, notify)
     witness.begins(plan.audit, state, plan.body)
+    tries = 0
     while state.round_number < plan.rounds and not state.stopped:
         try:
             state = _one_round(plan, transport, state, run, notify)
+            tries = 0
+        except BudgetError as error:
+            if state.round_number == 0:
+                raise
+            state = replace(state, stopped=str(error))
+        except TooFewRepliesError as error:
+            tries += 1
+            state = replace(state, held={}, holders=())  # some hold this try's model: the next one goes out whole
+            if SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify):
+                state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
             witness.flush(plan.audit)
         if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
@@ -237,6 +152,8 @@ def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[st
     if plan.audit is None or not plan.audit.keys:
         return ()
     requests = witness.countersign_requests(plan.audit, round_number)
+    if JOB in plan.body:  # a site's policy asks who wants its signature
+        requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
     replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
     return witness.keep_countersignatures(plan.audit, replies, requests)
 
@@ -258,10 +175,12 @@ def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> 
 def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
     began, begun = time.perf_counter(), plan.meter.coordinator()
     number = state.round_number + 1
-    pick = sample_clients if plan.staleness_exponent is None else offered_clients
-    clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    kept, clients = begin_round(plan.privacy, transport.clients(), state.privacy, number=number, run=run)
+    if clients is None:
+        pick = sample_clients if plan.staleness_exponent is None else offered_clients
+        clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     sent = plan.method.sent(state.weights, state.memory)
-    incoming = _Round(number, clients, sent, plan.audit, plan.staleness_exponent)
+    incoming = Incoming(number, clients, sent, plan.audit, plan.staleness_exponent)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return exchange(plan, transport, requests)
@@ -271,11 +190,9 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     if plan.protected is not None:
         updates = plan.protected(asking)
     else:
-        asked = {name: Request("train", number, name, sent, plan.body) for name in clients}
-        rounding = derive(plan.seed, "compress", round_number=number)
-        requests, held = address(asked, plan.download, held=state.held, holders=state.holders, seed=rounding)
+        requests, held = _addressed(plan, state, asking)
         updates = incoming.updates(send(requests), notify)
-    delta = _aggregated(plan, incoming, updates)
+    delta, kept = _aggregated(plan, incoming, updates, kept)
     share = incoming.usable() / len(transport.clients())
     weights, memory = plan.method.step(state.weights, delta, state.memory, share)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
@@ -294,6 +211,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_up(),
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
+        kept.get("epsilon"),
         incoming.seconds,
     )
     run.append("clients", *incoming.rows)
@@ -307,8 +225,9 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         holders=tuple(row["client"] for row in incoming.rows) if held else (),
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
-        simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
         joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
+        simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
+        privacy=kept,
     )
     after = _selected(plan, after)
     if not after.stopped:
@@ -316,21 +235,57 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _aggregated(plan: Plan, incoming: _Round, updates: Iterator[ClientUpdate]) -> Tensors:
+def _addressed(plan: Plan, state: ServerState, asking: Asking) -> tuple[dict[str, Request], Tensors]:
+    """Every client's own request as it travels, and what those that answer hold from then on."""
+    asked = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    rounding = derive(plan.seed, "compress", round_number=asking.number)
+    return address(asked, plan.download, held=state.held, holders=state.holders, seed=rounding)
+
+
+def _aggregated(
+    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
+) -> tuple[Tensors, Mapping[str, Any]]:
+    """The round's delta, and what privacy keeps.
+
+    Raises:
+        BudgetError: Every client's budget is spent.
+        FederationError: Too few replies can be used. A round that nobody was drawn for is one of noise alone.
+    """
     try:
-        delta = plan.method.aggregate(updates)
+        if plan.privacy is None:
+            delta = plan.method.aggregate(updates)
+        else:
+            delta, kept = plan.privacy.aggregate(updates, incoming.expected, kept)
     except FederationError as error:
-        kind = ProtectionError if isinstance(error, ProtectionError) else FederationError
-        raise kind("; ".join(filter(None, [str(error), _why(incoming)]))) from error
-    if incoming.usable() < plan.min_replies:
-        raise FederationError(
+        refuse_overspending(incoming.rows, incoming.failures)
+        why = "; ".join(filter(None, [str(error), _why(incoming)]))
+        raise (
+            ProtectionError(why) if isinstance(error, ProtectionError) else TooFewRepliesError(why, incoming)
+        ) from error
+    if incoming.usable() < min(plan.min_replies, len(incoming.clients)):
+        raise TooFewRepliesError(
             f"{incoming.usable()} usable replies of {len(incoming.clients)}, "
-            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}"
+            f"federation.min_replies = {plan.min_replies}; {_why(incoming)}",
+            incoming,
         )
-    return delta
+    return delta, with_epsilon(kept, incoming.rows)
 
 
-def _why(incoming: _Round) -> str:
+def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: Incoming) -> ServerState:
+    """A round that changes nothing; what it cost is recorded."""
+    after = replace(state, round_number=state.round_number + 1)
+    up, down = incoming.bytes_up(), incoming.bytes_down()
+    spent = plan.meter.coordinator()
+    record = RoundRecord(
+        after.round_number, {}, incoming.taking_part(), tuple(incoming.failures), None, 0.0, 0.0, up, down,
+        _cost(plan, spent, spent, spent), simulated_seconds=incoming.seconds,
+    )  # fmt: skip
+    _write(record, plan, run, notify)
+    seconds = state.simulated_seconds if incoming.seconds is None else incoming.seconds
+    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down, simulated_seconds=seconds)
+
+
+def _why(incoming: Incoming) -> str:
     if not incoming.failures:
         return ""
     first = incoming.failures[0]
@@ -384,6 +339,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "bytes_down": record.bytes_down,
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         "cost": dict(record.cost),
+        **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "clients": list(record.clients),
         "failures": [_failure_row(item) for item in record.failures],
     }
@@ -394,6 +350,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
             "round": record.round_number,
             "rounds": plan.rounds,
             "metrics": record.metrics,
+            "epsilon": record.epsilon,
             "train_loss": record.train_loss,
             "seconds": record.train_seconds + record.evaluate_seconds,
         },

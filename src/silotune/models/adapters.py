@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,12 +39,18 @@ class Adapted:
         model: The module to call; a peft model, or the base itself when all weights are trained.
         parameters: The trained tensors by their name in a saved adapter.
         config: Contents of peft's ``adapter_config.json``; empty when all weights are trained.
+        start: The trained tensors that training began with, which make the reference of preference objectives; empty
+            when all weights are trained.
+        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient can be told
+            from the others'; nothing is computed once for all of them.
     """
 
     base: Base
     model: torch.nn.Module
     parameters: Mapping[str, torch.nn.Parameter]
     config: Mapping[str, Any]
+    start: Tensors = field(default_factory=dict)
+    keeps_rows_apart: bool = False
 
     @property
     def num_base_parameters(self) -> int:
@@ -91,7 +98,45 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
             raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
     model.eval()
     peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
-    return Adapted(base, model, _saved_names(model), _as_json(peft_config))
+    parameters = _saved_names(model)
+    return Adapted(base, model, parameters, _as_json(peft_config), _copies(parameters))
+
+
+def begin_from(adapted: Adapted, tensors: Tensors) -> Adapted:
+    """The model with other trained tensors to begin with, such as those of an earlier run; it has their values.
+
+    Raises:
+        ModelError: They are of another adapter, or all weights are trained.
+    """
+    if not adapted.start:
+        raise ModelError("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
+    try:
+        write(adapted, tensors)
+    except MessageError as error:
+        raise ModelError(f"adapter.start does not fit the adapter of this run: {error}") from error
+    return replace(adapted, start=tensors)
+
+
+@contextmanager
+def at_start(adapted: Adapted) -> Iterator[None]:
+    """Inside, the model is the one that training began with, and draws nothing; afterwards it is as before.
+
+    For a fresh adapter that is the base: LoRA's B is 0 and IA3's factors are 1 at first.
+
+    Raises:
+        ModelError: All weights are trained: what they were is not kept.
+    """
+    if not adapted.start:
+        raise ModelError("with adapter.kind = 'none' no reference model is kept; use an adapter such as 'lora'")
+    now = {name: parameter.detach().clone() for name, parameter in adapted.parameters.items()}
+    is_training = adapted.model.training
+    adapted.model.train(False)
+    write(adapted, adapted.start)
+    try:
+        yield
+    finally:
+        write(adapted, now)
+        adapted.model.train(is_training)
 
 
 def replicate(adapted: Adapted) -> Adapted:
@@ -106,7 +151,7 @@ def replicate(adapted: Adapted) -> Adapted:
     if not adapted.config:
         return Adapted(replace(adapted.base, model=model), model, dict(model.named_parameters()), {})
     base = replace(adapted.base, model=model.get_base_model())
-    return Adapted(base, model, _saved_names(model), adapted.config)
+    return Adapted(base, model, _saved_names(model), adapted.config, adapted.start)
 
 
 def can_replicate(adapted: Adapted) -> bool:
@@ -118,7 +163,11 @@ def can_replicate(adapted: Adapted) -> bool:
 
 def read(adapted: Adapted) -> Tensors:
     """Copies of the trained tensors, on the CPU, by their saved names."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in adapted.parameters.items()}
+    return _copies(adapted.parameters)
+
+
+def _copies(parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in parameters.items()}
 
 
 def write(adapted: Adapted, tensors: Tensors) -> None:

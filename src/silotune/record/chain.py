@@ -234,27 +234,29 @@ def check_rounds(entries: Iterable[Entry]) -> None:
         AuditError: A step is missing or stands twice; the message names the entry where it shows.
     """
     last = 0
-    asked: set[str] = set()
+    asked: set[tuple[str, int]] = set()  # an answer may come in a later round than its request
     answered: list[str] = []
+    is_plain = True
     for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
         if entry.event in ("started", "resumed"):
-            last, asked, answered = int(number or 0), set(), []
+            last, answered = int(number or 0), []
+            asked = {item for item in asked if item[1] <= last}
         elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
-            asked.add(client)
+            asked.add((client, number))
+            is_plain = entry.fields.get("kind") == "train"  # else only a protected sum was seen, of nobody's own update
         elif entry.event == "reply" and entry.fields.get("kind") == "train":
-            if client not in asked:
+            if (client, number) not in asked:
                 raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
             answered.append(client)
         elif entry.event == "failure" and client in answered:
             answered.remove(client)  # it came, and could not be used
         elif entry.event == "aggregation":
-            is_plain = bool(answered) or entry.fields.get("clients")
-            if number != last + 1 or not asked or (is_plain and entry.fields.get("clients") != answered):
+            if number != last + 1 or (is_plain and entry.fields.get("clients") != answered):
                 raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
-            last, asked, answered = int(number), set(), []
+            last, answered, is_plain = int(number), [], True
 
 
 def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:

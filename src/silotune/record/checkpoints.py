@@ -19,9 +19,18 @@ STATE = "state.json"
 _FILES = (STATE, "server.safetensors", "sites.safetensors")
 _SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights", "held": "held"}
 _SERVER_VALUES = (
-    "round_number", "best_round", "best_metric", "seconds", "bytes_up", "bytes_down", "joules", "stopped",
-    "holders", "simulated_seconds",
-)  # fmt: skip
+    "round_number",
+    "best_round",
+    "best_metric",
+    "seconds",
+    "bytes_up",
+    "bytes_down",
+    "joules",
+    "stopped",
+    "privacy",
+    "holders",
+    "simulated_seconds",
+)
 
 
 def save(folder: Path, server: ServerState, sites: Mapping[str, SiteState]) -> Path:

@@ -18,6 +18,7 @@ PACKAGES = (
 EXTRAS = {
     "int4": ("bitsandbytes",),
     "energy": ("codecarbon",),
+    "dp": ("dp-accounting",),
     "bench": ("trl", "flwr", "psutil"),
 }
 
@@ -37,7 +38,7 @@ def versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": cores(),
-        "packages": {name: version_of(name) for name in (*PACKAGES, "bitsandbytes", "codecarbon")},
+        "packages": {name: version_of(name) for name in (*PACKAGES, "bitsandbytes", "codecarbon", "dp-accounting")},
     }
 
 

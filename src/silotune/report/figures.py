@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from silotune.evaluation.comparison import Comparison, Row, scale
 from silotune.evaluation.metrics import lower_is_better
 from silotune.record.grids import Cell, GridFolder
-from silotune.report.runs import CENTRALIZED, FEDERATED, INK, KINDS, MEAN_ALONE, PALETTE, panels, skew_figure
+from silotune.report.pictures import CENTRALIZED, FEDERATED, INK, MEAN_ALONE, PALETTE, panels, skew_figure
+from silotune.report.runs import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -117,33 +117,83 @@ def answer_batch(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     shared: int = 0,
+    rows: Sequence[Sequence[int]] | None = None,
 ) -> AnswerBatch:
-    """Supervises every answer id and nothing else; ``shared`` is what `shared_prefix` found."""
-    # the last id is only ever a target: it needs no position of its own
-    lines = [(*example.prompt[shared:], *example.answer[:-1]) for example in examples]
-    length = max(len(line) for line in lines)
-    positions: list[int] = []
+    """Supervises every answer id that is not another's turn, and nothing else.
+
+    Args:
+        examples: What goes into the batch.
+        pad_id: Fills up rows.
+        device: Where the tensors lie.
+        dtype: Of an attention mask.
+        shared: What `shared_prefix` found.
+        rows: Places of the examples that stand in one row, as `packed_rows` gives them; by default each has its own.
+    """
+    rows = rows or [[place] for place in range(len(examples))]
+    lines: list[list[int]] = []
+    spans: list[list[tuple[int, int]]] = []
+    needed: list[tuple[int, int]] = []  # row and column of each logit
     targets: list[int] = []
     owner: list[int] = []
-    for row, example in enumerate(examples):
-        first = row * length + len(example.prompt) - shared - 1
-        positions.extend(range(first, first + len(example.answer)))
-        targets.extend(example.answer)
-        owner.extend([row] * len(example.answer))
-    ids, needed = _padded(lines, length, pad_id, device), torch.tensor(positions, device=device)
-    batch = Batch(ids, needed) if not shared else _after_prefix(examples, ids, needed, shared, dtype)
+    for row, places in enumerate(rows):
+        lines.append([])
+        spans.append([])
+        for place in places:
+            example, start = examples[place], len(lines[-1])
+            # the last id is only ever a target: it needs no position of its own
+            lines[-1].extend((*example.prompt[shared:], *example.answer[:-1]))
+            spans[-1].append((start, len(lines[-1])))
+            learnt = _learnt(example)
+            needed.extend((row, start + len(example.prompt) - shared - 1 + index) for index in learnt)
+            targets.extend(example.answer[index] for index in learnt)
+            owner.extend([place] * len(learnt))
+    length = max(map(len, lines))
+    batch = Batch(
+        _padded(lines, length, pad_id, device),
+        torch.tensor([row * length + column for row, column in needed], device=device),
+        prefix=_prefix(examples, shared, device),
+    )
+    if shared or len(rows) < len(examples):
+        batch = replace(batch, **_apart(spans, length, shared, dtype, device))
     return AnswerBatch(batch, torch.tensor(targets, device=device), torch.tensor(owner, device=device))
 
 
-def _after_prefix(
-    examples: Sequence[Encoded], ids: torch.Tensor, needed: torch.Tensor, shared: int, dtype: torch.dtype
-) -> Batch:
-    """Each id sees the whole prefix, then its own example causally."""
-    rows, length = ids.shape
-    visible = torch.ones(length, shared + length, dtype=torch.bool).tril(shared)
-    mask = _additive(visible, dtype).to(ids.device).expand(rows, 1, length, shared + length)
-    position_ids = torch.arange(shared, shared + length, device=ids.device).expand(rows, length)
-    return Batch(ids, needed, mask, position_ids, _prefix(examples, shared, ids.device))
+def packed_rows(examples: Sequence[Encoded]) -> list[list[int]]:
+    """Places of examples that fit into one row together, no row longer than the longest example (first fit, longest
+    first)."""
+    room: list[int] = []
+    rows: list[list[int]] = []
+    longest = max(example.length for example in examples)
+    for place in sorted(range(len(examples)), key=lambda place: (-examples[place].length, place)):
+        length = examples[place].length
+        row = next((number for number, left in enumerate(room) if left >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[row].append(place)
+        room[row] -= length
+    return rows
+
+
+def _learnt(example: Encoded) -> list[int]:
+    """Places in the answer that are supervised."""
+    skipped = {place for start, end in example.unsupervised for place in range(start, end)}
+    return [place for place in range(len(example.answer)) if place not in skipped]
+
+
+def _apart(
+    spans: Sequence[Sequence[tuple[int, int]]], length: int, shared: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Mask and positions by which each id sees the whole prefix, then its own example causally and no other."""
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    visible = torch.zeros(len(spans), length, shared + length, dtype=torch.bool)
+    visible[:, :, :shared] = True
+    position_ids = torch.zeros(len(spans), length, dtype=torch.long)
+    for row, examples in enumerate(spans):
+        for start, end in examples:
+            visible[row, start:end, shared + start : shared + end] = causal[: end - start, : end - start]
+            position_ids[row, start:end] = torch.arange(shared, shared + end - start)
+    return {"mask": _additive(visible, dtype).unsqueeze(1).to(device), "position_ids": position_ids.to(device)}
 
 
 def _prefix(examples: Sequence[Encoded], shared: int, device: torch.device) -> torch.Tensor | None:

@@ -25,13 +25,13 @@ class ClassEncoder:
         self._messages = WORDINGS[_AUTO[base.is_encoder] if wording == "auto" else wording]
         self._between = f" {base.tokenizer.sep_token} " if base.is_encoder and base.tokenizer.sep_token else "\n"
 
-    def __call__(self, examples: Iterable[Example]) -> list[Encoded]:
-        """Encodes examples in order.
+    def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]:
+        """Encodes examples in order, which are numbered from ``first``.
 
         Raises:
             DataError: An example has other options than the head has classes, or no text; names its number.
         """
-        return [self._encode(example, number) for number, example in enumerate(examples, start=1)]
+        return [self._encode(example, number) for number, example in enumerate(examples, first)]
 
     def _encode(self, example: Example, number: int) -> Encoded:
         if example.options != self._labels:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from silotune.errors import DataError
-from silotune.structs import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,11 +16,14 @@ class Encoded:
 
     Attributes:
         prompt: At least one id; the answer's first token is predicted from its last position.
-        answer: The answer's ids and the end-of-sequence id; at least one.
-        options: Ids of each option (closed-ended tasks), without a common end.
+        answer: The answer's ids and the end-of-sequence id; at least one. Of a chat with several answers: all from the
+            first of them on, what others say in between included.
+        options: Ids of each option (closed-ended tasks), without a common end; of a pair, its two answers with their
+            ends, the preferred one first.
         label: Index of the right option; -1 for open answers.
         prompt_cut: Prompt ids dropped on the left to fit.
-        answer_cut: Answer ids dropped on the right to fit (open answers only).
+        answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
+        unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
     """
 
     prompt: tuple[int, ...]
@@ -32,6 +32,12 @@ class Encoded:
     label: int = -1
     prompt_cut: int = 0
     answer_cut: int = 0
+    unsupervised: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def supervised(self) -> int:
+        """Ids of the answer that are learnt."""
+        return len(self.answer) - sum(end - start for start, end in self.unsupervised)
 
     @property
     def length(self) -> int:
@@ -79,67 +85,6 @@ def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(gap + text, add_special_tokens=False)["input_ids"])
 
 
-class Encoder:
-    """Encodes examples for one tokenizer and length; remembers the options it has met."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._options: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
-
-    def __call__(self, examples: Iterable[Example]) -> list[Encoded]:
-        """Encodes examples in order.
-
-        Raises:
-            DataError: A closed-ended answer alone does not fit, or an answer is empty; names the example's number.
-        """
-        return [self._encode(example, number) for number, example in enumerate(examples, start=1)]
-
-    def _encode(self, example: Example, number: int) -> Encoded:
-        answer = answer_ids(example.answer, self._tokenizer)
-        if not answer:
-            raise DataError(f"example {number}: its answer has no tokens, so there is nothing to learn from")
-        end = self._tokenizer.eos_token_id
-        if end is not None:
-            answer.append(end)
-        options = self._option_ids(example.options)
-        longest = max(len(answer), *(len(ids) for ids in options), 1)
-        answer_cut = max(0, longest - (self._max_length - 1))
-        if answer_cut and example.options:
-            raise DataError(
-                f"example {number}: its answer has {longest} tokens and model.max_length is {self._max_length}; "
-                "raise model.max_length"
-            )
-        if answer_cut:
-            answer = answer[: self._max_length - 1]
-        prompt = prompt_ids(example.messages, self._tokenizer)
-        if not prompt:
-            raise DataError(f"example {number}: its prompt has no tokens")
-        room = self._max_length - min(longest, self._max_length - 1)  # for the longest option, whichever is right
-        kept = cut_left(prompt, room, first=int(room > 1 and prompt[0] == self._tokenizer.bos_token_id))
-        return Encoded(
-            prompt=tuple(kept),
-            answer=tuple(answer),
-            options=options,
-            label=example.label,
-            prompt_cut=len(prompt) - len(kept),
-            answer_cut=answer_cut,
-        )
-
-    def _option_ids(self, options: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        if options and options not in self._options:
-            ids = [tuple(answer_ids(option, self._tokenizer)) for option in options]
-            if not _is_prefix_free(ids):  # the end tells "A" from "A B"
-                end = self._tokenizer.eos_token_id
-                if end is None:
-                    raise DataError("an option begins like another, and the tokenizer has no end to tell them apart")
-                ids = [(*option, end) for option in ids]
-            if len(set(ids)) != len(ids) or not all(ids):
-                raise DataError("two options of the task have the same tokens; give them other wordings")
-            self._options[options] = tuple(ids)
-        return self._options.get(options, ())
-
-
 def truncation_note(encoded: Sequence[Encoded], what: str) -> str | None:
     """One line that counts cut examples; None when nothing was cut."""
     prompts = sum(1 for example in encoded if example.prompt_cut)
@@ -155,8 +100,3 @@ def truncation_note(encoded: Sequence[Encoded], what: str) -> str | None:
 def cut_left(ids: list[int], room: int, *, first: int = 0) -> list[int]:
     """The last ``room`` ids, but the ``first`` few are kept."""
     return ids if len(ids) <= room else [*ids[:first], *ids[len(ids) - room + first :]]
-
-
-def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:
-    ordered = sorted(options)
-    return all(later[: len(earlier)] != earlier for earlier, later in zip(ordered, ordered[1:], strict=False))

@@ -31,7 +31,7 @@ def mean_gradient(
     count = 0
     try:
         for start in range(0, len(examples), settings.batch_size):
-            loss = objective.loss(adapted, examples[start : start + settings.batch_size])
+            loss = objective.loss(adapted, examples[start : start + settings.batch_size], settings)
             loss.total.backward()
             count += loss.count
         summed = arithmetic.zeros_like(weights)

@@ -1,16 +1,19 @@
 """One local round: received adapter tensors and a client's examples in, adapter delta out.
 
 The only training loop of the project. What varies is given to it as a value: the objective (how a batch
-becomes a loss) and the correction (a term added to the gradient). It reads and writes no file, keeps nothing
-between calls, and draws random numbers from its own seed only.
+becomes a loss), how a step's examples are drawn and their gradients become one (DP-SGD clips and noises them), and the
+correction (a term added to the gradient). It reads and writes no file, keeps nothing between calls, and draws random
+numbers from its own seed only; those of DP-SGD come from the operating system.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -23,16 +26,22 @@ from silotune.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded
+from silotune.training.examplewise import losses_of
 from silotune.training.objectives import OBJECTIVES, Objective
+from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
 
 
 @dataclass(frozen=True)
 class RoundPlace:
-    """Where in a run a local round stands: its seed (already per client and round), round (from 1), rounds."""
+    """Where in a run a local round stands: its seed (already per client and round), round (from 1), rounds.
+
+    ``private`` protects single examples from whoever sees the round's result; None for plain training.
+    """
 
     seed: int
     round_number: int = 1
     rounds: int = 1
+    private: DpSgd | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class LocalResult:
     Attributes:
         delta: Final minus received adapter tensors.
         num_examples: Examples the client holds.
-        loss: Mean training loss over the round's supervised terms.
+        loss: Mean training loss over the round's supervised terms; None of private training: it is not noised.
         steps: Optimiser steps done.
         tokens: Prompt and answer ids that went through the model.
         seconds: Wall time of the round.
@@ -51,7 +60,7 @@ class LocalResult:
 
     delta: Tensors
     num_examples: int
-    loss: float
+    loss: float | None
     steps: int
     tokens: int
     seconds: float
@@ -113,9 +122,8 @@ def train_round(
             optimizer = _optimizer(adapted, settings, learning_rate(settings, place))
             if settings.optimizer_state == "keep":
                 _restore(optimizer, adapted, state)
-            batches = shuffled(examples, settings.batch_size, seed=place.seed)
-            loop = _Loop(adapted, objective, optimizer, settings, received, correction)
-            mean_loss, tokens = loop.run(batches, steps)
+            gradient, groups = _sampling(adapted, objective, examples, settings, place)
+            mean_loss, tokens = _Loop(adapted, gradient, optimizer, settings, received, correction).run(groups, steps)
         finally:
             adapted.model.eval()
             for parameter in adapted.parameters.values():
@@ -130,49 +138,79 @@ def train_round(
     return LocalResult(delta, len(examples), mean_loss, steps, tokens, time.perf_counter() - began, state=kept)
 
 
+Group: TypeAlias = Sequence[Sequence[Encoded]]
+"""The examples of one step, in forward passes."""
+Gradient: TypeAlias = Callable[[Group], tuple[float, int]]
+"""Leaves a step's mean gradient in the parameters; gives the summed loss and its terms, 0 where nothing is told."""
+
+
+def _sampling(
+    adapted: Adapted, objective: Objective, examples: Sequence[Encoded], settings: TrainingSection, place: RoundPlace
+) -> tuple[Gradient, Iterator[Group]]:
+    """How a step's gradient is made, and the endless steps' examples."""
+    if place.private is None:
+        batches = shuffled(examples, settings.batch_size, seed=place.seed)
+        groups = iter(lambda: [next(batches) for _ in range(settings.gradient_accumulation)], None)
+        return partial(_plain_gradient, adapted, objective, settings), groups
+    dp, losses = place.private, losses_of(settings)
+    rate = sampling_rate(len(examples), settings.batch_size, settings.gradient_accumulation)
+
+    def gradient(group: Group) -> tuple[float, int]:
+        made = private_gradient(adapted, group, losses, dp=dp, expected=rate * len(examples))
+        for name, own in made.items():
+            adapted.parameters[name].grad = own
+        return 0.0, 0
+
+    return gradient, poisson_groups(examples, rate, batch_size=settings.batch_size, entropy=dp.entropy)
+
+
+def _plain_gradient(
+    adapted: Adapted, objective: Objective, settings: TrainingSection, group: Group
+) -> tuple[float, int]:
+    """The summed loss's gradient over its terms, then clipped as a whole."""
+    total, count = 0.0, 0
+    for batch in group:
+        loss = objective.loss(adapted, batch, settings)
+        loss.total.backward()
+        total, count = total + float(loss.total.detach()), count + loss.count
+    gradients = [parameter.grad for parameter in adapted.parameters.values() if parameter.grad is not None]
+    torch._foreach_div_(gradients, float(count))
+    if settings.clip_norm:
+        torch.nn.utils.clip_grad_norm_(adapted.parameters.values(), settings.clip_norm)
+    return total, count
+
+
 @dataclass(frozen=True)
 class _Loop:
     """The steps of one round; ``received`` is what the correction pulls towards."""
 
     adapted: Adapted
-    objective: Objective
+    gradient: Gradient
     optimizer: torch.optim.Optimizer
     settings: TrainingSection
     received: Tensors
     correction: Correction | None
 
-    def run(self, batches: Iterator[list[Encoded]], steps: int) -> tuple[float, int]:
-        """Mean loss over all supervised terms, and ids processed."""
+    def run(self, groups: Iterator[Group], steps: int) -> tuple[float | None, int]:
+        """Mean loss over all supervised terms, where it is told, and ids processed."""
         total, count, tokens = 0.0, 0, 0
         for step in range(steps):
-            group = [next(batches) for _ in range(self.settings.gradient_accumulation)]
-            step_total, step_count = self._step(group)
+            group = next(groups)
+            self.optimizer.zero_grad(set_to_none=True)
+            step_total, step_count = self.gradient(group)
             if not math.isfinite(step_total):
                 raise TrainingError(
                     f"the loss is not finite at local step {step + 1} of {steps}; "
                     f"lower training.learning_rate (now {self.settings.learning_rate:g}) or use float32"
                 )
+            self._correct()
+            self.optimizer.step()
             total, count = total + step_total, count + step_count
             tokens += sum(example.length for batch in group for example in batch)
-        return total / count, tokens
+        return total / count if count else None, tokens
 
-    def _step(self, group: Sequence[Sequence[Encoded]]) -> tuple[float, int]:
-        self.optimizer.zero_grad(set_to_none=True)
-        total, count = 0.0, 0
-        for batch in group:
-            loss = self.objective.loss(self.adapted, batch)
-            loss.total.backward()
-            total, count = total + float(loss.total.detach()), count + loss.count
-        self._finish_gradient(count)
-        self.optimizer.step()
-        return total, count
-
-    def _finish_gradient(self, count: int) -> None:
-        """Sum to mean over the step's supervised terms, then clip, then add the correction (unclipped)."""
-        gradients = [parameter.grad for parameter in self.adapted.parameters.values() if parameter.grad is not None]
-        torch._foreach_div_(gradients, float(count))
-        if self.settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.adapted.parameters.values(), self.settings.clip_norm)
+    def _correct(self) -> None:
+        """Adds the correction: unclipped, and after any noise."""
         if self.correction is None:
             return
         weights = {name: parameter.detach() for name, parameter in self.adapted.parameters.items()}

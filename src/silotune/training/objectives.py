@@ -1,220 +1,68 @@
 """What a local round minimises, as values: a way to build batches and a loss over them.
 
-``sft``: cross-entropy of the answer and the end of sequence. ``choice``: cross-entropy over a closed set of
-options, each scored by the log-likelihood of its tokens given the prompt. ``classify``: cross-entropy over the
-classes of a head that is trained with the adapter.
+``sft``: cross-entropy of the answers and their ends; ``pretrain``: of plain text. ``choice``: cross-entropy over a
+closed set of options, each scored by the log-likelihood of its tokens given the prompt. ``classify``: cross-entropy
+over the classes of a head that is trained with the adapter. ``dpo`` and ``kto``: see ``training.preference``.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import torch
 
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
+from silotune.sections import TrainingSection
 from silotune.structs import Example
-from silotune.training.batches import (
-    Batch,
-    OptionBatch,
-    answer_batch,
-    class_batch,
-    option_batch,
-    separate_option_batch,
-    shared_prefix,
-)
 from silotune.training.classify import ClassEncoder
-from silotune.training.encode import Encoded, Encoder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A summed loss and the number of terms in it; their quotient is the mean."""
-
-    total: torch.Tensor
-    count: int
+from silotune.training.encode import Encoded
+from silotune.training.encoder import Encoder
+from silotune.training.losses import DEFAULTS, Loss, LossFunction
+from silotune.training.preference import check_pairs, dpo_loss, kto_loss
+from silotune.training.scores import answer_losses, class_logits, closed_examples, option_scores
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss(adapted, examples)`` for one batch of examples; ``check`` refuses examples it cannot use.
+    """``loss(adapted, examples, settings)`` for one batch of examples; ``check`` refuses examples it cannot use.
 
     ``has_head`` says that the base carries a classification head instead of its language model's.
     """
 
-    loss: Callable[[Adapted, Sequence[Encoded]], Loss]
+    loss: LossFunction
     check: Callable[[Sequence[Encoded]], None]
     has_head: bool = False
 
 
-def encoder_of(base: Base, *, max_length: int, wording: str) -> Callable[[Iterable[Example]], list[Encoded]]:
+class Encode(Protocol):
+    """``encode(examples)`` gives examples as ids in their order; ``first`` is the number of the first, for errors."""
+
+    def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]: ...
+
+
+def encoder_of(base: Base, *, max_length: int, wording: str = "auto", turns: str = "all") -> Encode:
     """What turns examples into ids for this model: a classifier's examples have no answer."""
     if base.labels:
         return ClassEncoder(base, max_length=max_length, wording=wording)
-    return Encoder(base.tokenizer, max_length=max_length)
+    return Encoder(base.tokenizer, max_length=max_length, turns=turns)
 
 
-def logits_at(adapted: Adapted, batch: Batch) -> torch.Tensor:
-    """Logits at ``batch.positions`` only [needed, vocabulary], in float32.
-
-    The output head is applied to the hidden states of these positions alone. In closed-ended tasks they are
-    one in thirty, and the [examples, length, vocabulary] tensor is never built. What all examples begin with goes
-    through the model once; its keys and values are then read by all of them, and gradients flow back through both.
-    """
-    # some architectures know no position_ids: they are named only where the default does not do
-    places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    with autocast(adapted):
-        if batch.prefix is None:
-            made = _forward(adapted, batch.positions, batch.ids, attention_mask=batch.mask, use_cache=False, **places)
-        else:
-            cache = _prefix_cache(adapted, batch.prefix, copies=len(batch.ids))
-            read = {"attention_mask": batch.mask, "past_key_values": cache, **places}
-            made = _forward(adapted, batch.positions, batch.ids, **read)
-    return made.float()
-
-
-def _prefix_cache(adapted: Adapted, prefix: torch.Tensor, *, copies: int) -> Any:
-    """Keys and values of the prefix [1, shared] in every layer, repeated for each example."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=adapted.base.model.config)
-    nowhere = torch.empty(0, dtype=torch.long, device=prefix.device)
-    _forward(adapted, nowhere, prefix, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(copies)
-    return cache
-
-
-def _forward(adapted: Adapted, positions: torch.Tensor, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
-    """Logits at flat positions [positions, vocabulary]."""
-    head = adapted.model.get_output_embeddings()  # type: ignore[operator]
-
-    def keep(module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = given[0]  # [examples, length, width]
-        return (hidden.reshape(-1, hidden.shape[-1])[positions], *given[1:])
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        logits: torch.Tensor = adapted.model(input_ids=ids, **inputs).logits
-    finally:
-        handle.remove()
-    return logits
-
-
-def autocast(adapted: Adapted) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where the model section asks for it."""
-    if not adapted.base.autocast:
-        return nullcontext()
-    return torch.autocast(adapted.base.device.type, dtype=torch.bfloat16)
-
-
-def answer_losses(adapted: Adapted, examples: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of every answer id [needed], and the example it belongs to [needed]."""
-    base = adapted.base
-    longest = max(example.length for example in examples)
-    shared = _shared(adapted, examples, longest)
-    made = answer_batch(examples, pad_id=base.pad_id, device=base.device, dtype=_mask_dtype(adapted), shared=shared)
-    logits = logits_at(adapted, made.batch)
-    return torch.nn.functional.cross_entropy(logits, made.targets, reduction="none"), made.owner
-
-
-def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
-    """Log-likelihood of each option given the prompt [examples, options]; a classifier's options are its classes.
-
-    Raises:
-        DataError: The examples do not have equally many options.
-    """
-    base = adapted.base
-    if base.labels:
-        return torch.log_softmax(class_logits(adapted, examples), dim=-1)
-    _closed_examples(examples)
-    longest = max(len(example.prompt) + max(map(len, example.options)) for example in examples)
-    if sees_branches(base.model, longest):
-        shared = _shared(adapted, examples, longest)
-        dtype = _mask_dtype(adapted)
-        made = option_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype, shared=shared)
-    else:
-        made = separate_option_batch(examples, pad_id=base.pad_id, device=base.device)
-    return _sum_by_option(torch.log_softmax(logits_at(adapted, made.batch), dim=-1), made, len(examples))
-
-
-def class_logits(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
-    """What the head gives for each class [examples, classes], in float32.
-
-    transformers reads a decoder at its last id that is no padding, and an encoder as its architecture says.
-    """
-    ids, mask = class_batch(examples, pad_id=adapted.base.pad_id, device=adapted.base.device)
-    with autocast(adapted):
-        logits: torch.Tensor = adapted.model(input_ids=ids, attention_mask=mask).logits
-    return logits.float()
-
-
-def sees_branches(model: PreTrainedModel, length: int) -> bool:
-    """Whether a model follows an explicit mask and positions, for sequences of ``length``, in every layer.
-
-    Not so: kernels without masks (flash attention), layers with memory instead of attention, positions that are
-    not given from outside, and windows that are shorter than the sequence (the mask would open them).
-    """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    layers = set(getattr(config, "layer_types", None) or ())
-    return (
-        config._attn_implementation in ("sdpa", "eager")
-        and layers <= {"full_attention", "sliding_attention"}
-        and (window is None or length <= window)
-        and not model._is_stateful
-        and not getattr(config, "alibi", False)
-        and "position_ids" in inspect.signature(model.forward).parameters
-    )
-
-
-def can_share_prefix(adapted: Adapted, length: int) -> bool:
-    """Whether sequences of ``length`` can begin with keys and values that were computed once for all of them.
-
-    Not so where the model cannot follow a mask, where checkpointing gives up the cache, and where training draws
-    random numbers (all examples would draw the same).
-    """
-    base = adapted.base
-    checkpointed = base.model.is_activation_checkpointing
-    drawn = adapted.model.training and adapted.draws_randomly
-    return not checkpointed and not drawn and sees_branches(base.model, length)
-
-
-def _shared(adapted: Adapted, examples: Sequence[Encoded], longest: int) -> int:
-    """Ids at the beginning of every prompt that are computed once for the batch."""
-    return shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
-
-
-def _mask_dtype(adapted: Adapted) -> torch.dtype:
-    base = adapted.base
-    return torch.bfloat16 if base.autocast else next(base.model.get_input_embeddings().parameters()).dtype
-
-
-def _sum_by_option(log_probabilities: torch.Tensor, made: OptionBatch, num_examples: int) -> torch.Tensor:
-    tokens = log_probabilities[made.rows, made.targets]
-    scores = torch.zeros(num_examples * made.num_options, device=tokens.device)
-    return scores.index_add(0, made.owner, tokens).view(num_examples, made.num_options)
-
-
-def _sft_loss(adapted: Adapted, examples: Sequence[Encoded]) -> Loss:
-    losses, _ = answer_losses(adapted, examples)
+def _sft_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
+    losses, _ = answer_losses(adapted, examples, packed=settings.packing)
     return Loss(losses.sum(), losses.numel())
 
 
-def _choice_loss(adapted: Adapted, examples: Sequence[Encoded]) -> Loss:
+def _choice_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     scores = option_scores(adapted, examples)
     return Loss(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"), len(examples))
 
 
-def _class_loss(adapted: Adapted, examples: Sequence[Encoded]) -> Loss:
+def _class_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     losses = torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="sum")
     return Loss(losses, len(examples))
@@ -230,16 +78,11 @@ def _any_examples(examples: Sequence[Encoded]) -> None:
         raise DataError("an example has no supervised token")
 
 
-def _closed_examples(examples: Sequence[Encoded]) -> None:
-    if len({len(example.options) for example in examples}) != 1 or not examples[0].options:
-        raise DataError(
-            "options can only be scored where all examples have the same number of them (at least one); "
-            "use training.objective = 'sft' for open answers"
-        )
-
-
 OBJECTIVES: Mapping[str, Objective] = {
     "sft": Objective(_sft_loss, _any_examples),
-    "choice": Objective(_choice_loss, _closed_examples),
+    "choice": Objective(_choice_loss, closed_examples),
     "classify": Objective(_class_loss, _labelled_examples, has_head=True),
+    "dpo": Objective(dpo_loss, check_pairs),
+    "kto": Objective(kto_loss, closed_examples),
+    "pretrain": Objective(_sft_loss, _any_examples),
 }

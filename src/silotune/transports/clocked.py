@@ -15,7 +15,7 @@ from typing import Any
 
 from silotune.federation.attack import Simulated
 from silotune.federation.clock import Pace
-from silotune.sections import ClockSection
+from silotune.link_settings import ClockSection
 from silotune.structs import Failure, Reply, Request, SiteState
 
 PENDING = "pending"

@@ -18,15 +18,16 @@ from dataclasses import replace
 
 import torch
 
-from silotune.errors import MessageError, PolicyError, SilotuneError
+from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.links import open_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from silotune.link_settings import CompressionSection
 from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.sections import FederationSection
-from silotune.structs import Failure, Reply, Request, SiteState
+from silotune.structs import BUDGET, Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
 LARGEST_SIDE_BY_SIDE = 100_000_000
@@ -137,8 +138,9 @@ class InProcess:
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
             sent = _request_bytes(request, self._links, encoded=self._encode)
             rule = error.rule if isinstance(error, PolicyError) else ""
+            stage = BUDGET if isinstance(error, BudgetError) else request.kind
             reason = _one_line(error)
-            return Failure(site.name, request.round_number, request.kind, reason, bytes_down=sent, rule=rule)
+            return Failure(site.name, request.round_number, stage, reason, bytes_down=sent, rule=rule)
 
 
 @contextmanager
@@ -161,9 +163,22 @@ def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
     sent = encode(outgoing, zstd=links.download.zstd)
     reply = client_round(decode_request(sent, layout_of(outgoing.tensors)), site)
     returned = encode(reply, zstd=links.upload.zstd)
-    expected = expected_reply(request)
-    decoded = decode_reply(returned, packed_layout(expected, links.upload))
-    return _with_bytes(open_reply(decoded, links.upload, expected), down=len(sent), up=len(returned))
+    return _with_bytes(decode_expected(returned, request, links.upload), down=len(sent), up=len(returned))
+
+
+def decode_expected(data: bytes, request: Request, upload: CompressionSection | None = None) -> Reply:
+    """A reply, checked against what its request expects, and opened.
+
+    Args:
+        data: The reply as it came.
+        request: What it answers.
+        upload: How its tensors are compressed; default: not at all.
+
+    Raises:
+        MessageError: Anything is not as expected.
+    """
+    settings, expected = upload or CompressionSection(), expected_reply(request)
+    return open_reply(decode_reply(data, packed_layout(expected, settings)), settings, expected)
 
 
 def _direct(request: Request, site: Site, links: FederationSection) -> Reply:

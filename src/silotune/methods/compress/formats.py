@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from silotune.errors import MessageError
-from silotune.sections import ValueFormat
+from silotune.link_settings import ValueFormat
 
 SCALE_BYTES = 2
 
@@ -134,4 +134,4 @@ FORMATS: Mapping[ValueFormat, Format] = {
     "int4": _levels(7, _pack_nibbles, _unpack_nibbles),
     "sign": Format(_sign_size, _encode_sign, _decode_sign, is_biased=True),
 }
-"""Name -> pair; the names are those of ``sections.ValueFormat`` (a test compares them)."""
+"""Name -> pair; the names are those of ``link_settings.ValueFormat`` (a test compares them)."""

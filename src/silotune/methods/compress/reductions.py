@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from silotune.errors import MessageError
-from silotune.sections import CompressionSection, Reduction
+from silotune.link_settings import CompressionSection, Reduction
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
 
@@ -177,4 +177,4 @@ REDUCERS: Mapping[Reduction, Reducer] = {
     "top-k": Reducer(_top_sizes, _encode_top, _decode_top),
     "low-rank": Reducer(_low_rank_sizes, _encode_low_rank, _decode_low_rank),
 }
-"""Name -> pair; the names are those of ``sections.Reduction`` (a test compares them)."""
+"""Name -> pair; the names are those of ``link_settings.Reduction`` (a test compares them)."""

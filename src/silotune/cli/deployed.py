@@ -1,0 +1,245 @@
+"""``silotune coordinator``, ``site``, ``submit`` and what follows: a federation on several machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+
+KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="Folder of an unpacked kit.")]
+CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="As 'silotune submit' printed it.")]
+DEPLOY = "flwr"
+
+
+def coordinator_app() -> typer.Typer:
+    """The commands of ``silotune coordinator``."""
+    app = typer.Typer(help="Run the coordinator of a federation.", no_args_is_help=True)
+    app.command("start")(_coordinator_start)
+    app.command("status")(_coordinator_status)
+    app.command("stop")(_coordinator_stop)
+    return app
+
+
+def site_app() -> typer.Typer:
+    """The commands of ``silotune site``."""
+    app = typer.Typer(help="Run a site of a federation.", no_args_is_help=True)
+    app.command("start")(_site_start)
+    app.command("status")(_site_status)
+    app.command("stop")(_site_stop)
+    app.command("check")(_site_check)
+    return app
+
+
+def _coordinator_start(kit: KitFolder) -> None:
+    """Serve sites and submitted runs until stopped; a run at hand goes on at the next start."""
+    from silotune.deploy.kits import read_kit
+    from silotune.errors import require
+
+    require(DEPLOY, extra="deploy")
+    from silotune.deploy.coordinator import start
+
+    start(read_kit(kit), notify=_say)
+
+
+def _coordinator_status(kit: KitFolder, as_json: AsJson = False) -> None:
+    """Show the sites that are connected, and the runs."""
+    from silotune.deploy.coordinator import status
+    from silotune.deploy.kits import read_kit
+
+    said = status(read_kit(kit))
+    if as_json:
+        print_json(said)
+        return
+    console = stdout()
+    process = said["process"]
+    console.print(f"coordinator: {'process ' + str(process) if process else 'stopped'}")
+    if said.get("fault"):
+        console.print(f"fault: {said['fault']}", soft_wrap=True)
+    for name, how in sorted(said["sites"].items()):
+        console.print(f"  site {name}: {how}")
+    _print_jobs(said["jobs"])
+
+
+def _coordinator_stop(kit: KitFolder) -> None:
+    """Stop the coordinator; its runs go on at the next start."""
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.places import coordinator_folder
+    from silotune.deploy.processes import stop_holder
+
+    stop_holder(coordinator_folder(read_kit(kit)), "the coordinator")
+
+
+def _site_start(kit: KitFolder) -> None:
+    """Connect to the coordinator and train for its runs until stopped."""
+    from silotune.deploy.kits import read_kit
+    from silotune.errors import require
+
+    require(DEPLOY, extra="deploy")
+    from silotune.deploy.site import start
+
+    start(read_kit(kit), notify=_say)
+
+
+def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
+    """Show what the site's processes do."""
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.site import status
+
+    said = status(read_kit(kit))
+    if as_json:
+        print_json(said)
+        return
+    console = stdout()
+    process = said["process"]
+    console.print(f"site {said['site']}: {'process ' + str(process) if process else 'stopped'}")
+    for part in ("node", "trainer"):
+        if part in said:
+            console.print(
+                f"  {part}: " + ", ".join(f"{key} {value}" for key, value in said[part].items()), soft_wrap=True
+            )
+
+
+def _site_stop(kit: KitFolder) -> None:
+    """Stop the site; it finishes nothing, and is asked again when it is back."""
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.places import site_folder, site_settings
+    from silotune.deploy.processes import stop_holder
+
+    opened = read_kit(kit)
+    stop_holder(site_folder(opened), f"site {site_settings(opened).site}")
+
+
+def _site_check(kit: KitFolder, as_json: AsJson = False) -> None:
+    """Look, before any run, whether everything that the site needs is in order; each fault has its remedy."""
+    from silotune.deploy.check import check_site
+    from silotune.deploy.kits import read_kit
+
+    with reserved_stdout(as_json):
+        found = check_site(read_kit(kit))
+    if as_json:
+        print_json([{"check": item.name, "ok": item.ok, "said": item.said} for item in found])
+    else:
+        console = stdout()
+        for item in found:
+            console.print(f"{'ok   ' if item.ok else 'FAULT'} {item.name}: {item.said}", soft_wrap=True)
+    if not all(item.ok for item in found):
+        raise typer.Exit(12)
+
+
+def submit(
+    config: Annotated[str, typer.Argument(help="A TOML file, or a name from 'silotune configs list'.")],
+    kit: CoordinatorKit,
+    settings: Settings = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a run to the coordinator on this machine: the same configuration as for 'silotune run'."""
+    from silotune.cli.shipped import find
+    from silotune.config import load_config
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.submit import submit_run
+
+    name = submit_run(read_kit(kit), load_config(find(config), settings or ()))
+    if follow:
+        _follow(kit, name, as_json)
+    elif as_json:
+        print_json({"name": name})
+    else:
+        stdout().print(f"submitted: {name}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
+
+
+def list_runs(kit: CoordinatorKit, as_json: AsJson = False) -> None:
+    """List the runs that were submitted."""
+    jobs = _jobs(kit)
+    found = [dict(jobs.progress(name)) for name in jobs.names()]
+    if as_json:
+        print_json(found)
+    else:
+        _print_jobs(found)
+
+
+def status(run: RunName, kit: CoordinatorKit, as_json: AsJson = False) -> None:
+    """Show how far a submitted run is."""
+    found = dict(_jobs(kit).progress(run))
+    if as_json:
+        print_json(found)
+    else:
+        _print_jobs([found])
+
+
+def logs(
+    run: RunName,
+    kit: CoordinatorKit,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
+) -> None:
+    """Show what a submitted run has done so far."""
+    _follow(kit, run, as_json=False, stays=follow)
+
+
+def cancel(run: RunName, kit: CoordinatorKit) -> None:
+    """End a submitted run; its last checkpoint stays."""
+    stdout().print(f"{run}: {_jobs(kit).cancel(run).status}")
+
+
+def fetch(
+    run: RunName,
+    out: Annotated[Path, typer.Argument(help="Where to put the run folder; must not be there yet.")],
+    kit: CoordinatorKit,
+) -> None:
+    """Copy the run folder of a submitted run, with its adapter and audit trail."""
+    from silotune.deploy.submit import fetch_run
+
+    place = fetch_run(_jobs(kit), run, out)
+    stdout().print(f"run folder: {place}", soft_wrap=True)
+
+
+def _jobs(kit: Path) -> Any:
+    from silotune.deploy.jobs import Jobs
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.places import coordinator_folder
+
+    return Jobs(coordinator_folder(read_kit(kit)))
+
+
+def _follow(kit: Path, name: str, as_json: bool, *, stays: bool = True) -> None:
+    """Shows a run's events; ends with its exit code where it failed."""
+    from silotune.cli.progress import RunProgress
+    from silotune.deploy.submit import follow_run
+    from silotune.errors import FederationError
+
+    jobs = _jobs(kit)
+    if as_json:
+        for _ in follow_run(jobs, name, stays=stays):
+            pass
+        print_json(dict(jobs.progress(name)))
+    else:
+        with RunProgress(stdout()) as progress:
+            for event, fields in follow_run(jobs, name, stays=stays):
+                progress(event, fields)
+        _print_jobs([dict(jobs.progress(name))])
+    ended = jobs.read(name)
+    if ended.status == "failed":
+        error = FederationError(ended.reason)
+        raise error
+
+
+def _print_jobs(jobs: list[dict[str, Any]]) -> None:
+    console = stdout()
+    for job in jobs:
+        done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
+        reason = f": {job['reason']}" if job["reason"] else ""
+        console.print(f"  run {job['name']}: {job['status']}{done}{reason}", soft_wrap=True)
+    if not jobs:
+        console.print("  no runs: silotune submit CONFIG --kit KIT")
+
+
+def _say(event: str, fields: Mapping[str, Any]) -> None:
+    words = ", ".join(
+        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items()
+    )
+    stdout().print(f"{event.replace('_', ' ')}: {words}", soft_wrap=True)

@@ -1,0 +1,132 @@
+"""Settings that do not go together: with a guarantee of privacy, a compressed link or a simulated clock."""
+
+from __future__ import annotations
+
+from silotune.sections import (
+    BY_EXAMPLE,
+    LINEAR,
+    EvaluationSection,
+    FederationSection,
+    PrivacySection,
+    RecordSection,
+    TrainingSection,
+)
+
+
+def privacy_faults(
+    privacy: PrivacySection,
+    federation: FederationSection,
+    training: TrainingSection,
+    evaluation: EvaluationSection,
+    record: RecordSection,
+) -> list[str]:
+    """Combinations under which a guarantee could not be given, or a setting would do nothing."""
+    if privacy.dp == "none":
+        return [
+            f"privacy.{key} = {getattr(privacy, key)!r} needs privacy.dp = 'example', 'client' or 'local'"
+            for key in ("epsilon", "noise_multiplier", "ledger")
+            if getattr(privacy, key) is not None
+        ]
+    faults = []
+    if privacy.epsilon is None and privacy.noise_multiplier is None:
+        faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
+    if federation.weighting == "q-ffl":
+        faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
+    if federation.budget.joules is not None and not privacy.report_costs:
+        faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
+    if privacy.dp == "client" and record.keep_updates:
+        faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
+    if is_linked(federation):
+        faults.append(
+            f"privacy.dp = {privacy.dp!r} is accounted for updates as they are, of whole rounds: leave "
+            "federation.upload, federation.download and federation.clock out"
+        )
+    if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
+        faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
+    faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
+    return faults
+
+
+def is_linked(federation: FederationSection) -> bool:
+    """Whether anything is compressed on its way, or a simulated clock runs."""
+    plain = FederationSection()
+    return (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock)
+
+
+def link_faults(federation: FederationSection) -> list[str]:
+    """What cannot be sent: a sparse or signed model instead of a change of it, and anything packed over Ray."""
+    download, faults = federation.download, []
+    if federation.engine != "in_process" and is_linked(federation):
+        faults.append(
+            f"federation.engine = {federation.engine!r} carries tensors as they are, in real time: leave "
+            "federation.upload, federation.download and federation.clock out, or use 'in_process'"
+        )
+    if download.delta or (download.keep == "all" and download.values != "sign"):
+        return faults
+    which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
+    faults.append(
+        f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"
+    )
+    return faults
+
+
+def clock_faults(federation: FederationSection, known: int | None, *, keeps_updates: bool) -> list[str]:
+    """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
+    clock = federation.clock
+    faults = []
+    if clock is not None and clock.over_sampling > 1 and federation.clients_per_round is None:
+        faults.append("federation.clock.over_sampling needs federation.clients_per_round: how many replies count")
+    if clock is not None and clock.buffer is not None:
+        if federation.download.delta:
+            faults.append(
+                "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
+            )
+        if keeps_updates:
+            faults.append(
+                "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
+                "set record.keep_updates = false"
+            )
+        if known and clock.buffer > known:
+            faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
+    return faults
+
+
+def _example_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What would let examples reach the server past the noise of their steps."""
+    faults = []
+    if training.objective not in BY_EXAMPLE:
+        faults.append(
+            f"training.objective = {training.objective!r} mixes examples and cannot be used with "
+            f"privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
+        )
+    if training.packing:
+        faults.append("training.packing puts examples into one row: leave it out with privacy.dp = 'example'")
+    if federation.algorithm == "scaffold" and federation.scaffold_option == "I":
+        faults.append("federation.scaffold_option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'")
+    return faults
+
+
+def _client_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
+    """What protects whole institutions: one release a round, whose sensitivity is known."""
+    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    if set(federation.modes) != {"federated"}:
+        faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
+    if federation.algorithm not in LINEAR:
+        faults.append(
+            f"federation.algorithm = {federation.algorithm!r} cannot be used with {given}; those that learn nothing "
+            f"but the updates' mean: {', '.join(LINEAR)}"
+        )
+    if privacy.dp == "local":
+        return faults
+    if privacy.protection != "none":
+        faults.append(f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides")
+    if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
+        faults.append(
+            f"{given} adds noise to a mean in which no client weighs more than a known share: set "
+            "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
+        )
+    if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
+        faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
+    return faults

@@ -1,0 +1,198 @@
+"""Looks at a site before any run: whether all that it needs is in order, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from silotune.deploy.kits import AUTH_KEY, AUTHORITY, POLICY, Kit, check_kit
+from silotune.deploy.places import site_folder, site_settings
+from silotune.errors import SilotuneError
+
+MOST_SECONDS_OFF = 240.0
+"""Flower accepts signatures that are at most 305 s old."""
+LEAST_FREE_BYTES = 2 << 30
+LEAST_MEMORY_BYTES = 2 << 30
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that was looked at: its name, whether it is in order, and what was seen or is to be done."""
+
+    name: str
+    ok: bool
+    said: str
+
+
+def check_site(kit: Kit) -> list[Found]:
+    """Everything that can be told before a run, one line each."""
+    return [_looked(name, look, kit) for name, look in CHECKS.items()]
+
+
+def _looked(name: str, look: Callable[[Kit], str], kit: Kit) -> Found:
+    try:
+        return Found(name, True, look(kit))
+    except _FaultError as fault:
+        return Found(name, False, str(fault))
+    except SilotuneError as error:
+        return Found(name, False, " ".join(str(error).split()))
+    except OSError as error:
+        return Found(name, False, f"{type(error).__name__}: {error}")
+
+
+class _FaultError(Exception):
+    """What is not in order, with its remedy."""
+
+
+def _files(kit: Kit) -> str:
+    faults = check_kit(kit.folder)
+    if faults:
+        raise _FaultError("; ".join(faults))
+    return "as they were provisioned"
+
+
+def _tls(kit: Kit) -> str:
+    with _connected(kit) as connection:
+        return f"{connection.version()}, certificate holds until {_until(connection)}"
+
+
+def _until(connection: ssl.SSLSocket) -> str:
+    certificate = connection.getpeercert() or {}
+    return str(certificate.get("notAfter", "an unknown date"))
+
+
+def _connected(kit: Kit) -> ssl.SSLSocket:
+    where = site_settings(kit).coordinator
+    context = ssl.create_default_context(cafile=str(kit.path(AUTHORITY)))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        plain = socket.create_connection((where.host, where.fleet_port), timeout=_SECONDS)
+        return context.wrap_socket(plain, server_hostname=where.host)
+    except ssl.SSLCertVerificationError as error:
+        raise _FaultError(
+            f"the coordinator's certificate does not hold: {error.verify_message}; ask for a kit of this federation, "
+            "or for 'provision rotate coordinator'"
+        ) from None
+    except OSError as error:
+        raise _FaultError(
+            f"{where.host}:{where.fleet_port} cannot be reached ({error}): is the coordinator started, and does the "
+            "firewall let this machine out?"
+        ) from None
+
+
+def _clock(kit: Kit) -> str:
+    where = site_settings(kit).coordinator
+    with _connected(kit) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {where.host}\r\nConnection: close\r\n\r\n".encode())
+        answer = connection.recv(4096).decode("latin-1")
+    dates = [line.partition(":")[2].strip() for line in answer.splitlines() if line.lower().startswith("date:")]
+    if not dates:
+        raise _FaultError("the coordinator does not tell its time")
+    off = time.time() - parsedate_to_datetime(dates[0]).timestamp()
+    if abs(off) > MOST_SECONDS_OFF:
+        raise _FaultError(f"{off:+.0f} s off the coordinator's: signatures would be refused; set both with NTP")
+    return f"{off:+.0f} s off the coordinator's"
+
+
+def _authentication(kit: Kit) -> str:
+    from silotune.deploy.fleet import Address, Fleet, read_node_key
+    from silotune.deploy.processes import holder
+    from silotune.deploy.site import node_state
+
+    if holder(site_folder(kit)) is not None:
+        said = node_state(kit)
+        if said.get("status") != "connected":
+            raise _FaultError(f"the site runs and is {said.get('status', 'not connected')}: {said.get('reason', '')}")
+        return "connected"
+    where = site_settings(kit).coordinator
+    fleet = Fleet(Address(where.host, where.fleet_port, kit.path(AUTHORITY)), read_node_key(kit.path(AUTH_KEY)))
+    try:
+        fleet.deactivate(fleet.activate(int(node_state(kit).get("node_id", 0))))
+    finally:
+        fleet.close()
+    return "the coordinator knows this site's key"
+
+
+def _disk(kit: Kit) -> str:
+    free = shutil.disk_usage(kit.folder).free
+    if free < LEAST_FREE_BYTES:
+        raise _FaultError(f"{free / 1e9:.1f} GB free: at least {LEAST_FREE_BYTES / 1e9:.1f} GB are needed; free some")
+    return f"{free / 1e9:.1f} GB free"
+
+
+def _memory(kit: Kit) -> str:
+    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    if pages * size < LEAST_MEMORY_BYTES:
+        raise _FaultError(f"{pages * size / 1e9:.1f} GB free: stop something, or take a smaller base model")
+    return f"{pages * size / 1e9:.1f} GB free"
+
+
+def _device(kit: Kit) -> str:
+    from silotune.models.load import pick_device
+
+    return str(pick_device(site_settings(kit).model.device))
+
+
+def _base(kit: Kit) -> str:
+    from silotune.models.fingerprint import fingerprint
+    from silotune.models.load import nano_folder
+
+    model = site_settings(kit).model
+    own = fingerprint(nano_folder() if model.path == "nano" else kit.folder / model.path)
+    if model.sha256 is not None and own != model.sha256:
+        raise _FaultError(
+            f"{model.path} has fingerprint {own}, site.toml says {model.sha256}: put the right model there"
+        )
+    return own
+
+
+def _data(kit: Kit) -> str:
+    from silotune.data.load import read_examples
+    from silotune.data.tasks import resolve
+    from silotune.sections import DataSection
+
+    data = site_settings(kit).data
+    if data.train is None:
+        return "none of its own: it takes its share of generated tasks"
+    if not data.task:
+        raise _FaultError("data.task in site.toml names no task: set it to one of 'silotune tasks'")
+    examples = read_examples(kit.folder / data.train, resolve(DataSection(task=data.task)))
+    return f"{len(examples)} examples for {data.task}"
+
+
+def _policy(kit: Kit) -> str:
+    from silotune.federation.policy import read_policy
+
+    rules = read_policy(kit.path(POLICY)).model_dump(exclude_defaults=True)
+    return f"{len(rules)} rules: {', '.join(sorted(rules))}" if rules else "restricts nothing but generation"
+
+
+def _folder(kit: Kit) -> str:
+    folder: Path = site_folder(kit)
+    if folder.exists() and folder.stat().st_mode & 0o077:
+        raise _FaultError(f"{folder} may be entered by others: chmod 700 {folder}")
+    return "private"
+
+
+CHECKS = {
+    "files": _files,
+    "state folder": _folder,
+    "policy": _policy,
+    "data format": _data,
+    "base model": _base,
+    "device": _device,
+    "memory": _memory,
+    "disk": _disk,
+    "TLS": _tls,
+    "clock": _clock,
+    "authentication": _authentication,
+}
+"""What is looked at -> what looks at it; ``site check`` shows them in this order."""

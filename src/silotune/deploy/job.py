@@ -1,0 +1,110 @@
+"""The process that works on one submitted run: Flower's ServerApp around the one server loop.
+
+Run as ``python -m silotune.deploy.job KIT NAME``. It goes on from the run folder's checkpoint, so it can be killed at
+any moment and started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from silotune.deploy.jobs import CANNOT_START_AGAIN, Jobs
+from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit, read_kit
+from silotune.deploy.link import flower_run, stop_run
+from silotune.deploy.places import coordinator_folder, link_socket
+from silotune.deploy.processes import follow_parent, log_to_stdout
+from silotune.errors import SilotuneError
+from silotune.experiment.engines import Engine
+from silotune.experiment.run import federate
+from silotune.experiment.site import setup_of
+from silotune.federation.jobs import Job, order_digest, sign_job
+from silotune.federation.messages import encode
+from silotune.record.canonical import sha256
+from silotune.record.signatures import read_key
+from silotune.transports.flower import Errand, FlowerTransport
+from silotune.transports.in_process import decode_expected
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+    from silotune.config import Config
+
+
+LONGEST_SECONDS = 30 * 24 * 3600.0
+"""A job that is signed holds no longer; one that goes on later is signed again."""
+
+
+def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Engine:
+    """What reaches the sites over a Grid, which stays open for longer than it is used."""
+    errand = Errand(name, setup_of(config))
+    transport = FlowerTransport(grid, sites, errand, encode=encode, decode=decode_expected)
+    return lambda prepared, part, meter, folder: contextlib.nullcontext(transport)
+
+
+def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The job that the coordinator signs: what it asks of which sites, until when."""
+    charter = kit.path(CHARTER)
+    longest = config.federation.timeout_seconds * (config.federation.rounds + 1)
+    job = Job(
+        run=name,
+        config_sha256=sha256(config.model_dump(mode="json")),
+        task=config.data.task,
+        participants=tuple(sorted(kit.members().active())),
+        rounds=config.federation.rounds,
+        orders={kind: order_digest(body) for kind, body in bodies.items()},
+        charter_sha256=hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None,
+        expires=datetime.now(UTC) + timedelta(seconds=min(longest, LONGEST_SECONDS)),
+    )
+    return sign_job(job, read_key(kit.path(SIGNING_KEY))).model_dump(mode="json")
+
+
+def work_on(kit: Kit, name: str) -> None:
+    """Does a job to its end, and writes down how it ended."""
+    jobs, socket = Jobs(coordinator_folder(kit)), link_socket(kit)
+    config = jobs.config(name)
+    before = jobs.read(name)
+    if before.flower_run:
+        stop_run(socket, before.flower_run)
+    members = kit.members().active()
+    sites = {site: (members[site].signing_public,) for site in sorted(members)}
+    try:
+        with flower_run(socket, name) as (run_id, grid):
+            jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
+            federate(
+                config,
+                sites,
+                connect=over(grid, tuple(sites), name, config),
+                path=jobs.run_path(name),
+                vouch=partial(vouched, kit, name, config),
+            )
+    except SilotuneError as error:
+        jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
+        logging.getLogger("silotune").error("%s", error)
+        sys.exit(CANNOT_START_AGAIN)
+    jobs.change(name, status="finished")
+
+
+def main() -> None:
+    """Works on the job that the arguments name; SIGTERM ends it between two instructions, and it can go on later."""
+    follow_parent()
+    log_to_stdout()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    work_on(read_kit(Path(sys.argv[1])), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

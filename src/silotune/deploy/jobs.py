@@ -1,0 +1,120 @@
+"""The runs that were submitted to a coordinator, as folders on its disk: what is asked, and how far it is.
+
+A job is ``jobs/<name>/`` with ``config.json`` and ``state.json``; its results are the run folder ``runs/<name>/``.
+Only the coordinator's own user can write there: that is who may submit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from silotune.config import Config, from_mapping
+from silotune.errors import FederationError, unknown_choice
+from silotune.record.files import explained, read_json, write_json
+from silotune.record.runs import RunFolder
+
+Status = Literal["queued", "running", "finished", "failed", "cancelled"]
+CANNOT_START_AGAIN = 3
+"""Exit status of a job's process for an error of ours: it is written down, and the same work would end the same."""
+ENDED: tuple[Status, ...] = ("finished", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How far a job is.
+
+    Attributes:
+        status: Queued, running, finished, failed or cancelled.
+        reason: Why it failed, in one line.
+        exit_code: Of the error that ended it.
+        attempts: How often a process worked on it: more than once after a crash or a restart.
+        flower_run: Number of Flower's run of the last attempt; 0 before any.
+        submitted: Seconds since 1970.
+        ended: Seconds since 1970; 0 while it goes on.
+    """
+
+    status: Status = "queued"
+    reason: str = ""
+    exit_code: int = 0
+    attempts: int = 0
+    flower_run: int = 0
+    submitted: float = field(default_factory=time.time)
+    ended: float = 0.0
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs below a coordinator's folder."""
+
+    folder: Path
+
+    def submit(self, config: Config, name: str) -> str:
+        """Queues a run; gives its name, which is ``name`` or that with a number."""
+        root = self.folder / "jobs"
+        with explained(root):
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for number in itertools.count(1):
+                chosen = name if number == 1 else f"{name}-{number}"
+                try:
+                    (root / chosen).mkdir(mode=0o700)
+                    break
+                except FileExistsError:
+                    continue
+        write_json(root / chosen / "config.json", config.model_dump(mode="json"))
+        self.write(chosen, JobState())
+        return chosen
+
+    def names(self) -> list[str]:
+        """All jobs, the oldest first."""
+        root = self.folder / "jobs"
+        found = [path.parent.name for path in root.glob("*/state.json")] if root.is_dir() else []
+        return sorted(found, key=lambda name: (self.read(name).submitted, name))
+
+    def read(self, name: str) -> JobState:
+        """How far a job is.
+
+        Raises:
+            FederationError: There is none of this name.
+        """
+        path = self.folder / "jobs" / name / "state.json"
+        if "/" in name or not path.is_file():
+            raise FederationError(unknown_choice("run", name, self.names()))
+        return JobState(**read_json(path))
+
+    def config(self, name: str) -> Config:
+        """What a job asks for."""
+        path = self.folder / "jobs" / name / "config.json"
+        return from_mapping(read_json(path), source=str(path))
+
+    def write(self, name: str, state: JobState) -> None:
+        """Replaces a job's state."""
+        write_json(self.folder / "jobs" / name / "state.json", asdict(state))
+
+    def change(self, name: str, **changes: Any) -> JobState:
+        """Changes values of a job's state; one that has ended stays as it is."""
+        before = self.read(name)
+        after = before if before.status in ENDED else replace(before, **changes)
+        if after.status in ENDED and not after.ended:
+            after = replace(after, ended=time.time())
+        self.write(name, after)
+        return after
+
+    def cancel(self, name: str) -> JobState:
+        """Asks the coordinator to end a job; its checkpoint stays."""
+        return self.change(name, status="cancelled", reason="cancelled")
+
+    def run_path(self, name: str) -> Path:
+        """The run folder of a job, there or not."""
+        return self.folder / "runs" / name
+
+    def progress(self, name: str) -> Mapping[str, Any]:
+        """A job's state and, where it has begun, its last round and that round's metrics."""
+        state = {"name": name, **asdict(self.read(name)), "folder": str(self.run_path(name))}
+        part = RunFolder(self.run_path(name)).part("federated")
+        rows = part.read_rows("metrics") if part.has("metrics") else []
+        return {**state, "round": rows[-1]["round"] if rows else None, "rounds": self.config(name).federation.rounds}

@@ -1,0 +1,174 @@
+"""The thin process of a site: takes messages from the SuperLink to the resident trainer, and its answers back.
+
+It imports neither torch nor transformers, so that it starts at once, needs little memory, and keeps its heartbeat
+whatever the trainer does. No code that comes with a run is executed here.
+
+Run as ``python -m silotune.deploy.node KIT``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.task_identity import TaskIdentity
+
+from silotune.deploy.bundle import bundle, bundle_hash
+from silotune.deploy.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
+from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
+from silotune.deploy.places import site_folder, site_settings, trainer_socket
+from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
+from silotune.errors import FederationError, SilotuneError
+from silotune.record.files import write_json
+from silotune.transports.flower import OWN_ERROR, client_app
+from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
+
+POLL_SECONDS = 0.2
+"""Between two looks for a message while runs go on; ``REST_SECONDS`` after a minute without one."""
+REST_SECONDS = 1.0
+TRAINER_SECONDS = 300.0
+"""A trainer that died is waited for so long: it reads its base again."""
+WORK_SECONDS = 24 * 3600.0
+MOST_TRIES = 3
+
+
+def work(socket: Path, envelope: Mapping[str, str], setup: Mapping[str, Any], message: bytes) -> Frame:
+    """Has the trainer do a request's work; a trainer that dies over it is waited for, and asked again.
+
+    Raises:
+        FederationError: It died over the same work every time, or did not come back.
+    """
+    for _ in range(MOST_TRIES):
+        try:
+            return ask(socket, work_frame(envelope.get("job", ""), setup, message), timeout_seconds=WORK_SECONDS)
+        except NoAnswerError:
+            wait_until_ready(socket, timeout_seconds=TRAINER_SECONDS)
+    raise FederationError(f"the trainer died {MOST_TRIES} times over one request: see its log at the site")
+
+
+class _Node:
+    """One connection's loop: which runs it has looked at, and what it answers with."""
+
+    def __init__(self, fleet: Fleet, app: ClientApp) -> None:
+        self._fleet, self._app = fleet, app
+        self._allowed: dict[int, bool] = {}
+
+    def once(self) -> bool:
+        """Answers one message, where there is one."""
+        found = self._fleet.pull()
+        if found is None:
+            return False
+        bare, tree = found
+        try:
+            self._answer(bare.metadata.run_id, tree)
+        except RunEndedError as error:
+            logging.getLogger("silotune").info("run %s: %s", bare.metadata.run_id, error)
+        return True
+
+    def _answer(self, run_id: int, tree: ObjectTree) -> None:
+        began = time.monotonic()
+        message = self._fleet.fetch(run_id, tree)
+        TaskIdentity.task_id, TaskIdentity.run_id = 0, run_id
+        TaskIdentity.node_id = int(self._fleet.node.node_id)
+        if self._is_ours(run_id):
+            context = Context(run_id, TaskIdentity.node_id, {}, RecordDict(), {})
+            reply = self._app(message, context)
+        else:
+            reply = Message(Error(OWN_ERROR, "the app bundle is not that of the site's silotune"), reply_to=message)
+        metadata = message.metadata
+        logging.getLogger("silotune").info(
+            "run %s: %s of round %s answered", run_id, metadata.message_type, metadata.group_id
+        )
+        self._fleet.push(reply, time.monotonic() - began)
+
+    def _is_ours(self, run_id: int) -> bool:
+        """Whether a run's bundle is byte for byte the one that this silotune makes."""
+        if run_id not in self._allowed:
+            named, content = self._fleet.bundle_of(run_id)
+            self._allowed[run_id] = named == bundle_hash() == hashlib.sha256(content).hexdigest()
+            self._allowed[run_id] = self._allowed[run_id] and content == bundle()
+        return self._allowed[run_id]
+
+
+def run_node(kit: Kit, stopped: list[int]) -> None:
+    """Connects, and answers messages until told to stop; a lost connection is tried again.
+
+    Raises:
+        FederationError: The coordinator refuses this node, or its certificate does not hold.
+    """
+    settings, folder = site_settings(kit), site_folder(kit)
+    where = settings.coordinator
+    address = Address(where.host, where.fleet_port, kit.path(AUTHORITY))
+    fleet = Fleet(address, read_node_key(kit.path(AUTH_KEY)))
+    app = client_app(partial(work, trainer_socket(kit)))
+    try:
+        while not stopped:
+            try:
+                _connected(fleet, app, folder, stopped)
+            except LostConnectionError as error:
+                _note(folder, {"status": "waiting", "reason": str(error)})
+                _pause(REST_SECONDS, stopped)
+    finally:
+        fleet.close()
+
+
+def _connected(fleet: Fleet, app: ClientApp, folder: Path, stopped: list[int]) -> None:
+    before = folder / "node.json"
+    known = json.loads(before.read_text(encoding="utf-8")).get("node_id", 0) if before.is_file() else 0
+    node_id = fleet.activate(known)
+    _note(folder, {"status": "connected", "node_id": node_id, "coordinator": fleet.place, "since": time.time()})
+    node, quiet_since = _Node(fleet, app), time.monotonic()
+    with beating(fleet) as forgotten:
+        while not stopped:
+            if forgotten.is_set():
+                raise LostConnectionError(f"{fleet.place} no longer knows this node")
+            if node.once():
+                quiet_since = time.monotonic()
+                continue
+            _pause(POLL_SECONDS if time.monotonic() - quiet_since < 60 else REST_SECONDS, stopped)
+    fleet.deactivate(node_id)
+    _note(folder, {"status": "stopped", "node_id": node_id})
+
+
+def _note(folder: Path, state: Mapping[str, Any]) -> None:
+    """Writes the node's state, with its id even where it is not connected."""
+    path = folder / "node.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = {"node_id": known.get("node_id", 0), "process": os.getpid(), **state}
+    if {**known, **said} != known:
+        logging.getLogger("silotune").info(" ".join(f"{key}={value}" for key, value in state.items()))
+    write_json(path, said)
+
+
+def _pause(seconds: float, stopped: list[int]) -> None:
+    if not stopped:
+        time.sleep(seconds)
+
+
+def main() -> None:
+    """Runs until told to stop; a refusal is printed in one line."""
+    follow_parent()
+    log_to_stdout()
+    kit = read_kit(Path(sys.argv[1]))
+    with told_to_stop() as stopped:
+        try:
+            run_node(kit, stopped)
+        except SilotuneError as error:
+            _note(site_folder(kit), {"status": "refused", "reason": str(error)})
+            logging.getLogger("silotune").error("%s", error)
+            sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Runs a site: keeps its two processes up, the thin node and the resident trainer."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from silotune.deploy.kits import Kit
+from silotune.deploy.places import log_of, site_folder, site_settings, trainer_socket
+from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
+from silotune.errors import FederationError
+from silotune.structs import Observer
+from silotune.transports.frames import Frame, NoAnswerError, ask
+
+LOOK_SECONDS = 0.2
+
+
+def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
+    """Runs until SIGTERM or SIGINT; a process that dies is started again, after a pause that grows.
+
+    Raises:
+        FederationError: The site runs already, or the coordinator refuses it.
+    """
+    settings, folder = site_settings(kit), site_folder(kit)
+    follow_parent()
+    with only_one(folder, f"site {settings.site}"), told_to_stop() as stopped:
+        trainer, node = (
+            Child(name, (f"silotune.deploy.{name}", str(kit.folder)), log_of(folder, name))
+            for name in ("trainer", "node")
+        )
+        try:
+            trainer.start()
+            node.start()
+            place = f"{settings.coordinator.host}:{settings.coordinator.fleet_port}"
+            notify("site_started", {"site": settings.site, "coordinator": place, "folder": str(folder)})
+            while not stopped:
+                for child in (trainer, node):
+                    refusal = _refusal(kit) if child is node and child.code else ""
+                    if refusal:
+                        raise FederationError(refusal)
+                    if child.keep_up():
+                        notify("process_restarted", {"name": child.name, "starts": child.starts})
+                time.sleep(LOOK_SECONDS)
+        finally:
+            node.stop()
+            trainer.stop(limit_seconds=5.0)
+
+
+def _refusal(kit: Kit) -> str:
+    """Why the coordinator refuses this node; empty where it does not."""
+    said = node_state(kit)
+    return str(said.get("reason", "")) if said.get("status") == "refused" else ""
+
+
+def node_state(kit: Kit) -> dict[str, Any]:
+    """What the node wrote down last."""
+    path = site_folder(kit) / "node.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def status(kit: Kit) -> dict[str, Any]:
+    """What a site does: its process, its node's connection, its trainer; plain JSON."""
+    process = holder(site_folder(kit))
+    said: dict[str, Any] = {"site": site_settings(kit).site, "process": process}
+    if process is None:
+        return said
+    try:
+        trainer = dict(ask(trainer_socket(kit), Frame({"verb": "state"}), timeout_seconds=5).header)
+    except NoAnswerError:
+        trainer = {"status": "starting"}
+    except FederationError as error:
+        trainer = {"status": "busy", "reason": str(error)}
+    return {**said, "node": node_state(kit), "trainer": trainer}

@@ -1,0 +1,108 @@
+"""Flower's SuperLink as a coordinator runs it: sites reach the Fleet API over TLS, and nothing else.
+
+Flower 1.41 serves three interfaces at one port: Fleet for nodes, which sign every request; Control, which starts runs
+and registers nodes, and Runtime, which hands out a run's work, both open to whoever reaches the port. Here that port
+answers Fleet alone, and the whole is served at a Unix socket in the coordinator's private folder.
+
+Run as ``python -m silotune.deploy.superlink KIT``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from silotune.deploy.kits import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY, Kit, read_kit
+from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket
+from silotune.deploy.processes import follow_parent
+from silotune.transports.frames import check_folder
+
+FLEET = "/v1/fleet/"
+MOST_BODY_BYTES = 32 << 20
+"""Of one request of a node: Flower cuts arrays into pieces of 5 MiB."""
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def fleet_only(app: Application) -> Application:
+    """The application with everything but the Fleet API cut off, and requests bounded in size."""
+
+    async def gate(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            if not scope["path"].startswith(FLEET):
+                return await _refuse(send, 404)
+            if not length.isdigit() or int(length) > MOST_BODY_BYTES:
+                return await _refuse(send, 413)
+        elif scope["type"] != "lifespan":
+            return None
+        return await app(scope, receive, send)
+
+    return gate
+
+
+async def _refuse(send: Any, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def build_app(kit: Kit, folder: Path) -> Application:
+    """Flower's application with node authentication, its state in a database of the coordinator's folder."""
+    from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+    from flwr.superlink.main import create_app
+
+    names = (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY)
+    authority, certificate, key = (kit.path(name) for name in names)
+    settings = coordinator_settings(kit)
+    config = SuperLinkLifespanConfig(
+        control_address="", health_server_address=None, host=settings.listen, port=settings.address.fleet_port,
+        insecure=False, certificates=(authority.read_bytes(), certificate.read_bytes(), key.read_bytes()),
+        superexec_auth_secret=None, authn_plugin=load_control_authn_plugin(), event_log_plugin=None,
+        fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
+        fleet_api_type=TRANSPORT_TYPE_GRPC_RERE, fleet_api_address=None, simulation=False,
+        ssl_ca_certfile=str(authority), ssl_certfile=str(certificate), ssl_keyfile=str(key),
+        database=str(folder / "superlink.db"), isolation=ISOLATION_MODE_PROCESS, runtime_dependency_install=False,
+    )  # fmt: skip
+    return create_app(config, SuperLinkLifespan)
+
+
+async def _serve(kit: Kit, folder: Path) -> None:
+    import uvicorn
+
+    settings = coordinator_settings(kit)
+    app = build_app(kit, folder)
+    inside = link_socket(kit)
+    inside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_folder(inside.parent)
+    inside.unlink(missing_ok=True)
+    common: dict[str, Any] = {"workers": 1, "access_log": False, "log_level": "warning", "server_header": False}
+    private = uvicorn.Server(uvicorn.Config(app, uds=str(inside), **common))
+    public = uvicorn.Server(
+        uvicorn.Config(
+            fleet_only(app), host=settings.listen, port=settings.address.fleet_port, lifespan="off",
+            ssl_certfile=str(kit.path(SERVER_CERTIFICATE)), ssl_keyfile=str(kit.path(SERVER_KEY)), **common,
+        )
+    )  # fmt: skip
+    first, *_ = await asyncio.wait(
+        [asyncio.create_task(private.serve()), asyncio.create_task(public.serve())],
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    private.should_exit = public.should_exit = True
+    await asyncio.sleep(0.5)
+    for task in first:
+        task.result()
+
+
+def main() -> None:
+    """Serves until told to stop."""
+    follow_parent()
+    kit = read_kit(Path(sys.argv[1]))
+    asyncio.run(_serve(kit, coordinator_folder(kit)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Where clients run when all is in one place: this process, or Flower's simulation on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from silotune.config import Config
+from silotune.errors import require
+from silotune.experiment.modes import Part
+from silotune.experiment.prepare import Prepared
+from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
+from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
+from silotune.federation.budget import Budget
+from silotune.federation.central import LEDGER
+from silotune.federation.client import Site
+from silotune.federation.clock import paces
+from silotune.federation.messages import encode
+from silotune.federation.protections import members
+from silotune.federation.transport import Transport
+from silotune.link_settings import CompressionSection, DownloadSection
+from silotune.methods.algorithms import plain
+from silotune.record.cost import Meter
+from silotune.record.runs import RunFolder
+from silotune.sections import AttackSection, BudgetSection, FederationSection
+from silotune.transports.clocked import Clocked
+from silotune.transports.frames import Frame, work_frame
+from silotune.transports.in_process import InProcess, decode_expected, workers_for
+from silotune.transports.trainer_host import TrainerHost
+
+Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Transport]]
+
+
+@contextlib.contextmanager
+def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
+    """The clients of a part, in this process; only what really travels is encoded, takes time, and may be attacked."""
+    federation, adapted = federation_of(prepared, part), prepared.adapted
+    attack = federation.attack
+    malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
+    keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
+    budget = _budget(prepared.config, part, folder)
+    sites = {}
+    for name, examples in part.clients.items():
+        is_flipped = attack.kind == "label-flip" and name in malicious
+        own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
+        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter, budget=budget)
+    sampled = part.clients_per_round or len(sites)
+    workers = workers_for(adapted, sampled, asked=federation.workers)
+    encodes = federation.encode and part.sends_updates
+    transport: Simulated = InProcess(sites, encode=encodes, workers=workers, links=federation)
+    if malicious:
+        transport = Attacked(transport, attack, malicious)
+    if federation.clock is not None:
+        told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
+        transport = Clocked(transport, told, settings=federation.clock, wanted=sampled, now=_simulated_seconds(folder))
+    yield transport
+
+
+def federation_of(prepared: Prepared, part: Part) -> FederationSection:
+    """The ``[federation]`` section for a part: plain training where nothing travels."""
+    federation = prepared.config.federation
+    if part.sends_updates:
+        return federation
+    alone = {
+        "upload": CompressionSection(),
+        "download": DownloadSection(),
+        "clock": None,
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+    }
+    return plain(federation).model_copy(update=alone)
+
+
+def _simulated_seconds(folder: RunFolder) -> float:
+    """Where the simulated clock of a run goes on from."""
+    checkpoint = folder.load_checkpoint()
+    return checkpoint[0].simulated_seconds if checkpoint is not None else 0.0
+
+
+def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:
+    """Where the clients of a part keep their ledgers: only what leaves a site counts over runs."""
+    shared = config.privacy.ledger if part.sends_updates else None
+    return Budget(shared or folder.path / LEDGER)
+
+
+@contextlib.contextmanager
+def ray(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
+    """The clients of the federated part as actors of Ray; parts of one client stay in this process.
+
+    What clients keep between rounds lies in the run folder: on a cluster it must be one that all machines see.
+    """
+    if not part.sends_updates:
+        with in_process(prepared, part, meter, folder) as transport:
+            yield transport
+        return
+    require("ray", extra="ray")
+    from silotune.transports.flower import Errand, FlowerTransport, by_number, simulated_grid
+
+    config, names = prepared.config, tuple(part.clients)
+    work = functools.partial(actor_work, str((folder.path / "states").absolute()))
+    settings = config.federation
+    with simulated_grid(work, clients=len(names), cpus=settings.ray_cpus, gpus=settings.ray_gpus) as grid:
+        errand = Errand("run", setup_of(config, is_simulated=True))
+        yield FlowerTransport(grid, names, errand, encode=encode, decode=decode_expected, name=by_number(names))
+
+
+ENGINES: Mapping[str, Engine] = {"in_process": in_process, "ray": ray}
+"""``federation.engine`` -> how the clients of a part are reached."""
+
+
+def actor_work(states: str, envelope: Mapping[str, str], setup: Mapping[str, Any], message: bytes) -> Frame:
+    """What an actor does with a request: the same as a site's trainer, for whichever client the request names."""
+    return _host(states, envelope.get("client", "")).answer(work_frame(envelope.get("job", ""), setup, message))
+
+
+@functools.cache  # Ray unpickles the ClientApp for every message: what is to stay can only stay with the process
+def _host(states: str, client: str) -> TrainerHost:
+    desk = SiteDesk(Holdings(client, is_simulated=True), resident=_resident())
+    return TrainerHost(desk, Path(states) / client)
+
+
+@functools.cache
+def _resident() -> Resident:
+    return Resident()

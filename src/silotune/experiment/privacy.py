@@ -1,0 +1,224 @@
+"""What a configuration promises and costs in privacy, by site and round, before anything is trained."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from silotune.config import Config
+from silotune.data.load import load
+from silotune.experiment.modes import Part
+from silotune.experiment.prepare import client_shares
+from silotune.federation.budget import release_of
+from silotune.federation.central import CentralPrivacy, central_privacy
+from silotune.federation.protections import guarantee
+from silotune.privacy.accountant import Spend, curve
+from silotune.record.runs import RunFolder
+from silotune.sections import PrivacySection
+
+FILE = "privacy"
+"""Name of the run folder's file: the run's identity in ledgers, the statement, the plan."""
+CURVE_POINTS = 12
+"""Rounds at which a curve is computed, at most: each takes a tenth of a second."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of rounds is to cost.
+
+    Attributes:
+        privacy: The ``[privacy]`` section.
+        rounds: Of the run.
+        releases: What a round of each site releases; of client-level noise one entry, ``all``.
+        sizes: Examples by client.
+        points: Rounds of the curve.
+        curves: Epsilon after these rounds, by the names of ``releases``.
+    """
+
+    privacy: PrivacySection
+    rounds: int
+    releases: Mapping[str, Spend]
+    sizes: Mapping[str, int]
+    points: Sequence[int]
+    curves: Mapping[str, Sequence[float]]
+
+    @property
+    def epsilon(self) -> float:
+        """The largest of any site after all rounds, within ``privacy.epsilon``: what would pass it is refused."""
+        largest = max(values[-1] for values in self.curves.values())
+        return min(largest, self.privacy.epsilon or largest)
+
+
+def plan_of(config: Config, sizes: Mapping[str, int]) -> Plan | None:
+    """The plan for clients with so many examples; None without differential privacy.
+
+    Raises:
+        ConfigError: No noise keeps ``privacy.epsilon``.
+    """
+    if config.privacy.dp == "none":
+        return None
+    rounds = config.federation.rounds
+    releases = RELEASES[config.privacy.dp](config, sizes)
+    points = _points(rounds)
+    delta, accountant = config.privacy.delta, config.privacy.accountant
+    known: dict[Spend, list[float]] = {}
+    for spend in releases.values():
+        if spend not in known:
+            known[spend] = curve([spend], points, delta, accountant=accountant)
+    curves = {name: known[spend] for name, spend in releases.items()}
+    return Plan(config.privacy, rounds, releases, dict(sizes), points, curves)
+
+
+def _of_sites(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
+    rounds = config.federation.rounds
+    by_size = {
+        size: release_of(config.privacy, config.training, num_examples=size, rounds=rounds)
+        for size in set(sizes.values())
+    }
+    return {name: by_size[size] for name, size in sizes.items()}
+
+
+def _of_coordinator(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
+    return {"all": central_privacy(config.privacy, config.federation, sizes, run="").release}
+
+
+RELEASES: Mapping[str, Callable[[Config, Mapping[str, int]], dict[str, Spend]]] = {
+    "example": _of_sites,
+    "local": _of_sites,
+    "client": _of_coordinator,
+}
+"""``privacy.dp`` -> what a round releases, by who adds the noise."""
+
+
+def _points(rounds: int) -> list[int]:
+    steps = min(rounds, CURVE_POINTS)
+    return sorted({round((place + 1) * rounds / steps) for place in range(steps)})
+
+
+def plan_of_config(config: Config) -> Plan | None:
+    """The plan of a configuration; its data are read, its model is not loaded."""
+    dataset = load(config.data, seed=config.seed)
+    return plan_of(config, {name: len(share) for name, share in client_shares(config, dataset).items()})
+
+
+def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:
+    """Noise of the coordinator for a part of a run; None where it adds none."""
+    if config.privacy.dp != "client":
+        return None
+    sizes = {name: len(examples) for name, examples in part.clients.items()}
+    return central_privacy(config.privacy, config.federation, sizes, run=run)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """A plan for files and for ``--json``."""
+    return {
+        "dp": plan.privacy.dp,
+        "delta": plan.privacy.delta,
+        "rounds": plan.rounds,
+        "epsilon": plan.epsilon,
+        "accountant": plan.privacy.accountant,
+        "clip_norm": plan.privacy.clip_norm,
+        "points": list(plan.points),
+        "sites": {
+            name: {
+                "num_examples": plan.sizes.get(name),
+                "sampling_rate": spend.sampling_rate,
+                "steps_per_round": spend.steps,
+                "noise_multiplier": spend.noise_multiplier,
+                "epsilon": list(plan.curves[name])[-1],
+                "curve": list(plan.curves[name]),
+            }
+            for name, spend in plan.releases.items()
+        },
+    }
+
+
+def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str]:
+    """What is promised, in three lines: what the server sees, what is protected, who is trusted."""
+    sees, protected, trusted = _STATEMENTS[privacy.dp]
+    if privacy.protection != "none":
+        added = "" if privacy.dp == "none" else "; noise was added at the institutions"
+        sees = f"in a round {guarantee(privacy)}{added}"
+    if plan is None:
+        return sees, protected, trusted
+    figures = {"epsilon": f"{plan.epsilon:.3g}", "delta": f"{plan.privacy.delta:g}", "rounds": plan.rounds}
+    return sees, protected.format(**figures), trusted
+
+
+_STATEMENTS: Mapping[str, tuple[str, str, str]] = {
+    "none": (
+        "the server sees every institution's update in the clear, its number of examples and its loss",
+        "no record is protected: an update can give away what it was trained on",
+        "trusted: the server, and whoever gets the model",
+    ),
+    "example": (
+        "the server sees every institution's update, noised, and its number of examples; losses are withheld",
+        "a record is protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, from the server too",
+        "trusted: each institution with its own records; not the server, not the others",
+    ),
+    "client": (
+        "the server sees every institution's update in the clear; models carry the noise",
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "from whoever gets a model",
+        "trusted: the server, to clip, to add noise and to keep updates to itself",
+    ),
+    "local": (
+        "the server sees every institution's update, clipped and noised, and its number of examples",
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "from the server as well",
+        "trusted: each institution with its own data; not the server, not the others",
+    ),
+}
+
+
+def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
+    """What a guarantee's reader should know or change, one line each."""
+    privacy = config.privacy
+    made: list[str] = []
+    if privacy.dp == "none":
+        return made
+    units = max(sizes.values()) if privacy.dp == "example" else len(sizes)
+    unit = "examples of the largest client" if privacy.dp == "example" else "clients"
+    if privacy.delta * units >= 1:
+        made.append(
+            f"privacy.delta = {privacy.delta:g} is not below 1 / {units} ({unit}): it could give one away whole"
+        )
+    if config.adapter.kind in ("lora", "qlora"):
+        made.append(
+            "noise on both LoRA factors multiplies: their product carries noise times noise; a frozen factor A "
+            "(one-sided LoRA, Sun et al. 2024) loses less accuracy at the same epsilon"
+        )
+    if privacy.dp in ("client", "local") and len(sizes) < 20:
+        made.append(
+            f"privacy.dp = {privacy.dp!r} hides one of {len(sizes)} institutions: with so few the noise outweighs what "
+            "they have in common; privacy.dp = 'example' protects records at a fraction of it"
+        )
+    return made
+
+
+def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What the run folder says of privacy, written once: a resumed run goes on under the same identity."""
+    if not folder.has(FILE):
+        plan = plan_of(config, sizes)
+        made = {"run": uuid.uuid4().hex, "statement": list(statement(config.privacy, plan))}
+        folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})
+    said: dict[str, Any] = folder.read_json(FILE)
+    return said
+
+
+def spent_of(config: Config, folder: RunFolder, privacy: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of a finished part: what it cost, by client where clients spent; None without differential privacy.
+
+    A protected sum hides what clients spent, too: then it is the run's cap, which none of them passes.
+    """
+    if config.privacy.dp == "none":
+        return None
+    clients = {row["client"]: row["epsilon"] for row in folder.read_rows("clients") if row.get("epsilon") is not None}
+    made = {
+        "dp": config.privacy.dp,
+        "epsilon": privacy.get("epsilon", config.privacy.epsilon),
+        "delta": config.privacy.delta,
+    }
+    return {**made, "clients": clients}

@@ -1,0 +1,202 @@
+"""What a site does with a run that reaches it: opens its own examples and the resident base for the run's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from silotune.config import Config, validated
+from silotune.data.load import load, read_examples
+from silotune.data.rows import Task
+from silotune.data.tasks import resolve
+from silotune.errors import ConfigError, DataError, ModelError
+from silotune.experiment.examples import check_objective, encoded_apart, spread
+from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
+from silotune.federation.client import Site
+from silotune.federation.messages import layout_of
+from silotune.methods.algorithms import method
+from silotune.models import adapters
+from silotune.models.adapters import Adapted
+from silotune.models.fingerprint import fingerprint, folder_of
+from silotune.sections import ModelSection, PartitionSection, RecordSection
+from silotune.settings import Section
+from silotune.structs import Example, Tensors
+from silotune.transports.trainer_host import Opened
+
+
+class Setup(Section):
+    """What a run tells its sites, once with every message: the settings they need, none of the coordinator's paths.
+
+    ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk.
+    """
+
+    config: Config
+    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a site has: its name, its base model, its examples.
+
+    Attributes:
+        name: As the coordinator knows it.
+        model: Folder of the base, or ``nano``; None for the one that the run names.
+        device: Where it trains; None for what the run says.
+        fingerprint: That the base must have; None for any that the run's coordinator has, too.
+        task: The only task that its examples are for; empty for any.
+        train: Its examples; None for its share of a task that is generated.
+        threads: CPU threads; None for what the run says.
+        is_simulated: It has its share of whatever data the run names: all data are in one place anyway.
+    """
+
+    name: str
+    model: str | None = None
+    device: str | None = None
+    fingerprint: str | None = None
+    task: str = ""
+    train: Path | None = None
+    threads: int | None = None
+    is_simulated: bool = False
+
+
+def setup_of(config: Config, *, is_simulated: bool = False) -> dict[str, Any]:
+    """The setup that a coordinator sends with a run, as plain JSON; a simulation's names its data."""
+    if is_simulated:
+        return Setup(config=config).model_dump(mode="json")
+    nowhere: dict[str, Any] = {"root": None, "train": None, "validation": None, "test": None}
+    if config.data.partition.scheme == "file":
+        nowhere["partition"] = PartitionSection()
+    data = config.data.model_copy(update=nowhere)
+    sent = config.model_copy(
+        update={"data": data, "record": RecordSection(checkpoint_every=config.record.checkpoint_every)}
+    )
+    try:
+        base = fingerprint(folder_of(config.model))
+    except ModelError:
+        base = ""
+    return Setup(config=sent, base=base).model_dump(mode="json")
+
+
+@dataclass
+class Resident:
+    """The base model in memory with its adapter, what it was made for, and how often a base was read from disk."""
+
+    needs: Any = None
+    adapted: Adapted | None = None
+    initial: Tensors = field(default_factory=dict)
+    loads: int = 0
+
+
+class SiteDesk:
+    """Opens runs at one site; the base model stays in memory between them.
+
+    Args:
+        holdings: What the site has.
+        resident: The base model; several sites of one process may share it.
+        make_site: Makes the site of its name, examples and model; what a deployed site adds (its policy, its keys)
+            comes in here.
+    """
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        make_site: Callable[[str, Sequence[Any], Adapted], Site] = Site,
+        *,
+        resident: Resident | None = None,
+    ) -> None:
+        self._holdings, self._make_site = holdings, make_site
+        self._resident = resident or Resident()
+
+    def open(self, setup: Mapping[str, Any]) -> Opened:
+        """The site for a run.
+
+        Raises:
+            ConfigError: The setup does not hold together.
+            ModelError: The base is not the run's, or not on this machine.
+            DataError: The examples are not for the run's task, or do not fit it.
+        """
+        asked = validated(Setup, dict(setup), source="a run's setup")
+        config = self._own(asked.config)
+        task = resolve(config.data)
+        check_objective(config, task)
+        examples = self._examples(config, task)
+        adapted, initial = self._adapted(config, task, asked.base)
+        encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
+        own = [encoded[place] for place in spread(range(len(examples)), places)]
+        site = self._make_site(self._holdings.name, own, adapted)
+        sent = method(config.federation).sent(initial, {})
+        expected = {"train": layout_of(sent), "evaluate": layout_of(initial)}
+        return Opened(site, expected, keep=config.record.checkpoint_every + 1)
+
+    def rest(self) -> None:
+        """Keeps the base and its adapter: nothing else is held."""
+
+    def state(self) -> dict[str, Any]:
+        """The base that is held, and how often one was read from disk."""
+        adapted = self._resident.adapted
+        return {"base": adapted.base.name if adapted else "", "base_loads": self._resident.loads}
+
+    def _own(self, config: Config) -> Config:
+        """The run's configuration with this site's own model and device."""
+        own = {"name": self._holdings.model, "device": self._holdings.device}
+        changes = {key: value for key, value in own.items() if value is not None}
+        return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+    def _examples(self, config: Config, task: Task) -> Sequence[Example]:
+        own = self._holdings
+        if own.task and own.task != task.name:
+            raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
+        if own.train is not None:
+            return read_examples(own.train, task)
+        if not task.embedded and not own.is_simulated:
+            raise DataError(f"task {task.name!r} is not generated: set data.train in site.toml to this site's file")
+        dataset = load(config.data, seed=config.seed)
+        shares = client_shares(config, dataset)
+        if own.name not in shares:
+            raise DataError(f"site {own.name!r} has no share of {task.name!r}; shares: {', '.join(shares)}")
+        return [dataset.splits["train"][index] for index in shares[own.name]]
+
+    def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
+        """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
+        if config.training.threads or self._holdings.threads:
+            import torch
+
+            torch.set_num_threads(self._holdings.threads or config.training.threads or 1)
+        head = (task.options, config.seed) if config.training.objective == "classify" else ()
+        needs = (config.model, config.adapter, head, base)
+        held = self._resident
+        if held.adapted is None or held.needs != needs:
+            held.adapted = None  # before another is read: there may be no room for two
+            check_base(config.model, base, self._holdings.fingerprint)
+            made = adapted_of(config, task)
+            held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
+        return held.adapted, held.initial
+
+
+def check_base(section: ModelSection, wanted: str, pinned: str | None) -> None:
+    """Refuses a base that is not the run's or not the one that the site's kit names.
+
+    Raises:
+        ModelError: The fingerprints differ, or the base is not on this machine.
+    """
+    if not wanted and pinned is None:
+        return
+    own = fingerprint(folder_of(section))
+    for other, whose in ((wanted, "the coordinator's"), (pinned, "the one in site.toml")):
+        if other and other != own:
+            raise ModelError(f"base model {section.name!r} has fingerprint {own[:16]}..., {whose} has {other[:16]}...")
+
+
+def only_federated(config: Config) -> Config:
+    """The configuration without the modes that need other institutions' examples in one place.
+
+    Raises:
+        ConfigError: ``federated`` is not among its modes.
+    """
+    if "federated" not in config.federation.modes:
+        raise ConfigError("federation.modes must name 'federated' to be submitted: sites' examples are not pooled")
+    return config.model_copy(update={"federation": config.federation.model_copy(update={"modes": ("federated",)})})

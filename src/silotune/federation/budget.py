@@ -1,0 +1,134 @@
+"""What a site does before it trains under differential privacy: it makes the noise fit, checks, and writes down.
+
+The site's own file is what counts; what it knew at the last checkpoint is counted as well, so that a file that was
+lost or put back does not make anything unspent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import PrivacyError
+from silotune.privacy.accountant import Spend, noise_for
+from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
+from silotune.record.files import append_line, explained, read_lines, to_line
+from silotune.sections import PrivacySection, TrainingSection
+from silotune.structs import SiteState
+from silotune.training.local import steps_in_round
+from silotune.training.private import sampling_rate
+
+_ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Where a site keeps its ledger, and the most its owner allows over all runs.
+
+    Attributes:
+        folder: Of the ledgers, one file a site; None where what a checkpoint keeps is all there is.
+        max_epsilon: Over all entries of the file; None for no bound beside the run's own.
+    """
+
+    folder: Path | None = None
+    max_epsilon: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A round whose cost is written down: what may be released, the run's epsilon with it, the state to keep."""
+
+    spend: Spend
+    epsilon: float
+    state: SiteState
+
+
+def release_of(
+    privacy: PrivacySection, training: TrainingSection, *, num_examples: int, rounds: int, noise: float | None = None
+) -> Spend:
+    """What one round of a site releases, with noise that fits ``privacy.epsilon`` over all rounds unless it is given.
+
+    Raises:
+        ConfigError: No noise is enough.
+    """
+    if privacy.dp == "example":
+        rate = sampling_rate(num_examples, training.batch_size, training.gradient_accumulation)
+        steps = steps_in_round(num_examples, training)
+    else:
+        rate, steps = 1.0, 1
+    found = privacy.noise_multiplier or noise
+    if found is None:
+        found = noise_for(
+            float(privacy.epsilon or 0),
+            privacy.delta,
+            sampling_rate=rate,
+            steps=rounds * steps,
+            accountant=privacy.accountant,
+        )
+    return Spend(found, rate, steps)
+
+
+def open_round(
+    name: str, state: SiteState, budget: Budget, privacy: PrivacySection, *, run: str, round_number: int,
+    release: Callable[[float | None], Spend],
+) -> Opened:  # fmt: skip
+    """Writes a round's cost to the site's ledger, or refuses it.
+
+    Args:
+        name: The site's.
+        state: What it keeps; its entries are counted, too.
+        budget: Its ledger and its owner's cap.
+        privacy: The run's ``[privacy]`` section.
+        run: The run's identity.
+        round_number: The round.
+        release: Gives what the round releases from the noise multiplier that the state keeps, if any.
+
+    Raises:
+        BudgetError: The round would pass the run's epsilon or the owner's; nothing is written, nothing is to be
+            trained.
+        PrivacyError: The ledger is damaged, or the site's name cannot name one.
+    """
+    planned = release(state.data.get(_NOISE))
+    with _ledger(budget.folder, name) as (rows, append):
+        known = union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
+        new = entry(run, round_number, planned)
+        own = [item for item in (*known, new) if item.run == run]
+        counted = {"accountant": privacy.accountant}
+        if privacy.epsilon is not None:
+            cost = check(own, privacy.delta, Cap(privacy.epsilon, "privacy.epsilon"), **counted)
+        else:
+            cost = spent(own, privacy.delta, **counted)
+        if budget.max_epsilon is not None:
+            check([*known, new], privacy.delta, Cap(budget.max_epsilon, "the site's largest epsilon"), **counted)
+        append(as_row(new))
+    kept = {**state.data, _ENTRIES: [as_row(item) for item in own], _NOISE: planned.noise_multiplier}
+    return Opened(planned, cost, replace(state, data=kept))
+
+
+def has_spent(state: SiteState) -> bool:
+    """Whether the site has released anything under a guarantee in this run."""
+    return bool(state.data.get(_ENTRIES))
+
+
+@contextmanager
+def _ledger(
+    folder: Path | None, name: str
+) -> Iterator[tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], None]]]:
+    """The rows of a site's file and a way to add one, while nobody else can."""
+    if folder is None:
+        yield [], lambda row: None
+        return
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}", name):
+        raise PrivacyError(f"{name!r} cannot name a ledger: use letters, digits and . _ + - (not first)")
+    place = folder / f"{name}.jsonl"
+    with explained(place):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".{name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield read_lines(place), lambda row: append_line(place, to_line(row))

@@ -1,0 +1,139 @@
+"""The coordinator's part of client-level differential privacy: who is drawn, what it costs, the noised mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from silotune.errors import BudgetError
+from silotune.privacy.accountant import Spend, noise_for
+from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
+from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
+from silotune.privacy.noise import Entropy, drawn, system
+from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection, PrivacySection
+from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
+
+LEDGER = "ledger"
+"""Name of the rows in the run's folder."""
+_ENTRIES, _CLIP = "entries", "clip_norm"
+
+
+@dataclass(frozen=True)
+class CentralPrivacy:
+    """Noise on the sum of a round's updates, by a coordinator that all institutions trust.
+
+    Attributes:
+        privacy: The ``[privacy]`` section.
+        mechanism: Noise and weights.
+        release: What one round costs.
+        run: The run's identity in the ledger.
+        entropy: Where draws and noise come from.
+    """
+
+    privacy: PrivacySection
+    mechanism: ClientMechanism
+    release: Spend
+    run: str
+    entropy: Entropy = system
+
+    def sample(self, clients: Sequence[str]) -> tuple[str, ...] | None:
+        """The round's clients by independent draws; None where the run samples as it does without privacy.
+
+        Sites know the run's seed, so it must not draw them: amplification is for those who do not know who took part.
+        """
+        if self.privacy.client_sampling == "fixed":
+            return None
+        return tuple(clients[place] for place in drawn(len(clients), self.release.sampling_rate, self.entropy))
+
+    def open(self, kept: Mapping[str, Any], number: int, folder: RunFolder) -> dict[str, Any]:
+        """Writes the round's cost to the ledger, and gives what the state is to keep.
+
+        Raises:
+            BudgetError: The round would pass ``privacy.epsilon``; nothing is written.
+        """
+        known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(_ENTRIES, ())))
+        new = entry(self.run, number, self.release)
+        delta, accountant = self.privacy.delta, self.privacy.accountant
+        if self.privacy.epsilon is None:
+            cost = spent([*known, new], delta, accountant=accountant)
+        else:
+            cap = Cap(self.privacy.epsilon, "privacy.epsilon")
+            cost = check([*known, new], delta, cap, accountant=accountant)
+        folder.append(LEDGER, as_row(new))
+        return {**kept, _ENTRIES: [as_row(item) for item in (*known, new)], "epsilon": cost}
+
+    def aggregate(
+        self, updates: Iterable[ClientUpdate], like: Tensors, kept: Mapping[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """The noised mean, and what the state is to keep."""
+        bound = float(kept.get(_CLIP, self.privacy.clip_norm))
+        mean, bound = private_mean(updates, like, self.mechanism, clip_norm=bound, entropy=self.entropy)
+        return mean, {**kept, _CLIP: bound}
+
+
+def central_privacy(
+    privacy: PrivacySection, federation: FederationSection, sizes: Mapping[str, int], *, run: str
+) -> CentralPrivacy:
+    """The mechanism for these clients; noise that fits ``privacy.epsilon`` over all rounds unless it is given.
+
+    Args:
+        privacy: The ``[privacy]`` section.
+        federation: The ``[federation]`` section: rounds, clients a round (on average), and what a client weighs.
+        sizes: Examples by client; what they weigh together is the divisor of every round.
+        run: Its identity in the ledger.
+    """
+    expected = federation.clients_per_round or len(sizes)
+    share = expected / len(sizes)
+    rate = share if privacy.client_sampling == "poisson" else 1.0
+    noise = privacy.noise_multiplier
+    if noise is None:
+        asked = float(privacy.epsilon or 0)
+        noise = noise_for(
+            asked, privacy.delta, sampling_rate=rate, steps=federation.rounds, accountant=privacy.accountant
+        )
+    cap = federation.weight_cap if federation.weighting == "capped" else None
+    weight = share * sum(weight_of(size, cap) for size in sizes.values())
+    mechanism = ClientMechanism(
+        noise,
+        weight,
+        cap,
+        quantile=privacy.clip_quantile,
+        clip_learning_rate=privacy.clip_learning_rate,
+    )
+    if privacy.clipping == "adaptive":
+        mechanism = with_bound(mechanism, expected)
+    return CentralPrivacy(privacy, mechanism, Spend(noise, rate, 1), run)
+
+
+def begin_round(
+    privacy: CentralPrivacy | None, clients: Sequence[str], kept: Mapping[str, Any], *, number: int, run: RunFolder
+) -> tuple[Mapping[str, Any], tuple[str, ...] | None]:
+    """What privacy keeps, the round's cost written down, and its clients where privacy draws them.
+
+    Raises:
+        BudgetError: The round would overspend.
+    """
+    if privacy is None:
+        return kept, None
+    return privacy.open(kept, number, run), privacy.sample(clients)
+
+
+def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What privacy keeps, with the largest epsilon that a client has reported so far, where clients do."""
+    known = [row["epsilon"] for row in rows if row.get("epsilon") is not None]  # a protected sum's row has none
+    if not known:
+        return kept
+    return {**kept, "epsilon": max(*known, kept.get("epsilon", 0.0))}
+
+
+def refuse_overspending(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> None:
+    """Tells a round that nobody's budget allows from one that failed.
+
+    Raises:
+        BudgetError: Every client refused because of its budget.
+    """
+    if failures and not rows and all(failure.stage == BUDGET for failure in failures):
+        first = failures[0]
+        raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")

@@ -1,0 +1,108 @@
+"""What comes in during one round: replies are checked and counted, updates handed on, failures kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from silotune.errors import MessageError
+from silotune.federation import witness
+from silotune.federation.messages import TrainReport, read_report
+from silotune.federation.witness import Audit
+from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
+from silotune.tensors import all_finite, check_alike, scale
+
+
+@dataclass
+class Incoming:
+    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
+
+    number: int
+    clients: tuple[str, ...]
+    expected: Tensors
+    audit: Audit | None = None
+    staleness_exponent: float | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float | None = None
+
+    def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
+        for reply in replies:
+            if isinstance(reply, Failure):
+                self.fail(reply, notify)
+                continue
+            try:
+                report = self._checked(reply)
+            except MessageError as error:
+                sizes = (reply.bytes_down, reply.bytes_up)
+                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
+                witness.fails(self.audit, failure)
+                self.fail(failure, notify)
+                continue
+            told = report.model_dump(exclude=None if report.epsilon is not None else {"epsilon"})
+            row = {"round": self.number, "client": reply.client, **told}
+            staleness = self.number - reply.round_number
+            if reply.simulated_seconds is not None:
+                row["simulated_seconds"] = self.seconds = reply.simulated_seconds
+            if self.staleness_exponent is not None:
+                row["staleness"] = staleness
+            self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
+            notify("client_finished", row)
+            factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
+            delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
+            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss or 0.0, report.steps)
+            del reply, delta  # or they would live on until the next one is there
+
+    def _checked(self, reply: Reply) -> TrainReport:
+        """The report of a reply that answers this round's request, once."""
+        is_late = self.staleness_exponent is not None and 1 <= reply.round_number < self.number
+        answers = reply.kind == "train" and (reply.round_number == self.number or is_late)
+        if not answers or reply.client not in self.clients:
+            raise MessageError(f"a reply answers no request of round {self.number}")
+        if any(row["client"] == reply.client for row in self.rows):
+            raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
+        check_alike(self.expected, reply.tensors)
+        if not all_finite(reply.tensors):
+            raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
+        return read_report(reply)
+
+    def _known(self, client: str) -> str:
+        return client if client in self.clients else "unknown"
+
+    def fail(self, failure: Failure, notify: Observer) -> None:
+        """A client gave no usable reply."""
+        self.failures.append(failure)
+        if failure.simulated_seconds is not None:
+            self.seconds = failure.simulated_seconds
+        notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
+
+    def usable(self) -> int:
+        """Clients whose update is in the aggregate; a protected sum has one row for several."""
+        return sum(int(row.get("clients_in_sum", 1)) for row in self.rows)
+
+    def total(self, name: str) -> int:
+        return sum(int(row[name]) for row in self.rows)
+
+    def bytes_down(self) -> int:
+        """Requests to clients that failed were sent, too."""
+        return self.total("bytes_down") + sum(failure.bytes_down for failure in self.failures)
+
+    def bytes_up(self) -> int:
+        return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def taking_part(self) -> tuple[str, ...]:
+        """Who was asked; of asynchronous rounds, which offer work to all, who replied or failed."""
+        if self.staleness_exponent is None:
+            return self.clients
+        return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
+
+    def joules(self) -> float | None:
+        """Of the clients; None where one does not know."""
+        known = [row["joules"] for row in self.rows]
+        return None if None in known else sum(known)
+
+    def mean_loss(self) -> float | None:
+        known = [row for row in self.rows if row["loss"] is not None]
+        weight = sum(int(row["num_examples"]) for row in known)
+        return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None

@@ -1,0 +1,24 @@
+"""What the server loop asks of whatever carries its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from silotune.structs import Failure, Reply, Request, SiteState
+
+
+class Transport(Protocol):
+    """Carries requests to clients and replies back; it knows nothing of what they say."""
+
+    def clients(self) -> Sequence[str]:
+        """Names of all clients, in a fixed order."""
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        """Yields one reply or failure a request, as they arrive."""
+
+    def states(self) -> dict[str, SiteState]:
+        """What clients keep between rounds, where this process holds it."""
+
+    def restore(self, states: Mapping[str, SiteState]) -> None:
+        """Gives clients back what they kept, where this process holds it."""

@@ -1,0 +1,50 @@
+"""What a site keeps between the rounds of a run, on its own disk, so that any round can be asked for again.
+
+After each round the state is written as a folder of its own. A coordinator that was killed asks for a round once more:
+the site then goes on from the state before that round, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from silotune.record import checkpoints
+from silotune.record.files import explained
+from silotune.structs import ServerState, SiteState
+
+_SITE = "site"
+
+
+def load_before(folder: Path, round_number: int) -> SiteState:
+    """The newest state of an earlier round; a fresh one where there is none.
+
+    Raises:
+        RunFolderError: The state was damaged.
+    """
+    earlier = [number for number in _rounds(folder) if number < round_number]
+    if not earlier:
+        return SiteState()
+    found = checkpoints.load(folder / str(max(earlier)))
+    return found[1].get(_SITE, SiteState()) if found else SiteState()
+
+
+def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) -> None:
+    """Writes the state after a round; only those of the last ``keep`` rounds before it stay.
+
+    An empty state is not written: a site that keeps nothing has no files.
+
+    Raises:
+        RunFolderError: The disk is full, or the folder may not be written.
+    """
+    with explained(folder):
+        for number in _rounds(folder):
+            if number >= round_number or number < round_number - keep:
+                shutil.rmtree(folder / str(number))
+    if state.tensors or state.data:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        checkpoints.save(folder / str(round_number), ServerState(round_number, {}), {_SITE: state})
+
+
+def _rounds(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []

@@ -1,0 +1,79 @@
+"""Tables and a picture of a privacy plan: noise by site, epsilon by round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from silotune.report.pictures import PALETTE, canvas, save_picture
+
+MOST_LINES = len(PALETTE)
+"""Sites that a picture shows: those that spend most."""
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """One line a site: what it draws and releases in a round, its noise, its epsilon after the last round.
+
+    Args:
+        plan: As ``silotune privacy plan --json`` prints it.
+    """
+    title = f"privacy.dp = {plan['dp']!r}, {plan['rounds']} rounds, delta {plan['delta']:g}, {plan['accountant']}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("site", no_wrap=True)
+    for heading in ("examples", "sampling rate", "releases a round", "noise multiplier", "epsilon"):
+        table.add_column(heading, justify="right")
+    for name, site in plan["sites"].items():
+        size = "-" if site["num_examples"] is None else f"{site['num_examples']:,}"
+        table.add_row(
+            name,
+            size,
+            f"{site['sampling_rate']:.4g}",
+            str(site["steps_per_round"]),
+            f"{site['noise_multiplier']:.4g}",
+            f"{site['epsilon']:.4g}",
+        )
+    return table
+
+
+def curve_table(plan: Mapping[str, Any]) -> Table:
+    """Epsilon after each of the plan's rounds, of the site that spends most."""
+    table = Table(title="epsilon by round, of the site that spends most", title_justify="left", box=SIMPLE_HEAD)
+    largest = max(plan["sites"].values(), key=_last)
+    table.add_column("after round", justify="right")
+    table.add_column("epsilon", justify="right")
+    for number, value in zip(plan["points"], largest["curve"], strict=True):
+        table.add_row(str(number), f"{value:.4g}")
+    return table
+
+
+def draw_epsilon(plan: Mapping[str, Any], out: Path) -> Path:
+    """Draws epsilon by round for the sites that spend most (PNG)."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = canvas(7.2, 4.3)
+    shown = sorted(plan["sites"].items(), key=lambda item: -_last(item[1]))[:MOST_LINES]
+    for (name, site), colour in zip(shown, PALETTE, strict=False):
+        axes.plot(
+            plan["points"],
+            site["curve"],
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=2,
+            label=f"{name}: noise {site['noise_multiplier']:.3g}",
+        )
+    axes.set_title(f"What rounds cost in privacy (delta {plan['delta']:g})", loc="left", fontweight="bold", pad=10)
+    axes.set_xlabel("round")
+    axes.set_ylabel("epsilon spent so far")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    return save_picture(figure, out)
+
+
+def _last(site: Mapping[str, Any]) -> float:
+    return float(site["epsilon"])

@@ -1,0 +1,97 @@
+"""Chats with several answers as token ids: every turn of the assistant is learnt, with its end, and nothing else.
+
+Where one speaks and the other begins is taken from the tokenizer's template, rendered up to each turn, never searched
+in the ids. A template that words earlier turns differently once later ones follow cannot be read so, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from silotune.errors import DataError
+from silotune.training.encode import Encoded, answer_ids, prompt_ids, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turns = Sequence[tuple[str, str]]
+
+
+def chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int) -> Encoded | None:
+    """A chat that ends with an answer; its earliest exchanges are left out until the rest fits.
+
+    Args:
+        turns: As (role, content); the last is the assistant's.
+        tokenizer: One with a chat template.
+        max_length: Most ids.
+        number: The example's number, for errors.
+
+    Returns:
+        None where only one answer is left: such a chat is a prompt and its answer.
+
+    Raises:
+        DataError: An answer has no tokens, or the template cannot be read turn by turn.
+    """
+    whole = 0
+    while sum(role == "assistant" for role, _ in turns) > 1:
+        made = _encoded(turns, tokenizer, number)
+        whole = max(whole, made.length)
+        if made.length <= max_length:
+            return Encoded(made.prompt, made.answer, prompt_cut=whole - made.length, unsupervised=made.unsupervised)
+        turns = without_first_exchange(turns)
+    return None
+
+
+def without_first_exchange(turns: Turns) -> Turns:
+    """The turns but those from the first after the system's up to the first answer."""
+    head = [turn for turn in turns[:1] if turn[0] == "system"]
+    first = next(place for place, (role, _) in enumerate(turns) if role == "assistant")
+    return [*head, *turns[first + 1 :]]
+
+
+def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> Encoded:
+    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+    prompt = prompt_ids(turns[: spoken[0]], tokenizer)
+    ids: list[int] = []
+    others: list[tuple[int, int]] = []
+    for place, following in zip(spoken, [*spoken[1:], None], strict=True):
+        said = answer_ids(turns[place][1], tokenizer)
+        if not said:
+            raise DataError(f"example {number}: an answer has no tokens, so there is nothing to learn from")
+        ids.extend(said)
+        if following is None:
+            ids.extend([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+            break
+        end, between = _between(turns, place, following, tokenizer, number)
+        ids.extend(_ids(end, tokenizer))
+        start = len(ids)
+        ids.extend(_ids(between, tokenizer))
+        others.append((start, len(ids)))
+    return Encoded(tuple(prompt), tuple(ids), unsupervised=tuple(others))
+
+
+def _between(
+    turns: Turns, place: int, following: int, tokenizer: PreTrainedTokenizerBase, number: int
+) -> tuple[str, str]:
+    """The mark that ends the answer at ``place``, and the text from there to where the answer ``following`` begins."""
+    said = render(turns[:place], tokenizer) + turns[place][1]
+    ended = str(tokenizer.apply_chat_template(_as_messages(turns[: place + 1]), tokenize=False))
+    asked = render(turns[:following], tokenizer)
+    if not ended.startswith(said) or not asked.startswith(ended):
+        raise DataError(
+            f"example {number}: the tokenizer's chat template words earlier turns differently once others follow, so "
+            "they cannot be learnt in one piece; set training.turns = 'last'"
+        )
+    mark = ended[len(said) :]
+    stop = tokenizer.eos_token
+    end = mark[: mark.index(stop) + len(stop)] if stop and stop in mark else mark.rstrip()
+    return end, asked[len(said) + len(end) :]
+
+
+def _as_messages(turns: Turns) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

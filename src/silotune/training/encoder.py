@@ -1,0 +1,129 @@
+"""What turns examples into ids for a language model: prompts with an answer or options, pairs, chats and plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from silotune.errors import DataError
+from silotune.structs import Example
+from silotune.training.chats import chat
+from silotune.training.encode import Encoded, answer_ids, cut_left, prompt_ids
+from silotune.training.texts import windows_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Encoder:
+    """Encodes examples for one tokenizer and length; remembers the options it has met.
+
+    Args:
+        tokenizer: The model's.
+        max_length: Most ids of an example.
+        turns: ``all`` answers of a chat are learnt, or the ``last`` alone. Without a chat template there is no mark
+            where an answer ends, and the last alone is learnt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, turns: str = "all") -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._all_turns = turns == "all" and bool(getattr(tokenizer, "chat_template", None))
+        self._options: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
+
+    def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]:
+        """Encodes examples in order, which are numbered from ``first``: one by one, but a long text as several.
+
+        Raises:
+            DataError: A closed-ended answer alone does not fit, or an answer is empty; names the example's number.
+        """
+        return [made for number, example in enumerate(examples, first) for made in self._encode(example, number)]
+
+    def _encode(self, example: Example, number: int) -> list[Encoded]:
+        if example.is_document:
+            return windows_of(example.answer, self._tokenizer, max_length=self._max_length, number=number)
+        if example.rejected:
+            return [self._pair(example, number)]
+        if self._all_turns and not example.options:
+            turns = [*example.messages, ("assistant", example.answer)]
+            made = chat(turns, self._tokenizer, max_length=self._max_length, number=number)
+            if made is not None:
+                return [made]
+        return [self._answered(example, number)]
+
+    def _answer(self, text: str, number: int) -> list[int]:
+        """An answer's ids with the end; one without any is refused."""
+        ids = answer_ids(text, self._tokenizer)
+        if not ids:
+            raise DataError(f"example {number}: its answer has no tokens, so there is nothing to learn from")
+        end = self._tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
+
+    def _prompt(self, example: Example, number: int) -> list[int]:
+        prompt = prompt_ids(example.messages, self._tokenizer)
+        if not prompt:
+            raise DataError(f"example {number}: its prompt has no tokens")
+        return prompt
+
+    def _kept(self, prompt: list[int], room: int) -> list[int]:
+        """The end of a prompt that fits, behind its beginning mark."""
+        return cut_left(prompt, room, first=int(room > 1 and prompt[0] == self._tokenizer.bos_token_id))
+
+    def _answered(self, example: Example, number: int) -> Encoded:
+        answer = self._answer(example.answer, number)
+        options = self._option_ids(example.options)
+        longest = max(len(answer), *(len(ids) for ids in options), 1)
+        answer_cut = max(0, longest - (self._max_length - 1))
+        if answer_cut and example.options:
+            raise DataError(
+                f"example {number}: its answer has {longest} tokens and model.max_length is {self._max_length}; "
+                "raise model.max_length"
+            )
+        if answer_cut:
+            answer = answer[: self._max_length - 1]
+        prompt = self._prompt(example, number)
+        room = self._max_length - min(longest, self._max_length - 1)  # for the longest option, whichever is right
+        kept = self._kept(prompt, room)
+        return Encoded(
+            prompt=tuple(kept),
+            answer=tuple(answer),
+            options=options,
+            label=example.label,
+            prompt_cut=len(prompt) - len(kept),
+            answer_cut=answer_cut,
+        )
+
+    def _pair(self, example: Example, number: int) -> Encoded:
+        """Two answers to one prompt; where they do not fit, the prompt keeps up to half of the length."""
+        answers = [self._answer(text, number) for text in (example.answer, example.rejected)]
+        prompt = self._prompt(example, number)
+        longest = max(map(len, answers))
+        kept = self._kept(prompt, max(self._max_length - longest, self._max_length // 2))
+        room = self._max_length - len(kept)
+        chosen, rejected = (tuple(answer[:room]) for answer in answers)
+        return Encoded(
+            prompt=tuple(kept),
+            answer=chosen,
+            options=(chosen, rejected),
+            label=0,
+            prompt_cut=len(prompt) - len(kept),
+            answer_cut=max(0, longest - room),
+        )
+
+    def _option_ids(self, options: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        if options and options not in self._options:
+            ids = [tuple(answer_ids(option, self._tokenizer)) for option in options]
+            if not _is_prefix_free(ids):  # the end tells "A" from "A B"
+                end = self._tokenizer.eos_token_id
+                if end is None:
+                    raise DataError("an option begins like another, and the tokenizer has no end to tell them apart")
+                ids = [(*option, end) for option in ids]
+            if len(set(ids)) != len(ids) or not all(ids):
+                raise DataError("two options of the task have the same tokens; give them other wordings")
+            self._options[options] = tuple(ids)
+        return self._options.get(options, ())
+
+
+def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:
+    ordered = sorted(options)
+    return all(later[: len(earlier)] != earlier for earlier, later in zip(ordered, ordered[1:], strict=False))

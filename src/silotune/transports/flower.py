@@ -1,0 +1,300 @@
+"""Carries requests over Flower's Grid, and answers them at a site: the only place where Flower's messages are known.
+
+A message of Flower carries one of ours as bytes, in an array that Flower cuts into pieces, and the run's name and
+setup beside it. The coordinator's side yields replies in the order of the requests, whatever the order in which they
+arrive: sums of floating-point numbers then come out the same bits as in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+
+from silotune.errors import FederationError, MessageError
+from silotune.federation.strict_json import strict_object
+from silotune.structs import Failure, Reply, Request, SiteState
+from silotune.transports.frames import Frame
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+POLL_SECONDS = 0.15
+"""Between two looks for replies; the SuperLink is on the same machine."""
+SIMULATION_SECONDS = 120.0
+LARGEST_REASON = 2000
+ENVELOPE, PAYLOAD = "silotune", "message"
+_STYPE = "silotune.message"
+_TYPES: Mapping[str, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
+OWN_ERROR = 900
+"""Code of an error that is ours and not Flower's: its reason is one line without any text."""
+_GONE = ("NODE_UNAVAILABLE", "MESSAGE_UNAVAILABLE")
+
+
+def pack(envelope: Mapping[str, str], message: bytes) -> RecordDict:
+    """One of our messages as the content of one of Flower's."""
+    content = RecordDict({ENVELOPE: ConfigRecord(dict(envelope))})
+    content[PAYLOAD] = ArrayRecord({PAYLOAD: Array("uint8", (len(message),), _STYPE, message)})
+    return content
+
+
+def unpack(content: RecordDict) -> tuple[dict[str, str], bytes]:
+    """The inverse of ``pack``.
+
+    Raises:
+        MessageError: The content is not one that ``pack`` made.
+    """
+    try:
+        envelope, array = content.config_records[ENVELOPE], content.array_records[PAYLOAD][PAYLOAD]
+    except KeyError:
+        raise MessageError("a message of Flower's does not hold one of silotune's") from None
+    if array.stype != _STYPE or not all(isinstance(value, str) for value in envelope.values()):
+        raise MessageError("a message of Flower's does not hold one of silotune's")
+    return {str(key): str(value) for key, value in envelope.items()}, array.data
+
+
+# --- the coordinator's side ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Waiting:
+    """A request that is under way: to which node, since when that node was up, as which message of Flower's."""
+
+    request: Request
+    sent: bytes
+    digest: str
+    node: int = 0
+    activated: str = ""
+    message: str = ""
+
+
+Naming = Callable[[Sequence[Any]], Mapping[str, Any]]
+
+
+def by_name(nodes: Sequence[Any]) -> Mapping[str, Any]:
+    """Nodes by the names under which they were registered."""
+    return {str(node.name): node for node in nodes}
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What goes beside every message of a run: its name, and its setup as JSON."""
+
+    name: str
+    setup: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FlowerTransport:
+    """Reaches sites through a Grid; a site's node carries the site's name.
+
+    A site that is not there is waited for until the limit. One that comes back, as after a crash, is sent its request
+    once more: it then does the same work from the same state.
+
+    Args:
+        grid: Flower's, connected to the run.
+        sites: Names of the sites, in a fixed order.
+        job: What goes with every message.
+        encode: Request -> its bytes.
+        decode: Bytes of a reply and the request they answer -> the reply, checked.
+        name: Nodes that are up -> site and its node; by the nodes' names, which Flower's simulation does not give.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        sites: Sequence[str],
+        job: Errand,
+        *,
+        encode: Callable[[Request], bytes],
+        decode: Callable[[bytes, Request], Reply],
+        name: Naming = by_name,
+    ) -> None:
+        self._grid, self._sites, self._job = grid, tuple(sites), job
+        self._encode, self._decode, self._name = encode, decode, name
+        self._setup = json.dumps(job.setup, separators=(",", ":"), sort_keys=True)
+
+    def clients(self) -> Sequence[str]:
+        """Names of all sites, whether they are there or not."""
+        return self._sites
+
+    def states(self) -> dict[str, SiteState]:
+        """None: sites keep their own."""
+        return {}
+
+    def restore(self, states: Mapping[str, SiteState]) -> None:
+        """Nothing to do: a request's round tells a site which of its states to go on from."""
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        """Yields one reply or failure a request, in the order of the requests, within the limit."""
+        limit = time.monotonic() + timeout_seconds
+        waiting = {name: self._prepared(request) for name, request in requests.items()}
+        done: dict[str, Reply | Failure] = {}
+        for name in requests:
+            while name not in done:
+                if time.monotonic() > limit:
+                    done[name] = self._late(waiting.pop(name), timeout_seconds)
+                    break
+                done.update(self._look(waiting))
+                if name not in done:
+                    time.sleep(POLL_SECONDS)
+            yield done.pop(name)
+
+    def _prepared(self, request: Request) -> _Waiting:
+        return _Waiting(request, self._encode(request), secrets.token_hex(16))
+
+    def _late(self, item: _Waiting, timeout_seconds: float) -> Failure:
+        where = "is not connected" if not item.node else "gave no reply"
+        return self._failure(item, "network", f"{where} within federation.timeout_seconds = {timeout_seconds:g}")
+
+    def _look(self, waiting: dict[str, _Waiting]) -> dict[str, Reply | Failure]:
+        """Sends what has not reached a node that is up now, and gives what has come back."""
+        nodes = self._name(list(self._grid.get_nodes()))
+        for name, item in waiting.items():
+            node = nodes.get(name)
+            if node is not None and (item.node, item.activated) != (node.node_id, node.last_activated_at):
+                self._send(item, node.node_id, node.last_activated_at)
+        asked = {item.message: name for name, item in waiting.items() if item.message}
+        found: dict[str, Reply | Failure] = {}
+        for answer in self._grid.pull_messages(list(asked)) if asked else ():
+            name = asked.get(answer.metadata.reply_to_message_id, "")
+            result = self._read(waiting[name], answer) if name in waiting else None
+            if result is not None:
+                found[name] = result
+                del waiting[name]
+        return found
+
+    def _send(self, item: _Waiting, node: int, activated: str) -> None:
+        request = item.request
+        envelope = {"job": self._job.name, "client": request.client, "setup": self._setup, "nonce": item.digest}
+        message = Message(
+            pack(envelope, item.sent), dst_node_id=node, message_type=_TYPES.get(request.kind, MessageType.QUERY),
+            group_id=str(request.round_number),
+        )  # fmt: skip
+        pushed = list(self._grid.push_messages([message]))
+        item.node, item.activated, item.message = node, activated, pushed[0] if pushed else ""
+
+    def _read(self, item: _Waiting, answer: Message) -> Reply | Failure | None:
+        """The reply or failure in an answer; None for one that says that the site has gone, to be asked again."""
+        if answer.has_error():
+            if answer.error.code in _gone_codes():
+                item.node, item.activated, item.message = 0, "", ""
+                return None
+            own = answer.error.code == OWN_ERROR
+            said = answer.error.reason if own else f"Flower's error {answer.error.code}"
+            return self._failure(item, "site", str(said)[:LARGEST_REASON])
+        try:
+            envelope, data = unpack(answer.content)
+            if envelope.get("nonce") != item.digest:
+                raise MessageError("a reply answers another request")
+            if envelope.get("status") != "reply":
+                stage, reason = envelope.get("stage", "site"), envelope.get("reason", "no reason given")
+                failure = self._failure(item, stage[:50], reason[:LARGEST_REASON], up=len(data))
+                return replace(failure, rule=envelope.get("rule", "")[:50])
+            reply = self._decode(data, item.request)
+            if reply.client != item.request.client:
+                raise MessageError(f"{item.request.client!r} sent a reply in the name of another")
+        except MessageError as error:
+            return self._failure(item, "reply", str(error))
+        return replace(reply, bytes_down=len(item.sent), bytes_up=len(data))
+
+    def _failure(self, item: _Waiting, stage: str, reason: str, *, up: int = 0) -> Failure:
+        request = item.request
+        down = len(item.sent) if item.node else 0
+        return Failure(request.client, request.round_number, stage, reason, bytes_down=down, bytes_up=up)
+
+
+def _gone_codes() -> set[int]:
+    from flwr.common.constant import ErrorCode
+
+    return {getattr(ErrorCode, name) for name in _GONE}
+
+
+# --- the site's side -------------------------------------------------------------------------------------------------
+
+Work = Callable[[Mapping[str, str], Mapping[str, Any], bytes], Frame]
+"""(envelope with the run's and the client's name, setup, encoded request) -> the trainer's answer."""
+
+
+def client_app(work: Work) -> ClientApp:
+    """Flower's ClientApp of a site: hands every message to ``work``, and knows nothing of models."""
+    app = ClientApp()
+    for register in (app.train, app.evaluate, app.query):
+        register()(lambda message, context: answer(message, context, work))
+    return app
+
+
+def answer(message: Message, context: Context, work: Work) -> Message:
+    """The reply to one of Flower's messages; what goes wrong at the site is said in it, without any text."""
+    nonce = ""
+    try:
+        envelope, data = unpack(message.content)
+        nonce = envelope.get("nonce", "")
+        setup = strict_object(envelope.get("setup", "").encode(), "setup")
+        frame = work(envelope, setup, data)
+    except FederationError as error:
+        frame = Frame({"status": "failure", "stage": "site", "reason": str(error)})
+    said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason", "rule")}
+    return Message(pack({**said, "nonce": nonce}, frame.payload), reply_to=message)
+
+
+# --- Flower's simulation ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def simulated_grid(work: Work, *, clients: int, cpus: float, gpus: float) -> Iterator[Grid]:
+    """A Grid whose nodes are actors of Ray, on this machine or the cluster that it belongs to.
+
+    Args:
+        work: What an actor does with a request; it is pickled to the actors by reference.
+        clients: How many nodes.
+        cpus: Cores that an actor holds.
+        gpus: GPUs, or a share of one, that an actor holds.
+
+    Raises:
+        FederationError: The simulation ended before its Grid was there.
+    """
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    ready: queue.SimpleQueue[Grid | None] = queue.SimpleQueue()
+    done = threading.Event()
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        ready.put(grid)
+        done.wait()
+
+    def simulate() -> None:
+        try:
+            resources: dict[str, Any] = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
+            run_simulation(server, client_app(work), clients, backend_config=resources)
+        finally:
+            ready.put(None)
+
+    thread = threading.Thread(target=simulate, daemon=True)
+    thread.start()
+    try:
+        grid = ready.get(timeout=SIMULATION_SECONDS)
+        if grid is None:
+            raise FederationError("Flower's simulation ended before it began: see its lines above")
+        yield grid
+    except queue.Empty:
+        raise FederationError(f"Flower's simulation did not start within {SIMULATION_SECONDS:g} s") from None
+    finally:
+        done.set()
+        thread.join(SIMULATION_SECONDS)
+
+
+def by_number(sites: Sequence[str]) -> Naming:
+    """Names the nodes of a simulation: the first of its numbers is the first site; any actor serves any."""
+    return lambda nodes: dict(zip(sites, sorted(nodes, key=lambda node: int(node.node_id)), strict=False))

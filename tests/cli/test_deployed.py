@@ -1,0 +1,64 @@
+"""The commands of a deployment, where nothing runs yet: kits are real, processes are not started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import kits
+from silotune.deploy.jobs import Jobs
+from silotune.deploy.kits import read_kit
+from silotune.deploy.places import coordinator_folder
+from silotune.record.runs import RunFolder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kits.make(tmp_path_factory.mktemp("f"), ["bank-a", "bank-b"])
+
+
+@pytest.fixture
+def jobs(folder: Path) -> Jobs:
+    return Jobs(coordinator_folder(read_kit(folder / "coordinator")))
+
+
+def test_a_run_from_submission_to_its_folder(silotune, folder: Path, jobs: Jobs, tmp_path: Path) -> None:
+    kit = folder / "coordinator"
+    given = silotune("submit", "quickstart", "--kit", kit, "--set", "seed=3", "--json")
+    name = json.loads(given.out)["name"]
+    assert given.code == 0 and jobs.config(name).seed == 3
+    assert jobs.config(name).federation.modes == ("federated",)
+    assert "follow it: silotune logs quickstart-2" in silotune("submit", "quickstart", "--kit", kit).out
+    listed = json.loads(silotune("list", "--kit", kit, "--json").out)
+    assert [(job["name"], job["status"]) for job in listed] == [(name, "queued"), ("quickstart-2", "queued")]
+    assert silotune("cancel", "quickstart-2", "--kit", kit).out == "quickstart-2: cancelled\n"
+    run = RunFolder.create(jobs.run_path(name).parent, name, config={})
+    run.append("events", {"event": "note", "time": 1.0, "text": "two sites"})
+    run.part("federated").append("metrics", {"round": 2})
+    jobs.change(name, status="failed", reason="client 'bank-a' failed", exit_code=6)
+    said = silotune("status", name, "--kit", kit)
+    assert "run quickstart: failed, round 2 of 16: client 'bank-a' failed" in said.out
+    assert json.loads(silotune("status", name, "--kit", kit, "--json").out)["exit_code"] == 6
+    shown = silotune("logs", name, "--kit", kit)
+    assert shown.code == 6 and "note: two sites" in shown.out and "client 'bank-a' failed" in shown.err
+    assert silotune("fetch", name, tmp_path / "out", "--kit", kit).code == 0
+    assert (tmp_path / "out" / "events.jsonl").is_file()
+    assert silotune("status", "nobody", "--kit", kit).code == 6
+
+
+def test_what_does_not_run_says_so(silotune, folder: Path) -> None:
+    for kind, kit in (("coordinator", "coordinator"), ("site", "bank-a")):
+        assert "stopped" in silotune(kind, "status", folder / kit).out
+        assert json.loads(silotune(kind, "status", folder / kit, "--json").out)["process"] is None
+        stopped = silotune(kind, "stop", folder / kit)
+        assert stopped.code == 6 and "does not run" in stopped.err
+
+
+def test_check_ends_with_the_code_of_a_kit_that_is_not_in_order(silotune, folder: Path) -> None:
+    told = silotune("site", "check", folder / "bank-b")
+    assert told.code == 12 and "FAULT TLS" in told.out and "ok    policy" in told.out
+    found = json.loads(silotune("site", "check", folder / "bank-b", "--json").out)
+    assert {item["check"]: item["ok"] for item in found}["policy"]
+    assert silotune("site", "check", folder).code == 12

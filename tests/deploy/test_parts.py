@@ -1,0 +1,259 @@
+"""The parts of a deployment that need no process of their own: gate, bundle, jobs, thin imports, checks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kits
+from silotune.config import Config
+from silotune.deploy import certificates
+from silotune.deploy.bundle import bundle, bundle_hash
+from silotune.deploy.check import CHECKS, check_site
+from silotune.deploy.fleet import Address, Fleet
+from silotune.deploy.jobs import ENDED, Jobs
+from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.node import _Node
+from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
+from silotune.deploy.processes import Child, holder, only_one, stop_holder
+from silotune.deploy.submit import fetch_run, follow_run, submit_run
+from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
+from silotune.errors import ConfigError, FederationError, KitError
+from silotune.record.runs import RunFolder
+from silotune.transports.flower import client_app
+from silotune.transports.frames import Frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kits.make(tmp_path_factory.mktemp("federation"), ["bank-a", "bank-b"])
+
+
+@pytest.fixture
+def coordinator(folder: Path) -> Kit:
+    return read_kit(folder / "coordinator")
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def asked(path: str, *, length: str = "3", kind: str = "http") -> int | None:
+    """The status that a request gets at the public port; None where it gets none."""
+    said: list[dict[str, Any]] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    scope = {"type": kind, "path": path, "headers": [(b"content-length", length.encode())] if length else []}
+    asyncio.run(fleet_only(behind)(scope, None, send))
+    return said[0]["status"] if said else None
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/control/start-run", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/health", "/", "/v1/fleet",
+     "/v1/fleet/../control/start-run/x"[:9] + "x"],
+)  # fmt: skip
+def test_only_fleet_is_reached_from_outside(path: str) -> None:
+    assert asked(path) == 404
+
+
+def test_a_node_is_let_through_and_bounded() -> None:
+    assert asked("/v1/fleet/pull-messages") == 200
+    assert asked("/v1/fleet/push-object", length=str(MOST_BODY_BYTES + 1)) == 413
+    assert asked("/v1/fleet/push-object", length="") == 413  # a body without a length has no bound
+    assert asked("/v1/fleet/x", kind="websocket") is None
+
+
+# --- the bundle ------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_is_the_same_bytes_each_time_and_holds_no_code() -> None:
+    assert bundle() == bundle() and bundle_hash() == hashlib.sha256(bundle()).hexdigest()
+    with zipfile.ZipFile(BytesIO(bundle())) as archive:
+        assert sorted(archive.namelist()) == [".info/CONTENT", "pyproject.toml"]
+    from flwr.common.config import get_fab_config
+
+    assert get_fab_config(bundle())["project"]["name"] == "silotune"
+
+
+@pytest.mark.parametrize(
+    ("named", "content", "is_ours"),
+    [(bundle_hash(), bundle(), True), (bundle_hash(), bundle() + b"x", False), ("0" * 64, bundle(), False)],
+)
+def test_a_site_refuses_a_run_with_another_bundle(named: str, content: bytes, is_ours: bool) -> None:
+    class Fleet:
+        def bundle_of(self, run_id: int) -> tuple[str, bytes]:
+            return named, content
+
+    assert _Node(Fleet(), client_app(lambda *_: Frame({})))._is_ours(1) is is_ours  # type: ignore[arg-type]
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    assert jobs.names() == []
+    names = [jobs.submit(Config(), "demo") for _ in range(3)]
+    assert names == ["demo", "demo-2", "demo-3"] == jobs.names()
+    assert (tmp_path / "jobs" / "demo").stat().st_mode & 0o777 == 0o700
+    assert jobs.config("demo") == Config()
+    jobs.change("demo", status="running", attempts=1)
+    assert jobs.progress("demo")["round"] is None
+    assert jobs.cancel("demo").status == "cancelled"
+    assert jobs.change("demo", status="running").status == "cancelled"  # what has ended does not begin again
+    assert jobs.read("demo").ended > 0 and jobs.read("demo").status in ENDED
+    for wrong in ("nobody", "../demo"):
+        with pytest.raises(FederationError, match="unknown run"):
+            jobs.read(wrong)
+
+
+def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
+    config = Config.model_validate({"federation": {"modes": ["isolated"], "clients_per_round": 3}})
+    with pytest.raises(ConfigError) as fault:
+        submit_run(coordinator, config)
+    assert len(fault.value.faults) == 2 and "2 sites" in fault.value.faults[1]
+
+
+def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, tmp_path: Path) -> None:
+    jobs = Jobs(coordinator_folder(coordinator))
+    name = submit_run(coordinator, Config.model_validate({"federation": {"modes": ["federated", "isolated"]}}))
+    asked_for = jobs.config(name)
+    assert asked_for.federation.modes == ("federated",)
+    assert asked_for.record.audit_key == coordinator.folder / "signing.key"
+    with pytest.raises(FederationError, match="has not begun"):
+        fetch_run(jobs, name, tmp_path / "out")
+    run = RunFolder.create(jobs.run_path(name).parent, name, config={})
+    run.append("events", {"event": "note", "time": 1.0, "text": "begun"})
+    jobs.change(name, status="finished")
+    assert list(follow_run(jobs, name)) == [("note", {"text": "begun"})]
+    assert (fetch_run(jobs, name, tmp_path / "out") / "config.json").is_file()
+    with pytest.raises(FederationError, match="there already"):
+        fetch_run(jobs, name, tmp_path / "out")
+
+
+# --- kits and processes ----------------------------------------------------------------------------------------------
+
+
+def test_a_kit_of_the_other_kind_is_refused(folder: Path, coordinator: Kit) -> None:
+    with pytest.raises(KitError, match="coordinator's kit"):
+        site_settings(coordinator)
+    with pytest.raises(KitError, match="kit of site 'bank-a'"):
+        coordinator_settings(read_kit(folder / "bank-a"))
+
+
+def test_only_one_process_holds_a_folder(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    code = f"""
+import time
+from pathlib import Path
+from silotune.deploy.processes import only_one, told_to_stop
+with only_one(Path({str(tmp_path)!r}), "it"), told_to_stop() as stopped:
+    print("held", flush=True)
+    while not stopped:
+        time.sleep(0.02)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert holder(tmp_path) == process.pid
+        with pytest.raises(FederationError, match=f"as process {process.pid}"), only_one(tmp_path, "it"):
+            pass
+        stop_holder(tmp_path, "it")
+        assert process.wait(10) == 0
+    with pytest.raises(FederationError, match="does not run"):
+        stop_holder(tmp_path, "it")
+
+
+def test_a_child_is_started_again_and_stopped_by_its_own_id(tmp_path: Path) -> None:
+    child = Child("it", ("this",), tmp_path / "logs" / "it.log")
+    assert not child.is_running and child.code is None and child.last_line() == "nothing was printed"
+    child.start()
+    assert child.process is not None
+    child.process.wait(20)
+    assert child.code == 0 and "Beautiful is better than ugly" in child.log.read_text(encoding="utf-8")
+    assert child.log.stat().st_mode & 0o777 == 0o600
+    assert not child.keep_up()  # a pause comes first
+    child._next = 0.0
+    assert child.keep_up() and child.starts == 2
+    child.stop()
+    assert not child.is_running
+
+
+@pytest.mark.end_to_end
+def test_the_node_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, silotune.deploy.node, silotune.deploy.site, silotune.deploy.coordinator;"
+        "print([name for name in ('torch', 'transformers', 'peft', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+# --- site check ------------------------------------------------------------------------------------------------------
+
+
+def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) -> None:
+    kit = read_kit(folder / "bank-b")
+    found = {item.name: item for item in check_site(kit)}
+    assert list(found) == list(CHECKS)
+    assert {name for name, item in found.items() if not item.ok} == {"TLS", "clock", "authentication"}  # none listens
+    assert "is the coordinator started" in found["TLS"].said
+    assert len(found["base model"].said) == 64
+    (kit.folder / "auth.key").chmod(0o644)
+    (kit.folder / "policy.toml").write_text("format = 1\nunknown = 2\n", encoding="utf-8")
+    (kit.folder / "site.toml").write_text(
+        (kit.folder / "site.toml").read_text(encoding="utf-8").replace("# sha256 = \"\"", f'sha256 = "{"0" * 64}"')
+        .replace("# task = \"finance-news\"", "task = \"finance-news\"")
+        .replace('# train = "/path/to/train.jsonl"', 'train = "none.jsonl"'),
+        encoding="utf-8",
+    )  # fmt: skip
+    found = {item.name: item for item in check_site(read_kit(kit.folder))}
+    for name, words in {
+        "files": "chmod 600", "policy": "everything is refused", "base model": "put the right model there",
+        "data format": "none.jsonl",
+    }.items():  # fmt: skip
+        assert not found[name].ok and words in found[name].said, name
+
+
+def test_an_expired_certificate_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class LongAgo(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.datetime.now(tz) - datetime.timedelta(days=400)
+
+    monkeypatch.setattr(certificates, "datetime", LongAgo)
+    authority = certificates.new_authority("test", days=4000)
+    server = certificates.new_server(authority, ["127.0.0.1"], days=30)
+    for name, content in (("ca.crt", authority.public), ("server.crt", server.public), ("server.key", server.private)):
+        (tmp_path / name).write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with contextlib.suppress(OSError):
+            context.wrap_socket(plain, server_side=True)
+        plain.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    address = Address("127.0.0.1", listener.getsockname()[1], tmp_path / "ca.crt")
+    with listener, pytest.raises(FederationError, match="certificate has expired"):
+        Fleet(address, certificates.new_node_key()[0]).activate(0)

@@ -1,0 +1,266 @@
+"""Ledgers: what is written before training, what is refused, what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from silotune.errors import PrivacyError
+from silotune.federation.budget import Budget, open_round, release_of
+from silotune.federation.central import LEDGER, central_privacy
+from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.federation.server import run_rounds
+from silotune.models import adapters
+from silotune.privacy.accountant import Spend, epsilon
+from silotune.privacy.ledger import as_row, entry, from_row, spent, union
+from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection, PrivacySection
+from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
+from silotune.transports.in_process import InProcess
+
+EXAMPLES = tiny.encoded(tiny.closed())
+DELTA = 1e-5
+ONE = Spend(1.0)
+FAST = {"accountant": "rdp"}
+
+
+def section(**changes: Any) -> PrivacySection:
+    return PrivacySection(**{"dp": "example", "noise_multiplier": 1.0, **FAST, **changes})
+
+
+def opened(place: Path | None, state: SiteState | None = None, number: int = 1, run: str = "r", **changes: Any):
+    budget = Budget(place, changes.pop("max_epsilon", None))
+    return open_round(
+        "a", state or SiteState(), budget, section(**changes), run=run, round_number=number, release=lambda noise: ONE
+    )
+
+
+def lines(place: Path) -> list[dict[str, Any]]:
+    file = place / "a.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_entries_are_json_and_counted_once() -> None:
+    made = [entry("r", 1, ONE), entry("r", 2, Spend(2.0, 0.1, 5, (3.0, 2.0)))]
+    again = [from_row(json.loads(json.dumps(as_row(item)))) for item in made]
+    assert again == made
+    assert union(made, again) == made
+    assert spent(made, DELTA, run="other") == 0.0
+    for row in ({}, {**as_row(made[0]), "spend": {"noise_multiplier": 1, "rounds": 2}}, {**as_row(made[0]), "run": 1}):
+        if row.get("run") == 1:
+            assert from_row(row).run == "1"
+        else:
+            with pytest.raises(PrivacyError, match="entry that is not one"):
+                from_row(row)
+
+
+def test_a_round_is_written_down_before_it_is_trained_and_composes(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    assert [row["round_number"] for row in lines(tmp_path)] == [1]
+    second = opened(tmp_path, first.state, 2)
+    assert first.epsilon == pytest.approx(4.728507, abs=1e-5)
+    assert second.epsilon == epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+
+
+def test_the_round_that_would_overspend_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    two = epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+    state = SiteState()
+    for number in (1, 2):
+        state = opened(tmp_path, state, number, epsilon=two).state
+    before = lines(tmp_path)
+    with pytest.raises(PrivacyError, match=r"above privacy.epsilon = 7.07739; nothing was trained"):
+        opened(tmp_path, state, 3, epsilon=two)
+    assert lines(tmp_path) == before
+
+
+def test_a_killed_round_counts_as_spent(tmp_path: Path) -> None:
+    """The checkpoint of round 1 is gone back to, as a kill in round 2 makes it; the file knows of both attempts."""
+    two = epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+    checkpoint = opened(tmp_path, epsilon=two).state
+    opened(tmp_path, checkpoint, 2, epsilon=two)
+    with pytest.raises(PrivacyError):
+        opened(tmp_path, checkpoint, 2, epsilon=two)
+
+
+def test_a_lost_file_makes_nothing_unspent(tmp_path: Path) -> None:
+    state = opened(tmp_path).state
+    (tmp_path / "a.jsonl").unlink()
+    assert opened(tmp_path, state, 2).epsilon == epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+
+
+def test_the_owners_cap_counts_all_runs(tmp_path: Path) -> None:
+    cap = epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+    assert opened(tmp_path, run="one", max_epsilon=cap).epsilon == opened(tmp_path, run="two", max_epsilon=cap).epsilon
+    with pytest.raises(PrivacyError, match="the site's largest epsilon"):
+        opened(tmp_path, run="three", max_epsilon=cap)
+    broken = tmp_path / "a.jsonl"
+    broken.write_text('{"identity": "x"}\n')
+    with pytest.raises(PrivacyError, match="mend or move it"):
+        opened(tmp_path)
+    with pytest.raises(PrivacyError, match="cannot name a ledger"):
+        open_round("../a", SiteState(), Budget(tmp_path), section(), run="r", round_number=1, release=lambda noise: ONE)
+
+
+def test_noise_is_made_to_fit_once_and_kept() -> None:
+    privacy = section(dp="local", noise_multiplier=None, epsilon=3.0)
+    settings = tiny.training(max_steps=2)
+    made = release_of(privacy, settings, num_examples=8, rounds=5)
+    assert release_of(section(), settings, num_examples=8, rounds=5) == Spend(1.0, 0.5, 2)
+    assert (made.sampling_rate, made.steps) == (1.0, 1)
+    assert epsilon([replace(made, steps=5)], DELTA, accountant="rdp") <= 3.0
+    asked: list[float | None] = []
+
+    def release(noise: float | None) -> Spend:
+        asked.append(noise)
+        return release_of(privacy, settings, num_examples=8, rounds=5, noise=noise)
+
+    state = SiteState()
+    for number in (1, 2, 3, 4, 5):
+        state = open_round("a", state, Budget(), privacy, run="r", round_number=number, release=release).state
+    assert asked == [None, *[made.noise_multiplier] * 4]
+    with pytest.raises(PrivacyError):
+        open_round("a", state, Budget(), privacy, run="r", round_number=6, release=release)
+
+
+def train_order(privacy: PrivacySection, **settings: Any) -> dict[str, Any]:
+    training = tiny.training(objective="choice", **settings)
+    order = TrainOrder(training=training, federation=FederationSection(), seed=0, rounds=2, privacy=privacy, run="r")
+    return order.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("dp", ["example", "local"])
+def test_a_private_reply_withholds_what_is_not_noised(model, start, dp: str) -> None:
+    site = Site("a", EXAMPLES, model)
+    order = train_order(section(dp=dp))
+    reply = client_round(Request("train", 1, "a", start, order), site)
+    hidden = {name: reply.body[name] for name in ("loss", "tokens", "seconds", "core_seconds", "joules")}
+    assert hidden == {"loss": None, "tokens": 0, "seconds": None, "core_seconds": None, "joules": None}
+    rate, steps = (0.5, 2) if dp == "example" else (1.0, 1)
+    assert reply.body["epsilon"] == epsilon([Spend(1.0, rate, steps)], DELTA, accountant="rdp")
+    told = client_round(Request("train", 2, "a", start, train_order(section(dp=dp, report_costs=True))), site)
+    assert told.body["seconds"] > 0
+    assert told.body["loss"] is None
+    order = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
+    with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
+        client_round(Request("evaluate", 2, "a", start, order), site)
+
+
+def test_a_local_update_is_noised(model, start) -> None:
+    quiet = client_round(Request("train", 1, "a", start, train_order(PrivacySection())), Site("a", EXAMPLES, model))
+    loud = client_round(
+        Request("train", 1, "a", start, train_order(section(dp="local", clip_norm=5.0))), Site("a", EXAMPLES, model)
+    )
+    difference = torch.cat([(loud.tensors[name] - quiet.tensors[name]).view(-1) for name in start])
+    assert float(difference.std()) == pytest.approx(10.0, rel=0.15)  # 2 z S
+
+
+def test_a_refusal_is_a_failure_of_its_own_stage(model, start) -> None:
+    site = Site("a", EXAMPLES, model)
+    request = Request("train", 1, "a", start, train_order(section(epsilon=0.001)))
+    (failure,) = InProcess({"a": site}).exchange({"a": request}, timeout_seconds=1)
+    assert isinstance(failure, Failure)
+    assert failure.stage == BUDGET
+    assert "nothing was trained" in failure.reason
+    assert adapters.read(model).keys() == start.keys()
+
+
+class Clients:
+    """A transport whose clients all answer 1; the first refuses from ``refuses`` on."""
+
+    def __init__(self, names: str = "abcd", refuses: int = 99) -> None:
+        self.names, self.refuses, self.asked = list(names), refuses, []
+
+    def clients(self):
+        return self.names
+
+    def exchange(self, requests, *, timeout_seconds):
+        self.asked.append(list(requests))
+        for name, request in requests.items():
+            if request.round_number >= self.refuses:
+                yield Failure(name, request.round_number, BUDGET, "spent")
+                continue
+            body = {"num_examples": 5, "loss": None, "steps": 1, "tokens": 0, "seconds": None, "core_seconds": None}
+            delta = {"w": torch.ones(3)}
+            yield Reply("train", request.round_number, name, delta, {**body, "epsilon": 0.5 * request.round_number})
+
+    def states(self):
+        return {}
+
+
+def plan(rounds: int = 3, **more: Any):
+    from silotune.federation.server import Plan
+    from silotune.methods.algorithms import method
+
+    return Plan(rounds=rounds, method=method(FederationSection()), body={}, seed=1, **more)
+
+
+def test_a_run_whose_clients_have_spent_all_ends_and_keeps_its_model(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    state = run_rounds(plan(), Clients(refuses=3), ServerState(0, {"w": torch.zeros(3)}), run)
+    assert state.round_number == 2
+    assert "no client's privacy budget allows round 3: spent" in state.stopped
+    assert state.weights["w"].tolist() == [2.0, 2.0, 2.0]
+    assert [row["epsilon"] for row in run.read_rows("metrics")] == [0.5, 1.0]
+    saved = run.load_checkpoint()
+    assert saved is not None and saved[0].privacy == {"epsilon": 1.0}
+    with pytest.raises(PrivacyError):
+        run_rounds(plan(), Clients(refuses=1), ServerState(0, {"w": torch.zeros(3)}), RunFolder(tmp_path / "none"))
+
+
+def central(rounds: int = 3, sizes: int = 4, per_round: int | None = None, **changes: Any):
+    privacy = section(**{"dp": "client", "clip_norm": 100.0, **changes})
+    names = {name: 5 for name in "abcdefghijklmnop"[:sizes]}
+    federation = FederationSection(rounds=rounds, clients_per_round=per_round, weighting="uniform")
+    made = central_privacy(privacy, federation, names, run="r")
+    return replace(made, entropy=random.Random(3).randbytes)
+
+
+def test_the_coordinator_adds_noise_counts_it_and_stops(tmp_path: Path) -> None:
+    two = epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
+    run = RunFolder(tmp_path)
+    made = plan(privacy=central(epsilon=two))
+    state = run_rounds(made, Clients(), ServerState(0, {"w": torch.zeros(3)}), run)
+    assert (state.round_number, len(run.read_rows(LEDGER))) == (2, 2)
+    assert "above privacy.epsilon" in state.stopped
+    assert state.privacy["epsilon"] == pytest.approx(two)
+    assert all(abs(value - 2.0) > 1e-3 for value in state.weights["w"].tolist())  # noise of deviation 25 a round
+
+
+def test_a_killed_round_of_the_coordinator_counts(tmp_path: Path) -> None:
+    run, made = RunFolder(tmp_path), central()
+    kept = made.open({}, 1, run)
+    made.open(kept, 2, run)
+    again = made.open(kept, 2, run)
+    assert again["epsilon"] == epsilon([Spend(1.0, steps=3)], DELTA, accountant="rdp")
+
+
+def test_poisson_draws_are_counted_as_amplification_and_may_be_empty(tmp_path: Path) -> None:
+    made = central(sizes=16, per_round=4, client_sampling="poisson")
+    assert made.release == Spend(1.0, 0.25, 1)
+    assert made.mechanism.expected_weight == 4.0
+    names = list("abcdefghijklmnop")
+    sizes = [len(made.sample(names) or ()) for _ in range(400)]
+    assert sum(sizes) / 400 == pytest.approx(4.0, abs=0.35)
+    assert len(set(sizes)) > 5
+    fixed = central(sizes=16, per_round=4)
+    assert fixed.sample(names) is None
+    assert fixed.release.sampling_rate == 1.0  # drawn by the run's seed, which sites know
+    nobody = replace(made, entropy=lambda count: b"\xff" * count)
+    transport = Clients("abcdefghijklmnop")
+    state = run_rounds(plan(1, privacy=nobody), transport, ServerState(0, {"w": torch.zeros(3)}), RunFolder(tmp_path))
+    assert transport.asked == [[]]
+    assert state.round_number == 1
+    assert any(state.weights["w"].tolist())
+
+
+def test_an_adaptive_bound_is_kept_in_the_state(tmp_path: Path) -> None:
+    made = plan(2, privacy=central(2, clipping="adaptive", clip_norm=1000.0))
+    state = run_rounds(made, Clients(), ServerState(0, {"w": torch.zeros(3)}), RunFolder(tmp_path))
+    assert state.privacy["clip_norm"] < 1000.0

@@ -1,0 +1,36 @@
+"""Kits of a federation on 127.0.0.1, provisioned and unpacked, for tests that start real processes."""
+
+from __future__ import annotations
+
+import socket
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from silotune.deploy.provision import provision
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make(folder: Path, sites: Sequence[str]) -> Path:
+    """``folder/coordinator`` and ``folder/<site>``, all on one free port; ``folder/office`` holds the authority."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "federation.toml"
+    lines = ['name = "test"', "[coordinator]", 'host = "127.0.0.1"', f"fleet_port = {free_port()}"]
+    plan.write_text("\n".join([*lines, *(f"[sites.{name}]" for name in sites)]), encoding="utf-8")
+    for kit in provision(plan, folder / "office"):
+        unpack(kit.path, folder / kit.name)
+    settings = folder / "coordinator" / "coordinator.toml"
+    text = settings.read_text(encoding="utf-8").replace('listen = "0.0.0.0"', 'listen = "127.0.0.1"')
+    settings.write_text(text, encoding="utf-8")
+    return folder
+
+
+def unpack(kit: Path, place: Path) -> None:
+    with tarfile.open(kit) as archive:
+        archive.extractall(place.parent, filter="data")
+        (place.parent / archive.getnames()[0].partition("/")[0]).rename(place)

@@ -1,0 +1,169 @@
+"""The resident trainer: the bits of the client function, one base for all requests, states that survive it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from silotune.errors import DataError, PolicyError
+from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.record.site_states import load_before, save_after
+from silotune.sections import FederationSection
+from silotune.structs import Request, SiteState
+from silotune.transports.frames import Frame, ask, listen, wait_until_ready, work_frame
+from silotune.transports.trainer_host import Opened, TrainerHost
+
+EXAMPLES = tiny.encoded(tiny.closed(6))
+BODY = TrainOrder(
+    training=tiny.training(learning_rate=0.01, optimizer_state="keep"), federation=FederationSection(), seed=3, rounds=3
+).model_dump(mode="json")
+
+
+class OneModel:
+    """Opens every run with the same examples and model; notes what was asked of it."""
+
+    def __init__(self, model, start) -> None:  # noqa: ANN001
+        self.model, self.expected = model, {"train": layout_of(start), "steal": layout_of(start)}
+        self.opened: list[Any] = []
+        self.rests = 0
+        self.gate: threading.Event | None = None
+
+    def open(self, setup: Mapping[str, Any]) -> Opened:
+        self.opened.append(setup)
+        if setup.get("fault"):
+            raise DataError("no such examples")
+        if setup.get("rule"):
+            raise PolicyError(setup["rule"], "not here")
+        if setup.get("bug"):
+            raise KeyError("a patient's name")
+        if self.gate is not None:
+            self.gate.wait(10)
+        return Opened(Site("a", EXAMPLES, self.model), self.expected, keep=2)
+
+    def rest(self) -> None:
+        self.rests += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"base_loads": 1}
+
+
+@contextmanager
+def served(desk: OneModel, folder: Path) -> Iterator[Path]:
+    """A trainer in a thread; its socket."""
+    path = folder / "own" / "trainer.sock"
+    host = TrainerHost(desk, folder / "states")
+    thread = threading.Thread(target=host.serve, args=(listen(path),), daemon=True)
+    thread.start()
+    wait_until_ready(path, timeout_seconds=5)
+    yield path
+    ask(path, Frame({"verb": "stop"}), timeout_seconds=5)
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def request(start, number: int, **changes: Any) -> Request:  # noqa: ANN001
+    return Request(
+        **{"kind": "train", "round_number": number, "client": "a", "tensors": start, "body": BODY, **changes}
+    )
+
+
+def work(path: Path, asked: Request, setup: Mapping[str, Any] | None = None, job: str = "run-1") -> Frame:
+    return ask(path, work_frame(job, setup or {"seed": 1}, encode(asked)), timeout_seconds=30)
+
+
+def test_a_killed_trainer_goes_on_with_the_same_bits(model, start, tmp_path: Path) -> None:
+    site, wanted = Site("a", EXAMPLES, model), []
+    for number in (1, 2, 3):
+        wanted.append(client_round(request(start, number), site))
+    desk = OneModel(model, start)
+    for number in (1, 2, 2, 3):  # each time another trainer; a coordinator that went back asks for round 2 twice
+        with served(desk, tmp_path) as path:
+            frame = work(path, request(start, number))
+        assert frame.header["status"] == "reply"
+        reply = decode_reply(frame.payload, layout_of(start))
+        tiny.assert_same_bits(reply.tensors, wanted[number - 1].tensors)
+        assert reply.body["loss"] == wanted[number - 1].body["loss"]
+    assert len(desk.opened) == 4
+
+
+def test_a_run_is_opened_once_and_the_next_one_frees_it(model, start, tmp_path: Path) -> None:
+    desk = OneModel(model, start)
+    with served(desk, tmp_path) as path:
+        for job in ("run-1", "run-1", "run-2"):
+            assert work(path, request(start, 1), job=job).header["status"] == "reply"
+        said = ask(path, Frame({"verb": "state"}), timeout_seconds=5).header
+    assert (len(desk.opened), desk.rests, said["served"], said["base_loads"]) == (2, 1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("setup", "changes", "stage", "reason"),
+    [
+        ({"fault": 1}, {}, "open", "no such examples"),
+        ({"bug": 1}, {}, "open", "KeyError"),
+        ({}, {"tensors": {}}, "decode", "missing in a message"),
+        ({}, {"client": "b"}, "decode", "a request for 'b' reached 'a'"),
+        ({}, {"kind": "steal"}, "steal", "unknown request 'steal'"),
+        ({}, {"body": {}}, "train", "body is not valid"),
+    ],
+)
+def test_what_goes_wrong_is_said_without_any_text(model, start, tmp_path: Path, setup, changes, stage, reason) -> None:  # noqa: ANN001
+    with served(OneModel(model, start), tmp_path) as path:
+        frame = work(path, request(start, 1, **changes), {"seed": 1, **setup})
+    assert (frame.header["status"], frame.header["stage"]) == ("failure", stage)
+    assert reason in frame.header["reason"] and "patient" not in frame.header["reason"]
+
+
+def test_a_full_disk_at_a_site_fails_the_request_and_no_more(model, start, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    def full(path: Path, *rest: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "full", str(path))
+
+    with served(OneModel(model, start), tmp_path) as path:
+        with monkeypatch.context() as patch:
+            patch.setattr("silotune.record.checkpoints.write_groups", full)
+            frame = work(path, request(start, 1))
+        assert frame.header["status"] == "failure" and "no space left" in frame.header["reason"]
+        assert work(path, request(start, 1)).header["status"] == "reply"
+
+
+def test_a_refusal_carries_the_rule(model, start, tmp_path: Path) -> None:
+    with served(OneModel(model, start), tmp_path) as path:
+        frame = work(path, request(start, 1), {"rule": "tasks"})
+    assert frame.header["rule"] == "tasks"
+
+
+@pytest.mark.parametrize("job", ["", "../up", ".hidden", "a/b"])
+def test_a_run_cannot_name_a_folder_elsewhere(model, start, tmp_path: Path, job: str) -> None:
+    with served(OneModel(model, start), tmp_path) as path:
+        assert work(path, request(start, 1), job=job).header["status"] == "failure"
+        assert ask(path, Frame({"verb": "dance"}), timeout_seconds=5).header["status"] == "failure"
+
+
+def test_its_state_is_told_while_it_works(model, start, tmp_path: Path) -> None:
+    desk = OneModel(model, start)
+    with served(desk, tmp_path) as path:
+        desk.gate = threading.Event()
+        worker = threading.Thread(target=work, args=(path, request(start, 1)))
+        worker.start()
+        while not (said := ask(path, Frame({"verb": "state"}), timeout_seconds=2).header)["works_on"]:
+            pass
+        assert said["works_on"] == "open"
+        desk.gate.set()
+        worker.join(20)
+
+
+def test_states_of_later_rounds_are_not_gone_on_from(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 4):
+        save_after(tmp_path, number, SiteState(data={"steps": number}), keep=2)
+    assert load_before(tmp_path, 5).data == {"steps": 4}
+    assert load_before(tmp_path, 3).data == {"steps": 2}
+    assert not (tmp_path / "1").exists()  # nobody can ask for what came after it again
+    save_after(tmp_path, 3, SiteState(), keep=2)  # asked again, and now there is nothing to keep
+    assert load_before(tmp_path, 5).data == {"steps": 2}
