@@ -55,6 +55,14 @@ def test_sections_are_frozen() -> None:
             {"federation": {"download": {"keep": "top-k"}}},
             "federation.download.keep = 'top-k' leaves too little of a whole model: set federation.download.delta",
         ),
+        (
+            {"federation": {"upload": {"values": "int8"}, "engine": "ray"}},
+            "federation.engine = 'ray' carries tensors as they are, in real time: leave federation.upload",
+        ),
+        (
+            {"federation": {"clock": {}}, "privacy": {"dp": "example", "epsilon": 8}},
+            "privacy.dp = 'example' is accounted for updates as they are, of whole rounds: leave federation.upload",
+        ),
         ({"federation": {"download": {"values": "sign"}}}, "federation.download.values = 'sign' leaves too little"),
         (
             {"federation": {"upload": {"values": "int3"}}},

@@ -20,7 +20,7 @@ from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
-from silotune.structs import Reply, Request, ServerState
+from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import put_under, taken_from
 from silotune.transports.in_process import InProcess
 
@@ -166,6 +166,31 @@ def test_a_resumed_run_ends_with_the_same_bits(model, start, tmp_path: Path) -> 
     plain = {"weights": {}, "held": {}, "seconds": 0.0}
     assert replace(resumed, **plain) == replace(whole, **plain)
     assert cut_folder.read_rows("metrics")[-1]["bytes_up"] == whole_folder.read_rows("metrics")[-1]["bytes_up"]
+
+
+@pytest.mark.parametrize("below_minimum", ["wait", "skip"])
+def test_after_a_round_that_failed_the_model_goes_out_whole(
+    model, start, tmp_path: Path, below_minimum: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that answered a round that came to nothing hold its model, which the coordinator has not kept."""
+    federation = FederationSection(download={"delta": True, "values": "int8"})
+    clients = transport(model, federation)
+    sent: list[tuple[int, bool]] = []
+    carried = clients.exchange
+
+    def exchange(asked, *, timeout_seconds: float):
+        sent.append((asked["a"].round_number, any(name.startswith(CHANGE) for name in asked["a"].as_sent().tensors)))
+        for reply in carried(asked, timeout_seconds=timeout_seconds):
+            lost = len(sent) == 2 and reply.client == "c"
+            yield Failure("c", reply.round_number, "network", "away") if lost else reply
+
+    monkeypatch.setattr(clients, "exchange", exchange)
+    asked = plan(federation, rounds=4, min_replies=3, below_minimum=below_minimum)
+    state = run_rounds(asked, clients, ServerState(0, start), RunFolder(tmp_path))
+    again = {"wait": [(2, False)], "skip": []}[below_minimum]
+    assert sent == [(1, False), (2, True), *again, (3, below_minimum == "wait"), (4, True)]
+    for site in clients.states().values():
+        tiny.assert_same_bits(taken_from(RECEIVED, site.tensors), state.held)
 
 
 def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytest.MonkeyPatch) -> None:
