@@ -56,6 +56,10 @@ def test_sections_are_frozen() -> None:
             "federation.download.keep = 'top-k' leaves too little of a whole model: set federation.download.delta",
         ),
         (
+            {"federation": {"upload": {"values": "int8"}, "lora": "freeze-a"}},
+            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are",
+        ),
+        (
             {"federation": {"upload": {"values": "int8"}, "engine": "ray"}},
             "federation.engine = 'ray' carries tensors as they are, in real time: leave federation.upload",
         ),

@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
     ("errors", "structs", "seeds", "settings"),
-    ("tensors", "link_settings"),
+    ("tensors", "lora", "link_settings"),
     ("sections",),
+    ("faults",),
     ("combinations",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),

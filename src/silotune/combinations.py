@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from silotune.faults import PRODUCT_RULES, is_lora_aware
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
@@ -45,6 +46,7 @@ def privacy_faults(
         )
     if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
         faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
+    faults += _lora_faults(privacy, federation)
     faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
     return faults
 
@@ -58,6 +60,11 @@ def is_linked(federation: FederationSection) -> bool:
 def link_faults(federation: FederationSection) -> list[str]:
     """What cannot be sent: a sparse or signed model instead of a change of it, and anything packed over Ray."""
     download, faults = federation.download, []
+    if is_lora_aware(federation) and is_linked(federation):
+        faults.append(
+            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are: leave "
+            "federation.upload, federation.download and federation.clock out"
+        )
     if federation.engine != "in_process" and is_linked(federation):
         faults.append(
             f"federation.engine = {federation.engine!r} carries tensors as they are, in real time: leave "
@@ -90,6 +97,19 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
             )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
+    return faults
+
+
+def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
+    """What reads single updates past the noise, or hands out models that no noise protects."""
+    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    if federation.lora in (*PRODUCT_RULES, "share-a"):
+        faults.append(
+            f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
+            f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
+        )
+    if federation.personalization != "none" or federation.ranks or federation.memory_mb:
+        faults.append(f"{given} covers one global model: leave personalization, ranks and memory_mb out")
     return faults
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
+from silotune.faults import PRODUCT_RULES, is_lora_aware, lora_faults
 from silotune.sections import (
     SUMMABLE,
     UNWEIGHTED,
@@ -75,6 +76,13 @@ class Config(Section):
         faults += link_faults(federation)
         faults += clock_faults(federation, known, keeps_updates=self.record.keep_updates)
         faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
+        faults += lora_faults(
+            self.adapter,
+            federation,
+            training=self.training,
+            evaluation=self.evaluation,
+            is_mixture=self.data.task == "mixture",
+        )
         faults += _objective_faults(self.training, self.adapter, self.evaluation)
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
@@ -101,6 +109,8 @@ def _engine_faults(config: Config) -> list[str]:
         faults.append(
             f"privacy.dp = {config.privacy.dp!r} needs federation.engine = 'in_process': ledgers are not handed to Ray"
         )
+    if is_lora_aware(federation):
+        faults.append("federation.lora, ranks, memory_mb and personalization need federation.engine = 'in_process'")
     if config.data.task == "mixture":
         faults.append("data.task = 'mixture' needs federation.engine = 'in_process'")
     return faults
@@ -156,6 +166,12 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         faults.append(
             f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
         )
+    unfit = {
+        f"federation.lora = {federation.lora!r} needs each client's product": federation.lora in PRODUCT_RULES,
+        "federation.ranks and memory_mb give updates different shapes": federation.ranks or federation.memory_mb,
+        "federation.personalization = 'fine-tune' reports by client": federation.personalization == "fine-tune",
+    }
+    faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
     if config.evaluation.per_client:
         faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
     if is_linked(federation):

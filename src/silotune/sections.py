@@ -27,6 +27,8 @@ Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
 Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
 ScaffoldOption = Literal["I", "II"]
 Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
+LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
+Personalization = Literal["none", "ditto", "fine-tune"]
 Mode = Literal["federated", "isolated", "centralized"]
 Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
@@ -208,6 +210,17 @@ class FederationSection(Section):
     aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
+    lora: LoraRule = Field("factors", description="of lora and qlora: what of the factors travels and is averaged")
+    ranks: dict[str, Positive] = Field(
+        {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
+    )
+    memory_mb: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="in place of ranks: client name -> megabytes for weights, gradients and moments of its adapter"
+    )
+    personalization: Personalization = Field(
+        "none", description="a model of each client's own: beside the global one, or from it after the last round"
+    )
+    ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
     proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
     scaffold_option: ScaffoldOption = Field(
         "II",

@@ -223,4 +223,5 @@ class RoundRecord:
     bytes_down: int
     cost: Mapping[str, Any] = field(default_factory=dict)
     epsilon: float | None = None
+    aggregation_error: float | None = None
     simulated_seconds: float | None = None

@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("governed")
     sites = Federation(folder)
     state = sites.run()
-    close(sites.audit(), round_number=2, adapter=state.weights, result={})
+    close(sites.audit(), round_number=2, weights=state.weights, adapter=state.weights, result={})
     write_json(folder / "keys.json", {"coordinator": sites.coordinator.public})
     return folder
 

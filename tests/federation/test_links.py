@@ -201,7 +201,8 @@ def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytes
 
     monkeypatch.setattr(in_process, "client_round", short)
     federation = FederationSection(**SMALL)
-    replies = list(transport(model, federation).exchange(requests(start, "a"), timeout_seconds=1))
+    asked = {"a": Request("train", 2, "a", start, body(federation))}
+    replies = list(transport(model, federation).exchange(asked, timeout_seconds=1))
     assert "'packed' came as ('U8', (5,)), expected ('U8'" in replies[0].reason
 
 

@@ -104,6 +104,7 @@ def test_rows_say_what_happened(tmp_path: Path) -> None:
     assert [row["round"] for row in metrics] == [0, 1, 2]
     assert metrics[0] == {
         "round": 0, "sum": -0.5, "train_loss": None, "bytes_up": 0, "bytes_down": 0, "clients": [], "failures": [],
+        "aggregation_error": None,
     }  # fmt: skip
     assert metrics[1]["train_loss"] == pytest.approx((1 * 0.5 + 2 * 1.5 + 3 * 2.5 + 4 * 3.5) / 10)
     assert metrics[2]["sum"] == float(state.weights["w"].sum())

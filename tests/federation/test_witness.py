@@ -30,7 +30,7 @@ RESULT = {"round": 2, "metrics": {"accuracy": 0.5}}
 
 
 def finish(sites: Federation, state: ServerState) -> None:
-    close(sites.audit(), round_number=state.round_number, adapter=state.weights, result=RESULT)
+    close(sites.audit(), round_number=state.round_number, weights=state.weights, adapter=state.weights, result=RESULT)
 
 
 def keys(sites: Federation) -> dict[str, list[str]]:
@@ -200,7 +200,7 @@ def kept(tmp_path: Path) -> tuple[Federation, list, ServerState]:
 def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     _, rounds, state = kept(tmp_path)
     folder, last = RunFolder(tmp_path / "run"), read_chain(tmp_path / "run" / FILE)[-2]
-    assert replayed(folder, rounds, federation=FederationSection(), last=last) == 2
+    assert replayed(folder, rounds, federation=FederationSection(), seed=0, last=last) == 2
     entry, replies = rounds[0]
     updates = [
         ClientUpdate(name, folder.kept_tensors(reply.fields["file"]), 10 + place)
@@ -211,10 +211,10 @@ def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     assert digest(weights) == entry.fields["weights"] and memory == {}
     assert list(folder.kept_tensors("round-0-weights")) == ["w", "b"]
     with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):
-        replayed(folder, rounds, federation=FederationSection(server_learning_rate=0.5), last=last)
-    other = replace(last, fields={**last.fields, "adapter": "0" * 64})
-    with pytest.raises(AuditError, match="entry 11: the adapter is not what the updates aggregate to"):
-        replayed(folder, rounds, federation=FederationSection(), last=other)
+        replayed(folder, rounds, federation=FederationSection(server_learning_rate=0.5), seed=0, last=last)
+    other = replace(last, fields={**last.fields, "weights": "0" * 64})
+    with pytest.raises(AuditError, match="entry 11: the model is not what the updates aggregate to"):
+        replayed(folder, rounds, federation=FederationSection(), seed=0, last=other)
 
 
 def test_a_kept_update_that_was_changed_is_named(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_kept_update_that_was_changed_is_named(tmp_path: Path) -> None:
     folder, reply = RunFolder(tmp_path / "run"), rounds[1][1][1]
     folder.keep_tensors(reply.fields["file"], {name: tensor + 1 for name, tensor in START.items()})
     with pytest.raises(AuditError, match=f"entry {reply.index}: the kept update of 'bank-b' is not the one"):
-        replayed(folder, rounds, federation=FederationSection(), last=None)
+        replayed(folder, rounds, federation=FederationSection(), seed=0, last=None)
 
 
 def test_a_site_s_signature_cannot_be_put_under_another_reply(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_only_few_replies_wait_for_their_turn(model, start, monkeypatch) -> None
 
     monkeypatch.setattr(in_process, "client_round", fast)
     transport = InProcess(many(model, 40), workers=2)
-    requests = {name: Request("train", 1, name, start, {}) for name in transport.clients()}
+    requests = {name: Request("train", 1, name, start, order()) for name in transport.clients()}
     replies = transport.exchange(requests, timeout_seconds=1.0)
     for taken, reply in enumerate(replies, start=1):
         assert isinstance(reply, Reply)

@@ -14,6 +14,7 @@ from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import SIGNING_KEY, Kit
 from silotune.deploy.places import coordinator_folder
 from silotune.errors import ConfigError, FederationError
+from silotune.faults import is_lora_aware
 from silotune.record.files import explained
 from silotune.record.runs import RunFolder
 
@@ -39,6 +40,8 @@ def submit_run(kit: Kit, config: Config) -> str:
         faults.append(
             "data.task = 'mixture' and adapter.start are not carried over a deployment yet: use 'silotune run'"
         )
+    if is_lora_aware(config.federation):
+        faults.append("federation.lora, ranks, memory_mb and personalization are not carried over a deployment yet")
     if config.privacy.protection != "none":
         faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
     if config.privacy.dp in ("example", "local"):

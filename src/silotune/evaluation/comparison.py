@@ -13,7 +13,7 @@ from silotune.evaluation.statistics import LEAST_SEEDS, Difference, Sample, desc
 from silotune.record.energy import EnergySource, weakest
 from silotune.record.grids import Cell
 
-EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned")
+EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned", "personal", "aggregation_error")
 CLAIMS: Mapping[str, tuple[str, str]] = {
     "federated − isolated": ("federated", "isolated"),
     "centralised − federated": ("centralized", "federated"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -103,6 +103,14 @@ class Answers:
             chosen(self.margins),
             chosen(self.start_margins),
         )
+
+
+def answers_together(parts: Sequence[Answers]) -> Answers:
+    """The answers to several sets of examples of one kind, in this order; never none."""
+
+    by_example = [each.name for each in fields(Answers) if each.name not in ("names", "scoring")]
+    joined = {name: tuple(value for part in parts for value in getattr(part, name)) for name in by_example}
+    return Answers(parts[0].names, parts[0].scoring, **joined)
 
 
 def answers(

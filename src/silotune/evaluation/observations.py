@@ -35,7 +35,9 @@ class Observation:
         mode: ``isolated`` (the mean over the institutions), ``federated`` or ``centralized``.
         metric: What ranks models of the task.
         quality: Figures on the common set; ``own`` and ``worst`` are the metric on the institutions' own sets, mean
-            and worst; ``forgetting_base`` and ``forgetting_tuned`` are perplexities of general text.
+            and worst; ``forgetting_base`` and ``forgetting_tuned`` are perplexities of general text; ``personal`` is
+            the metric of the institutions' own models over their own sets together; ``aggregation_error`` how far
+            averaging LoRA's factors is from averaging their products, mean over the rounds.
         cost: What it cost, all institutions together; ``bytes`` is both ways; memory is the most of any.
         energy_source: ``measured``, ``estimated`` or ``unavailable``.
         energy_method: How, in words.
@@ -97,6 +99,10 @@ def _observation(
     quality["base"] = _number(known.get("base"))
     for which in ("base", "tuned"):
         quality[f"forgetting_{which}"] = mean_of_all([_forgetting(part, which) for part in parts])
+    own_models = [((part.get("personal") or {}).get("metrics") or {}).get(metric) for part in parts]
+    quality["personal"] = mean_of_all([_number(value) for value in own_models])
+    errors = [(part.get("aggregation_error") or {}).get("mean") for part in parts]
+    quality["aggregation_error"] = mean_of_all([_number(value) for value in errors])
     cost: dict[str, float | None] = {name: _summed([_cost(part, name) for part in parts]) for name in SUMMED}
     cost.update({name: _highest([_cost(part, name) for part in parts]) for name in HIGHEST})
     if cost["trainable_parameters"] is None:

@@ -58,9 +58,11 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
     return Audit(Trail(folder.path / FILE, key, actor=COORDINATOR), folder, keep_updates=record.keep_updates)
 
 
-def close_audit(audit: Audit, folder: RunFolder, *, adapter: Tensors, result: Mapping[str, Any]) -> dict[str, Any]:
+def close_audit(
+    audit: Audit, folder: RunFolder, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any]
+) -> dict[str, Any]:
     """Ends the trail; what it returns stands in the result, so that a later change of the trail shows."""
-    head = close(audit, round_number=result["round"], adapter=adapter, result=result)
+    head = close(audit, round_number=result["round"], weights=weights, adapter=adapter, result=result)
     key = (folder.path / PUBLIC_FILE).read_text(encoding="utf-8").strip()
     return {"entries": head.entries, "head": head.hash, "key": key}
 
@@ -135,7 +137,8 @@ def _check_updates(folder: RunFolder, entries: Sequence[Entry], last: Entry | No
     kept = [bool(replies) and all(reply.fields.get("file") for reply in replies) for _, replies in rounds]
     if not kept or not all(kept):
         return 0
-    return replayed(folder, rounds, federation=_config_of(folder).federation, last=last)
+    config = _config_of(folder)
+    return replayed(folder, rounds, federation=config.federation, seed=config.seed, last=last)
 
 
 def _config_of(folder: RunFolder) -> Config:

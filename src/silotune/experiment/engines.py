@@ -47,7 +47,8 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, protection=keys.get(name), meter=meter, budget=budget)
+        sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial)
+        sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)
     encodes = federation.encode and part.sends_updates
@@ -61,7 +62,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
 
 
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section for a part: plain training where nothing travels."""
+    """The ``[federation]`` section of a part: where nothing travels, one client trains all of the adapter, plainly."""
     federation = prepared.config.federation
     if part.sends_updates:
         return federation

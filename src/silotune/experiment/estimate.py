@@ -14,6 +14,7 @@ from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
@@ -57,9 +58,11 @@ def estimate(config: Config) -> dict[str, Any]:
 def _message_bytes(prepared: Prepared) -> tuple[int, int]:
     """Of a request and of a reply, as a round in the middle of a run sends them."""
     federation, sent = prepared.config.federation, []
-    for link in (federation.download, federation.upload):
-        tensors = pack(method(federation).sent(prepared.initial, {}), link, seed=0)
-        sent.append(len(encode(Request("train", 1, "client", tensors), zstd=link.zstd)))
+    parts = method(federation).schedule(1)
+    down = outgoing(method(federation).sent(prepared.initial, {}), parts)
+    for link, tensors in ((federation.download, down), (federation.upload, returned(down, parts))):
+        packed = pack(tensors, link, seed=0)
+        sent.append(len(encode(Request("train", 1, "client", packed), zstd=link.zstd)))
     return sent[0], sent[1]
 
 

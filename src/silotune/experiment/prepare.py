@@ -15,18 +15,21 @@ from silotune.data.mixture import load_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError, require
+from silotune.errors import ConfigError, DataError, require, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
 from silotune.experiment.mixture import MixtureScorer, SetScorer
 from silotune.experiment.start import read_adapter
 from silotune.federation.clock import paces
+from silotune.methods.algorithms import method
+from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
+from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
-from silotune.sections import AttackSection, EvaluationSection
+from silotune.sections import AttackSection, EvaluationSection, FederationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
@@ -140,6 +143,7 @@ class Prepared:
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
         adapted: The resident model.
         initial: Adapter tensors that every mode starts from.
+        ranks: LoRA rank by client; those not named have the adapter's.
         gold: Scores on the gold-standard set.
         own_shares: Client -> places of the gold-standard set that are like its training examples.
         selection: Scores on the selection set; None where nothing is selected.
@@ -154,6 +158,7 @@ class Prepared:
     text_bytes: int
     adapted: Adapted
     initial: Tensors
+    ranks: Mapping[str, int]
     gold: SetScorer
     own_shares: Mapping[str, Sequence[int]]
     selection: SetScorer | None
@@ -198,13 +203,17 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         cut.append(note)
     notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
     own_shares = _own_shares(config, dataset, shares) if train else {}
+    federation, initial = config.federation, adapters.read(adapted)
+    notes.extend(_factor_notes(federation, initial))
+    ranks = client_ranks(initial, federation.ranks, federation.memory_mb, optimizer=config.training.optimizer)
     return Prepared(
         config=config,
         task=task,
         clients={name: [encoded[place] for place in spread(share, places)] for name, share in shares.items()},
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
-        initial=adapters.read(adapted),
+        initial=initial,
+        ranks=ranks,
         gold=gold,
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
@@ -258,7 +267,8 @@ def adapted_of(config: Config, task: Task) -> Adapted:
     Raises:
         SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
     """
-    adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed)
+    has_core = LORA_RULES[config.federation.lora].has_core
+    adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
     if config.adapter.start is None:
         return adapted
     return adapters.begin_from(adapted, read_adapter(config.adapter.start))
@@ -286,13 +296,17 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
 
     Raises:
         DataError: There are too few examples.
-        ConfigError: More clients are to be sampled a round than there are.
+        ConfigError: More clients are to be sampled a round than there are, or one with a rank is not there.
     """
     if dataset.clients is not None:
         shares = dataset.clients
     else:
         shares = partition(dataset.splits["train"], config.data.partition, seed=config.seed)
     wanted = config.federation.clients_per_round
+    for table in ("ranks", "memory_mb"):
+        strange = sorted(set(getattr(config.federation, table)) - set(shares))
+        if strange:
+            raise ConfigError(f"federation.{table}: {unknown_choice('client', strange[0], shares)}")
     if wanted is not None and wanted > len(shares):
         raise ConfigError(
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
@@ -326,6 +340,27 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
     return examples[: config.evaluation.max_examples]
+
+
+def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:
+    """What a reader should know of the rule for LoRA's factors.
+
+    Raises:
+        ConfigError: The rule knows linear layers alone, and the adapter is on an embedding as well.
+    """
+    odd = [name for name in initial if "lora_embedding" in name]
+    if odd and LORA_RULES[federation.lora] != LoraAggregation():
+        raise ConfigError(
+            f"federation.lora = {federation.lora!r} is for linear layers, and adapter.targets names an embedding "
+            f"({odd[0]}): leave it out"
+        )
+    parts = method(federation).schedule(1)
+    if not any(map(parts.is_personal, initial)):
+        return []
+    return [
+        f"federation.lora = {federation.lora!r}: B stays with each client, so the global model alone is the base; "
+        "read the figures of the clients' own models"
+    ]
 
 
 def _text_bytes(example: Example) -> int:

@@ -56,8 +56,15 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "evaluate_seconds": sum(row["evaluate_seconds"] for row in rows),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
+        "aggregation_error": _errors(rows),
         **({"simulated_seconds": state.simulated_seconds} if state.simulated_seconds else {}),
     }
+
+
+def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Mean, largest and last aggregation error of the rounds; None where no round has one."""
+    known = [row["aggregation_error"] for row in rows if row.get("aggregation_error") is not None]
+    return {"mean": statistics.fmean(known), "largest": max(known), "last": known[-1]} if known else None
 
 
 def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
@@ -131,6 +138,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "adapter": config.adapter.kind,
         "start": config.adapter.start,
         "algorithm": title_of(config.federation),
+        "lora": config.federation.lora,
         "seed": config.seed,
         "metric": metric,
         "budget": budget,
@@ -161,8 +169,21 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     tasks = {"by_task": result["metrics"]["by_task"]} if "by_task" in result["metrics"] else {}
     forgot = {"forgetting": result["forgetting"]} if "forgetting" in result else {}
     spent = {"privacy": result["privacy"]} if "privacy" in result else {}
-    rest = {**forgot, **tasks, **spent}
+    off = result["aggregation_error"]
+    product = {} if off is None else {"aggregation_error": off["mean"]}
+    rest = {**forgot, **tasks, **spent, **product, **_personal(result, names)}
     return {**chosen, **error, **intervals, **unparsed, **costs, "own": own, "cost": cost, **rest}
+
+
+def _personal(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Figures of the clients' own models, each on its own share of the gold-standard set; empty without such models."""
+    personal = result.get("personal", {})
+    if "metrics" not in personal:
+        return {}
+    metrics = personal["metrics"]
+    shown = {key: value for key, value in metrics.items() if key in names or key.endswith("_interval")}
+    by_client = {name: row["own"][names[0]] for name, row in personal["by_client"].items()}
+    return {"personal": {**shown, "num_examples": personal["num_examples"], "own": by_client}}
 
 
 def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any]:
@@ -212,6 +233,7 @@ def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
     partition, federation, training = config.data.partition, config.federation, config.training
+    rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     privacy = {
@@ -244,7 +266,7 @@ included.
 
 ## Method
 
-{mode}; {trained}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
+{mode}; {trained}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
 {config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
 {training.learning_rate:g}, batch {training.batch_size}.
 

@@ -14,7 +14,7 @@ from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
-from silotune.experiment import privacy, results
+from silotune.experiment import personal, privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.engines import ENGINES, Engine, federation_of
 from silotune.experiment.mixture import SetScorer
@@ -26,7 +26,9 @@ from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
+from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
+from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
@@ -238,6 +240,29 @@ def _finish_part(
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", _score_clients(plan, transport, weights, state.round_number, scored))
+    result = _scored_result(prepared, part, folder, state, weights)
+    models = _own_models(prepared, part, plan, transport, weights, told)
+    if models is not None:
+        result["personal"] = personal.scored(prepared, part, models, result["by_client"])
+    trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
+    result["cost"] = results.cost_of(folder, result, trainable=trainable, gauge=meter.gauge)
+    card = results.adapter_card(config, part.mode, prepared.task, result)
+    saved, adapter_config = adapters.exported(prepared.adapted, weights)
+    folder.save_adapter(saved, adapter_config, card=card)
+    personal.save(folder, prepared, models or {}, card=card)
+    if audit is not None:
+        result["audit"] = close_audit(audit, folder, weights=weights, adapter=saved, result=result)
+        countersign(plan, transport, state.round_number)
+    folder.write_json("result", result)
+    forget_key(folder)
+    told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
+
+
+def _scored_result(
+    prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors
+) -> dict[str, Any]:
+    """What a part came to, but for what it cost."""
+    config = prepared.config
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
@@ -246,15 +271,46 @@ def _finish_part(
         result["privacy"] = spent
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
-    result["cost"] = results.cost_of(folder, result, trainable=arithmetic.count(weights), gauge=meter.gauge)
-    card = results.adapter_card(config, part.mode, prepared.task, result)
-    folder.save_adapter(weights, prepared.adapted.config, card=card)
-    if audit is not None:
-        result["audit"] = close_audit(audit, folder, adapter=weights, result=result)
-        countersign(plan, transport, state.round_number)
-    folder.write_json("result", result)
-    forget_key(folder)
-    told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
+    return result
+
+
+def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
+    """What every client is told of its local rounds; not budget, simulated attack and the others' ranks."""
+    not_for_clients = {
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+        "clock": None,
+        "ranks": {},
+        "memory_mb": {},
+    }
+    asked = federation_of(prepared, part).model_copy(update=not_for_clients)
+    return TrainOrder(
+        training=part.training,
+        federation=asked,
+        seed=prepared.config.seed,
+        rounds=asked.rounds,
+        privacy=prepared.config.privacy,
+        run=name,
+    )
+
+
+def _own_models(
+    prepared: Prepared, part: Part, plan: Plan, transport: Transport, weights: Tensors, notify: Observer
+) -> dict[str, Tensors] | None:
+    """Models of the clients' own after the last round; None where the method makes none."""
+    section = federation_of(prepared, part)
+    if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
+        return None
+    if section.personalization == "fine-tune":
+        for failure in personal.fine_tune(plan, transport, weights):
+            notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
+    return personal.own_models(transport, weights)
+
+
+def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
+    """The adapter's tensors that move in any round."""
+    both = [method(section).schedule(number) for number in (1, 2)]
+    return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
 def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None, name: str = "") -> Plan:
@@ -264,21 +320,13 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
     """
     config, federation = prepared.config, federation_of(prepared, part)
     clock, target = federation.clock, config.evaluation.target
-    asked = federation.model_copy(update={"budget": BudgetSection(), "attack": AttackSection(), "clock": None})
-    order = TrainOrder(
-        training=part.training,
-        federation=asked,
-        seed=config.seed,
-        rounds=federation.rounds,
-        privacy=config.privacy,
-        run=name,
-    )
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
-        body=order.model_dump(mode="json"),
+        body=order_of(prepared, part, name=name).model_dump(mode="json"),
         seed=config.seed,
         clients_per_round=_asked_a_round(part, federation),
+        ranks=prepared.ranks if part.sends_updates else {},
         timeout_seconds=federation.timeout_seconds,
         below_minimum=federation.below_minimum,
         min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
@@ -331,6 +379,6 @@ def _score_clients(
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.weights.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in without_residuals(state.weights).items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in initial.items()}:
         raise RunFolderError(f"{folder.path}: its checkpoint does not fit the adapter of its configuration")

@@ -12,7 +12,9 @@ from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import adapted_of, closed_labels, scorer_of
+from silotune.experiment.prepare import base_of, closed_labels, scorer_of
+from silotune.experiment.start import read_adapter
+from silotune.lora import padded
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
@@ -59,10 +61,13 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
 
     ``knows_start`` reads what training began with, too; to write text or to merge it need no longer be there.
     """
-    tensors, _ = _part(folder, mode).load_adapter()
-    if not knows_start:
-        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"start": None})})
-    adapted = adapted_of(config, resolve(config.data))
+    tensors, saved = _part(folder, mode).load_adapter()
+    section = config.adapter
+    if "r" in saved:  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
+        section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
+    adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
+    if knows_start and section.start is not None:
+        adapted = adapters.begin_from(adapted, padded(read_adapter(section.start), saved.get("r")))
     adapters.write(adapted, tensors)
     return adapted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from silotune.errors import MessageError, PrivacyError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
@@ -13,18 +14,23 @@ from silotune.federation.corrected import train_corrected
 from silotune.federation.guard import Guard, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
+from silotune.federation.personal import completed, own_tensors, with_own, without_own
 from silotune.federation.private import begin, dp_sgd, released, withheld
+from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
+from silotune.methods.corrections import Corrector
+from silotune.methods.schedule import returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.record.cost import Meter
+from silotune.record.cost import Account, Meter
 from silotune.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.seeds import derive
 from silotune.settings import Section
-from silotune.structs import Reply, Request, SiteState
+from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
-from silotune.training.local import RoundPlace
+from silotune.training.local import LocalResult, RoundPlace
+from silotune.training.private import DpSgd
 
 
 @dataclass
@@ -32,7 +38,8 @@ class Site:
     """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
     ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own. ``budget`` is what it
-    may spend of privacy.
+    may spend of privacy. ``initial`` is the adapter as drawn from the run's seed: a coordinator need not send what no
+    client ever trains.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Site:
     meter: Meter = field(default_factory=Meter)
     guard: Guard | None = None
     budget: Budget = Budget()
+    initial: Tensors = field(default_factory=dict)
 
 
 class TrainOrder(Section):
@@ -105,32 +113,85 @@ def _linked_train(request: Request, site: Site) -> Reply:
 
 
 def _train(request: Request, site: Site) -> Reply:
+    """A round of the global model, then one of the client's own where the method has such (Ditto)."""
     order = read_body(TrainOrder, request)
-    seed = derive(order.seed, "train", round_number=request.round_number, client=site.name)
     opened = begin(order.privacy, order.training, site, rounds=order.rounds, place=(order.run, request.round_number))
+    made = method(order.federation)
+    parts = made.schedule(request.round_number)
+    received = _received(request, site)
+    resting = [name for name in site.adapted.parameters if not parts.trains(name)]
+    with site.meter.client() as account, adapters.frozen(site.adapted, resting):
+        noise = dp_sgd(order.privacy, opened)
+        result = _local_round(request, site, order, received, correction=made.correction, noise=noise)
+        kept = {name: received[name] + delta for name, delta in result.delta.items() if parts.is_personal(name)}
+        results = [result]
+        if made.personal is not None:
+            start = {**received, **own_tensors(site.state)}
+            lone = replace(site, state=SiteState())
+            own = _local_round(request, lone, order, start, correction=made.personal(received), purpose="own")
+            kept, results = _moved(start, own.delta), [result, own]
+    data = {**site.state.data, **result.state.data}
+    site.state = with_own(replace(result.state, data=data), kept)
+    delta = cut(result.delta, rank_of(request.tensors))
+    sent = released(order.privacy, opened, {name: delta[name] for name in returned(request.tensors, parts)})
+    report = {**_report(results, account, site), **withheld(order.privacy, opened)}
+    return Reply(request.kind, request.round_number, site.name, sent, report)
+
+
+def _personalize(request: Request, site: Site) -> Reply:
+    """A local round from the final global model, which gives the client a model of its own; nothing is sent."""
+    order = read_body(TrainOrder, request)
+    received = _received(request, site)
     with site.meter.client() as account:
-        result = train_corrected(
-            site.adapted,
-            request.tensors,
-            site.examples,
-            settings=order.training,
-            place=RoundPlace(seed, request.round_number, order.rounds, dp_sgd(order.privacy, opened)),
-            correction=method(order.federation).correction,
-            state=site.state,
-        )
-    site.state = replace(result.state, data={**site.state.data, **result.state.data})
-    body = {
-        "num_examples": result.num_examples,
-        "loss": result.loss,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
+        result = _local_round(request, site, order, received, purpose="personalize")
+    site.state = with_own(without_own(site.state), _moved(received, result.delta))
+    return Reply(request.kind, request.round_number, site.name, {}, _report([result], account, site))
+
+
+def _received(request: Request, site: Site) -> Tensors:
+    own = own_tensors(site.state)
+    return completed(request.tensors, site.adapted.parameters, initial=site.initial, own=own)
+
+
+def _moved(start: Tensors, delta: Tensors) -> Tensors:
+    return {name: start[name] + change for name, change in delta.items()}
+
+
+def _local_round(
+    request: Request,
+    site: Site,
+    order: TrainOrder,
+    start: Tensors,
+    *,
+    correction: Corrector | None = None,
+    purpose: str = "train",
+    noise: DpSgd | None = None,
+) -> LocalResult:
+    """One local round from these tensors, with the client's seed of the round for this purpose."""
+    seed = derive(order.seed, purpose, round_number=request.round_number, client=site.name)
+    return train_corrected(
+        site.adapted,
+        start,
+        site.examples,
+        settings=order.training,
+        place=RoundPlace(seed, request.round_number, order.rounds, noise),
+        correction=correction,
+        state=without_own(site.state),
+    )
+
+
+def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dict[str, Any]:
+    """What the update weighs (of the first local round) and what all local rounds took."""
+    return {
+        "num_examples": results[0].num_examples,
+        "loss": results[0].loss,
+        "steps": results[0].steps,
+        "tokens": sum(result.tokens for result in results),
+        "seconds": sum(result.seconds for result in results),
         "core_seconds": account.spent.core_seconds,
         "joules": account.spent.joules,
         "energy_source": site.meter.gauge.source(),
     }
-    delta = released(order.privacy, opened, result.delta)
-    return Reply(request.kind, request.round_number, site.name, delta, {**body, **withheld(order.privacy, opened)})
 
 
 def _evaluate(request: Request, site: Site) -> Reply:
@@ -157,6 +218,7 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "train": _linked_train,
+    "personalize": _personalize,
     "evaluate": _evaluate,
     "countersign": _countersign,
     "secure_sum.keys": secure_site.advertise_keys,
@@ -171,17 +233,28 @@ KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
 
 
 def expected_reply(request: Request) -> Layout:
-    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with."""
+    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with.
+
+    It follows from the request alone: its method says which tensors come back, its tensors have the client's rank.
+
+    Raises:
+        MessageError: The body does not hold valid settings, or a tensor has a dtype that is not carried.
+    """
     return LAYOUTS[request.kind](request) if request.kind in LAYOUTS else {}
 
 
+def _trained_layout(request: Request) -> Layout:
+    parts = method(read_body(TrainOrder, request).federation).schedule(request.round_number)
+    return layout_of(returned(request.tensors, parts))
+
+
 LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
-    "train": lambda request: layout_of(request.tensors),
+    "train": _trained_layout,
     "secure_sum.input": secure_site.input_layout,
     "he.weight": encrypted_site.weight_layout,
     "he.input": encrypted_site.update_layout,
     "he.open": encrypted_site.open_layout,
 }
 """Kinds whose replies carry tensors."""
-SEEN_ALONE = ("train", "evaluate")
+SEEN_ALONE = ("train", "personalize", "evaluate")
 """Kinds whose replies show the coordinator one site's own update or figures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ class Incoming:
 
     number: int
     clients: tuple[str, ...]
-    expected: Tensors
+    expected: Mapping[str, Tensors]
     audit: Audit | None = None
     staleness_exponent: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Incoming:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
-        check_alike(self.expected, reply.tensors)
+        check_alike(self.expected[reply.client], reply.tensors)
         if not all_finite(reply.tensors):
             raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
         return read_report(reply)

@@ -46,6 +46,7 @@ class Kind:
 _STEP = Kind(trains=False, generates=False, carries_adapter=False, is_protected=True)
 KINDS: Mapping[str, Kind] = {
     "train": Kind(generates=False),
+    "personalize": Kind(generates=False),
     "evaluate": Kind(trains=False, generates=False),
     "countersign": Kind(trains=False, generates=False, carries_adapter=False),
     "secure_sum.keys": _STEP,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from silotune.errors import AuditError
+from silotune.methods.advance import advance
 from silotune.methods.algorithms import method
+from silotune.methods.products import Products
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.chain import Entry
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
-from silotune.structs import ClientUpdate, Tensors
+from silotune.seeds import derive
+from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import digest
 
 
@@ -18,6 +22,7 @@ def replayed(
     rounds: Sequence[tuple[Entry, Sequence[Entry]]],
     *,
     federation: FederationSection,
+    seed: int,
     last: Entry | None,
 ) -> int:
     """Does the aggregations again, from the weights before round 1 on.
@@ -26,7 +31,8 @@ def replayed(
         folder: Where the updates were kept.
         rounds: Each aggregation with the replies it is made of, from round 1 on without a gap.
         federation: The method.
-        last: The entry with the result; its adapter must be the weights of its round.
+        seed: The run's.
+        last: The entry with the result; its global model must be that of its round.
 
     Returns:
         Rounds that were compared.
@@ -39,15 +45,19 @@ def replayed(
     memory: Tensors = {}
     digests = {0: digest(weights)}
     for entry, replies in rounds:
-        sent = made.sent(weights, memory)
-        delta = made.aggregate(_update(folder, reply, sent) for reply in replies)
-        weights, memory = made.step(weights, delta, memory, float(entry.fields["share"]))
-        number = int(entry.fields["round"])
+        number, share = int(entry.fields["round"]), float(entry.fields["share"])
+        parts = made.schedule(number)
+        sent = returned(outgoing(made.sent(weights, memory), parts), parts)
+        products = Products(weights, parts, weigh=made.weigh, keep=made.fold is not None)
+        delta = made.aggregate(products.watch(_update(folder, reply, sent) for reply in replies))
+        drawn = derive(seed, "adapter-init", round_number=number)
+        before = ServerState(number - 1, weights, memory)
+        weights, memory, _ = advance(made, before, delta, products=products, share=share, seed=drawn)
         digests[number] = digest(weights)
         if digests[number] != entry.fields["weights"]:
             raise AuditError(f"entry {entry.index}: round {number} does not aggregate to the weights it says")
-    if last is not None and digests.get(last.fields["round"]) != last.fields["adapter"]:
-        raise AuditError(f"entry {last.index}: the adapter is not what the updates aggregate to")
+    if last is not None and digests.get(last.fields["round"]) != last.fields["weights"]:
+        raise AuditError(f"entry {last.index}: the model is not what the updates aggregate to")
     return len(rounds)
 
 

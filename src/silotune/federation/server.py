@@ -20,7 +20,11 @@ from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.link_settings import DownloadSection
+from silotune.lora import cut
+from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
+from silotune.methods.products import Products
+from silotune.methods.schedule import outgoing, returned
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.sections import BudgetSection
@@ -50,6 +54,7 @@ class Plan:
         body: Of every ``train`` request.
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
+        ranks: LoRA rank by client; those not named have the adapter's.
         timeout_seconds: Bound on the wait for a reply.
         min_replies: Fewest usable replies of a round.
         below_minimum: What a round with fewer does: ``stop`` the run, ``wait`` and try again, or ``skip``.
@@ -73,6 +78,7 @@ class Plan:
     body: Mapping[str, Any]
     seed: int
     clients_per_round: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
     timeout_seconds: float = 3600.0
     min_replies: int = 1
     below_minimum: str = "stop"
@@ -179,22 +185,30 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     if clients is None:
         pick = sample_clients if plan.staleness_exponent is None else offered_clients
         clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+    parts = plan.method.schedule(number)
     sent = plan.method.sent(state.weights, state.memory)
-    incoming = Incoming(number, clients, sent, plan.audit, plan.staleness_exponent)
+    down = outgoing(sent, parts)
+    expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
+    incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return exchange(plan, transport, requests)
 
-    asking = Asking(number, clients, sent, sent, plan.body, send, incoming, notify)
+    shape = returned(down, parts)
+    asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify)
+    products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
     held: Tensors = {}
     if plan.protected is not None:
         updates = plan.protected(asking)
     else:
         requests, held = _addressed(plan, state, asking)
         updates = incoming.updates(send(requests), notify)
-    delta, kept = _aggregated(plan, incoming, updates, kept)
+    if plan.protected is None and plan.privacy is None:  # else nothing may be known of one client's product
+        updates = products.watch(updates)
+    delta, kept = _aggregated(plan, incoming, updates, kept, shape)
     share = incoming.usable() / len(transport.clients())
-    weights, memory = plan.method.step(state.weights, delta, state.memory, share)
+    seed = derive(plan.seed, "adapter-init", round_number=number)
+    weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     due = number % plan.every == 0 or number == plan.rounds
@@ -212,6 +226,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.bytes_down(),
         _cost(plan, begun, trained, plan.meter.coordinator()),
         kept.get("epsilon"),
+        error,
         incoming.seconds,
     )
     run.append("clients", *incoming.rows)
@@ -237,13 +252,16 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
 
 def _addressed(plan: Plan, state: ServerState, asking: Asking) -> tuple[dict[str, Request], Tensors]:
     """Every client's own request as it travels, and what those that answer hold from then on."""
-    asked = {name: Request("train", asking.number, name, asking.weights, asking.body) for name in asking.clients}
+    asked = {
+        name: Request("train", asking.number, name, cut(asking.weights, plan.ranks.get(name)), asking.body)
+        for name in asking.clients
+    }
     rounding = derive(plan.seed, "compress", round_number=asking.number)
     return address(asked, plan.download, held=state.held, holders=state.holders, seed=rounding)
 
 
 def _aggregated(
-    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any]
+    plan: Plan, incoming: Incoming, updates: Iterator[ClientUpdate], kept: Mapping[str, Any], shape: Tensors
 ) -> tuple[Tensors, Mapping[str, Any]]:
     """The round's delta, and what privacy keeps.
 
@@ -255,7 +273,7 @@ def _aggregated(
         if plan.privacy is None:
             delta = plan.method.aggregate(updates)
         else:
-            delta, kept = plan.privacy.aggregate(updates, incoming.expected, kept)
+            delta, kept = plan.privacy.aggregate(updates, shape, kept)
     except FederationError as error:
         refuse_overspending(incoming.rows, incoming.failures)
         why = "; ".join(filter(None, [str(error), _why(incoming)]))
@@ -338,6 +356,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
+        "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
         **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "clients": list(record.clients),

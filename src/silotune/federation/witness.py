@@ -147,9 +147,9 @@ def flush(audit: Audit | None) -> None:
         audit.trail.flush()
 
 
-def close(audit: Audit, *, round_number: int, adapter: Tensors, result: Mapping[str, Any]) -> Head:
-    """Ends a trail with the adapter that was saved and the result, and returns its head."""
-    fields = {"round": round_number, "adapter": digest(adapter), "result": sha256(result)}
+def close(audit: Audit, *, round_number: int, weights: Tensors, adapter: Tensors, result: Mapping[str, Any]) -> Head:
+    """Ends a trail with the global model, the adapter that was saved of it, and the result, and returns its head."""
+    fields = {"round": round_number, "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)}
     audit.trail.add("result", fields)
     audit.trail.add(CLOSED, {"round": round_number})
     audit.trail.flush()

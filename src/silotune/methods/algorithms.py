@@ -10,8 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from silotune.methods.aggregate import CONTROL, Rule, beside_controls, per_step
-from silotune.methods.corrections import Corrector, control_variates, dynamic_regulariser, towards_received
+from silotune.methods.corrections import (
+    Anchored,
+    Corrector,
+    control_variates,
+    dynamic_regulariser,
+    towards,
+    towards_received,
+)
+from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.products import Fold
 from silotune.methods.robust import AGGREGATIONS
+from silotune.methods.schedule import Schedule, whole
 from silotune.methods.server_step import (
     SecondMoment,
     ServerStep,
@@ -25,14 +35,18 @@ from silotune.methods.server_step import (
     plain_step,
     yogi_moment,
 )
-from silotune.methods.weighting import WEIGHTINGS, weighed
-from silotune.sections import Algorithm, FederationSection
-from silotune.structs import Tensors
+from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
+from silotune.sections import Algorithm, FederationSection, Personalization
+from silotune.structs import ClientUpdate, Tensors
 from silotune.tensors import put_under
 
 
 def _weights_alone(weights: Tensors, memory: Tensors) -> Tensors:
     return weights
+
+
+def _examples(update: ClientUpdate) -> float:
+    return update.counts
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,21 @@ class Method:
         aggregate: Updates, one at a time, to one delta; weighs them itself.
         step: Weights, delta, memory and the share of clients in it to new weights and memory.
         correction: What clients add to their gradients; None for nothing.
-        sent: Weights and memory to the tensors of a request; a reply has the same names and shapes.
+        sent: Weights and memory to the tensors of a request, of which the schedule may leave some out.
+        weigh: What an update counts in a mean.
+        schedule: Which parts of the adapter train and travel in a round.
+        fold: What a LoRA-aware rule does to the model after the server step; None for nothing.
+        personal: What pulls a client's own model towards the global one in every round; None for no own model.
     """
 
     aggregate: Rule
     step: ServerStep
     correction: Corrector | None = None
     sent: Callable[[Tensors, Tensors], Tensors] = _weights_alone
+    weigh: Weigh = _examples
+    schedule: Schedule = whole
+    fold: Fold | None = None
+    personal: Anchored | None = None
 
 
 def _fedavg(section: FederationSection, rule: Rule) -> Method:
@@ -119,11 +141,25 @@ ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection, Rule], Method]] = {
 }
 """Name -> builder; the names are those of ``sections.Algorithm`` (a test compares them)."""
 
+PERSONAL_TERMS: Mapping[Personalization, Callable[[FederationSection], Anchored | None]] = {
+    "none": lambda section: None,
+    "ditto": lambda section: towards(section.ditto_lambda),
+    "fine-tune": lambda section: None,  # after the last round, not in it
+}
+
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
     made = ALGORITHMS[section.algorithm](section, AGGREGATIONS[section.aggregation](section))
-    return replace(made, aggregate=weighed(made.aggregate, WEIGHTINGS[section.weighting](section)))
+    weigh, rule = WEIGHTINGS[section.weighting](section), LORA_RULES[section.lora]
+    return replace(
+        made,
+        aggregate=weighed(made.aggregate, weigh),
+        weigh=weigh,
+        schedule=rule.schedule,
+        fold=rule.fold,
+        personal=PERSONAL_TERMS[section.personalization](section),
+    )
 
 
 def title_of(section: FederationSection) -> str:
@@ -136,4 +172,5 @@ def title_of(section: FederationSection) -> str:
 def plain(section: FederationSection) -> FederationSection:
     """The section with FedAvg in place of its method: for one client that is training and nothing else."""
     chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
+    chosen |= {"lora", "ranks", "memory_mb", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))

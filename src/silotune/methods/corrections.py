@@ -47,6 +47,10 @@ class Corrector:
     sends_change: bool = False
 
 
+Anchored: TypeAlias = Callable[[Tensors], Corrector]
+"""``anchored(anchor)`` is for a model that starts elsewhere and is pulled towards the anchor."""
+
+
 def proximal(mu: float) -> Correction:
     """mu * (weights - received): the gradient of (mu / 2) ||w - w_t||^2 (FedProx, Li et al. 2020, equation 2)."""
 
@@ -99,3 +103,15 @@ def dynamic_regulariser(alpha: float) -> Corrector:
         return lambda weights, received: subtract(scale(subtract(weights, received), alpha), own)
 
     return Corrector(begin, lambda own, server, work: add_scaled(own, work.delta, -alpha))
+
+
+def towards(weight: float) -> Anchored:
+    """weight * (weights - anchor): the pull of a model of one's own (Ditto, Li et al. 2021, Algorithm 1)."""
+
+    def anchored(anchor: Tensors) -> Corrector:
+        def term(weights: Tensors, received: Tensors) -> Tensors:
+            return {name: (tensor - anchor[name].to(tensor.device)) * weight for name, tensor in weights.items()}
+
+        return Corrector(begin=lambda own, server: term)
+
+    return anchored

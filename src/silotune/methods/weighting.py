@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
 from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule
+from silotune.methods.products import Weigh
 from silotune.sections import FederationSection, Weighting
 from silotune.structs import ClientUpdate, Tensors
-
-Weigh: TypeAlias = Callable[[ClientUpdate], float]
 
 _LEAST_LOSS = 1e-10
 

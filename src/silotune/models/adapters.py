@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import MessageError, ModelError, unknown_choice
+from silotune.lora import residuals, without_residuals
+from silotune.models import lora_layers
 from silotune.models.load import Base
 from silotune.sections import AdapterSection
 from silotune.seeds import derive
@@ -57,7 +59,7 @@ class Adapted:
         """Values of the base model, the adapter's not counted (packed int4 weights count as stored)."""
         total = sum(parameter.numel() for parameter in self.base.model.parameters())
         own = sum(parameter.numel() for parameter in self.parameters.values())
-        return total - own if self.config else total
+        return total - own - lora_layers.num_frozen(self.model) if self.config else total
 
     @cached_property
     def draws_randomly(self) -> bool:
@@ -71,13 +73,14 @@ class Adapted:
         return modules or named
 
 
-def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
+def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = False) -> Adapted:
     """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.
 
     Args:
         base: The loaded base; the same object must not carry another adapter.
         section: The ``[adapter]`` section.
         seed: The run's seed.
+        has_core: Fix LoRA's factors and train a matrix between them (`lora_layers`).
 
     Raises:
         ModelError: A target module does not exist, or the architecture has no default targets.
@@ -96,6 +99,8 @@ def attach(base: Base, section: AdapterSection, *, seed: int) -> Adapted:
             model = get_peft_model(base.model, peft_config)
         except ValueError as error:
             raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
+        if has_core:
+            lora_layers.add_cores(model)
     model.eval()
     peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
     parameters = _saved_names(model)
@@ -129,6 +134,7 @@ def at_start(adapted: Adapted) -> Iterator[None]:
     if not adapted.start:
         raise ModelError("with adapter.kind = 'none' no reference model is kept; use an adapter such as 'lora'")
     now = {name: parameter.detach().clone() for name, parameter in adapted.parameters.items()}
+    now |= lora_layers.residuals_of(adapted.model) if adapted.config else {}
     is_training = adapted.model.training
     adapted.model.train(False)
     write(adapted, adapted.start)
@@ -171,11 +177,15 @@ def _copies(parameters: Mapping[str, torch.nn.Parameter]) -> Tensors:
 
 
 def write(adapted: Adapted, tensors: Tensors) -> None:
-    """Overwrites the trained tensors in place.
+    """Overwrites the trained tensors in place; residuals are put beside them, and those not given are taken away.
 
     Raises:
         MessageError: A name is missing or left over, or a shape differs.
     """
+    pairs = residuals(tensors)
+    if pairs or adapted.config:
+        lora_layers.set_residuals(adapted.model, pairs)
+    tensors = without_residuals(tensors)
     if tensors.keys() != adapted.parameters.keys():
         odd = sorted(tensors.keys() ^ adapted.parameters.keys())[0]
         raise MessageError(f"adapter tensor {odd!r} is on one side only")
@@ -187,6 +197,27 @@ def write(adapted: Adapted, tensors: Tensors) -> None:
                     f"the model wants {tuple(parameter.shape)}"
                 )
             parameter.copy_(tensors[name])
+
+
+@contextmanager
+def frozen(adapted: Adapted, names: Collection[str]) -> Iterator[None]:
+    """Keeps some of the trained tensors from getting gradients for a while."""
+    parameters = [adapted.parameters[name] for name in names]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def exported(adapted: Adapted, tensors: Tensors) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors of a global model, and the configuration beside them, as plain peft loads them.
+
+    Their rank is above ``adapter.rank`` where the model has a residual.
+    """
+    return lora_layers.as_plain_lora(adapted.model, tensors, adapted.config)
 
 
 def merged(adapted: Adapted) -> PreTrainedModel:
@@ -279,7 +310,8 @@ def _saved_names(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
     by_memory = {parameter.data_ptr(): parameter for parameter in model.parameters() if parameter.requires_grad}
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: by_memory[tensor.data_ptr()] for name, tensor in saved.items()}
+    found = {lora_layers.trained_name(name): by_memory.get(tensor.data_ptr()) for name, tensor in saved.items()}
+    return {name: parameter for name, parameter in found.items() if parameter is not None}  # a core's factors are fixed
 
 
 def _as_json(peft_config: PeftConfig) -> dict[str, Any]:

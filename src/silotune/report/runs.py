@@ -95,6 +95,8 @@ def _rows(summary: Mapping[str, Any]) -> list[_Row]:
     for mode, title in (("federated", "federated"), ("centralized", "centralised")):
         if summary.get(mode):
             rows.append(_Row(title, summary[mode], *_cost(summary[mode])))
+            if "personal" in summary[mode]:
+                rows.append(_Row("federated, own models", summary[mode]["personal"], None, None))
     return rows
 
 
@@ -142,10 +144,17 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
         summary: The contents of ``summary.json``.
     """
     kind = KINDS[summary["metric"]]
-    table = Table(title="calibration, the institution served worst, and cost", title_justify="left")
+    title = "calibration, the institution served worst, and cost"
+    table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("trained", no_wrap=True)
     for heading in ("ECE", f"worst own {kind.title}", "energy", "CO2e", "memory"):
         table.add_column(heading, justify="right")
+    product = (summary.get("federated") or {}).get("aggregation_error")
+    if product is not None:
+        table.caption = (
+            f"LoRA aggregation error {product:.2g}, mean over the rounds: how far averaging ({summary['lora']}) is "
+            "from the mean of what the clients learnt"
+        )
     for mode, title in (("isolated", "each alone"), ("federated", "federated"), ("centralized", "centralised")):
         part = summary.get(mode) or {}
         if not part.get("cost"):

@@ -141,12 +141,13 @@ _WHERE = ("task", "model", "partition", "adapter", "trained", "algorithm")
 def _quality(rows: Sequence[Row]) -> TextTable:
     heads = (
         *_WHERE, "metric", "mean", "bootstrap 95 %", "own sets", "worst institution", "unparsed", "calibration error",
-        "general text before", "after",
+        "general text before", "after", "own models", "aggregation error",
     )  # fmt: skip
     note = (
         "Own sets and worst institution: the metric on the institutions' own examples, mean and worst. Calibration "
         "error: expected calibration error, 0 is best. General text: perplexity before and after training; higher "
-        "after is what was forgotten."
+        "after is what was forgotten. Own models: the metric of the institutions' own models over their own sets "
+        "together. Aggregation error: share of the clients' mean product that averaging LoRA's factors loses."
     )
     return TextTable("quality", "All figures of quality", note, heads, tuple(_quality_row(row) for row in rows), 7)
 
@@ -159,7 +160,8 @@ def _quality_row(row: Row) -> tuple[str, ...]:
         *_where(row), KINDS[row.metric].title, _percent(main, row.metric), interval,
         _scaled(means["own"], unit), _scaled(means["worst"], unit), _scaled(means["unparsed"], 100),
         _number(means["ece"], ".3f"), _number(means["forgetting_base"], ".2f"),
-        _number(means["forgetting_tuned"], ".2f"),
+        _number(means["forgetting_tuned"], ".2f"), _scaled(means["personal"], unit),
+        _number(means["aggregation_error"], ".2g"),
     )  # fmt: skip
 
 
@@ -275,9 +277,9 @@ def _missing(folder: GridFolder) -> TextTable:
 CELL_HEADS = (
     "task", "model", "adapter", "algorithm", "partition", "seed", "mode", "status", "reason", "metric",
     "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "own", "worst", "base", "forgetting_base",
-    "forgetting_tuned", "best_alone", "worst_alone", "seconds", "evaluate_seconds", "core_seconds",
-    "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down", "trainable_parameters", "tokens", "joules",
-    "co2_kg", "energy_source", "energy_method", "folder",
+    "forgetting_tuned", "personal", "aggregation_error", "best_alone", "worst_alone", "seconds", "evaluate_seconds",
+    "core_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down",
+    "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "folder",
 )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def train_round(
             for parameter in adapted.parameters.values():
                 parameter.grad = None
     final = adapters.read(adapted)
-    delta = arithmetic.subtract(final, received)
+    delta = arithmetic.subtract(final, {name: received[name] for name in final})
     if not arithmetic.all_finite(delta):
         raise TrainingError("the adapter is no longer finite; lower training.learning_rate")
     if not any(bool(tensor.any()) for tensor in delta.values()):
@@ -213,8 +213,9 @@ class _Loop:
         """Adds the correction: unclipped, and after any noise."""
         if self.correction is None:
             return
-        weights = {name: parameter.detach() for name, parameter in self.adapted.parameters.items()}
-        received = {name: tensor.to(weights[name].device) for name, tensor in self.received.items()}
+        moving = {name: parameter for name, parameter in self.adapted.parameters.items() if parameter.requires_grad}
+        weights = {name: parameter.detach() for name, parameter in moving.items()}
+        received = {name: self.received[name].to(tensor.device) for name, tensor in weights.items()}
         for name, term in self.correction(weights, received).items():
             parameter = self.adapted.parameters[name]
             parameter.grad = term if parameter.grad is None else parameter.grad.add_(term)

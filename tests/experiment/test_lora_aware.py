@@ -1,0 +1,106 @@
+"""Whole runs under LoRA rules: faults of the configuration, what is saved, and that it is the model that was scored."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+
+from markdown import ROOT, blocks
+from silotune.config import Config
+from silotune.errors import ConfigError
+from silotune.experiment.audit import verify_run
+from silotune.experiment.run import run_experiment
+from silotune.experiment.tuned import evaluate, load_tuned
+from silotune.report.runs import summary_table
+from silotune.sections import LoraRule, Personalization
+
+Make = Callable[..., Config]
+
+
+@pytest.mark.parametrize(
+    ("sections", "needles"),
+    [
+        ({"federation": {"lora": "stack"}, "adapter": {"kind": "ia3"}}, ["'stack' needs adapter.kind = 'lora'"]),
+        ({"federation": {"lora": "svd"}, "adapter": {"dora": True}}, ["not adapter.dora = true"]),
+        ({"federation": {"ranks": {"a": 1}}, "adapter": {"kind": "none"}}, ["federation.ranks needs adapter.kind"]),
+        ({"federation": {"ranks": {"a": 9}}}, ["'a' = 9 exceeds adapter.rank = 2"]),
+        ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks or memory_mb by client"]),
+        (
+            {
+                "federation": {"lora": "exact-residual", "server_learning_rate": 0.5, "personalization": "ditto"},
+                "training": {"optimizer_state": "keep"},
+            },
+            ["server_learning_rate = 1", "use 'fine-tune'", "optimizer_state = 'reset'"],
+        ),
+        ({"federation": {"lora": "stack", "aggregation": "median"}}, ["federation.aggregation = 'mean' and"]),
+        ({"federation": {"lora": "freeze-a", "algorithm": "feddyn"}}, ["keeps a control for all that is trained"]),
+        (
+            {"federation": {"lora": "share-a", "personalization": "fine-tune"}, "evaluation": {"keep": "best"}},
+            ["a model of its own already", "no global model to select by"],
+        ),
+        ({"federation": {"ranks": {"a": 1}, "memory_mb": {"a": 1.0}}}, ["keep one"]),
+        ({"federation": {"lora": "stak"}}, ["did you mean 'stack'"]),
+    ],
+)
+def test_what_does_not_go_together_is_said_at_once(configuration: Make, sections: dict, needles: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration(**sections)
+    for needle in needles:
+        assert sum(needle in fault for fault in caught.value.faults) == 1, caught.value.faults
+    assert len(caught.value.faults) == len(needles)
+
+
+def test_the_page_s_rules_and_example_are_the_configuration_s(configuration: Make) -> None:
+    page = ROOT / "docs" / "lora-aggregation.md"
+    text = page.read_text(encoding="utf-8")
+    for name in (*get_args(LoraRule), *get_args(Personalization)):
+        assert f"`{name}`" in text or f'"{name}"' in text or name == "none"
+    (example,) = blocks(page, "toml")
+    made = configuration(**tomllib.loads(example)).federation
+    assert made.ranks == {"clinic-3": 4} and made.memory_mb == {"clinic-7": 2.5}
+
+
+def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:
+    with pytest.raises(ConfigError, match="unknown client 'client-9'"):
+        run_experiment(configuration(federation={"ranks": {"client-9": 1}}))
+    with pytest.raises(ConfigError, match="'client-0' do not hold"):
+        run_experiment(configuration(federation={"memory_mb": {"client-0": 1e-6}}))
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("rule", ["exact-residual", "stack", "sb"])
+def test_the_saved_adapter_is_the_model_that_was_scored(rule: str, configuration: Make) -> None:
+    run = run_experiment(configuration(federation={"lora": rule, "rounds": 2}, record={"keep_updates": True}))
+    part = run.part("federated")
+    checked = verify_run(run.path)
+    assert checked.has_adapter and checked.rounds == 2  # the kept updates aggregate to this model again
+    result = part.read_json("result")
+    figures = evaluate(run.path)
+    for name in ("accuracy", "macro_f1"):
+        assert figures[name] == pytest.approx(result["metrics"][name], abs=1e-6)
+    _, saved = part.load_adapter()
+    assert (saved["r"] == 2) == (rule == "sb")
+    assert saved["lora_alpha"] / saved["r"] == pytest.approx(2)
+    assert load_tuned(run.path).config["r"] == saved["r"]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    "federation", [{"lora": "share-a"}, {"personalization": "ditto"}, {"personalization": "fine-tune", "lora": "stack"}]
+)
+def test_own_models_are_saved_and_scored_on_their_own_share(federation: dict, configuration: Make) -> None:
+    run = run_experiment(configuration(federation={"ranks": {"client-1": 1}, **federation}))
+    personal = run.part("federated").read_json("result")["personal"]
+    assert personal["num_examples"] == 18 and personal["without"] == []
+    assert sum(row["own"]["num_examples"] for row in personal["by_client"].values()) == 18
+    right = sum(row["own"]["accuracy"] * row["own"]["num_examples"] for row in personal["by_client"].values())
+    assert personal["metrics"]["accuracy"] == pytest.approx(right / 18)
+    assert all(row["global"]["num_examples"] == row["own"]["num_examples"] for row in personal["by_client"].values())
+    for name in personal["by_client"]:
+        assert run.part("federated", "personal", name).load_adapter()[0]
+    assert "federated, own models" in list(summary_table(run.read_json("summary")).columns[0].cells)
+    figures = evaluate(run.path, mode="federated/personal/client-0")
+    assert figures["num_examples"] == 18
