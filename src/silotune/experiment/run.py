@@ -276,7 +276,7 @@ def _scored_result(
 
 def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
     """What every client is told of its local rounds; not budget, simulated attack and the others' ranks."""
-    not_for_clients = {
+    not_for_clients: dict[str, Any] = {
         "budget": BudgetSection(),
         "attack": AttackSection(),
         "clock": None,
