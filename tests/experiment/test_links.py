@@ -10,6 +10,7 @@ import pytest
 import tiny
 from silotune.config import Config
 from silotune.errors import ConfigError
+from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
@@ -73,6 +74,13 @@ def test_only_what_travels_is_compressed_and_timed(configuration: Make) -> None:
     for part in (("centralized",), ("isolated", "client-0")):
         tiny.assert_same_bits(*(run.part(*part).load_adapter()[0] for run in (plain, small)))
         assert "simulated_seconds" not in small.part(*part).read_json("result")
+
+
+@pytest.mark.end_to_end
+def test_updates_that_came_packed_are_kept_as_they_were_aggregated(configuration: Make) -> None:
+    run = run_experiment(configuration(federation={**LINKS, "rounds": 3}, record={"keep_updates": True}))
+    checked = verify_run(run.path)
+    assert checked.rounds == 3 and checked.has_adapter and checked.chain.is_closed
 
 
 def test_the_estimate_knows_of_the_links(configuration: Make) -> None:
