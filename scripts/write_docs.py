@@ -33,6 +33,11 @@ Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.prec
 `adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
 `data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
 `evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`;
+`federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
+`federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
+`deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
+`federation.clock` go with neither `privacy.dp`, `privacy.protection`, `federation.engine = "ray"` nor
+`federation.lora`, `ranks`, `memory_mb` and `personalization`;
 `privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
 ([privacy](privacy.md)).
 What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
@@ -89,12 +94,13 @@ def _sections(path: str, part: Mapping[str, Any], schema: Mapping[str, Any]) -> 
     for name, field in part["properties"].items():
         inner = _referred(field, schema)
         if inner is not None:
-            yield from _sections(f"{path}.{name}" if path else name, inner, schema)
+            key = f"{name}.NAME" if "additionalProperties" in field else name
+            yield from _sections(f"{path}.{key}" if path else key, inner, schema)
 
 
 def _referred(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The section that a field holds; None for a plain value."""
-    for kind in (field, *field.get("anyOf", ())):
+    """The section that a field holds, or that each entry of its table is; None for a plain value."""
+    for kind in (field, *field.get("anyOf", ()), field.get("additionalProperties") or {}):
         if "$ref" in kind:
             section: Mapping[str, Any] = schema["$defs"][kind["$ref"].rpartition("/")[2]]
             return section
@@ -123,7 +129,8 @@ def _one_kind(kind: Mapping[str, Any]) -> str:
     if "enum" in kind:
         return ", ".join(f"`{name}`" for name in kind["enum"])
     if kind["type"] == "array":
-        return f"list of {_one_kind(kind['items'])}"
+        pair = kind.get("prefixItems")
+        return f"pair of {_one_kind(pair[0])}" if pair else f"list of {_one_kind(kind['items'])}"
     if kind["type"] == "object":
         return f"table of {_one_kind(kind['additionalProperties'])}"
     if kind.get("format") == "path":

@@ -137,6 +137,39 @@ def test_made_examples_have_the_lengths_they_promise():
     assert 90 < mean < 130
 
 
+def _rows():
+    from communication import Row
+
+    return [
+        Row("plain", (0.90, 0.92), (1000, 1000), (500, 500)),
+        Row("small", (0.90, 0.91), (50, 50), (500, 500)),
+        Row("tiny", (0.85, 0.90), (20, 20), (50, 50)),
+    ]
+
+
+def test_bytes_and_points_are_those_of_the_means():
+    from communication import Bound, fewer, lost, met, table
+
+    plain, small, tiny = _rows()
+    assert (fewer(plain, plain), lost(plain, plain)) == (1, 0)
+    assert fewer(small, plain) == 20 and lost(small, plain) == pytest.approx(0.5)
+    assert lost(tiny, plain) == pytest.approx(3.5)
+    assert met(Bound(16, 0.51), _rows(), plain) == ["small"]
+    assert met(Bound(50, 2.0), _rows(), plain) == []
+    assert met(Bound(50, 4.0), _rows(), plain) == ["tiny"]
+    assert table(_rows(), plain).splitlines()[-1] == "| tiny | 0.850 0.900 | 0.875 | 3.5 | 20 | 50.0 | 50 | 10.0 |"
+
+
+def test_every_way_to_send_is_a_valid_configuration():
+    from communication import REFERENCE, WAYS
+
+    from silotune.link_settings import CompressionSection, DownloadSection
+
+    assert next(iter(WAYS)) == REFERENCE
+    for way in WAYS.values():
+        assert CompressionSection(**way.upload) and DownloadSection(**way.download)
+
+
 def test_the_grids_of_algorithms_and_rules_hold_no_fault():
     from algorithms import ALGORITHMS, ATTACKS, CLIENTS, algorithms_grid, robust_grid
 

@@ -51,6 +51,51 @@ def test_sections_are_frozen() -> None:
             {"federation": {"modes": ["isolated", "isolated"]}},
             "federation.modes must name at least one mode, each once",
         ),
+        (
+            {"federation": {"download": {"keep": "top-k"}}},
+            "federation.download.keep = 'top-k' leaves too little of a whole model: set federation.download.delta",
+        ),
+        (
+            {"federation": {"upload": {"values": "int8"}, "lora": "freeze-a"}},
+            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are",
+        ),
+        (
+            {"federation": {"upload": {"values": "int8"}, "engine": "ray"}},
+            "federation.engine = 'ray' carries tensors as they are, in real time: leave federation.upload",
+        ),
+        (
+            {"federation": {"clock": {}}, "privacy": {"dp": "example", "epsilon": 8}},
+            "privacy.dp = 'example' is accounted for updates as they are, of whole rounds: leave federation.upload",
+        ),
+        ({"federation": {"download": {"values": "sign"}}}, "federation.download.values = 'sign' leaves too little"),
+        (
+            {"federation": {"upload": {"values": "int3"}}},
+            "federation.upload.values: unknown value 'int3': did you",
+        ),
+        (
+            {"federation": {"clock": {"over_sampling": 2}}},
+            "federation.clock.over_sampling needs federation.clients_per",
+        ),
+        ({"federation": {"clock": {"buffer": 5}}}, "federation.clock.buffer = 5 exceeds data.partition.clients = 4"),
+        ({"federation": {"clock": {"buffer": 2, "deadline_seconds": 3}}}, "federation.clock.buffer makes rounds async"),
+        (
+            {"federation": {"clock": {"buffer": 2}, "download": {"delta": True}}},
+            "federation.clock.buffer lets clients hold different models",
+        ),
+        (
+            {"federation": {"clock": {"buffer": 2}}, "record": {"keep_updates": True}},
+            "federation.clock.buffer weighs updates by their age",
+        ),
+        (
+            {"federation": {"upload": {"values": "int8"}}, "privacy": {"protection": "secure_sum"}},
+            "privacy.protection = 'secure_sum' sends sums in a form of its own",
+        ),
+        ({"federation": {"clock": {"clients": {"a": {"sped": 1}}}}}, "federation.clock.clients.a.sped: unknown key"),
+        ({"federation": {"clock": {"clients": {"a": {"available": [[5, 2]]}}}}}, "available = ((5.0, 2.0),) must be"),
+        (
+            {"federation": {"clock": {"clients": {"a": {"available": [[5, 9e9]]}}}}},
+            "federation.clock.clients.a.available ends after period_seconds = 86400",
+        ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
         ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs privacy.dp = 'example', 'client' or 'local'"),

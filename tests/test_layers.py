@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
-    ("errors", "structs", "seeds"),
-    ("tensors", "lora", "sections"),
+    ("errors", "structs", "seeds", "settings"),
+    ("tensors", "lora", "link_settings"),
+    ("sections",),
     ("faults",),
     ("combinations",),
     ("config",),

@@ -1,8 +1,8 @@
-"""Settings of different sections that do not go together under a guarantee of privacy, one line each."""
+"""Settings that do not go together: with a guarantee of privacy, a compressed link or a simulated clock."""
 
 from __future__ import annotations
 
-from silotune.faults import PRODUCT_RULES
+from silotune.faults import PRODUCT_RULES, is_lora_aware
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
@@ -39,10 +39,64 @@ def privacy_faults(
         faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
     if privacy.dp == "client" and record.keep_updates:
         faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
+    if is_linked(federation):
+        faults.append(
+            f"privacy.dp = {privacy.dp!r} is accounted for updates as they are, of whole rounds: leave "
+            "federation.upload, federation.download and federation.clock out"
+        )
     if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
         faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
     faults += _lora_faults(privacy, federation)
     faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
+    return faults
+
+
+def is_linked(federation: FederationSection) -> bool:
+    """Whether anything is compressed on its way, or a simulated clock runs."""
+    plain = FederationSection()
+    return (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock)
+
+
+def link_faults(federation: FederationSection) -> list[str]:
+    """What cannot be sent: a sparse or signed model instead of a change of it, and anything packed over Ray."""
+    download, faults = federation.download, []
+    if is_lora_aware(federation) and is_linked(federation):
+        faults.append(
+            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are: leave "
+            "federation.upload, federation.download and federation.clock out"
+        )
+    if federation.engine != "in_process" and is_linked(federation):
+        faults.append(
+            f"federation.engine = {federation.engine!r} carries tensors as they are, in real time: leave "
+            "federation.upload, federation.download and federation.clock out, or use 'in_process'"
+        )
+    if download.delta or (download.keep == "all" and download.values != "sign"):
+        return faults
+    which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
+    faults.append(
+        f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"
+    )
+    return faults
+
+
+def clock_faults(federation: FederationSection, known: int | None, *, keeps_updates: bool) -> list[str]:
+    """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
+    clock = federation.clock
+    faults = []
+    if clock is not None and clock.over_sampling > 1 and federation.clients_per_round is None:
+        faults.append("federation.clock.over_sampling needs federation.clients_per_round: how many replies count")
+    if clock is not None and clock.buffer is not None:
+        if federation.download.delta:
+            faults.append(
+                "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
+            )
+        if keeps_updates:
+            faults.append(
+                "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
+                "set record.keep_updates = false"
+            )
+        if known and clock.buffer > known:
+            faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
     return faults
 
 

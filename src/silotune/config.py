@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from silotune.combinations import privacy_faults
+from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
 from silotune.faults import PRODUCT_RULES, is_lora_aware, lora_faults
 from silotune.sections import (
@@ -22,9 +22,9 @@ from silotune.sections import (
     ModelSection,
     PrivacySection,
     RecordSection,
-    Section,
     TrainingSection,
 )
+from silotune.settings import Section
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -73,6 +73,8 @@ class Config(Section):
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
         faults += _mixture_faults(self.data, self.evaluation)
         faults += _classify_faults(self.training, self.evaluation)
+        faults += link_faults(federation)
+        faults += clock_faults(federation, known, keeps_updates=self.record.keep_updates)
         faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
         faults += lora_faults(
             self.adapter,
@@ -172,6 +174,11 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
     if config.evaluation.per_client:
         faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+    if is_linked(federation):
+        faults.append(
+            f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
+            "federation.clock out"
+        )
     clients = federation.clients_per_round or known
     if clients is not None and clients < privacy.least_clients:
         faults.append(

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from silotune.link_settings import ClockSection, CompressionSection, DownloadSection
+from silotune.settings import Fraction, Momentum, Positive, PositiveNumber, Section
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -47,17 +50,6 @@ LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "
 
 SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
 """Algorithms that use updates in no other way than in their sum weighted by examples."""
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveNumber = Annotated[float, Field(gt=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -260,6 +252,9 @@ class FederationSection(Section):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
     )
+    upload: CompressionSection = CompressionSection()
+    download: DownloadSection = DownloadSection()
+    clock: ClockSection | None = Field(None, description="simulated time; none without the section")
     budget: BudgetSection = BudgetSection()
     attack: AttackSection = AttackSection()
 

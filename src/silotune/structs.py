@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Example:
 class Request:
     """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest.
 
+    ``wire`` is what travels instead of ``tensors`` where a link compresses them; the client makes ``tensors`` of it.
     ``head`` is the signed end of the coordinator's audit trail at that time; empty where none is kept.
     """
 
@@ -58,12 +59,18 @@ class Request:
     tensors: Tensors
     body: Mapping[str, Any] = field(default_factory=dict)
     head: str = ""
+    wire: Tensors | None = None
+
+    def as_sent(self) -> Request:
+        """The request with the tensors that travel."""
+        return self if self.wire is None else replace(self, tensors=self.wire, wire=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a client sends back: for ``train`` the adapter delta, its weight and metrics.
 
+    ``simulated_seconds`` is when it arrived, since the run began, where a simulated clock runs.
     ``signature`` is the site's, where it has a key; ``digest`` that of the tensors as they travelled, where one is
     signed.
     """
@@ -77,6 +84,7 @@ class Reply:
     bytes_up: int = 0
     signature: str = ""
     digest: str = ""
+    simulated_seconds: float | None = None
 
 
 BUDGET = "privacy"
@@ -87,8 +95,9 @@ BUDGET = "privacy"
 class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
 
-    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used; ``rule`` is the
-    rule of the site's policy that refused, empty for other failures.
+    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used;
+    ``simulated_seconds`` is until when it was waited for, where a simulated clock runs;
+    ``rule`` is the rule of the site's policy that refused, empty for other failures.
     """
 
     client: str
@@ -98,6 +107,7 @@ class Failure:
     bytes_down: int = 0
     bytes_up: int = 0
     rule: str = ""
+    simulated_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +185,9 @@ class ServerState:
         bytes_down: Encoded bytes of all requests so far.
         joules: Spent so far by clients and coordinator; None where some of it is not known.
         stopped: Why the run ended before its last round; empty otherwise.
+        held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
+        holders: Clients that answered the last round, and so hold them.
+        simulated_seconds: By a simulated clock, since the run began; 0 without one.
         privacy: What differential privacy keeps: the largest epsilon so far, entries of the ledger, the clip bound.
     """
 
@@ -189,6 +202,9 @@ class ServerState:
     bytes_down: int = 0
     joules: float | None = 0.0
     stopped: str = ""
+    held: Tensors = field(default_factory=dict)
+    holders: tuple[str, ...] = ()
+    simulated_seconds: float = 0.0
     privacy: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -208,3 +224,4 @@ class RoundRecord:
     cost: Mapping[str, Any] = field(default_factory=dict)
     epsilon: float | None = None
     aggregation_error: float | None = None
+    simulated_seconds: float | None = None

@@ -126,10 +126,12 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
-    config = Config.model_validate({"federation": {"modes": ["isolated"], "clients_per_round": 3}})
+    federation = {"modes": ["isolated"], "clients_per_round": 3, "upload": {"values": "int8"}}
+    config = Config.model_validate({"federation": federation})
     with pytest.raises(ConfigError) as fault:
         submit_run(coordinator, config)
-    assert len(fault.value.faults) == 2 and "2 sites" in fault.value.faults[1]
+    assert len(fault.value.faults) == 3 and "2 sites" in fault.value.faults[1]
+    assert "federation.upload, federation.download and federation.clock are not carried" in fault.value.faults[2]
 
 
 def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from silotune.errors import ConfigError, KitError, SignatureError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_json, write_json
 from silotune.record.signatures import SigningKey, verify
-from silotune.sections import Section
+from silotune.settings import Section
 
 
 class Charter(Section):

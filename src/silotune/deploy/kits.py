@@ -22,7 +22,8 @@ from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_json, write_bytes
 from silotune.record.signatures import normal_public, verify
-from silotune.sections import Device, Positive, Precision, Section
+from silotune.sections import Device, Precision
+from silotune.settings import Positive, Section
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
 POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"

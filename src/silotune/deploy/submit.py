@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from silotune.combinations import is_linked
 from silotune.config import Config
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import SIGNING_KEY, Kit
@@ -45,6 +46,11 @@ def submit_run(kit: Kit, config: Config) -> str:
         faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
     if config.privacy.dp in ("example", "local"):
         faults.append(f"privacy.dp = {config.privacy.dp!r} keeps no ledger at sites of a deployment yet: use 'client'")
+    if is_linked(config.federation):
+        faults.append(
+            "federation.upload, federation.download and federation.clock are not carried over a deployment yet: "
+            "leave them out, or use 'silotune run'"
+        )
     if faults:
         raise ConfigError("the run cannot be submitted", faults)
     federation = config.federation.model_copy(update={"modes": ("federated",)})

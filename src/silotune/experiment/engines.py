@@ -14,16 +14,20 @@ from silotune.errors import require
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
-from silotune.federation.attack import Attacked, attackers, with_flipped_labels
+from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.budget import Budget
 from silotune.federation.central import LEDGER
 from silotune.federation.client import Site
+from silotune.federation.clock import paces
 from silotune.federation.messages import encode
 from silotune.federation.protections import members
 from silotune.federation.transport import Transport
+from silotune.link_settings import CompressionSection, DownloadSection
+from silotune.methods.algorithms import plain
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
-from silotune.sections import AttackSection
+from silotune.sections import AttackSection, BudgetSection, FederationSection
+from silotune.transports.clocked import Clocked
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import InProcess, decode_expected, workers_for
 from silotune.transports.trainer_host import TrainerHost
@@ -33,9 +37,9 @@ Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Tra
 
 @contextlib.contextmanager
 def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
-    """The clients of a part, in this process; only what really travels is encoded, and only there one may attack."""
-    federation, adapted = prepared.config.federation, prepared.adapted
-    attack = federation.attack if part.sends_updates else AttackSection()
+    """The clients of a part, in this process; only what really travels is encoded, takes time, and may be attacked."""
+    federation, adapted = federation_of(prepared, part), prepared.adapted
+    attack = federation.attack
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
     keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
     budget = _budget(prepared.config, part, folder)
@@ -45,9 +49,37 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
         sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial)
         sites[name].protection = keys.get(name)
-    workers = workers_for(adapted, part.clients_per_round or len(sites), asked=federation.workers)
-    transport = InProcess(sites, encode=federation.encode and part.sends_updates, workers=workers)
-    yield Attacked(transport, attack, malicious) if malicious else transport
+    sampled = part.clients_per_round or len(sites)
+    workers = workers_for(adapted, sampled, asked=federation.workers)
+    encodes = federation.encode and part.sends_updates
+    transport: Simulated = InProcess(sites, encode=encodes, workers=workers, links=federation)
+    if malicious:
+        transport = Attacked(transport, attack, malicious)
+    if federation.clock is not None:
+        told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
+        transport = Clocked(transport, told, settings=federation.clock, wanted=sampled, now=_simulated_seconds(folder))
+    yield transport
+
+
+def federation_of(prepared: Prepared, part: Part) -> FederationSection:
+    """The ``[federation]`` section of a part: where nothing travels, one client trains all of the adapter, plainly."""
+    federation = prepared.config.federation
+    if part.sends_updates:
+        return federation
+    alone = {
+        "upload": CompressionSection(),
+        "download": DownloadSection(),
+        "clock": None,
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+    }
+    return plain(federation).model_copy(update=alone)
+
+
+def _simulated_seconds(folder: RunFolder) -> float:
+    """Where the simulated clock of a run goes on from."""
+    checkpoint = folder.load_checkpoint()
+    return checkpoint[0].simulated_seconds if checkpoint is not None else 0.0
 
 
 def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:

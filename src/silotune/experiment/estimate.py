@@ -13,6 +13,7 @@ from silotune.experiment.modes import pooled_steps
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
 from silotune.methods.algorithms import method
+from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
@@ -36,9 +37,7 @@ def estimate(config: Config) -> dict[str, Any]:
     per_round = pooled_steps(prepared)
     steps = federation.rounds * per_round * len(federation.modes)  # every mode does equally many
     seconds_per_step = _measure(prepared)
-    parts = method(federation).schedule(1)
-    down = outgoing(method(federation).sent(prepared.initial, {}), parts)
-    messages = [len(encode(Request("train", 1, "client", tensors))) for tensors in (down, returned(down, parts))]
+    down, up = _message_bytes(prepared)
     taking_part = federation.clients_per_round or len(prepared.clients)
     scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
     cuda = prepared.adapted.base.device.type == "cuda"
@@ -47,13 +46,24 @@ def estimate(config: Config) -> dict[str, Any]:
         "trainable": arithmetic.count(prepared.initial),
         "clients": len(prepared.clients),
         "steps": steps,
-        "bytes_per_round": sum(messages) * taking_part,
+        "bytes_per_round": (down + up) * taking_part,
         "memory_bytes": peak_memory_bytes(),
         "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
         "seconds_per_step": seconds_per_step,
         "seconds": steps * seconds_per_step + scored,
         "notes": list(prepared.notes),
     }
+
+
+def _message_bytes(prepared: Prepared) -> tuple[int, int]:
+    """Of a request and of a reply, as a round in the middle of a run sends them."""
+    federation, sent = prepared.config.federation, []
+    parts = method(federation).schedule(1)
+    down = outgoing(method(federation).sent(prepared.initial, {}), parts)
+    for link, tensors in ((federation.download, down), (federation.upload, returned(down, parts))):
+        packed = pack(tensors, link, seed=0)
+        sent.append(len(encode(Request("train", 1, "client", packed), zstd=link.zstd)))
+    return sent[0], sent[1]
 
 
 def _measure(prepared: Prepared) -> float:

@@ -15,12 +15,13 @@ from silotune.data.mixture import load_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError, unknown_choice
+from silotune.errors import ConfigError, DataError, require, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
 from silotune.experiment.mixture import MixtureScorer, SetScorer
 from silotune.experiment.start import read_adapter
+from silotune.federation.clock import paces
 from silotune.methods.algorithms import method
 from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
 from silotune.methods.ranks import client_ranks
@@ -186,6 +187,10 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     notes = [*dataset.notes, *faults, *_attack_notes(config.federation.attack)]
     for each in dataset.tasks or (task,):
         check_objective(config, each)
+    if config.federation.upload.zstd or config.federation.download.zstd:
+        require("zstandard", extra="zstd")
+    if config.federation.clock is not None:
+        paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
     adapted = adapted_of(config, task)
     encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 

@@ -57,6 +57,7 @@ def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, An
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         "aggregation_error": _errors(rows),
+        **({"simulated_seconds": state.simulated_seconds} if state.simulated_seconds else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
-from silotune.experiment.engines import ENGINES, Engine
+from silotune.experiment.engines import ENGINES, Engine, federation_of
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, prepare
@@ -26,7 +27,7 @@ from silotune.federation.server import Plan, countersign, exchange, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.lora import without_residuals
-from silotune.methods.algorithms import method, plain
+from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
@@ -273,15 +274,15 @@ def _scored_result(
     return result
 
 
-def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section of a part: where no updates travel, one client trains all of the adapter."""
-    section = prepared.config.federation
-    return section if part.sends_updates else plain(section)
-
-
 def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
     """What every client is told of its local rounds; not budget, simulated attack and the others' ranks."""
-    not_for_clients = {"budget": BudgetSection(), "attack": AttackSection(), "ranks": {}, "memory_mb": {}}
+    not_for_clients: dict[str, Any] = {
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+        "clock": None,
+        "ranks": {},
+        "memory_mb": {},
+    }
     asked = federation_of(prepared, part).model_copy(update=not_for_clients)
     return TrainOrder(
         training=part.training,
@@ -318,13 +319,13 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
     ``name`` is the part's identity in privacy ledgers.
     """
     config, federation = prepared.config, federation_of(prepared, part)
-    target = config.evaluation.target
+    clock, target = federation.clock, config.evaluation.target
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
         body=order_of(prepared, part, name=name).model_dump(mode="json"),
         seed=config.seed,
-        clients_per_round=part.clients_per_round,
+        clients_per_round=_asked_a_round(part, federation),
         ranks=prepared.ranks if part.sends_updates else {},
         timeout_seconds=federation.timeout_seconds,
         below_minimum=federation.below_minimum,
@@ -334,13 +335,22 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         every=config.evaluation.every if part.sends_updates else federation.rounds,
         patience=config.evaluation.patience,
         target=None if target is None else signed(prepared.task.metric, target),
-        budget=federation.budget if part.sends_updates else BudgetSection(),
+        budget=federation.budget,
         checkpoint_every=config.record.checkpoint_every,
+        download=federation.download,
+        staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
         audit=audit,
         protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
         privacy=privacy.central_of(config, part, name),
     )
+
+
+def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
+    """Clients that a round asks, those beyond ``clients_per_round`` included; None for all."""
+    if part.clients_per_round is None or federation.clock is None:
+        return part.clients_per_round
+    return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))
 
 
 def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:

@@ -22,7 +22,8 @@ from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
-from silotune.sections import ModelSection, PartitionSection, RecordSection, Section
+from silotune.sections import ModelSection, PartitionSection, RecordSection
+from silotune.settings import Section
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from silotune.errors import MessageError, PrivacyError, ProtectionError, unknown_choice
 from silotune.evaluation.evaluate import evaluate
-from silotune.federation import encrypted_site, secure_site
+from silotune.federation import encrypted_site, links, secure_site
 from silotune.federation.budget import Budget, has_spent
 from silotune.federation.corrected import train_corrected
 from silotune.federation.guard import Guard, guarded
@@ -23,9 +23,11 @@ from silotune.methods.schedule import returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Account, Meter
-from silotune.sections import FederationSection, PrivacySection, Section, TrainingSection
+from silotune.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.seeds import derive
+from silotune.settings import Section
 from silotune.structs import Reply, Request, SiteState, Tensors
+from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
 from silotune.training.local import LocalResult, RoundPlace
 from silotune.training.private import DpSgd
@@ -91,6 +93,23 @@ def _work(request: Request, site: Site) -> Reply:
     if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
         raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
     return KINDS[request.kind](request, site)
+
+
+def _linked_train(request: Request, site: Site) -> Reply:
+    """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
+    order = read_body(TrainOrder, request)
+    upload, download = order.federation.upload, order.federation.download
+    held = taken_from(links.RECEIVED, site.state.tensors)
+    meant = method(order.federation).sent(dict(site.adapted.parameters), {})
+    received = links.open_request(request.tensors, download, layout_of(meant), held=held)
+    inner = replace(site, state=links.without_links(site.state))
+    reply = _train(replace(request, tensors=received), inner)
+    seed = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
+    sent, kept = links.pack_reply(reply.tensors, upload, site.state, seed=seed)
+    if download.delta:
+        kept = {**kept, **put_under(links.RECEIVED, received)}
+    site.state = replace(inner.state, tensors={**inner.state.tensors, **kept})
+    return replace(reply, tensors=sent)
 
 
 def _train(request: Request, site: Site) -> Reply:
@@ -198,7 +217,7 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
 
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
-    "train": _train,
+    "train": _linked_train,
     "personalize": _personalize,
     "evaluate": _evaluate,
     "countersign": _countersign,

@@ -33,7 +33,8 @@ from silotune.federation.secure import Asking, Collector, Exchange, booked
 from silotune.privacy.encryption import Adder, Array, Packing
 from silotune.privacy.figures import from_integers
 from silotune.privacy.ring import mean
-from silotune.sections import PrivacySection, Section
+from silotune.sections import PrivacySection
+from silotune.settings import Section
 from silotune.structs import ClientUpdate, Reply, Request, Tensors
 
 

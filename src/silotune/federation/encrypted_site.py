@@ -17,8 +17,9 @@ from silotune.federation.secure_site import Protection, Seat, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Scale, quantise, signed
-from silotune.sections import Fraction, HeScheme, Positive, Section
+from silotune.sections import HeScheme
 from silotune.seeds import derive
+from silotune.settings import Fraction, Positive, Section
 from silotune.structs import Reply, Request, Tensors
 
 CELLS, FIGURES_NAME, PLAIN, SUM = "cells", "figures", "plain", "sum"

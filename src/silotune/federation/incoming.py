@@ -11,19 +11,21 @@ from silotune.federation import witness
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.witness import Audit
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
-from silotune.tensors import all_finite, check_alike
+from silotune.tensors import all_finite, check_alike, scale
 
 
 @dataclass
 class Incoming:
-    """What comes in during one round; each update is handed on and forgotten."""
+    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
 
     number: int
     clients: tuple[str, ...]
     expected: Mapping[str, Tensors]
     audit: Audit | None = None
+    staleness_exponent: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    seconds: float | None = None
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
@@ -40,14 +42,23 @@ class Incoming:
                 continue
             told = report.model_dump(exclude=None if report.epsilon is not None else {"epsilon"})
             row = {"round": self.number, "client": reply.client, **told}
+            staleness = self.number - reply.round_number
+            if reply.simulated_seconds is not None:
+                row["simulated_seconds"] = self.seconds = reply.simulated_seconds
+            if self.staleness_exponent is not None:
+                row["staleness"] = staleness
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
-            yield ClientUpdate(reply.client, reply.tensors, report.num_examples, report.loss or 0.0, report.steps)
-            del reply  # or it would live on until the next one is there
+            factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
+            delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
+            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss or 0.0, report.steps)
+            del reply, delta  # or they would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
         """The report of a reply that answers this round's request, once."""
-        if (reply.kind, reply.round_number) != ("train", self.number) or reply.client not in self.clients:
+        is_late = self.staleness_exponent is not None and 1 <= reply.round_number < self.number
+        answers = reply.kind == "train" and (reply.round_number == self.number or is_late)
+        if not answers or reply.client not in self.clients:
             raise MessageError(f"a reply answers no request of round {self.number}")
         if any(row["client"] == reply.client for row in self.rows):
             raise MessageError(f"{reply.client!r} replied twice in round {self.number}")
@@ -62,6 +73,8 @@ class Incoming:
     def fail(self, failure: Failure, notify: Observer) -> None:
         """A client gave no usable reply."""
         self.failures.append(failure)
+        if failure.simulated_seconds is not None:
+            self.seconds = failure.simulated_seconds
         notify("client_failed", {"client": failure.client, "round": self.number, "reason": failure.reason})
 
     def usable(self) -> int:
@@ -77,6 +90,12 @@ class Incoming:
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
+
+    def taking_part(self) -> tuple[str, ...]:
+        """Who was asked; of asynchronous rounds, which offer work to all, who replied or failed."""
+        if self.staleness_exponent is None:
+            return self.clients
+        return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
 
     def joules(self) -> float | None:
         """Of the clients; None where one does not know."""

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 
 from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey, verify
-from silotune.sections import Positive, Section
+from silotune.settings import Positive, Section
 
 JOB = "job"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -1,13 +1,15 @@
 """Encodes requests and replies as bytes, and decodes them strictly: JSON and safetensors, nothing executable.
 
 A message is ``ST01``, the length of a JSON header (4 bytes, little-endian), the header (filled up with blanks), and a
-safetensors file. The decoder compares every name, dtype and shape with what the receiver expects before it allocates
-anything from them.
+safetensors file; ``SZ01`` says that the safetensors file is one Zstandard frame. The decoder compares every name, dtype
+and shape with what the receiver expects, and the length that a frame claims with the longest such file, before it
+allocates anything from them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +20,18 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from silotune.errors import MessageError
+from silotune.errors import MessageError, require
 from silotune.federation.strict_json import strict_object
 from silotune.record.energy import EnergySource
-from silotune.sections import Positive, Section
+from silotune.settings import Positive, Section
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart, digest
 
 MAGIC = b"ST01"
+MAGIC_ZSTD = b"SZ01"
 MAX_HEADER_BYTES = 1 << 20
+MAX_LISTED_BYTES = 256
+"""Of one tensor in a safetensors file's list, beside its name."""
 LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -111,11 +116,17 @@ def layout_of(tensors: Tensors) -> Layout:
     return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def encode(message: Request | Reply) -> bytes:
+def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
     """A message as bytes; the same message gives the same bytes.
+
+    Args:
+        message: What to send.
+        zstd: Level at which the tensors are compressed; 0 for none. The header is not: it holds measured figures, and
+            a message's size must not depend on them.
 
     Raises:
         MessageError: The body holds something that JSON cannot say, or a tensor has a dtype that is not carried.
+        MissingPackageError: ``zstd`` is above 0 and zstandard is not installed.
     """
     header = {
         "type": "request" if isinstance(message, Request) else "reply",
@@ -132,7 +143,9 @@ def encode(message: Request | Reply) -> bytes:
     text += b" " * _slack(header["body"])
     layout_of(message.tensors)
     payload = save(apart(message.tensors))
-    return MAGIC + struct.pack("<I", len(text)) + text + payload
+    if zstd:
+        payload = require("zstandard", extra="zstd").ZstdCompressor(level=zstd).compress(payload)
+    return (MAGIC_ZSTD if zstd else MAGIC) + struct.pack("<I", len(text)) + text + payload
 
 
 def _beside(message: Request | Reply) -> dict[str, str]:
@@ -188,7 +201,7 @@ def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors
     header, start = _header(data)
     if header.type != wanted:
         raise MessageError(f"expected a {wanted}, got a {header.type}")
-    payload = data[start:]
+    payload = data[start:] if data[:4] == MAGIC else _decompressed(data[start:], expected)
     _check_layout(_layout_in(payload), expected)
     try:
         tensors = load(payload)
@@ -198,7 +211,7 @@ def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors
 
 
 def _header(data: bytes) -> tuple[Header, int]:
-    if len(data) < 8 or data[:4] != MAGIC:
+    if len(data) < 8 or data[:4] not in (MAGIC, MAGIC_ZSTD):
         raise MessageError("not a silotune message, or one of another version")
     (length,) = struct.unpack("<I", data[4:8])
     if length > MAX_HEADER_BYTES or len(data) < 8 + length:
@@ -212,6 +225,24 @@ def _header(data: bytes) -> tuple[Header, int]:
         raise MessageError("a message's header does not have the expected fields")
     beside = fields.get(optional, "")
     return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"], beside), 8 + length
+
+
+def _decompressed(frame: bytes, expected: Layout) -> bytes:
+    """A safetensors file from its Zstandard frame, which may claim no more bytes than such a file can have."""
+    zstandard = require("zstandard", extra="zstd")
+    widths = {name: dtype.itemsize for dtype, name in SAFETENSORS_DTYPES.items()}
+    listed = sum(len(json.dumps(name)) + MAX_LISTED_BYTES for name in expected)
+    limit = 64 + listed + sum(widths[dtype] * math.prod(shape) for dtype, shape in expected.values())
+    try:
+        claimed = zstandard.get_frame_parameters(frame)
+        if claimed.content_size > limit or claimed.window_size > max(limit, 1 << 20):
+            raise MessageError(
+                f"a compressed message claims {claimed.content_size} bytes, at most {limit} are expected"
+            )
+        made: bytes = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise MessageError("the tensors of a message do not decompress") from error
+    return made
 
 
 def _layout_in(payload: bytes) -> Layout:

@@ -19,7 +19,8 @@ from silotune.config import read_toml, validated
 from silotune.errors import ConfigError, PolicyError, SignatureError
 from silotune.federation.jobs import Sha256
 from silotune.record.signatures import normal_public
-from silotune.sections import Objective, Positive, Section
+from silotune.sections import Objective
+from silotune.settings import Positive, Section
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")

@@ -24,3 +24,9 @@ def sample_clients(clients: Sequence[str], count: int | None, *, seed: int, roun
     generator = random.Random(derive(seed, "sample-clients", round_number=round_number))  # noqa: S311
     chosen = set(generator.sample(range(len(clients)), count))
     return tuple(name for place, name in enumerate(clients) if place in chosen)
+
+
+def offered_clients(clients: Sequence[str], count: int | None, *, seed: int, round_number: int) -> tuple[str, ...]:
+    """All clients, in the order in which an asynchronous round offers them work; ``count`` bounds those at work."""
+    generator = random.Random(derive(seed, "sample-clients", round_number=round_number))  # noqa: S311
+    return tuple(generator.sample(list(clients), len(clients)))

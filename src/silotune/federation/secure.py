@@ -33,7 +33,8 @@ from silotune.privacy.figures import FIGURES, from_integers
 from silotune.privacy.ring import RINGS, Integers, mean
 from silotune.privacy.secure_sum import coordinator as protocol
 from silotune.privacy.secure_sum.terms import SignedKeys, Terms, all_holders, roster_digest, safe_degree
-from silotune.sections import PrivacySection, Section
+from silotune.sections import PrivacySection
+from silotune.settings import Section
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Tensors
 
 EVERYBODY = "(sum)"

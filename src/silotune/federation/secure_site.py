@@ -18,8 +18,9 @@ from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
-from silotune.sections import HeScheme, Positive, Section
+from silotune.sections import HeScheme
 from silotune.seeds import derive
+from silotune.settings import Positive, Section
 from silotune.structs import Reply, Request, SiteState
 
 SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]

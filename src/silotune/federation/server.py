@@ -12,12 +12,14 @@ from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
 from silotune.federation.incoming import Incoming
 from silotune.federation.jobs import JOB
-from silotune.federation.sampling import sample_clients
+from silotune.federation.links import address
+from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.secure import Asking, Collector
 from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
+from silotune.link_settings import DownloadSection
 from silotune.lora import cut
 from silotune.methods.advance import advance
 from silotune.methods.algorithms import Method
@@ -63,6 +65,8 @@ class Plan:
         target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
         budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
+        download: How the tensors of requests are compressed.
+        staleness_exponent: An update that is s rounds late is scaled by (1 + s)^-exponent; None: none may be late.
         meter: Counts what this process spends.
         privacy: Noise on the mean update; None for none, or where the sites add it.
         audit: The trail to keep, and the keys of clients; None for no trail.
@@ -85,6 +89,8 @@ class Plan:
     target: float | None = None
     budget: BudgetSection = BudgetSection()
     checkpoint_every: int = 1
+    download: DownloadSection = field(default_factory=DownloadSection)
+    staleness_exponent: float | None = None
     meter: Meter = field(default_factory=Meter)
     privacy: CentralPrivacy | None = None
     audit: Audit | None = None
@@ -130,6 +136,7 @@ def run_rounds(
             state = replace(state, stopped=str(error))
         except TooFewRepliesError as error:
             tries += 1
+            state = replace(state, held={}, holders=())  # some hold this try's model: the next one goes out whole
             if SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify):
                 state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
@@ -176,12 +183,13 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     number = state.round_number + 1
     kept, clients = begin_round(plan.privacy, transport.clients(), state.privacy, number=number, run=run)
     if clients is None:
-        clients = sample_clients(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
+        pick = sample_clients if plan.staleness_exponent is None else offered_clients
+        clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     parts = plan.method.schedule(number)
     sent = plan.method.sent(state.weights, state.memory)
     down = outgoing(sent, parts)
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
-    incoming = Incoming(number, clients, expected, plan.audit)
+    incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
 
     def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
         return exchange(plan, transport, requests)
@@ -189,7 +197,12 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     shape = returned(down, parts)
     asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify)
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
-    updates = plan.protected(asking) if plan.protected is not None else _each(asking, incoming, plan.ranks)
+    held: Tensors = {}
+    if plan.protected is not None:
+        updates = plan.protected(asking)
+    else:
+        requests, held = _addressed(plan, state, asking)
+        updates = incoming.updates(send(requests), notify)
     if plan.protected is None and plan.privacy is None:  # else nothing may be known of one client's product
         updates = products.watch(updates)
     delta, kept = _aggregated(plan, incoming, updates, kept, shape)
@@ -204,7 +217,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     record = RoundRecord(
         number,
         metrics,
-        clients,
+        incoming.taking_part(),
         tuple(incoming.failures),
         incoming.mean_loss(),
         train_seconds,
@@ -214,6 +227,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         _cost(plan, begun, trained, plan.meter.coordinator()),
         kept.get("epsilon"),
         error,
+        incoming.seconds,
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -222,9 +236,12 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         round_number=number,
         weights=weights,
         memory=memory,
+        held=held,
+        holders=tuple(row["client"] for row in incoming.rows) if held else (),
         bytes_up=state.bytes_up + record.bytes_up,
         bytes_down=state.bytes_down + record.bytes_down,
         joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
+        simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
         privacy=kept,
     )
     after = _selected(plan, after)
@@ -233,13 +250,14 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
-def _each(asking: Asking, incoming: Incoming, ranks: Mapping[str, int]) -> Iterator[ClientUpdate]:
-    """Every client's own update, as it arrives."""
-    requests = {
-        name: Request("train", asking.number, name, cut(asking.weights, ranks.get(name)), asking.body)
+def _addressed(plan: Plan, state: ServerState, asking: Asking) -> tuple[dict[str, Request], Tensors]:
+    """Every client's own request as it travels, and what those that answer hold from then on."""
+    asked = {
+        name: Request("train", asking.number, name, cut(asking.weights, plan.ranks.get(name)), asking.body)
         for name in asking.clients
     }
-    return incoming.updates(asking.send(requests), asking.notify)
+    rounding = derive(plan.seed, "compress", round_number=asking.number)
+    return address(asked, plan.download, held=state.held, holders=state.holders, seed=rounding)
 
 
 def _aggregated(
@@ -277,11 +295,12 @@ def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *
     up, down = incoming.bytes_up(), incoming.bytes_down()
     spent = plan.meter.coordinator()
     record = RoundRecord(
-        after.round_number, {}, incoming.clients, tuple(incoming.failures), None, 0.0, 0.0, up, down,
-        _cost(plan, spent, spent, spent),
+        after.round_number, {}, incoming.taking_part(), tuple(incoming.failures), None, 0.0, 0.0, up, down,
+        _cost(plan, spent, spent, spent), simulated_seconds=incoming.seconds,
     )  # fmt: skip
     _write(record, plan, run, notify)
-    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down)
+    seconds = state.simulated_seconds if incoming.seconds is None else incoming.seconds
+    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down, simulated_seconds=seconds)
 
 
 def _why(incoming: Incoming) -> str:
@@ -336,6 +355,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         "evaluate_seconds": record.evaluate_seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
+        **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
         **({} if record.epsilon is None else {"epsilon": record.epsilon}),

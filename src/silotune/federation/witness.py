@@ -46,7 +46,7 @@ def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, 
         return dict(requests)
     known = _Digests()
     for name, request in requests.items():
-        tensors = known(request.tensors)
+        tensors = known(request.as_sent().tensors)
         fields = {"kind": request.kind, "round": request.round_number, "client": name, "tensors": tensors}
         made = request_digest(request, tensors)
         audit.trail.add("request", {**fields, "body": sha256(request.body), "request": made})
@@ -93,7 +93,7 @@ def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known:
     fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
     keys, request = audit.keys.get(reply.client), requests.get(reply.client)
     if keys is not None and request is not None:
-        said = statement(reply, request=request_digest(request, known(request.tensors)), head=request.head)
+        said = statement(reply, request=request_digest(request, known(request.as_sent().tensors)), head=request.head)
         fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
     said_of = {"report": reply.body} if reply.kind in _REPORTED else {"body": sha256(reply.body)}
     fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}

@@ -17,7 +17,7 @@ from silotune.structs import ServerState, SiteState
 _FOLDER = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?")
 STATE = "state.json"
 _FILES = (STATE, "server.safetensors", "sites.safetensors")
-_SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights"}
+_SERVER_GROUPS = {"weights": "weights", "memory": "memory", "best": "best_weights", "held": "held"}
 _SERVER_VALUES = (
     "round_number",
     "best_round",
@@ -28,6 +28,8 @@ _SERVER_VALUES = (
     "joules",
     "stopped",
     "privacy",
+    "holders",
+    "simulated_seconds",
 )
 
 
@@ -86,6 +88,7 @@ def load(folder: Path) -> tuple[ServerState, dict[str, SiteState]] | None:
 def _server(place: Path, state: Mapping[str, Any]) -> ServerState:
     groups = read_groups(place / "server.safetensors", state["server_tensors"])
     values: dict[str, Any] = {name: state["server"][name] for name in _SERVER_VALUES}
+    values["holders"] = tuple(values["holders"])
     values.update({name: groups[group] for group, name in _SERVER_GROUPS.items()})
     return ServerState(**values)
 

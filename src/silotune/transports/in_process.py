@@ -20,9 +20,13 @@ import torch
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round, expected_reply
+from silotune.federation.links import open_reply
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from silotune.link_settings import CompressionSection
+from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.sections import FederationSection
 from silotune.structs import BUDGET, Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 
@@ -56,11 +60,20 @@ class InProcess:
         sites: The clients by name, all on one resident model.
         encode: Pass messages through the encoder; otherwise bytes are those of the tensors alone.
         workers: Clients at work at one time; they share out this process's torch threads.
+        links: How tensors are compressed: ``upload`` and ``download`` of the section; default: not at all.
     """
 
-    def __init__(self, sites: Mapping[str, Site], *, encode: bool = True, workers: int = 1) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        *,
+        encode: bool = True,
+        workers: int = 1,
+        links: FederationSection | None = None,
+    ) -> None:
         self._sites = dict(sites)
         self._encode = encode
+        self._links = links or FederationSection()
         resident = next(iter(self._sites.values())).adapted
         self._models = [resident, *(adapters.replicate(resident) for _ in range(workers - 1))]
 
@@ -119,11 +132,11 @@ class InProcess:
                     future.cancel()
 
     def _one(self, request: Request, site: Site) -> Reply | Failure:
-        serve: Callable[[Request, Site], Reply] = _encoded if self._encode else _direct
+        serve: Callable[[Request, Site, FederationSection], Reply] = _encoded if self._encode else _direct
         try:
-            return serve(request, site)
+            return serve(request, site, self._links)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: one client never ends a run
-            sent = _request_bytes(request, encoded=self._encode)
+            sent = _request_bytes(request, self._links, encoded=self._encode)
             rule = error.rule if isinstance(error, PolicyError) else ""
             stage = BUDGET if isinstance(error, BudgetError) else request.kind
             reason = _one_line(error)
@@ -145,31 +158,41 @@ def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def _encoded(request: Request, site: Site) -> Reply:
-    sent = encode(request)
-    reply = client_round(decode_request(sent, layout_of(request.tensors)), site)
-    returned = encode(reply)
-    return _with_bytes(decode_expected(returned, request), down=len(sent), up=len(returned))
+def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
+    outgoing = request.as_sent()
+    sent = encode(outgoing, zstd=links.download.zstd)
+    reply = client_round(decode_request(sent, layout_of(outgoing.tensors)), site)
+    returned = encode(reply, zstd=links.upload.zstd)
+    return _with_bytes(decode_expected(returned, request, links.upload), down=len(sent), up=len(returned))
 
 
-def decode_expected(data: bytes, request: Request) -> Reply:
-    """A reply, checked against what its request expects.
+def decode_expected(data: bytes, request: Request, upload: CompressionSection | None = None) -> Reply:
+    """A reply, checked against what its request expects, and opened.
+
+    Args:
+        data: The reply as it came.
+        request: What it answers.
+        upload: How its tensors are compressed; default: not at all.
 
     Raises:
         MessageError: Anything is not as expected.
     """
-    return decode_reply(data, expected_reply(request))
+    settings, expected = upload or CompressionSection(), expected_reply(request)
+    return open_reply(decode_reply(data, packed_layout(expected, settings)), settings, expected)
 
 
-def _direct(request: Request, site: Site) -> Reply:
-    reply = client_round(request, site)
-    return _with_bytes(reply, down=num_bytes(request.tensors), up=num_bytes(reply.tensors))
+def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
+    outgoing = request.as_sent()
+    reply = client_round(outgoing, site)
+    opened = open_reply(reply, links.upload, expected_reply(request))
+    return _with_bytes(opened, down=num_bytes(outgoing.tensors), up=num_bytes(reply.tensors))
 
 
-def _request_bytes(request: Request, *, encoded: bool) -> int:
+def _request_bytes(request: Request, links: FederationSection, *, encoded: bool) -> int:
     """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
+    outgoing = request.as_sent()
     try:
-        return len(encode(request)) if encoded else num_bytes(request.tensors)
+        return len(encode(outgoing, zstd=links.download.zstd)) if encoded else num_bytes(outgoing.tensors)
     except MessageError:
         return 0
 

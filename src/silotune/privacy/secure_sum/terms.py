@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from silotune.errors import ProtectionError
 from silotune.privacy.ring import Scale, levels
-from silotune.sections import Positive, Section
+from silotune.settings import Positive, Section
 
 CORRUPT_SHARE, CHANCE_TO_OPEN = 0.2, 2.0**-40
 DROPPED_SHARE, CHANCE_TO_STICK = 0.1, 2.0**-20
