@@ -64,7 +64,9 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
     assert warnings(Config(), {"a": 10**6}) == []
     said = "\n".join(warnings(made(dp="example", epsilon=1), {"a": 10**6}))
     assert "is not below 1 / 1000000 (examples of the largest client)" in said
-    assert "both LoRA factors" in said
+    assert "federation.lora = 'freeze-a'" in said
+    frozen = from_mapping({"privacy": {"dp": "example", "epsilon": 1}, "federation": {"lora": "freeze-a"}})
+    assert warnings(frozen, {"a": 100}) == []
     few = from_mapping(
         {
             "privacy": {"dp": "client", "epsilon": 1},

@@ -185,10 +185,10 @@ def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
         made.append(
             f"privacy.delta = {privacy.delta:g} is not below 1 / {units} ({unit}): it could give one away whole"
         )
-    if config.adapter.kind in ("lora", "qlora"):
+    if config.adapter.kind in ("lora", "qlora") and config.federation.lora == "factors":
         made.append(
-            "noise on both LoRA factors multiplies: their product carries noise times noise; a frozen factor A "
-            "(one-sided LoRA, Sun et al. 2024) loses less accuracy at the same epsilon"
+            "noise on both LoRA factors multiplies: their product carries noise times noise; "
+            "federation.lora = 'freeze-a' (Sun et al. 2024) loses less accuracy at the same epsilon, 'sb' less still"
         )
     if privacy.dp in ("client", "local") and len(sizes) < 20:
         made.append(
