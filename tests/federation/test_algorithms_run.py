@@ -101,7 +101,10 @@ def test_every_algorithm_trains_every_objective(models, first, tmp_path: Path, a
     assert any(not torch.equal(state.weights[name], tensor) for name, tensor in weights.items())
 
 
-@pytest.mark.parametrize(("aggregation", "weighting"), zip(AGGREGATIONS, itertools.cycle(WEIGHTINGS), strict=False))
+COMBINED = [*zip(AGGREGATIONS, itertools.cycle(WEIGHTINGS), strict=False)]
+
+
+@pytest.mark.parametrize(("aggregation", "weighting"), COMBINED)
 def test_every_rule_and_weighting_goes_with_a_run(
     model, start, tmp_path: Path, aggregation: str, weighting: str
 ) -> None:
