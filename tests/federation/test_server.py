@@ -74,6 +74,15 @@ def rows(folder: Path, name: str = "metrics") -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in timed} for row in RunFolder(folder).read_rows(name)]
 
 
+def test_a_withheld_loss_is_not_taken_for_none_at_all(tmp_path: Path) -> None:
+    def silent(request: Request) -> Reply:
+        reply = honest(request)
+        return replace(reply, body={**reply.body, "loss": None})
+
+    with pytest.raises(FederationError, match="withholds its loss"):
+        run(tmp_path, plan(method=method(FederationSection(weighting="q-ffl"))), Fake(silent))
+
+
 def total(weights: Tensors) -> dict[str, Any]:
     return {"sum": float(weights["w"].sum())}
 

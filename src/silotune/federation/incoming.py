@@ -51,7 +51,7 @@ class Incoming:
             notify("client_finished", row)
             factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
             delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
-            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss or 0.0, report.steps)
+            yield ClientUpdate(reply.client, delta, report.num_examples, report.loss, report.steps)
             del reply, delta  # or they would live on until the next one is there
 
     def _checked(self, reply: Reply) -> TrainReport:
