@@ -48,7 +48,7 @@ SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
 """Algorithms that learn of the clients nothing but the mean of their updates."""
 
-SUMMABLE: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "feddyn")
+SUMMABLE: tuple[Algorithm, ...] = (*LINEAR, "feddyn")
 """Algorithms that use updates in no other way than in their sum weighted by examples."""
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.errors import require
 
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="Folder of an unpacked kit.")]
 CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="As 'silotune submit' printed it.")]
-DEPLOY = "flwr"
 
 
 def coordinator_app() -> typer.Typer:
@@ -35,13 +36,18 @@ def site_app() -> typer.Typer:
     return app
 
 
+def _print_process(name: str, said: Mapping[str, Any]) -> Console:
+    """First line of a status: whether the process runs; gives the console for what follows."""
+    console, process = stdout(), said["process"]
+    console.print(f"{name}: {'process ' + str(process) if process else 'stopped'}")
+    return console
+
+
 def _coordinator_start(kit: KitFolder) -> None:
     """Serve sites and submitted runs until stopped; a run at hand goes on at the next start."""
-    from silotune.deploy.kits import read_kit
-    from silotune.errors import require
-
-    require(DEPLOY, extra="deploy")
+    require("flwr", extra="deploy")
     from silotune.deploy.coordinator import start
+    from silotune.deploy.kits import read_kit
 
     start(read_kit(kit), notify=_say)
 
@@ -55,9 +61,7 @@ def _coordinator_status(kit: KitFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(said)
         return
-    console = stdout()
-    process = said["process"]
-    console.print(f"coordinator: {'process ' + str(process) if process else 'stopped'}")
+    console = _print_process("coordinator", said)
     if said.get("fault"):
         console.print(f"fault: {said['fault']}", soft_wrap=True)
     for name, how in sorted(said["sites"].items()):
@@ -76,10 +80,8 @@ def _coordinator_stop(kit: KitFolder) -> None:
 
 def _site_start(kit: KitFolder) -> None:
     """Connect to the coordinator and train for its runs until stopped."""
+    require("flwr", extra="deploy")
     from silotune.deploy.kits import read_kit
-    from silotune.errors import require
-
-    require(DEPLOY, extra="deploy")
     from silotune.deploy.site import start
 
     start(read_kit(kit), notify=_say)
@@ -94,9 +96,7 @@ def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(said)
         return
-    console = stdout()
-    process = said["process"]
-    console.print(f"site {said['site']}: {'process ' + str(process) if process else 'stopped'}")
+    console = _print_process(f"site {said['site']}", said)
     for part in ("node", "trainer"):
         if part in said:
             console.print(

@@ -194,15 +194,18 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     adapted = adapted_of(config, task)
     encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 
-    gold, gold_places, *cut = scorer_of(config, adapted, dataset, config.evaluation.gold)
     settings = config.evaluation
+    gold_examples = scored_examples(config, dataset, settings.gold)
+    gold, gold_places, *cut = scorer_of(config, adapted, dataset, gold_examples, name=settings.gold)
     selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
     selection = None
     if selects:
-        selection, _, note = scorer_of(config, adapted, dataset, settings.selection)
+        chosen = scored_examples(config, dataset, settings.selection)
+        selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
     notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
-    own_shares = _own_shares(config, dataset, shares) if train else {}
+    field = dealt_by(config.data.partition)
+    own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     federation, initial = config.federation, adapters.read(adapted)
     notes.extend(_factor_notes(federation, initial))
     ranks = client_ranks(initial, federation.ranks, federation.memory_mb, optimizer=config.training.optimizer)
@@ -217,29 +220,20 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         gold=gold,
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
-        forgetting=_forgetting(config, adapted),
+        forgetting=_forgetting(config, adapted, initial),
         skew=skew(train, shares) if train else {},
         notes=tuple(notes),
     )
 
 
-def _own_shares(config: Config, dataset: Dataset, shares: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
-    """Client -> places of the gold-standard set that are like its training examples."""
-    gold = scored_examples(config, dataset, config.evaluation.gold)
-    field = dealt_by(config.data.partition)
-    return deal_alike(gold, dataset.splits["train"], shares, seed=config.seed, field=field)
-
-
-def scorer_of(config: Config, adapted: Adapted, dataset: Dataset, name: str) -> tuple[SetScorer, Places, str | None]:
-    """Scores on the set that a split's name or a file gives; for a mixture, one scorer a task.
+def scorer_of(
+    config: Config, adapted: Adapted, dataset: Dataset, examples: Sequence[Example], *, name: str
+) -> tuple[SetScorer, Places, str | None]:
+    """Scores on the examples of a set; for a mixture, one scorer a task.
 
     Returns:
         The scorer, the places of each example among the encoded ones, and a note on those that were cut.
-
-    Raises:
-        DataError: The set is not there, or holds nothing.
     """
-    examples = scored_examples(config, dataset, name)
     encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
     note = truncation_note(encoded, name)
     alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
@@ -280,7 +274,7 @@ def base_of(config: Config, task: Task) -> Base:
     return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
 
 
-def _forgetting(config: Config, adapted: Adapted) -> Forgetting | None:
+def _forgetting(config: Config, adapted: Adapted, initial: Tensors) -> Forgetting | None:
     settings = config.evaluation
     if not settings.forgetting:
         return None
@@ -288,7 +282,7 @@ def _forgetting(config: Config, adapted: Adapted) -> Forgetting | None:
     text = windows(adapted, documents(settings.forgetting), max_tokens=settings.forgetting_tokens, max_length=length)
     name = settings.forgetting if settings.forgetting == EMBEDDED else Path(settings.forgetting).name
     batch_size = max(1, min(settings.batch_size, FORGETTING_TOKENS_A_PASS // length))
-    return Forgetting(adapted, name, text, adapters.read(adapted), batch_size)
+    return Forgetting(adapted, name, text, initial, batch_size)
 
 
 def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, ...]]:

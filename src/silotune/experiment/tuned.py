@@ -12,7 +12,7 @@ from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
-from silotune.experiment.prepare import base_of, closed_labels, scorer_of
+from silotune.experiment.prepare import base_of, closed_labels, scored_examples, scorer_of
 from silotune.experiment.start import read_adapter
 from silotune.lora import padded
 from silotune.models import adapters
@@ -114,7 +114,8 @@ def evaluate(
         dataset, name = load_examples(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     adapted = _load(folder, config, mode, knows_start=True)
-    scorer, _, _ = scorer_of(config, adapted, dataset, name)
+    examples = scored_examples(config, dataset, name)
+    scorer, _, _ = scorer_of(config, adapted, dataset, examples, name=name)
     return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **scorer(adapters.read(adapted))}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from silotune.errors import BudgetError, FederationError, ProtectionError
@@ -191,20 +192,10 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
     incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
 
-    def send(requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
-        return exchange(plan, transport, requests)
-
     shape = returned(down, parts)
-    asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify)
+    asking = Asking(number, clients, down, shape, plan.body, partial(exchange, plan, transport), incoming, notify)
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
-    held: Tensors = {}
-    if plan.protected is not None:
-        updates = plan.protected(asking)
-    else:
-        requests, held = _addressed(plan, state, asking)
-        updates = incoming.updates(send(requests), notify)
-    if plan.protected is None and plan.privacy is None:  # else nothing may be known of one client's product
-        updates = products.watch(updates)
+    updates, held = _asked(plan, state, asking, incoming, products)
     delta, kept = _aggregated(plan, incoming, updates, kept, shape)
     share = incoming.usable() / len(transport.clients())
     seed = derive(plan.seed, "adapter-init", round_number=number)
@@ -248,6 +239,18 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     if not after.stopped:
         after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
+
+
+def _asked(
+    plan: Plan, state: ServerState, asking: Asking, incoming: Incoming, products: Products
+) -> tuple[Iterator[ClientUpdate], Tensors]:
+    """The round's updates as they come in, and what the clients that answer hold from then on."""
+    if plan.protected is not None:
+        return plan.protected(asking), {}
+    requests, held = _addressed(plan, state, asking)
+    updates = incoming.updates(asking.send(requests), asking.notify)
+    # under a guarantee nothing may be known of one client's product
+    return (products.watch(updates) if plan.privacy is None else updates), held
 
 
 def _addressed(plan: Plan, state: ServerState, asking: Asking) -> tuple[dict[str, Request], Tensors]:
