@@ -341,7 +341,9 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
         audit=audit,
-        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
+        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part))
+        if part.sends_updates
+        else None,
         privacy=privacy.central_of(config, part, name),
     )
 

@@ -13,9 +13,11 @@ from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
+from silotune.federation import noised_sum
+from silotune.federation.budget import Budget
 from silotune.federation.messages import Layout, read_body
 from silotune.privacy.figures import FIGURES, to_integers
-from silotune.privacy.ring import quantise
+from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
 from silotune.sections import HeScheme
@@ -53,6 +55,7 @@ class Seat(Protocol):
 
     name: str
     state: SiteState
+    budget: Budget
     protection: Protection | None
 
 
@@ -144,31 +147,37 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     terms = stage.before.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
+    share = noised_sum.begin(terms, order.train, site)
     update = train(replace(request, kind="train", body=order.train))
     if arithmetic.count(update.tensors) != terms.size:
         raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
-    arrays = integers_of(update, terms, seed=int(order.train.get("seed", 0)))
-    protocol.mask(protection.member, accepted, arrays)
+    arrays, noise = integers_of(update, terms, share, seed=int(order.train.get("seed", 0)))
+    protocol.mask(protection.member, accepted, arrays, noise=noise)
     protection.stage = accepted
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
     return Reply(request.kind, request.round_number, site.name, tensors)
 
 
-def integers_of(update: Reply, terms: Terms, *, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A ``train`` reply as integers before masking: values of the update, figures.
+def integers_of(
+    update: Reply, terms: Terms, share: noised_sum.Share | None, *, seed: int
+) -> tuple[list[Integers], list[Integers]]:
+    """A ``train`` reply as integers before masking: values of the update and figures; and the noise on the values.
 
     The rounding is drawn from the run's seed, so that a repeated round gives the same sum; it hides nothing.
     """
-    values = arithmetic.flatten(update.tensors).float().numpy()
     drawn = derive(seed, "rounding", round_number=update.round_number, client=update.client)
+    generator, clients = np.random.default_rng(drawn), len(terms.cohort)
+    if share is not None:
+        values, noise, weight = noised_sum.noised(update, terms, share, generator=generator)
+        return [values, to_integers(update.body, clipped=0, clients=clients, weight=weight)], [noise]
     quantised, clipped = quantise(
-        values,
+        arithmetic.flatten(update.tensors).float().numpy(),
         int(update.body["num_examples"]),
         terms.scale(),
         bits=terms.bits,
-        generator=np.random.default_rng(drawn),
+        generator=generator,
     )
-    return quantised, to_integers(update.body, clipped=clipped, clients=len(terms.cohort))
+    return [quantised, to_integers(update.body, clipped=clipped, clients=clients)], []
 
 
 def check_survivors(request: Request, site: Seat) -> Reply:
@@ -191,6 +200,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
+    noised_sum.settle(stage.before.before.before.terms, len(stage.survivors), site)
     opened = {**site.state.data.get(OPENED, {}), str(request.round_number): protocol.survivors_digest(stage)}
     site.state = replace(site.state, data={**site.state.data, OPENED: opened})
     kinds = {
