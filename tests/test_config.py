@@ -98,7 +98,7 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
-        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs privacy.dp = 'example', 'client' or 'local'"),
+        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs a guarantee: privacy.dp = 'example'"),
         ({"privacy": {"dp": "example"}}, "privacy.dp = 'example' needs privacy.epsilon, privacy.noise_multiplier"),
         (
             {"privacy": {"dp": "local", "epsilon": 1, "clipping": "adaptive"}},

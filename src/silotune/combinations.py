@@ -24,7 +24,7 @@ def privacy_faults(
     """Combinations under which a guarantee could not be given, or a setting would do nothing."""
     if privacy.dp == "none":
         return [
-            f"privacy.{key} = {getattr(privacy, key)!r} needs privacy.dp = 'example', 'client', 'local' or 'distributed'"
+            f"privacy.{key} = {getattr(privacy, key)!r} needs a guarantee: privacy.dp = 'example', for one"
             for key in ("epsilon", "noise_multiplier", "ledger")
             if getattr(privacy, key) is not None
         ]

@@ -28,7 +28,7 @@ LARGEST_DEVIATION = 1e5
 LEAST_LENGTH, LENGTH_A_VALUE = 4096, 8
 """An update of the clip norm becomes integers of at least this norm, and of this times the root of their number: then
 rounding costs less than half a per cent of the noise."""
-PLANNED_SIZE = 1 << 24
+PLANNED_SIZE = 1 << 16
 """Values that a plan is made for before the model is known; the cost depends on them by less than a millionth."""
 _TAILS = 12
 """Standard deviations up to which shares go: less than 1e-30 lies outside."""
