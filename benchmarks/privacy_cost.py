@@ -1,8 +1,8 @@
-"""What protection costs: accuracy, core-seconds, bytes and joules of one federation under each guarantee, several seeds.
+"""What protection costs: accuracy, core-seconds, bytes and joules of one federation under each guarantee.
 
-All rows share data, clients, model and number of local steps. Learning rate and clip norm are tuned for each kind of row
-by itself, on the validation set of a seed that no row uses. Runs what is not done yet into a folder of run folders, then
-prints the table as Markdown. The same command goes on with a table that was stopped.
+All rows share data, clients, model and number of local steps. Learning rate and clip norm are tuned for each kind of
+row by itself, on the validation set of a seed that no row uses. Runs what is not done yet into a folder of run folders,
+then prints the table as Markdown. The same command goes on with a table that was stopped.
 
     python benchmarks/privacy_cost.py quickstart --seeds 0 1 2 --out runs/privacy-cost
 """

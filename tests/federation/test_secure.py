@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,62 +10,20 @@ import pytest
 import torch
 
 import tiny
+from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import ProtectionError
 from silotune.federation import secure_site
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
-from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.protections import PROTECTIONS
 from silotune.federation.secure import Asking, terms_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
-from silotune.sections import SUMMABLE, FederationSection, PrivacySection
-from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
+from silotune.sections import SUMMABLE, FederationSection
+from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten
-from silotune.transports.in_process import InProcess
-
-PHASES = ("keys", "shares", "input", "check", "unmask")
-NAMES = ("a", "b", "c", "d", "e")
-EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
-TRAINING = tiny.training(max_steps=1)
-
-
-class Net(InProcess):
-    """Sites in this process behind a wire that keeps what the coordinator sees, and loses what a test wants lost."""
-
-    def __init__(self, model, privacy: PrivacySection, lost: Callable[[str, str], bool] = lambda kind, client: False):
-        keys = members(NAMES, privacy)
-        self.sites = {name: Site(name, EXAMPLES[name], model, protection=keys.get(name)) for name in NAMES}
-        super().__init__(self.sites)
-        self.lost = lost
-        self.seen: list[Reply] = []
-        self.failures: list[Failure] = []
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
-            kind = next(iter(requests.values())).kind
-            if self.lost(kind, reply.client):
-                yield Failure(reply.client, reply.round_number, kind, "lost")
-                continue
-            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
-            yield reply
-
-
-def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
-    return PrivacySection(**{"protection": protection, "max_examples": 64, **changes})
-
-
-def run(
-    folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1, **federation
-) -> ServerState:
-    section = FederationSection(**federation)
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds)
-    plan = Plan(
-        rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
-        protected=PROTECTIONS[settings.protection](settings),
-    )  # fmt: skip
-    return run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +146,6 @@ def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) ->
 
 
 # --- requests that a site refuses -------------------------------------------------------------------------------------
-
-
-def asked(net: Net, name: str, kind: str, body: dict, tensors: Tensors | None = None, number: int = 1) -> Reply:
-    return client_round(Request(kind, number, name, tensors or {}, body), net.sites[name])
 
 
 def test_nothing_is_answered_twice_or_out_of_turn(model, start, tmp_path: Path) -> None:
