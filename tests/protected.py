@@ -37,6 +37,7 @@ class Net(InProcess):
         self.sites = {
             name: Site(name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget())
             for name in NAMES
+            for name in NAMES
         }
         super().__init__(self.sites)
         self.lost = lost

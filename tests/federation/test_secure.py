@@ -12,9 +12,9 @@ import torch
 import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import ProtectionError
-from silotune.federation import secure_site
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
+from silotune.federation.opened import OPENED
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.secure import Asking, terms_of
 from silotune.federation.server import Plan, run_rounds
@@ -99,7 +99,7 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
     run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
-    assert set(sites["a"].data["secure_sum"]) == {"1"}
+    assert set(sites["a"].data["opened"]) == {"secure_sum:1"}
     section = FederationSection()
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2).model_dump(mode="json")
     net = Net(model, settings)
@@ -121,6 +121,39 @@ def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path
         run(tmp_path / "3", again, start, settings)
     refused = {failure.client for failure in again.failures if "opened before, over other clients" in failure.reason}
     assert refused == set("abcd")
+
+
+def test_an_encrypted_run_killed_and_resumed_has_the_same_bits_and_memory(model, start, tmp_path: Path) -> None:
+    settings = privacy("he")
+    whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
+    run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
+    state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
+    net = Net(model, settings)
+    net.restore(sites)
+    assert sites["a"].data["opened"] == {"he.weight:1": "opened", "he.update:1": "opened"}
+    weight = asked(net, "b", "he.weight", {}).tensors["figures"]
+    order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
+    with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
+        asked(net, "a", "he.open", order, {"figures": weight})
+    resumed = run(tmp_path / "parts", net, start, settings, rounds=2, state=state)
+    tiny.assert_same_bits(resumed.weights, whole.weights)
+
+
+def test_a_site_put_back_to_an_earlier_round_remembers_what_it_opened(model, start, tmp_path: Path) -> None:
+    """A coordinator that asks for round 1 again over fewer clients: the state is the old one, the file is not."""
+    settings = privacy()
+    net = Net(model, settings)
+    for name, site in net.sites.items():
+        site.protection.memory = tmp_path / f"{name}.jsonl"
+    run(tmp_path / "1", net, start, settings)
+    net.restore({})
+    net.lost = lambda kind, name: kind.endswith("input") and name == "e"
+    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
+        run(tmp_path / "2", net, start, settings)
+    assert sum("opened before, over other clients" in failure.reason for failure in net.failures) == 4
+    net.restore({})
+    net.lost = lambda kind, name: False
+    run(tmp_path / "3", net, start, settings)  # the same clients: the same sum, nothing new
 
 
 @pytest.mark.parametrize("algorithm", SUMMABLE)
@@ -240,8 +273,8 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
 
 
 def test_site_state_is_kept_through_training(model, start) -> None:
-    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={secure_site.OPENED: {"1": "x"}}))
+    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={OPENED: {"secure_sum:1": "x"}}))
     order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
     client_round(Request("train", 1, "a", start, order), site)
-    assert site.state.data == {"secure_sum": {"1": "x"}}
+    assert site.state.data == {"opened": {"secure_sum:1": "x"}}
     assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

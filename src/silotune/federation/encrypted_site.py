@@ -13,6 +13,7 @@ from pydantic import Field
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.messages import Layout, read_body
+from silotune.federation.opened import remember, remembered
 from silotune.federation.secure_site import Protection, Seat, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
@@ -111,10 +112,10 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
     """
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
-    which = (request.round_number, order.size > 0)
-    if which in protection.he_opened:
+    which = f"he.{'update' if order.size else 'weight'}:{request.round_number}"
+    if remembered(site, which, file=protection.memory) is not None:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
-    protection.he_opened.add(which)
+    remember(site, which, "opened", file=protection.memory)
     figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(

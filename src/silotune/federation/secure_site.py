@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from silotune.errors import ProtectionError
 from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.messages import Layout, read_body
+from silotune.federation.opened import remember, remembered
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
@@ -28,8 +30,6 @@ from silotune.structs import Reply, Request, SiteState
 SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
 VALUES, FIGURES_NAME = "values", "figures"
-OPENED = "secure_sum"
-"""Key of ``SiteState.data``: round -> digest of the survivors whose sum this site has helped to open."""
 
 _Stage = TypeVar("_Stage", bound=protocol.Stage)
 
@@ -39,15 +39,15 @@ class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
     ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme; ``he_opened`` tells the sums that this site has
-    decrypted.
+    ``he_keys`` are the secret keys that all sites share, by scheme. ``memory`` is a file that remembers which sums were
+    opened when the site's state is put back; None where the state is enough.
     """
 
     member: Member
     stage: protocol.Stage | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
-    he_opened: set[tuple[int, bool]] = field(default_factory=set)
+    memory: Path | None = None
 
 
 class Seat(Protocol):
@@ -185,7 +185,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Masked, request)
     survivors = read_body(CheckOrder, request).survivors
     agreed, signature = protocol.agree(protection.member, stage, survivors)
-    before = site.state.data.get(OPENED, {}).get(str(request.round_number))
+    before = remembered(site, _which(request), file=protection.memory)
     if before not in (None, protocol.survivors_digest(agreed)):
         raise ProtectionError(
             f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
@@ -201,8 +201,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.before.before.before.terms, len(stage.survivors), site)
-    opened = {**site.state.data.get(OPENED, {}), str(request.round_number): protocol.survivors_digest(stage)}
-    site.state = replace(site.state, data={**site.state.data, OPENED: opened})
+    remember(site, _which(request), protocol.survivors_digest(stage), file=protection.memory)
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }
@@ -213,6 +212,10 @@ def input_layout(request: Request) -> Layout:
     """What the tensors of an answer to ``secure_sum.input`` must be."""
     order = read_body(InputOrder, request)
     return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
+
+
+def _which(request: Request) -> str:
+    return f"secure_sum:{request.round_number}"
 
 
 _NAMES = (VALUES, FIGURES_NAME)
