@@ -131,6 +131,7 @@ def test_an_encrypted_run_killed_and_resumed_has_the_same_bits_and_memory(model,
     net = Net(model, settings)
     net.restore(sites)
     assert sites["a"].data["opened"] == {"he.weight:1": "opened", "he.update:1": "opened"}
+    assert sites["b"].data["opened"] == {"he.weight:1": "sent", "he.update:1": "sent"}
     weight = asked(net, "b", "he.weight", {}).tensors["figures"]
     order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
     with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
@@ -263,6 +264,10 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
     net = Net(model, settings)
     weight = asked(net, "a", "he.weight", {})
     order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
+    with pytest.raises(ProtectionError, match="has sent nothing in round 1"):
+        asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
+    for name in "bc":
+        asked(net, name, "he.weight", {})
     with pytest.raises(ProtectionError, match="1 clients are in the sum, 3 are needed"):
         asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
     with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):

@@ -144,7 +144,7 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     order = read_body(InputOrder, request)
     sealed = {peer: bytes.fromhex(text) for peer, text in order.shares.items()}
     accepted = protocol.accept(protection.member, stage, order.arrived, sealed)
-    terms = stage.before.terms
+    terms = stage.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
     share = noised_sum.begin(terms, order.train, site)
@@ -200,7 +200,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
-    noised_sum.settle(stage.before.before.before.terms, len(stage.survivors), site)
+    noised_sum.settle(stage.terms, len(stage.survivors), site)
     remember(site, _which(request), protocol.survivors_digest(stage), file=protection.memory)
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
@@ -239,6 +239,8 @@ def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection
     stage, protection.stage = protection.stage, protocol.Closed()
     if not isinstance(stage, kind):
         raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
+    if request.round_number != stage.terms.round_number:
+        raise ProtectionError(f"{request.kind} is asked for another round than the terms of this sum: it is closed")
     return protection, stage
 
 
