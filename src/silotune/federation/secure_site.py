@@ -31,7 +31,7 @@ SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
 VALUES, FIGURES_NAME = "values", "figures"
 
-_Stage = TypeVar("_Stage", bound=protocol.Stage)
+_Stage = TypeVar("_Stage", protocol.Advertised, protocol.Shared, protocol.Masked, protocol.Consistent)
 
 
 @dataclass
