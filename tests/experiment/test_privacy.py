@@ -18,6 +18,7 @@ from silotune.errors import PrivacyError, ProtectionError
 from silotune.experiment.privacy import plan_of, spent_of, statement, warnings
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.privacy.accountant import Spend, epsilon
+from silotune.record.audit import FILE
 from silotune.record.runs import RunFolder
 
 CODE = """
@@ -167,6 +168,8 @@ def test_noise_in_shares(configuration: Callable[..., Config]) -> None:
     )
     said, part = run.read_json("privacy"), run.part("federated")
     result = part.read_json("result")
+    first = json.loads((part.path / FILE).read_text().splitlines()[0])
+    assert first["event"] == "started" and first["fields"]["promise"] == said["statement"]
     rows = part.read_rows("clients")
     assert [row["client"] for row in rows] == ["(sum)", "(sum)"] and rows[0]["loss"] is None
     charged = [

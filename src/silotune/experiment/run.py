@@ -229,7 +229,8 @@ def _finish_part(
 
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     if audit is not None:
-        audit = replace(audit, keys=run.keys)
+        promise = tuple(run.folder.read_json(privacy.FILE)["statement"])
+        audit = replace(audit, keys=run.keys, promise=promise)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
     plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), _evaluate_body(prepared)
