@@ -30,7 +30,7 @@ UNIFORM = {"weighting": "uniform"}
 
 
 def distributed(**changes) -> PrivacySection:
-    return privacy(dp="distributed", noise_multiplier=NOISE, clip_norm=CLIP, **{"max_examples": 1, **changes})
+    return privacy(**{"dp": "distributed", "noise_multiplier": NOISE, "clip_norm": CLIP, "max_examples": 1, **changes})
 
 
 def clipped_updates(model, start) -> dict[str, np.ndarray]:
@@ -72,20 +72,20 @@ def test_the_sum_has_noise_of_central_strength(model, start, tmp_path: Path, gon
 
 
 def test_next_to_no_noise_and_no_bound_are_the_plain_mean(model, start, tmp_path: Path) -> None:
-    settings = privacy(dp="distributed", noise_multiplier=1e-5, clip_norm=10.0, max_examples=1, ring_bits=64)
+    settings = privacy(dp="distributed", noise_multiplier=1e-5, clip_norm=3.0, max_examples=1, ring_bits=64)
     noised = run(tmp_path / "noised", Net(model, settings), start, settings, **UNIFORM)
     plain = run(tmp_path / "plain", Net(model, privacy("none")), start, privacy("none"), **UNIFORM)
-    assert_close(noised.weights, plain.weights, 4e-3)  # a step of the rounding is 10 / 4096
+    assert_close(noised.weights, plain.weights, 3e-3)  # a step of the rounding is 3 / 4096
 
 
 def test_capped_weights(model, start, tmp_path: Path) -> None:
     """Sites of 3 to 7 examples, capped at 5: the divisor is the sum of what is in the sum."""
-    settings = privacy(dp="distributed", noise_multiplier=1e-5, clip_norm=10.0, max_examples=5, ring_bits=64)
+    settings = privacy(dp="distributed", noise_multiplier=1e-5, clip_norm=3.0, max_examples=5, ring_bits=64)
     state = run(tmp_path, Net(model, settings), start, settings, weighting="capped", weight_cap=5)
     plain = run(
         tmp_path / "plain", Net(model, privacy("none")), start, privacy("none"), weighting="capped", weight_cap=5
     )
-    assert_close(state.weights, plain.weights, 4e-3)
+    assert_close(state.weights, plain.weights, 3e-3)
 
 
 def test_a_round_that_never_opened_stays_charged_whole(model, start, tmp_path: Path) -> None:
@@ -122,9 +122,8 @@ def test_a_site_refuses_the_round_that_would_overspend(model, start, tmp_path: P
     state = run(tmp_path / "run", net, start, settings, rounds=9, **UNIFORM)
     assert 1 <= state.round_number < 9 and "above privacy.epsilon" in state.stopped
     strict = Net(model, settings, budget=Budget(tmp_path / "own", max_epsilon=0.1))
-    with pytest.raises(ProtectionError, match="0 of 5 clients sent their input"):
+    with pytest.raises(BudgetError, match="above the site's largest epsilon"):
         run(tmp_path / "strict", strict, start, settings, **UNIFORM)
-    assert {failure.reason for failure in strict.failures if "largest epsilon" in failure.reason}
 
 
 def test_noise_is_made_to_fit_the_epsilon() -> None:
