@@ -29,11 +29,11 @@ FEDERATION = (
     "federation.modes=['federated']",
     "data.num_train=1600",
     "data.num_validation=300",
-    "data.partition.clients=100",
+    "data.partition.clients=10",
     "data.partition.scheme=iid",
     "adapter.targets=auto",
     "adapter.rank=4",
-    "training.batch_size=4",
+    "training.batch_size=16",
     "training.max_steps=2",
     "federation.rounds=10",
     "federation.workers=1",
@@ -42,7 +42,7 @@ FEDERATION = (
     "evaluation.bootstrap_samples=0",
     "training.threads=1",
 )
-"""Of every row: many small clients, because noise on whole clients needs many of them."""
+"""Of every row."""
 ONE_SIDED = ("federation.lora=freeze-a",)
 CLIENT = ("privacy.report_costs=true", "federation.weighting=uniform")
 KINDS: Mapping[str, Sequence[str]] = {
