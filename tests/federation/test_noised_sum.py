@@ -154,6 +154,7 @@ def order_of(privacy: PrivacySection) -> dict:
         (distributed(), privacy(), "which the terms of the sum do not"),
         (distributed(clip_norm=9.0), distributed(), "is not that of the order to train"),
         (distributed(colluding=0), distributed(), "is not that of the order to train"),
+        (distributed(noise_multiplier=0.1), distributed(), "is not that of the order to train"),
     ],
 )
 def test_terms_without_the_noise_that_is_ordered_are_refused(model, start, tmp_path, terms, told, said) -> None:

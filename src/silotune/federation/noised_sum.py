@@ -62,7 +62,8 @@ def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
         raise ProtectionError(f"the order says privacy.dp = {privacy.dp!r}, which the terms of the sum do not")
     if terms.noise is None:
         return None
-    if (terms.noise.clip_norm, terms.noise.colluding) != (privacy.clip_norm, privacy.colluding):
+    asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
+    if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
         raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
     noise = terms.shared_noise(terms.noise)
     planned = spend_of(noise, terms.needed(len(terms.cohort)))
