@@ -27,22 +27,23 @@ from silotune.report.runs import bytes_text, scaled_text
 
 FEDERATION = (
     "federation.modes=['federated']",
-    "data.num_train=1600",
-    "data.num_validation=300",
-    "data.partition.clients=10",
+    "federation.rounds=8",
+    "federation.workers=1",
+    "data.num_train=1800",
+    "data.num_validation=200",
+    "data.num_test=300",
+    "data.partition.clients=6",
     "data.partition.scheme=iid",
     "adapter.targets=auto",
     "adapter.rank=4",
     "training.batch_size=16",
     "training.max_steps=2",
-    "federation.rounds=10",
-    "federation.workers=1",
-    "evaluation.every=10",
+    "training.threads=1",
+    "evaluation.every=8",
     "evaluation.keep=last",
     "evaluation.bootstrap_samples=0",
-    "training.threads=1",
 )
-"""Of every row."""
+"""Of every row: few parameters and many examples a client, which is what noise by example wants."""
 ONE_SIDED = ("federation.lora=freeze-a",)
 CLIENT = ("privacy.report_costs=true", "federation.weighting=uniform")
 KINDS: Mapping[str, Sequence[str]] = {
@@ -52,8 +53,8 @@ KINDS: Mapping[str, Sequence[str]] = {
     "in shares": ("privacy.dp=distributed", "privacy.protection=secure_sum", *CLIENT),
 }
 """Kind of guarantee -> overrides."""
-RATES: Mapping[str, Sequence[float]] = {"none": (5e-3, 2e-2), "one-sided": (1e-2, 4e-2)}
-CLIPS: Mapping[str, Sequence[float]] = {"none": (), "by example": (0.3, 1.0), "by client": (0.1, 0.4)}
+RATES: Mapping[str, Sequence[float]] = {"two": (5e-3, 1.5e-2), "one": (1e-2, 3e-2)}
+CLIPS: Mapping[str, Sequence[float]] = {"none": (), "by example": (0.3, 1.0), "by client": (0.05, 0.2)}
 TUNED_AT, TUNING_SEED = 8, 100
 """Epsilon and seed of the tuning."""
 HEAD = ("protection", "LoRA factors", "epsilon", "accuracy", "macro-F1", "core-seconds", "bytes sent", "joules")
@@ -64,7 +65,7 @@ def rows() -> list[tuple[str, str, bool, tuple[str, ...]]]:
     made: list[tuple[str, str, bool, tuple[str, ...]]] = [
         ("none", "none", False, ()),
         ("none", "none", True, ()),
-        ("secure sum", "none", False, ("privacy.protection=secure_sum", "privacy.max_examples=64")),
+        ("secure sum", "none", False, ("privacy.protection=secure_sum", "privacy.max_examples=512")),
         ("homomorphic encryption", "none", False, ("privacy.protection=he",)),
     ]
     for kind, is_one_sided, epsilon in itertools.product(("by example", "by client"), (False, True), (8, 4, 1)):
@@ -95,14 +96,19 @@ def tuned(kind: str, config: str, out: Path, *, is_one_sided: bool) -> tuple[str
     budget = () if like == "none" else (f"privacy.epsilon={TUNED_AT}",)
     fixed = (*settings_of(like, is_one_sided=is_one_sided), *budget, "evaluation.gold=validation")
     best: tuple[float, tuple[str, ...]] | None = None
-    for rate, clip in itertools.product(RATES["one-sided" if is_one_sided else "none"], CLIPS[like] or (None,)):
+    for rate, clip in itertools.product(RATES[side_of(is_one_sided=is_one_sided)], CLIPS[like] or (None,)):
         chosen = (f"training.learning_rate={rate}", *([] if clip is None else [f"privacy.clip_norm={clip}"]))
-        name = named(like, "one" if is_one_sided else "two", f"{rate:g}", "" if clip is None else f"{clip:g}")
+        name = named(like, side_of(is_one_sided=is_one_sided), f"{rate:g}", "" if clip is None else f"{clip:g}")
         found = run_of(out / "tuning" / name, config, (*fixed, *chosen, f"seed={TUNING_SEED}"))["accuracy"]
         if best is None or found > best[0]:
             best = (found, chosen)
     assert best is not None
     return best[1]
+
+
+def side_of(*, is_one_sided: bool) -> str:
+    """How many of LoRA's two factors are trained and noised, in words."""
+    return "one" if is_one_sided else "two"
 
 
 def named(*parts: str) -> str:
@@ -144,13 +150,13 @@ def main() -> None:
     chosen: dict[str, list[str]] = {}
     wanted = [row for row in rows() if not given.only or row[0] in given.only]
     for _, kind, is_one_sided, _ in wanted:
-        name = named(kind, "one" if is_one_sided else "two")
+        name = named(kind, side_of(is_one_sided=is_one_sided))
         if name not in chosen:
             chosen[name] = list(tuned(kind, given.config, given.out, is_one_sided=is_one_sided))
     (given.out / "tuned.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     made: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for seed, (name, kind, is_one_sided, overrides) in itertools.product(given.seeds, wanted):
-        side = "one" if is_one_sided else "two"
+        side = side_of(is_one_sided=is_one_sided)
         best = chosen[named(kind, side)]
         every = (*settings_of(kind, is_one_sided=is_one_sided), *best, *overrides, f"seed={seed}")
         summary = run_of(given.out / named(name, side, f"seed{seed}"), given.config, every)
