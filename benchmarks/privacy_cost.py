@@ -35,9 +35,10 @@ FEDERATION = (
     "data.partition.clients=6",
     "data.partition.scheme=iid",
     "adapter.targets=auto",
-    "adapter.rank=4",
+    "adapter.rank=2",
     "training.batch_size=16",
     "training.max_steps=2",
+    "training.optimizer_state=keep",
     "training.threads=1",
     "evaluation.every=8",
     "evaluation.keep=last",
@@ -54,12 +55,12 @@ KINDS: Mapping[str, Sequence[str]] = {
 }
 """Kind of guarantee -> overrides."""
 RATES: Mapping[tuple[str, str], Sequence[float]] = {
-    ("none", "two"): (5e-3, 1.5e-2),
-    ("none", "one"): (1e-2, 3e-2),
-    ("by example", "two"): (5e-3, 1.5e-2),
-    ("by example", "one"): (1e-2, 3e-2),
-    ("by client", "two"): (5e-3,),
-    ("by client", "one"): (1e-2,),
+    ("none", "two"): (1e-2, 3e-2),
+    ("none", "one"): (2e-2, 6e-2),
+    ("by example", "two"): (1e-2, 3e-2),
+    ("by example", "one"): (2e-2, 6e-2),
+    ("by client", "two"): (1e-2,),
+    ("by client", "one"): (2e-2,),
 }
 """Kind and factors -> learning rates that are tried; AdamW hardly minds at what norm gradients are clipped."""
 CLIPS: Mapping[str, Sequence[float]] = {"none": (), "by example": (0.3,), "by client": (0.03, 0.3)}
