@@ -103,7 +103,10 @@ def test_sections_are_frozen() -> None:
             "privacy.dp = 'distributed' noises sums that nobody sees the parts of: set privacy.protection",
         ),
         (
-            {"privacy": {"dp": "distributed", "epsilon": 1, "protection": "secure_sum", "ring_bits": 16}},
+            {
+                "privacy": {"dp": "distributed", "epsilon": 1, "protection": "secure_sum", "ring_bits": 16},
+                "federation": {"weighting": "uniform"},
+            },
             "privacy.dp = 'distributed' needs room for the noise: privacy.ring_bits = 32 or 64 (now 16)",
         ),
         (
@@ -111,7 +114,10 @@ def test_sections_are_frozen() -> None:
             "privacy.dp = 'distributed' adds noise to a mean in which no client weighs more than a known share",
         ),
         (
-            {"privacy": {"dp": "client", "epsilon": 1, "protection": "secure_sum"}},
+            {
+                "privacy": {"dp": "client", "epsilon": 1, "protection": "secure_sum"},
+                "federation": {"weighting": "uniform"},
+            },
             "hides; privacy.dp = 'distributed' noises secure sums",
         ),
         ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs a guarantee: privacy.dp = 'example'"),

@@ -260,7 +260,11 @@ def test_epsilon_stands_beside_accuracy(tmp_path: Path) -> None:
     heads = next(line for line in text.splitlines() if "finance-news: accuracy" in line)
     assert heads.endswith("finance-news: accuracy | finance-news: macro-F1 | finance-news: epsilon |")
     section = text.split("### Epsilon and what was reached")[1].split("###")[0]
-    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in section.splitlines() if "nano" in line]
+    rows = [
+        [part.strip() for part in line.split("|")[1:-1]]
+        for line in section.splitlines()
+        if line.startswith("| finance-news")
+    ]
     assert [(row[4], row[7], row[8]) for row in rows] == [("each alone", "6", "1e-05"), ("federated", "4", "1e-05")]
     assert (folder.path / "report" / "figures" / "epsilon-finance-news-nano.svg").is_file()
     (_, *cells) = (folder.path / "report" / "cells.csv").read_text(encoding="utf-8").splitlines()
