@@ -37,7 +37,7 @@ class Settings:
     rounds: int = 5
     local_steps: int = 10
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     rank: int = 8
     alpha: int = 16
     max_length: int = 512
