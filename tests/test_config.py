@@ -113,13 +113,6 @@ def test_sections_are_frozen() -> None:
             {"privacy": {"dp": "distributed", "epsilon": 1, "protection": "secure_sum"}},
             "privacy.dp = 'distributed' adds noise to a mean in which no client weighs more than a known share",
         ),
-        (
-            {
-                "privacy": {"dp": "client", "epsilon": 1, "protection": "secure_sum"},
-                "federation": {"weighting": "uniform"},
-            },
-            "hides; privacy.dp = 'distributed' noises secure sums",
-        ),
         ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs a guarantee: privacy.dp = 'example'"),
         ({"privacy": {"dp": "example"}}, "privacy.dp = 'example' needs privacy.epsilon, privacy.noise_multiplier"),
         (
