@@ -171,7 +171,7 @@ def test_a_network_that_drops_delays_doubles_mixes_and_truncates_changes_no_bit(
     finally:
         run.network.fault = unchanged
     check(run.round(3), wanted[2])
-    assert run.log("far").count("status=waiting") >= 4
+    assert run.log("far").count("status=waiting") >= 2  # an answer that was there already is kept
 
 
 def test_a_site_killed_in_training_is_asked_again(run: Federation, wanted) -> None:  # noqa: ANN001
