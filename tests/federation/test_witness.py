@@ -14,7 +14,7 @@ from governed import NAMES, START, Federation, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
 from silotune.federation.replay import replayed
-from silotune.federation.server import countersign, exchange
+from silotune.federation.server import countersign, exchange, run_rounds
 from silotune.federation.witness import close, flush
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
@@ -100,6 +100,22 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     write_json(beside, [{"client": "bank-a"}])
     with pytest.raises(AuditError, match="countersigned.json is not what was written"):
         verify_chain(place)
+
+
+@pytest.mark.parametrize("below_minimum", ["wait", "skip"])
+def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_minimum: str) -> None:
+    sites, answers = Federation(tmp_path), iter([True, False])  # bank-b's first reply is damaged, the next ones are not
+    sites.meddle = lambda reply: replace(reply, body={}) if reply.client == "bank-b" and next(answers, False) else reply
+    plan = replace(sites.plan(keep_updates=True), min_replies=2, below_minimum=below_minimum)
+    state = run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run"))
+    finish(sites, state)
+    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    events = [entry.event for entry in found.entries]
+    assert events.count("shortfall") == 1 and events.count("aggregation") == {"wait": 2, "skip": 1}[below_minimum]
+    rounds = list(updates_of(found.entries))
+    assert [len(replies) for _, replies in rounds] == [2] * len(rounds)
+    folder, last = RunFolder(tmp_path / "run"), found.entries[-2]
+    assert replayed(folder, rounds, federation=FederationSection(), seed=7, last=last) == len(rounds)
 
 
 def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:

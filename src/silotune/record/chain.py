@@ -24,6 +24,8 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _BESIDE_ROUNDS = ("evaluate", "countersign")
 """Kinds of requests that belong to no round's aggregation."""
+_GOES_ON = ("started", "resumed", "shortfall")
+"""Events whose round is the one after which the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +241,9 @@ def check_rounds(entries: Iterable[Entry]) -> None:
     is_plain = True
     for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
-        if entry.event in ("started", "resumed"):
+        if entry.event in _GOES_ON:
             last, answered = int(number or 0), []
-            asked = {item for item in asked if item[1] <= last}
+            asked = {item for item in asked if entry.event == "shortfall" or item[1] <= last}
         elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
@@ -266,7 +268,7 @@ def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
     for entry in entries:
         if entry.event == "failure":
             replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
-        elif entry.event == "resumed":
+        elif entry.event in ("resumed", "shortfall"):
             rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
             replies = []
         elif entry.event == "reply" and entry.fields.get("kind") == "train":
