@@ -123,7 +123,7 @@ class _Keeper:
         if state.status in ENDED:
             self._notify("job_ended", {"name": name, "status": state.status, "reason": state.reason})
         elif code == CANNOT_START_AGAIN or self._crashes.get(name, 0) >= MOST_CRASHES:
-            reason = f"its process ended with status {code}: {child.last_line()}"
+            reason = self._cannot_write or f"its process ended with status {code}: {child.last_line()}"
             self._jobs.change(name, status="failed", reason=reason[:500], exit_code=1)
             self._notify("job_ended", {"name": name, "status": "failed", "reason": reason})
         else:

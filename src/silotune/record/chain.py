@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, START, Head
+from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, OF_RUN, START, Head
 from silotune.record.canonical import canonical_json
 from silotune.record.files import explained, read_json
 from silotune.record.signatures import verify
@@ -108,15 +108,21 @@ def verify_chain(
 
 
 def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
-    """Compares a coordinator's chain with the heads that a site saw and kept in its own.
+    """Compares a coordinator's chain with the heads of its run that a site saw and kept in its own.
 
     Returns:
         Heads that were compared.
 
     Raises:
-        AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew.
+        AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew;
+            or the site saw heads of other runs alone.
     """
-    heads = [Head.parse(entry.fields["head"]) for entry in site if entry.fields.get("head")]
+    known = {name: coordinator[0].fields.get(name) for name in OF_RUN} if coordinator else {}
+    seen = [entry for entry in site if entry.fields.get("head")]
+    own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
+    if seen and not own:
+        raise AuditError(f"site {site[0].actor!r} saw no head of this run: it took no part, or this is another run")
+    heads = [Head.parse(entry.fields["head"]) for entry in own]
     for head in heads:
         _check_head(head, coordinator, who=f"site {site[0].actor!r}")
     return len(heads)
