@@ -24,7 +24,7 @@ from silotune.deploy.coordinator import public_keys
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
-from silotune.deploy.processes import Child, holder
+from silotune.deploy.processes import ENVIRONMENT, Child, holder
 from silotune.deploy.site import node_state, status
 from silotune.deploy.submit import submit_run
 from silotune.experiment.audit import verify_run
@@ -218,6 +218,8 @@ def waited(folder: RunFolder) -> str:
 def superlink(processes: Processes) -> Iterator[Kit]:
     """The SuperLink alone: the test itself starts what works on runs."""
     kit = processes.kit
+    if "coordinator" in processes.running:
+        processes.stop("coordinator")
     child = Child("link", ("silotune.deploy.superlink", str(kit.folder)), processes.folder / "link.log")
     child.start()
     try:
@@ -240,7 +242,7 @@ def test_a_job_killed_in_every_phase_and_a_full_disk_at_a_site_change_no_bit(
         processes.log("lives").open("wb") as log,
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, "PYTHONPATH": tests},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": tests},
         ) as lives,
     ):  # fmt: skip
         assert lives.stdin is not None and lives.stdout is not None and lives.stdout.readline() == "ready\n"
