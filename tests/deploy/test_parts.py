@@ -128,6 +128,19 @@ def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> N
     assert "federation.upload, federation.download and federation.clock are not carried" in fault.value.faults[2]
 
 
+def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
+    coordinator: Kit, monkeypatch, tmp_path: Path
+) -> None:  # noqa: ANN001
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
+    jobs = Jobs(coordinator_folder(coordinator))
+    config = jobs.config(submit_run(coordinator, Config.model_validate(asked)))
+    assert config.data.test == tmp_path / "gold.jsonl" and config.data.validation is None
+    assert config.evaluation.selection == str(tmp_path / "chosen.csv") and config.evaluation.gold == "test"
+    assert config.model.name == str(tmp_path / "base")
+
+
 def test_a_job_that_failed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     name = jobs.submit(Config(), "demo")
