@@ -69,7 +69,7 @@ def test_what_a_site_s_parts_do_is_said_in_words() -> None:
     ]
     assert said == [
         "ready, process 7, 0 requests served, no base read yet",
-        "works (train), process 7, 3 requests served, base 'nano' read 1 times",
+        "works (train), process 7, 3 requests served, base 'nano' read once",
         "starting",
         "connected to fed:9092",
         "waiting: fed:9092 cannot be reached",

@@ -129,8 +129,8 @@ def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> N
 
 
 def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
-    coordinator: Kit, monkeypatch, tmp_path: Path
-) -> None:  # noqa: ANN001
+    coordinator: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}

@@ -47,7 +47,8 @@ def _trainer_words(trainer: Mapping[str, Any]) -> str:
     if trainer["status"] != "state":
         return str(trainer["status"])
     doing = f"works ({trainer['works_on']})" if trainer["works_on"] else "ready"
-    base = f"base {trainer['base']!r} read {trainer['base_loads']} times" if trainer["base"] else "no base read yet"
+    times = "once" if trainer["base_loads"] == 1 else f"{trainer['base_loads']} times"
+    base = f"base {trainer['base']!r} read {times}" if trainer["base"] else "no base read yet"
     return f"{doing}, process {trainer['process']}, {trainer['served']} requests served, {base}"
 
 
