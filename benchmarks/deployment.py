@@ -89,7 +89,14 @@ def stock_side(config: Config, folder: Path, sites: int, rounds: int) -> Side:
     job.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
     with stock_federation(folder, names) as port:
         start_stock_run(folder, port, job, out, rounds)
-        wait(out.is_file, START_SECONDS + rounds * ROUND_SECONDS, f"the stock run; logs are in {folder}")
+        failed = out.with_suffix(".error")
+        wait(
+            lambda: out.is_file() or failed.is_file(),
+            START_SECONDS + rounds * ROUND_SECONDS,
+            f"the stock run; logs are in {folder}",
+        )
+    if failed.is_file():
+        raise SystemExit(f"the stock app failed:\n{failed.read_text(encoding='utf-8')}")
     rows = json.loads(out.read_text(encoding="utf-8"))
     overheads = tuple(row["wall"] - row["training"] for row in rows)
     loads = sum(row["loads"] for row in rows)

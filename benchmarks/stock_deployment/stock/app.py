@@ -6,6 +6,7 @@ silotune's, so that only what lies around it differs.
 
 import json
 import time
+import traceback
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -34,6 +35,15 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
+    """The rounds; what goes wrong in them is written down, for Flower shows it to nobody."""
+    try:
+        work(grid, context)
+    except Exception:
+        Path(str(context.run_config["out"])).with_suffix(".error").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def work(grid: Grid, context: Context) -> None:
     """Rounds as a template has them: send to all, wait for all, average."""
     from silotune.config import from_mapping
     from silotune.experiment.modes import MODES
@@ -72,7 +82,7 @@ def main(grid: Grid, context: Context) -> None:
             seconds.append(float(reply.body["seconds"]))
             updates.append(ClientUpdate(reply.client, reply.tensors, int(reply.body["num_examples"])))
         delta = plan.method.aggregate(sorted(updates, key=lambda update: update.client))
-        weights, _ = plan.method.step(weights, delta, {})
+        weights, _ = plan.method.step(weights, delta, {}, 1.0)
         wall = time.perf_counter() - began
         rows.append(
             {"round": number, "wall": wall, "training": max(seconds), "loads": loads, "weights": digest(weights)}

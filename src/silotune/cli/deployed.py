@@ -257,7 +257,7 @@ def _print_jobs(jobs: list[dict[str, Any]]) -> None:
 
 def _say(event: str, fields: Mapping[str, Any]) -> None:
     words = ", ".join(
-        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items()
+        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items() if value
     )
     with contextlib.suppress(OSError):  # a service goes on where its own output cannot be written: a full disk
         stdout().print(f"{event.replace('_', ' ')}: {words}", soft_wrap=True)
