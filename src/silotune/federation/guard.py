@@ -15,7 +15,7 @@ from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, SignedJob
 from silotune.federation.policy import Asked, Policy
 from silotune.federation.signing import request_digest, signed
-from silotune.record.audit import Head, Trail
+from silotune.record.audit import LONGEST_NAME, OF_RUN, Head, Trail
 from silotune.record.canonical import canonical
 from silotune.record.signatures import SigningKey
 from silotune.structs import Reply, Request
@@ -35,8 +35,6 @@ COHORTS: Mapping[str, tuple[str, ...]] = {
     "he.input": ("clients",),
 }
 """Kind of request -> where its body names the sites of the sum, or how many they are."""
-REFUSALS: Mapping[type[Exception], str] = {ProtectionError: "protection", BudgetError: "privacy"}
-"""Refusals by the protocols themselves -> the name that they have in the trail beside the policy's rules."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
         SilotuneError: What the work itself raises.
     """
     asked_digest = request_digest(request, digest(request.tensors))
-    place = {"kind": request.kind, "round": request.round_number}
+    place = {"kind": request.kind, "round": request.round_number, **_run_of(request)}
     guard.trail.add("request", {**place, "request": asked_digest, "head": request.head})
     try:
         allowed = rules.read_policy(guard.policy)
@@ -91,7 +89,8 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
         guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
         raise
     except (ProtectionError, BudgetError) as error:
-        guard.trail.add("refusal", {**place, "rule": REFUSALS[type(error)], "reason": str(error)})
+        by = "privacy" if isinstance(error, BudgetError) else "protection"
+        guard.trail.add("refusal", {**place, "rule": by, "reason": str(error)})
         raise
     except Exception as error:
         guard.trail.add("failure", {**place, "error": type(error).__name__})
@@ -129,6 +128,14 @@ def _cohort(request: Request) -> int | None:
     if isinstance(found, (list, tuple, Mapping)):
         return len(set(map(str, found)))
     return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _run_of(request: Request) -> dict[str, str]:
+    """Which run a request says it belongs to: a site's trail is one for all of them."""
+    carried = request.body.get(JOB)
+    job = carried.get("job") if isinstance(carried, Mapping) else None
+    said = {name: job.get(name) for name in OF_RUN} if isinstance(job, Mapping) else {}
+    return {name: value for name, value in said.items() if isinstance(value, str) and len(value) <= LONGEST_NAME}
 
 
 def _with_job(asked: Asked, request: Request) -> Asked:
