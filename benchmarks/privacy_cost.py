@@ -66,7 +66,17 @@ RATES: Mapping[tuple[str, str], Sequence[float]] = {
 CLIPS: Mapping[str, Sequence[float]] = {"none": (), "by example": (0.3,), "by client": (0.03, 0.3)}
 TUNED_AT, TUNING_SEED = 8, 100
 """Epsilon and seed of the tuning."""
-HEAD = ("protection", "LoRA factors", "epsilon", "accuracy", "macro-F1", "core-seconds", "bytes sent", "joules")
+HEAD = (
+    "protection",
+    "LoRA factors",
+    "epsilon",
+    "accuracy",
+    "macro-F1",
+    "core-seconds",
+    "bytes sent",
+    "joules",
+    "seeds",
+)
 
 
 def rows() -> list[tuple[str, str, bool, tuple[str, ...]]]:
@@ -139,6 +149,7 @@ def row_of(name: str, side: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str
         "-" if mean["core_seconds"] is None else f"{mean['core_seconds']:.1f}",
         bytes_text(statistics.fmean(run["bytes_up"] + run["bytes_down"] for run in runs)),
         scaled_text(mean["joules"], "J"),
+        str(len(runs)),
     )
 
 
