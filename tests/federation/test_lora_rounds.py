@@ -11,8 +11,8 @@ import torch
 import tiny
 from silotune import lora
 from silotune import tensors as arithmetic
-from silotune.errors import MessageError
 from silotune.combinations import RESIDUAL_RULES
+from silotune.errors import MessageError
 from silotune.faults import PRODUCT_RULES
 from silotune.federation.client import Site, TrainOrder, client_round, expected_reply
 from silotune.federation.links import RESIDUAL
