@@ -65,7 +65,7 @@ def test_sections_are_frozen() -> None:
         ),
         (
             {"federation": {"download": {"values": "int8"}, "lora": "svd", "ranks": {"client-0": 2}}},
-            "federation.ranks and memory_mb send down what has no one shape: leave federation.download out",
+            "federation.ranks, memory_mb and policies send down what has no one shape: leave federation.download out",
         ),
         (
             {"federation": {"clock": {"buffer": 2}, "lora": "svd"}},

@@ -91,9 +91,8 @@ def _rule_link_faults(federation: FederationSection) -> list[str]:
             f"federation.upload.{what} sends later what it leaves out, and {rule} has other factors by then: take "
             "keep = 'all' with int8, int4, bfloat16 or float16"
         )
-    is_ranked = bool(federation.ranks or federation.memory_mb)
-    if federation.download != DownloadSection() and (is_ranked or federation.lora in RESIDUAL_RULES):
-        given = "federation.ranks and memory_mb send" if is_ranked else f"{rule} sends"
+    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora in RESIDUAL_RULES):
+        given = "federation.ranks, memory_mb and policies send" if federation.has_ranks else f"{rule} sends"
         faults.append(f"{given} down what has no one shape: leave federation.download out")
     is_dated = federation.lora in (*MOVING_RULES, "exact-residual")
     if is_dated and federation.clock is not None and federation.clock.buffer is not None:
@@ -132,8 +131,8 @@ def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list
             f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
             f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
         )
-    if federation.personalization != "none" or federation.ranks or federation.memory_mb:
-        faults.append(f"{given} covers one global model: leave personalization, ranks and memory_mb out")
+    if federation.personalization != "none" or federation.has_ranks:
+        faults.append(f"{given} covers one global model: leave personalization, ranks, memory_mb and policies out")
     return faults
 
 
