@@ -161,13 +161,18 @@ def test_bytes_and_points_are_those_of_the_means():
 
 
 def test_every_way_to_send_is_a_valid_configuration():
-    from communication import REFERENCE, WAYS
+    from communication import REFERENCE, STEPS, TUNING_SEED, WAYS, document_of, folder_name
 
-    from silotune.link_settings import CompressionSection, DownloadSection
+    from silotune.config import from_mapping
 
     assert next(iter(WAYS)) == REFERENCE
-    for way in WAYS.values():
-        assert CompressionSection(**way.upload) and DownloadSection(**way.download)
+    assert len({folder_name(name) for name in WAYS}) == len(WAYS)
+    for name in WAYS:
+        made = from_mapping(document_of(name, 0))
+        assert made.federation.rounds * made.training.max_steps == STEPS
+        assert (made.evaluation.gold, made.data.num_test) == ("test", 2000)
+        tried = from_mapping(document_of(name, TUNING_SEED, rate=1e-3))
+        assert (tried.evaluation.gold, tried.training.learning_rate) == ("validation", 1e-3)
 
 
 def test_the_grids_of_algorithms_and_rules_hold_no_fault():
