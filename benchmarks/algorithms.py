@@ -91,14 +91,14 @@ ATTACKS: Mapping[str, dict[str, Any]] = {
 BASE: Mapping[str, Any] = {
     "model": {"name": "nano", "max_length": 128},
     "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
-    "data": {"num_train": 160, "num_validation": 80, "num_test": 300, "partition": {"field": "sector+label"}},
+    "data": {"num_train": 120, "num_validation": 80, "num_test": 300, "partition": {"field": "sector+label"}},
     "training": {"objective": "choice", "batch_size": 8, "epochs": 1.0, "learning_rate": 5e-3},
-    "federation": {"rounds": 12},
+    "federation": {"rounds": 10},
     "evaluation": {"every": 2, "batch_size": 200, "bootstrap_samples": 0},
     "record": {"energy": False},
 }
 PARTITIONS: Sequence[Mapping[str, Any]] = (
-    {"name": "alpha 0.1", "scheme": "dirichlet", "alpha": 0.1, "clients": 8, "min_examples": 4},
+    {"name": "alpha 0.1", "scheme": "dirichlet", "alpha": 0.1, "clients": 8, "min_examples": 2},
     {"name": "IID", "scheme": "iid", "clients": 8},
 )
 

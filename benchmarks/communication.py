@@ -23,6 +23,7 @@ QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.toml"
 COMMON = (
     'federation.modes=["federated"]',
     "training.objective=choice",
+    "training.batch_size=8",
     "evaluation.keep=last",
     "evaluation.batch_size=200",
     "evaluation.every=1000",
