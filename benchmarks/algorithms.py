@@ -32,7 +32,7 @@ from silotune.record.runs import RunFolder
 SHARE_OF_CENTRALISED = 0.9
 MOST_POINTS_LOST, LEAST_POINTS_LOST = 3.0, 10.0
 MALICIOUS, CLIENTS = 2, 10
-TUNING_SEED, TUNING_EXAMPLES, TUNING_ROUNDS = 100, 200, 8
+TUNING_SEED, TUNING_EXAMPLES = 100, 200
 ALGORITHMS: Mapping[str, Sequence[str]] = {
     "fedavg": ("federation.algorithm=fedavg",),
     "fedprox": ("federation.algorithm=fedprox", "federation.proximal_mu=0.1"),
@@ -47,11 +47,11 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
         "federation.algorithm=scaffold",
         "federation.scaffold_option=I",
         "training.optimizer=sgd",
-        "training.learning_rate=1.0",
+        "training.learning_rate=0.3",
     ),
-    "scaffold II, SGD": ("federation.algorithm=scaffold", "training.optimizer=sgd", "training.learning_rate=1.0"),
+    "scaffold II, SGD": ("federation.algorithm=scaffold", "training.optimizer=sgd", "training.learning_rate=0.3"),
     "exact-residual": ("federation.algorithm=fedavg", "federation.lora=exact-residual"),
-    "stack": ("federation.algorithm=fedavg", "federation.lora=stack", "training.learning_rate=1e-2"),
+    "stack": ("federation.algorithm=fedavg", "federation.lora=stack", "training.learning_rate=2e-2"),
     "svd": ("federation.algorithm=fedavg", "federation.lora=svd"),
     "freeze-a": ("federation.algorithm=fedavg", "federation.lora=freeze-a", "training.learning_rate=2e-2"),
     "alternate": ("federation.algorithm=fedavg", "federation.lora=alternate", "training.learning_rate=1e-2"),
@@ -60,7 +60,7 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
         "federation.lora=sb",
         "adapter.rank=32",
         "adapter.alpha=64",
-        "training.learning_rate=1e-2",
+        "training.learning_rate=3e-2",
     ),
     "share-a (own models)": ("federation.algorithm=fedavg", "federation.lora=share-a"),
 }
@@ -91,9 +91,9 @@ ATTACKS: Mapping[str, dict[str, Any]] = {
 BASE: Mapping[str, Any] = {
     "model": {"name": "nano", "max_length": 128},
     "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
-    "data": {"num_train": 120, "num_validation": 80, "num_test": 300, "partition": {"field": "sector+label"}},
+    "data": {"num_train": 120, "num_validation": 80, "num_test": 240, "partition": {"field": "sector+label"}},
     "training": {"objective": "choice", "batch_size": 8, "epochs": 1.0, "learning_rate": 5e-3},
-    "federation": {"rounds": 10},
+    "federation": {"rounds": 8},
     "evaluation": {"every": 2, "batch_size": 200, "bootstrap_samples": 0},
     "record": {"energy": False},
 }
@@ -134,7 +134,6 @@ def tuning_grid(only: Iterable[str]) -> dict[str, Any]:
         "base": {
             **BASE,
             "data": data,
-            "federation": {"rounds": TUNING_ROUNDS},
             "evaluation": {**BASE["evaluation"], "every": 4, "gold": "validation"},
         },
     }

@@ -32,14 +32,14 @@ CLOCK: Mapping[str, Any] = {
     "clients": {SLOW: {"speed": 0.05}},
 }
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "synchronous": {"rounds": 10, "clock": CLOCK},
-    "deadline of 5 s": {"rounds": 10, "clock": {**CLOCK, "deadline_seconds": 5.0}},
+    "synchronous": {"rounds": 8, "clock": CLOCK},
+    "deadline of 5 s": {"rounds": 8, "clock": {**CLOCK, "deadline_seconds": 5.0}},
     "over-sampled: the first 6 of 8": {
-        "rounds": 10,
+        "rounds": 8,
         "clients_per_round": 6,
         "clock": {**CLOCK, "over_sampling": CLIENTS / 6},
     },
-    "FedBuff: every 4 replies": {"rounds": 20, "clock": {**CLOCK, "buffer": 4}},
+    "FedBuff: every 4 replies": {"rounds": 16, "clock": {**CLOCK, "buffer": 4}},
 }
 
 

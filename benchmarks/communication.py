@@ -54,18 +54,16 @@ class Way:
 
 
 WAYS: Mapping[str, Way] = {
-    REFERENCE: Way(),
-    "rank 8, int8": Way(upload={"values": "int8", "zstd": 3}),
-    "rank 8, int4": Way(upload=INT4),
-    "rank 8, sign": Way(upload={"values": "sign"}),
-    "rank 8, top 25 %, int4": Way(upload={**INT4, "keep": "top-k", "share": 0.25}),
-    "rank 4, int4": Way(4, upload=INT4),
-    "rank 2, int4": Way(2, upload=INT4),
+    REFERENCE: Way(rate=1e-2),
+    "rank 8, int4": Way(rate=1e-2, upload=INT4),
     "rank 1, int4": Way(1, upload=INT4),
+    "rank 2, int4": Way(2, upload=INT4),
+    "rank 1, int4; down: change, int8": Way(1, upload=INT4, download=DOWN),
+    "rank 4, int4": Way(4, upload=INT4),
     "freeze-a, rank 8, int4": Way(rate=2e-2, lora="freeze-a", upload=INT4),
-    "sb, rank 16, int4": Way(16, 64, rate=1e-2, lora="sb", upload=INT4),
-    "rank 8, float32, 4 rounds": Way(rounds=4),
+    "sb, rank 16, int4": Way(16, 64, rate=2e-2, lora="sb", upload=INT4),
     "rank 4, int4, 4 rounds": Way(4, rounds=4, upload=INT4),
+    "rank 8, sign": Way(rate=1e-2, upload={"values": "sign"}),
 }
 
 
