@@ -15,7 +15,7 @@ from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, SignedJob
 from silotune.federation.policy import Asked, Policy
 from silotune.federation.signing import request_digest, signed
-from silotune.record.audit import Head, Trail
+from silotune.record.audit import LONGEST_NAME, OF_RUN, Head, Trail
 from silotune.record.canonical import canonical
 from silotune.record.signatures import SigningKey
 from silotune.structs import Reply, Request
@@ -61,7 +61,7 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
         SilotuneError: What the work itself raises.
     """
     asked_digest = request_digest(request, digest(request.tensors))
-    place = {"kind": request.kind, "round": request.round_number}
+    place = {"kind": request.kind, "round": request.round_number, **_run_of(request)}
     guard.trail.add("request", {**place, "request": asked_digest, "head": request.head})
     try:
         allowed = rules.read_policy(guard.policy)
@@ -103,6 +103,14 @@ def asked_of(request: Request, guard: Guard) -> Asked:
         run, total = guard.epsilons(request)
         asked = replace(asked, epsilon_run=run, epsilon_total=total)
     return _with_job(asked, request) if request.body.get(JOB) is not None else asked
+
+
+def _run_of(request: Request) -> dict[str, str]:
+    """Which run a request says it belongs to: a site's trail is one for all of them."""
+    carried = request.body.get(JOB)
+    job = carried.get("job") if isinstance(carried, Mapping) else None
+    said = {name: job.get(name) for name in OF_RUN} if isinstance(job, Mapping) else {}
+    return {name: value for name, value in said.items() if isinstance(value, str) and len(value) <= LONGEST_NAME}
 
 
 def _with_job(asked: Asked, request: Request) -> Asked:
