@@ -1,11 +1,12 @@
 """Audits DP-SGD on whole local rounds of a LoRA adapter: what an attacker can prove of it against what is claimed.
 
 Canaries are examples with texts and answers at random; a fair coin puts each into an institution's data or leaves it
-out (Steinke, Nasr and Jagielski 2023). The attacker sees the adapter before and after every local round, and scores a
-canary by the inner product of its own gradient with the updates. Prints one JSON object.
+out (Steinke, Nasr and Jagielski 2023). The attacker sees the adapter before and after every local round, and explains
+each update by least squares as a sum of the canaries' own clipped gradients: a canary's score is its coefficient.
+With n canaries no bound above about ln(n / 4) can be proved, so the claim must be smaller. Prints one JSON object.
 
-    python benchmarks/privacy_audit.py --canaries 200 --rounds 4 --noise 0.6
-    python benchmarks/privacy_audit.py --canaries 200 --rounds 4 --noise 0.6 --sabotage 0.05
+    python benchmarks/privacy_audit.py --canaries 200 --rounds 4 --noise 4
+    python benchmarks/privacy_audit.py --canaries 200 --rounds 4 --noise 4 --sabotage 0.05
 """
 
 from __future__ import annotations
@@ -44,16 +45,22 @@ def canaries_of(count: int, adapted: Adapted, draw: random.Random) -> list[Encod
     ]
 
 
-def scores_of(adapted: Adapted, canaries: list[Encoded], rounds: list[tuple[Tensors, Tensors]]) -> list[float]:
-    """Sum over rounds of <-gradient of the canary at the received model, update>, the gradient at length one."""
+def scores_of(
+    adapted: Adapted, canaries: list[Encoded], rounds: list[tuple[Tensors, Tensors]], *, clip_norm: float
+) -> list[float]:
+    """Sum over rounds of each canary's coefficient in the update; that of a canary that was in is larger."""
     totals = torch.zeros(len(canaries), dtype=torch.float64)
     for received, delta in rounds:
         adapters.write(adapted, received)
+        rows = []
         for start in range(0, len(canaries), 20):
             by_example, _ = gradients(adapted, canaries[start : start + 20], losses_of(TrainingSection()))
-            flat = torch.cat([by_example[name].flatten(1) for name in sorted(by_example)], dim=1).double()
-            step = arithmetic.flatten(delta).double()
-            totals[start : start + len(flat)] -= (flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)) @ step
+            flat = torch.cat([by_example[name].flatten(1) for name in sorted(by_example)], dim=1)
+            rows.append(flat / (flat.norm(dim=1, keepdim=True) / clip_norm).clamp(min=1))
+        every = torch.cat(rows).double()  # [canaries, values]
+        gram = every @ every.T
+        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        totals -= torch.linalg.solve(gram + ridge, every @ arithmetic.flatten(delta).double())
     return totals.tolist()
 
 
@@ -63,7 +70,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--canaries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=4, help="local rounds of one step over all examples")
-    parser.add_argument("--noise", type=float, default=0.6)
+    parser.add_argument("--noise", type=float, default=4.0)
     parser.add_argument("--sabotage", type=float, default=1.0, help="share of the claimed noise that is really added")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -87,7 +94,7 @@ def main() -> None:
         made = train_round(adapted, weights, held, settings=settings, place=place)
         seen.append((weights, made.delta))
         weights = arithmetic.add(weights, made.delta)
-    scores = scores_of(adapted, canaries, seen)
+    scores = scores_of(adapted, canaries, seen, clip_norm=1.0)
     tried = sorted({max(2, len(canaries) // part) // 2 * 2 for part in (1, 2, 4, 8)})
     confidence = 1 - 0.05 / len(tried)  # Bonferroni: the best of several numbers of guesses is taken
     found = {}

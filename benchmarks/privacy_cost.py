@@ -1,7 +1,8 @@
-"""What protection costs: accuracy, seconds, bytes and joules of one configuration under each guarantee, several seeds.
+"""What protection costs: accuracy, core-seconds, bytes and joules of one federation under each guarantee.
 
-Runs every protection that is not done yet into a folder of run folders, then prints the table as Markdown. The same
-command goes on with a table that was stopped.
+All rows share data, clients, model and number of local steps. Learning rate and clip norm are tuned for each kind of
+row by itself, on the validation set of a seed that no row uses. Runs what is not done yet into a folder of run folders,
+then prints the table as Markdown. The same command goes on with a table that was stopped.
 
     python benchmarks/privacy_cost.py quickstart --seeds 0 1 2 --out runs/privacy-cost
 """
@@ -9,10 +10,14 @@ command goes on with a table that was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from silotune.cli.shipped import find
 from silotune.config import load_config
@@ -20,46 +25,137 @@ from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
 from silotune.report.runs import bytes_text, scaled_text
 
-EXAMPLE = ("privacy.dp=example", "privacy.report_costs=true")
-CLIENT = ("privacy.dp=client", "privacy.report_costs=true", "federation.weighting=uniform", "privacy.clip_norm=0.5")
-VARIANTS: Mapping[str, Sequence[str]] = {
+FEDERATION = (
+    "federation.modes=['federated']",
+    "federation.rounds=8",
+    "federation.workers=1",
+    "data.num_train=1200",
+    "data.num_validation=150",
+    "data.num_test=300",
+    "data.partition.clients=6",
+    "data.partition.scheme=iid",
+    "adapter.targets=auto",
+    "adapter.rank=2",
+    "training.batch_size=16",
+    "training.max_steps=2",
+    "training.optimizer_state=keep",
+    "training.threads=1",
+    "evaluation.every=8",
+    "evaluation.keep=last",
+    "evaluation.bootstrap_samples=0",
+)
+"""Of every row: few parameters and many examples a client, which is what noise by example wants."""
+ONE_SIDED = ("federation.lora=freeze-a",)
+CLIENT = ("privacy.report_costs=true", "federation.weighting=uniform")
+KINDS: Mapping[str, Sequence[str]] = {
     "none": (),
-    **{f"by example, epsilon {epsilon}": (*EXAMPLE, f"privacy.epsilon={epsilon}") for epsilon in (8, 4, 1)},
-    **{f"by client, epsilon {epsilon}": (*CLIENT, f"privacy.epsilon={epsilon}") for epsilon in (8, 4, 1)},
+    "by example": ("privacy.dp=example", "privacy.report_costs=true"),
+    "by client": ("privacy.dp=client", *CLIENT),
+    "in shares": ("privacy.dp=distributed", "privacy.protection=secure_sum", *CLIENT),
 }
-"""Name of a row -> overrides."""
-HEAD = ("protection", "epsilon", "accuracy", "seconds", "core-seconds", "bytes sent", "joules")
+"""Kind of guarantee -> overrides."""
+RATES: Mapping[tuple[str, str], Sequence[float]] = {
+    ("none", "two"): (1e-2, 3e-2),
+    ("none", "one"): (2e-2, 6e-2),
+    ("by example", "two"): (1e-2, 3e-2),
+    ("by example", "one"): (2e-2, 6e-2),
+    ("by client", "two"): (1e-2,),
+    ("by client", "one"): (2e-2,),
+}
+"""Kind and factors -> learning rates that are tried; AdamW hardly minds at what norm gradients are clipped."""
+CLIPS: Mapping[str, Sequence[float]] = {"none": (), "by example": (0.3,), "by client": (0.03, 0.3)}
+TUNED_AT, TUNING_SEED = 8, 100
+"""Epsilon and seed of the tuning."""
+HEAD = (
+    "protection",
+    "LoRA factors",
+    "epsilon",
+    "accuracy",
+    "macro-F1",
+    "core-seconds",
+    "bytes sent",
+    "joules",
+    "seeds",
+)
 
 
-def run_of(name: str, config: str, overrides: Sequence[str], *, seed: int, out: Path) -> dict[str, Any]:
+def rows() -> list[tuple[str, str, bool, tuple[str, ...]]]:
+    """Name of the row, kind it is tuned as, whether it is one-sided, overrides."""
+    made: list[tuple[str, str, bool, tuple[str, ...]]] = [
+        ("none", "none", False, ()),
+        ("none", "none", True, ()),
+        ("secure sum", "none", False, ("privacy.protection=secure_sum", "privacy.max_examples=512")),
+        ("homomorphic encryption", "none", False, ("privacy.protection=he",)),
+    ]
+    for kind, is_one_sided, epsilon in itertools.product(("by example", "by client"), (False, True), (8, 4, 1)):
+        made.append((f"{kind}, epsilon {epsilon}", kind, is_one_sided, (f"privacy.epsilon={epsilon}",)))
+    made.append((f"in shares, epsilon {TUNED_AT}", "in shares", True, (f"privacy.epsilon={TUNED_AT}",)))
+    return made
+
+
+def settings_of(kind: str, *, is_one_sided: bool) -> tuple[str, ...]:
+    """What every run of a kind has, the federation's settings among it."""
+    return (*FEDERATION, *KINDS[kind], *(ONE_SIDED if is_one_sided else ()))
+
+
+def run_of(place: Path, config: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The federated part's summary; the run is made, or gone on with, where it is not finished."""
-    place = out / f"{''.join(char if char.isalnum() else '-' for char in name)}-seed{seed}"
-    fixed = (f"seed={seed}", f"record.folder={str(out)!r}", f"record.name={place.name!r}")
+    fixed = (f"record.folder={str(place.parent)!r}", f"record.name={place.name!r}")
     if not (place / "config.json").is_file():
-        modes = "federation.modes=['federated']"
-        run_experiment(load_config(find(config), (modes, *overrides, *fixed)))
+        run_experiment(load_config(find(config), (*overrides, *fixed)))
     elif not RunFolder.open(place).has("summary"):
         resume_experiment(place)
     summary: dict[str, Any] = RunFolder.open(place).read_json("summary")["federated"]
     return summary
 
 
-def row_of(name: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def tuned(kind: str, config: str, out: Path, *, is_one_sided: bool) -> tuple[str, ...]:
+    """The learning rate and clip norm that do best on the validation set of a seed of its own."""
+    like = "by client" if kind == "in shares" else kind
+    budget = () if like == "none" else (f"privacy.epsilon={TUNED_AT}",)
+    fixed = (*settings_of(like, is_one_sided=is_one_sided), *budget, "evaluation.gold=validation")
+    best: tuple[float, tuple[str, ...]] | None = None
+    for rate, clip in itertools.product(RATES[like, side_of(is_one_sided=is_one_sided)], CLIPS[like] or (None,)):
+        chosen = (f"training.learning_rate={rate}", *([] if clip is None else [f"privacy.clip_norm={clip}"]))
+        name = named(like, side_of(is_one_sided=is_one_sided), f"{rate:g}", "" if clip is None else f"{clip:g}")
+        found = run_of(out / "tuning" / name, config, (*fixed, *chosen, f"seed={TUNING_SEED}"))["accuracy"]
+        if best is None or found > best[0]:
+            best = (found, chosen)
+    assert best is not None
+    return best[1]
+
+
+def side_of(*, is_one_sided: bool) -> str:
+    """How many of LoRA's two factors are trained and noised, in words."""
+    return "one" if is_one_sided else "two"
+
+
+def named(*parts: str) -> str:
+    """A folder's name."""
+    return "-".join("".join(char if char.isalnum() else "-" for char in part) for part in parts if part)
+
+
+def row_of(name: str, side: str, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Mean and standard deviation over seeds for people."""
-    accuracy = [100 * run["accuracy"] for run in runs]
-    spread = f" ± {statistics.stdev(accuracy):.1f}" if len(accuracy) > 1 else ""
     spent = [run["privacy"]["epsilon"] for run in runs if "privacy" in run]
     costs = {key: [run["cost"][key] for run in runs] for key in ("core_seconds", "joules")}
     mean = {key: None if None in values else statistics.fmean(values) for key, values in costs.items()}
     return (
         name,
+        side,
         f"{max(spent):.2f}" if spent else "-",
-        f"{statistics.fmean(accuracy):.1f} %{spread}",
-        f"{statistics.fmean(run['seconds'] for run in runs):.1f}",
+        _percent([run["accuracy"] for run in runs]),
+        _percent([run["macro_f1"] for run in runs]),
         "-" if mean["core_seconds"] is None else f"{mean['core_seconds']:.1f}",
         bytes_text(statistics.fmean(run["bytes_up"] + run["bytes_down"] for run in runs)),
         scaled_text(mean["joules"], "J"),
+        str(len(runs)),
     )
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
 def main() -> None:
@@ -69,15 +165,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/privacy-cost"))
     parser.add_argument("--only", nargs="*", help="names of rows; default: all")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen: dict[str, list[str]] = {}
+    wanted = [row for row in rows() if not given.only or row[0] in given.only]
+    for _, kind, is_one_sided, _ in wanted:
+        name = named(kind, side_of(is_one_sided=is_one_sided))
+        if name not in chosen:
+            chosen[name] = list(tuned(kind, given.config, given.out, is_one_sided=is_one_sided))
+    (given.out / "tuned.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    made: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for seed, (name, kind, is_one_sided, overrides) in itertools.product(given.seeds, wanted):
+        side = side_of(is_one_sided=is_one_sided)
+        best = chosen[named(kind, side)]
+        every = (*settings_of(kind, is_one_sided=is_one_sided), *best, *overrides, f"seed={seed}")
+        summary = run_of(given.out / named(name, side, f"seed{seed}"), given.config, every)
+        made.setdefault((name, side), []).append(summary)
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
-    for name, overrides in VARIANTS.items():
-        if given.only and name not in given.only:
-            continue
-        settings = (*overrides, *given.set)
-        runs = [run_of(name, given.config, settings, seed=seed, out=given.out) for seed in given.seeds]
-        print("| " + " | ".join(row_of(name, runs)) + " |", flush=True)
+    for (name, side), runs in made.items():
+        print("| " + " | ".join(row_of(name, f"{side} trained", runs)) + " |")
+    print(json.dumps(chosen))
 
 
 if __name__ == "__main__":

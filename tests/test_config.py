@@ -110,7 +110,22 @@ def test_sections_are_frozen() -> None:
         ),
         ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
         ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
-        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs privacy.dp = 'example', 'client' or 'local'"),
+        (
+            {"privacy": {"dp": "distributed", "epsilon": 1}, "federation": {"weighting": "uniform"}},
+            "privacy.dp = 'distributed' noises sums that nobody sees the parts of: set privacy.protection",
+        ),
+        (
+            {
+                "privacy": {"dp": "distributed", "epsilon": 1, "protection": "secure_sum", "ring_bits": 16},
+                "federation": {"weighting": "uniform"},
+            },
+            "privacy.dp = 'distributed' needs room for the noise: privacy.ring_bits = 32 or 64 (now 16)",
+        ),
+        (
+            {"privacy": {"dp": "distributed", "epsilon": 1, "protection": "secure_sum"}},
+            "privacy.dp = 'distributed' adds noise to a mean in which no client weighs more than a known share",
+        ),
+        ({"privacy": {"epsilon": 4}}, "privacy.epsilon = 4.0 needs a guarantee: privacy.dp = 'example'"),
         ({"privacy": {"dp": "example"}}, "privacy.dp = 'example' needs privacy.epsilon, privacy.noise_multiplier"),
         (
             {"privacy": {"dp": "local", "epsilon": 1, "clipping": "adaptive"}},

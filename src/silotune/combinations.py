@@ -30,7 +30,7 @@ def privacy_faults(
     """Combinations under which a guarantee could not be given, or a setting would do nothing."""
     if privacy.dp == "none":
         return [
-            f"privacy.{key} = {getattr(privacy, key)!r} needs privacy.dp = 'example', 'client' or 'local'"
+            f"privacy.{key} = {getattr(privacy, key)!r} needs a guarantee: privacy.dp = 'example', for one"
             for key in ("epsilon", "noise_multiplier", "ledger")
             if getattr(privacy, key) is not None
         ]
@@ -163,8 +163,18 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
         )
     if privacy.dp == "local":
         return faults
-    if privacy.protection != "none":
-        faults.append(f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides")
+    if privacy.dp == "client" and privacy.protection != "none":
+        faults.append(
+            f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides; "
+            "privacy.dp = 'distributed' noises secure sums"
+        )
+    if privacy.dp == "distributed" and privacy.protection != "secure_sum":
+        faults.append(
+            f"{given} noises sums that nobody sees the parts of: set privacy.protection = 'secure_sum' "
+            f"(now {privacy.protection!r})"
+        )
+    if privacy.dp == "distributed" and privacy.ring_bits < 32:
+        faults.append(f"{given} needs room for the noise: privacy.ring_bits = 32 or 64 (now {privacy.ring_bits})")
     if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "

@@ -160,7 +160,7 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         faults.append(
             f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
         )
-    if federation.weighting != "examples":
+    if federation.weighting != "examples" and privacy.dp != "distributed":
         faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
     if federation.attack.kind not in ("none", "label-flip"):
         faults.append(

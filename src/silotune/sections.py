@@ -37,7 +37,7 @@ Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
 ProtectionKind = Literal["none", "secure_sum", "he"]
 HeScheme = Literal["bfv", "ckks"]
 AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
-DifferentialPrivacy = Literal["none", "example", "client", "local"]
+DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed"]
 Accountant = Literal["pld", "rdp"]
 Clipping = Literal["fixed", "adaptive"]
 
@@ -298,7 +298,7 @@ class PrivacySection(Section):
     dp: DifferentialPrivacy = Field(
         "none",
         description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
-        "local (noise on each update before it leaves)",
+        "local (noise on each update before it leaves), distributed (each site adds a share of the sum's noise)",
     )
     epsilon: Annotated[float, Field(gt=0)] | None = Field(
         None, description="most that a run may cost; without noise_multiplier the noise is made to fit it"
@@ -317,6 +317,9 @@ class PrivacySection(Section):
         "fixed",
         description="of client: poisson draws each client by itself, clients_per_round on average, and is counted as "
         "amplification; fixed is not",
+    )
+    colluding: Annotated[int, Field(ge=0)] = Field(
+        1, description="of distributed: sites that may work with the coordinator; their shares of noise do not count"
     )
     accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
     ledger: Path | None = Field(

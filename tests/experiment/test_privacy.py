@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from silotune.config import Config, from_mapping
-from silotune.errors import PrivacyError
+from silotune.errors import PrivacyError, ProtectionError
 from silotune.experiment.privacy import plan_of, spent_of, statement, warnings
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.privacy.accountant import Spend, epsilon
+from silotune.record.audit import FILE
 from silotune.record.runs import RunFolder
 
 CODE = """
@@ -76,6 +77,22 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
     )
     (line,) = warnings(few, {"a": 10, "b": 10})
     assert "hides one of 2 institutions" in line
+
+
+def test_noise_in_shares_is_planned_and_said() -> None:
+    sections = {"federation": {"weighting": "uniform"}, "data": {"partition": {"clients": 12}}}
+    shared = {"dp": "distributed", "protection": "secure_sum", "epsilon": 3}
+    config = from_mapping({"privacy": shared, **sections})
+    sizes = {f"site-{number}": 10 for number in range(12)}
+    plan = plan_of(config, sizes)
+    assert plan is not None and list(plan.releases) == ["all"]
+    assert 2.98 < plan.epsilon <= 3.0 and plan.curves["all"][-1] == plan.epsilon
+    sees, protected, trusted = statement(config.privacy, plan)
+    assert "masked integers" in sees and sees.endswith("noise was added at the institutions")
+    assert "from the server as well and from up to 1 others that work with it" in protected
+    assert "add their shares of the noise" in trusted
+    with pytest.raises(ProtectionError, match="take fewer privacy.colluding"):
+        plan_of(from_mapping({"privacy": {**shared, "colluding": 9}, **sections}), sizes)
 
 
 @pytest.mark.end_to_end
@@ -140,3 +157,26 @@ def test_a_run_says_spends_and_stops(configuration: Callable[..., Config], tmp_p
     assert spent_of(Config(), RunFolder(tmp_path), {}) is None
     with pytest.raises(PrivacyError, match="nothing was trained"):
         run_experiment(configuration(privacy={**capped, "epsilon": 0.01}))
+
+
+@pytest.mark.end_to_end
+def test_noise_in_shares(configuration: Callable[..., Config]) -> None:
+    """Three sites, all needed, one of which may collude; the run's account is that of the sites."""
+    shared = {"dp": "distributed", "protection": "secure_sum", "noise_multiplier": 1.0, "clip_norm": 0.1}
+    run = run_experiment(
+        configuration(data=ALIKE, privacy=shared, federation={"weighting": "uniform"}, adapter={"kind": "ia3"})
+    )
+    said, part = run.read_json("privacy"), run.part("federated")
+    result = part.read_json("result")
+    first = json.loads((part.path / FILE).read_text().splitlines()[0])
+    assert first["event"] == "started" and first["fields"]["promise"] == said["statement"]
+    rows = part.read_rows("clients")
+    assert [row["client"] for row in rows] == ["(sum)", "(sum)"] and rows[0]["loss"] is None
+    charged = [
+        Spend(row["release"]["noise_multiplier"], 1.0, 1, tuple(row["release"]["skellam_norms"])) for row in rows
+    ]
+    assert result["privacy"]["epsilon"] == pytest.approx(epsilon(charged, 1e-5))
+    own = [json.loads(line) for line in next((part.path / "ledger").glob("*.jsonl")).read_text().splitlines()]
+    assert [row["round_number"] for row in own] == [1, 1, 2, 2]  # written down before, put right after
+    assert own[-1]["spend"]["noise_multiplier"] == rows[-1]["release"]["noise_multiplier"]
+    assert result["privacy"]["epsilon"] <= said["plan"]["epsilon"] * (1 + 1e-4)

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "smallest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 99}),
     "largest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 101}),
     "least_participants": (3, {"participants": 3}, {"participants": 2}),
+    "least_cohort": (4, {"cohort": 4}, {"cohort": 3}),
     "secure_aggregation": (True, {"kind": "evaluate"}, {}),
     "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,62 +10,20 @@ import pytest
 import torch
 
 import tiny
+from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import ProtectionError
-from silotune.federation import secure_site
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import encode
-from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.opened import OPENED
+from silotune.federation.protections import PROTECTIONS
 from silotune.federation.secure import Asking, terms_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
-from silotune.sections import SUMMABLE, FederationSection, PrivacySection
-from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
+from silotune.sections import SUMMABLE, FederationSection
+from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten
-from silotune.transports.in_process import InProcess
-
-PHASES = ("keys", "shares", "input", "check", "unmask")
-NAMES = ("a", "b", "c", "d", "e")
-EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
-TRAINING = tiny.training(max_steps=1)
-
-
-class Net(InProcess):
-    """Sites in this process behind a wire that keeps what the coordinator sees, and loses what a test wants lost."""
-
-    def __init__(self, model, privacy: PrivacySection, lost: Callable[[str, str], bool] = lambda kind, client: False):
-        keys = members(NAMES, privacy)
-        self.sites = {name: Site(name, EXAMPLES[name], model, protection=keys.get(name)) for name in NAMES}
-        super().__init__(self.sites)
-        self.lost = lost
-        self.seen: list[Reply] = []
-        self.failures: list[Failure] = []
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
-            kind = next(iter(requests.values())).kind
-            if self.lost(kind, reply.client):
-                yield Failure(reply.client, reply.round_number, kind, "lost")
-                continue
-            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
-            yield reply
-
-
-def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
-    return PrivacySection(**{"protection": protection, "max_examples": 64, **changes})
-
-
-def run(
-    folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1, **federation
-) -> ServerState:
-    section = FederationSection(**federation)
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds)
-    plan = Plan(
-        rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
-        protected=PROTECTIONS[settings.protection](settings),
-    )  # fmt: skip
-    return run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +99,7 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
     run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
-    assert set(sites["a"].data["secure_sum"]) == {"1"}
+    assert set(sites["a"].data["opened"]) == {"secure_sum:1"}
     section = FederationSection()
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2).model_dump(mode="json")
     net = Net(model, settings)
@@ -164,6 +121,40 @@ def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path
         run(tmp_path / "3", again, start, settings)
     refused = {failure.client for failure in again.failures if "opened before, over other clients" in failure.reason}
     assert refused == set("abcd")
+
+
+def test_an_encrypted_run_killed_and_resumed_has_the_same_bits_and_memory(model, start, tmp_path: Path) -> None:
+    settings = privacy("he")
+    whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
+    run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
+    state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
+    net = Net(model, settings)
+    net.restore(sites)
+    assert sites["a"].data["opened"] == {"he.weight:1": "opened", "he.update:1": "opened"}
+    assert sites["b"].data["opened"] == {"he.weight:1": "sent", "he.update:1": "sent"}
+    weight = asked(net, "b", "he.weight", {}).tensors["figures"]
+    order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
+    with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
+        asked(net, "a", "he.open", order, {"figures": weight})
+    resumed = run(tmp_path / "parts", net, start, settings, rounds=2, state=state)
+    tiny.assert_same_bits(resumed.weights, whole.weights)
+
+
+def test_a_site_put_back_to_an_earlier_round_remembers_what_it_opened(model, start, tmp_path: Path) -> None:
+    """A coordinator that asks for round 1 again over fewer clients: the state is the old one, the file is not."""
+    settings = privacy()
+    net = Net(model, settings)
+    for name, site in net.sites.items():
+        site.protection.memory = tmp_path / f"{name}.jsonl"
+    run(tmp_path / "1", net, start, settings)
+    net.restore({})
+    net.lost = lambda kind, name: kind.endswith("input") and name == "e"
+    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
+        run(tmp_path / "2", net, start, settings)
+    assert sum("opened before, over other clients" in failure.reason for failure in net.failures) == 4
+    net.restore({})
+    net.lost = lambda kind, name: False
+    run(tmp_path / "3", net, start, settings)  # the same clients: the same sum, nothing new
 
 
 @pytest.mark.parametrize("algorithm", SUMMABLE)
@@ -189,10 +180,6 @@ def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) ->
 
 
 # --- requests that a site refuses -------------------------------------------------------------------------------------
-
-
-def asked(net: Net, name: str, kind: str, body: dict, tensors: Tensors | None = None, number: int = 1) -> Reply:
-    return client_round(Request(kind, number, name, tensors or {}, body), net.sites[name])
 
 
 def test_nothing_is_answered_twice_or_out_of_turn(model, start, tmp_path: Path) -> None:
@@ -277,6 +264,10 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
     net = Net(model, settings)
     weight = asked(net, "a", "he.weight", {})
     order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
+    with pytest.raises(ProtectionError, match="has sent nothing in round 1"):
+        asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
+    for name in "bc":
+        asked(net, name, "he.weight", {})
     with pytest.raises(ProtectionError, match="1 clients are in the sum, 3 are needed"):
         asked(net, "b", "he.open", order, {"figures": weight.tensors["figures"]})
     with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
@@ -287,8 +278,8 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
 
 
 def test_site_state_is_kept_through_training(model, start) -> None:
-    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={secure_site.OPENED: {"1": "x"}}))
+    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={OPENED: {"secure_sum:1": "x"}}))
     order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
     client_round(Request("train", 1, "a", start, order), site)
-    assert site.state.data == {"secure_sum": {"1": "x"}}
+    assert site.state.data == {"opened": {"secure_sum:1": "x"}}
     assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

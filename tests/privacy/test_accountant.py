@@ -1,4 +1,4 @@
-"""Epsilon against known answers, noise that fits an epsilon, Skellam's bound by hand."""
+"""Epsilon against known answers, noise that fits an epsilon."""
 
 from __future__ import annotations
 
@@ -7,16 +7,9 @@ import math
 import pytest
 import torch
 
-from silotune.errors import ConfigError, PrivacyError
+from silotune.errors import ConfigError
 from silotune.privacy import accountant
 from silotune.privacy.accountant import Spend, curve, epsilon, merged, noise_for
-from silotune.privacy.distributed import (
-    integer_norms,
-    rounding_delta,
-    share_of_variance,
-    skellam,
-    skellam_rdp,
-)
 from silotune.privacy.noise import drawn, normals, uniforms
 
 DELTA = 1e-5
@@ -68,35 +61,6 @@ def test_a_curve_ends_where_the_whole_does() -> None:
     points = curve([Spend(1.0, 0.1, 3)], [1, 5, 10], DELTA, accountant="rdp")
     assert points == sorted(points)
     assert points[-1] == epsilon([Spend(1.0, 0.1, 30)], DELTA, accountant="rdp")
-
-
-def test_skellam_bound_by_hand_and_near_the_gaussian_one() -> None:
-    # order 2, l1 3, l2 2, variance 10: 2*4/20 + min((3*4 + 18)/400, 9/20) = 0.4 + 0.075
-    assert skellam_rdp(2, 3.0, 2.0, 10.0) == pytest.approx(0.475)
-    l1, l2 = integer_norms(1.0, 1000.0, 100)
-    assert l2 == pytest.approx(1010.0)
-    assert l1 == pytest.approx(10100.0)
-    discrete = epsilon([Spend(1.0, skellam_norms=(l1, l2))], DELTA)
-    smooth = epsilon([Spend(1.0)], DELTA, accountant="rdp")
-    assert smooth <= discrete < smooth * 1.05
-    both = epsilon([Spend(1.0, skellam_norms=(l1, l2)), Spend(3.0)], DELTA)
-    assert both > discrete
-
-
-def test_skellam_shares_sum_to_the_whole() -> None:
-    total, sites = 400.0, 4
-    share = share_of_variance(total, least_sites=sites)
-    made = sum(skellam(40_000, share) for _ in range(sites))
-    assert made.dtype == torch.int64
-    assert float(made.double().var()) == pytest.approx(total, rel=0.03)
-    assert float(made.double().mean()) == pytest.approx(0.0, abs=0.5)
-    chances = skellam(200_000, 0.5).double()
-    assert float((chances == 0).double().mean()) == pytest.approx(math.exp(-0.5) * 1.06348, abs=0.005)  # e^-v I_0(v)
-    assert rounding_delta(1_000_000, 1e4) < 2e-6
-    with pytest.raises(PrivacyError, match="coarser scale"):
-        skellam(1, 1e12)
-    with pytest.raises(PrivacyError, match="at least one site"):
-        share_of_variance(1.0, least_sites=0)
 
 
 def test_normals_are_normal_and_never_repeat() -> None:

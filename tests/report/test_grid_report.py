@@ -249,3 +249,33 @@ def test_the_fixture_is_as_the_tests_say() -> None:
     level: Callable[[Cell, str], float] = usual
     cell = Cell("finance-news", "nano", "lora", "fedavg", "alpha 0.1", 1, (), "", "")
     assert {mode: level(cell, mode) for mode in LEVELS} == LEVELS
+
+
+def test_epsilon_stands_beside_accuracy(tmp_path: Path) -> None:
+    """Seeds that spent 3.9, 4.0 and 4.1; isolated institutions, of which the largest counts."""
+    folder = finished_grid(tmp_path / "grid", **SMALL)
+    for cell in folder.cells():
+        run = folder.run(cell)
+        for place, more in (("federated",), 0.0), (("isolated", "client-0"), 1.0), (("isolated", "client-1"), 2.0):
+            result = run.part(*place).read_json("result")
+            spent = {"dp": "example", "epsilon": 3.9 + more + 0.1 * cell.seed, "delta": 1e-5}
+            run.part(*place).write_json("result", {**result, "privacy": spent})
+        said = {"dp": "example", "statement": ["the server sees noise", "a record is protected", "trusted: nobody"]}
+        run.write_json("summary", {**run.read_json("summary"), "privacy": said})
+    made = write_report(folder)
+    text = (folder.path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "- the server sees noise; a record is protected; trusted: nobody (3 runs)" in text
+    heads = next(line for line in text.splitlines() if "finance-news: accuracy" in line)
+    assert heads.endswith("finance-news: accuracy | finance-news: macro-F1 | finance-news: epsilon |")
+    section = text.split("### Epsilon and what was reached")[1].split("###")[0]
+    rows = [
+        [part.strip() for part in line.split("|")[1:-1]]
+        for line in section.splitlines()
+        if line.startswith("| finance-news")
+    ]
+    assert [(row[4], row[7], row[8]) for row in rows] == [("each alone", "6", "1e-05"), ("federated", "4", "1e-05")]
+    assert (folder.path / "report" / "figures" / "epsilon-finance-news-nano.svg").is_file()
+    (_, *cells) = (folder.path / "report" / "cells.csv").read_text(encoding="utf-8").splitlines()
+    assert sum(",4.1,1e-05," in line for line in cells) == 1
+    assert "a record is protected" in (folder.path / "report" / "index.html").read_text(encoding="utf-8")
+    assert made.files

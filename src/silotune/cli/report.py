@@ -35,7 +35,7 @@ def report(
 
 def _runs(folders: list[Path], *, as_json: bool) -> None:
     from silotune.record.runs import RunFolder
-    from silotune.report.runs import cost_table, read_summary, runs_json, runs_table, summary_table
+    from silotune.report.runs import cost_table, promise_lines, read_summary, runs_json, runs_table, summary_table
 
     runs = [RunFolder.open(folder) for folder in folders]
     if as_json:
@@ -46,6 +46,8 @@ def _runs(folders: list[Path], *, as_json: bool) -> None:
         summary = read_summary(runs[0])
         stdout().print(summary_table(summary))
         stdout().print(cost_table(summary))
+        for line in promise_lines(summary):
+            stdout().print(line, soft_wrap=True)
 
 
 def _grid(folder: Path, out: Path | None, *, as_json: bool) -> None:

@@ -48,6 +48,7 @@ _POLICY_EXAMPLES = {
     "smallest_adapter": "1000",
     "largest_adapter": "50000000",
     "least_participants": "3",
+    "least_cohort": "3",
     "largest_epsilon_run": "4.0",
     "largest_epsilon_total": "8.0",
     "largest_upload_bytes": "200000000",

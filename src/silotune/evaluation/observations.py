@@ -38,7 +38,8 @@ class Observation:
             and worst; ``forgetting_base`` and ``forgetting_tuned`` are perplexities of general text; ``personal`` is
             the metric of the institutions' own models over their own sets together; ``aggregation_error`` how far
             averaging LoRA's factors is from averaging their products, mean over the rounds.
-        cost: What it cost, all institutions together; ``bytes`` is both ways; memory is the most of any.
+        cost: What it cost, all institutions together; ``bytes`` is both ways; memory is the most of any, and so are
+            ``epsilon`` and ``delta`` of differential privacy.
         energy_source: ``measured``, ``estimated`` or ``unavailable``.
         energy_method: How, in words.
         per_class: Class -> F1; of isolated institutions the mean.
@@ -107,6 +108,7 @@ def _observation(
     cost.update({name: _highest([_cost(part, name) for part in parts]) for name in HIGHEST})
     if cost["trainable_parameters"] is None:
         cost["trainable_parameters"] = _number(known.get("trainable"))
+    cost.update({name: _highest([_spent(part, name) for part in parts]) for name in ("epsilon", "delta")})
     cost["bytes"] = _summed([cost["bytes_up"], cost["bytes_down"]])
     source = _energy_source(parts)
     if source == "unavailable":
@@ -149,6 +151,11 @@ def _cost(result: Mapping[str, Any], name: str) -> float | None:
     """From the part's ``cost`` where it has one, else from what every result holds."""
     cost = result.get("cost") or {}
     return _number(cost.get(name)) if name in cost else _number(result.get(name))
+
+
+def _spent(result: Mapping[str, Any], name: str) -> float | None:
+    """Of a result under differential privacy: its epsilon or delta."""
+    return _number((result.get("privacy") or {}).get(name))
 
 
 def _energy_source(parts: Sequence[Mapping[str, Any]]) -> EnergySource:

@@ -12,7 +12,7 @@ from silotune.data.load import load
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.budget import release_of
-from silotune.federation.central import CentralPrivacy, central_privacy
+from silotune.federation.central import CentralPrivacy, central_privacy, noise_in_shares
 from silotune.federation.protections import guarantee
 from silotune.privacy.accountant import Spend, curve
 from silotune.record.runs import RunFolder
@@ -80,14 +80,15 @@ def _of_sites(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
     return {name: by_size[size] for name, size in sizes.items()}
 
 
-def _of_coordinator(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
+def _of_sum(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
     return {"all": central_privacy(config.privacy, config.federation, sizes, run="").release}
 
 
 RELEASES: Mapping[str, Callable[[Config, Mapping[str, int]], dict[str, Spend]]] = {
     "example": _of_sites,
     "local": _of_sites,
-    "client": _of_coordinator,
+    "client": _of_sum,
+    "distributed": _of_sum,
 }
 """``privacy.dp`` -> what a round releases, by who adds the noise."""
 
@@ -104,11 +105,22 @@ def plan_of_config(config: Config) -> Plan | None:
 
 
 def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:
-    """Noise of the coordinator for a part of a run; None where it adds none."""
-    if config.privacy.dp != "client":
+    """Noise on the sums of a part of a run and its account; None where the sites add noise each for itself."""
+    if config.privacy.dp not in ("client", "distributed"):
         return None
     sizes = {name: len(examples) for name, examples in part.clients.items()}
     return central_privacy(config.privacy, config.federation, sizes, run=run)
+
+
+def collected(config: Config, part: Part) -> PrivacySection:
+    """The section as the collector of a part's updates needs it: of noise in shares, how much and for what weights."""
+    privacy, federation = config.privacy, config.federation
+    if privacy.dp != "distributed":
+        return privacy
+    clients = federation.clients_per_round or len(part.clients)
+    release = noise_in_shares(privacy, clients, federation.rounds)
+    cap = federation.weight_cap if federation.weighting == "capped" else None
+    return privacy.model_copy(update={"noise_multiplier": release.noise_multiplier, "max_examples": cap or 1})
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str
     if plan is None:
         return sees, protected, trusted
     figures = {"epsilon": f"{plan.epsilon:.3g}", "delta": f"{plan.privacy.delta:g}", "rounds": plan.rounds}
-    return sees, protected.format(**figures), trusted
+    return sees, protected.format(**figures, colluding=privacy.colluding), trusted
 
 
 _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
@@ -170,6 +182,12 @@ _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
         "from the server as well",
         "trusted: each institution with its own data; not the server, not the others",
     ),
+    "distributed": (
+        "the server sees the sum of the institutions' updates, noised",
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "from the server as well and from up to {colluding} others that work with it",
+        "trusted: the other institutions, to add their shares of the noise; not the server",
+    ),
 }
 
 
@@ -190,7 +208,7 @@ def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
             "noise on both LoRA factors multiplies: their product carries noise times noise; "
             "federation.lora = 'freeze-a' (Sun et al. 2024) loses less accuracy at the same epsilon, 'sb' less still"
         )
-    if privacy.dp in ("client", "local") and len(sizes) < 20:
+    if privacy.dp in ("client", "local", "distributed") and len(sizes) < 20:
         made.append(
             f"privacy.dp = {privacy.dp!r} hides one of {len(sizes)} institutions: with so few the noise outweighs what "
             "they have in common; privacy.dp = 'example' protects records at a fraction of it"

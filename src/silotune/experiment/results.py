@@ -296,6 +296,7 @@ _PROTECTED: Mapping[str, str] = {
     "example": "a single record, noise added by its institution",
     "client": "a whole institution, noise added by the server",
     "local": "a whole institution, noise added by itself",
+    "distributed": "a whole institution, noise added in shares by all",
 }
 
 

@@ -229,7 +229,8 @@ def _finish_part(
 
     audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
     if audit is not None:
-        audit = replace(audit, keys=run.keys)
+        promise = tuple(run.folder.read_json(privacy.FILE)["statement"])
+        audit = replace(audit, keys=run.keys, promise=promise)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
     plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), _evaluate_body(prepared)
@@ -343,7 +344,9 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
         audit=audit,
-        protected=PROTECTIONS[config.privacy.protection](config.privacy) if part.sends_updates else None,
+        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part))
+        if part.sends_updates
+        else None,
         privacy=privacy.central_of(config, part, name),
     )
 

@@ -113,6 +113,20 @@ def open_round(
     return Opened(planned, cost, replace(state, data=kept))
 
 
+def settle_round(name: str, state: SiteState, budget: Budget, *, round_number: int, spend: Spend) -> SiteState:
+    """Puts the cost of a round right that turned out cheaper, under the same identity; the state to keep.
+
+    A round that this state knows nothing of stays charged as it was written.
+    """
+    kept = [from_row(row) for row in state.data.get(_ENTRIES, ())]
+    if not kept or kept[-1].round_number != round_number:
+        return state
+    settled = as_row(replace(kept[-1], spend=spend))
+    with _ledger(budget.folder, name) as (_, append):
+        append(settled)
+    return replace(state, data={**state.data, _ENTRIES: [*state.data[_ENTRIES][:-1], settled]})
+
+
 def has_spent(state: SiteState) -> bool:
     """Whether the site has released anything under a guarantee in this run."""
     return bool(state.data.get(_ENTRIES))

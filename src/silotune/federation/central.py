@@ -1,16 +1,23 @@
-"""The coordinator's part of client-level differential privacy: who is drawn, what it costs, the noised mean."""
+"""The coordinator's part of client-level differential privacy: who is drawn, what it costs, the noised mean.
+
+Of noise in shares, which the sites add inside a secure sum, the coordinator keeps the account alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from silotune.errors import BudgetError
-from silotune.privacy.accountant import Spend, noise_for
+from silotune.errors import BudgetError, ConfigError
+from silotune.federation.noised_sum import spend_of
+from silotune.federation.secure import RELEASE
+from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
+from silotune.privacy.distributed import PLANNED_SIZE, shared_noise
 from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
 from silotune.privacy.noise import Entropy, drawn, system
+from silotune.privacy.secure_sum.terms import needed_of
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection, PrivacySection
 from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
@@ -18,22 +25,24 @@ from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 LEDGER = "ledger"
 """Name of the rows in the run's folder."""
 _ENTRIES, _CLIP = "entries", "clip_norm"
+_ROOM_FOR_SIZE = 1 - 1e-4
+"""Of an epsilon, so that noise planned for one number of values keeps it for another."""
 
 
 @dataclass(frozen=True)
 class CentralPrivacy:
-    """Noise on the sum of a round's updates, by a coordinator that all institutions trust.
+    """Noise on the sum of a round's updates, by a coordinator that all institutions trust, or in shares by the sites.
 
     Attributes:
         privacy: The ``[privacy]`` section.
-        mechanism: Noise and weights.
-        release: What one round costs.
+        mechanism: Noise and weights; None where the sum comes noised.
+        release: What one round costs, at most.
         run: The run's identity in the ledger.
         entropy: Where draws and noise come from.
     """
 
     privacy: PrivacySection
-    mechanism: ClientMechanism
+    mechanism: ClientMechanism | None
     release: Spend
     run: str
     entropy: Entropy = system
@@ -68,9 +77,58 @@ class CentralPrivacy:
         self, updates: Iterable[ClientUpdate], like: Tensors, kept: Mapping[str, Any]
     ) -> tuple[Tensors, dict[str, Any]]:
         """The noised mean, and what the state is to keep."""
+        if self.mechanism is None:
+            (summed,) = updates
+            return summed.delta, dict(kept)
         bound = float(kept.get(_CLIP, self.privacy.clip_norm))
         mean, bound = private_mean(updates, like, self.mechanism, clip_norm=bound, entropy=self.entropy)
         return mean, {**kept, _CLIP: bound}
+
+    def settled(self, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: RunFolder) -> dict[str, Any]:
+        """What the state is to keep once the round's cost is certain: of noise in shares, that of those in the sum."""
+        released = [row[RELEASE] for row in rows if RELEASE in row]
+        if not released:
+            return dict(kept)
+        entries = [*map(from_row, kept[_ENTRIES])]
+        entries[-1] = replace(entries[-1], spend=Spend(**released[0]))
+        folder.append(LEDGER, as_row(entries[-1]))
+        cost = spent(entries, self.privacy.delta, accountant=self.privacy.accountant)
+        return {**kept, _ENTRIES: [as_row(item) for item in entries], "epsilon": cost}
+
+
+def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend:
+    """What a round of distributed noise costs at most: that of the fewest sites that a sum is opened for.
+
+    Args:
+        privacy: The ``[privacy]`` section; without a noise multiplier the noise is made to fit its epsilon.
+        clients: Of a round.
+        rounds: Of the run.
+
+    Raises:
+        ConfigError: No noise keeps ``privacy.epsilon``.
+        ProtectionError: The noise does not fit the ring, or nobody's is left when some collude.
+    """
+    needed = needed_of(clients, privacy.threshold)
+
+    def release(multiplier: float) -> Spend:
+        made = shared_noise(
+            multiplier, bits=privacy.ring_bits, clients=clients, needed=needed, colluding=privacy.colluding,
+            size=PLANNED_SIZE,
+        )  # fmt: skip
+        return replace(spend_of(made, needed), noise_multiplier=multiplier)
+
+    if privacy.noise_multiplier is not None:
+        return release(privacy.noise_multiplier)
+    target = float(privacy.epsilon or 0) * _ROOM_FOR_SIZE
+    found = least_noise(
+        lambda noise: epsilon([replace(release(noise), steps=rounds)], privacy.delta) <= target, rounds**0.5 / target
+    )
+    if found is None:
+        raise ConfigError(
+            f"no noise keeps privacy.epsilon = {privacy.epsilon:g} at delta = {privacy.delta:g} over {rounds} rounds; "
+            "allow a larger epsilon or fewer rounds"
+        )
+    return release(found)
 
 
 def central_privacy(
@@ -85,6 +143,8 @@ def central_privacy(
         run: Its identity in the ledger.
     """
     expected = federation.clients_per_round or len(sizes)
+    if privacy.dp == "distributed":
+        return CentralPrivacy(privacy, None, noise_in_shares(privacy, expected, federation.rounds), run)
     share = expected / len(sizes)
     rate = share if privacy.client_sampling == "poisson" else 1.0
     noise = privacy.noise_multiplier

@@ -15,7 +15,7 @@ from silotune.federation.guard import Guard, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
-from silotune.federation.private import begin, dp_sgd, released, withheld
+from silotune.federation.private import begin, check_alone, dp_sgd, released, withheld
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
@@ -98,6 +98,7 @@ def _work(request: Request, site: Site) -> Reply:
 def _linked_train(request: Request, site: Site) -> Reply:
     """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
     order = read_body(TrainOrder, request)
+    check_alone(order.privacy)
     upload, download = order.federation.upload, order.federation.download
     held, made = taken_from(links.RECEIVED, site.state.tensors), method(order.federation)
     meant = outgoing(made.sent(dict(site.adapted.parameters), {}), made.schedule(request.round_number))
@@ -213,7 +214,11 @@ def _masked_input(request: Request, site: Site) -> Reply:
 
 
 def _encrypted_input(request: Request, site: Site) -> Reply:
-    return encrypted_site.encrypt_update(request, site, lambda order: _train(order, site))
+    def train(order: Request) -> Reply:
+        check_alone(read_body(TrainOrder, order).privacy)
+        return _train(order, site)
+
+    return encrypted_site.encrypt_update(request, site, train)
 
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {

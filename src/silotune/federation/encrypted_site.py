@@ -13,6 +13,7 @@ from pydantic import Field
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.messages import Layout, read_body
+from silotune.federation.opened import remember, remembered
 from silotune.federation.secure_site import Protection, Seat, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
@@ -23,6 +24,7 @@ from silotune.settings import Fraction, Positive, Section
 from silotune.structs import Reply, Request, Tensors
 
 CELLS, FIGURES_NAME, PLAIN, SUM = "cells", "figures", "plain", "sum"
+_SENT, _DONE = "sent", "opened"
 FIGURE_PACKING = Packing("bfv", 1)
 """Figures need whole slots, whatever the scheme of the values: sums of them may take 57 bits."""
 
@@ -73,6 +75,7 @@ def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
     read_body(WeightOrder, request)
     protection = protection_of(site)
     figures = encrypt(np.array([1, len(site.examples)], np.int64), FIGURE_PACKING, _key(protection, "bfv"))
+    _note_sent(site, "weight", request)
     return _reply(request, site, {FIGURES_NAME: figures})
 
 
@@ -94,6 +97,7 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
         CELLS: encrypt(numbers, order.packed(), key),
         FIGURES_NAME: encrypt(counted, FIGURE_PACKING, figures_key),
     }
+    _note_sent(site, "update", request)
     if order.fraction < 1:
         weight = int(update.body["num_examples"]) / order.num_examples
         sent[PLAIN] = (values[~hidden].astype(np.float64) * weight).astype(np.float32)
@@ -101,20 +105,24 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
 
 
 def open_sum(request: Request, site: EncryptedSeat) -> Reply:
-    """``he.open``: decrypts a sum, if it is one of enough clients; each site opens one of each kind a round.
+    """``he.open``: decrypts a sum, if it is one of enough clients; each site opens one of each kind a round, and of no
+    round in which it has sent nothing.
 
     The number of clients is summed beside the update. It stops a coordinator that errs, not one that forges it:
     ciphertexts can be changed by whoever holds them.
 
     Raises:
-        ProtectionError: Too few clients are in the sum, or this site has opened one in this round.
+        ProtectionError: Too few clients are in the sum, this site has opened one in this round, or sent nothing.
     """
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
-    which = (request.round_number, order.size > 0)
-    if which in protection.he_opened:
+    which = _which("update" if order.size else "weight", request)
+    known = remembered(site, which, file=protection.memory)
+    if known is None:
+        raise ProtectionError(f"this site has sent nothing in round {request.round_number} that a sum could hold")
+    if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
-    protection.he_opened.add(which)
+    remember(site, which, _DONE, file=protection.memory)
     figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(
@@ -126,6 +134,17 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
         values = decrypt(_array(request, CELLS), order.size, packing, _key(protection, order.scheme))
         opened[SUM] = values.astype(_SUM_TYPES[order.scheme][0])
     return _reply(request, site, opened)
+
+
+def _which(kind: str, request: Request) -> str:
+    return f"he.{kind}:{request.round_number}"
+
+
+def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
+    """Allows this site one opening of the round's sum, unless it had that."""
+    file = protection_of(site).memory
+    if remembered(site, _which(kind, request), file=file) is None:
+        remember(site, _which(kind, request), _SENT, file=file)
 
 
 def places(weights: Tensors, fraction: float) -> Array:

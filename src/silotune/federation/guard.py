@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from silotune.errors import AuditError, PolicyError
+from silotune.errors import AuditError, BudgetError, PolicyError, ProtectionError
 from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, SignedJob
 from silotune.federation.policy import Asked, Policy
@@ -25,6 +25,16 @@ NOT_FIGURES = (
     "num_examples", "steps", "tokens", "seconds", "core_seconds", "joules", "energy_source", "scoring",
 )  # fmt: skip
 """Of a reply's body, what an aggregate or the books need, and the policy's ``metrics`` does not decide on."""
+
+
+COHORTS: Mapping[str, tuple[str, ...]] = {
+    "secure_sum.keys": ("terms", "cohort"),
+    "secure_sum.shares": ("keys",),
+    "secure_sum.input": ("arrived",),
+    "secure_sum.check": ("survivors",),
+    "he.input": ("clients",),
+}
+"""Kind of request -> where its body names the sites of the sum, or how many they are."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     except PolicyError as error:
         guard.trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
         raise
+    except (ProtectionError, BudgetError) as error:
+        by = "privacy" if isinstance(error, BudgetError) else "protection"
+        guard.trail.add("refusal", {**place, "rule": by, "reason": str(error)})
+        raise
     except Exception as error:
         guard.trail.add("failure", {**place, "error": type(error).__name__})
         raise
@@ -98,11 +112,22 @@ def asked_of(request: Request, guard: Guard) -> Asked:
         objective=_text_at(order, "training", "objective"),
         base_sha256=guard.base_sha256,
         adapter_values=count(request.tensors) if request.tensors else None,
+        cohort=_cohort(request),
     )
     if guard.epsilons is not None:
         run, total = guard.epsilons(request)
         asked = replace(asked, epsilon_run=run, epsilon_total=total)
     return _with_job(asked, request) if request.body.get(JOB) is not None else asked
+
+
+def _cohort(request: Request) -> int | None:
+    """How many sites a request says are in its sum; None where it says nothing that can be counted."""
+    found: Any = request.body if request.kind in COHORTS else None
+    for key in COHORTS.get(request.kind, ()):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if isinstance(found, (list, tuple, Mapping)):
+        return len(set(map(str, found)))
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _run_of(request: Request) -> dict[str, str]:

@@ -106,6 +106,7 @@ class Policy(Section):
     smallest_adapter: Positive | None = Field(None, description="fewest values of an adapter")
     largest_adapter: Positive | None = Field(None, description="most values of an adapter")
     least_participants: Positive | None = Field(None, description="fewest sites of a run, this one counted in")
+    least_cohort: Positive | None = Field(None, description="fewest sites of a sum that an update goes into")
     secure_aggregation: bool = Field(False, description="true: no update leaves but inside a secure sum")
     largest_epsilon_run: Annotated[float, Field(ge=0)] | None = Field(None, description="privacy loss of one run")
     largest_epsilon_total: Annotated[float, Field(ge=0)] | None = Field(None, description="of all runs together")
@@ -132,6 +133,7 @@ class Asked:
         base_sha256: Fingerprint of the base model that the site holds.
         adapter_values: Values in the adapter's tensors.
         participants: Sites that the job names.
+        cohort: Sites of the protected sum that the request belongs to, as many as it says are left.
         epsilon_run: Privacy loss of this run at this site once the request is served.
         epsilon_total: The same for all runs of the site.
         submitter: Public key that signed the job, and whose signature fits.
@@ -146,6 +148,7 @@ class Asked:
     base_sha256: str | None = None
     adapter_values: int | None = None
     participants: int | None = None
+    cohort: int | None = None
     epsilon_run: float | None = None
     epsilon_total: float | None = None
     submitter: str | None = None
@@ -219,6 +222,11 @@ RULES: Mapping[str, _Rule] = {
     ),
     "least_participants": lambda policy, asked: _at_least(
         "the number of participants", asked.participants, policy.least_participants
+    ),
+    "least_cohort": lambda policy, asked: (
+        _at_least("the number of sites in the sum", asked.cohort, policy.least_cohort)
+        if asked.does.trains or asked.cohort is not None
+        else None
     ),
     "secure_aggregation": lambda policy, asked: (
         "updates leave only inside a secure sum"

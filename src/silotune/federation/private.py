@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from silotune.errors import DataError
+from silotune.errors import DataError, ProtectionError
 from silotune.federation.budget import Budget, Opened, open_round, release_of
+from silotune.federation.noised_sum import within
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
 from silotune.sections import SITE_NOISE, PrivacySection, TrainingSection
@@ -62,10 +63,22 @@ def dp_sgd(privacy: PrivacySection, opened: Opened | None) -> DpSgd | None:
 
 
 def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> Tensors:
-    """The update as it may leave the site."""
+    """The update as it may leave the site; of noise in shares, as it may enter the sum."""
+    if privacy.dp == "distributed":
+        return within(delta, privacy.clip_norm)
     if opened is None or privacy.dp != "local":
         return delta
     return private_update(delta, clip_norm=privacy.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
+
+
+def check_alone(privacy: PrivacySection) -> None:
+    """Refuses an update outside of a secure sum where the sum alone carries the noise.
+
+    Raises:
+        ProtectionError: It would be sent without noise.
+    """
+    if privacy.dp == "distributed":
+        raise ProtectionError("privacy.dp = 'distributed' noises sums: no update leaves but inside a secure sum")
 
 
 def withheld(privacy: PrivacySection, opened: Opened | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError, ProtectionError
 from silotune.federation.messages import Layout, layout_of, read_body
+from silotune.federation.noised_sum import spend_of
 from silotune.federation.secure_site import (
     FIGURES_NAME,
     VALUES,
@@ -32,13 +33,16 @@ from silotune.federation.secure_site import (
 from silotune.privacy.figures import FIGURES, from_integers
 from silotune.privacy.ring import RINGS, Integers, mean
 from silotune.privacy.secure_sum import coordinator as protocol
-from silotune.privacy.secure_sum.terms import SignedKeys, Terms, all_holders, roster_digest, safe_degree
+from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms, all_holders, roster_digest, safe_degree
 from silotune.sections import PrivacySection
 from silotune.settings import Section
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Tensors
 
 EVERYBODY = "(sum)"
 """Stands for a client's name in the rows of a run folder, where only the sum is known."""
+
+RELEASE = "release"
+"""Field of the row of a noised sum: what was released, as a ledger counts it."""
 
 _Report = TypeVar("_Report", bound=Section)
 
@@ -110,7 +114,14 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         bound=privacy.bound,
         max_examples=privacy.max_examples,
         size=arithmetic.count(asking.shape),
+        noise=_noise(privacy),
     )
+
+
+def _noise(privacy: PrivacySection) -> NoiseTerms | None:
+    if privacy.dp != "distributed" or privacy.noise_multiplier is None:
+        return None
+    return NoiseTerms(multiplier=privacy.noise_multiplier, clip_norm=privacy.clip_norm, colluding=privacy.colluding)
 
 
 @dataclass
@@ -240,7 +251,10 @@ class _Sum:
 
     def _opened(self, sums: Sequence[Integers], wire: Exchange) -> ClientUpdate:
         figures = from_integers(sums[1], len(self.survivors))
-        values = mean(sums[0], figures["num_examples"], self.terms.scale())
+        values = mean(sums[0], figures["weight"], self.terms.scale())
+        if self.terms.noise is not None:
+            noise = self.terms.shared_noise(self.terms.noise)
+            figures[RELEASE] = asdict(spend_of(noise, len(self.survivors)))
         return booked(self.asking, wire, values, figures, clients=len(self.survivors))
 
     def _check_enough(self, left: Mapping[str, Any] | Sequence[str], what: str) -> None:
@@ -265,6 +279,7 @@ def booked(
         clients: Whose update is in the sum.
     """
     clipped = figures.pop("clipped")
+    figures.pop("weight")
     row = {"round": asking.number, "client": EVERYBODY, **figures, "clients_in_sum": clients, "clipped": clipped}
     asking.book.rows.append({**row, "bytes_up": wire.bytes_up, "bytes_down": wire.bytes_down})
     asking.notify("sum_opened", row)

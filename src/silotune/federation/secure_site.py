@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -13,9 +14,12 @@ from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
+from silotune.federation import noised_sum
+from silotune.federation.budget import Budget
 from silotune.federation.messages import Layout, read_body
+from silotune.federation.opened import remember, remembered
 from silotune.privacy.figures import FIGURES, to_integers
-from silotune.privacy.ring import quantise
+from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
 from silotune.sections import HeScheme
@@ -26,10 +30,8 @@ from silotune.structs import Reply, Request, SiteState
 SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
 VALUES, FIGURES_NAME = "values", "figures"
-OPENED = "secure_sum"
-"""Key of ``SiteState.data``: round -> digest of the survivors whose sum this site has helped to open."""
 
-_Stage = TypeVar("_Stage", bound=protocol.Stage)
+_Stage = TypeVar("_Stage", protocol.Advertised, protocol.Shared, protocol.Masked, protocol.Consistent)
 
 
 @dataclass
@@ -37,15 +39,15 @@ class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
     ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme; ``he_opened`` tells the sums that this site has
-    decrypted.
+    ``he_keys`` are the secret keys that all sites share, by scheme. ``memory`` is a file that remembers which sums were
+    opened when the site's state is put back; None where the state is enough.
     """
 
     member: Member
     stage: protocol.Stage | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
-    he_opened: set[tuple[int, bool]] = field(default_factory=set)
+    memory: Path | None = None
 
 
 class Seat(Protocol):
@@ -53,6 +55,7 @@ class Seat(Protocol):
 
     name: str
     state: SiteState
+    budget: Budget
     protection: Protection | None
 
 
@@ -141,34 +144,40 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     order = read_body(InputOrder, request)
     sealed = {peer: bytes.fromhex(text) for peer, text in order.shares.items()}
     accepted = protocol.accept(protection.member, stage, order.arrived, sealed)
-    terms = stage.before.terms
+    terms = stage.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
+    share = noised_sum.begin(terms, order.train, site)
     update = train(replace(request, kind="train", body=order.train))
     if arithmetic.count(update.tensors) != terms.size:
         raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
-    arrays = integers_of(update, terms, seed=int(order.train.get("seed", 0)))
-    protocol.mask(protection.member, accepted, arrays)
+    arrays, noise = integers_of(update, terms, share, seed=int(order.train.get("seed", 0)))
+    protocol.mask(protection.member, accepted, arrays, noise=noise)
     protection.stage = accepted
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
     return Reply(request.kind, request.round_number, site.name, tensors)
 
 
-def integers_of(update: Reply, terms: Terms, *, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A ``train`` reply as integers before masking: values of the update, figures.
+def integers_of(
+    update: Reply, terms: Terms, share: noised_sum.Share | None, *, seed: int
+) -> tuple[list[Integers], list[Integers]]:
+    """A ``train`` reply as integers before masking: values of the update and figures; and the noise on the values.
 
     The rounding is drawn from the run's seed, so that a repeated round gives the same sum; it hides nothing.
     """
-    values = arithmetic.flatten(update.tensors).float().numpy()
     drawn = derive(seed, "rounding", round_number=update.round_number, client=update.client)
+    generator, clients = np.random.default_rng(drawn), len(terms.cohort)
+    if share is not None:
+        values, noise, weight = noised_sum.noised(update, terms, share, generator=generator)
+        return [values, to_integers(update.body, clipped=0, clients=clients, weight=weight)], [noise]
     quantised, clipped = quantise(
-        values,
+        arithmetic.flatten(update.tensors).float().numpy(),
         int(update.body["num_examples"]),
         terms.scale(),
         bits=terms.bits,
-        generator=np.random.default_rng(drawn),
+        generator=generator,
     )
-    return quantised, to_integers(update.body, clipped=clipped, clients=len(terms.cohort))
+    return [quantised, to_integers(update.body, clipped=clipped, clients=clients)], []
 
 
 def check_survivors(request: Request, site: Seat) -> Reply:
@@ -176,7 +185,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Masked, request)
     survivors = read_body(CheckOrder, request).survivors
     agreed, signature = protocol.agree(protection.member, stage, survivors)
-    before = site.state.data.get(OPENED, {}).get(str(request.round_number))
+    before = remembered(site, _which(request), file=protection.memory)
     if before not in (None, protocol.survivors_digest(agreed)):
         raise ProtectionError(
             f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
@@ -191,8 +200,8 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
-    opened = {**site.state.data.get(OPENED, {}), str(request.round_number): protocol.survivors_digest(stage)}
-    site.state = replace(site.state, data={**site.state.data, OPENED: opened})
+    noised_sum.settle(stage.terms, len(stage.survivors), site)
+    remember(site, _which(request), protocol.survivors_digest(stage), file=protection.memory)
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }
@@ -203,6 +212,10 @@ def input_layout(request: Request) -> Layout:
     """What the tensors of an answer to ``secure_sum.input`` must be."""
     order = read_body(InputOrder, request)
     return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
+
+
+def _which(request: Request) -> str:
+    return f"secure_sum:{request.round_number}"
 
 
 _NAMES = (VALUES, FIGURES_NAME)
@@ -226,6 +239,8 @@ def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection
     stage, protection.stage = protection.stage, protocol.Closed()
     if not isinstance(stage, kind):
         raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
+    if request.round_number != stage.terms.round_number:
+        raise ProtectionError(f"{request.kind} is asked for another round than the terms of this sum: it is closed")
     return protection, stage
 
 

@@ -203,6 +203,8 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
     updates, held = _asked(plan, state, asking, incoming, products)
     delta, kept = _aggregated(plan, incoming, updates, kept, shape)
+    if plan.privacy is not None:
+        kept = plan.privacy.settled(kept, incoming.rows, run)
     share = incoming.usable() / len(transport.clients())
     seed = derive(plan.seed, "adapter-init", round_number=number)
     weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)

@@ -32,12 +32,14 @@ class Audit:
         run: Folder of the run of rounds.
         keys: Client -> its public signing keys; the replies of clients named here must be signed.
         keep_updates: Keep every update, so that the aggregation can be done again.
+        promise: What the run guarantees, in lines.
     """
 
     trail: Trail
     run: RunFolder
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     keep_updates: bool = False
+    promise: tuple[str, ...] = ()
 
 
 def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
@@ -121,6 +123,7 @@ def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any])
     if state.round_number == 0:
         job = (settings.get("job") or {}).get("job", {})
         fields |= {"settings": sha256(settings), "python": platform.python_version()}
+        fields |= {"promise": list(audit.promise)} if audit.promise else {}
         fields |= {name: job[name] for name in ("run", "config_sha256", "charter_sha256") if job.get(name)}
         if audit.keep_updates:
             audit.run.keep_tensors("round-0-weights", state.weights)

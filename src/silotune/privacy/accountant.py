@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -116,13 +116,21 @@ def noise_for(
         return epsilon([Spend(noise, sampling_rate, steps)], delta, accountant=accountant) <= target
 
     guess = sampling_rate * math.sqrt(2 * steps * math.log(1.25 / delta)) / target
+    found = least_noise(is_enough, guess)
+    if found is None:
+        raise ConfigError(
+            f"no noise keeps epsilon = {target:g} at delta = {delta:g} over {steps} steps of rate "
+            f"{sampling_rate:g}; allow a larger epsilon or fewer rounds"
+        )
+    return found
+
+
+def least_noise(is_enough: Callable[[float], bool], guess: float) -> float | None:
+    """The least noise multiplier that is enough, up to 0.2 % above it; None where 10,000 is not."""
     high = min(max(guess, 2 * _SMALLEST_NOISE), LARGEST_NOISE)
     while not is_enough(high):
         if high >= LARGEST_NOISE:
-            raise ConfigError(
-                f"no noise keeps epsilon = {target:g} at delta = {delta:g} over {steps} steps of rate "
-                f"{sampling_rate:g}; allow a larger epsilon or fewer rounds"
-            )
+            return None
         high = min(1.5 * high, LARGEST_NOISE)
     low = high / 1.5
     while low > _SMALLEST_NOISE and is_enough(low):

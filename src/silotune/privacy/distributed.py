@@ -2,25 +2,136 @@
 
 Each site adds a share to its integers before they are masked; the sum of the shares is noise of central strength, and
 nobody sees anything less noisy. The variances of the shares add up, so a dropout takes its share away and the cost is
-that of the shares that are in the sum. Source: Agarwal, Kairouz and Liu 2021, "The Skellam mechanism for
-differentially private federated learning".
+that of the shares that are in the sum. Sources: Agarwal, Kairouz and Liu 2021, "The Skellam mechanism for
+differentially private federated learning" (the noise and its cost); Kairouz, Liu and Steinke 2021, "The distributed
+discrete Gaussian mechanism for federated learning with secure aggregation" (clipping, conditional rounding).
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 
-from silotune.errors import PrivacyError
-from silotune.privacy.noise import Entropy, system, uniforms
+from silotune.errors import PrivacyError, ProtectionError
+from silotune.privacy.noise import Entropy, system
+from silotune.privacy.ring import Integers, Scale, quantise, signed
 
-ORDERS: tuple[float, ...] = tuple(range(2, 65)) + (80, 96, 128, 192, 256, 512)
+ORDERS: tuple[int, ...] = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 """Rényi orders; the bound holds for integers above 1."""
-_TAILS = 12.0
-"""Standard deviations up to which the table of probabilities goes: less than 1e-30 lies outside."""
 LARGEST_DEVIATION = 1e5
 """Of a share, in integers: the table of its distribution has 24 times as many entries."""
+LEAST_LENGTH, LENGTH_A_VALUE = 4096, 8
+"""An update of the clip norm becomes integers of at least this norm, and of this times the root of their number: then
+rounding costs less than half a per cent of the noise."""
+PLANNED_SIZE = 1 << 16
+"""Values that a plan is made for before the model is known; the cost depends on them by less than a millionth."""
+_TAILS = 12
+"""Standard deviations up to which shares go: less than 1e-30 lies outside."""
+_BITS, _HALF = 126, 63
+_MOST_ROUNDINGS = 100
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """The noise of one sum.
+
+    Attributes:
+        length: Integers that the clip norm becomes.
+        norms: Sensitivity of the sum in integers: (largest sum of sizes, largest Euclidean norm), rounding counted in.
+        share_variance: Of each site's share.
+        colluding: Shares that are not counted, because whose they are may tell them.
+    """
+
+    length: int
+    norms: tuple[float, float]
+    share_variance: int
+    colluding: int
+
+    def multiplier(self, present: int) -> float:
+        """Standard deviation of the noise of so many sites in the sum, over the sensitivity."""
+        return math.sqrt(max(0, present - self.colluding) * self.share_variance) / self.norms[1]
+
+
+def shared_noise(multiplier: float, *, bits: int, clients: int, needed: int, colluding: int, size: int) -> SharedNoise:
+    """The noise of a sum that has at least ``multiplier`` times its sensitivity, whoever drops out.
+
+    The shares of the fewest sites that a sum is opened for, without the colluding ones, make up the whole. The integers
+    are as fine as is useful and as the ring and the table of the noise allow: clients x (integer norm + largest share)
+    is below 2**(bits - 1), so no sum can wrap.
+
+    Args:
+        multiplier: Standard deviation of the noise over the sensitivity.
+        bits: Of the ring.
+        clients: At most so many are added up.
+        needed: Fewest that a sum is opened for.
+        colluding: Of these, so many may tell the server their shares.
+        size: Values of an update.
+
+    Raises:
+        ProtectionError: Nobody's noise is left, or the ring has no room.
+    """
+    counted = needed - colluding
+    if counted < 1:
+        raise ProtectionError(
+            f"a sum that is opened for {needed} sites, {colluding} of which may collude, has no noise that protects: "
+            "take fewer privacy.colluding, or more clients a round"
+        )
+    root = math.sqrt(size)
+    ratio = multiplier / math.sqrt(counted)  # deviation of a share over the sensitivity
+    room = ((1 << (bits - 1)) - 1) / clients - _TAILS - 2
+    most = min(room / (1 + _TAILS * ratio), LARGEST_DEVIATION / ratio)
+    length = max(LEAST_LENGTH, math.ceil(LENGTH_A_VALUE * root))
+    if integer_norms(length, size)[1] > most:
+        rest = most**2 - size / 4 - root / 2
+        length = math.floor((math.sqrt(1 + 4 * rest) - 1) / 2) if rest > 0 else 0
+    if length < 1:
+        raise ProtectionError(
+            f"{size} values of {clients} clients and their noise do not fit a ring of {bits} bits: take more "
+            "privacy.ring_bits or less noise"
+        )
+    norms = integer_norms(length, size)
+    return SharedNoise(length, norms, math.ceil((ratio * norms[1]) ** 2), colluding)
+
+
+def integer_norms(length: int, size: int) -> tuple[float, float]:
+    """Largest (sum of sizes, Euclidean norm) of an update of norm ``length`` after conditional rounding.
+
+    The norm is at most sqrt(length^2 + d / 4 + length + sqrt(d) / 2) and at most length + sqrt(d) for d values
+    (Kairouz et al. 2021, proposition 22 with beta = e^(-1/2)); the sum of sizes is at most sqrt(d) times the norm and,
+    of integers, at most its square.
+    """
+    root = math.sqrt(size)
+    l2 = min(math.sqrt(length**2 + size / 4 + length + root / 2), length + root)
+    return min(root * l2, l2**2), l2
+
+
+def rounded(values: Array, weight: int, scale: Scale, *, bits: int, generator: np.random.Generator) -> Integers:
+    """An update as integers whose norm is surely within ``integer_norms``: rounded again until it is.
+
+    A try succeeds with a chance of 0.39 or more (Kairouz et al. 2021, proposition 22), mostly at once.
+
+    Args:
+        values: float32 [size], of norm at most ``scale.bound``.
+        weight: Of the site, at most ``scale.max_examples``.
+        scale: Its levels are the integers of the clip norm.
+        bits: Of the ring.
+        generator: For the rounding; it may be reproducible, since the noise hides what it does.
+
+    Raises:
+        ProtectionError: No try succeeds: the update is longer than it may be.
+    """
+    largest = integer_norms(scale.levels, values.size)[1]
+    for _ in range(_MOST_ROUNDINGS):
+        made, _ = quantise(values, weight, scale, bits=bits, generator=generator)
+        if np.linalg.norm(signed(made).astype(np.float64)) <= largest:
+            return made
+    raise ProtectionError("an update is longer than privacy.clip_norm and cannot be noised")
 
 
 def skellam_rdp(order: float, l1: float, l2: float, variance: float) -> float:
@@ -41,59 +152,52 @@ def skellam_rdp(order: float, l1: float, l2: float, variance: float) -> float:
     return order * l2**2 / (2 * variance) + extra
 
 
-def skellam(count: int, variance: float, entropy: Entropy = system) -> torch.Tensor:
+def skellam(count: int, variance: int, entropy: Entropy = system) -> Array:
     """Independent Skellam integers of mean 0, int64 [count].
 
-    By inversion of the distribution function in double precision; `rounding_delta` bounds what that is off by.
+    By inversion: a uniform integer of 126 bits is looked up among the sums of the probabilities. Those are computed in
+    integers, so that no digit of the noise depends on floating point; a value's distribution differs from Skellam's by
+    less than 2^-90 in total variation.
+
+    Args:
+        count: Values.
+        variance: A whole number, 1 or more.
+        entropy: Where the bits come from.
 
     Raises:
-        PrivacyError: The standard deviation is so large that its table would not fit; lower the scale.
+        PrivacyError: The standard deviation is so large that its table would not fit.
     """
-    from scipy.special import ive
-
-    deviation = math.sqrt(variance)
-    if not 0 < deviation <= LARGEST_DEVIATION:
+    if not 1 <= variance <= LARGEST_DEVIATION**2:
         raise PrivacyError(
-            f"a share of noise has standard deviation {deviation:g} in integers; it may have up to "
-            f"{LARGEST_DEVIATION:g}: use a coarser scale"
+            f"a share of noise has variance {variance:g} in integers; it may have 1 to {LARGEST_DEVIATION**2:g}"
         )
-    reach = _reach(variance)
-    places = torch.arange(-reach, reach + 1)
-    chances = torch.from_numpy(ive(places.abs().double().numpy(), variance))  # e^-v I_|k|(v)
-    total = chances.cumsum(0)
-    return places[torch.searchsorted(total / total[-1], uniforms(count, entropy)).clamp(max=2 * reach)]
+    sums, upper = _table(variance)
+    drawn = np.frombuffer(entropy(8 * count), "<u8") >> np.uint64(64 - _HALF)
+    places = np.searchsorted(upper, drawn, side="right")
+    unsure = np.flatnonzero(np.searchsorted(upper, drawn, side="left") != places)
+    for place in unsure:  # the first half of the bits does not decide
+        rest = int.from_bytes(entropy(8), "little") >> (64 - _HALF)
+        places[place] = bisect.bisect_right(sums, (int(drawn[place]) << _HALF) | rest)
+    return places.astype(np.int64) - len(sums) // 2
 
 
-def rounding_delta(count: int, variance: float) -> float:
-    """What drawing ``count`` values in double precision may add to delta, for each site that draws a share.
+@lru_cache(maxsize=2)  # the sites of one process draw from one table
+def _table(variance: int) -> tuple[list[int], Integers]:
+    """Sums of the probabilities of -n to n in units of 2^-126, and their upper halves.
 
-    Both ends of each of the table's entries are off by at most 2^-53 for the sum and 2^-52 for the uniform value; total
-    variation adds up over entries and values.
+    A probability is e^-v I_|k|(v). The Bessel functions come from their recurrence I_(k-1) = I_(k+1) + (2k / v) I_k,
+    downwards (Miller's algorithm), in integers, begun so far outside that the beginning does not matter.
     """
-    return count * (2 * _reach(variance) + 1) * 2.0**-51
-
-
-def _reach(variance: float) -> int:
-    return math.ceil(_TAILS * math.sqrt(variance)) + 12
-
-
-def share_of_variance(total: float, *, least_sites: int) -> float:
-    """Variance of each site's share so that the shares of ``least_sites`` sites make up ``total``.
-
-    More sites than that make the sum noisier than needed, fewer must not be summed: the threshold of the secure sum
-    is the natural value.
-    """
-    if least_sites < 1:
-        raise PrivacyError("noise in shares needs at least one site")
-    return total / least_sites
-
-
-def integer_norms(clip_norm: float, scale: float, num_values: int) -> tuple[float, float]:
-    """Sensitivity of a rounded update in integers: (largest sum of sizes, largest Euclidean norm).
-
-    An update of norm at most ``clip_norm`` is multiplied by ``scale`` and rounded stochastically. Rounding moves each
-    value by less than 1, so the norm by less than sqrt(num_values); the sum of sizes is at most sqrt(num_values) times
-    the norm, and of integers at most its square.
-    """
-    l2 = scale * clip_norm + math.sqrt(num_values)
-    return min(math.sqrt(num_values) * l2, l2**2), l2
+    reach = _TAILS * (math.isqrt(variance) + 1)
+    outer, inner = 0, 1 << 200
+    found: list[int] = []
+    for order in range(reach + reach // 3 + 40, 0, -1):
+        outer, inner = inner, outer + 2 * order * inner // variance
+        if order <= reach + 1:
+            found.append(inner)  # of order - 1
+    chances = [*found, *found[-2::-1]]  # of n to 0, then of 1 to n
+    whole, total, sums = sum(chances), 0, []
+    for chance in chances:
+        total += chance
+        sums.append((total << _BITS) // whole)
+    return sums, np.array([item >> _HALF for item in sums], np.uint64)

@@ -13,6 +13,7 @@ from silotune.privacy.ring import Integers, signed
 _FINE = 1 << 20
 FIGURES: Mapping[str, int] = {
     "num_examples": 1,
+    "weight": 1,
     "with_loss": 1,
     "weighted_loss": _FINE,
     "steps": 1,
@@ -29,7 +30,9 @@ FIGURES: Mapping[str, int] = {
 FIGURE_BITS = 64
 
 
-def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: int = FIGURE_BITS) -> Integers:
+def to_integers(
+    report: Mapping[str, Any], *, clipped: int, clients: int, weight: int | None = None, bits: int = FIGURE_BITS
+) -> Integers:
     """The figures of a ``train`` reply's body as integers of the ring [figures].
 
     Args:
@@ -37,6 +40,7 @@ def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: 
             withholds one.
         clipped: Values of the update beyond the bound.
         clients: At most so many are added up.
+        weight: What the update counts in the sum; None for its examples.
         bits: That the sum may take, its sign among them.
 
     Raises:
@@ -47,6 +51,7 @@ def to_integers(report: Mapping[str, Any], *, clipped: int, clients: int, bits: 
     values = {
         **{name: report[name] for name in ("num_examples", "steps", "tokens")},
         **{name: report[name] or 0.0 for name in ("seconds", "core_seconds", "joules")},
+        "weight": report["num_examples"] if weight is None else weight,
         "with_loss": report["num_examples"] if has_loss else 0,
         "weighted_loss": report["loss"] * report["num_examples"] if has_loss else 0.0,
         "timed": is_timed,
@@ -64,18 +69,18 @@ def from_integers(total: Integers, clients: int) -> dict[str, Any]:
     """The figures of all clients together: sums, and the loss as a mean over examples.
 
     Times and joules are None where any client did not say its own, the loss where none did; ``clipped`` counts values
-    that were cut off.
+    that were cut off, ``weight`` is what the sum of the updates is to be divided by.
 
     Raises:
         ProtectionError: The sum holds no example, which no honest clients send.
     """
     sums = {name: int(value) / unit for (name, unit), value in zip(FIGURES.items(), signed(total), strict=True)}
-    if sums["num_examples"] < clients:
+    if min(sums["num_examples"], sums["weight"]) < clients:
         raise ProtectionError("the sum of the clients' figures cannot be: a masked input was not what it stands for")
     known = sums["measured"] + sums["estimated"] == clients
     source = "measured" if sums["measured"] == clients else "estimated" if known else "unavailable"
     return {
-        **{name: int(sums[name]) for name in ("num_examples", "steps", "tokens", "clipped")},
+        **{name: int(sums[name]) for name in ("num_examples", "weight", "steps", "tokens", "clipped")},
         **{name: sums[name] if sums["timed"] == clients else None for name in ("seconds", "core_seconds")},
         "loss": sums["weighted_loss"] / sums["with_loss"] if sums["with_loss"] else None,
         "joules": sums["joules"] if known else None,

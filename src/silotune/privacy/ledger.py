@@ -1,6 +1,7 @@
 """What has been spent: entries of releases, their epsilon, and the refusal of a release that would overspend.
 
-An entry is written before the release it counts is begun. A round that was killed has spent: whether anything of it
+An entry is written before the release it counts is begun; one that turns out cheaper is written again, under the same
+identity, once that is certain. A round that was killed has spent: whether anything of it
 left the site cannot be known afterwards, so what comes after a resume is counted beside it, never in its place.
 """
 
@@ -67,7 +68,7 @@ def from_row(row: Mapping[str, Any]) -> Entry:
 
 
 def union(*kept: Iterable[Entry]) -> list[Entry]:
-    """All entries, each once, in the order of their first place."""
+    """All entries, each once, in the order of their first place, with the cost that stands in their last."""
     return list({item.identity: item for entries in kept for item in entries}.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from silotune.errors import ProtectionError
 from silotune.privacy.ring import Integers
 
 SEED_BYTES = 32
-_CHUNK_BYTES = 1 << 16
-"""Buffers of this size stay in the processor's cache and are not asked of the system anew for every mask."""
+PIECE_BYTES = 1 << 18
+"""Keystream is made in pieces that stay in the processor's second cache, and are few enough for Python."""
 _ZERO_COUNTER = bytes(16)
 _ZERO_NONCE = bytes(12)
 
@@ -34,16 +34,25 @@ def add_stream(arrays: Sequence[Integers], seed: bytes, *, subtract: bool = Fals
         seed: 32 bytes.
         subtract: Take the same mask away.
     """
-    stream = Cipher(algorithms.AES(seed), modes.CTR(_ZERO_COUNTER)).encryptor()
-    longest = min(max((array.nbytes for array in arrays), default=0), _CHUNK_BYTES)
-    zeros, drawn = memoryview(bytes(longest)), bytearray(longest + 16)
+    piece = keystream(seed, min(max((array.nbytes for array in arrays), default=0), PIECE_BYTES))
     change: Any = np.subtract if subtract else np.add
     for array in arrays:
-        step = _CHUNK_BYTES // array.itemsize
+        step = PIECE_BYTES // array.itemsize
         for start in range(0, array.size, step):
             part = array[start : start + step]
-            stream.update_into(zeros[: part.nbytes], drawn)
-            change(part, np.frombuffer(drawn, array.dtype, part.size), out=part)
+            change(part, np.frombuffer(piece(part.nbytes), array.dtype, part.size), out=part)
+
+
+def keystream(seed: bytes, longest: int) -> Callable[[int], bytearray]:
+    """Gives the next so many bytes of a seed's keystream, at most ``longest``, in one buffer that is used again."""
+    stream = Cipher(algorithms.AES(seed), modes.CTR(_ZERO_COUNTER)).encryptor()
+    zeros, drawn = memoryview(bytes(longest)), bytearray(longest + 16)
+
+    def piece(count: int) -> bytearray:
+        stream.update_into(zeros[:count], drawn)
+        return drawn
+
+    return piece
 
 
 def public_half(private: bytes) -> bytes:

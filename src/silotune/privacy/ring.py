@@ -1,7 +1,7 @@
 """Real vectors as integers modulo a power of two: quantised with head-room, and read back from their sum.
 
 Each client sends q = rounded(levels * w * x / bound) with its weight w = num_examples / max_examples in (0, 1] and x in
-[-bound, bound], so |q| <= levels. ``levels`` is chosen such that clients * levels + reserve <= 2**(bits - 1) - 1: no
+[-bound, bound], so |q| <= levels. ``levels`` is chosen such that clients * levels <= 2**(bits - 1) - 1: no
 sum of any of the clients wraps, so the sum modulo 2**bits, read as a signed number, is the sum of the integers.
 """
 
@@ -24,18 +24,17 @@ FINEST = 1 << 52
 _CHUNK = 1 << 18
 
 
-def levels(bits: int, clients: int, *, reserve: int = 0) -> int:
+def levels(bits: int, clients: int) -> int:
     """The largest integer that a client may send, so that the sum over all clients cannot wrap.
 
     Args:
         bits: Of the ring.
         clients: At most so many are added up.
-        reserve: Head-room kept free in the sum, for noise that is added before masking.
 
     Raises:
         ProtectionError: There is no room for a single level.
     """
-    found = min(((1 << (bits - 1)) - 1 - reserve) // clients, FINEST)
+    found = min(((1 << (bits - 1)) - 1) // clients, FINEST)
     if found < 1:
         raise ProtectionError(f"{clients} clients do not fit a ring of {bits} bits: take more privacy.ring_bits")
     return found

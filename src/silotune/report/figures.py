@@ -31,7 +31,7 @@ class Picture:
 
     Attributes:
         name: Of its files, without ending.
-        section: ``modes``, ``rounds``, ``skew``, ``bytes`` or ``energy``.
+        section: ``modes``, ``privacy``, ``rounds``, ``skew``, ``bytes`` or ``energy``.
         caption: What it shows.
         alternative: The same as text, with the main numbers.
         figure: The drawing.
@@ -77,11 +77,13 @@ def _by_task(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _slug(*names: str) -> str:
+def slug(*names: str) -> str:
+    """A file's name from words."""
     return "-".join("".join(char if char.isascii() and char.isalnum() else "-" for char in name) for name in names)
 
 
-def _unit(metric: str) -> str:
+def axis_title(metric: str) -> str:
+    """What stands at an axis of a metric."""
     return f"{KINDS[metric].title}{' (%)' if not lower_is_better(metric) else ' (lower is better)'}"
 
 
@@ -126,12 +128,12 @@ def _modes(task: str, model: str, rows: Sequence[Row]) -> Picture:
         axes.grid(visible=False, axis="x")
         axes.set_ylim(bottom=0)
         _titled(axes, partition)
-    every[0].set_ylabel(_unit(metric))
+    every[0].set_ylabel(axis_title(metric))
     _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
-    numbers = "; ".join(f"{row.partition}, {row.adapter}, {_series_title(row)}: {_mean_text(row)}" for row in rows)
+    numbers = "; ".join(f"{row.partition}, {row.adapter}, {_series_title(row)}: {mean_text(row)}" for row in rows)
     return Picture(
-        _slug("modes", task, model),
+        slug("modes", task, model),
         "modes",
         f"{task} with {model}: {KINDS[metric].title} on the common test set by mode and adapter. Bars are means over "
         "seeds, whiskers bootstrap 95 % intervals over seeds.",
@@ -163,7 +165,8 @@ def _bars(axes: Axes, rows: Sequence[Row], adapters: Sequence[str], offset: floa
             axes.errorbar(place, height, yerr=ends, color=INK, capsize=3, linewidth=1.2)
 
 
-def _mean_text(row: Row) -> str:
+def mean_text(row: Row) -> str:
+    """A row's main figure for people."""
     return KINDS[row.metric].text(row.main.mean if row.main else None)
 
 
@@ -188,7 +191,7 @@ def _rounds(folder: GridFolder, cells: Sequence[Cell], task: str, model: str) ->
         axes.set_xlabel("federated round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _titled(axes, partition)
-    every[0].set_ylabel(_unit(metric))
+    every[0].set_ylabel(axis_title(metric))
     _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
     ends = "; ".join(
@@ -197,7 +200,7 @@ def _rounds(folder: GridFolder, cells: Sequence[Cell], task: str, model: str) ->
         for (partition, name), points in lines.items()
     )
     yield Picture(
-        _slug("rounds", task, model),
+        slug("rounds", task, model),
         "rounds",
         f"{task} with {model}: {KINDS[metric].title} of the federated model after each round that was scored. Lines "
         "are means over seeds, bands reach from the lowest to the highest seed.",
@@ -232,7 +235,7 @@ def _skews(folder: GridFolder) -> Iterator[Picture]:
         apart = "" if distance is None else f" Mean distance from the whole: {distance:.2f} (0 alike, 1 apart)."
         counts = "; ".join(f"{name}: {client['num_examples']}" for name, client in skew["clients"].items())
         yield Picture(
-            _slug("skew", cell.task, cell.partition),
+            slug("skew", cell.task, cell.partition),
             "skew",
             f"{title}: training examples of each institution by {skew.get('field', 'label')}.{apart}",
             f"Stacked bars of training examples by institution, {title}. {counts}.",
@@ -259,17 +262,16 @@ def _costs(
         axes.margins(y=0.15)
         axes.set_xlim(0, 1.12 * max((row.costs[cost] or 0) / unit for row in known))
         _titled(axes, partition)
-    every[0].set_ylabel(_unit(known[0].metric))
+    every[0].set_ylabel(axis_title(known[0].metric))
     _share_legend(figure)
     figure.suptitle(f"{task}, {model}", x=0.01, ha="left", fontweight="bold", color=INK)
     doubt = " Energy is estimated, not measured." if cost == "joules" and _is_estimated(known) else ""
     numbers = "; ".join(
-        f"{row.partition}, {row.adapter}, {row.algorithm}: "
-        f"{(row.costs[cost] or 0) / unit:.3g} {name}, {_mean_text(row)}"
+        f"{row.partition}, {row.adapter}, {row.algorithm}: {(row.costs[cost] or 0) / unit:.3g} {name}, {mean_text(row)}"
         for row in known
     )
     yield Picture(
-        _slug(section, task, model),
+        slug(section, task, model),
         section,
         f"{task} with {model}: {title} (federated) against {KINDS[known[0].metric].title}; the line joins those that "
         f"no other beats in both.{doubt}",

@@ -17,6 +17,7 @@ from silotune.record.files import write_bytes
 from silotune.record.grids import GridFolder
 from silotune.report.figures import Picture, pictures
 from silotune.report.findings import Facts, findings
+from silotune.report.promises import epsilon_pictures, promises
 from silotune.report.runs import seconds_text
 from silotune.report.tables import CELL_HEADS, TextTable, cell_rows, tables
 
@@ -24,6 +25,7 @@ PAGE, TEXT, CELLS, FIGURES = "index.html", "report.md", "cells.csv", "figures"
 _TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "modes": ("Alone, together, pooled", ("results", "summary-claims", "claims")),
+    "privacy": ("What is promised", ("privacy",)),
     "rounds": ("By round", ()),
     "skew": ("Who holds what", ()),
     "quality": ("Quality in full", ("quality", "classes")),
@@ -57,7 +59,7 @@ def write_report(folder: GridFolder, out: Path | None = None) -> GridReport:
     comparison = compare(observe(folder))
     facts = facts_of(folder)
     said = findings(comparison, facts)
-    found = list(pictures(folder, comparison))
+    found = [*pictures(folder, comparison), *epsilon_pictures(comparison.rows)]
     made = tables(folder, comparison)
     drawn = {picture.name: {form: picture.encoded(form) for form in ("svg", "png")} for picture in found}
     embedded = [(picture.section, _embedded(picture, drawn[picture.name]["svg"])) for picture in found]
@@ -107,6 +109,7 @@ def _view(
         "sections": sections,
         "budgets": _budgets(folder),
         "notes": _notes(folder),
+        "promises": promises(folder),
         "sizes": [(axis, ", ".join(str(name) for name in description[axis])) for axis in _LISTS],
         "is_energy_drawn": any(section == "energy" for section, _ in found),
         "version": version_of("silotune") or "source tree",

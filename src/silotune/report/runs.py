@@ -192,6 +192,11 @@ def scaled_text(value: float | None, unit: str) -> str:
     return f"{value / 1e-6:.3g} µ{unit}"
 
 
+def promise_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the run promised: what the server saw, what is protected, who is trusted; none of older runs."""
+    return [f"privacy: {line}" for line in (summary.get("privacy") or {}).get("statement", ())]
+
+
 def read_summary(folder: RunFolder) -> dict[str, Any]:
     """A finished run's ``summary.json``.
 

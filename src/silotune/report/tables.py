@@ -40,6 +40,7 @@ def tables(folder: GridFolder, comparison: Comparison) -> list[TextTable]:
         _study(comparison.rows),
         _claims("summary-claims", "The two claims, over all adapters", comparison.summaries),
         _claims("claims", "The two claims, row by row", comparison.claims),
+        _privacy(comparison.rows),
         _quality(comparison.rows),
         _classes(comparison.rows),
         _costs(comparison.rows),
@@ -63,6 +64,7 @@ def _study(rows: Sequence[Row]) -> TextTable:
     """One line a model, partition, adapter and mode; two columns a data set."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     open_tasks = {row.task for row in rows if lower_is_better(row.metric)}
+    private = {row.task for row in rows if row.costs.get("epsilon") is not None}
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         key = (row.model, row.partition, row.adapter, MODE_TITLES[row.mode], row.algorithm)
@@ -70,6 +72,7 @@ def _study(rows: Sequence[Row]) -> TextTable:
     heads = ["model", "partition", "adapter", "trained", "algorithm"]
     for task in tasks:
         heads += [f"{task}: perplexity"] if task in open_tasks else [f"{task}: accuracy", f"{task}: macro-F1"]
+        heads += [f"{task}: epsilon"] if task in private else []
     orders = [list(dict.fromkeys(key[place] for key in lines)) for place in range(3)]
     titles = list(MODE_TITLES.values())
 
@@ -83,9 +86,36 @@ def _study(rows: Sequence[Row]) -> TextTable:
             names = ("perplexity",) if task in open_tasks else ("accuracy", "macro_f1")
             found = lines[place].get(task)
             cells += ["-" if found is None else _percent(found.figures[name], name) for name in names]
+            cells += [_epsilon(found)] if task in private else []
         body.append(tuple(cells))
     note = "Per cent (perplexity as it is): mean ± standard deviation over seeds, on the common test set."
     return TextTable("results", "Results by data set", note, tuple(heads), tuple(body), 5)
+
+
+def _epsilon(row: Row | None) -> str:
+    value = None if row is None else row.costs.get("epsilon")
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _privacy(rows: Sequence[Row]) -> TextTable:
+    """Rows under differential privacy, with what they cost and what they reached."""
+    note = (
+        "Epsilon spent (mean over seeds) at this delta, and the figure that ranks models on the common test set: mean "
+        "± standard deviation over seeds. Smaller epsilon protects more; what it protects is said above."
+    )
+    body = (
+        (
+            *_where(row),
+            KINDS[row.metric].title,
+            _epsilon(row),
+            f"{row.costs.get('delta'):g}",
+            _percent(row.main, row.metric),
+        )
+        for row in rows
+        if row.costs.get("epsilon") is not None
+    )
+    heads = (*_WHERE, "metric", "epsilon", "delta", "reached")
+    return TextTable("privacy", "Epsilon and what was reached", note, heads, tuple(body), 7)
 
 
 def _claims(name: str, title: str, claims: Sequence[Claim]) -> TextTable:
@@ -279,7 +309,8 @@ CELL_HEADS = (
     "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "own", "worst", "base", "forgetting_base",
     "forgetting_tuned", "personal", "aggregation_error", "best_alone", "worst_alone", "seconds", "evaluate_seconds",
     "core_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down",
-    "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "folder",
+    "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "epsilon", "delta",
+    "folder",
 )  # fmt: skip
 
 

@@ -53,6 +53,11 @@ class Shared:
     seed: bytes = field(repr=False)
     own: tuple[bytes, bytes] = field(repr=False)
 
+    @property
+    def terms(self) -> Terms:
+        """Of the sum."""
+        return self.before.terms
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -62,6 +67,11 @@ class Masked:
     arrived: tuple[str, ...]
     held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
 
+    @property
+    def terms(self) -> Terms:
+        """Of the sum."""
+        return self.before.terms
+
 
 @dataclass(frozen=True)
 class Consistent:
@@ -69,6 +79,11 @@ class Consistent:
 
     before: Masked
     survivors: tuple[str, ...]
+
+    @property
+    def terms(self) -> Terms:
+        """Of the sum."""
+        return self.before.terms
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ def accept(member: Member, stage: Shared, arrived: Sequence[str], sealed: Mappin
     Raises:
         ProtectionError: A share was swapped, replayed or left out, or too many are missing.
     """
-    terms, names = stage.before.terms, set(arrived)
+    terms, names = stage.terms, set(arrived)
     if member.name not in names or not names <= stage.keys.keys():
         raise ProtectionError("the list of those who sent shares does not fit the list of keys")
     _check_enough(member, terms, len(names))
@@ -200,7 +215,7 @@ def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Cons
     names = set(survivors)
     if member.name not in names or len(names) != len(survivors) or not names <= set(stage.arrived):
         raise ProtectionError("the list of inputs in the sum does not fit the list of those who sent shares")
-    _check_enough(member, stage.before.before.terms, len(names))
+    _check_enough(member, stage.terms, len(names))
     ordered = tuple(sorted(names))
     return Consistent(stage, ordered), member.sign(survivors_content(stage.before.roster, ordered)).hex()
 
@@ -226,7 +241,7 @@ def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> 
         if name not in known:
             raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it, or is no neighbour")
         check_signature(member.public_keys[name], signature, content, name)
-    least = shared.before.terms.needed(len(shared.holders))
+    least = shared.terms.needed(len(shared.holders))
     if len(signatures.keys() | {member.name}) < least:
         raise ProtectionError(f"{len(signatures)} neighbours have signed the list of inputs, {least} are needed")
     return {

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, model_validator
 
 from silotune.errors import ProtectionError
+from silotune.privacy.distributed import SharedNoise, shared_noise
 from silotune.privacy.ring import Scale, levels
-from silotune.settings import Positive, Section
+from silotune.settings import Positive, PositiveNumber, Section
 
 CORRUPT_SHARE, CHANCE_TO_OPEN = 0.2, 2.0**-40
 DROPPED_SHARE, CHANCE_TO_STICK = 0.1, 2.0**-20
@@ -23,6 +24,20 @@ FEW = 32
 
 Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+
+
+class NoiseTerms(Section):
+    """Noise that every party adds a share of; all sign to it, so that all know that the others add theirs.
+
+    Attributes:
+        multiplier: Standard deviation of the noise over the sensitivity, from the fewest parties that open a sum.
+        clip_norm: Largest norm of an update.
+        colluding: Parties whose shares are not counted.
+    """
+
+    multiplier: PositiveNumber
+    clip_norm: PositiveNumber
+    colluding: Annotated[int, Field(ge=0)]
 
 
 class Terms(Section):
@@ -36,8 +51,9 @@ class Terms(Section):
         degree: Neighbours of each party: with whom it shares masks, and who holds shares of its secrets.
         bits: Of the ring.
         bound: Largest magnitude of a value.
-        max_examples: Largest weight.
+        max_examples: Largest weight; with noise, examples beyond it do not count.
         size: Values to be summed.
+        noise: Of distributed differential privacy; None for an exact sum.
     """
 
     session: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -49,6 +65,7 @@ class Terms(Section):
     bound: Annotated[float, Field(gt=0)]
     max_examples: Positive
     size: Positive
+    noise: NoiseTerms | None = None
 
     @model_validator(mode="after")
     def _cohort_is_sorted(self) -> Terms:
@@ -58,15 +75,38 @@ class Terms(Section):
 
     def needed(self, count: int) -> int:
         """How many of ``count`` parties are needed: more than the threshold's share, at most all."""
-        return min(count, math.floor(self.threshold * count + 1e-9) + 1)
+        return needed_of(count, self.threshold)
 
     def scale(self) -> Scale:
         """How values stand for integers."""
+        if self.noise is not None:
+            return Scale(self.shared_noise(self.noise).length, self.noise.clip_norm, self.max_examples)
         return Scale(levels(self.bits, len(self.cohort)), self.bound, self.max_examples)
+
+    def shared_noise(self, noise: NoiseTerms) -> SharedNoise:
+        """What each party adds, and what it is worth.
+
+        Raises:
+            ProtectionError: As in ``distributed.shared_noise``.
+        """
+        parties = len(self.cohort)
+        return shared_noise(
+            noise.multiplier,
+            bits=self.bits,
+            clients=parties,
+            needed=self.needed(parties),
+            colluding=noise.colluding,
+            size=self.size,
+        )
 
     def digest(self) -> bytes:
         """SHA-256 over all terms."""
         return hashlib.sha256(self.model_dump_json().encode()).digest()
+
+
+def needed_of(count: int, threshold: float) -> int:
+    """How many of ``count`` parties are more than the threshold's share of them; at most all."""
+    return min(count, math.floor(threshold * count + 1e-9) + 1)
 
 
 class SignedKeys(Section):

@@ -1,0 +1,138 @@
+"""A coordinator that cheats in a secure sum: each attempt is refused by the site and stands in the site's own trail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protected import Net, privacy, run
+from silotune.errors import ProtectionError
+from silotune.federation.guard import Guard
+from silotune.privacy.secure_sum import site as protocol
+from silotune.privacy.secure_sum.terms import Terms
+from silotune.record.audit import FILE, Trail
+from silotune.record.chain import read_chain
+from silotune.record.signatures import new_key
+from silotune.structs import Failure, Reply, Request
+
+Cheat = Callable[["Cheating", Request], Request]
+
+
+class Cheating(Net):
+    """A wire that changes what the coordinator asks site 'a', whose policy and trail lie in a folder."""
+
+    def __init__(self, model, folder: Path, cheat: Cheat, policy: str = "") -> None:
+        super().__init__(model, privacy())
+        self.cheat, self.before = cheat, {}
+        folder.mkdir()
+        (folder / "policy.toml").write_text(f"format = 1\n{policy}")
+        key = new_key()
+        self.trail = folder / FILE
+        self.sites["a"].guard = Guard(folder / "policy.toml", key, Trail(self.trail, key, actor="a"))
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        changed = {name: self.cheat(self, one) if name == "a" else one for name, one in requests.items()}
+        yield from super().exchange(changed, timeout_seconds=timeout_seconds)
+        self.before.update({one.kind: one for name, one in requests.items() if name == "a"})
+
+    def again(self, kind: str) -> None:
+        """Asks 'a' once more for what it was asked before."""
+        list(super().exchange({"a": self.before[kind]}, timeout_seconds=1.0))
+
+    def refusals(self) -> list[tuple[str, str, str]]:
+        entries = [entry for entry in read_chain(self.trail) if entry.event == "refusal"]
+        return [(entry.fields["kind"], entry.fields["rule"], entry.fields["reason"]) for entry in entries]
+
+
+def within(request: Request, **changes) -> Request:
+    return replace(request, body={**json.loads(json.dumps(request.body)), **changes})
+
+
+def swaps_keys(net: Cheating, request: Request) -> Request:
+    """Its own keys in the place of b's, signed with a key of its own."""
+    if request.kind != "secure_sum.shares":
+        return request
+    terms = Terms.model_validate(net.before["secure_sum.keys"].body["terms"])
+    member = replace(net.sites["b"].protection.member, sign=lambda content: bytes(64))
+    _, forged = protocol.advertise(member, terms, os.urandom)
+    return within(request, keys={**request.body["keys"], "b": forged.model_dump()})
+
+
+def replays_a_share(net: Cheating, request: Request) -> Request:
+    """b's share for another receiver in the place of the one for a."""
+    if request.kind != "secure_sum.input":
+        return request
+    shares = request.body["shares"]
+    return within(request, shares={**shares, "b": shares["c"]})
+
+
+def shrinks_the_list(net: Cheating, request: Request) -> Request:
+    return within(request, survivors=["a", "b"]) if request.kind == "secure_sum.check" else request
+
+
+def shrinks_the_cohort(net: Cheating, request: Request) -> Request:
+    if request.kind != "secure_sum.keys":
+        return request
+    return within(request, terms={**request.body["terms"], "cohort": ["a", "b"], "degree": 1})
+
+
+def alive_and_dead(net: Cheating, request: Request) -> Request:
+    """The others sign that 'e' is in the sum, 'a' that it is not: both of e's secrets would be known."""
+    return within(request, survivors=["a", "b", "c", "d"]) if request.kind == "secure_sum.check" else request
+
+
+def another_round(net: Cheating, request: Request) -> Request:
+    """Another number on the envelope, so that the site would remember the sum under it."""
+    return replace(request, round_number=9) if request.kind == "secure_sum.check" else request
+
+
+@pytest.mark.parametrize(
+    ("cheat", "kind", "said"),
+    [
+        (swaps_keys, "secure_sum.shares", "is not signed by 'b'"),
+        (replays_a_share, "secure_sum.input", "is not from its alleged sender"),
+        (shrinks_the_list, "secure_sum.check", "2 of 5 are left for this sum, 4 are needed"),
+        (shrinks_the_cohort, "secure_sum.keys", "2 of 2 are left for this sum, 3 are needed"),
+        (alive_and_dead, "secure_sum.unmask", "is not signed by"),
+        (another_round, "secure_sum.check", "for another round than the terms"),
+    ],
+)
+def test_each_attempt_is_refused_and_logged(model, start, tmp_path: Path, cheat: Cheat, kind: str, said: str) -> None:
+    net = Cheating(model, tmp_path / "a", cheat)
+    with contextlib.suppress(ProtectionError):  # the other four are enough, but where they, too, see two lists
+        run(tmp_path / "run", net, start, privacy())
+    ((asked, rule, reason),) = net.refusals()
+    assert (asked, rule) == (kind, "protection") and said in reason
+    (failure,) = [failure for failure in net.failures if failure.client == "a" and failure.stage == kind]
+    assert said in failure.reason
+
+
+def test_asking_twice_is_refused_and_logged(model, start, tmp_path: Path) -> None:
+    net = Cheating(model, tmp_path / "a", lambda net, request: request)
+    run(tmp_path / "run", net, start, privacy())
+    for kind in ("secure_sum.shares", "secure_sum.input", "secure_sum.check", "secure_sum.unmask"):
+        net.again(kind)
+    assert [(kind, "out of turn, or twice" in reason) for kind, _, reason in net.refusals()] == [
+        (f"secure_sum.{phase}", True) for phase in ("shares", "input", "check", "unmask")
+    ]
+
+
+@pytest.mark.parametrize(("least", "cheat", "kind"), [(6, None, "keys"), (5, alive_and_dead, "check")])
+def test_the_least_cohort_of_the_policy_wins(model, start, tmp_path: Path, least: int, cheat, kind: str) -> None:
+    """Five are asked where six are wanted; or five where one drops out before the sum is opened."""
+    net = Cheating(model, tmp_path / "a", cheat or (lambda net, request: request), f"least_cohort = {least}")
+    run(tmp_path / "run", net, start, privacy())
+    assert net.refusals()[0][:2] == (f"secure_sum.{kind}", "least_cohort")
+    everywhere = Net(model, privacy())
+    for site in everywhere.sites.values():
+        site.guard = net.sites["a"].guard
+    with pytest.raises(ProtectionError, match="nothing of it was revealed"):
+        everywhere.lost = lambda kind, name: cheat is not None and kind == "secure_sum.input" and name == "e"
+        run(tmp_path / "all", everywhere, start, privacy())
+    assert not [reply for reply in everywhere.seen if reply.kind == "secure_sum.unmask"]

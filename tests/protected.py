@@ -1,0 +1,79 @@
+"""Five sites behind a wire that a test can watch and cut, and rounds over it under any protection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import tiny
+from silotune.federation.budget import Budget
+from silotune.federation.central import central_privacy
+from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.server import Plan, run_rounds
+from silotune.methods.algorithms import method
+from silotune.record.runs import RunFolder
+from silotune.sections import FederationSection, PrivacySection
+from silotune.structs import Failure, Reply, Request, ServerState, Tensors
+from silotune.transports.in_process import InProcess
+
+PHASES = ("keys", "shares", "input", "check", "unmask")
+NAMES = ("a", "b", "c", "d", "e")
+EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
+TRAINING = tiny.training(max_steps=1)
+
+
+class Net(InProcess):
+    """Sites in this process behind a wire that keeps what the coordinator sees, and loses what a test wants lost."""
+
+    def __init__(
+        self,
+        model,
+        privacy: PrivacySection,
+        lost: Callable[[str, str], bool] = lambda kind, client: False,
+        budget: Budget | None = None,
+    ) -> None:
+        keys = members(NAMES, privacy)
+        self.sites = {
+            name: Site(name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget())
+            for name in NAMES
+            for name in NAMES
+        }
+        super().__init__(self.sites)
+        self.lost = lost
+        self.seen: list[Reply] = []
+        self.failures: list[Failure] = []
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        for reply in super().exchange(requests, timeout_seconds=timeout_seconds):
+            kind = next(iter(requests.values())).kind
+            if self.lost(kind, reply.client):
+                yield Failure(reply.client, reply.round_number, kind, "lost")
+                continue
+            (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
+            yield reply
+
+
+def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
+    return PrivacySection(**{"protection": protection, "max_examples": 64, **changes})
+
+
+def run(
+    folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1,
+    state: ServerState | None = None, **federation,
+) -> ServerState:  # fmt: skip
+    """Rounds from the first, or from ``state``, under a coordinator that keeps the account of noise in shares."""
+    section = FederationSection(rounds=rounds, **federation)
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds, privacy=settings, run="r")
+    is_noised = settings.dp == "distributed"
+    sizes = {name: len(examples) for name, examples in EXAMPLES.items()}
+    plan = Plan(
+        rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
+        protected=PROTECTIONS[settings.protection](settings),
+        privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
+    )  # fmt: skip
+    return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder))
+
+
+def asked(net: Net, name: str, kind: str, body: dict, tensors: Tensors | None = None, number: int = 1) -> Reply:
+    return client_round(Request(kind, number, name, tensors or {}, body), net.sites[name])
