@@ -1,17 +1,20 @@
 """Trains every algorithm on an even and a skewed partition, or every robust rule against every attack.
 
-    python benchmarks/algorithms.py                      # 11 entries x {alpha 0.1, IID} x 3 seeds: hours on two cores
+    python benchmarks/algorithms.py                      # 18 entries x {alpha 0.1, IID} x 3 seeds
+    python benchmarks/algorithms.py tune                 # their rates, on the validation split of another seed
     python benchmarks/algorithms.py robust               # 7 rules x {no attack, 3 attacks}, 2 of 10 clients malicious
     python benchmarks/algorithms.py robust --only mean median --attacks sign-flip --seeds 0
 
-Both are grids over the embedded finance task and nano, without a download; the same command goes on after a kill, and
-runs only what is missing. The tables are made from the run folders alone. ``robust`` ends with code 1 when a robust
-rule ends more than 3 points below the clean mean, or the plain mean loses less than 10.
+All are grids over the embedded finance task and nano, without a download; the same command goes on after a kill, and
+runs only what is missing. The tables are made from the run folders alone. ``tune`` tries ``CANDIDATES``; what it found
+best is written down in ``ALGORITHMS`` by hand. ``robust`` ends with code 1 when a robust rule ends more than 3 points
+below the clean mean, or the plain mean loses less than 10.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +24,7 @@ from typing import Any
 from silotune.benchmark.expand import Changes
 from silotune.benchmark.run import Work, run_grid
 from silotune.benchmark.schema import Grid
-from silotune.config import validated
+from silotune.config import merge, validated
 from silotune.methods.robust import AGGREGATIONS
 from silotune.record.grids import GridFolder
 from silotune.record.runs import RunFolder
@@ -29,19 +32,55 @@ from silotune.record.runs import RunFolder
 SHARE_OF_CENTRALISED = 0.9
 MOST_POINTS_LOST, LEAST_POINTS_LOST = 3.0, 10.0
 MALICIOUS, CLIENTS = 2, 10
-SGD = {"optimizer": "sgd", "learning_rate": 0.3}
-ALGORITHMS: Mapping[str, dict[str, Any]] = {
-    "fedavg": {},
-    "fedprox": {},
-    "fedavgm": {},
-    "fedadagrad": {},
-    "fedyogi": {},
-    "fedadam": {},
-    "fednova": {},
-    "feddyn": {"federation": {"feddyn_alpha": 1.0}},
-    "fedavg, SGD": {"federation": {"algorithm": "fedavg"}, "training": SGD},
-    "scaffold, I": {"federation": {"algorithm": "scaffold", "scaffold_option": "I"}, "training": SGD},
-    "scaffold, II": {"federation": {"algorithm": "scaffold"}, "training": SGD},
+TUNING_SEED, TUNING_EXAMPLES = 100, 200
+ALGORITHMS: Mapping[str, Sequence[str]] = {
+    "fedavg": ("federation.algorithm=fedavg",),
+    "fedprox": ("federation.algorithm=fedprox", "federation.proximal_mu=0.1"),
+    "fedavgm": ("federation.algorithm=fedavgm", "federation.server_learning_rate=0.3"),
+    "fedadagrad": ("federation.algorithm=fedadagrad", "federation.server_learning_rate=0.03"),
+    "fedyogi": ("federation.algorithm=fedyogi", "federation.server_learning_rate=0.01"),
+    "fedadam": ("federation.algorithm=fedadam", "federation.server_learning_rate=0.01"),
+    "fednova": ("federation.algorithm=fednova",),
+    "feddyn": ("federation.algorithm=feddyn", "federation.feddyn_alpha=1.0"),
+    "fedavg, SGD": ("federation.algorithm=fedavg", "training.optimizer=sgd", "training.learning_rate=1.0"),
+    "scaffold I, SGD": (
+        "federation.algorithm=scaffold",
+        "federation.scaffold_option=I",
+        "training.optimizer=sgd",
+        "training.learning_rate=0.3",
+    ),
+    "scaffold II, SGD": ("federation.algorithm=scaffold", "training.optimizer=sgd", "training.learning_rate=0.3"),
+    "exact-residual": ("federation.algorithm=fedavg", "federation.lora=exact-residual"),
+    "stack": ("federation.algorithm=fedavg", "federation.lora=stack", "training.learning_rate=2e-2"),
+    "svd": ("federation.algorithm=fedavg", "federation.lora=svd"),
+    "freeze-a": ("federation.algorithm=fedavg", "federation.lora=freeze-a", "training.learning_rate=2e-2"),
+    "alternate": ("federation.algorithm=fedavg", "federation.lora=alternate", "training.learning_rate=1e-2"),
+    "sb, rank 32": (
+        "federation.algorithm=fedavg",
+        "federation.lora=sb",
+        "adapter.rank=32",
+        "adapter.alpha=64",
+        "training.learning_rate=3e-2",
+    ),
+    "share-a (own models)": ("federation.algorithm=fedavg", "federation.lora=share-a"),
+}
+"""Name in the table -> settings beside ``BASE``: the best of ``CANDIDATES``; without any, the rate of its like."""
+RATE = "training.learning_rate"
+SERVER_RATE = "federation.server_learning_rate"
+CANDIDATES: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "fedavg": {RATE: (5e-3, 1e-2)},
+    "fedprox": {"federation.proximal_mu": (0.01, 0.1)},
+    "fedavgm": {SERVER_RATE: (0.1, 0.3)},
+    "fedadagrad": {SERVER_RATE: (0.03, 0.1)},
+    "fedyogi": {SERVER_RATE: (0.01, 0.03)},
+    "fedadam": {SERVER_RATE: (0.01, 0.03)},
+    "feddyn": {"federation.feddyn_alpha": (1.0, 10.0)},
+    "fedavg, SGD": {RATE: (0.3, 1.0)},
+    "scaffold II, SGD": {RATE: (0.3, 1.0)},
+    "stack": {RATE: (1e-2, 2e-2)},
+    "freeze-a": {RATE: (1e-2, 2e-2)},
+    "alternate": {RATE: (5e-3, 1e-2)},
+    "sb, rank 32": {RATE: (3e-3, 1e-2, 3e-2)},
 }
 ATTACKS: Mapping[str, dict[str, Any]] = {
     "none": {},
@@ -52,12 +91,16 @@ ATTACKS: Mapping[str, dict[str, Any]] = {
 BASE: Mapping[str, Any] = {
     "model": {"name": "nano", "max_length": 128},
     "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
-    "data": {"num_train": 240, "num_validation": 80, "num_test": 300, "partition": {"field": "sector+label"}},
-    "training": {"objective": "choice", "batch_size": 16, "epochs": 1.0, "learning_rate": 5e-3},
-    "federation": {"rounds": 16},
-    "evaluation": {"batch_size": 100, "bootstrap_samples": 0},
+    "data": {"num_train": 120, "num_validation": 80, "num_test": 240, "partition": {"field": "sector+label"}},
+    "training": {"objective": "choice", "batch_size": 8, "epochs": 1.0, "learning_rate": 5e-3},
+    "federation": {"rounds": 8},
+    "evaluation": {"every": 2, "batch_size": 200, "bootstrap_samples": 0},
     "record": {"energy": False},
 }
+PARTITIONS: Sequence[Mapping[str, Any]] = (
+    {"name": "alpha 0.1", "scheme": "dirichlet", "alpha": 0.1, "clients": 8, "min_examples": 2},
+    {"name": "IID", "scheme": "iid", "clients": 8},
+)
 
 
 def algorithms_grid(seeds: Sequence[int], only: Iterable[str]) -> dict[str, Any]:
@@ -67,12 +110,32 @@ def algorithms_grid(seeds: Sequence[int], only: Iterable[str]) -> dict[str, Any]
         "modes": ["federated", "centralized"],
         "seeds": list(seeds),
         "tasks": ["finance-news"],
-        "algorithms": [{"name": name, "config": ALGORITHMS[name]} for name in only],
-        "partitions": [
-            {"name": "alpha 0.1", "scheme": "dirichlet", "alpha": 0.1, "clients": 8, "min_examples": 4},
-            {"name": "IID", "scheme": "iid", "clients": 8},
-        ],
+        "algorithms": [{"name": name, "config": merge({}, ALGORITHMS[name])} for name in only],
+        "partitions": list(PARTITIONS),
         "base": dict(BASE),
+    }
+
+
+def tuning_grid(only: Iterable[str]) -> dict[str, Any]:
+    """Every algorithm with each of its candidates, on the skewed partition, scored on validation examples."""
+    entries = []
+    for name in only:
+        for values in itertools.product(*CANDIDATES[name].values()):
+            setting = [f"{key}={value:g}" for key, value in zip(CANDIDATES[name], values, strict=True)]
+            entries.append({"name": " | ".join([name, *setting]), "config": merge({}, [*ALGORITHMS[name], *setting])})
+    data = {**BASE["data"], "num_validation": TUNING_EXAMPLES, "num_test": 40}
+    return {
+        "name": "algorithms-tuning",
+        "modes": ["federated"],
+        "seeds": [TUNING_SEED],
+        "tasks": ["finance-news"],
+        "algorithms": entries,
+        "partitions": list(PARTITIONS[:1]),
+        "base": {
+            **BASE,
+            "data": data,
+            "evaluation": {**BASE["evaluation"], "every": 4, "gold": "validation"},
+        },
     }
 
 
@@ -105,7 +168,17 @@ def _runs(folder: GridFolder) -> dict[tuple[str, str], list[RunFolder]]:
 
 
 def _accuracy(run: RunFolder, mode: str = "federated") -> float:
-    return float(run.part(mode).read_json("result")["metrics"]["accuracy"])
+    """Of the final model; where clients share no whole model, of their own ones on their shares of the examples."""
+    result = run.part(mode).read_json("result")
+    own = result.get("personal") if run.read_json("config")["federation"]["lora"] == "share-a" else None
+    return float((own or result)["metrics"]["accuracy"])
+
+
+def _core_seconds(run: RunFolder) -> float:
+    """Processor seconds of all clients and the coordinator, without scoring."""
+    part = run.part("federated")
+    clients = sum(row["core_seconds"] for row in part.read_rows("clients"))
+    return float(clients + sum(row["cost"]["coordinator"]["core_seconds"] for row in part.read_rows("metrics")))
 
 
 def _until(run: RunFolder, target: float) -> tuple[int, int] | None:
@@ -135,7 +208,7 @@ def algorithms_table(folder: GridFolder) -> str:
     runs = _runs(folder)
     lines = [
         "| algorithm | partition | seeds | accuracy | rounds to 90 % of centralised | MB until then "
-        "| aggregation error | seconds |",
+        "| aggregation error | core-seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     first = next(iter(runs))[0] if runs else ""
@@ -146,7 +219,7 @@ def algorithms_table(folder: GridFolder) -> str:
         when = f"{statistics.median(found[0] for found in there):g}" if there else "never"
         when += f" ({len(there)} of {len(reached)})" if there and len(there) < len(reached) else ""
         size = f"{statistics.median(found[1] for found in there) / 2**20:.1f}" if there else "-"
-        seconds = [run.part("federated").read_json("result")["seconds"] for run in own]
+        seconds = [_core_seconds(run) for run in own]
         accuracy = _spread([_accuracy(run) for run in own])
         lines.append(
             f"| {algorithm} | {partition} | {len(own)} | {accuracy} | {when} | {size} | {_errors(own)} "
@@ -156,6 +229,17 @@ def algorithms_table(folder: GridFolder) -> str:
         pooled = [_accuracy(run, "centralized") for run in runs.get((first, partition), [])]
         if pooled:
             lines.append(f"| centralised | {partition} | {len(pooled)} | {_spread(pooled)} | | | | |")
+    return "\n".join(lines)
+
+
+def tuning_table(folder: GridFolder) -> str:
+    """Accuracy on validation examples by candidate: after the last round, and the mean of all that are scored."""
+    lines = ["| algorithm | candidate | after the last round | mean from round 4 on |", "|---|---|---|---|"]
+    for (entry, _), (run,) in _runs(folder).items():
+        name, _, setting = entry.partition(" | ")
+        curve = [row["accuracy"] for row in run.part("federated").read_rows("metrics") if "accuracy" in row][1:]
+        mean = f"{statistics.fmean(curve):.3f}" if curve else "-"
+        lines.append(f"| {name} | {setting} | {_accuracy(run):.3f} | {mean} |")
     return "\n".join(lines)
 
 
@@ -190,31 +274,43 @@ def robust_table(folder: GridFolder) -> tuple[str, bool]:
     return "\n".join(lines), not faults
 
 
+def _printed(part: str, folder: GridFolder) -> bool:
+    """Prints a part's table; whether its bounds hold."""
+    if part == "robust":
+        text, holds = robust_table(folder)
+    else:
+        text, holds = (algorithms_table if part == "algorithms" else tuning_table)(folder), True
+    print(text)
+    return holds
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is missing of a grid and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=("algorithms", "robust"), default="algorithms")
+    parser.add_argument("part", nargs="?", choices=("algorithms", "tune", "robust"), default="algorithms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="algorithms, or rules of 'robust'; its table needs 'mean'")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="of 'robust'")
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="section.key=value, in every cell")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="the grid's folder is made in it")
+    parser.add_argument("--show", action="store_true", help="the table of what is there; run nothing")
     given = parser.parse_args(arguments)
     if given.part == "robust":
-        document = robust_grid(
-            given.seeds, given.only or AGGREGATIONS, ["none", *(name for name in given.attacks if name != "none")]
-        )
+        attacks = ["none", *(name for name in given.attacks if name != "none")]
+        document = robust_grid(given.seeds, given.only or AGGREGATIONS, attacks)
+    elif given.part == "tune":
+        document = tuning_grid(given.only or CANDIDATES)
     else:
         document = algorithms_grid(given.seeds, given.only or ALGORITHMS)
     grid = validated(Grid, document, source=f"benchmarks/algorithms.py {given.part}")
     place = given.folder / grid.name
+    if given.show:
+        return 0 if _printed(given.part, GridFolder.open(place)) else 1
     tally = run_grid(grid, place, Changes(settings=given.settings), Work(jobs=given.jobs))
     for name, reason in tally.failures.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    folder = GridFolder.open(place)
-    text, holds = robust_table(folder) if given.part == "robust" else (algorithms_table(folder), True)
-    print(text)
+    holds = _printed(given.part, GridFolder.open(place))
     return 0 if holds and not tally.failures else 1
 
 

@@ -36,8 +36,8 @@ Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.prec
 `federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
 `federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
 `deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
-`federation.clock` go with neither `privacy.dp`, `privacy.protection`, `federation.engine = "ray"` nor
-`federation.lora`, `ranks`, `memory_mb` and `personalization`;
+`federation.clock` go with neither `privacy.dp` nor `privacy.protection` nor `federation.engine = "ray"`; with which
+rules for LoRA's factors they go stands in [communication](communication.md);
 `privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
 ([privacy](privacy.md)).
 What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).

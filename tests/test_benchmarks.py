@@ -161,30 +161,57 @@ def test_bytes_and_points_are_those_of_the_means():
 
 
 def test_every_way_to_send_is_a_valid_configuration():
-    from communication import REFERENCE, WAYS
+    from communication import REFERENCE, STEPS, TUNING_SEED, WAYS, document_of, folder_name
 
-    from silotune.link_settings import CompressionSection, DownloadSection
+    from silotune.config import from_mapping
 
     assert next(iter(WAYS)) == REFERENCE
-    for way in WAYS.values():
-        assert CompressionSection(**way.upload) and DownloadSection(**way.download)
+    assert len({folder_name(name) for name in WAYS}) == len(WAYS)
+    for name in WAYS:
+        made = from_mapping(document_of(name, 0))
+        assert made.federation.rounds * made.training.max_steps == STEPS
+        assert (made.evaluation.gold, made.data.num_test) == ("test", 2000)
+        tried = from_mapping(document_of(name, TUNING_SEED, rate=1e-3))
+        assert (tried.evaluation.gold, tried.training.learning_rate) == ("validation", 1e-3)
 
 
 def test_the_grids_of_algorithms_and_rules_hold_no_fault():
-    from algorithms import ALGORITHMS, ATTACKS, CLIENTS, algorithms_grid, robust_grid
+    from algorithms import ALGORITHMS, ATTACKS, CANDIDATES, CLIENTS, algorithms_grid, robust_grid, tuning_grid
 
     from silotune.benchmark.expand import Changes, expand
     from silotune.benchmark.schema import Grid
     from silotune.config import validated
     from silotune.methods import algorithms
+    from silotune.methods.lora_rules import LORA_RULES
     from silotune.methods.robust import AGGREGATIONS
 
     cells = expand(validated(Grid, algorithms_grid([0, 1, 2], ALGORITHMS), source="test"), Changes())
     assert len(cells) == len(ALGORITHMS) * 2 * 3
     assert {cell.config.federation.algorithm for cell in cells} == set(algorithms.ALGORITHMS)
+    assert {cell.config.federation.lora for cell in cells} == set(LORA_RULES)
+    chosen = {cell.cell.algorithm: cell.config for cell in cells}
+    for name, tried in CANDIDATES.items():
+        for (section, _, key), values in ((path.partition("."), values) for path, values in tried.items()):
+            assert getattr(getattr(chosen[name], section), key) in values
+    trials = expand(validated(Grid, tuning_grid(CANDIDATES), source="test"), Changes())
+    assert {trial.config.evaluation.gold for trial in trials} == {"validation"}
+    assert not {trial.config.seed for trial in trials} & {0, 1, 2}
     cells = expand(validated(Grid, robust_grid([0], AGGREGATIONS, ATTACKS), source="test"), Changes())
     assert len(cells) == len(AGGREGATIONS) * len(ATTACKS)
     assert {cell.config.data.partition.clients for cell in cells} == {CLIENTS}
+
+
+def test_time_to_an_accuracy_is_that_of_the_first_round_as_good():
+    from clock import WAYS, clock_grid, until
+
+    from silotune.benchmark.expand import Changes, expand
+    from silotune.benchmark.schema import Grid
+    from silotune.config import validated
+
+    rows = [{"round": 0, "accuracy": 1.0}, {"round": 1, "accuracy": 0.5, "simulated_seconds": 3.0}]
+    rows += [{"round": number, "accuracy": 0.9, "simulated_seconds": 3.0 * number} for number in (2, 3)]
+    assert until(rows, 0.9) == 6.0 and until(rows, 0.95) is None
+    assert len(expand(validated(Grid, clock_grid([0]), source="test"), Changes())) == len(WAYS)
 
 
 def test_the_bounds_of_aggregation_are_judged():

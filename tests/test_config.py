@@ -56,8 +56,20 @@ def test_sections_are_frozen() -> None:
             "federation.download.keep = 'top-k' leaves too little of a whole model: set federation.download.delta",
         ),
         (
-            {"federation": {"upload": {"values": "int8"}, "lora": "freeze-a"}},
-            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are",
+            {"federation": {"upload": {"values": "sign"}, "lora": "alternate"}},
+            "federation.upload.values = 'sign' sends later what it leaves out, and federation.lora = 'alternate' has",
+        ),
+        (
+            {"federation": {"download": {"values": "int8"}, "lora": "stack"}},
+            "federation.lora = 'stack' sends down what has no one shape: leave federation.download out",
+        ),
+        (
+            {"federation": {"download": {"values": "int8"}, "lora": "svd", "ranks": {"client-0": 2}}},
+            "federation.ranks, memory_mb and policies send down what has no one shape: leave federation.download out",
+        ),
+        (
+            {"federation": {"clock": {"buffer": 2}, "lora": "svd"}},
+            "federation.clock.buffer takes late updates, which with federation.lora = 'svd' are of other factors",
         ),
         (
             {"federation": {"upload": {"values": "int8"}, "engine": "ray"}},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from silotune.faults import PRODUCT_RULES, is_lora_aware
+from silotune.faults import PRODUCT_RULES
+from silotune.link_settings import DownloadSection
 from silotune.sections import (
     BY_EXAMPLE,
     LINEAR,
@@ -12,6 +13,11 @@ from silotune.sections import (
     RecordSection,
     TrainingSection,
 )
+
+MOVING_RULES = ("stack", "svd", "alternate")
+"""LoRA rules under which the same name stands for other factors in the next round, or for none."""
+RESIDUAL_RULES = ("exact-residual", "stack")
+"""LoRA rules whose model grows."""
 
 
 def privacy_faults(
@@ -60,11 +66,7 @@ def is_linked(federation: FederationSection) -> bool:
 def link_faults(federation: FederationSection) -> list[str]:
     """What cannot be sent: a sparse or signed model instead of a change of it, and anything packed over Ray."""
     download, faults = federation.download, []
-    if is_lora_aware(federation) and is_linked(federation):
-        faults.append(
-            "federation.lora, ranks, memory_mb and personalization need links that carry tensors as they are: leave "
-            "federation.upload, federation.download and federation.clock out"
-        )
+    faults += _rule_link_faults(federation)
     if federation.engine != "in_process" and is_linked(federation):
         faults.append(
             f"federation.engine = {federation.engine!r} carries tensors as they are, in real time: leave "
@@ -76,6 +78,27 @@ def link_faults(federation: FederationSection) -> list[str]:
     faults.append(
         f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"
     )
+    return faults
+
+
+def _rule_link_faults(federation: FederationSection) -> list[str]:
+    """Links that a rule for LoRA's factors, or ranks by client, cannot be put on."""
+    upload, rule = federation.upload, f"federation.lora = {federation.lora!r}"
+    faults = []
+    if federation.lora in MOVING_RULES and (upload.keep != "all" or upload.values == "sign"):
+        what = f"keep = {upload.keep!r}" if upload.keep != "all" else f"values = {upload.values!r}"
+        faults.append(
+            f"federation.upload.{what} sends later what it leaves out, and {rule} has other factors by then: take "
+            "keep = 'all' with int8, int4, bfloat16 or float16"
+        )
+    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora in RESIDUAL_RULES):
+        given = "federation.ranks, memory_mb and policies send" if federation.has_ranks else f"{rule} sends"
+        faults.append(f"{given} down what has no one shape: leave federation.download out")
+    is_dated = federation.lora in (*MOVING_RULES, "exact-residual")
+    if is_dated and federation.clock is not None and federation.clock.buffer is not None:
+        faults.append(
+            f"federation.clock.buffer takes late updates, which with {rule} are of other factors than the model's"
+        )
     return faults
 
 
@@ -108,8 +131,8 @@ def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list
             f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
             f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
         )
-    if federation.personalization != "none" or federation.ranks or federation.memory_mb:
-        faults.append(f"{given} covers one global model: leave personalization, ranks and memory_mb out")
+    if federation.personalization != "none" or federation.has_ranks:
+        faults.append(f"{given} covers one global model: leave personalization, ranks, memory_mb and policies out")
     return faults
 
 

@@ -110,7 +110,7 @@ def _engine_faults(config: Config) -> list[str]:
             f"privacy.dp = {config.privacy.dp!r} needs federation.engine = 'in_process': ledgers are not handed to Ray"
         )
     if is_lora_aware(federation):
-        faults.append("federation.lora, ranks, memory_mb and personalization need federation.engine = 'in_process'")
+        faults.append("federation.lora, ranks by client and personalization need federation.engine = 'in_process'")
     if config.data.task == "mixture":
         faults.append("data.task = 'mixture' needs federation.engine = 'in_process'")
     return faults
@@ -168,7 +168,7 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         )
     unfit = {
         f"federation.lora = {federation.lora!r} needs each client's product": federation.lora in PRODUCT_RULES,
-        "federation.ranks and memory_mb give updates different shapes": federation.ranks or federation.memory_mb,
+        "federation.ranks, memory_mb and policies give updates different shapes": federation.has_ranks,
         "federation.personalization = 'fine-tune' reports by client": federation.personalization == "fine-tune",
     }
     faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from silotune.sections import AdapterSection, EvaluationSection, FederationSection, TrainingSection
 
 LORA_KINDS = ("lora", "qlora")
@@ -9,6 +11,8 @@ PRODUCT_RULES = ("exact-residual", "stack", "svd")
 """LoRA rules that put the mean product itself into the model."""
 WHOLE_RULES = ("factors", "sb")
 """LoRA rules under which everything that trains travels in every round."""
+RANK_TABLES = ("ranks", "memory_mb", "policies")
+"""Keys that give clients LoRA ranks of their own."""
 CONTROLLED = ("scaffold", "feddyn")
 """Algorithms whose clients keep a control of every trained tensor."""
 PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
@@ -17,8 +21,7 @@ PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
 
 def is_lora_aware(federation: FederationSection) -> bool:
     """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
-    has_ranks = bool(federation.ranks or federation.memory_mb)
-    return federation.lora != "factors" or has_ranks or federation.personalization != "none"
+    return federation.lora != "factors" or federation.has_ranks or federation.personalization != "none"
 
 
 def lora_faults(
@@ -35,7 +38,7 @@ def lora_faults(
     if adapter.kind not in LORA_KINDS or adapter.dora:
         given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
         asked = [rule] if federation.lora != "factors" else []
-        asked += [f"federation.{table}" for table in ("ranks", "memory_mb") if getattr(federation, table)]
+        asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
         faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
     faults += [
         f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
@@ -49,12 +52,13 @@ def lora_faults(
             f"federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
         )
     faults += [
-        f"{name!r} stands in federation.ranks and in federation.memory_mb: keep one"
-        for name in federation.ranks
-        if name in federation.memory_mb
+        f"{name!r} stands in federation.{first} and in federation.{second}: keep one"
+        for first, second in itertools.combinations(RANK_TABLES, 2)
+        for name in getattr(federation, first)
+        if name in getattr(federation, second)
     ]
-    if federation.lora == "sb" and (federation.ranks or federation.memory_mb):
-        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks or memory_mb by client")
+    if federation.lora == "sb" and federation.has_ranks:
+        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks by client")
     if is_mixture and (federation.lora == "share-a" or federation.personalization != "none"):
         faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
     if federation.lora == "share-a":

@@ -217,6 +217,9 @@ class FederationSection(Section):
     memory_mb: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="in place of ranks: client name -> megabytes for weights, gradients and moments of its adapter"
     )
+    policies: dict[str, Path] = Field(
+        {}, description="in place of ranks: client name -> its policy.toml, whose largest_adapter bounds its rank"
+    )
     personalization: Personalization = Field(
         "none", description="a model of each client's own: beside the global one, or from it after the last round"
     )
@@ -257,6 +260,11 @@ class FederationSection(Section):
     clock: ClockSection | None = Field(None, description="simulated time; none without the section")
     budget: BudgetSection = BudgetSection()
     attack: AttackSection = AttackSection()
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether clients may have LoRA ranks of their own."""
+        return bool(self.ranks or self.memory_mb or self.policies)
 
     @model_validator(mode="before")
     @classmethod

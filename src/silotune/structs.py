@@ -27,6 +27,7 @@ class Example:
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
         rejected: The worse of two answers, where ``answer`` is the preferred one; empty where there is no pair.
+        wanted: Of a single answer that was judged, whether it is a good one; None where nothing was judged.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
     """
@@ -38,6 +39,7 @@ class Example:
     fields: Mapping[str, str] = field(default_factory=dict)
     text: tuple[str, ...] = ()
     rejected: str = ""
+    wanted: bool | None = None
 
     @property
     def is_document(self) -> bool:

@@ -354,6 +354,15 @@ def test_pairs_have_a_worse_answer_and_a_prompt_without_either() -> None:
     assert (made.answer, made.rejected, mine.metric) == ("yes", "no", "preference_accuracy")
 
 
+@pytest.mark.parametrize(("label", "wanted"), [(True, True), ("false", False), (1, True), (0.0, False)])
+def test_answers_may_be_judged_one_by_one(label: Any, wanted: bool) -> None:
+    for prompt in ({"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}):
+        made = convert("preference", {**prompt, "completion": "yes", "label": label})
+        assert (made.messages, made.answer, made.rejected, made.wanted) == ((("user", "Hi"),), "yes", "", wanted)
+    with pytest.raises(DataError, match="field 'label' says neither true nor false"):
+        convert("preference", {"prompt": "Hi", "completion": "yes", "label": "perhaps"})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

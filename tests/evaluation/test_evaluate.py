@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -99,6 +100,12 @@ def test_scorings_are_those_of_the_configuration() -> None:
 def test_nothing_to_score() -> None:
     with pytest.raises(DataError, match="no examples"):
         evaluate(tiny.adapted(), [], labels=tiny.LABELS, batch_size=2)
+
+
+def test_answers_judged_one_by_one_are_no_pairs_to_score() -> None:
+    judged = [replace(pair, rejected="", wanted=True) for pair in tiny.pairs(2)]
+    with pytest.raises(DataError, match="give pairs as data.test"):
+        answers(tiny.adapted(), tiny.encoded(judged), labels=(), batch_size=2)
 
 
 def test_confidence_is_the_softmax_over_the_options() -> None:

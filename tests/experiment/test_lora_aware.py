@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from markdown import ROOT, blocks
+from silotune import lora
 from silotune.config import Config
-from silotune.errors import ConfigError
+from silotune.errors import ConfigError, PolicyError
 from silotune.experiment.audit import verify_run
+from silotune.experiment.prepare import prepare
 from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
 from silotune.report.runs import summary_table
@@ -27,7 +30,7 @@ Make = Callable[..., Config]
         ({"federation": {"lora": "svd"}, "adapter": {"dora": True}}, ["not adapter.dora = true"]),
         ({"federation": {"ranks": {"a": 1}}, "adapter": {"kind": "none"}}, ["federation.ranks needs adapter.kind"]),
         ({"federation": {"ranks": {"a": 9}}}, ["'a' = 9 exceeds adapter.rank = 2"]),
-        ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks or memory_mb by client"]),
+        ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks by client"]),
         (
             {
                 "federation": {"lora": "exact-residual", "server_learning_rate": 0.5, "personalization": "ditto"},
@@ -42,6 +45,7 @@ Make = Callable[..., Config]
             ["a model of its own already", "no global model to select by"],
         ),
         ({"federation": {"ranks": {"a": 1}, "memory_mb": {"a": 1.0}}}, ["keep one"]),
+        ({"federation": {"memory_mb": {"a": 1.0}, "policies": {"a": "policy.toml"}}}, ["in federation.policies: keep"]),
         ({"federation": {"lora": "stak"}}, ["did you mean 'stack'"]),
     ],
 )
@@ -61,6 +65,7 @@ def test_the_page_s_rules_and_example_are_the_configuration_s(configuration: Mak
     (example,) = blocks(page, "toml")
     made = configuration(**tomllib.loads(example)).federation
     assert made.ranks == {"clinic-3": 4} and made.memory_mb == {"clinic-7": 2.5}
+    assert made.policies == {"clinic-9": Path("clinic-9/policy.toml")}
 
 
 def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:
@@ -68,6 +73,19 @@ def test_a_rank_for_nobody_is_refused(configuration: Make) -> None:
         run_experiment(configuration(federation={"ranks": {"client-9": 1}}))
     with pytest.raises(ConfigError, match="'client-0' do not hold"):
         run_experiment(configuration(federation={"memory_mb": {"client-0": 1e-6}}))
+
+
+def test_a_policy_bounds_the_rank(configuration: Make, tmp_path: Path) -> None:
+    place = tmp_path / "policy.toml"
+    prepared = prepare(configuration())
+    whole, rank = sum(tensor.numel() for tensor in prepared.initial.values()), lora.rank_of(prepared.initial)
+    for values, expected in ((whole, {"client-1": rank}), (whole - 1, {"client-1": rank - 1})):
+        place.write_text(f"largest_adapter = {values}\n")
+        assert prepare(configuration(federation={"policies": {"client-1": str(place)}})).ranks == expected
+    place.write_text("")
+    assert prepare(configuration(federation={"policies": {"client-1": str(place)}})).ranks == {}
+    with pytest.raises(PolicyError, match="there is no"):
+        prepare(configuration(federation={"policies": {"client-1": str(place.parent / "none.toml")}}))
 
 
 @pytest.mark.end_to_end

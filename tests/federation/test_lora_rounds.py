@@ -11,8 +11,11 @@ import torch
 import tiny
 from silotune import lora
 from silotune import tensors as arithmetic
+from silotune.combinations import RESIDUAL_RULES
 from silotune.errors import MessageError
+from silotune.faults import PRODUCT_RULES
 from silotune.federation.client import Site, TrainOrder, client_round, expected_reply
+from silotune.federation.links import RESIDUAL
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.personal import completed, own_tensors
 from silotune.federation.server import Plan, run_rounds
@@ -24,6 +27,7 @@ from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
 from silotune.sections import AdapterSection, FederationSection, LoraRule
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
+from silotune.tensors import taken_from
 from silotune.training.local import RoundPlace, train_round
 from silotune.transports.in_process import InProcess
 
@@ -54,12 +58,14 @@ class Federation:
         order = TrainOrder(training=training, federation=section, seed=3, rounds=4)
         self.start = first(self.model)
         sites = {name: Site(name, EXAMPLES[place:], self.model, initial=self.start) for place, name in enumerate("abc")}
-        self.transport = InProcess(sites, workers=workers)
+        self.transport = InProcess(sites, workers=workers, links=section)
         self.body = order.model_dump(mode="json")
         self.method, self.ranks, self.run = method(section), section.ranks, RunFolder(folder)
+        self.download = section.download
 
     def rounds(self, count: int, state: ServerState | None = None) -> ServerState:
-        plan = Plan(rounds=count, method=self.method, body=self.body, seed=3, ranks=self.ranks)
+        links = {"ranks": self.ranks, "download": self.download}
+        plan = Plan(rounds=count, method=self.method, body=self.body, seed=3, **links)
         return run_rounds(plan, self.transport, state or ServerState(0, self.start), self.run)
 
 
@@ -132,6 +138,37 @@ def test_rules_go_with_algorithms(rule: LoraRule, more: dict, models, tmp_path: 
         assert torch.equal(state.weights[name], before.weights[name])
     error = federation.run.read_rows("metrics")[-1]["aggregation_error"]
     assert error is None if rule in ("share-a", "sb") else error < 1e-5 if rule != "factors" else error > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compressed_links_carry_every_rule(rule: LoraRule, models, tmp_path: Path) -> None:
+    plain = Federation(models, tmp_path / "plain", rule).rounds(2)
+    links = {"upload": {"values": "int8"}}
+    if rule not in RESIDUAL_RULES:
+        links["download"] = {"delta": True, "values": "int8"}
+    if rule not in (*PRODUCT_RULES, "share-a"):
+        links["personalization"] = "ditto"
+    small = Federation(models, tmp_path / "small", rule, **links)
+    made = small.rounds(2)
+    assert all(row["failures"] == [] for row in small.run.read_rows("metrics"))
+    assert made.bytes_up < 0.8 * plain.bytes_up  # of so small a model, the header is most
+    assert made.weights.keys() == plain.weights.keys()
+    names = [name for name in made.weights if rule != "stack" or lora.is_residual(name)]
+    assert any(not torch.equal(made.weights[name], plain.weights[name]) for name in names)
+    if rule not in RESIDUAL_RULES:
+        gap = arithmetic.norm(arithmetic.subtract(made.weights, plain.weights))
+        assert gap < 0.1 * arithmetic.norm(plain.weights)
+
+
+@pytest.mark.parametrize("rule", ["freeze-a", "share-a", "sb", "exact-residual"])
+def test_what_a_rule_sends_can_be_sent_later(rule: LoraRule, models, tmp_path: Path) -> None:
+    upload = {"keep": "top-k", "share": 0.2, "values": "sign"}
+    federation = Federation(models, tmp_path, rule, upload=upload)
+    federation.rounds(2)
+    assert all(row["failures"] == [] for row in federation.run.read_rows("metrics"))
+    for state in federation.transport.states().values():
+        left = taken_from(RESIDUAL, state.tensors)
+        assert left.keys() == {name for name in federation.start if federation.method.schedule(2).rises(name)}
 
 
 def bytes_up(models, folder: Path, rule: LoraRule, **federation) -> int:

@@ -11,15 +11,19 @@ ADAPTER = {"m" + lora.A: torch.zeros(8, 60), "m" + lora.B: torch.zeros(40, 8), "
 
 
 def test_by_hand() -> None:
-    """100 values of head and 100 a rank, 16 bytes each: rank 3 takes 6,400 bytes; with sgd 12 bytes, 4,800."""
-    assert largest_rank(ADAPTER, memory_bytes=6400, optimizer="adamw") == 3
-    assert largest_rank(ADAPTER, memory_bytes=6399, optimizer="adamw") == 2
-    assert largest_rank(ADAPTER, memory_bytes=4800, optimizer="sgd") == 3
-    assert largest_rank(ADAPTER, memory_bytes=1e9, optimizer="adamw") == 8
-    assert largest_rank(ADAPTER, memory_bytes=0, optimizer="adamw") == 0
+    """100 values of head and 100 a rank."""
+    assert [largest_rank(ADAPTER, most_values=values) for values in (400, 399, 1e9, 0)] == [3, 2, 8, 0]
 
 
-def test_said_and_measured() -> None:
-    assert client_ranks(ADAPTER, {"a": 5}, {"b": 0.0064}, optimizer="adamw") == {"a": 5, "b": 3}
+def ranks(said: dict[str, int], memory_mb: dict[str, float], values: dict[str, int], optimizer: str = "adamw") -> dict:
+    return client_ranks(ADAPTER, said, memory_mb=memory_mb, most_values=values, optimizer=optimizer)
+
+
+def test_said_and_measured_and_allowed() -> None:
+    """16 bytes a value: rank 3 takes 6,400 bytes; with sgd 12 bytes, 4,800."""
+    assert ranks({"a": 5}, {"b": 0.0064}, {"c": 399}) == {"a": 5, "b": 3, "c": 2}
+    assert ranks({}, {"b": 0.006399}, {}) == {"b": 2} and ranks({}, {"b": 0.0048}, {}, "sgd") == {"b": 3}
     with pytest.raises(ConfigError, match="'b' do not hold an adapter of rank 1"):
-        client_ranks(ADAPTER, {}, {"b": 0.0001}, optimizer="adamw")
+        ranks({}, {"b": 0.0001}, {})
+    with pytest.raises(ConfigError, match="'c' allows an adapter of 199 values, which rank 1 exceeds"):
+        ranks({}, {}, {"c": 199})

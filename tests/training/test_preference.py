@@ -20,11 +20,13 @@ from silotune.training.objectives import OBJECTIVES
 from silotune.training.preference import PAIR_LOSSES, log_ratios
 
 PAIRS = tiny.encoded(tiny.pairs(4))
-UNPAIRED = [
-    replace(pair, options=pair.options[place : place + 1], label=-place)  # the second of two is not wanted
-    for number, pair in enumerate(PAIRS)
-    for place in (number % 2,)
-]
+UNPAIRED = tiny.encoded(
+    [
+        replace(pair, answer=(pair.answer, pair.rejected)[number % 2], rejected="", wanted=number % 2 == 0)
+        for number, pair in enumerate(tiny.pairs(4))
+    ]
+)
+"""The same, every other one its preferred answer and the next one its rejected one."""
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,15 @@ def test_training_prefers_what_is_preferred(model, objective: str) -> None:
     with torch.no_grad():
         ratios = log_ratios(model, PAIRS)
     assert (ratios[:, 0] > ratios[:, 1]).all()
+
+
+def test_answers_judged_one_by_one_are_those_of_the_pairs() -> None:
+    for number, (pair, lone) in enumerate(zip(PAIRS, UNPAIRED, strict=True)):
+        place = number % 2
+        assert (lone.prompt, lone.options, lone.label) == (pair.prompt, pair.options[place : place + 1], -place)
+    with pytest.raises(DataError, match="not wanted"):
+        OBJECTIVES["sft"].check(UNPAIRED)
+    OBJECTIVES["sft"].check([UNPAIRED[0]])
 
 
 def test_examples_of_another_kind_are_refused() -> None:

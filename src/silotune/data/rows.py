@@ -39,6 +39,7 @@ class Layout:
         prompt: Template instead of the task's own.
         messages: Column with a list of chat messages, instead of prompt and answer.
         rejected: Of a ``preference`` task: column of the worse answer.
+        wanted: Of a ``preference`` task: column that says whether a single answer is wanted (true or 1) or not.
         history: Of a ``preference`` task: column with the chat before the answers, instead of a prompt; an answer that
             it ends with is left out.
     """
@@ -53,6 +54,7 @@ class Layout:
     messages: str = ""
     rejected: str = ""
     history: str = ""
+    wanted: str = ""
 
     def required(self) -> list[str]:
         """Columns without which a row does not have this layout."""
@@ -60,7 +62,7 @@ class Layout:
         return [column for column in (*columns, *self.choices, self.answer, *self._others()) if column]
 
     def _others(self) -> tuple[str, ...]:
-        return self.messages, self.rejected, self.history
+        return self.messages, self.rejected, self.history, self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,8 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
         messages = (("system", task.system), *messages)
     fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
     if not task.options:
-        return Example(messages, answer, fields=fields, text=text, rejected=_rejected(layout, row, answer, spot))
+        rejected, wanted = _rejected(layout, row, answer, spot), _wanted(layout, row, spot)
+        return Example(messages, answer, fields=fields, text=text, rejected=rejected, wanted=wanted)
     place, options = task.options.index(answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(layout, row, spot).values())
@@ -198,6 +201,19 @@ def _rejected(layout: Layout, row: Row, answer: str, spot: str) -> str:
     if rejected == answer:
         raise DataError(f"{spot}: fields {layout.answer!r} and {layout.rejected!r} hold the same answer")
     return rejected
+
+
+_WANTED: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _wanted(layout: Layout, row: Row, spot: str) -> bool | None:
+    """Whether a single answer is wanted; None where the layout has no such column."""
+    if not layout.wanted:
+        return None
+    wanted = _WANTED.get(_plain(row[layout.wanted]).casefold())
+    if wanted is None:
+        raise DataError(f"{spot}: field {layout.wanted!r} says neither true nor false")
+    return wanted
 
 
 def _reply(value: Any, spot: str) -> str:

@@ -168,6 +168,8 @@ _TASKS: Final = (
             Layout(history="messages", answer="chosen", rejected="rejected", fields={"source": "source"}),
             Layout({"prompt": "prompt"}, answer="chosen", rejected="rejected", fields={"source": "source"}),
             Layout(history="chosen", answer="chosen", rejected="rejected", fields={"source": "source"}),
+            Layout(history="messages", answer="completion", wanted="label", fields={"source": "source"}),
+            Layout({"prompt": "prompt"}, answer="completion", wanted="label", fields={"source": "source"}),
         ),
         folder="preference",
         pooled=("all", "dpo_demo"),

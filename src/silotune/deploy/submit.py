@@ -44,7 +44,7 @@ def submit_run(kit: Kit, config: Config) -> str:
             "data.task = 'mixture' and adapter.start are not carried over a deployment yet: use 'silotune run'"
         )
     if is_lora_aware(config.federation):
-        faults.append("federation.lora, ranks, memory_mb and personalization are not carried over a deployment yet")
+        faults.append("federation.lora, ranks by client and personalization are not carried over a deployment yet")
     if config.privacy.protection != "none":
         faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
     if config.privacy.dp in ("example", "local"):

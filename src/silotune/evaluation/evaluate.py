@@ -132,6 +132,11 @@ def answers(
     if not labels:
         if not examples[0].options:
             return _open_answers(adapted, examples, batch_size)
+        if any(len(example.options) != 2 for example in examples):
+            raise DataError(
+                "answers that were judged one by one can be learnt from (training.objective = 'kto'), not scored on: "
+                "give pairs as data.test and data.validation"
+            )
         start = start_margins or _margins(adapted, examples, batch_size, reference_scores)
         return Answers(margins=_margins(adapted, examples, batch_size, option_scores), start_margins=tuple(start))
     if scoring not in SCORINGS:

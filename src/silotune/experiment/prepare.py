@@ -21,7 +21,9 @@ from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
 from silotune.experiment.mixture import MixtureScorer, SetScorer
 from silotune.experiment.start import read_adapter
+from silotune.faults import RANK_TABLES
 from silotune.federation.clock import paces
+from silotune.federation.policy import read_policy
 from silotune.methods.algorithms import method
 from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
 from silotune.methods.ranks import client_ranks
@@ -208,7 +210,13 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     federation, initial = config.federation, adapters.read(adapted)
     notes.extend(_factor_notes(federation, initial))
-    ranks = client_ranks(initial, federation.ranks, federation.memory_mb, optimizer=config.training.optimizer)
+    ranks = client_ranks(
+        initial,
+        federation.ranks,
+        memory_mb=federation.memory_mb,
+        most_values=_most_values(federation.policies),
+        optimizer=config.training.optimizer,
+    )
     return Prepared(
         config=config,
         task=task,
@@ -297,7 +305,7 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
     else:
         shares = partition(dataset.splits["train"], config.data.partition, seed=config.seed)
     wanted = config.federation.clients_per_round
-    for table in ("ranks", "memory_mb"):
+    for table in RANK_TABLES:
         strange = sorted(set(getattr(config.federation, table)) - set(shares))
         if strange:
             raise ConfigError(f"federation.{table}: {unknown_choice('client', strange[0], shares)}")
@@ -306,6 +314,16 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
         )
     return shares
+
+
+def _most_values(policies: Mapping[str, Path]) -> dict[str, int]:
+    """Values that an adapter may have by each client's policy; one without such a rule does not restrict.
+
+    Raises:
+        PolicyError: A policy is missing or broken.
+    """
+    found = {name: read_policy(path).largest_adapter for name, path in policies.items()}
+    return {name: most for name, most in found.items() if most is not None}
 
 
 def _attack_notes(attack: AttackSection) -> list[str]:

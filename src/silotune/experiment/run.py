@@ -283,6 +283,7 @@ def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
         "clock": None,
         "ranks": {},
         "memory_mb": {},
+        "policies": {},
     }
     asked = federation_of(prepared, part).model_copy(update=not_for_clients)
     return TrainOrder(

@@ -19,7 +19,7 @@ from silotune.federation.private import begin, check_alone, dp_sgd, released, wi
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
-from silotune.methods.schedule import returned
+from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Account, Meter
@@ -100,8 +100,8 @@ def _linked_train(request: Request, site: Site) -> Reply:
     order = read_body(TrainOrder, request)
     check_alone(order.privacy)
     upload, download = order.federation.upload, order.federation.download
-    held = taken_from(links.RECEIVED, site.state.tensors)
-    meant = method(order.federation).sent(dict(site.adapted.parameters), {})
+    held, made = taken_from(links.RECEIVED, site.state.tensors), method(order.federation)
+    meant = outgoing(made.sent(dict(site.adapted.parameters), {}), made.schedule(request.round_number))
     received = links.open_request(request.tensors, download, layout_of(meant), held=held)
     inner = replace(site, state=links.without_links(site.state))
     reply = _train(replace(request, tensors=received), inner)

@@ -172,5 +172,5 @@ def title_of(section: FederationSection) -> str:
 def plain(section: FederationSection) -> FederationSection:
     """The section with FedAvg in place of its method: for one client that is training and nothing else."""
     chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
-    chosen |= {"lora", "ranks", "memory_mb", "personalization"}
+    chosen |= {"lora", "ranks", "memory_mb", "policies", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))

@@ -19,8 +19,8 @@ class Encoded:
         answer: The answer's ids and the end-of-sequence id; at least one. Of a chat with several answers: all from the
             first of them on, what others say in between included.
         options: Ids of each option (closed-ended tasks), without a common end; of a pair, its two answers with their
-            ends, the preferred one first.
-        label: Index of the right option; -1 for open answers.
+            ends, the preferred one first; of an answer that was judged by itself, that answer.
+        label: Index of the right option; -1 for open answers, and where the one judged answer is not wanted.
         prompt_cut: Prompt ids dropped on the left to fit.
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.

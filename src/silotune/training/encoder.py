@@ -42,8 +42,8 @@ class Encoder:
     def _encode(self, example: Example, number: int) -> list[Encoded]:
         if example.is_document:
             return windows_of(example.answer, self._tokenizer, max_length=self._max_length, number=number)
-        if example.rejected:
-            return [self._pair(example, number)]
+        if example.rejected or example.wanted is not None:
+            return [self._compared(example, number)]
         if self._all_turns and not example.options:
             turns = [*example.messages, ("assistant", example.answer)]
             made = chat(turns, self._tokenizer, max_length=self._max_length, number=number)
@@ -93,19 +93,19 @@ class Encoder:
             answer_cut=answer_cut,
         )
 
-    def _pair(self, example: Example, number: int) -> Encoded:
-        """Two answers to one prompt; where they do not fit, the prompt keeps up to half of the length."""
-        answers = [self._answer(text, number) for text in (example.answer, example.rejected)]
+    def _compared(self, example: Example, number: int) -> Encoded:
+        """A pair, or a judged answer; where they do not fit, the prompt keeps up to half of the length."""
+        answers = [self._answer(text, number) for text in (example.answer, example.rejected) if text]
         prompt = self._prompt(example, number)
         longest = max(map(len, answers))
         kept = self._kept(prompt, max(self._max_length - longest, self._max_length // 2))
         room = self._max_length - len(kept)
-        chosen, rejected = (tuple(answer[:room]) for answer in answers)
+        options = tuple(tuple(answer[:room]) for answer in answers)
         return Encoded(
             prompt=tuple(kept),
-            answer=chosen,
-            options=(chosen, rejected),
-            label=0,
+            answer=options[0],
+            options=options,
+            label=-1 if example.wanted is False else 0,
             prompt_cut=len(prompt) - len(kept),
             answer_cut=max(0, longest - room),
         )

@@ -76,6 +76,8 @@ def _labelled_examples(examples: Sequence[Encoded]) -> None:
 def _any_examples(examples: Sequence[Encoded]) -> None:
     if not all(example.answer for example in examples):
         raise DataError("an example has no supervised token")
+    if any(len(example.options) == 1 and example.label < 0 for example in examples):
+        raise DataError("an answer that is not wanted is not to be learnt: use training.objective = 'kto'")
 
 
 OBJECTIVES: Mapping[str, Objective] = {
