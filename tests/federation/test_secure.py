@@ -61,7 +61,7 @@ def run(
     folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1, **federation
 ) -> ServerState:
     section = FederationSection(**federation)
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds)
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds, privacy=settings)
     plan = Plan(
         rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
         protected=PROTECTIONS[settings.protection](settings),

@@ -106,7 +106,9 @@ def verify_chain(
 
 
 def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
-    """Compares a coordinator's chain with the heads that a site saw and kept in its own.
+    """Compares a coordinator's chain with the heads that a site saw in the same run and kept in its own.
+
+    A site's chain goes on over all its runs; a run without a name is taken for the one of all entries without.
 
     Returns:
         Heads that were compared.
@@ -114,7 +116,9 @@ def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
     Raises:
         AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew.
     """
-    heads = [Head.parse(entry.fields["head"]) for entry in site if entry.fields.get("head")]
+    run = next((entry.fields.get("run") for entry in coordinator if entry.event == "started"), None)
+    seen = [entry for entry in site if entry.fields.get("head") and entry.fields.get("run") == run]
+    heads = [Head.parse(entry.fields["head"]) for entry in seen]
     for head in heads:
         _check_head(head, coordinator, who=f"site {site[0].actor!r}")
     return len(heads)
