@@ -20,7 +20,7 @@ from silotune.deploy.places import coordinator_folder, site_folder
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import holdings_of
 from silotune.experiment.run import federate
-from silotune.experiment.site import SiteDesk
+from silotune.experiment.site import Resident, SiteDesk
 from silotune.record.runs import RunFolder
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.trainer_host import TrainerHost
@@ -33,7 +33,7 @@ def document(model: Path, folder: Path, **sections: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
         "model": {"name": str(model), "max_length": 128},
         "adapter": {"rank": 2, "alpha": 4},
-        "data": {"num_train": 36, "num_validation": 6, "num_test": 9, "partition": {"clients": 3, "scheme": "iid"}},
+        "data": {"num_train": 24, "num_validation": 6, "num_test": 6, "partition": {"clients": 3, "scheme": "iid"}},
         "training": {"batch_size": 4, "max_steps": 2, "learning_rate": 0.01, "objective": "choice", "threads": 1},
         "federation": {"modes": ["federated"], "rounds": 2, "timeout_seconds": 60},
         "evaluation": {"bootstrap_samples": 0},
@@ -66,6 +66,7 @@ class Deployed:
 
     def __init__(self, folder: Path, model: Path, names: Sequence[str] = NAMES, *, plan: str = "") -> None:
         self.folder, self.names = kits.make(folder, names, plan=plan), tuple(names)
+        self.resident = Resident()  # the trainers take turns with one base
         self.kit = read_kit(folder / "coordinator")
         self.hosts = {name: self._host(name, model) for name in names}
         self.seen: list[tuple[str, bytes, Frame]] = []
@@ -90,7 +91,7 @@ class Deployed:
         kit = self.site(name)
         site_folder(kit).mkdir(mode=0o700, exist_ok=True)
         holdings = holdings_of(kit)
-        desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)))
+        desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)), resident=self.resident)
         return OneAtATime(desk, site_folder(kit) / "rounds")
 
     def work(self, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:
