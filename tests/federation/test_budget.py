@@ -192,7 +192,12 @@ class Clients:
         self.asked.append(list(requests))
         for name, request in requests.items():
             if request.round_number >= self.refuses:
-                yield Failure(name, request.round_number, BUDGET, "spent")
+                by_owner = {
+                    "stage": "train",
+                    "rule": "largest_epsilon_total",
+                }  # the site's policy, not the run's epsilon
+                refused = Failure(name, request.round_number, BUDGET, "spent")
+                yield replace(refused, **by_owner) if name in "bd" else refused
                 continue
             body = {"num_examples": 5, "loss": None, "steps": 1, "tokens": 0, "seconds": None, "core_seconds": None}
             delta = {"w": torch.ones(3)}

@@ -66,6 +66,8 @@ def kind_named(name: str) -> Kind:
     return KINDS.get(name, Kind())
 
 
+EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
+"""Rules that refuse because the owner's privacy budget is spent."""
 COUNTS = ("num_examples", "support", "confusion")
 """Names of figures that count examples, wherever they stand in a reply's body."""
 
