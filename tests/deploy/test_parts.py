@@ -169,7 +169,7 @@ def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit) -> No
     try:
         with pytest.raises(ConfigError) as fault:
             submit_run(coordinator, Config())
-        assert fault.value.faults == ["the charter's last day was 2020-12-31: sites refuse runs that name it"]
+        assert fault.value.faults == ("the charter's last day was 2020-12-31: sites refuse runs that name it",)
     finally:
         charter.unlink()
 
