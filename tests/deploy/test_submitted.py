@@ -35,14 +35,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "links": {"federation": PACKED},
     "exact-residual": {"federation": {"lora": "exact-residual"}},
     "svd by rank": {"federation": {"lora": "svd", "ranks": {NAMES[1]: 1}}},
-    "freeze-a": {"federation": {"lora": "freeze-a"}, "seed": 5},
-    "sb": {"federation": {"lora": "sb"}},
+    "sb": {"federation": {"lora": "sb"}, "seed": 5},
     "mixture": {
         "data": {"task": "mixture", "mixture": {"finance-news": 2, "medical-choice": 1}},
         "training": {"objective": "sft"},
+        "adapter": {"start": "before"},
     },
-    "start": {"adapter": {"start": "before"}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +79,7 @@ def test_the_bits_are_those_of_one_process(
     deployed: Deployed, configuration: Callable[..., Config], before: RunFolder, case: str
 ) -> None:
     sections = dict(CASES[case])
-    if case == "start":
+    if "adapter" in sections:
         sections["adapter"] = {"start": str(before.path)}
     name = case.replace(" ", "-")
     near = run_experiment(configuration(**sections, record={"name": f"near-{name}"}))
@@ -114,25 +113,25 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
     deployed: Deployed, configuration: Callable[..., Config]
 ) -> None:
     """The ledger is the site's, over runs and restarts; what a run may cost is told by the site's rule, by name."""
-    first = deployed.run(configuration(privacy=PRIVATE, record={"name": "private"}))
+    once = {"federation": {"rounds": 1}}
+    first = deployed.run(configuration(privacy=PRIVATE, record={"name": "private"}, **once))
     said = first.part("federated").read_json("result")["privacy"]
     assert set(said["clients"]) == set(NAMES) and said["epsilon"] == max(said["clients"].values()) > 0
     assert "epsilon = what its institution's ledger says" in first.read_json("privacy")["statement"][1]
     ledger = site_folder(deployed.site(NAMES[0])) / "ledger" / f"{NAMES[0]}.jsonl"
-    assert len(ledger.read_text().splitlines()) == 2
+    assert len(ledger.read_text().splitlines()) == 1
     spent = said["clients"][NAMES[0]]
     trail = read_chain(site_folder(deployed.site(NAMES[0])) / "audit.jsonl")
     counted = [entry.fields["epsilon_run"] for entry in trail if entry.event == "privacy"]
-    assert counted[-1] == pytest.approx(spent) and counted == sorted(counted)
+    assert counted == [pytest.approx(spent)]
     rules = (f"largest_epsilon_total = {1.01 * spent}", f"largest_epsilon_run = {0.3 * spent}")
     for name, rule in zip(NAMES, rules, strict=False):
         deployed.allow(name, rule)
         deployed.hosts[name] = deployed.restarted(name)
-    once = {"federation": {"rounds": 1}}
     try:
         again = deployed.run(configuration(privacy=PRIVATE, record={"name": "again"}, **once))
         assert failures(again) == {NAMES[0]: "largest_epsilon_total", NAMES[1]: "largest_epsilon_run"}
-        assert len(ledger.read_text().splitlines()) == 2
+        assert len(ledger.read_text().splitlines()) == 1
         bare = deployed.run(configuration(record={"name": "bare"}, **once))  # without noise no epsilon is known
         assert failures(bare) == failures(again)
     finally:
@@ -143,10 +142,10 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
 def test_a_run_ends_when_its_own_budget_is_spent_at_every_site(
     deployed: Deployed, configuration: Callable[..., Config]
 ) -> None:
-    planned = configuration(privacy={**PRIVATE, "epsilon": 9.0}, federation={"rounds": 30, "lora": "freeze-a"})
+    planned = configuration(privacy={**PRIVATE, "epsilon": 7.0}, federation={"rounds": 30, "lora": "freeze-a"})
     result = deployed.run(planned).part("federated").read_json("result")
     assert 0 < result["rounds"] < 30 and "no client's privacy budget allows round" in result["stopped"]
-    assert result["privacy"]["epsilon"] <= 9.0
+    assert result["privacy"]["epsilon"] <= 7.0
 
 
 # --- protected sums between sites that do not trust the coordinator ---------------------------------------------------
