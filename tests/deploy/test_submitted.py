@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 import tiny
 from deployed import NAMES, Deployed, document
 from silotune.config import Config, from_mapping
+from silotune.data.mixture import load_examples
 from silotune.deploy.places import site_folder
 from silotune.deploy.submit import submit_run
 from silotune.errors import FederationError, ProtectionError
@@ -22,6 +23,7 @@ from silotune.experiment.run import run_experiment
 from silotune.federation.messages import decode_request, encode, kind_of
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
+from silotune.sections import DataSection
 
 pytestmark = pytest.mark.end_to_end
 SUM = {"protection": "secure_sum", "max_examples": 64}
@@ -46,8 +48,19 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Any:
+    """Nobody waits, collects garbage of a whole test process, or generates the same examples for each site."""
+    known: dict[str, Any] = {}
+
+    def remembered(section: DataSection, *, seed: int) -> Any:
+        key = f"{seed} {section.model_dump_json()}"
+        if key not in known:
+            known[key] = load_examples(section, seed=seed)
+        return known[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
+        patch.setattr("silotune.transports.trainer_host.gc.collect", lambda: 0)
+        patch.setattr("silotune.experiment.site.load_examples", remembered)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         yield
 
@@ -97,6 +110,8 @@ def test_the_bits_are_those_of_one_process(
 # --- privacy at the sites --------------------------------------------------------------------------------------------
 
 PRIVATE = {"dp": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
+WHOLE = {"batch_size": 32}
+"""Every step takes all examples: quickly counted."""
 
 
 def failures(run: RunFolder) -> dict[str, str]:
@@ -114,7 +129,7 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
 ) -> None:
     """The ledger is the site's, over runs and restarts; what a run may cost is told by the site's rule, by name."""
     once = {"federation": {"rounds": 1}}
-    first = deployed.run(configuration(privacy=PRIVATE, record={"name": "private"}, **once))
+    first = deployed.run(configuration(privacy=PRIVATE, training=WHOLE, record={"name": "private"}, **once))
     said = first.part("federated").read_json("result")["privacy"]
     assert set(said["clients"]) == set(NAMES) and said["epsilon"] == max(said["clients"].values()) > 0
     assert "epsilon = what its institution's ledger says" in first.read_json("privacy")["statement"][1]
@@ -129,7 +144,7 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
         deployed.allow(name, rule)
         deployed.hosts[name] = deployed.restarted(name)
     try:
-        again = deployed.run(configuration(privacy=PRIVATE, record={"name": "again"}, **once))
+        again = deployed.run(configuration(privacy=PRIVATE, training=WHOLE, record={"name": "again"}, **once))
         assert failures(again) == {NAMES[0]: "largest_epsilon_total", NAMES[1]: "largest_epsilon_run"}
         assert len(ledger.read_text().splitlines()) == 1
         bare = deployed.run(configuration(record={"name": "bare"}, **once))  # without noise no epsilon is known
@@ -142,10 +157,11 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
 def test_a_run_ends_when_its_own_budget_is_spent_at_every_site(
     deployed: Deployed, configuration: Callable[..., Config]
 ) -> None:
-    planned = configuration(privacy={**PRIVATE, "epsilon": 7.0}, federation={"rounds": 30, "lora": "freeze-a"})
+    budget, rounds = {**PRIVATE, "epsilon": 9.0}, {"rounds": 30, "lora": "freeze-a"}
+    planned = configuration(privacy=budget, training=WHOLE, federation=rounds)
     result = deployed.run(planned).part("federated").read_json("result")
     assert 0 < result["rounds"] < 30 and "no client's privacy budget allows round" in result["stopped"]
-    assert result["privacy"]["epsilon"] <= 7.0
+    assert result["privacy"]["epsilon"] <= 9.0
 
 
 # --- protected sums between sites that do not trust the coordinator ---------------------------------------------------
