@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workload import HELD_OUT, INITIAL, Pair, Settings, client_file, read_settings, write_pairs, write_settings
+from workload import (
+    FLOWERTUNE_PROMPT,
+    HELD_OUT,
+    INITIAL,
+    Pair,
+    Settings,
+    client_file,
+    read_settings,
+    write_pairs,
+    write_settings,
+)
 
 
 def document(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -26,6 +36,7 @@ def document(settings: Settings, folder: Path) -> dict[str, Any]:
         "adapter": {"kind": "lora", "rank": settings.rank, "alpha": settings.alpha, "targets": "all-linear"},
         "data": {
             "task": "finance-news",
+            "prompt": FLOWERTUNE_PROMPT,
             "num_train": settings.clients * settings.examples_per_client,
             "num_validation": 8,
             "num_test": settings.held_out,

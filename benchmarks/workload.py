@@ -11,6 +11,12 @@ from typing import Any
 HELD_OUT = "held_out.jsonl"
 INITIAL = "initial.safetensors"
 SETTINGS = "settings.json"
+FLOWERTUNE_PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nWhat is the sentiment of this news? Please choose an answer from "
+    "{{negative/neutral/positive}}. {text}\n\n### Response:"
+)
+"""FlowerTune's template for finance (Alpaca's frame around FinGPT's instruction), as silotune's ``data.prompt``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,8 @@ class Settings:
         model: Folder of the base model and its tokenizer.
         scheme: How silotune spreads the examples over clients.
         keep_model: Let a Ray worker of the peer load the model once instead of for every message.
-        peer_cpus: Cores that each Flower client asks of Ray; the pool then holds cores / peer_cpus workers.
+        peer_cpus: Cores that each Flower client asks of Ray (Flower's own default is 2); the pool then holds
+            cores / peer_cpus workers.
         workers: Clients that silotune trains side by side; None for its own choice.
     """
 
@@ -30,14 +37,14 @@ class Settings:
     rounds: int = 5
     local_steps: int = 10
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     rank: int = 8
     alpha: int = 16
-    max_length: int = 256
+    max_length: int = 512
     examples_per_client: int = 160
     held_out: int = 400
     seed: int = 0
-    peer_cpus: int = 1
+    peer_cpus: int = 2
     scheme: str = "iid"
     keep_model: bool = False
     workers: int | None = None

@@ -34,7 +34,14 @@ def test_none_is_overlooked() -> None:
         "preference",
         "mixture",
     } <= {path.stem for path in CONFIGS}
-    assert {path.stem for path in GRIDS} == {"embedded", "cross-domain", "cross-domain-local", "flowertune-finance"}
+    assert {path.stem for path in GRIDS} == {
+        "embedded",
+        "cross-domain",
+        "cross-domain-local",
+        "flowertune-finance",
+        "real-encoder",
+        "real-nano",
+    }
     assert len(RUNS) + len(GRIDS) == len(CONFIGS)
     assert [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"] == []
 
@@ -61,7 +68,7 @@ def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_cell_of_a_grid_is_valid(path: Path) -> None:
     grid = load_grid(path)
-    changes = Changes(data_root=Path("data") if path.stem.endswith("-local") else None)
+    changes = Changes(data_root=Path("data") if path.stem.startswith("real-") or path.stem.endswith("-local") else None)
     planned = expand(grid, changes)
     assert len(grid.seeds) >= 3 and grid.name == path.stem
     for each in [*planned, *(trial.planned for trial in trials(grid, changes))]:
@@ -74,6 +81,7 @@ def test_the_grids_have_the_cells_that_they_promise() -> None:
     counts = {path.stem: len(expand(load_grid(path), Changes())) for path in GRIDS}
     assert counts == {
         "embedded": 2 * 3 * 2 * 3, "cross-domain": 4 * 3 * 3 * 2 * 3, "cross-domain-local": 4 * 2 * 2 * 3,
+        "real-encoder": 2 * 2 * 2 * 3, "real-nano": (2 + 1) * 3,
         "flowertune-finance": 3 * 3,
     }  # fmt: skip
 

@@ -105,6 +105,7 @@ def test_the_recipe_for_a_task_works() -> None:
     assert example.answer == "methods" and example.fields["journal"] == "A"
 
 
+@pytest.mark.end_to_end
 def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> None:
     names = dict(vars(adapters))
     exec(CODE[1], names)

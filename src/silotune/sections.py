@@ -329,6 +329,7 @@ class EvaluationSection(Section):
     max_examples: Positive | None = Field(None, description="most examples of a scored set")
     every: Positive = Field(1, description="rounds between two scorings of the global model")
     per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
+    select_every: Positive = Field(1, description="rounds between two scorings on the selection set")
     patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
     target: float | None = Field(None, description="stop once the selection metric is as good as this")
     keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")

@@ -50,6 +50,7 @@ def logits(model: torch.nn.Module, words: Any) -> torch.Tensor:
         return model.eval()(**words(TEXT, return_tensors="pt", return_token_type_ids=False)).logits
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_three_modes_with_the_figures_of_every_task(make: Make, name: str) -> None:
     modes = {"modes": ["federated", "isolated", "centralized"], "rounds": 2, "algorithm": "fedprox"}
@@ -72,6 +73,7 @@ def test_three_modes_with_the_figures_of_every_task(make: Make, name: str) -> No
     assert "accuracy" in json.loads((run.part("federated").path / "per_client.json").read_text())["client-0"]
 
 
+@pytest.mark.end_to_end
 def test_the_same_seed_gives_the_same_bits_and_another_another_head(make: Make) -> None:
     first, second, other = (
         run_experiment(make(federation={"rounds": 1}, seed=seed)).part("federated").load_adapter()[0]
@@ -81,6 +83,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_another_head(make: Make) 
     assert arithmetic.digest(first) != arithmetic.digest(other)
 
 
+@pytest.mark.end_to_end
 def test_a_killed_run_ends_with_the_same_bits(make: Make) -> None:
     sections: dict[str, Any] = {"training": {"optimizer_state": "keep"}, "federation": {"rounds": 3}}
     whole = run_experiment(make(**sections))
@@ -95,6 +98,7 @@ def test_a_killed_run_ends_with_the_same_bits(make: Make) -> None:
     tiny.assert_same_bits(*(run.part("federated").load_adapter()[0] for run in (whole, cut)))
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", ["lora", "ia3", "none", "qlora", "int4 ia3"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's, not ours
@@ -136,6 +140,7 @@ def through_peft(run: RunFolder, place: Path) -> torch.Tensor:
     return logits(model, AutoTokenizer.from_pretrained(run.read_json("config")["model"]["name"]))
 
 
+@pytest.mark.end_to_end
 def test_a_merged_classifier_is_a_base_for_the_next_run(make: Make, tmp_path: Path) -> None:
     run = run_experiment(make(federation={"rounds": 1}, training={"learning_rate": 0.05}))
     merged = export(run.path, tmp_path / "merged", merge=True)

@@ -166,6 +166,7 @@ def test_generation_and_prompts(finished) -> None:
     assert len({answer for _, answer in prompts}) == 3
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", ["lora", "ia3", "none", "qlora", "int4 ia3"])
 def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_path: Path, kind: str) -> None:
     import torch
@@ -218,6 +219,7 @@ def test_a_finished_run_is_left_as_it_is(finished) -> None:
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
+@pytest.mark.end_to_end
 def test_the_same_configuration_gives_the_same_bits(configuration: Make) -> None:
     runs = [run_experiment(configuration(training={"optimizer_state": "keep"})) for _ in range(2)]
     assert [run.path.name for run in runs] == ["demo", "demo-2"]
@@ -227,6 +229,7 @@ def test_the_same_configuration_gives_the_same_bits(configuration: Make) -> None
     assert arithmetic.digest(other) != first
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("stop", [1, 3, 4])  # in the first round, in the last, in the second mode
 def test_an_interrupted_run_ends_with_the_same_bits(configuration: Make, stop: int) -> None:
     sections: dict[str, Any] = {
@@ -280,6 +283,7 @@ def same(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "seconds" not in key and key != "cost"}
 
 
+@pytest.mark.end_to_end
 def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> None:
     path = tmp_path / "open.jsonl"
     path.write_text(
@@ -380,6 +384,7 @@ def test_every_model_is_scored_on_each_institutions_own_test_examples(finished) 
     )
 
 
+@pytest.mark.end_to_end
 def test_what_tuning_made_the_model_forget(configuration: Make) -> None:
     run = run_experiment(
         configuration(

@@ -285,6 +285,14 @@ def test_patience_stops_the_run(tmp_path: Path) -> None:
     assert again.round_number == 3  # a stopped run stays stopped
 
 
+def test_the_selection_metric_is_looked_at_every_few_rounds_and_at_the_end(tmp_path: Path) -> None:
+    state = run(tmp_path / "1", plan(rounds=5, select_every=2, select=selecting(0.1, 0.4, 0.6, 0.5)))
+    assert (state.best_round, state.best_metric) == (4, 0.6)  # after rounds 0, 2, 4 and 5
+    budget = BudgetSection(bytes=3 * 566)
+    state = run(tmp_path / "2", plan(rounds=9, select_every=5, budget=budget, select=selecting(0.1, 0.4)))
+    assert (state.round_number, state.best_round, state.best_metric) == (3, 3, 0.4)  # where it stopped
+
+
 def test_the_target_stops_the_run(tmp_path: Path) -> None:
     state = run(tmp_path, plan(rounds=9, target=0.5, select=selecting(0.1, 0.4, 0.6)))
     assert state.round_number == 2 and state.stopped == "the selection metric reached evaluation.target = 0.5"

@@ -65,6 +65,12 @@ def report(grid: GridFolder) -> GridReport:
     return write_report(grid)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of a report's time: tests of words alone go without."""
+    monkeypatch.setattr("silotune.report.grid.pictures", lambda folder, comparison: iter(()))
+
+
 def test_everything_is_written(grid: GridFolder, report: GridReport) -> None:
     assert all(path.is_file() and path.stat().st_size for path in report.files)
     names = {str(path.relative_to(grid.path / "report")) for path in report.files}
@@ -143,6 +149,7 @@ def test_findings_follow_the_numbers(tmp_path: Path) -> None:
     assert one(gain, holm) != one(equal, holm) and ", 0 have p below 0.05" in one(equal, holm)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_seeds_are_no_claim(tmp_path: Path) -> None:
     sentences = said(tmp_path / "grid", seeds=(0, 1), **SMALL)
     assert "fewer than 3 seeds (the fewest 2): nothing is claimed" in one(sentences, "comparisons")
@@ -196,6 +203,7 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert "<b>\\|x" in (folder.path / "report" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_overhead_is_told_where_it_is_known(tmp_path: Path) -> None:
     folder = finished_grid(tmp_path / "grid", **SMALL, seconds=10.0)  # 3 cells of 8 seconds: more than there was
     assert "overhead is not known" in (write_report(folder).files[1]).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.config import Config
+from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import pooled_steps
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
@@ -39,7 +41,9 @@ def estimate(config: Config) -> dict[str, Any]:
     seconds_per_step = _measure(prepared)
     down, up = _message_bytes(prepared)
     taking_part = federation.clients_per_round or len(prepared.clients)
-    scored = _measure_scoring(prepared) * _scorings(config, len(prepared.clients))
+    scored = _measured(prepared.gold, prepared) * _scorings(config, len(prepared.clients))
+    if prepared.selection is not None:
+        scored += _measured(prepared.selection, prepared) * _selections(config, len(prepared.clients))
     cuda = prepared.adapted.base.device.type == "cuda"
     return {
         "parameters": prepared.adapted.num_base_parameters,
@@ -78,9 +82,9 @@ def _measure(prepared: Prepared) -> float:
     return seconds
 
 
-def _measure_scoring(prepared: Prepared) -> float:
+def _measured(scorer: SetScorer, prepared: Prepared) -> float:
     began = time.perf_counter()
-    prepared.gold(prepared.initial)
+    scorer(prepared.initial)
     return time.perf_counter() - began
 
 
@@ -91,3 +95,9 @@ def _scorings(config: Config, num_clients: int) -> int:
         "isolated": num_clients,
     }
     return sum(counts[mode] for mode in config.federation.modes)
+
+
+def _selections(config: Config, num_clients: int) -> int:
+    """Looks at the selection set: in every mode as often, and by every institution of its own when isolated."""
+    looks = math.ceil(config.federation.rounds / config.evaluation.select_every)
+    return looks * sum(num_clients if mode == "isolated" else 1 for mode in config.federation.modes)

@@ -333,6 +333,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         score=prepared.gold,
         select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
         every=config.evaluation.every if part.sends_updates else federation.rounds,
+        select_every=config.evaluation.select_every,
         patience=config.evaluation.patience,
         target=None if target is None else signed(prepared.task.metric, target),
         budget=federation.budget,

@@ -62,6 +62,7 @@ class Plan:
         score: Metrics of the global model on the gold-standard set.
         select: Selection metric of the global model, the higher the better; None where nothing is selected.
         every: Rounds between two scorings; the first state and the last round are always scored.
+        select_every: Rounds between two looks at the selection metric; the last round always has one.
         patience: Rounds without a better selection metric before the run stops; None for never.
         target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
         budget: What the rounds may spend.
@@ -86,6 +87,7 @@ class Plan:
     score: Callable[[Tensors], Mapping[str, Any]] | None = None
     select: Callable[[Tensors], float] | None = None
     every: int = 1
+    select_every: int = 1
     patience: int | None = None
     target: float | None = None
     budget: BudgetSection = BudgetSection()
@@ -142,7 +144,9 @@ def run_rounds(
                 state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
             witness.flush(plan.audit)
-        if state.round_number % plan.checkpoint_every == 0 or state.round_number == plan.rounds or state.stopped:
+        if state.stopped and not _due(plan, state.round_number, plan.select_every):
+            state = _compared(plan, state)
+        if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped:
             run.save_checkpoint(state, transport.states())
     return state
 
@@ -202,8 +206,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)
     witness.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
-    due = number % plan.every == 0 or number == plan.rounds
-    metrics, evaluate_seconds = _scored(plan, weights) if due else ({}, 0.0)
+    metrics, evaluate_seconds = _scored(plan, weights) if _due(plan, number, plan.every) else ({}, 0.0)
     witness.scores(plan.audit, number, metrics)
     record = RoundRecord(
         number,
@@ -330,16 +333,28 @@ def _cost(plan: Plan, begun: Spent, trained: Spent, scored: Spent) -> dict[str, 
     }
 
 
+def _due(plan: Plan, number: int, every: int) -> bool:
+    return number % every == 0 or number == plan.rounds
+
+
 def _selected(plan: Plan, state: ServerState) -> ServerState:
     """Keeps the best round so far, and stops the run when patience has run out."""
+    if not _due(plan, state.round_number, plan.select_every):
+        return state
+    state = _compared(plan, state)
+    waited = state.round_number - state.best_round
+    if plan.patience is not None and waited >= plan.patience:
+        return replace(state, stopped=f"no better selection metric for {waited} rounds")
+    return state
+
+
+def _compared(plan: Plan, state: ServerState) -> ServerState:
+    """The state, kept as the best if the selection metric says so."""
     if plan.select is None:
         return state
     metric = plan.select(state.weights)
     if state.best_metric is None or metric > state.best_metric:
         return replace(state, best_round=state.round_number, best_metric=metric, best_weights=state.weights)
-    waited = state.round_number - state.best_round
-    if plan.patience is not None and waited >= plan.patience:
-        return replace(state, stopped=f"no better selection metric for {waited} rounds")
     return state
 
 
