@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import kits
 from line import line
 from silotune.config import Config
+from silotune.data.mixture import load_examples
 from silotune.deploy.equipment import equip, guard_of
 from silotune.deploy.job import over, vouched
 from silotune.deploy.jobs import Jobs
@@ -22,6 +26,7 @@ from silotune.deploy.trainer import holdings_of
 from silotune.experiment.run import federate
 from silotune.experiment.site import Resident, SiteDesk
 from silotune.record.runs import RunFolder
+from silotune.sections import DataSection
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.trainer_host import TrainerHost
 
@@ -42,6 +47,23 @@ def document(model: Path, folder: Path, **sections: Any) -> dict[str, Any]:
     for name, values in sections.items():
         made[name] = {**made[name], **values} if isinstance(made.get(name), dict) else values
     return made
+
+
+@contextmanager
+def quickly() -> Iterator[pytest.MonkeyPatch]:
+    """Inside, nobody collects the garbage of a whole test process or generates the same examples for each site."""
+    known: dict[str, Any] = {}
+
+    def remembered(section: DataSection, *, seed: int) -> Any:
+        key = f"{seed} {section.model_dump_json()}"
+        if key not in known:
+            known[key] = load_examples(section, seed=seed)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("silotune.transports.trainer_host.gc.collect", lambda: 0)
+        patch.setattr("silotune.experiment.site.load_examples", remembered)
+        yield patch
 
 
 class OneAtATime(TrainerHost):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,9 +12,8 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
-from deployed import NAMES, Deployed, document
+from deployed import NAMES, Deployed, document, quickly
 from silotune.config import Config, from_mapping
-from silotune.data.mixture import load_examples
 from silotune.deploy.places import site_folder
 from silotune.deploy.submit import submit_run
 from silotune.errors import FederationError, ProtectionError
@@ -23,7 +22,6 @@ from silotune.experiment.run import run_experiment
 from silotune.federation.messages import decode_request, encode, kind_of
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
-from silotune.sections import DataSection
 
 pytestmark = pytest.mark.end_to_end
 SUM = {"protection": "secure_sum", "max_examples": 64}
@@ -47,20 +45,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Any:
-    """Nobody waits, collects garbage of a whole test process, or generates the same examples for each site."""
-    known: dict[str, Any] = {}
-
-    def remembered(section: DataSection, *, seed: int) -> Any:
-        key = f"{seed} {section.model_dump_json()}"
-        if key not in known:
-            known[key] = load_examples(section, seed=seed)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
+def quick() -> Iterator[None]:
+    with quickly() as patch:
         patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        patch.setattr("silotune.transports.trainer_host.gc.collect", lambda: 0)
-        patch.setattr("silotune.experiment.site.load_examples", remembered)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         yield
 
