@@ -1,4 +1,4 @@
-"""Submitted runs over a real SuperLink, TLS and nodes' processes: protected, packed, private; trainers are threads."""
+"""Submitted runs over a real SuperLink, TLS and nodes' processes: protected and private; trainers are threads."""
 
 from __future__ import annotations
 
@@ -67,20 +67,17 @@ def submitted(deployed: Deployed) -> Callable[..., RunFolder]:
     return submit
 
 
-def test_protected_and_compressed_runs_end_with_the_bits_of_one_process(
+def test_a_secure_sum_ends_with_the_bits_of_one_process(
     deployed: Deployed, submitted: Callable[..., RunFolder], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    kinds: dict[str, dict[str, Any]] = {
-        "sum": {"privacy": {"protection": "secure_sum", "max_examples": 64}, "federation": {"rounds": 1}},
-        "packed": {"federation": {"upload": {"values": "int4"}, "download": {"values": "int8", "delta": True}}},
-    }
-    for name, sections in kinds.items():
-        asked = document(tiny_folder, tmp_path / "runs", **sections, record={"name": name})
-        far, near = submitted(asked), run_experiment(from_mapping(asked))
-        tiny.assert_same_bits(*(run.part("federated").load_adapter()[0] for run in (far, near)))
-        keys = deployed.kit.members().signing_keys()
-        found = verify_run(far.path, keys=keys, sites=[site_folder(deployed.site(site)) for site in NAMES])
-        assert found.has_adapter and set(found.witnesses) == set(NAMES)
+    settings = {"protection": "secure_sum", "max_examples": 64}
+    asked = document(tiny_folder, tmp_path / "runs", privacy=settings, federation={"rounds": 1})
+    far, near = submitted(asked), run_experiment(from_mapping(asked))
+    tiny.assert_same_bits(*(run.part("federated").load_adapter()[0] for run in (far, near)))
+    assert {row["client"] for row in far.part("federated").read_rows("clients")} == {"(sum)"}
+    keys = deployed.kit.members().signing_keys()
+    found = verify_run(far.path, keys=keys, sites=[site_folder(deployed.site(site)) for site in NAMES])
+    assert found.has_adapter and set(found.witnesses) == set(NAMES)
 
 
 def test_private_rounds_are_counted_at_the_sites(
