@@ -142,6 +142,12 @@ def all_finite(tensors: Tensors) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
+def largest(tensors: Tensors) -> float:
+    """The largest absolute value; 0 where there is none, NaN where a value is not a number."""
+    found = [tensor.abs().amax().double() for tensor in tensors.values() if tensor.numel()]
+    return float(torch.stack(found).amax()) if found else 0.0
+
+
 def digest(tensors: Tensors) -> str:
     """SHA-256 over names, dtypes, shapes and bytes, names in sorted order (hexadecimal)."""
     total = hashlib.sha256()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kits
+from silotune.cli.deployed import _node_words, _trainer_words
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import read_kit
 from silotune.deploy.places import coordinator_folder
@@ -54,6 +55,26 @@ def test_what_does_not_run_says_so(silotune, folder: Path) -> None:
         assert json.loads(silotune(kind, "status", folder / kit, "--json").out)["process"] is None
         stopped = silotune(kind, "stop", folder / kit)
         assert stopped.code == 6 and "does not run" in stopped.err
+
+
+def test_what_a_site_s_parts_do_is_said_in_words() -> None:
+    trainer = {"status": "state", "process": 7, "works_on": "", "served": 0, "base": "", "base_loads": 0}
+    said = [
+        _trainer_words(trainer),
+        _trainer_words({**trainer, "works_on": "train", "served": 3, "base": "nano", "base_loads": 1}),
+        _trainer_words({"status": "starting"}),
+        _node_words({"status": "connected", "coordinator": "fed:9092", "node_id": 1}),
+        _node_words({"status": "waiting", "reason": "fed:9092 cannot be reached"}),
+        _node_words({}),
+    ]
+    assert said == [
+        "ready, process 7, 0 requests served, no base read yet",
+        "works (train), process 7, 3 requests served, base 'nano' read once",
+        "starting",
+        "connected to fed:9092",
+        "waiting: fed:9092 cannot be reached",
+        "starting",
+    ]
 
 
 def test_check_ends_with_the_code_of_a_kit_that_is_not_in_order(silotune, folder: Path) -> None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime
 import hashlib
-import socket
-import ssl
 import subprocess
 import sys
-import threading
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +15,9 @@ import pytest
 
 import kits
 from silotune.config import Config
-from silotune.deploy import certificates
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
-from silotune.deploy.fleet import Address, Fleet
+from silotune.deploy.coordinator import _Keeper
 from silotune.deploy.job import ending_of
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
@@ -32,7 +26,7 @@ from silotune.deploy.places import coordinator_folder, coordinator_settings, sit
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
-from silotune.errors import ConfigError, FederationError, KitError
+from silotune.errors import ConfigError, FederationError, KitError, RunFolderError
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.transports.flower import Ending, client_app
@@ -183,6 +177,49 @@ def test_over_sampling_and_a_deadline_end_rounds_at_sites_too() -> None:
     assert ending_of(clock(clock={"deadline_seconds": 9})) == Ending(None, 9.0)
 
 
+def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
+    coordinator: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
+    jobs = Jobs(coordinator_folder(coordinator))
+    config = jobs.config(submit_run(coordinator, Config.model_validate(asked)))
+    assert config.data.test == tmp_path / "gold.jsonl" and config.data.validation is None
+    assert config.evaluation.selection == str(tmp_path / "chosen.csv") and config.evaluation.gold == "test"
+    assert config.model.name == str(tmp_path / "base")
+
+
+def test_a_job_that_failed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    name = jobs.submit(Config(), "demo")
+    with pytest.raises(FederationError, match="is queued: only one that failed or was cancelled"):
+        jobs.resume(name)
+    jobs.change(name, status="failed", reason="no space left", exit_code=7, attempts=2)
+    again = jobs.resume(name)
+    assert (again.status, again.reason, again.exit_code, again.ended, again.attempts) == ("queued", "", 0, 0.0, 2)
+    jobs.cancel(name)
+    assert jobs.resume(name).status == "queued"
+    jobs.change(name, status="finished")
+    with pytest.raises(FederationError, match="is finished"):
+        jobs.resume(name)
+
+
+def test_a_full_disk_does_not_end_the_coordinator(coordinator: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, Any]] = []
+    keeper = _Keeper(coordinator, Path(), Child("it", (), Path()), lambda event, fields: said.append((event, fields)))
+
+    def once() -> None:
+        raise RunFolderError("no space left in 'state'")
+
+    monkeypatch.setattr(keeper, "once", once)
+    keeper.once_there_is_room()
+    keeper.once_there_is_room()
+    monkeypatch.setattr(keeper, "once", lambda: None)
+    keeper.once_there_is_room()
+    assert said == [("coordinator_waits", {"reason": "no space left in 'state'"})]
+
+
 def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, tmp_path: Path) -> None:
     jobs = Jobs(coordinator_folder(coordinator))
     name = submit_run(coordinator, Config.model_validate({"federation": {"modes": ["federated", "isolated"]}}))
@@ -281,30 +318,3 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
-
-
-def test_an_expired_certificate_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class LongAgo(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Any:
-            return datetime.datetime.now(tz) - datetime.timedelta(days=400)
-
-    monkeypatch.setattr(certificates, "datetime", LongAgo)
-    authority = certificates.new_authority("test", days=4000)
-    server = certificates.new_server(authority, ["127.0.0.1"], days=30)
-    for name, content in (("ca.crt", authority.public), ("server.crt", server.public), ("server.key", server.private)):
-        (tmp_path / name).write_bytes(content)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        plain, _ = listener.accept()
-        with contextlib.suppress(OSError):
-            context.wrap_socket(plain, server_side=True)
-        plain.close()
-
-    threading.Thread(target=serve, daemon=True).start()
-    address = Address("127.0.0.1", listener.getsockname()[1], tmp_path / "ca.crt")
-    with listener, pytest.raises(FederationError, match="certificate has expired"):
-        Fleet(address, certificates.new_node_key()[0]).activate(0)

@@ -206,6 +206,7 @@ WRONG: dict[str, Callable[[Reply], Reply]] = {
     "client": lambda reply: replace(reply, client="stranger"),
     "twice": lambda reply: replace(reply, client="a"),
     "not finite": lambda reply: replace(reply, tensors={"w": torch.tensor([1.0, float("nan"), 0.0])}),
+    "too large": lambda reply: replace(reply, tensors={"w": torch.tensor([1.0, -1e30, 0.0])}),
     "shape": lambda reply: replace(reply, tensors={"w": torch.ones(4)}),
     "name": lambda reply: replace(reply, tensors={"v": torch.ones(3)}),
 }

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from governed import NAMES, START, Federation, work
+from governed import BODY, NAMES, START, Federation, job, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
+from silotune.federation.jobs import JOB
 from silotune.federation.replay import replayed
-from silotune.federation.server import countersign, exchange
+from silotune.federation.server import countersign, exchange, run_rounds
 from silotune.federation.witness import close, flush
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
@@ -100,6 +101,39 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     write_json(beside, [{"client": "bank-a"}])
     with pytest.raises(AuditError, match="countersigned.json is not what was written"):
         verify_chain(place)
+
+
+def test_a_site_s_trail_holds_several_runs(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    for name in ("first", "second"):
+        body = {**BODY, JOB: job(sites.coordinator, run=name).model_dump(mode="json")}
+        plan = replace(sites.plan(), body=body)
+        finish(sites, run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run")))
+        (tmp_path / "run").rename(tmp_path / name)
+    own = read_chain(tmp_path / "bank-a" / FILE)
+    for name in ("first", "second"):
+        assert check_witness(read_chain(tmp_path / name / FILE), own) == 2
+    with pytest.raises(AuditError, match="'bank-a' saw no head of this run"):
+        check_witness(read_chain(tmp_path / "first" / FILE), own[4:])
+    cut = read_chain(tmp_path / "second" / FILE)[:4]
+    with pytest.raises(AuditError, match="is missing: site 'bank-a' saw"):
+        check_witness(cut, own)
+
+
+@pytest.mark.parametrize("below_minimum", ["wait", "skip"])
+def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_minimum: str) -> None:
+    sites, answers = Federation(tmp_path), iter([True, False])  # bank-b's first reply is damaged, the next ones are not
+    sites.meddle = lambda reply: replace(reply, body={}) if reply.client == "bank-b" and next(answers, False) else reply
+    plan = replace(sites.plan(keep_updates=True), min_replies=2, below_minimum=below_minimum)
+    state = run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run"))
+    finish(sites, state)
+    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    events = [entry.event for entry in found.entries]
+    assert events.count("shortfall") == 1 and events.count("aggregation") == {"wait": 2, "skip": 1}[below_minimum]
+    rounds = list(updates_of(found.entries))
+    assert [len(replies) for _, replies in rounds] == [2] * len(rounds)
+    folder, last = RunFolder(tmp_path / "run"), found.entries[-2]
+    assert replayed(folder, rounds, federation=FederationSection(), seed=7, last=last) == len(rounds)
 
 
 def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:

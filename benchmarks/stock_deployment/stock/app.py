@@ -6,6 +6,7 @@ silotune's, so that only what lies around it differs.
 
 import json
 import time
+import traceback
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -21,19 +22,28 @@ TIMEOUT = 600.0
 def train(message: Message, context: Context) -> Message:
     """One local round: import, load, train, reply."""
     began = time.perf_counter()
-    from silotune.experiment.engines import actor_work
+    from silotune.experiment import engines
     from silotune.transports.flower import pack, unpack
 
     envelope, data = unpack(message.content)
     states = Path(envelope["states"])
-    frame = actor_work(str(states), envelope, json.loads(envelope["setup"]), data)
+    frame = engines.actor_work(str(states), envelope, json.loads(envelope["setup"]), data)
     assert frame.header["status"] == "reply", frame.header
-    said = {"client": envelope["client"], "seconds": str(time.perf_counter() - began)}
+    said = {"seconds": str(time.perf_counter() - began), "loads": str(engines._resident().loads)}
     return Message(pack(said, frame.payload), reply_to=message)
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
+    """The rounds; what goes wrong in them is written down, for Flower shows it to nobody."""
+    try:
+        work(grid, context)
+    except Exception:
+        Path(str(context.run_config["out"])).with_suffix(".error").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def work(grid: Grid, context: Context) -> None:
     """Rounds as a template has them: send to all, wait for all, average."""
     from silotune.config import from_mapping
     from silotune.experiment.modes import MODES
@@ -43,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     from silotune.federation.messages import decode_reply, encode, layout_of
     from silotune.record.cost import Meter
     from silotune.structs import ClientUpdate, Request
+    from silotune.tensors import digest
     from silotune.transports.flower import pack, unpack
 
     config = from_mapping(json.loads(Path(str(context.run_config["job"])).read_text(encoding="utf-8")))
@@ -63,14 +74,20 @@ def main(grid: Grid, context: Context) -> None:
             request = Request("train", number, name, weights, plan.body)
             envelope = {"job": "stock", "client": name, "setup": setup, "states": str(out.parent / "states")}
             messages.append(Message(pack(envelope, encode(request)), dst_node_id=node, message_type="train"))
-        updates, seconds = [], []
+        updates, seconds, loads = [], [], 0
         for answer in grid.send_and_receive(messages, timeout=TIMEOUT):
-            _, data = unpack(answer.content)
+            said, data = unpack(answer.content)
+            loads += int(said["loads"])
             reply = decode_reply(data, layout_of(weights))
             seconds.append(float(reply.body["seconds"]))
             updates.append(ClientUpdate(reply.client, reply.tensors, int(reply.body["num_examples"])))
         delta = plan.method.aggregate(sorted(updates, key=lambda update: update.client))
-        weights, _ = plan.method.step(weights, delta, {})
-        rows.append({"round": number, "wall": time.perf_counter() - began, "training": max(seconds)})
-    out.write_text(json.dumps(rows), encoding="utf-8")
+        weights, _ = plan.method.step(weights, delta, {}, 1.0)
+        wall = time.perf_counter() - began
+        rows.append(
+            {"round": number, "wall": wall, "training": max(seconds), "loads": loads, "weights": digest(weights)}
+        )
+    written = out.with_suffix(".part")
+    written.write_text(json.dumps(rows), encoding="utf-8")
+    written.rename(out)
     context.state = RecordDict()

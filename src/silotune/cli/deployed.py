@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,24 @@ def site_app() -> typer.Typer:
     app.command("stop")(_site_stop)
     app.command("check")(_site_check)
     return app
+
+
+def _node_words(node: Mapping[str, Any]) -> str:
+    where = f" to {node['coordinator']}" if node.get("status") == "connected" else ""
+    reason = f": {node['reason']}" if node.get("status") in ("waiting", "refused") else ""
+    return f"{node.get('status', 'starting')}{where}{reason}"
+
+
+def _trainer_words(trainer: Mapping[str, Any]) -> str:
+    if trainer["status"] != "state":
+        return str(trainer["status"])
+    doing = f"works ({trainer['works_on']})" if trainer["works_on"] else "ready"
+    times = "once" if trainer["base_loads"] == 1 else f"{trainer['base_loads']} times"
+    base = f"base {trainer['base']!r} read {times}" if trainer["base"] else "no base read yet"
+    return f"{doing}, process {trainer['process']}, {trainer['served']} requests served, {base}"
+
+
+_PARTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"node": _node_words, "trainer": _trainer_words}
 
 
 def _print_process(name: str, said: Mapping[str, Any]) -> Console:
@@ -97,11 +116,9 @@ def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
         print_json(said)
         return
     console = _print_process(f"site {said['site']}", said)
-    for part in ("node", "trainer"):
+    for part, words in _PARTS.items():
         if part in said:
-            console.print(
-                f"  {part}: " + ", ".join(f"{key} {value}" for key, value in said[part].items()), soft_wrap=True
-            )
+            console.print(f"  {part}: {words(said[part])}", soft_wrap=True)
 
 
 def _site_stop(kit: KitFolder) -> None:
@@ -240,6 +257,7 @@ def _print_jobs(jobs: list[dict[str, Any]]) -> None:
 
 def _say(event: str, fields: Mapping[str, Any]) -> None:
     words = ", ".join(
-        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items()
+        f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items() if value
     )
-    stdout().print(f"{event.replace('_', ' ')}: {words}", soft_wrap=True)
+    with contextlib.suppress(OSError):  # a service goes on where its own output cannot be written: a full disk
+        stdout().print(f"{event.replace('_', ' ')}: {words}", soft_wrap=True)

@@ -31,14 +31,31 @@ def run(
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    folder: Annotated[Path, typer.Argument(help="The run folder; with --kit, the name of a submitted run.")],
+    kit: Annotated[Path | None, typer.Option(help="The coordinator's kit, for a run that was submitted.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was stopped, from its newest checkpoint; the result is the same to the bit."""
+    if kit is not None:
+        _queue_again(str(folder), kit, as_json)
+        return
     from silotune.experiment.run import resume_experiment
 
     done = watched(lambda observer: resume_experiment(folder, observer=observer), is_silent=as_json)
     _show(done, as_json)
+
+
+def _queue_again(name: str, kit: Path, as_json: bool) -> None:
+    """The coordinator takes the run up again; nobody waits for it here."""
+    from silotune.deploy.jobs import Jobs
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.places import coordinator_folder
+
+    state = Jobs(coordinator_folder(read_kit(kit))).resume(name)
+    if as_json:
+        print_json({"name": name, "status": state.status})
+        return
+    stdout().print(f"{name}: {state.status}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
 
 
 def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) -> RunFolder:

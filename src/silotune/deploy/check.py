@@ -44,6 +44,8 @@ def _looked(name: str, look: Callable[[Kit], str], kit: Kit) -> Found:
         return Found(name, False, str(fault))
     except SilotuneError as error:
         return Found(name, False, " ".join(str(error).split()))
+    except TimeoutError:
+        return Found(name, False, f"no answer within {_SECONDS:g} s")
     except OSError as error:
         return Found(name, False, f"{type(error).__name__}: {error}")
 
@@ -82,9 +84,10 @@ def _connected(kit: Kit) -> ssl.SSLSocket:
             "or for 'provision rotate coordinator'"
         ) from None
     except OSError as error:
+        within = f" within {_SECONDS:g} s" if isinstance(error, TimeoutError) else ""
         raise _FaultError(
-            f"{where.host}:{where.fleet_port} cannot be reached ({error}): is the coordinator started, and does the "
-            "firewall let this machine out?"
+            f"{where.host}:{where.fleet_port} cannot be reached{within} ({error}): is the coordinator started, and "
+            "does the firewall let this machine out?"
         ) from None
 
 

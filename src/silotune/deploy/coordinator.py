@@ -11,7 +11,7 @@ from silotune.deploy.kits import MEMBERS, Kit
 from silotune.deploy.link import nodes, register, wait_for_link
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
-from silotune.errors import FederationError
+from silotune.errors import FederationError, RunFolderError
 from silotune.structs import Observer
 
 LINK_SECONDS = 180.0
@@ -50,7 +50,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
             place = f"{settings.address.host}:{settings.address.fleet_port}"
             notify("coordinator_started", {"place": place, "sites": sorted(public_keys(kit))})
             while not stopped:
-                keeper.once()
+                keeper.once_there_is_room()
                 time.sleep(LOOK_SECONDS)
         finally:
             keeper.stop()
@@ -65,6 +65,7 @@ class _Keeper:
         self._job: tuple[str, Child] | None = None
         self._crashes: dict[str, int] = {}
         self._members: tuple[float, float] = (0.0, 0.0)
+        self._cannot_write = ""
 
     def ready(self) -> None:
         """Waits for the SuperLink, and registers the nodes."""
@@ -73,6 +74,16 @@ class _Keeper:
         except FederationError as error:
             raise FederationError(f"{error}; its log ends: {self._link.last_line()}") from None
         register(link_socket(self._kit), public_keys(self._kit))
+
+    def once_there_is_room(self) -> None:
+        """Does what is to do; where the disk is full, says so once and tries again: sites stay connected meanwhile."""
+        try:
+            self.once()
+            self._cannot_write = ""
+        except RunFolderError as error:
+            if str(error) != self._cannot_write:
+                self._cannot_write = str(error)
+                self._notify("coordinator_waits", {"reason": str(error)})
 
     def once(self) -> None:
         """Looks after the SuperLink, the list of members, and the jobs."""
@@ -112,7 +123,7 @@ class _Keeper:
         if state.status in ENDED:
             self._notify("job_ended", {"name": name, "status": state.status, "reason": state.reason})
         elif code == CANNOT_START_AGAIN or self._crashes.get(name, 0) >= MOST_CRASHES:
-            reason = f"its process ended with status {code}: {child.last_line()}"
+            reason = self._cannot_write or f"its process ended with status {code}: {child.last_line()}"
             self._jobs.change(name, status="failed", reason=reason[:500], exit_code=1)
             self._notify("job_ended", {"name": name, "status": "failed", "reason": reason})
         else:

@@ -55,7 +55,7 @@ from silotune.errors import FederationError, KitError
 
 HEARTBEAT_SECONDS = 10.0
 """What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
-_CALL_SECONDS = 30.0
+CALL_SECONDS = 30.0
 FETCH_SECONDS = 3600.0
 """The parts of a message follow the message: they are waited for so long."""
 
@@ -102,7 +102,7 @@ class Fleet:
         context = ssl.create_default_context(cafile=str(address.authority))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._client = FleetHttpClient(
-            f"https://{self.place}", verify=context, timeout=_CALL_SECONDS,
+            f"https://{self.place}", verify=context, timeout=CALL_SECONDS,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
@@ -190,7 +190,10 @@ class Fleet:
         except httpx.TransportError as error:
             raise _unreachable(error, self.place) from None
         except (ObjectPullError, ObjectPushError):
-            raise RunEndedError(f"{self.place} no longer holds what belongs to this message") from None
+            raise RunEndedError(
+                f"{self.place} no longer holds what belongs to this message, or did not give it within "
+                f"{FETCH_SECONDS:g} s"
+            ) from None
 
 
 def _refused(error: httpx.HTTPStatusError, place: str) -> FederationError:
@@ -220,6 +223,8 @@ def _unreachable(error: httpx.TransportError, place: str) -> FederationError:
             f"the certificate of {place} does not hold: {reason}; the kit's ca.crt must be that of the federation, "
             "the name one that the certificate names, and the date within its time"
         )
+    if isinstance(error, httpx.TimeoutException):
+        return LostConnectionError(f"{place} gave no answer within {CALL_SECONDS:g} s")
     return LostConnectionError(f"{place} cannot be reached: {type(error).__name__} {text}".strip())
 
 
@@ -233,10 +238,8 @@ def beating(fleet: Fleet) -> Iterator[threading.Event]:
             try:
                 if not fleet.heartbeat():
                     forgotten.set()
-            except LostConnectionError:
+            except FederationError:  # the next look for messages meets the same, and says so
                 continue
-            except FederationError:
-                forgotten.set()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -23,7 +23,7 @@ from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit, read_kit
 from silotune.deploy.link import flower_run, stop_run
 from silotune.deploy.places import coordinator_folder, link_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
-from silotune.errors import SilotuneError
+from silotune.errors import RunFolderError, SilotuneError
 from silotune.experiment.engines import Engine
 from silotune.experiment.run import federate
 from silotune.experiment.site import setup_of
@@ -103,8 +103,9 @@ def work_on(kit: Kit, name: str) -> None:
                 vouch=partial(vouched, kit, name, config),
             )
     except SilotuneError as error:
-        jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
         logging.getLogger("silotune").error("%s", error)
+        with contextlib.suppress(RunFolderError):  # a full disk: the coordinator writes it down when there is room
+            jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
         sys.exit(CANNOT_START_AGAIN)
     jobs.change(name, status="finished")
 

@@ -108,6 +108,19 @@ class Jobs:
         """Asks the coordinator to end a job; its checkpoint stays."""
         return self.change(name, status="cancelled", reason="cancelled")
 
+    def resume(self, name: str) -> JobState:
+        """Queues a job again that failed or was cancelled: it goes on from its newest checkpoint.
+
+        Raises:
+            FederationError: It goes on already, or is finished.
+        """
+        before = self.read(name)
+        if before.status not in ("failed", "cancelled"):
+            raise FederationError(f"run {name!r} is {before.status}: only one that failed or was cancelled goes on")
+        after = replace(before, status="queued", reason="", exit_code=0, ended=0.0)
+        self.write(name, after)
+        return after
+
     def run_path(self, name: str) -> Path:
         """The run folder of a job, there or not."""
         return self.folder / "runs" / name

@@ -23,6 +23,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
@@ -48,6 +49,10 @@ from silotune.transports.flower import MOST, OWN_ERROR, unpack
 
 _BASE = "http://superlink"
 _SECONDS = 30.0
+_GOODBYE_SECONDS = 5.0
+"""A run that is not signed off is ended by whoever works on its job next."""
+RETRY_SECONDS = 300.0
+"""A SuperLink that was killed is back in seconds; a call is made again for so long, and then given up."""
 SPARE_BYTES, SPARE_PARTS = 16 << 20, 8
 """What a reply may have beyond the bound of its request, and its parts beside those of its array."""
 
@@ -64,13 +69,14 @@ def _control(socket: Path) -> ControlHttpClient:
     return _through(ControlHttpClient(_BASE, interceptors=[version]), socket)
 
 
-def _runtime(socket: Path, token: str = "") -> RuntimeHttpClient:
+def _runtime(socket: Path, token: str = "", *, retry_seconds: float = RETRY_SECONDS) -> RuntimeHttpClient:
     interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")]
     if token:
         interceptors.append(RuntimeTokenHttpInterceptor(token))
     retry = make_simple_http_retry_invoker() if token else None
-    if retry is not None:  # a SuperLink that was killed is back in seconds
+    if retry is not None:  # Flower's own tries for ever
         retry.wait_gen_factory = lambda: exponential(max_delay=2)
+        retry.max_time = retry_seconds
     return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, retry_invoker=retry), socket)
 
 
@@ -92,13 +98,15 @@ def wait_for_link(socket: Path, *, limit_seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _asked() -> Iterator[None]:
+def _asked(*, limit_seconds: float | None = None) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
         raise FederationError(f"the SuperLink refused: {' '.join(error.response.text.split())[:300]}") from None
     except httpx.TransportError as error:
-        raise FederationError(f"the SuperLink cannot be reached: {type(error).__name__}") from None
+        has_waited = limit_seconds is not None or isinstance(error, httpx.TimeoutException)
+        said = f"gave no answer within {limit_seconds or _SECONDS:g} s" if has_waited else "cannot be reached"
+        raise FederationError(f"the SuperLink {said}: {type(error).__name__}") from None
 
 
 def nodes(socket: Path) -> dict[str, dict[str, Any]]:
@@ -163,17 +171,27 @@ class _LocalGrid(HttpGrid):
     def _connect(self) -> None:
         self._client = _runtime(self._socket, self._own_token)
 
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The nodes that are up."""
+        with _asked(limit_seconds=RETRY_SECONDS):
+            return super().get_nodes()
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Sends messages; remembers the bounds of their replies: twice their own size, or what they ask for."""
         given = list(messages)
         opened = [unpack(message.content) for message in given]
         sizes = [max(2 * len(data), int(envelope.get(MOST, 0))) for envelope, data in opened]
-        numbers = list(super().push_messages(given))
+        with _asked(limit_seconds=RETRY_SECONDS):
+            numbers = list(super().push_messages(given))
         self._most_bytes.update(zip(numbers, sizes, strict=False))
         return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages that are whole; parts of replies to others are forgotten."""
+        with _asked(limit_seconds=RETRY_SECONDS):
+            return self._pulled(message_ids)
+
+    def _pulled(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = set(message_ids)
         self._coming = {number: reply for number, reply in self._coming.items() if number in wanted}
         asked = PullAppMessagesRequest(message_ids=sorted(wanted - self._coming.keys()))
@@ -245,9 +263,8 @@ def flower_run(socket: Path, job: str) -> Iterator[tuple[int, HttpGrid]]:
         yield run_id, grid
         status, details = SubStatus.COMPLETED, ""
     finally:
-        grid._retry_invoker.max_tries = 1
         heartbeat.stop()
-        with contextlib.suppress(httpx.HTTPError), _runtime(socket, token) as client:
+        with contextlib.suppress(httpx.HTTPError), _runtime(socket, token, retry_seconds=_GOODBYE_SECONDS) as client:
             client.PushTaskOutput(PushTaskOutputRequest(context=None, sub_status=status, details=details))
         grid.close()
 

@@ -29,7 +29,7 @@ from silotune.deploy.fleet import Address, Fleet, LostConnectionError, RunEndedE
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
 from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
-from silotune.errors import FederationError, SilotuneError
+from silotune.errors import FederationError, RunFolderError, SilotuneError
 from silotune.record.files import write_json
 from silotune.transports.flower import OWN_ERROR, client_app
 from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
@@ -37,6 +37,8 @@ from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_rea
 POLL_SECONDS = 0.2
 """Between two looks for a message while runs go on; ``REST_SECONDS`` after a minute without one."""
 REST_SECONDS = 1.0
+LONGEST_REST_SECONDS = 5.0
+"""Between two tries to connect: the first comes after ``POLL_SECONDS``, each further one after twice as long."""
 TRAINER_SECONDS = 300.0
 """A trainer that died is waited for so long: it reads its base again."""
 WORK_SECONDS = 24 * 3600.0
@@ -112,22 +114,29 @@ def run_node(kit: Kit, stopped: list[int]) -> None:
     address = Address(where.host, where.fleet_port, kit.path(AUTHORITY))
     fleet = Fleet(address, read_node_key(kit.path(AUTH_KEY)))
     app = client_app(partial(work, trainer_socket(kit)))
+    losses = 0
     try:
         while not stopped:
             try:
-                _connected(fleet, app, folder, stopped)
+                _sign_on(fleet, folder)
+                losses = 0
+                _serve(fleet, app, folder, stopped)
             except LostConnectionError as error:
                 _note(folder, {"status": "waiting", "reason": str(error)})
-                _pause(REST_SECONDS, stopped)
+                _pause(min(LONGEST_REST_SECONDS, POLL_SECONDS * 2 ** min(losses, 10)), stopped)
+                losses += 1
     finally:
         fleet.close()
 
 
-def _connected(fleet: Fleet, app: ClientApp, folder: Path, stopped: list[int]) -> None:
+def _sign_on(fleet: Fleet, folder: Path) -> None:
     before = folder / "node.json"
     known = json.loads(before.read_text(encoding="utf-8")).get("node_id", 0) if before.is_file() else 0
     node_id = fleet.activate(known)
     _note(folder, {"status": "connected", "node_id": node_id, "coordinator": fleet.place, "since": time.time()})
+
+
+def _serve(fleet: Fleet, app: ClientApp, folder: Path, stopped: list[int]) -> None:
     node, quiet_since = _Node(fleet, app), time.monotonic()
     with beating(fleet) as forgotten:
         while not stopped:
@@ -137,8 +146,8 @@ def _connected(fleet: Fleet, app: ClientApp, folder: Path, stopped: list[int]) -
                 quiet_since = time.monotonic()
                 continue
             _pause(POLL_SECONDS if time.monotonic() - quiet_since < 60 else REST_SECONDS, stopped)
-    fleet.deactivate(node_id)
-    _note(folder, {"status": "stopped", "node_id": node_id})
+    fleet.deactivate(int(fleet.node.node_id))
+    _note(folder, {"status": "stopped"})
 
 
 def _note(folder: Path, state: Mapping[str, Any]) -> None:
@@ -148,7 +157,10 @@ def _note(folder: Path, state: Mapping[str, Any]) -> None:
     said = {"node_id": known.get("node_id", 0), "process": os.getpid(), **state}
     if {**known, **said} != known:
         logging.getLogger("silotune").info(" ".join(f"{key}={value}" for key, value in state.items()))
-    write_json(path, said)
+    try:
+        write_json(path, said)
+    except RunFolderError as error:  # a full disk must not end the node: its state is only for 'site status'
+        logging.getLogger("silotune").warning("%s", error)
 
 
 def _pause(seconds: float, stopped: list[int]) -> None:

@@ -14,12 +14,15 @@ from silotune.deploy.charter import read_charter
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings
+from silotune.deploy.processes import holder
 from silotune.errors import ConfigError, FederationError, unknown_choice
 from silotune.reach import limits
 from silotune.record.files import explained
 from silotune.record.runs import RunFolder
 
 LOOK_SECONDS = 0.3
+AWAY_SECONDS = 60.0
+"""Who follows a run waits so long for a coordinator that does not run: one that was killed may be started again."""
 
 
 def submit_run(kit: Kit, config: Config) -> str:
@@ -39,7 +42,28 @@ def submit_run(kit: Kit, config: Config) -> str:
     record = config.record.model_copy(update={"audit_key": kit.path(SIGNING_KEY).absolute()})
     name = config.record.name or f"{config.data.task}-seed{config.seed}"
     chosen = config.model_copy(update={"federation": federation, "record": record})
-    return Jobs(coordinator_folder(kit)).submit(chosen, name)
+    return Jobs(coordinator_folder(kit)).submit(_absolute(chosen), name)
+
+
+def _absolute(config: Config) -> Config:
+    """The configuration with whole paths: the coordinator works in a folder of its own."""
+
+    def whole(path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
+
+    data = {name: whole(getattr(config.data, name)) for name in ("root", "validation", "test")}
+    scored = {name: getattr(config.evaluation, name) for name in ("gold", "selection")}
+    files = {name: str(Path(text).absolute()) for name, text in scored.items() if Path(text).suffix}
+    model = {"name": str(Path(config.model.name).absolute())} if Path(config.model.name).is_dir() else {}
+    start = {} if config.adapter.start is None else {"start": str(Path(config.adapter.start).absolute())}
+    return config.model_copy(
+        update={
+            "adapter": config.adapter.model_copy(update=start),
+            "data": config.data.model_copy(update=data),
+            "evaluation": config.evaluation.model_copy(update=files),
+            "model": config.model.model_copy(update=model),
+        }
+    )
 
 
 def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
@@ -78,10 +102,10 @@ def follow_run(jobs: Jobs, name: str, *, stays: bool = True) -> Iterator[tuple[s
     """The events of a run as they are written; ends with the run, or at once when not to stay.
 
     Raises:
-        FederationError: There is no such run.
+        FederationError: There is no such run, or no coordinator works on it.
     """
     folder = RunFolder(jobs.run_path(name))
-    seen = 0
+    seen, there = 0, time.monotonic()
     while True:
         has_ended = jobs.read(name).status in ENDED
         rows = folder.read_rows("events") if folder.has("events") else []
@@ -90,6 +114,13 @@ def follow_run(jobs: Jobs, name: str, *, stays: bool = True) -> Iterator[tuple[s
         seen = len(rows)
         if has_ended or not stays:
             return
+        if holder(jobs.folder) is not None:
+            there = time.monotonic()
+        elif time.monotonic() - there > AWAY_SECONDS:
+            raise FederationError(
+                f"run {name!r} is {jobs.read(name).status}, and the coordinator did not start within "
+                f"{AWAY_SECONDS:g} s: start it with 'silotune coordinator start KIT'; the run stays submitted"
+            )
         time.sleep(LOOK_SECONDS)
 
 

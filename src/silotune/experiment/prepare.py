@@ -13,7 +13,7 @@ from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
-from silotune.data.rows import Task
+from silotune.data.rows import SPLITS, Task
 from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError, require, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
@@ -330,7 +330,11 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     elif Path(name).suffix:
         examples = read_examples(name, dataset.task)
     else:
-        raise DataError(f"{name!r} is neither a split ({', '.join(dataset.splits)}) nor a file")
+        remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
+        raise DataError(
+            f"{name!r} is neither a split that is there ({', '.join(dataset.splits)}) nor a file{remedy}; without "
+            "evaluation.keep = 'best', patience and target, no validation examples are needed"
+        )
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
     return examples[: config.evaluation.max_examples]

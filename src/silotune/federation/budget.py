@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from silotune.training.local import steps_in_round
 from silotune.training.private import sampling_rate
 
 _ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
+LOCK_SECONDS = 60.0
+"""Another process holds a ledger for as long as it takes to add a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +153,20 @@ def _ledger(
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / f".{name}.lock").open("w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _hold(lock.fileno(), place)
         yield read_lines(place), lambda row: append_line(place, to_line(row))
+
+
+def _hold(lock: int, place: Path) -> None:
+    """Waits for the lock of a ledger, within a limit."""
+    limit = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise PrivacyError(
+                    f"{str(place)!r} was held by another process for {LOCK_SECONDS:g} s: end it, then start again"
+                ) from None
+            time.sleep(0.02)

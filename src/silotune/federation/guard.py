@@ -15,7 +15,7 @@ from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, WITHIN, SignedJob
 from silotune.federation.policy import Asked, Policy
 from silotune.federation.signing import request_digest, signed
-from silotune.record.audit import Head, Trail
+from silotune.record.audit import LONGEST_NAME, OF_RUN, Head, Trail
 from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey
 from silotune.structs import Reply, Request
@@ -67,8 +67,8 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
         SilotuneError: What the work itself raises.
     """
     asked_digest = request_digest(request, digest(request.tensors))
-    place = {"kind": request.kind, "round": request.round_number}
-    guard.trail.add("request", {**place, "request": asked_digest, "head": request.head, **_run_of(request)})
+    place = {"kind": request.kind, "round": request.round_number, **_run_of(request)}
+    guard.trail.add("request", {**place, "request": asked_digest, "head": request.head})
     try:
         allowed = rules.read_policy(guard.policy)
         _check_head(request, guard)
@@ -91,13 +91,6 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     finally:
         guard.trail.flush()
     return reply
-
-
-def _run_of(request: Request) -> dict[str, str]:
-    """Which run a request says that it belongs to, for whoever compares the trails later."""
-    carried = request.body.get(JOB)
-    run = _text_at(carried, "job", "run") if isinstance(carried, Mapping) else None
-    return {} if run is None else {"run": run}
 
 
 def asked_of(request: Request, guard: Guard, *, delta: float) -> Asked:
@@ -129,6 +122,14 @@ def _with_terms(asked: Asked, terms: object) -> Asked:
     named, cohort, threshold = asked.participants, len(set(map(str, terms["cohort"]))), terms.get("threshold")
     found = float(threshold) if isinstance(threshold, (int, float)) else 0.0
     return replace(asked, participants=cohort if named is None else min(named, cohort), threshold=found)
+
+
+def _run_of(request: Request) -> dict[str, str]:
+    """Which run a request says it belongs to: a site's trail is one for all of them."""
+    carried = request.body.get(JOB)
+    job = carried.get("job") if isinstance(carried, Mapping) else None
+    said = {name: job.get(name) for name in OF_RUN} if isinstance(job, Mapping) else {}
+    return {name: value for name, value in said.items() if isinstance(value, str) and len(value) <= LONGEST_NAME}
 
 
 def _with_job(asked: Asked, request: Request, guard: Guard) -> Asked:

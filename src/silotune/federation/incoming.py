@@ -11,7 +11,10 @@ from silotune.federation import witness
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.witness import Audit
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
-from silotune.tensors import all_finite, check_alike, scale
+from silotune.tensors import all_finite, check_alike, largest, scale
+
+LARGEST_VALUE = 1e12
+"""In an update: the squares of a billion such values still add up in 32 bits, and no adapter comes near it."""
 
 
 @dataclass
@@ -65,6 +68,10 @@ class Incoming:
         check_alike(self.expected[reply.client], reply.tensors)
         if not all_finite(reply.tensors):
             raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
+        if (found := largest(reply.tensors)) > LARGEST_VALUE:
+            raise MessageError(
+                f"the update of {reply.client!r} holds a value of {found:.3g}: at most {LARGEST_VALUE:g} is taken"
+            )
         return read_report(reply)
 
     def _known(self, client: str) -> str:

@@ -140,7 +140,9 @@ def run_rounds(
         except TooFewRepliesError as error:
             tries += 1
             state = replace(state, held={}, holders=())  # some hold this try's model: the next one goes out whole
-            if SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify):
+            skips = SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify)
+            witness.falls_short(plan.audit, state.round_number + 1, skipped=skips)
+            if skips:
                 state = _skipped(plan, state, run, notify, incoming=error.incoming)
         finally:
             witness.flush(plan.audit)

@@ -134,6 +134,12 @@ def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights
         audit.trail.add("aggregation", fields)
 
 
+def falls_short(audit: Audit | None, number: int, *, skipped: bool) -> None:
+    """A round had too few usable replies: what came in is dropped; the round is passed over, or done again."""
+    if audit is not None:
+        audit.trail.add("shortfall", {"round": number if skipped else number - 1, "tried": number})
+
+
 def scores(audit: Audit | None, number: int, metrics: Mapping[str, Any]) -> None:
     """The model of a round was evaluated; the figures stand in the run folder."""
     if audit is not None and metrics:

@@ -28,6 +28,9 @@ COORDINATOR = "coordinator"
 """The actor of a coordinator's chain; a site's is its name."""
 CLOSED = "closed"
 """The event that ends a chain: without it, entries may be missing at the end."""
+OF_RUN = ("run", "config_sha256")
+"""Fields that say which run an entry is of: of a coordinator's first, and of each of a site's."""
+LONGEST_NAME = 200
 _FLUSH_AT = 256
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, START, Head
+from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, OF_RUN, START, Head
 from silotune.record.canonical import canonical_json
 from silotune.record.files import explained, read_json
 from silotune.record.signatures import verify
@@ -24,6 +24,8 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _BESIDE_ROUNDS = ("evaluate", "countersign")
 """Kinds of requests that belong to no round's aggregation."""
+_GOES_ON = ("started", "resumed", "shortfall")
+"""Events whose round is the one after which the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +108,21 @@ def verify_chain(
 
 
 def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
-    """Compares a coordinator's chain with the heads that a site saw in the same run and kept in its own.
-
-    A site's chain goes on over all its runs; a run without a name is taken for the one of all entries without.
+    """Compares a coordinator's chain with the heads of its run that a site saw and kept in its own.
 
     Returns:
         Heads that were compared.
 
     Raises:
-        AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew.
+        AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew;
+            or the site saw heads of other runs alone.
     """
-    run = next((entry.fields.get("run") for entry in coordinator if entry.event == "started"), None)
-    seen = [entry for entry in site if entry.fields.get("head") and entry.fields.get("run") == run]
-    heads = [Head.parse(entry.fields["head"]) for entry in seen]
+    known = {name: coordinator[0].fields.get(name) for name in OF_RUN} if coordinator else {}
+    seen = [entry for entry in site if entry.fields.get("head")]
+    own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
+    if seen and not own:
+        raise AuditError(f"site {site[0].actor!r} saw no head of this run: it took no part, or this is another run")
+    heads = [Head.parse(entry.fields["head"]) for entry in own]
     for head in heads:
         _check_head(head, coordinator, who=f"site {site[0].actor!r}")
     return len(heads)
@@ -243,9 +247,9 @@ def check_rounds(entries: Iterable[Entry]) -> None:
     is_plain = True
     for entry in (entry for entry in entries if entry.actor == COORDINATOR):
         number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
-        if entry.event in ("started", "resumed"):
+        if entry.event in _GOES_ON:
             last, answered = int(number or 0), []
-            asked = {item for item in asked if item[1] <= last}
+            asked = {item for item in asked if entry.event == "shortfall" or item[1] <= last}
         elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
             if number != last + 1:
                 raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
@@ -270,7 +274,7 @@ def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
     for entry in entries:
         if entry.event == "failure":
             replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
-        elif entry.event == "resumed":
+        elif entry.event in ("resumed", "shortfall"):
             rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
             replies = []
         elif entry.event == "reply" and entry.fields.get("kind") == "train":
