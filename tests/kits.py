@@ -16,13 +16,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make(folder: Path, sites: Sequence[str]) -> Path:
-    """``folder/coordinator`` and ``folder/<site>``, all on one free port; ``folder/office`` holds the authority."""
+def make(folder: Path, sites: Sequence[str], *, plan: str = "") -> Path:
+    """``folder/coordinator`` and ``folder/<site>``, all on one free port; ``folder/office`` holds the authority.
+
+    ``plan`` is put into ``federation.toml``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "federation.toml"
-    lines = ['name = "test"', "[coordinator]", 'host = "127.0.0.1"', f"fleet_port = {free_port()}"]
-    plan.write_text("\n".join([*lines, *(f"[sites.{name}]" for name in sites)]), encoding="utf-8")
-    for kit in provision(plan, folder / "office"):
+    place = folder / "federation.toml"
+    lines = ['name = "test"', plan, "[coordinator]", 'host = "127.0.0.1"', f"fleet_port = {free_port()}"]
+    place.write_text("\n".join([*lines, *(f"[sites.{name}]" for name in sites)]), encoding="utf-8")
+    for kit in provision(place, folder / "office"):
         unpack(kit.path, folder / kit.name)
     settings = folder / "coordinator" / "coordinator.toml"
     text = settings.read_text(encoding="utf-8").replace('listen = "0.0.0.0"', 'listen = "127.0.0.1"')

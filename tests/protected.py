@@ -37,7 +37,6 @@ class Net(InProcess):
         self.sites = {
             name: Site(name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget())
             for name in NAMES
-            for name in NAMES
         }
         super().__init__(self.sites)
         self.lost = lost
@@ -69,7 +68,7 @@ def run(
     sizes = {name: len(examples) for name, examples in EXAMPLES.items()}
     plan = Plan(
         rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
-        protected=PROTECTIONS[settings.protection](settings),
+        protected=PROTECTIONS[settings.protection](settings), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip
     return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder))

@@ -72,8 +72,16 @@ def test_sections_are_frozen() -> None:
             "federation.clock.buffer takes late updates, which with federation.lora = 'svd' are of other factors",
         ),
         (
-            {"federation": {"upload": {"values": "int8"}, "engine": "ray"}},
-            "federation.engine = 'ray' carries tensors as they are, in real time: leave federation.upload",
+            {"federation": {"clock": {}, "engine": "ray"}},
+            "federation.engine = 'ray': federation.clock: a clock is simulated in one process: leave it out",
+        ),
+        (
+            {"federation": {"lora": "share-a", "engine": "ray"}},
+            "federation.engine = 'ray': federation.personalization, or lora = 'share-a': a client's own model stays",
+        ),
+        (
+            {"federation": {"engine": "ray"}, "privacy": {"protection": "secure_sum"}},
+            "federation.engine = 'ray': privacy.protection: the secrets of a sum lie in one process's memory",
         ),
         (
             {"federation": {"clock": {}}, "privacy": {"dp": "example", "epsilon": 8}},

@@ -15,6 +15,7 @@ ROWS = (
     ("sections",),
     ("faults",),
     ("combinations",),
+    ("reach",),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

@@ -64,14 +64,9 @@ def is_linked(federation: FederationSection) -> bool:
 
 
 def link_faults(federation: FederationSection) -> list[str]:
-    """What cannot be sent: a sparse or signed model instead of a change of it, and anything packed over Ray."""
+    """What cannot be sent: a sparse or signed model instead of a change of it, and packed parts of an adapter."""
     download, faults = federation.download, []
     faults += _rule_link_faults(federation)
-    if federation.engine != "in_process" and is_linked(federation):
-        faults.append(
-            f"federation.engine = {federation.engine!r} carries tensors as they are, in real time: leave "
-            "federation.upload, federation.download and federation.clock out, or use 'in_process'"
-        )
     if download.delta or (download.keep == "all" and download.values != "sign"):
         return faults
     which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"

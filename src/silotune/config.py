@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
-from silotune.faults import PRODUCT_RULES, is_lora_aware, lora_faults
+from silotune.faults import PRODUCT_RULES, lora_faults
+from silotune.reach import limits
 from silotune.sections import (
     SUMMABLE,
     UNWEIGHTED,
@@ -87,33 +88,12 @@ class Config(Section):
         faults += _algorithm_faults(federation, self.training)
         faults += _rule_faults(federation, known)
         faults += _protection_faults(self, known)
-        faults += _engine_faults(self)
+        faults += [f"federation.engine = {federation.engine!r}: {line}" for line in limits(federation.engine, self)]
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
             faults.append("federation.modes must name at least one mode, each once")
         if faults:
             raise ValueError("\n".join(faults))
         return self
-
-
-def _engine_faults(config: Config) -> list[str]:
-    """What only one process can do."""
-    federation = config.federation
-    if federation.engine == "in_process":
-        return []
-    faults = []
-    if federation.attack.kind != "none":
-        faults.append("federation.attack is simulated in one process: it needs federation.engine = 'in_process'")
-    if config.privacy.protection != "none":
-        faults.append("privacy.protection needs federation.engine = 'in_process': its keys are not handed to Ray")
-    if config.privacy.dp in ("example", "local"):
-        faults.append(
-            f"privacy.dp = {config.privacy.dp!r} needs federation.engine = 'in_process': ledgers are not handed to Ray"
-        )
-    if is_lora_aware(federation):
-        faults.append("federation.lora, ranks by client and personalization need federation.engine = 'in_process'")
-    if config.data.task == "mixture":
-        faults.append("data.task = 'mixture' needs federation.engine = 'in_process'")
-    return faults
 
 
 def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:

@@ -18,6 +18,7 @@ from silotune.config import Config
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
 from silotune.deploy.coordinator import _Keeper
+from silotune.deploy.job import ending_of
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.node import _Node
@@ -27,7 +28,8 @@ from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError
 from silotune.record.runs import RunFolder
-from silotune.transports.flower import client_app
+from silotune.sections import FederationSection
+from silotune.transports.flower import Ending, client_app
 from silotune.transports.frames import Frame
 
 
@@ -120,12 +122,59 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
-    federation = {"modes": ["isolated"], "clients_per_round": 3, "upload": {"values": "int8"}}
-    config = Config.model_validate({"federation": federation})
+    federation = {"modes": ["isolated"], "clients_per_round": 3}
+    config = Config.model_validate({"federation": federation, "privacy": {"protection": "secure_sum"}})
     with pytest.raises(ConfigError) as fault:
         submit_run(coordinator, config)
-    assert len(fault.value.faults) == 3 and "2 sites" in fault.value.faults[1]
-    assert "federation.upload, federation.download and federation.clock are not carried" in fault.value.faults[2]
+    said = fault.value.faults
+    assert said[0].startswith("federation.modes: must name 'federated' to be submitted")
+    assert said[1] == "federation.clients_per_round = 3, but the federation has 2 sites"
+    assert said[2].startswith("privacy.protection opens no sum of fewer than privacy.least_clients = 3: a round has 2")
+    assert len(said) == 3
+
+
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "federation.attack": {"federation": {"attack": {"kind": "scaled"}}},
+    "federation.clock": {"federation": {"clock": {"latency_seconds": 1}}},
+    "federation.personalization": {"federation": {"personalization": "ditto"}},
+    "federation.ranks: unknown site 'bank-c'": {"federation": {"ranks": {"bank-c": 1}}},
+    "privacy.ledger": {"privacy": {"dp": "local", "epsilon": 8, "ledger": "x"}},
+    "federation.weighting = 'capped' with privacy.dp = 'client'": {
+        "privacy": {"dp": "client", "epsilon": 8}, "federation": {"weighting": "capped", "weight_cap": 9},
+    },
+    "adapter.start": {"adapter": {"start": "x"}, "training": {"objective": "dpo"}, "data": {"task": "note-preference"}},
+    "privacy.protection = 'he'": {"privacy": {"protection": "he", "least_clients": 2}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_sites_cannot_do_is_refused_in_one_line(coordinator: Kit, what: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        submit_run(coordinator, Config.model_validate(LEFT_OUT[what]))
+    (line,) = fault.value.faults
+    assert line.startswith(what)
+
+
+def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit) -> None:
+    charter = coordinator.path("charter.toml")
+    said = {"title": "t", "federation": "test", "owner": "o", "purpose": "p"}
+    lines = [*(f'{key} = "{value}"' for key, value in said.items()), 'parties = ["bank-a"]', "users = []"]
+    charter.write_text("\n".join([*lines, "until = 2020-12-31"]))
+    try:
+        with pytest.raises(ConfigError) as fault:
+            submit_run(coordinator, Config())
+        assert fault.value.faults == ("the charter's last day was 2020-12-31: sites refuse runs that name it",)
+    finally:
+        charter.unlink()
+
+
+def test_over_sampling_and_a_deadline_end_rounds_at_sites_too() -> None:
+    def clock(**changes: Any) -> FederationSection:
+        return FederationSection.model_validate({"clients_per_round": 2, **changes})
+
+    assert ending_of(clock()) == Ending()
+    assert ending_of(clock(clock={"over_sampling": 1.5})) == Ending(2, None)
+    assert ending_of(clock(clock={"deadline_seconds": 9})) == Ending(None, 9.0)
 
 
 def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(

@@ -9,14 +9,17 @@ import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from silotune.deploy import kits
 from silotune.deploy.certificates import days_left
 from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit, check_kit, read_kit, replace_members
+from silotune.deploy.places import coordinator_settings
 from silotune.deploy.provision import add_site, make_request, provision, revoke_site, rotate_coordinator, rotate_site
 from silotune.errors import ConfigError, KitError, RunFolderError, SignatureError
 from silotune.federation.policy import Policy, read_policy
+from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt
 from silotune.record.signatures import read_key
 
 PLAN = """
@@ -64,6 +67,30 @@ def test_kits_are_whole_and_closed_to_others(office: Path, tmp_path: Path) -> No
         assert isinstance(kit.settings, CoordinatorKit if "coordinator" in archive.name else SiteKit)
         assert "start ." in kit.path("README.md").read_text()
     assert (office / "authority").stat().st_mode & 0o777 == 0o700
+
+
+def test_keys_of_encrypted_sums_are_the_sites_alone(tmp_path: Path) -> None:
+    """Neither a file of the coordinator's kit nor what it computes with opens what a site encrypts."""
+    pytest.importorskip("tenseal")
+    provision(plan_in(tmp_path, PLAN.replace("[coordinator]", "he = true\n[coordinator]", 1)), tmp_path / "out")
+    found = {path.stem[11:]: unpacked(path, tmp_path / "k") for path in sorted((tmp_path / "out" / "kits").iterdir())}
+    coordinator, one, other = found["coordinator"], found["bank-a"], found["bank-b"]
+    assert coordinator_settings(coordinator).he
+    files = {path.name: path.read_bytes() for path in coordinator.folder.iterdir()}
+    for scheme, name in kits.HE_KEYS.items():
+        secret = one.path(name).read_bytes()
+        assert secret == other.path(name).read_bytes() and one.path(name).stat().st_mode & 0o777 == 0o600
+        assert name not in files and not any(secret[64:] in content for content in files.values())
+        packing = Packing(scheme, 1)
+        total = Adder(packing)
+        total.add(encrypt(np.array([3, 4], np.int64 if scheme == "bfv" else np.float64), packing, secret))
+        assert np.allclose(decrypt(total.cells(), 2, packing, secret), [3, 4], atol=1e-4)
+        for key in [*files.values(), total._context.serialize()]:
+            with pytest.raises(Exception):  # noqa: B017, PT011  # of TenSEAL's kinds, whatever they are called
+                decrypt(total.cells(), 2, packing, key)
+    add_site(tmp_path / "out", "bank-c")
+    added = unpacked(tmp_path / "out" / "kits" / "four-banks-bank-c.tar", tmp_path / "k")
+    assert added.path("he-bfv.key").read_bytes() == one.path("he-bfv.key").read_bytes()
 
 
 def test_private_keys_are_in_their_own_kit_alone(office: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import tiny
 from silotune.errors import PrivacyError
-from silotune.federation.budget import Budget, open_round, release_of
+from silotune.federation.budget import Budget, cost_of, open_round, release_of
 from silotune.federation.central import LEDGER, central_privacy
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
 from silotune.federation.server import run_rounds
@@ -36,7 +36,7 @@ def section(**changes: Any) -> PrivacySection:
 
 
 def opened(place: Path | None, state: SiteState | None = None, number: int = 1, run: str = "r", **changes: Any):
-    budget = Budget(place, changes.pop("max_epsilon", None))
+    budget = Budget(place)
     return open_round(
         "a", state or SiteState(), budget, section(**changes), run=run, round_number=number, release=lambda noise: ONE
     )
@@ -95,11 +95,19 @@ def test_a_lost_file_makes_nothing_unspent(tmp_path: Path) -> None:
     assert opened(tmp_path, state, 2).epsilon == epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
 
 
-def test_the_owners_cap_counts_all_runs(tmp_path: Path) -> None:
-    cap = epsilon([Spend(1.0, steps=2)], DELTA, accountant="rdp")
-    assert opened(tmp_path, run="one", max_epsilon=cap).epsilon == opened(tmp_path, run="two", max_epsilon=cap).epsilon
-    with pytest.raises(PrivacyError, match="the site's largest epsilon"):
-        opened(tmp_path, run="three", max_epsilon=cap)
+def test_what_a_round_would_cost_counts_all_runs_and_writes_nothing(tmp_path: Path) -> None:
+    one, two, three = (epsilon([Spend(1.0, steps=steps)], DELTA, accountant="rdp") for steps in (1, 2, 3))
+    counted = {"delta": DELTA, "accountant": "rdp"}
+
+    def cost(run: str, state: SiteState) -> tuple[float, float]:
+        return cost_of("a", state, Budget(tmp_path), entry(run, 2, ONE), **counted)
+
+    assert cost("one", SiteState()) == (one, one)
+    state = opened(tmp_path, run="one").state
+    assert cost("one", state) == cost("one", SiteState()) == (two, two)
+    opened(tmp_path, run="two")
+    assert cost("one", state) == (two, three) and cost("three", SiteState()) == (one, three)
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
     broken = tmp_path / "a.jsonl"
     broken.write_text('{"identity": "x"}\n')
     with pytest.raises(PrivacyError, match="mend or move it"):
@@ -184,7 +192,12 @@ class Clients:
         self.asked.append(list(requests))
         for name, request in requests.items():
             if request.round_number >= self.refuses:
-                yield Failure(name, request.round_number, BUDGET, "spent")
+                by_owner = {
+                    "stage": "train",
+                    "rule": "largest_epsilon_total",
+                }  # the site's policy, not the run's epsilon
+                refused = Failure(name, request.round_number, BUDGET, "spent")
+                yield replace(refused, **by_owner) if name in "bd" else refused
                 continue
             body = {"num_examples": 5, "loss": None, "steps": 1, "tokens": 0, "seconds": None, "core_seconds": None}
             delta = {"w": torch.ones(3)}

@@ -20,7 +20,7 @@ from silotune.record.audit import FILE
 from silotune.record.chain import read_chain, verify_chain
 from silotune.record.signatures import new_key
 from silotune.sections import FederationSection
-from silotune.structs import Request
+from silotune.structs import Reply, Request
 from silotune.tensors import digest
 
 
@@ -86,12 +86,42 @@ def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
         submitters = ['{key.public}']
         charter = '{"c" * 64}'
     """
-    guard = sites.guard("bank-a", base_sha256="a" * 64, epsilons=lambda request: (1.0, 2.5))
+    known = {"base_sha256": "a" * 64, "charter": lambda: ("c" * 64, NOW.date())}
+    guard = sites.guard("bank-a", epsilons=lambda request, delta: (1.0, 2.5), **known)
     body = {**BODY, "job": job(key, charter_sha256="c" * 64).model_dump(mode="json")}
     assert guarded(sites.request(body=body), guard, work).signature
-    spent = replace(guard, epsilons=lambda request: (1.0, 3.5))
-    with pytest.raises(PolicyError, match="largest_epsilon_total"):
-        guarded(sites.request(body=body), spent, work)
+    changes = {
+        "largest_epsilon_total": {"epsilons": lambda request, delta: (1.0, 3.5)},
+        "largest_epsilon_run": {"epsilons": lambda request, delta: None},
+        "charter": {"charter": lambda: ("c" * 64, NOW.date() - timedelta(days=1))},
+        "largest_adapter": {"adapter_values": 6},
+    }
+    for rule, facts in changes.items():
+        with pytest.raises(PolicyError, match=f"'{rule}'"):
+            guarded(sites.request(body=body), replace(guard, **facts), work)
+
+
+def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
+    """Cohort and threshold are the sum's; the settings to train with stand within its order; keys are no figures."""
+    key = new_key()
+    sites = Federation(tmp_path, policy=f"submitters = ['{key.public}']\nleast_participants = 2\nmetrics = []")
+    guard, signed_job = sites.guard("bank-a"), job(key).model_dump(mode="json")
+
+    def request(kind: str, **body: Any) -> Request:
+        return sites.request(kind=kind, tensors={}, body={"job": signed_job, **body})
+
+    def keys(asked: Request) -> Reply:
+        return Reply(asked.kind, 1, "bank-a", {}, {"mask": "m" * 64})
+
+    terms = {"cohort": ["bank-a", "bank-b"], "threshold": 2 / 3}
+    assert guarded(request("secure_sum.keys", terms=terms), guard, keys).body == {"mask": "m" * 64}
+    assert "m" * 64 not in (tmp_path / "bank-a" / FILE).read_text()
+    for rule, changed in {"least_participants": {"cohort": ["bank-a"]}, "least_threshold": {"threshold": 0.6}}.items():
+        with pytest.raises(PolicyError, match=f"'{rule}'"):
+            guarded(request("secure_sum.keys", terms={**terms, **changed}), guard, keys)
+    guarded(request("secure_sum.input", train=BODY), guard, keys)
+    with pytest.raises(PolicyError, match="not those that the submitter signed"):
+        guarded(request("secure_sum.input", train={**BODY, "rounds": 9}), guard, keys)
 
 
 def test_a_job_vouches_for_the_settings(tmp_path: Path) -> None:

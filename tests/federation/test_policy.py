@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ HOURS = {"begin": "08:00", "end": "18:00", "zone": "Europe/Madrid"}
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "submitters": ([f"{KEY} alice"], {"submitter": KEY}, {"submitter": OTHER}),
     "working_hours": (HOURS, {}, {"now": datetime(2026, 3, 4, 17, 0, tzinfo=UTC)}),
-    "charter": ("a" * 64, {"charter_sha256": "a" * 64}, {"charter_sha256": "b" * 64}),
+    "charter": (
+        "a" * 64, {"charter_sha256": "a" * 64, "charter_until": date(2026, 3, 4)}, {"charter_sha256": "b" * 64},
+    ),
     "base_models": (["a" * 64], {"base_sha256": "a" * 64}, {"base_sha256": "b" * 64}),
     "tasks": (["fpb"], {"task": "fpb"}, {"task": "medqa"}),
     "objectives": (["choice"], {"objective": "choice"}, {"objective": "sft"}),
@@ -31,8 +33,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
     "generation": (False, {}, {"kind": "generate"}),
-}
-ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation")
+    "least_threshold": (0.75, {"threshold": 0.75}, {"threshold": 0.7}),
+}  # fmt: skip
+ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation", "least_threshold")
 
 
 def asked(**changes: Any) -> Asked:
@@ -41,7 +44,7 @@ def asked(**changes: Any) -> Asked:
 
 def test_every_rule_has_a_case() -> None:
     assert CASES.keys() == RULES.keys()
-    elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes"}
+    elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes", "delta"}
     assert Policy.model_fields.keys() == RULES.keys() | elsewhere
 
 
@@ -74,6 +77,23 @@ def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:
 def test_an_update_may_leave_within_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("silotune.federation.policy.KINDS", {"sum": Kind(generates=False, is_protected=True)})
     check(Policy(secure_aggregation=True), asked(kind="sum"))
+
+
+def test_a_part_of_an_update_in_the_clear_is_no_protected_sum() -> None:
+    check(Policy(secure_aggregation=True), asked(kind="he.input"))
+    with pytest.raises(PolicyError, match="'secure_aggregation': a part of the update would leave in the clear"):
+        check(Policy(secure_aggregation=True), asked(kind="he.input", is_open=True))
+
+
+def test_a_charter_ends_with_its_last_day_whether_the_policy_names_it_or_not() -> None:
+    named = {"charter_sha256": "a" * 64}
+    for policy in (Policy(), Policy(charter="a" * 64)):
+        check(policy, asked(**named, charter_until=NOW.date()))
+        with pytest.raises(PolicyError, match="'charter': the charter's last day was 2026-03-03"):
+            check(policy, asked(**named, charter_until=date(2026, 3, 3)))
+    with pytest.raises(PolicyError, match="'charter': the charter is not in this site's kit"):
+        check(Policy(charter="a" * 64), asked(**named))
+    check(Policy(), asked(**named))
 
 
 def test_a_kind_that_is_not_known_counts_as_training_and_generating() -> None:

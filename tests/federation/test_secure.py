@@ -109,6 +109,19 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     tiny.assert_same_bits(resumed.weights, whole.weights)
 
 
+def test_a_round_that_stayed_closed_is_done_again_where_the_run_waits(model, start, plain, tmp_path: Path) -> None:
+    begun: list[str] = []
+
+    def lost(kind: str, client: str) -> bool:
+        begun.extend([client] if kind == "secure_sum.keys" else [])
+        return kind == "secure_sum.input" and client in "abc" and len(begun) <= len(NAMES)
+
+    settings = privacy()
+    state = run(tmp_path, Net(model, settings, lost), start, settings, below_minimum="wait")
+    assert len(begun) == 2 * len(NAMES) and state.round_number == 1
+    assert (flatten(state.weights) - flatten(plain.weights)).abs().max() <= 1e-5
+
+
 def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path: Path) -> None:
     settings = privacy()
     first = Net(model, settings)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from silotune.errors import MessageError
-from silotune.federation.messages import MAGIC_ZSTD, decode_reply, encode, layout_of
-from silotune.structs import Reply
+from silotune.federation.messages import MAGIC_ZSTD, Header, Layout, decode_reply, decode_request, encode, layout_of
+from silotune.structs import Reply, Request
 
 zstandard = pytest.importorskip("zstandard")
 TENSORS = {"a": torch.zeros(1000), "b.ä": torch.arange(6, dtype=torch.int32)}
@@ -34,6 +34,24 @@ def test_a_frame_that_claims_more_than_is_expected_is_refused_unopened() -> None
     for frame in (bomb, unsaid):
         with pytest.raises(MessageError, match="a compressed message claims"):
             decode_reply(SENT[:START] + frame, layout_of(TENSORS))
+
+
+def test_a_list_of_tensors_is_read_before_the_rest_and_bounded() -> None:
+    def expected(header: Header, claimed: Layout) -> Layout:
+        assert claimed == layout_of(TENSORS) and header.kind == "train"
+        return claimed
+
+    request = Request("train", 3, "bank-1", TENSORS, {})
+    sent = encode(request, zstd=3)
+    assert decode_request(sent, expected).tensors.keys() == TENSORS.keys()
+    start = 8 + int.from_bytes(sent[4:8], "little")
+    for length, why in ((1 << 40, "cannot be"), (100, "ends inside")):
+        frame = zstandard.ZstdCompressor().compress(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(MessageError, match=why):
+            decode_request(sent[:start] + frame, expected)
+    for frame in (b"", b"no frame", sent[start : start + 20]):
+        with pytest.raises(MessageError):
+            decode_request(sent[:start] + frame, expected)
 
 
 @pytest.mark.parametrize("change", [lambda f: f[:-1], lambda f: f + b"x", lambda f: b"", lambda f: b"no frame" + f])

@@ -22,7 +22,7 @@ from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
-from silotune.transports.flower import answer, pack, unpack
+from silotune.transports.flower import Ending, answer, pack, unpack
 from silotune.transports.frames import Frame
 from silotune.transports.in_process import InProcess
 
@@ -119,6 +119,38 @@ def test_a_site_that_is_not_there_is_waited_for_until_the_limit(model, start) ->
     late = found["b"]
     assert isinstance(late, Failure) and late.stage == "network" and late.bytes_down == 0
     assert late.reason == "is not connected within federation.timeout_seconds = 1"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_round_is_over_with_the_replies_that_it_wants(model, start, seed: int) -> None:  # noqa: ANN001
+    way = transport(line(worker(model, start), seed=seed), ending=Ending(wanted=2))
+    found = list(way.exchange(requests(start), timeout_seconds=60))
+    assert [item.client for item in found] == list(NAMES)
+    (late,) = [item for item in found if isinstance(item, Failure)]
+    assert (late.stage, late.reason) == ("late", "2 clients had replied already") and late.bytes_down > 0
+    scored = {name: replace(request, kind="countersign", tensors={}) for name, request in requests(start).items()}
+    assert len([item for item in way.exchange(scored, timeout_seconds=60) if item.client]) == 3
+
+
+def test_a_reply_beyond_those_that_are_wanted_is_discarded(model, start) -> None:  # noqa: ANN001
+    grid = line(worker(model, start))
+
+    def pull(message_ids: Iterable[str]) -> list[Message]:
+        return [message for number in list(message_ids) for message in Line.pull_messages(grid, [number])]
+
+    grid.pull_messages = pull  # type: ignore[method-assign]
+    found = list(transport(grid, ending=Ending(wanted=1)).exchange(requests(start), timeout_seconds=60))
+    assert [isinstance(item, Reply) for item in found] == [True, False, False]
+    assert all(item.bytes_up > 0 for item in found)
+
+
+def test_a_deadline_ends_a_round_of_training(start) -> None:
+    grid = line(None)
+    grid.pull_messages = lambda message_ids: []  # type: ignore[method-assign]
+    found = list(transport(grid, ending=Ending(2, 0.3)).exchange(requests(start), timeout_seconds=60))
+    assert {(item.stage, item.reason) for item in found} == {
+        ("deadline", "gave no reply within federation.clock.deadline_seconds = 0.3")
+    }
 
 
 def test_a_site_that_never_answers_is_given_up(start) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 import tiny
-from silotune.errors import DataError, PolicyError
+from silotune.errors import BudgetError, DataError, PolicyError
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.record.site_states import load_before, save_after
+from silotune.federation.secure_site import OPENED
+from silotune.record.site_states import load_before, load_newest, save_after
 from silotune.sections import FederationSection
-from silotune.structs import Request, SiteState
+from silotune.structs import BUDGET, Request, SiteState
 from silotune.transports.frames import Frame, ask, listen, wait_until_ready, work_frame
 from silotune.transports.trainer_host import Opened, TrainerHost
 
@@ -42,6 +43,8 @@ class OneModel:
             raise DataError("no such examples")
         if setup.get("rule"):
             raise PolicyError(setup["rule"], "not here")
+        if setup.get("spent"):
+            raise BudgetError("nothing is left")
         if setup.get("bug"):
             raise KeyError("a patient's name")
         if self.gate is not None:
@@ -144,6 +147,23 @@ def test_a_run_cannot_name_a_folder_elsewhere(model, start, tmp_path: Path, job:
     with served(OneModel(model, start), tmp_path) as path:
         assert work(path, request(start, 1), job=job).header["status"] == "failure"
         assert ask(path, Frame({"verb": "dance"}), timeout_seconds=5).header["status"] == "failure"
+
+
+def test_a_spent_budget_is_told_as_one(model, start, tmp_path: Path) -> None:  # noqa: ANN001
+    with served(OneModel(model, start), tmp_path) as path:
+        frame = work(path, request(start, 1), {"spent": 1})
+    assert (frame.header["status"], frame.header["stage"]) == ("failure", BUDGET)
+
+
+def test_what_a_sum_was_opened_over_is_not_put_back(model, start, tmp_path: Path) -> None:  # noqa: ANN001
+    """A round is asked for again after later ones, and by a trainer that knows the disk alone: it is still known."""
+    desk = OneModel(model, start)
+    save_after(tmp_path / "states" / "run-1", 1, SiteState(data={OPENED: {"1": "x"}}), keep=2)
+    save_after(tmp_path / "states" / "run-1", 2, SiteState(data={OPENED: {"1": "x", "2": "y"}}), keep=2)
+    with served(desk, tmp_path) as path:
+        assert work(path, request(start, 2)).header["status"] == "reply"
+        assert work(path, request(start, 1)).header["status"] == "reply"
+    assert load_newest(tmp_path / "states" / "run-1").data[OPENED] == {"1": "x", "2": "y"}
 
 
 def test_its_state_is_told_while_it_works(model, start, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
-from silotune.data.load import Dataset, load
+from silotune.data.load import Dataset, load, load_scored
+from silotune.data.rows import Task
 from silotune.data.tasks import resolve
 from silotune.errors import DataError
 from silotune.sections import DataSection
@@ -35,6 +36,30 @@ def load_examples(section: DataSection, *, seed: int) -> Dataset:
     counts = {name: sum(example.fields["task"] == name for example in splits["train"]) for name in parts}
     notes.append("mixture: " + ", ".join(f"{count} training examples of {name}" for name, count in counts.items()))
     return Dataset(whole, splits, None, tuple(notes), tuple(part.task for part in parts.values()))
+
+
+def load_scored_examples(section: DataSection, *, seed: int) -> Dataset:
+    """What a coordinator scores on, where the training examples are elsewhere: ``train`` is empty.
+
+    Raises:
+        ConfigError: A task or its source does not hold together.
+        DataError: A file is missing or broken; of a mixture, a task is neither generated nor below ``data.root``.
+    """
+    if section.task != "mixture":
+        return load_scored(section, seed=seed)
+    whole = load_examples(section, seed=seed)
+    return replace(whole, splits={**whole.splits, "train": ()})
+
+
+def tasks_of(section: DataSection) -> dict[str, Task]:
+    """Name -> task, of the one that a run is for or of those that it mixes.
+
+    Raises:
+        ConfigError: A task does not hold together.
+    """
+    names = section.mixture if section.task == "mixture" else (section.task,)
+    found = [resolve(_alone(section, name) if section.task == "mixture" else section) for name in names]
+    return {task.name: task for task in found}
 
 
 def _alone(section: DataSection, name: str) -> DataSection:

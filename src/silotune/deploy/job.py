@@ -28,11 +28,11 @@ from silotune.experiment.engines import Engine
 from silotune.experiment.run import federate
 from silotune.experiment.site import setup_of
 from silotune.federation.jobs import Job, order_digest, sign_job
-from silotune.federation.messages import encode
 from silotune.record.canonical import sha256
 from silotune.record.signatures import read_key
-from silotune.transports.flower import Errand, FlowerTransport
-from silotune.transports.in_process import decode_expected
+from silotune.sections import FederationSection
+from silotune.transports.flower import Ending, Errand, FlowerTransport
+from silotune.transports.in_process import decode_expected, encode_linked
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -46,9 +46,24 @@ LONGEST_SECONDS = 30 * 24 * 3600.0
 
 def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Engine:
     """What reaches the sites over a Grid, which stays open for longer than it is used."""
-    errand = Errand(name, setup_of(config))
-    transport = FlowerTransport(grid, sites, errand, encode=encode, decode=decode_expected)
+    transport = FlowerTransport(
+        grid,
+        sites,
+        Errand(name, setup_of(config)),
+        encode=partial(encode_linked, links=config.federation),
+        decode=partial(decode_expected, upload=config.federation.upload),
+        ending=ending_of(config.federation),
+    )
     return lambda prepared, part, meter, folder: contextlib.nullcontext(transport)
+
+
+def ending_of(federation: FederationSection) -> Ending:
+    """What ends a round of training: with over-sampling enough replies, with a deadline that."""
+    clock = federation.clock
+    if clock is None:
+        return Ending()
+    wanted = federation.clients_per_round if clock.over_sampling > 1 else None
+    return Ending(wanted, clock.deadline_seconds)
 
 
 def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

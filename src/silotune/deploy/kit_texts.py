@@ -15,7 +15,6 @@ site = {site}
 [coordinator]
 host = {host}
 fleet_port = {fleet}
-control_port = {control}
 
 [model]
 path = "nano"        # folder of the base model, or "nano", which silotune brings
@@ -35,11 +34,11 @@ format = 1
 federation = {federation}
 listen = "0.0.0.0"
 folder = "state"     # server state, logs and run folders; mode 0700
+he = {he}           # whether the sites have keys for encrypted sums
 
 [address]
 host = {host}
 fleet_port = {fleet}
-control_port = {control}
 """
 _POLICY_EXAMPLES = {
     "base_models": '["64 hexadecimal digits"]',
@@ -49,8 +48,10 @@ _POLICY_EXAMPLES = {
     "largest_adapter": "50000000",
     "least_participants": "3",
     "least_cohort": "3",
+    "least_threshold": "0.75",
     "largest_epsilon_run": "4.0",
     "largest_epsilon_total": "8.0",
+    "delta": "1e-6",
     "largest_upload_bytes": "200000000",
     "metrics": '["loss", "accuracy", "macro_f1"]',
     "charter": '"64 hexadecimal digits, as sha256sum prints them"',
@@ -92,7 +93,7 @@ def site_toml(plan: FederationPlan, site: str) -> str:
 
 def coordinator_toml(plan: FederationPlan) -> str:
     """``coordinator.toml``."""
-    return _COORDINATOR.format(**_address(plan))
+    return _COORDINATOR.format(he=json.dumps(plan.he), **_address(plan))
 
 
 def site_readme(plan: FederationPlan, site: str, *, holds_keys: bool) -> str:
@@ -129,5 +130,4 @@ def _address(plan: FederationPlan) -> dict[str, str]:
         "federation": json.dumps(plan.name),
         "host": json.dumps(coordinator.host),
         "fleet": str(coordinator.fleet_port),
-        "control": str(coordinator.control_port),
     }

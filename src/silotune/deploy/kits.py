@@ -22,7 +22,7 @@ from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_json, write_bytes
 from silotune.record.signatures import normal_public, verify
-from silotune.sections import Device, Precision
+from silotune.sections import Device, HeScheme, Precision
 from silotune.settings import Positive, Section
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
@@ -32,6 +32,8 @@ AUTHORITY_PUBLIC = "authority.pub"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
 SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
+HE_KEYS: Mapping[HeScheme, str] = {"bfv": "he-bfv.key", "ckks": "he-ckks.key"}
+"""Scheme of homomorphic encryption -> file in every site's kit; the coordinator's has none of them."""
 EDITABLE = (SITE_FILE, COORDINATOR_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
 """Files of a kit that its owner changes, or that are replaced later: ``check_kit`` does not compare them."""
 
@@ -69,7 +71,6 @@ class CoordinatorPlan(Section):
     host: Host = Field(description="name or address that sites connect to")
     names: tuple[Host, ...] = Field((), description="further names and addresses in the server's certificate")
     fleet_port: Port = Field(9092, description="where sites connect")
-    control_port: Port = Field(9093, description="where runs are submitted")
 
 
 class CertificatePlan(Section):
@@ -92,6 +93,7 @@ class FederationPlan(Section):
     coordinator: CoordinatorPlan
     certificates: CertificatePlan = CertificatePlan()
     charter: Path | None = Field(None, description="the federation's agreement; goes into every kit and policy")
+    he: bool = Field(False, description="make the keys of encrypted sums and give them to the sites; needs tenseal")
     sites: dict[Name, SitePlan] = Field(min_length=1, description="[sites.NAME] each")
 
 
@@ -100,7 +102,6 @@ class ServerAddress(Section):
 
     host: Host
     fleet_port: Port
-    control_port: Port
 
 
 class SiteModel(Section):
@@ -149,6 +150,7 @@ class CoordinatorKit(Section):
     address: ServerAddress
     listen: Host = Field("0.0.0.0", description="address that the server binds to")
     folder: Path = Field(Path("state"), description="server state, logs and run folders; mode 0700")
+    he: bool = Field(False, description="the sites have keys for encrypted sums")
 
 
 class Member(Section):

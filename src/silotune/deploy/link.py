@@ -45,7 +45,7 @@ from flwr.superlink.grid import HttpGrid
 
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.errors import FederationError
-from silotune.transports.flower import OWN_ERROR, unpack
+from silotune.transports.flower import MOST, OWN_ERROR, unpack
 
 _BASE = "http://superlink"
 _SECONDS = 30.0
@@ -54,7 +54,7 @@ _GOODBYE_SECONDS = 5.0
 RETRY_SECONDS = 300.0
 """A SuperLink that was killed is back in seconds; a call is made again for so long, and then given up."""
 SPARE_BYTES, SPARE_PARTS = 16 << 20, 8
-"""What a reply may have beyond twice the bytes of its request, and its parts beside those of its array."""
+"""What a reply may have beyond the bound of its request, and its parts beside those of its array."""
 
 
 def _through(client: Any, socket: Path) -> Any:
@@ -166,7 +166,7 @@ class _LocalGrid(HttpGrid):
         super().__init__(insecure=True, token=token)
         self._socket, self._own_token = socket, token
         self._coming: dict[str, _Coming] = {}
-        self._sent_bytes: dict[str, int] = {}
+        self._most_bytes: dict[str, int] = {}
 
     def _connect(self) -> None:
         self._client = _runtime(self._socket, self._own_token)
@@ -177,12 +177,13 @@ class _LocalGrid(HttpGrid):
             return super().get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Sends messages; remembers their sizes, which bound those of the replies."""
+        """Sends messages; remembers the bounds of their replies: twice their own size, or what they ask for."""
         given = list(messages)
-        sizes = [len(unpack(message.content)[1]) for message in given]
+        opened = [unpack(message.content) for message in given]
+        sizes = [max(2 * len(data), int(envelope.get(MOST, 0))) for envelope, data in opened]
         with _asked(limit_seconds=RETRY_SECONDS):
             numbers = list(super().push_messages(given))
-        self._sent_bytes.update(zip(numbers, sizes, strict=False))
+        self._most_bytes.update(zip(numbers, sizes, strict=False))
         return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -205,8 +206,8 @@ class _LocalGrid(HttpGrid):
         return refused + [self._made(self._coming.pop(number)) for number in whole]
 
     def _is_too_large(self, number: str, reply: _Coming) -> bool:
-        """Whether a reply has more parts than one as long as its request can have; none of them is fetched then."""
-        most = 2 * self._sent_bytes.get(number, 0) + SPARE_BYTES
+        """Whether a reply has more parts than its request's bound allows; none of them is fetched then."""
+        most = self._most_bytes.get(number, 0) + SPARE_BYTES
         return sum(1 for _ in iterate_object_tree(reply.tree)) > most / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
 
     def _refusal(self, number: str) -> Message:

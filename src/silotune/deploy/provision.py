@@ -1,7 +1,8 @@
 """Provisions a federation: an authority, one kit per site and one for the coordinator; later adds, revokes, rotates.
 
 The folder holds ``federation.toml``, ``members.json``, ``authority/`` (whose keys sign everything: keep it offline) and
-``kits/``. Private keys of a site or of the coordinator are written into their own kit and nowhere else.
+``kits/``. Private keys of a site or of the coordinator are written into their own kit and nowhere else. Keys of
+encrypted sums, where they are asked for, are the sites' together, and stay in ``authority/`` for sites that are added.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from silotune.deploy.kit_texts import coordinator_readme, coordinator_toml, poli
 from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers, SitePlan
 from silotune.deploy.units import service_files
 from silotune.errors import KitError
+from silotune.privacy.encryption import new_key as new_he_key
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, write_bytes, write_json
 from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, write_secret
@@ -70,7 +72,10 @@ def provision(plan_file: Path, out: Path, *, requests: Iterable[Path] = ()) -> l
     if strangers:
         raise KitError(f"a request is of {strangers[0]!r}, which is no site of the plan: {', '.join(plan.sites)}")
     charter = _charter_of(plan, plan_file)
+    secrets = {file: new_he_key(scheme) for scheme, file in kits.HE_KEYS.items()} if plan.he else {}
     office = _found(plan, plan_file, out)
+    for file, content in secrets.items():
+        write_secret(out / _AUTHORITY / file, content)
     if charter is not None:
         write_bytes(out / kits.CHARTER, charter)
     coordinator = new_key()
@@ -285,7 +290,16 @@ def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes)
         "README.md": site_readme(office.plan, name, holds_keys=bool(site.secrets)).encode(),
     }
     units = service_files("site", f"{office.plan.name}-{name}")
-    return _pack(office, name, {**files, **units, **site.secrets, **shared})
+    return _pack(office, name, {**files, **units, **site.secrets, **_shared_secrets(office), **shared})
+
+
+def _shared_secrets(office: _Office) -> dict[str, bytes]:
+    """The keys of encrypted sums, which all sites have and the coordinator has not."""
+    found = {}
+    for file in kits.HE_KEYS.values() if office.plan.he else ():
+        with explained(office.folder / _AUTHORITY / file):
+            found[file] = (office.folder / _AUTHORITY / file).read_bytes()
+    return found
 
 
 def _pack(office: _Office, name: str, files: Mapping[str, bytes]) -> MadeKit:

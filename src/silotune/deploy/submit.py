@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from silotune.combinations import is_linked
 from silotune.config import Config
+from silotune.deploy.charter import read_charter
 from silotune.deploy.jobs import ENDED, Jobs
-from silotune.deploy.kits import SIGNING_KEY, Kit
-from silotune.deploy.places import coordinator_folder
+from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
+from silotune.deploy.places import coordinator_folder, coordinator_settings
 from silotune.deploy.processes import holder
-from silotune.errors import ConfigError, FederationError
-from silotune.faults import is_lora_aware
+from silotune.errors import ConfigError, FederationError, unknown_choice
+from silotune.reach import limits
 from silotune.record.files import explained
 from silotune.record.runs import RunFolder
 
@@ -28,32 +29,13 @@ def submit_run(kit: Kit, config: Config) -> str:
     """Queues a run of the federated mode; gives its name.
 
     Raises:
-        ConfigError: It needs examples that are at the sites, or more sites than there are.
+        ConfigError: It asks for what sites that are elsewhere cannot do, or for more of them than there are.
     """
-    sites = kit.members().active()
-    faults = []
-    if "federated" not in config.federation.modes:
-        faults.append("federation.modes must name 'federated' to be submitted: sites' examples are not pooled")
-    wanted = config.federation.clients_per_round
-    if wanted is not None and wanted > len(sites):
-        faults.append(f"federation.clients_per_round = {wanted}, but the federation has {len(sites)} sites")
-    if config.federation.attack.kind != "none":
-        faults.append("federation.attack is simulated in one process: leave it out of a run with real sites")
-    if config.data.task == "mixture" or config.adapter.start is not None:
-        faults.append(
-            "data.task = 'mixture' and adapter.start are not carried over a deployment yet: use 'silotune run'"
-        )
-    if is_lora_aware(config.federation):
-        faults.append("federation.lora, ranks by client and personalization are not carried over a deployment yet")
-    if config.privacy.protection != "none":
-        faults.append("privacy.protection is not carried over a deployment yet: leave it out, or use 'silotune run'")
-    if config.privacy.dp in ("example", "local"):
-        faults.append(f"privacy.dp = {config.privacy.dp!r} keeps no ledger at sites of a deployment yet: use 'client'")
-    if is_linked(config.federation):
-        faults.append(
-            "federation.upload, federation.download and federation.clock are not carried over a deployment yet: "
-            "leave them out, or use 'silotune run'"
-        )
+    faults = [
+        *limits("sites", config),
+        *_site_faults(config, sorted(kit.members().active())),
+        *_kit_faults(kit, config),
+    ]
     if faults:
         raise ConfigError("the run cannot be submitted", faults)
     federation = config.federation.model_copy(update={"modes": ("federated",)})
@@ -73,13 +55,47 @@ def _absolute(config: Config) -> Config:
     scored = {name: getattr(config.evaluation, name) for name in ("gold", "selection")}
     files = {name: str(Path(text).absolute()) for name, text in scored.items() if Path(text).suffix}
     model = {"name": str(Path(config.model.name).absolute())} if Path(config.model.name).is_dir() else {}
+    start = {} if config.adapter.start is None else {"start": str(Path(config.adapter.start).absolute())}
     return config.model_copy(
         update={
+            "adapter": config.adapter.model_copy(update=start),
             "data": config.data.model_copy(update=data),
             "evaluation": config.evaluation.model_copy(update=files),
             "model": config.model.model_copy(update=model),
         }
     )
+
+
+def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
+    """What does not fit the sites that there are."""
+    federation, faults = config.federation, []
+    wanted = federation.clients_per_round
+    if wanted is not None and wanted > len(sites):
+        faults.append(f"federation.clients_per_round = {wanted}, but the federation has {len(sites)} sites")
+    for table in ("ranks", "memory_mb"):
+        strange = sorted(set(getattr(federation, table)) - set(sites))
+        faults += [f"federation.{table}: {unknown_choice('site', name, sites)}" for name in strange]
+    least, most = config.privacy.least_clients, min(wanted or len(sites), len(sites))
+    if config.privacy.protection != "none" and least > most:
+        faults.append(
+            f"privacy.protection opens no sum of fewer than privacy.least_clients = {least}: a round has {most} sites"
+        )
+    return faults
+
+
+def _kit_faults(kit: Kit, config: Config) -> list[str]:
+    """What the federation was not provisioned for, or is over."""
+    faults = []
+    if config.privacy.protection == "he" and not coordinator_settings(kit).he:
+        faults.append(
+            "privacy.protection = 'he' needs keys at the sites: provision the federation with he = true, or use "
+            "'secure_sum'"
+        )
+    if kit.path(CHARTER).is_file():
+        until = read_charter(kit.path(CHARTER))[0].until
+        if datetime.now(UTC).date() > until:
+            faults.append(f"the charter's last day was {until}: sites refuse runs that name it")
+    return faults
 
 
 def follow_run(jobs: Jobs, name: str, *, stays: bool = True) -> Iterator[tuple[str, Mapping[str, Any]]]:

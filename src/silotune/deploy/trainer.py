@@ -8,16 +8,11 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from silotune.deploy.kits import POLICY, SIGNING_KEY, Kit, read_kit
+from silotune.deploy.equipment import equip, guard_of
+from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.experiment.site import Holdings, SiteDesk
-from silotune.federation.client import Site
-from silotune.federation.guard import Guard
-from silotune.models.fingerprint import fingerprint
-from silotune.models.load import nano_folder
-from silotune.record.audit import FILE, Trail
-from silotune.record.signatures import read_key
 from silotune.transports.frames import listen
 from silotune.transports.trainer_host import TrainerHost
 
@@ -38,26 +33,13 @@ def holdings_of(kit: Kit) -> Holdings:
     )
 
 
-def guard_of(kit: Kit, holdings: Holdings) -> Guard:
-    """What the site puts around every request: its policy, its key, its own audit trail.
-
-    Raises:
-        SignatureError: The kit's signing key cannot be used.
-    """
-    key = read_key(kit.path(SIGNING_KEY))
-    trail = Trail(site_folder(kit) / FILE, key, actor=holdings.name)
-    own = fingerprint(nano_folder() if holdings.model == "nano" else Path(str(holdings.model)))
-    coordinators = kit.members().coordinator
-    return Guard(kit.path(POLICY), key, trail, coordinators, task=holdings.task or None, base_sha256=own)
-
-
 def main() -> None:
     """Serves until told to stop; the heavy imports are done before the first request."""
     follow_parent()
     log_to_stdout()
     kit = read_kit(Path(sys.argv[1]))
     holdings = holdings_of(kit)
-    desk = SiteDesk(holdings, partial(Site, guard=guard_of(kit, holdings)))
+    desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)))
     host = TrainerHost(desk, site_folder(kit) / "rounds", idle_seconds=site_settings(kit).trainer.idle_seconds)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from silotune.federation.budget import Budget
 from silotune.federation.central import LEDGER
 from silotune.federation.client import Site
 from silotune.federation.clock import paces
-from silotune.federation.messages import encode
 from silotune.federation.protections import members
 from silotune.federation.transport import Transport
 from silotune.link_settings import CompressionSection, DownloadSection
@@ -29,7 +29,7 @@ from silotune.record.runs import RunFolder
 from silotune.sections import AttackSection, BudgetSection, FederationSection
 from silotune.transports.clocked import Clocked
 from silotune.transports.frames import Frame, work_frame
-from silotune.transports.in_process import InProcess, decode_expected, workers_for
+from silotune.transports.in_process import InProcess, decode_expected, encode_linked, workers_for
 from silotune.transports.trainer_host import TrainerHost
 
 Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Transport]]
@@ -102,25 +102,35 @@ def ray(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iter
     from silotune.transports.flower import Errand, FlowerTransport, by_number, simulated_grid
 
     config, names = prepared.config, tuple(part.clients)
-    work = functools.partial(actor_work, str((folder.path / "states").absolute()))
+    ledger = _budget(config, part, folder).folder or folder.path
+    work = functools.partial(actor_work, str((folder.path / "states").absolute()), str(ledger.absolute()))
     settings = config.federation
     with simulated_grid(work, clients=len(names), cpus=settings.ray_cpus, gpus=settings.ray_gpus) as grid:
-        errand = Errand("run", setup_of(config, is_simulated=True))
-        yield FlowerTransport(grid, names, errand, encode=encode, decode=decode_expected, name=by_number(names))
+        yield FlowerTransport(
+            grid,
+            names,
+            Errand("run", setup_of(config, is_simulated=True)),
+            encode=functools.partial(encode_linked, links=settings),
+            decode=functools.partial(decode_expected, upload=settings.upload),
+            name=by_number(names),
+        )
 
 
 ENGINES: Mapping[str, Engine] = {"in_process": in_process, "ray": ray}
 """``federation.engine`` -> how the clients of a part are reached."""
 
 
-def actor_work(states: str, envelope: Mapping[str, str], setup: Mapping[str, Any], message: bytes) -> Frame:
+def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:
     """What an actor does with a request: the same as a site's trainer, for whichever client the request names."""
-    return _host(states, envelope.get("client", "")).answer(work_frame(envelope.get("job", ""), setup, message))
+    return _host(states, ledger, envelope.get("client", "")).answer(work_frame(envelope.get("job", ""), setup, data))
 
 
 @functools.cache  # Ray unpickles the ClientApp for every message: what is to stay can only stay with the process
-def _host(states: str, client: str) -> TrainerHost:
-    desk = SiteDesk(Holdings(client, is_simulated=True), resident=_resident())
+def _host(states: str, ledger: str, client: str) -> TrainerHost:
+    budget = Budget(Path(ledger))
+    desk = SiteDesk(
+        Holdings(client, is_simulated=True), lambda site, config: replace(site, budget=budget), resident=_resident()
+    )
     return TrainerHost(desk, Path(states) / client)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, load_scored, read_examples
-from silotune.data.mixture import load_examples
+from silotune.data.load import Dataset, read_examples
+from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.data.rows import SPLITS, Task
 from silotune.data.text import EMBEDDED, documents
@@ -181,7 +181,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    read = load_examples if sites is None else load_scored
+    read = load_examples if sites is None else load_scored_examples
     dataset = read(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset) if sites is None else {name: () for name in sites}

@@ -54,10 +54,13 @@ class Plan:
 def plan_of(config: Config, sizes: Mapping[str, int]) -> Plan | None:
     """The plan for clients with so many examples; None without differential privacy.
 
+    None also for noise on single examples at sites whose numbers of examples are not known here: what it costs is for
+    each site's own ledger to say.
+
     Raises:
         ConfigError: No noise keeps ``privacy.epsilon``.
     """
-    if config.privacy.dp == "none":
+    if config.privacy.dp == "none" or (config.privacy.dp == "example" and not any(sizes.values())):
         return None
     rounds = config.federation.rounds
     releases = RELEASES[config.privacy.dp](config, sizes)
@@ -153,9 +156,14 @@ def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str
     if privacy.protection != "none":
         added = "" if privacy.dp == "none" else "; noise was added at the institutions"
         sees = f"in a round {guarantee(privacy)}{added}"
-    if plan is None:
+    if privacy.dp == "none":
         return sees, protected, trusted
-    figures = {"epsilon": f"{plan.epsilon:.3g}", "delta": f"{plan.privacy.delta:g}", "rounds": plan.rounds}
+    unplanned = "what its institution's ledger says" if privacy.epsilon is None else f"{privacy.epsilon:.3g} at most"
+    figures = {
+        "epsilon": unplanned if plan is None else f"{plan.epsilon:.3g}",
+        "delta": f"{privacy.delta:g}",
+        "rounds": "all" if plan is None else plan.rounds,
+    }
     return sees, protected.format(**figures, colluding=privacy.colluding), trusted
 
 
@@ -220,7 +228,10 @@ def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> dic
     """What the run folder says of privacy, written once: a resumed run goes on under the same identity."""
     if not folder.has(FILE):
         plan = plan_of(config, sizes)
-        made = {"run": uuid.uuid4().hex, "statement": list(statement(config.privacy, plan))}
+        made = {
+            "run": uuid.uuid4().hex,
+            "statement": list(statement(config.privacy, plan)),
+        }
         folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})
     said: dict[str, Any] = folder.read_json(FILE)
     return said

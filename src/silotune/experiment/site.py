@@ -10,19 +10,20 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from silotune.config import Config, validated
-from silotune.data.load import load, read_examples
+from silotune.data.load import read_examples
+from silotune.data.mixture import load_examples, tasks_of
 from silotune.data.rows import Task
 from silotune.data.tasks import resolve
-from silotune.errors import ConfigError, DataError, ModelError
+from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, spread
+from silotune.experiment.layouts import expected_of
 from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
 from silotune.federation.client import Site
-from silotune.federation.messages import layout_of
-from silotune.methods.algorithms import method
+from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
-from silotune.sections import ModelSection, PartitionSection, RecordSection
+from silotune.sections import EvaluationSection, ModelSection, PartitionSection, RecordSection
 from silotune.settings import Section
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
@@ -64,15 +65,24 @@ class Holdings:
 
 
 def setup_of(config: Config, *, is_simulated: bool = False) -> dict[str, Any]:
-    """The setup that a coordinator sends with a run, as plain JSON; a simulation's names its data."""
+    """The setup that a coordinator sends with a run, as plain JSON; a simulation's names its data.
+
+    Left out are paths of the coordinator's, and what is its own business: scoring, its clock, and the adapter that
+    training begins from, whose tensors travel in the first round.
+    """
     if is_simulated:
         return Setup(config=config).model_dump(mode="json")
     nowhere: dict[str, Any] = {"root": None, "train": None, "validation": None, "test": None}
     if config.data.partition.scheme == "file":
         nowhere["partition"] = PartitionSection()
-    data = config.data.model_copy(update=nowhere)
     sent = config.model_copy(
-        update={"data": data, "record": RecordSection(checkpoint_every=config.record.checkpoint_every)}
+        update={
+            "data": config.data.model_copy(update=nowhere),
+            "adapter": config.adapter.model_copy(update={"start": None}),
+            "federation": config.federation.model_copy(update={"clock": None}),
+            "evaluation": EvaluationSection(),
+            "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
+        }
     )
     try:
         base = fingerprint(folder_of(config.model))
@@ -91,24 +101,25 @@ class Resident:
     loads: int = 0
 
 
+Equip = Callable[[Site, Config], Site]
+"""What a site adds to a run that it opens: its policy, its keys, its ledger."""
+
+
+def _as_it_is(site: Site, config: Config) -> Site:
+    return site
+
+
 class SiteDesk:
     """Opens runs at one site; the base model stays in memory between them.
 
     Args:
         holdings: What the site has.
+        equip: Gives the site of a run what is its own.
         resident: The base model; several sites of one process may share it.
-        make_site: Makes the site of its name, examples and model; what a deployed site adds (its policy, its keys)
-            comes in here.
     """
 
-    def __init__(
-        self,
-        holdings: Holdings,
-        make_site: Callable[[str, Sequence[Any], Adapted], Site] = Site,
-        *,
-        resident: Resident | None = None,
-    ) -> None:
-        self._holdings, self._make_site = holdings, make_site
+    def __init__(self, holdings: Holdings, equip: Equip = _as_it_is, *, resident: Resident | None = None) -> None:
+        self._holdings, self._equip = holdings, equip
         self._resident = resident or Resident()
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
@@ -122,15 +133,16 @@ class SiteDesk:
         asked = validated(Setup, dict(setup), source="a run's setup")
         config = self._own(asked.config)
         task = resolve(config.data)
-        check_objective(config, task)
-        examples = self._examples(config, task)
+        tasks, examples = self._examples(config, task)
+        for each in tasks:
+            check_objective(config, each)
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        site = self._make_site(self._holdings.name, own, adapted)
-        sent = method(config.federation).sent(initial, {})
-        expected = {"train": layout_of(sent), "evaluate": layout_of(initial)}
-        return Opened(site, expected, keep=config.record.checkpoint_every + 1)
+        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial), config)
+        expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
+        keep = config.record.checkpoint_every + 1
+        return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)
 
     def rest(self) -> None:
         """Keeps the base and its adapter: nothing else is held."""
@@ -146,19 +158,32 @@ class SiteDesk:
         changes = {key: value for key, value in own.items() if value is not None}
         return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
-    def _examples(self, config: Config, task: Task) -> Sequence[Example]:
-        own = self._holdings
-        if own.task and own.task != task.name:
+    def _rank(self, config: Config, initial: Tensors) -> int | None:
+        """This site's own rank, where the run gives it one."""
+        name, federation = self._holdings.name, config.federation
+        ranks = {name: federation.ranks[name]} if name in federation.ranks else {}
+        memory = {name: federation.memory_mb[name]} if name in federation.memory_mb else {}
+        found = client_ranks(initial, ranks, memory_mb=memory, most_values={}, optimizer=config.training.optimizer)
+        return found.get(name)
+
+    def _examples(self, config: Config, task: Task) -> tuple[Sequence[Task], Sequence[Example]]:
+        """The tasks that this site has examples of in the run, and the examples."""
+        own, tasks = self._holdings, tasks_of(config.data)
+        if own.task and own.task not in tasks:
             raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
         if own.train is not None:
-            return read_examples(own.train, task)
-        if not task.embedded and not own.is_simulated:
-            raise DataError(f"task {task.name!r} is not generated: set data.train in site.toml to this site's file")
-        dataset = load(config.data, seed=config.seed)
+            if not own.task and len(tasks) > 1:
+                raise DataError(f"set data.task in site.toml: the run mixes {', '.join(tasks)}")
+            chosen = tasks[own.task] if own.task else task
+            return [chosen], read_examples(own.train, chosen)
+        strange = [name for name, each in tasks.items() if not each.embedded]
+        if strange and not own.is_simulated:
+            raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")
+        dataset = load_examples(config.data, seed=config.seed)
         shares = client_shares(config, dataset)
         if own.name not in shares:
-            raise DataError(f"site {own.name!r} has no share of {task.name!r}; shares: {', '.join(shares)}")
-        return [dataset.splits["train"][index] for index in shares[own.name]]
+            raise DataError(f"{unknown_choice('site', own.name, shares)}: it has no share of {task.name!r}")
+        return dataset.tasks or (task,), [dataset.splits["train"][index] for index in shares[own.name]]
 
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
@@ -167,7 +192,8 @@ class SiteDesk:
 
             torch.set_num_threads(self._holdings.threads or config.training.threads or 1)
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
-        needs = (config.model, config.adapter, head, base)
+        drawn = () if config.federation.lora == "factors" else (config.federation.lora, config.seed)
+        needs = (config.model, config.adapter, head, drawn, base)
         held = self._resident
         if held.adapted is None or held.needs != needs:
             held.adapted = None  # before another is read: there may be no room for two
@@ -189,14 +215,3 @@ def check_base(section: ModelSection, wanted: str, pinned: str | None) -> None:
     for other, whose in ((wanted, "the coordinator's"), (pinned, "the one in site.toml")):
         if other and other != own:
             raise ModelError(f"base model {section.name!r} has fingerprint {own[:16]}..., {whose} has {other[:16]}...")
-
-
-def only_federated(config: Config) -> Config:
-    """The configuration without the modes that need other institutions' examples in one place.
-
-    Raises:
-        ConfigError: ``federated`` is not among its modes.
-    """
-    if "federated" not in config.federation.modes:
-        raise ConfigError("federation.modes must name 'federated' to be submitted: sites' examples are not pooled")
-    return config.model_copy(update={"federation": config.federation.model_copy(update={"modes": ("federated",)})})

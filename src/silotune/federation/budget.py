@@ -17,7 +17,7 @@ from typing import Any
 
 from silotune.errors import PrivacyError
 from silotune.privacy.accountant import Spend, noise_for
-from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
+from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
 from silotune.record.files import append_line, explained, read_lines, to_line
 from silotune.sections import PrivacySection, TrainingSection
 from silotune.structs import SiteState
@@ -31,15 +31,13 @@ LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Where a site keeps its ledger, and the most its owner allows over all runs.
+    """Where a site keeps its ledger; the most that its owner allows over all runs stands in the site's policy.
 
     Attributes:
         folder: Of the ledgers, one file a site; None where what a checkpoint keeps is all there is.
-        max_epsilon: Over all entries of the file; None for no bound beside the run's own.
     """
 
     folder: Path | None = None
-    max_epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +83,17 @@ def open_round(
     Args:
         name: The site's.
         state: What it keeps; its entries are counted, too.
-        budget: Its ledger and its owner's cap.
+        budget: Its ledger.
         privacy: The run's ``[privacy]`` section.
         run: The run's identity.
         round_number: The round.
         release: Gives what the round releases from the noise multiplier that the state keeps, if any.
 
     Raises:
-        BudgetError: The round would pass the run's epsilon or the owner's; nothing is written, nothing is to be
-            trained.
+        BudgetError: The round would pass the run's epsilon; nothing is written, nothing is to be trained.
         PrivacyError: The ledger is damaged, or the site's name cannot name one.
     """
-    planned = release(state.data.get(_NOISE))
+    planned = release(kept_noise(state))
     with _ledger(budget.folder, name) as (rows, append):
         known = union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
         new = entry(run, round_number, planned)
@@ -106,8 +103,6 @@ def open_round(
             cost = check(own, privacy.delta, Cap(privacy.epsilon, "privacy.epsilon"), **counted)
         else:
             cost = spent(own, privacy.delta, **counted)
-        if budget.max_epsilon is not None:
-            check([*known, new], privacy.delta, Cap(budget.max_epsilon, "the site's largest epsilon"), **counted)
         append(as_row(new))
     kept = {**state.data, _ENTRIES: [as_row(item) for item in own], _NOISE: planned.noise_multiplier}
     return Opened(planned, cost, replace(state, data=kept))
@@ -125,6 +120,31 @@ def settle_round(name: str, state: SiteState, budget: Budget, *, round_number: i
     with _ledger(budget.folder, name) as (_, append):
         append(settled)
     return replace(state, data={**state.data, _ENTRIES: [*state.data[_ENTRIES][:-1], settled]})
+
+
+def cost_of(name: str, state: SiteState, budget: Budget, new: Entry, **counted: Any) -> tuple[float, float]:
+    """Epsilon of the entry's run and of all runs of a site, the entry counted in; nothing is written.
+
+    Args:
+        name: The site's.
+        state: What it keeps.
+        budget: Its ledger.
+        new: The release that is asked for.
+        counted: ``delta`` and ``accountant``.
+
+    Raises:
+        PrivacyError: The ledger is damaged.
+    """
+    with _ledger(budget.folder, name) as (rows, _):
+        known = union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
+    every = [*known, new]
+    total = spent(every, **counted)
+    return (total if all(item.run == new.run for item in known) else spent(every, run=new.run, **counted)), total
+
+
+def kept_noise(state: SiteState) -> float | None:
+    """The noise multiplier that the run's first round settled on; None before it."""
+    return state.data.get(_NOISE)
 
 
 def has_spent(state: SiteState) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from silotune.errors import BudgetError, ConfigError
 from silotune.federation.noised_sum import spend_of
+from silotune.federation.policy import EPSILON_RULES
 from silotune.federation.secure import RELEASE
 from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
@@ -189,11 +190,12 @@ def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def refuse_overspending(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> None:
-    """Tells a round that nobody's budget allows from one that failed.
+    """Tells a round that nobody's budget allows, the run's or its owner's, from one that failed.
 
     Raises:
         BudgetError: Every client refused because of its budget.
     """
-    if failures and not rows and all(failure.stage == BUDGET for failure in failures):
+    spent = [failure.stage == BUDGET or failure.rule in EPSILON_RULES for failure in failures]
+    if spent and not rows and all(spent):
         first = failures[0]
         raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")

@@ -14,13 +14,13 @@ from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.messages import Layout, read_body
 from silotune.federation.opened import remember, remembered
-from silotune.federation.secure_site import Protection, Seat, protection_of
+from silotune.federation.secure_site import Protection, Seat, SumOrder, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Scale, quantise, signed
 from silotune.sections import HeScheme
 from silotune.seeds import derive
-from silotune.settings import Fraction, Positive, Section
+from silotune.settings import Fraction, Positive
 from silotune.structs import Reply, Request, Tensors
 
 CELLS, FIGURES_NAME, PLAIN, SUM = "cells", "figures", "plain", "sum"
@@ -35,11 +35,11 @@ class EncryptedSeat(Seat, Protocol):
     examples: Sequence[Any]
 
 
-class WeightOrder(Section):
+class WeightOrder(SumOrder):
     """``he.weight`` has no settings."""
 
 
-class EncryptOrder(Section):
+class EncryptOrder(SumOrder):
     """``he.input``: how to encrypt; all examples; values of an update, and the encrypted ones of them; the training."""
 
     scheme: HeScheme
@@ -61,7 +61,7 @@ class EncryptOrder(Section):
         return Scale(self.packed().levels(self.clients), self.bound, self.num_examples)
 
 
-class OpenOrder(Section):
+class OpenOrder(SumOrder):
     """``he.open``: what the ciphertexts hold."""
 
     scheme: HeScheme
@@ -82,6 +82,9 @@ def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
 def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Request], Reply]) -> Reply:
     """``he.input``: trains, then sends the update and its figures encrypted."""
     order = read_body(EncryptOrder, request)
+    agreed = order.train.get("privacy", {}).get("he_fraction")
+    if order.fraction != agreed:
+        raise ProtectionError(f"{order.fraction:g} of the values are to be encrypted, the run's settings say {agreed}")
     protection = protection_of(site)
     key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
     scale = order.scale()
@@ -172,6 +175,16 @@ def open_layout(request: Request) -> Layout:
     order = read_body(OpenOrder, request)
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
     return {**figures, SUM: (_SUM_TYPES[order.scheme][1], (order.size,))} if order.size else figures
+
+
+def sum_layout(request: Request) -> Layout:
+    """Of the ciphertexts in an ``he.open`` request itself."""
+    order = read_body(OpenOrder, request)
+    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
+    if not order.size:
+        return figures
+    cells = Packing(order.scheme, order.packing).cells(order.size)
+    return {**figures, CELLS: ("U8", (cells, PARAMETERS[order.scheme].cell_bytes))}
 
 
 NUM_FIGURES = 1 + len(FIGURES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from pydantic import ValidationError
 
 from silotune.errors import AuditError, BudgetError, PolicyError, ProtectionError
 from silotune.federation import policy as rules
-from silotune.federation.jobs import JOB, SignedJob
+from silotune.federation.jobs import JOB, WITHIN, SignedJob
 from silotune.federation.policy import Asked, Policy
 from silotune.federation.signing import request_digest, signed
 from silotune.record.audit import LONGEST_NAME, OF_RUN, Head, Trail
-from silotune.record.canonical import canonical
+from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey
 from silotune.structs import Reply, Request
 from silotune.tensors import count, digest, num_bytes
 
+FIGURES_OF = ("train", "personalize", "evaluate")
+"""Kinds whose replies hold figures; other bodies are keys, shares and signatures."""
 NOT_FIGURES = (
     "num_examples", "steps", "tokens", "seconds", "core_seconds", "joules", "energy_source", "scoring",
 )  # fmt: skip
@@ -48,8 +50,10 @@ class Guard:
         coordinators: Public keys of the coordinator; the head that comes with a request must be signed by one.
         task: What the site's examples are for.
         base_sha256: Fingerprint of the base model that the site holds.
-        epsilons: Privacy loss at this site once a request is served: of the run, and of all runs. None where no
-            ledger is kept: then rules about epsilon refuse.
+        adapter_values: Values of the adapter that the site has made for the run; None: those of the request's tensors.
+        epsilons: (request, delta) -> privacy loss at this site once the request is served: of the run, and of all
+            runs. None where no ledger is kept, or where it gives none: then rules about epsilon refuse.
+        charter: Hash and last day of the charter that the site holds; None where it holds none.
         clock: The time now.
     """
 
@@ -59,7 +63,9 @@ class Guard:
     coordinators: tuple[str, ...] = ()
     task: str | None = None
     base_sha256: str | None = None
-    epsilons: Callable[[Request], tuple[float, float]] | None = None
+    adapter_values: int | None = None
+    epsilons: Callable[[Request, float], tuple[float, float] | None] | None = None
+    charter: Callable[[], tuple[str, date] | None] = lambda: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
@@ -76,11 +82,12 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     try:
         allowed = rules.read_policy(guard.policy)
         _check_head(request, guard)
-        asked = asked_of(request, guard)
+        asked = asked_of(request, guard, delta=allowed.delta)
         rules.check(allowed, asked)
         reply = _released(work(request), allowed)
         reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
-        fields = {**place, "tensors": reply.digest, "body": reply.body, "signature": reply.signature}
+        body = reply.body if reply.kind in FIGURES_OF else sha256(reply.body)  # no opened share stays in a file
+        fields = {**place, "tensors": reply.digest, "body": body, "signature": reply.signature}
         guard.trail.add("reply", fields)
         if asked.epsilon_run is not None:
             spent = {"epsilon_run": asked.epsilon_run, "epsilon_total": asked.epsilon_total}
@@ -100,24 +107,36 @@ def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) ->
     return reply
 
 
-def asked_of(request: Request, guard: Guard) -> Asked:
-    """What a request asks, in the policy's terms."""
-    now = guard.clock()
-    within = request.body.get("train")  # in a protected sum the order to train is a part of the body
+def asked_of(request: Request, guard: Guard, *, delta: float) -> Asked:
+    """What a request asks, in the policy's terms; epsilon is counted at this ``delta``."""
+    within = request.body.get(WITHIN)
     order = within if isinstance(within, Mapping) else request.body
+    values = guard.adapter_values if guard.adapter_values is not None else count(request.tensors)
     asked = Asked(
         kind=request.kind,
-        now=now,
+        now=guard.clock(),
         task=guard.task,
         objective=_text_at(order, "training", "objective"),
         base_sha256=guard.base_sha256,
-        adapter_values=count(request.tensors) if request.tensors else None,
+        adapter_values=values if request.tensors else None,
         cohort=_cohort(request),
+        is_open=request.body.get("fraction", 1) != 1,
     )
-    if guard.epsilons is not None:
-        run, total = guard.epsilons(request)
-        asked = replace(asked, epsilon_run=run, epsilon_total=total)
-    return _with_job(asked, request) if request.body.get(JOB) is not None else asked
+    spent = guard.epsilons(request, delta) if guard.epsilons is not None else None
+    if spent is not None:
+        asked = replace(asked, epsilon_run=spent[0], epsilon_total=spent[1])
+    if request.body.get(JOB) is not None:
+        asked = _with_job(asked, request, guard)
+    return _with_terms(asked, request.body.get("terms"))
+
+
+def _with_terms(asked: Asked, terms: object) -> Asked:
+    """The same, with what a sum that begins is said to be over."""
+    if not isinstance(terms, Mapping) or not isinstance(terms.get("cohort"), (list, tuple)):
+        return asked
+    named, cohort, threshold = asked.participants, len(set(map(str, terms["cohort"]))), terms.get("threshold")
+    found = float(threshold) if isinstance(threshold, (int, float)) else 0.0
+    return replace(asked, participants=cohort if named is None else min(named, cohort), threshold=found)
 
 
 def _cohort(request: Request) -> int | None:
@@ -138,7 +157,7 @@ def _run_of(request: Request) -> dict[str, str]:
     return {name: value for name, value in said.items() if isinstance(value, str) and len(value) <= LONGEST_NAME}
 
 
-def _with_job(asked: Asked, request: Request) -> Asked:
+def _with_job(asked: Asked, request: Request, guard: Guard) -> Asked:
     try:
         carried = SignedJob.model_validate(request.body[JOB])
     except ValidationError:
@@ -146,13 +165,14 @@ def _with_job(asked: Asked, request: Request) -> Asked:
     fault = carried.fault(request.kind, request.round_number, request.body, now=asked.now)
     if fault is not None:
         return replace(asked, submitter_fault=fault)
-    job = carried.job
+    job, charter = carried.job, guard.charter()
     return replace(
         asked,
         submitter=carried.submitter,
         task=asked.task or job.task,
         participants=len(set(job.participants)),
         charter_sha256=job.charter_sha256,
+        charter_until=charter[1] if charter is not None and charter[0] == job.charter_sha256 else None,
     )
 
 
@@ -169,7 +189,7 @@ def _check_head(request: Request, guard: Guard) -> None:
 
 
 def _released(reply: Reply, allowed: Policy) -> Reply:
-    figures = tuple(name for name in reply.body if name not in NOT_FIGURES)
+    figures = tuple(name for name in reply.body if name not in NOT_FIGURES) if reply.kind in FIGURES_OF else ()
     reply = replace(reply, body=rules.released(allowed, reply.body, figures=figures))
     rules.check_upload(allowed, num_bytes(reply.tensors) + len(canonical(reply.body)))
     return reply

@@ -12,7 +12,8 @@ from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey, verify
 from silotune.settings import Positive, Section
 
-JOB = "job"
+JOB, WITHIN = "job", "train"
+"""Keys of a request's body: the signed job, and in a protected sum the order to train."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -55,7 +56,9 @@ class SignedJob(Section):
             return f"the job expired at {self.job.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         if round_number > self.job.rounds:
             return f"round {round_number} is beyond the {self.job.rounds} rounds of the job"
-        if kind in self.job.orders and self.job.orders[kind] != order_digest(body):
+        within = body.get(WITHIN)
+        signed_as, order = (WITHIN, within) if isinstance(within, Mapping) else (kind, body)
+        if signed_as in self.job.orders and self.job.orders[signed_as] != order_digest(order):
             return f"the settings of the {kind} request are not those that the submitter signed"
         return None
 

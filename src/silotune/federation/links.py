@@ -100,6 +100,11 @@ def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *,
     return add(held, opened)
 
 
+def change_layout(packed: Layout) -> Layout:
+    """Of a request that carries a change, from the layout of the packed tensors."""
+    return {f"{CHANGE}/{name}": entry for name, entry in packed.items()}
+
+
 def pack_reply(
     update: Tensors, settings: CompressionSection, state: SiteState, *, seed: int
 ) -> tuple[Tensors, Tensors]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -32,6 +32,8 @@ MAGIC_ZSTD = b"SZ01"
 MAX_HEADER_BYTES = 1 << 20
 MAX_LISTED_BYTES = 256
 """Of one tensor in a safetensors file's list, beside its name."""
+MAX_LIST_BYTES = 16 << 20
+"""Of such a list in a compressed message, which is read before the rest of it."""
 LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -59,6 +61,11 @@ class Header:
     client: str
     body: Mapping[str, Any]
     beside: str = ""
+
+
+Expected: TypeAlias = Layout | Callable[[Header, Layout], Layout]
+"""A layout, or what gives it for a message with this header whose list of tensors claims that much: never more than
+the receiver's own settings allow."""
 
 
 class TrainReport(Section):
@@ -116,6 +123,13 @@ def layout_of(tensors: Tensors) -> Layout:
     return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
+def longest(layout: Layout) -> int:
+    """Most bytes that a safetensors file with this layout takes."""
+    widths = {name: dtype.itemsize for dtype, name in SAFETENSORS_DTYPES.items()}
+    listed = sum(len(json.dumps(name)) + MAX_LISTED_BYTES for name in layout)
+    return 64 + listed + sum(widths[dtype] * math.prod(shape) for dtype, shape in layout.values())
+
+
 def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
     """A message as bytes; the same message gives the same bytes.
 
@@ -163,7 +177,7 @@ def _slack(value: Any) -> int:
     return sum(map(_slack, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def decode_request(data: bytes, expected: Layout) -> Request:
+def decode_request(data: bytes, expected: Expected) -> Request:
     """Decodes a request whose tensors must have the expected layout.
 
     Raises:
@@ -197,11 +211,15 @@ def kind_of(data: bytes) -> str:
     return _header(data)[0].kind
 
 
-def _decode(data: bytes, wanted: str, expected: Layout) -> tuple[Header, Tensors]:
+def _decode(data: bytes, wanted: str, expected: Expected) -> tuple[Header, Tensors]:
     header, start = _header(data)
     if header.type != wanted:
         raise MessageError(f"expected a {wanted}, got a {header.type}")
-    payload = data[start:] if data[:4] == MAGIC else _decompressed(data[start:], expected)
+    payload, is_plain = data[start:], data[:4] == MAGIC
+    if callable(expected):
+        expected = expected(header, _layout_in(payload if is_plain else _list_in(payload)))
+    if not is_plain:
+        payload = _decompressed(payload, expected)
     _check_layout(_layout_in(payload), expected)
     try:
         tensors = load(payload)
@@ -230,9 +248,7 @@ def _header(data: bytes) -> tuple[Header, int]:
 def _decompressed(frame: bytes, expected: Layout) -> bytes:
     """A safetensors file from its Zstandard frame, which may claim no more bytes than such a file can have."""
     zstandard = require("zstandard", extra="zstd")
-    widths = {name: dtype.itemsize for dtype, name in SAFETENSORS_DTYPES.items()}
-    listed = sum(len(json.dumps(name)) + MAX_LISTED_BYTES for name in expected)
-    limit = 64 + listed + sum(widths[dtype] * math.prod(shape) for dtype, shape in expected.values())
+    limit = longest(expected)
     try:
         claimed = zstandard.get_frame_parameters(frame)
         if claimed.content_size > limit or claimed.window_size > max(limit, 1 << 20):
@@ -240,6 +256,21 @@ def _decompressed(frame: bytes, expected: Layout) -> bytes:
                 f"a compressed message claims {claimed.content_size} bytes, at most {limit} are expected"
             )
         made: bytes = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise MessageError("the tensors of a message do not decompress") from error
+    return made
+
+
+def _list_in(frame: bytes) -> bytes:
+    """The beginning of a safetensors file, up to the end of its list of tensors, from its Zstandard frame."""
+    zstandard = require("zstandard", extra="zstd")
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
+            head = reader.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            if length > MAX_LIST_BYTES:
+                raise MessageError(f"a compressed message's list of tensors claims {length} bytes, which cannot be")
+            made: bytes = head + reader.read(length)
     except zstandard.ZstdError as error:
         raise MessageError("the tensors of a message do not decompress") from error
     return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -59,6 +59,15 @@ KINDS: Mapping[str, Kind] = {
     "he.open": _STEP,
 }
 """Kind of request -> what it does; one that is not in the table counts as doing all of it, unprotected."""
+
+
+def kind_named(name: str) -> Kind:
+    """What a request of this kind does; an unknown one does everything, unprotected."""
+    return KINDS.get(name, Kind())
+
+
+EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
+"""Rules that refuse because the owner's privacy budget is spent."""
 COUNTS = ("num_examples", "support", "confusion")
 """Names of figures that count examples, wherever they stand in a reply's body."""
 
@@ -108,8 +117,14 @@ class Policy(Section):
     least_participants: Positive | None = Field(None, description="fewest sites of a run, this one counted in")
     least_cohort: Positive | None = Field(None, description="fewest sites of a sum that an update goes into")
     secure_aggregation: bool = Field(False, description="true: no update leaves but inside a secure sum")
+    least_threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="least share of a secure sum's sites that must stay to its end"
+    )
     largest_epsilon_run: Annotated[float, Field(ge=0)] | None = Field(None, description="privacy loss of one run")
     largest_epsilon_total: Annotated[float, Field(ge=0)] | None = Field(None, description="of all runs together")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-5, description="at which these two are counted, whatever a run says: below 1 / your examples"
+    )
     largest_upload_bytes: Positive | None = Field(None, description="most bytes of one reply")
     metrics: tuple[str, ...] | None = Field(None, description="figures that may leave; others are withheld")
     smallest_count: Annotated[int, Field(ge=0)] = Field(0, description="figures that count fewer examples stay here")
@@ -132,13 +147,16 @@ class Asked:
         objective: What is to be trained with; None where nothing is trained.
         base_sha256: Fingerprint of the base model that the site holds.
         adapter_values: Values in the adapter's tensors.
-        participants: Sites that the job names.
+        participants: Sites that the job names, or fewer where a sum is to be over fewer.
         cohort: Sites of the protected sum that the request belongs to, as many as it says are left.
-        epsilon_run: Privacy loss of this run at this site once the request is served.
+        threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
+        is_open: A part of the update is to travel in the clear beside its encrypted rest.
+        epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
         epsilon_total: The same for all runs of the site.
         submitter: Public key that signed the job, and whose signature fits.
         submitter_fault: Why there is no such key.
         charter_sha256: Of the charter that the job names.
+        charter_until: Last day of that charter; None where the site does not hold it.
     """
 
     kind: str
@@ -149,16 +167,19 @@ class Asked:
     adapter_values: int | None = None
     participants: int | None = None
     cohort: int | None = None
+    threshold: float | None = None
+    is_open: bool = False
     epsilon_run: float | None = None
     epsilon_total: float | None = None
     submitter: str | None = None
     submitter_fault: str = "the request carries no signed job"
     charter_sha256: str | None = None
+    charter_until: date | None = None
 
     @property
     def does(self) -> Kind:
         """What a request of this kind does."""
-        return KINDS.get(self.kind, Kind())
+        return kind_named(self.kind)
 
 
 _Rule = Callable[[Policy, Asked], "str | None"]
@@ -196,9 +217,21 @@ def _working_hours(policy: Policy, asked: Asked) -> str | None:
 
 
 def _charter(policy: Policy, asked: Asked) -> str | None:
-    if policy.charter is None or asked.charter_sha256 == policy.charter:
+    if policy.charter is not None and asked.charter_sha256 != policy.charter:
+        return "the run names no charter" if asked.charter_sha256 is None else "the run names another charter"
+    if asked.charter_until is None:
+        return None if policy.charter is None else "the charter is not in this site's kit: its last day is not known"
+    if asked.now.astimezone(UTC).date() > asked.charter_until:
+        return f"the charter's last day was {asked.charter_until}"
+    return None
+
+
+def _secure_aggregation(policy: Policy, asked: Asked) -> str | None:
+    if not policy.secure_aggregation or not asked.does.trains:
         return None
-    return "the run names no charter" if asked.charter_sha256 is None else "the run names another charter"
+    if not asked.does.is_protected:
+        return "updates leave only inside a secure sum"
+    return "a part of the update would leave in the clear" if asked.is_open else None
 
 
 RULES: Mapping[str, _Rule] = {
@@ -228,10 +261,9 @@ RULES: Mapping[str, _Rule] = {
         if asked.does.trains or asked.cohort is not None
         else None
     ),
-    "secure_aggregation": lambda policy, asked: (
-        "updates leave only inside a secure sum"
-        if policy.secure_aggregation and asked.does.trains and not asked.does.is_protected
-        else None
+    "secure_aggregation": _secure_aggregation,
+    "least_threshold": lambda policy, asked: (
+        None if asked.threshold is None else _at_least("the sum's threshold", asked.threshold, policy.least_threshold)
     ),
     "largest_epsilon_run": lambda policy, asked: (
         _at_most("epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run) if asked.does.trains else None

@@ -16,6 +16,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError, ProtectionError
+from silotune.federation.jobs import JOB
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.noised_sum import spend_of
 from silotune.federation.secure_site import (
@@ -136,9 +137,9 @@ class Exchange:
         self, kind: str, bodies: Mapping[str, Section], report: type[_Report], *, tensors: Tensors | None = None
     ) -> Iterator[tuple[str, _Report, Reply]]:
         """Sends one request a client; yields the valid answers as they arrive, and books the rest as failures."""
-        number = self.asking.number
+        number, beside = self.asking.number, {JOB: self.asking.body[JOB]} if JOB in self.asking.body else {}
         requests = {
-            name: Request(kind, number, name, tensors or {}, body.model_dump(mode="json"))
+            name: Request(kind, number, name, tensors or {}, {**body.model_dump(mode="json", exclude={JOB}), **beside})
             for name, body in bodies.items()
         }
         waiting = set(requests)

@@ -16,6 +16,7 @@ from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
+from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, read_body
 from silotune.federation.opened import remember, remembered
 from silotune.privacy.figures import FIGURES, to_integers
@@ -59,19 +60,25 @@ class Seat(Protocol):
     protection: Protection | None
 
 
-class KeysOrder(Section):
+class SumOrder(Section):
+    """What the body of every request of a protected sum may hold: the job that its submitter signed."""
+
+    job: SignedJob | None = None
+
+
+class KeysOrder(SumOrder):
     """Phase 1: the terms."""
 
     terms: Terms
 
 
-class SharesOrder(Section):
+class SharesOrder(SumOrder):
     """Phase 2: everybody's keys."""
 
     keys: dict[str, SignedKeys]
 
 
-class InputOrder(Section):
+class InputOrder(SumOrder):
     """Phase 3: ring and size of the input, who sent shares, the neighbours' shares, and a whole ``train`` order."""
 
     bits: Literal[16, 32, 64]
@@ -81,13 +88,13 @@ class InputOrder(Section):
     train: dict[str, Any]
 
 
-class CheckOrder(Section):
+class CheckOrder(SumOrder):
     """Phase 4: whose inputs are in the sum."""
 
     survivors: tuple[str, ...]
 
 
-class UnmaskOrder(Section):
+class UnmaskOrder(SumOrder):
     """Phase 5: who has signed that list."""
 
     signatures: dict[str, Hex64]
@@ -231,6 +238,12 @@ def protection_of(site: Seat) -> Protection:
     if site.protection is None:
         raise ProtectionError(f"{site.name!r} has no keys for protected sums: its kit brings them")
     return site.protection
+
+
+def is_amid_sum(site: Seat) -> bool:
+    """Whether the site holds secrets of a sum that is not at its end: they are in its memory alone."""
+    stage = site.protection.stage if site.protection is not None else None
+    return stage is not None and not isinstance(stage, protocol.Closed)
 
 
 def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:

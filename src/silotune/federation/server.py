@@ -287,9 +287,8 @@ def _aggregated(
     except FederationError as error:
         refuse_overspending(incoming.rows, incoming.failures)
         why = "; ".join(filter(None, [str(error), _why(incoming)]))
-        raise (
-            ProtectionError(why) if isinstance(error, ProtectionError) else TooFewRepliesError(why, incoming)
-        ) from error
+        is_closed = isinstance(error, ProtectionError) and plan.below_minimum == "stop"
+        raise (ProtectionError(why) if is_closed else TooFewRepliesError(why, incoming)) from error
     if incoming.usable() < min(plan.min_replies, len(incoming.clients)):
         raise TooFewRepliesError(
             f"{incoming.usable()} usable replies of {len(incoming.clients)}, "

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from silotune.errors import ConfigError, require
@@ -100,6 +101,7 @@ def _integer_noise(spend: Spend) -> tuple[float, float, float]:
     return largest, euclidean, (spend.noise_multiplier * euclidean) ** 2
 
 
+@lru_cache(64)
 def noise_for(
     target: float, delta: float, *, sampling_rate: float = 1.0, steps: int = 1, accountant: Accountant = "pld"
 ) -> float:

@@ -119,6 +119,15 @@ def normal_public(text: str) -> str:
     return line
 
 
+def raw_public(line: str) -> bytes:
+    """The 32 bytes of a public key.
+
+    Raises:
+        SignatureError: It is no Ed25519 public key in OpenSSH's format.
+    """
+    return _public(line).public_bytes_raw()
+
+
 def _key(private: Ed25519PrivateKey) -> SigningKey:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 

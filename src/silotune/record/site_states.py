@@ -22,10 +22,22 @@ def load_before(folder: Path, round_number: int) -> SiteState:
     Raises:
         RunFolderError: The state was damaged.
     """
-    earlier = [number for number in _rounds(folder) if number < round_number]
-    if not earlier:
+    return _load(folder, [number for number in _rounds(folder) if number < round_number])
+
+
+def load_newest(folder: Path) -> SiteState:
+    """The newest state; a fresh one where there is none.
+
+    Raises:
+        RunFolderError: The state was damaged.
+    """
+    return _load(folder, _rounds(folder))
+
+
+def _load(folder: Path, rounds: list[int]) -> SiteState:
+    if not rounds:
         return SiteState()
-    found = checkpoints.load(folder / str(max(earlier)))
+    found = checkpoints.load(folder / str(max(rounds)))
     return found[1].get(_SITE, SiteState()) if found else SiteState()
 
 

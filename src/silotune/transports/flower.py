@@ -33,6 +33,8 @@ POLL_SECONDS = 0.15
 SIMULATION_SECONDS = 120.0
 LARGEST_REASON = 2000
 ENVELOPE, PAYLOAD = "silotune", "message"
+MOST = "most"
+"""In the envelope of a request: bytes that the tensors of its reply take at most."""
 _STYPE = "silotune.message"
 _TYPES: Mapping[str, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 OWN_ERROR = 900
@@ -93,6 +95,19 @@ class Errand:
     setup: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What ends a round of training before every site has replied.
+
+    Attributes:
+        wanted: Replies that are enough; None for all.
+        deadline_seconds: No reply is waited for longer; None for as long as any other reply.
+    """
+
+    wanted: int | None = None
+    deadline_seconds: float | None = None
+
+
 class FlowerTransport:
     """Reaches sites through a Grid; a site's node carries the site's name.
 
@@ -106,6 +121,7 @@ class FlowerTransport:
         encode: Request -> its bytes.
         decode: Bytes of a reply and the request they answer -> the reply, checked.
         name: Nodes that are up -> site and its node; by the nodes' names, which Flower's simulation does not give.
+        ending: What ends a round of training before all have replied.
     """
 
     def __init__(
@@ -117,9 +133,11 @@ class FlowerTransport:
         encode: Callable[[Request], bytes],
         decode: Callable[[bytes, Request], Reply],
         name: Naming = by_name,
+        ending: Ending | None = None,
     ) -> None:
         self._grid, self._sites, self._job = grid, tuple(sites), job
         self._encode, self._decode, self._name = encode, decode, name
+        self._ending = ending or Ending()
         self._setup = json.dumps(job.setup, separators=(",", ":"), sort_keys=True)
 
     def clients(self) -> Sequence[str]:
@@ -134,25 +152,51 @@ class FlowerTransport:
         """Nothing to do: a request's round tells a site which of its states to go on from."""
 
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        """Yields one reply or failure a request, in the order of the requests, within the limit."""
-        limit = time.monotonic() + timeout_seconds
+        """Yields one reply or failure a request, in the order of the requests, within the limit.
+
+        A round of training whose ending wants fewer replies than there are requests is over with them: what comes
+        later is discarded.
+        """
+        is_round = all(request.kind == "train" for request in requests.values())
+        ending = self._ending if is_round else Ending()
+        limit = time.monotonic() + min(timeout_seconds, ending.deadline_seconds or timeout_seconds)
         waiting = {name: self._prepared(request) for name, request in requests.items()}
-        done: dict[str, Reply | Failure] = {}
+        done = {} if ending.wanted is None else self._first(waiting, ending.wanted, limit)
         for name in requests:
             while name not in done:
                 if time.monotonic() > limit:
-                    done[name] = self._late(waiting.pop(name), timeout_seconds)
+                    done[name] = self._late(waiting.pop(name), timeout_seconds, ending)
                     break
                 done.update(self._look(waiting))
                 if name not in done:
                     time.sleep(POLL_SECONDS)
             yield done.pop(name)
 
+    def _first(self, waiting: dict[str, _Waiting], wanted: int, limit: float) -> dict[str, Reply | Failure]:
+        """What has come once so many replies have, or at the limit; the rest is given up in the first case."""
+        done: dict[str, Reply | Failure] = {}
+        usable, enough = 0, f"{wanted} clients had replied already"
+        while waiting and time.monotonic() <= limit:
+            for name, outcome in self._look(waiting).items():
+                if isinstance(outcome, Reply) and usable == wanted:
+                    sizes = (outcome.bytes_down, outcome.bytes_up)
+                    outcome = Failure(outcome.client, outcome.round_number, "late", enough, *sizes)
+                usable += isinstance(outcome, Reply)
+                done[name] = outcome
+            if usable == wanted:
+                done |= {name: self._failure(item, "late", enough) for name, item in waiting.items()}
+                waiting.clear()
+            elif waiting:
+                time.sleep(POLL_SECONDS)
+        return done
+
     def _prepared(self, request: Request) -> _Waiting:
         return _Waiting(request, self._encode(request), secrets.token_hex(16))
 
-    def _late(self, item: _Waiting, timeout_seconds: float) -> Failure:
-        where = "is not connected" if not item.node else "gave no reply"
+    def _late(self, item: _Waiting, timeout_seconds: float, ending: Ending) -> Failure:
+        where, deadline = "is not connected" if not item.node else "gave no reply", ending.deadline_seconds
+        if deadline is not None and deadline < timeout_seconds:
+            return self._failure(item, "deadline", f"{where} within federation.clock.deadline_seconds = {deadline:g}")
         return self._failure(item, "network", f"{where} within federation.timeout_seconds = {timeout_seconds:g}")
 
     def _look(self, waiting: dict[str, _Waiting]) -> dict[str, Reply | Failure]:
@@ -174,7 +218,10 @@ class FlowerTransport:
 
     def _send(self, item: _Waiting, node: int, activated: str) -> None:
         request = item.request
-        envelope = {"job": self._job.name, "client": request.client, "setup": self._setup, "nonce": item.digest}
+        envelope = {
+            "job": self._job.name, "client": request.client, "setup": self._setup, "nonce": item.digest,
+            MOST: str(_most_bytes(request)),
+        }  # fmt: skip
         message = Message(
             pack(envelope, item.sent), dst_node_id=node, message_type=_TYPES.get(request.kind, MessageType.QUERY),
             group_id=str(request.round_number),
@@ -210,6 +257,14 @@ class FlowerTransport:
         request = item.request
         down = len(item.sent) if item.node else 0
         return Failure(request.client, request.round_number, stage, reason, bytes_down=down, bytes_up=up)
+
+
+def _most_bytes(request: Request) -> int:
+    """Of the tensors of a reply to this request."""
+    from silotune.federation.client import expected_reply  # both bring torch, which a site's node does without
+    from silotune.federation.messages import longest
+
+    return longest(expected_reply(request))
 
 
 def _gone_codes() -> set[int]:

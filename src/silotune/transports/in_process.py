@@ -159,11 +159,15 @@ def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
-    outgoing = request.as_sent()
-    sent = encode(outgoing, zstd=links.download.zstd)
-    reply = client_round(decode_request(sent, layout_of(outgoing.tensors)), site)
+    sent = encode_linked(request, links=links)
+    reply = client_round(decode_request(sent, layout_of(request.as_sent().tensors)), site)
     returned = encode(reply, zstd=links.upload.zstd)
     return _with_bytes(decode_expected(returned, request, links.upload), down=len(sent), up=len(returned))
+
+
+def encode_linked(request: Request, *, links: FederationSection) -> bytes:
+    """A request as its link carries it."""
+    return encode(request.as_sent(), zstd=links.download.zstd)
 
 
 def decode_expected(data: bytes, request: Request, upload: CompressionSection | None = None) -> Reply:
@@ -190,9 +194,8 @@ def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
 
 def _request_bytes(request: Request, links: FederationSection, *, encoded: bool) -> int:
     """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
-    outgoing = request.as_sent()
     try:
-        return len(encode(outgoing, zstd=links.download.zstd)) if encoded else num_bytes(outgoing.tensors)
+        return len(encode_linked(request, links=links)) if encoded else num_bytes(request.as_sent().tensors)
     except MessageError:
         return 0
 

@@ -16,18 +16,24 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from silotune.errors import MessageError, PolicyError, SilotuneError
+from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
-from silotune.federation.messages import Layout, decode_request, encode, kind_of
-from silotune.record.site_states import load_before, save_after
+from silotune.federation.messages import Expected, decode_request, encode, kind_of
+from silotune.federation.opened import OPENED
+from silotune.federation.policy import kind_named
+from silotune.federation.secure_site import is_amid_sum
+from silotune.record.site_states import load_before, load_newest, save_after
+from silotune.structs import BUDGET, SiteState
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
 READ_SECONDS = 60.0
 """Bound on reading or writing one frame: the other end is on this machine."""
+STAYS = (OPENED,)
+"""Of a site's state, what is not put back when a round is asked for again: over whom its sums were opened."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,15 @@ class Opened:
 
     Attributes:
         site: Its examples and the resident model.
-        expected: Kind of request -> layout that its tensors must have; kinds that are left out carry none.
+        expected: Kind of request -> what its tensors must look like; kinds that are left out carry none.
         keep: Rounds whose states are kept, so that a coordinator can go back to its last checkpoint.
+        zstd: Level at which the tensors of replies are compressed; 0 for none.
     """
 
     site: Site
-    expected: Mapping[str, Layout]
+    expected: Mapping[str, Expected]
     keep: int = 1
+    zstd: int = 0
 
 
 class Desk(Protocol):
@@ -85,7 +93,8 @@ class TrainerHost:
                 try:
                     item = self._waiting.get(timeout=self._idle_seconds)
                 except queue.Empty:
-                    self._rest()
+                    if self._opened is None or not is_amid_sum(self._opened[2].site):
+                        self._rest()
                     continue
                 if item is None:
                     return
@@ -137,7 +146,8 @@ class TrainerHost:
             return self._work(frame)
         except SilotuneError as error:
             rule = error.rule if isinstance(error, PolicyError) else ""
-            return _failure(self._works_on or "frame", str(error), rule)
+            stage = BUDGET if isinstance(error, BudgetError) else self._works_on or "frame"
+            return _failure(stage, str(error), rule)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: its text must not leave
             return _failure(self._works_on or "frame", type(error).__name__)
         finally:
@@ -155,19 +165,22 @@ class TrainerHost:
         if request.client != site.name:
             raise MessageError(f"a request for {request.client!r} reached {site.name!r}")
         self._works_on = request.kind
-        states = self._states / job
-        site.state = load_before(states, request.round_number)
+        states, trains = self._states / job, kind_named(request.kind).trains
+        if trains:
+            site.state = _before(states, request.round_number, site.state)
+        begun_with = site.state
         reply = client_round(request, site)
-        if request.kind == "train":
+        if trains or site.state is not begun_with:
             save_after(states, request.round_number, site.state, keep=opened.keep)
         self._served += 1
-        return Frame({"status": "reply"}, encode(reply))
+        return Frame({"status": "reply"}, encode(reply, zstd=opened.zstd))
 
     def _open(self, job: str, setup: Mapping[str, Any]) -> Opened:
         if self._opened is not None and self._opened[:2] == (job, setup):
             return self._opened[2]
         self._rest()
         opened = self._desk.open(setup)
+        opened.site.state = load_newest(self._states / job)
         self._opened = (job, setup, opened)
         return opened
 
@@ -181,6 +194,13 @@ class TrainerHost:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _before(states: Path, round_number: int, newest: SiteState) -> SiteState:
+    """The state that a round goes on from, and what of the newest one is never put back."""
+    before = load_before(states, round_number)
+    stays = {key: newest.data[key] for key in STAYS if key in newest.data}
+    return replace(before, data={**before.data, **stays}) if stays else before
 
 
 @contextmanager

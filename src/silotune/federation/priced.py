@@ -1,0 +1,54 @@
+"""What a request would cost a site in privacy: the fact behind its policy's rules about epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from silotune.combinations import privacy_faults
+from silotune.errors import PrivacyError
+from silotune.federation.budget import cost_of, kept_noise, release_of
+from silotune.federation.client import Site, TrainOrder
+from silotune.federation.jobs import WITHIN
+from silotune.federation.messages import read_body
+from silotune.privacy.ledger import entry
+from silotune.sections import SITE_NOISE, EvaluationSection, RecordSection
+from silotune.structs import Request
+
+SENDS_UPDATE = ("train", "secure_sum.input", "he.input")
+"""Kinds of request that are answered with an update, which noise is put on."""
+
+
+def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | None:
+    """Epsilon of the request's run and of all runs of the site, once the request is served.
+
+    Args:
+        site: Whose ledger counts.
+        request: What is asked.
+        delta: The site's own: with that of the run, the run would say what an epsilon means.
+
+    Returns:
+        None where no update is sent, or the site adds no noise: then nothing bounds what is given away.
+
+    Raises:
+        PrivacyError: The request's settings do not go together under its guarantee.
+    """
+    if request.kind not in SENDS_UPDATE or not site.examples:
+        return None
+    within = request.body.get(WITHIN)
+    body = within if isinstance(within, Mapping) else request.body
+    order = read_body(TrainOrder, replace(request, body=body))
+    if order.privacy.dp not in SITE_NOISE:
+        return None
+    faults = privacy_faults(order.privacy, order.federation, order.training, EvaluationSection(), RecordSection())
+    if faults:
+        raise PrivacyError(faults[0])
+    spend = release_of(
+        order.privacy,
+        order.training,
+        num_examples=len(site.examples),
+        rounds=order.rounds,
+        noise=kept_noise(site.state),
+    )
+    new = entry(order.run, request.round_number, spend)
+    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.accountant)
