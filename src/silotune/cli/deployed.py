@@ -1,4 +1,4 @@
-"""``silotune coordinator``, ``site``, ``submit`` and what follows: a federation on several machines."""
+"""``silotune coordinator`` and ``silotune site``: the processes of a federation on several machines."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, print_json, reserved_stdout, stdout
+from silotune.cli.submitted import print_jobs
 from silotune.errors import require
 
 KitFolder = Annotated[Path, typer.Argument(metavar="KIT", help="Folder of an unpacked kit.")]
-CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="As 'silotune submit' printed it.")]
 
 
 def coordinator_app() -> typer.Typer:
@@ -85,7 +84,7 @@ def _coordinator_status(kit: KitFolder, as_json: AsJson = False) -> None:
         console.print(f"fault: {said['fault']}", soft_wrap=True)
     for name, how in sorted(said["sites"].items()):
         console.print(f"  site {name}: {how}")
-    _print_jobs(said["jobs"])
+    print_jobs(said["jobs"])
 
 
 def _coordinator_stop(kit: KitFolder) -> None:
@@ -146,113 +145,6 @@ def _site_check(kit: KitFolder, as_json: AsJson = False) -> None:
             console.print(f"{'ok   ' if item.ok else 'FAULT'} {item.name}: {item.said}", soft_wrap=True)
     if not all(item.ok for item in found):
         raise typer.Exit(12)
-
-
-def submit(
-    config: Annotated[str, typer.Argument(help="A TOML file, or a name from 'silotune configs list'.")],
-    kit: CoordinatorKit,
-    settings: Settings = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Submit a run to the coordinator on this machine: the same configuration as for 'silotune run'."""
-    from silotune.cli.shipped import find
-    from silotune.config import load_config
-    from silotune.deploy.kits import read_kit
-    from silotune.deploy.submit import submit_run
-
-    name = submit_run(read_kit(kit), load_config(find(config), settings or ()))
-    if follow:
-        _follow(kit, name, as_json)
-    elif as_json:
-        print_json({"name": name})
-    else:
-        stdout().print(f"submitted: {name}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
-
-
-def list_runs(kit: CoordinatorKit, as_json: AsJson = False) -> None:
-    """List the runs that were submitted."""
-    jobs = _jobs(kit)
-    found = [dict(jobs.progress(name)) for name in jobs.names()]
-    if as_json:
-        print_json(found)
-    else:
-        _print_jobs(found)
-
-
-def status(run: RunName, kit: CoordinatorKit, as_json: AsJson = False) -> None:
-    """Show how far a submitted run is."""
-    found = dict(_jobs(kit).progress(run))
-    if as_json:
-        print_json(found)
-    else:
-        _print_jobs([found])
-
-
-def logs(
-    run: RunName,
-    kit: CoordinatorKit,
-    follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
-) -> None:
-    """Show what a submitted run has done so far."""
-    _follow(kit, run, as_json=False, stays=follow)
-
-
-def cancel(run: RunName, kit: CoordinatorKit) -> None:
-    """End a submitted run; its last checkpoint stays."""
-    stdout().print(f"{run}: {_jobs(kit).cancel(run).status}")
-
-
-def fetch(
-    run: RunName,
-    out: Annotated[Path, typer.Argument(help="Where to put the run folder; must not be there yet.")],
-    kit: CoordinatorKit,
-) -> None:
-    """Copy the run folder of a submitted run, with its adapter and audit trail."""
-    from silotune.deploy.submit import fetch_run
-
-    place = fetch_run(_jobs(kit), run, out)
-    stdout().print(f"run folder: {place}", soft_wrap=True)
-
-
-def _jobs(kit: Path) -> Any:
-    from silotune.deploy.jobs import Jobs
-    from silotune.deploy.kits import read_kit
-    from silotune.deploy.places import coordinator_folder
-
-    return Jobs(coordinator_folder(read_kit(kit)))
-
-
-def _follow(kit: Path, name: str, as_json: bool, *, stays: bool = True) -> None:
-    """Shows a run's events; ends with its exit code where it failed."""
-    from silotune.cli.progress import RunProgress
-    from silotune.deploy.submit import follow_run
-    from silotune.errors import FederationError
-
-    jobs = _jobs(kit)
-    if as_json:
-        for _ in follow_run(jobs, name, stays=stays):
-            pass
-        print_json(dict(jobs.progress(name)))
-    else:
-        with RunProgress(stdout()) as progress:
-            for event, fields in follow_run(jobs, name, stays=stays):
-                progress(event, fields)
-        _print_jobs([dict(jobs.progress(name))])
-    ended = jobs.read(name)
-    if ended.status == "failed":
-        error = FederationError(ended.reason)
-        raise error
-
-
-def _print_jobs(jobs: list[dict[str, Any]]) -> None:
-    console = stdout()
-    for job in jobs:
-        done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
-        reason = f": {job['reason']}" if job["reason"] else ""
-        console.print(f"  run {job['name']}: {job['status']}{done}{reason}", soft_wrap=True)
-    if not jobs:
-        console.print("  no runs: silotune submit CONFIG --kit KIT")
 
 
 def _say(event: str, fields: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
 from silotune.cli.demo import demo_app
-from silotune.cli.deployed import cancel, coordinator_app, fetch, list_runs, logs, site_app, status, submit
+from silotune.cli.deployed import coordinator_app, site_app
 from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
@@ -26,6 +26,7 @@ from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
 from silotune.cli.run import resume, run
+from silotune.cli.submitted import cancel, fetch, list_runs, logs, status, submit
 from silotune.cli.tasks import tasks
 from silotune.errors import ConfigError, SilotuneError
 
