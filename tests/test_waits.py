@@ -44,6 +44,7 @@ FOREVER = {
     "record/energy.py:Codecarbon.joules": "as above",
     "record/energy.py:Codecarbon.method": "as above",
     "record/energy.py:Codecarbon.source": "as above",
+    "transports/flower.py:FlowerTransport._first": "the limit of the exchange that it is part of",
     "transports/flower.py:FlowerTransport.exchange": "federation.timeout_seconds, which the failure names",
     "transports/flower.py:simulated_grid.main": "until the run in the other thread is over",
     "transports/frames.py:_read": "the connection has the limit",

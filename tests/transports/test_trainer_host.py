@@ -15,7 +15,7 @@ import tiny
 from silotune.errors import BudgetError, DataError, PolicyError
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.secure_site import OPENED
+from silotune.federation.opened import OPENED
 from silotune.record.site_states import load_before, load_newest, save_after
 from silotune.sections import FederationSection
 from silotune.structs import BUDGET, Request, SiteState
