@@ -27,7 +27,7 @@ def train(message: Message, context: Context) -> Message:
 
     envelope, data = unpack(message.content)
     states = Path(envelope["states"])
-    frame = engines.actor_work(str(states), envelope, json.loads(envelope["setup"]), data)
+    frame = engines.actor_work(str(states), str(states / "ledger"), envelope, json.loads(envelope["setup"]), data)
     assert frame.header["status"] == "reply", frame.header
     said = {"seconds": str(time.perf_counter() - began), "loads": str(engines._resident().loads)}
     return Message(pack(said, frame.payload), reply_to=message)
