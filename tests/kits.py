@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from silotune.deploy.kits import unpack as unpack_kit
 from silotune.deploy.provision import provision
 
 
@@ -34,6 +35,6 @@ def make(folder: Path, sites: Sequence[str], *, plan: str = "") -> Path:
 
 
 def unpack(kit: Path, place: Path) -> None:
+    unpack_kit(kit, place.parent)
     with tarfile.open(kit) as archive:
-        archive.extractall(place.parent, filter="data")
         (place.parent / archive.getnames()[0].partition("/")[0]).rename(place)

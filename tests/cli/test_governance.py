@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from governed import Federation
+from silotune.deploy.kits import unpack
 from silotune.federation.witness import close
 from silotune.record.files import write_json
 
@@ -25,8 +25,7 @@ def office(silotune, tmp_path: Path) -> Path:
     outcome = silotune("provision", tmp_path / "federation.toml", "--out", tmp_path / "out")
     assert outcome.code == 0 and outcome.out.count("sha256 ") == 3
     for archive in (tmp_path / "out" / "kits").iterdir():
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp_path / "kits", filter="data")
+        unpack(archive, tmp_path / "kits")
     return tmp_path / "out"
 
 

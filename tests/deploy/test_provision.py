@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from silotune.deploy import kits
 from silotune.deploy.certificates import days_left
-from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit, check_kit, read_kit, replace_members
+from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit, check_kit, read_kit, replace_members, unpack
 from silotune.deploy.places import coordinator_settings
 from silotune.deploy.provision import add_site, make_request, provision, revoke_site, rotate_coordinator, rotate_site
 from silotune.errors import ConfigError, KitError, RunFolderError, SignatureError
@@ -41,8 +40,7 @@ def plan_in(folder: Path, text: str = PLAN) -> Path:
 
 
 def unpacked(archive: Path, folder: Path) -> Kit:
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    unpack(archive, folder)
     return read_kit(folder / archive.stem)
 
 

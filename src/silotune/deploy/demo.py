@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from silotune.config import Config
 from silotune.deploy import coordinator
 from silotune.deploy.jobs import Jobs
-from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.kits import Kit, read_kit, unpack
 from silotune.deploy.places import coordinator_folder, log_of, site_folder
 from silotune.deploy.processes import Child
 from silotune.deploy.provision import provision
@@ -87,8 +86,7 @@ def _provisioned(folder: Path, names: list[str]) -> dict[str, Kit]:
     write_bytes(plan, "\n".join([*head, *(f"[sites.{name}]" for name in names), ""]).encode())
     kits = {}
     for made in provision(plan, folder / "office"):
-        with tarfile.open(made.path) as archive:
-            archive.extractall(folder, filter="data")
+        unpack(made.path, folder)
         kits[made.name] = folder / f"demo-{made.name}"
     settings = kits["coordinator"] / "coordinator.toml"
     loopback = settings.read_text(encoding="utf-8").replace('listen = "0.0.0.0"', f'listen = "{_HOST}"')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ HE_KEYS: Mapping[HeScheme, str] = {"bfv": "he-bfv.key", "ckks": "he-ckks.key"}
 """Scheme of homomorphic encryption -> file in every site's kit; the coordinator's has none of them."""
 EDITABLE = (SITE_FILE, COORDINATOR_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
 """Files of a kit that its owner changes, or that are replaced later: ``check_kit`` does not compare them."""
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a kit that this machine has made; Python before 3.11.4 knows no filter for what a tar file may do."""
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        tar.extractall(folder)
+
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
