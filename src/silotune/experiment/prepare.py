@@ -208,15 +208,8 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
-    federation, initial = config.federation, adapters.read(adapted)
-    notes.extend(_factor_notes(federation, initial))
-    ranks = client_ranks(
-        initial,
-        federation.ranks,
-        memory_mb=federation.memory_mb,
-        most_values=_most_values(federation.policies),
-        optimizer=config.training.optimizer,
-    )
+    initial = adapters.read(adapted)
+    notes.extend(_factor_notes(config.federation, initial))
     return Prepared(
         config=config,
         task=task,
@@ -224,7 +217,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         initial=initial,
-        ranks=ranks,
+        ranks=_ranks(config, initial),
         gold=gold,
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
@@ -314,6 +307,18 @@ def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, .
             f"federation.clients_per_round = {wanted}, but the partition made {len(shares)} clients; ask for fewer"
         )
     return shares
+
+
+def _ranks(config: Config, initial: Tensors) -> dict[str, int]:
+    """The rank of every client that the configuration gives one of its own."""
+    federation = config.federation
+    return client_ranks(
+        initial,
+        federation.ranks,
+        memory_mb=federation.memory_mb,
+        most_values=_most_values(federation.policies),
+        optimizer=config.training.optimizer,
+    )
 
 
 def _most_values(policies: Mapping[str, Path]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +95,7 @@ def open_round(
     """
     planned = release(kept_noise(state))
     with _ledger(budget.folder, name) as (rows, append):
-        known = union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
+        known = _known(rows, state)
         new = entry(run, round_number, planned)
         own = [item for item in (*known, new) if item.run == run]
         counted = {"accountant": privacy.accountant}
@@ -136,10 +136,15 @@ def cost_of(name: str, state: SiteState, budget: Budget, new: Entry, **counted: 
         PrivacyError: The ledger is damaged.
     """
     with _ledger(budget.folder, name) as (rows, _):
-        known = union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
+        known = _known(rows, state)
     every = [*known, new]
     total = spent(every, **counted)
     return (total if all(item.run == new.run for item in known) else spent(every, run=new.run, **counted)), total
+
+
+def _known(rows: Iterable[Mapping[str, Any]], state: SiteState) -> list[Entry]:
+    """Entries of the ledger's file and of what a checkpoint kept, each once."""
+    return union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
 
 
 def kept_noise(state: SiteState) -> float | None:

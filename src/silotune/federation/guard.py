@@ -132,9 +132,9 @@ def asked_of(request: Request, guard: Guard, *, delta: float) -> Asked:
 
 def _with_terms(asked: Asked, terms: object) -> Asked:
     """The same, with what a sum that begins is said to be over."""
-    if not isinstance(terms, Mapping) or not isinstance(terms.get("cohort"), (list, tuple)):
+    if not isinstance(terms, Mapping) or asked.cohort is None:
         return asked
-    named, cohort, threshold = asked.participants, len(set(map(str, terms["cohort"]))), terms.get("threshold")
+    named, cohort, threshold = asked.participants, asked.cohort, terms.get("threshold")
     found = float(threshold) if isinstance(threshold, (int, float)) else 0.0
     return replace(asked, participants=cohort if named is None else min(named, cohort), threshold=found)
 

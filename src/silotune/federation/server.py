@@ -193,8 +193,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         pick = sample_clients if plan.staleness_exponent is None else offered_clients
         clients = pick(transport.clients(), plan.clients_per_round, seed=plan.seed, round_number=number)
     parts = plan.method.schedule(number)
-    sent = plan.method.sent(state.weights, state.memory)
-    down = outgoing(sent, parts)
+    down = outgoing(plan.method.sent(state.weights, state.memory), parts)
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
     incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
 

@@ -56,7 +56,7 @@ class Picture:
 
 def pictures(folder: GridFolder, comparison: Comparison) -> Iterator[Picture]:
     """All pictures of a grid, in the order of the report; none where there is nothing to draw."""
-    groups = _by_task(comparison.rows)
+    groups = by_task(comparison.rows)
     for (task, model), rows in groups.items():
         yield _modes(task, model, rows)
     cells = [cell for cell in folder.cells() if folder.is_done(cell) and "federated" in cell.modes]
@@ -69,7 +69,8 @@ def pictures(folder: GridFolder, comparison: Comparison) -> Iterator[Picture]:
             yield from _costs(task, model, rows, comparison, cost=cost, section=section)
 
 
-def _by_task(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+def by_task(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows that have a figure, by task and model."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.main is not None:

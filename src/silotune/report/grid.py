@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from silotune.record.files import write_bytes
 from silotune.record.grids import GridFolder
 from silotune.report.figures import Picture, pictures
 from silotune.report.findings import Facts, findings
-from silotune.report.promises import epsilon_pictures, promises
+from silotune.report.promises import epsilon_pictures
 from silotune.report.runs import seconds_text
 from silotune.report.tables import CELL_HEADS, TextTable, cell_rows, tables
 
@@ -108,8 +108,8 @@ def _view(
         "findings": said,
         "sections": sections,
         "budgets": _budgets(folder),
-        "notes": _notes(folder),
-        "promises": promises(folder),
+        "notes": _said(folder, _notes),
+        "promises": _said(folder, _promise),
         "sizes": [(axis, ", ".join(str(name) for name in description[axis])) for axis in _LISTS],
         "is_energy_drawn": any(section == "energy" for section, _ in found),
         "version": version_of("silotune") or "source tree",
@@ -141,14 +141,25 @@ def _budgets(folder: GridFolder) -> list[tuple[str, str]]:
     return [(f"{task}, {partition}", text) for (task, partition), text in found.items()]
 
 
-def _notes(folder: GridFolder) -> list[tuple[str, str]]:
-    """What the runs themselves say a reader should know, each with how many of them said it."""
+def _said(folder: GridFolder, lines: Callable[[Mapping[str, Any]], Iterable[str]]) -> list[tuple[str, str]]:
+    """What the runs themselves say, in the lines of their summaries, each with how many of them said it."""
     counts: dict[str, int] = {}
     for cell in folder.cells():
         if folder.is_done(cell):
-            for note in dict.fromkeys(folder.run(cell).read_json("summary").get("notes", ())):
-                counts[note] = counts.get(note, 0) + 1
-    return [(note, f"{count} run{'' if count == 1 else 's'}") for note, count in counts.items()]
+            for line in dict.fromkeys(lines(folder.run(cell).read_json("summary"))):
+                counts[line] = counts.get(line, 0) + 1
+    return [(line, f"{count} run{'' if count == 1 else 's'}") for line, count in counts.items()]
+
+
+def _notes(summary: Mapping[str, Any]) -> Iterable[str]:
+    """What a reader should know."""
+    return summary.get("notes", ())
+
+
+def _promise(summary: Mapping[str, Any]) -> Iterable[str]:
+    """What the server sees, what is protected and who is trusted, in one line."""
+    statement = (summary.get("privacy") or {}).get("statement")
+    return ["; ".join(statement)] if statement else ()
 
 
 def _sessions(folder: GridFolder) -> str:

@@ -1,37 +1,20 @@
-"""What the runs of a grid promised of records and institutions, and accuracy against the epsilon that it cost."""
+"""Accuracy of the runs of a grid against the epsilon that their promise cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from silotune.evaluation.comparison import Row, scale
-from silotune.record.grids import GridFolder
-from silotune.report.figures import Picture, axis_title, mean_text, slug
+from silotune.report.figures import Picture, axis_title, by_task, mean_text, slug
 from silotune.report.pictures import INK, PALETTE, canvas
 from silotune.report.runs import KINDS
 
 SECTION = "privacy"
 
 
-def promises(folder: GridFolder) -> list[tuple[str, str]]:
-    """What the server sees, what is protected and who is trusted, in the runs' own words, and how many said so."""
-    counts: dict[str, int] = {}
-    for cell in folder.cells():
-        if folder.is_done(cell):
-            said = folder.run(cell).read_json("summary").get("privacy") or {}
-            if said.get("statement"):
-                text = "; ".join(said["statement"])
-                counts[text] = counts.get(text, 0) + 1
-    return [(text, f"{count} run{'' if count == 1 else 's'}") for text, count in counts.items()]
-
-
 def epsilon_pictures(rows: Sequence[Row]) -> Iterator[Picture]:
     """One picture a task and model that has federated rows under differential privacy: quality against epsilon."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.mode == "federated" and row.main is not None:
-            groups.setdefault((row.task, row.model), []).append(row)
-    for (task, model), own in groups.items():
+    for (task, model), own in by_task([row for row in rows if row.mode == "federated"]).items():
         private = [row for row in own if row.costs.get("epsilon")]
         if private:
             yield _picture(task, model, private, [row for row in own if not row.costs.get("epsilon")])
