@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from silotune.errors import ConfigError
@@ -23,14 +23,31 @@ def test_seconds_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("start", "seconds", "end"),
-    [(0, 5, 15), (12, 5, 17), (12, 8, 20), (12, 9, 51), (25, 1, 51), (55, 20, 155), (312, 0, 312), (99, 45, 315)],
+    [
+        (0, 5, 15),
+        (12, 5, 17),
+        (12, 8, 20),
+        (12, 9, 51),
+        (25, 1, 51),
+        (55, 20, 155),
+        (312, 0, 312),
+        (20, 0, 20),
+        (21, 0, 50),
+        (99, 45, 315),
+    ],
 )
 def test_work_rests_while_a_client_is_away(start: float, seconds: float, end: float) -> None:
     assert OFFICE.after(start, seconds) == pytest.approx(end)
 
 
+def quarters(most: int) -> st.SearchStrategy[float]:
+    """Numbers that add up exactly: at the end of a window, a rounded sum and its parts may fall on both sides."""
+    return st.integers(0, 4 * most).map(lambda number: number / 4)
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0, 500), st.floats(0, 200), st.floats(0, 200))
+@given(quarters(500), quarters(200), quarters(200))
+@example(0.0, 50.0, 0.0)
 def test_two_pieces_of_work_take_as_long_as_both_together(start: float, first: float, second: float) -> None:
     assert OFFICE.after(OFFICE.after(start, first), second) == pytest.approx(OFFICE.after(start, first + second))
     assert OFFICE.after(start, first) >= start + first - 1e-9

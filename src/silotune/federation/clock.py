@@ -59,7 +59,7 @@ class Pace:
         while True:
             for begin, end in self.available:
                 at = max(begin, offset)
-                if at < end and seconds <= end - at:
+                if seconds <= end - at:
                     return period * self.period_seconds + at + seconds
                 seconds -= max(0.0, end - at)
             period, offset = period + 1, 0.0
