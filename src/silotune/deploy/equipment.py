@@ -72,7 +72,7 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
         return None
     policy, members = read_policy(guard.policy), kit.members().active()
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
-    least = max(privacy.least_clients, policy.least_participants or 0)
+    least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
     own = Member(name, guard.key.private.sign, public, least, policy.least_threshold, safe_degree)
     keys: dict[HeScheme, bytes] = {scheme: _secret(kit, file) for scheme, file in HE_KEYS.items() if _has(kit, file)}
     return Protection(own, is_required=True, he_keys=keys)

@@ -120,12 +120,12 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
     which = _which("update" if order.size else "weight", request)
-    known = remembered(site, which, file=protection.memory)
+    known = remembered(site, which)
     if known is None:
         raise ProtectionError(f"this site has sent nothing in round {request.round_number} that a sum could hold")
     if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
-    remember(site, which, _DONE, file=protection.memory)
+    remember(site, which, _DONE)
     figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(
@@ -145,9 +145,8 @@ def _which(kind: str, request: Request) -> str:
 
 def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
     """Allows this site one opening of the round's sum, unless it had that."""
-    file = protection_of(site).memory
-    if remembered(site, _which(kind, request), file=file) is None:
-        remember(site, _which(kind, request), _SENT, file=file)
+    if remembered(site, _which(kind, request)) is None:
+        remember(site, _which(kind, request), _SENT)
 
 
 def places(weights: Tensors, fraction: float) -> Array:

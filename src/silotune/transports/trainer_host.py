@@ -16,24 +16,22 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
 from silotune.federation.messages import Expected, decode_request, encode, kind_of
-from silotune.federation.opened import OPENED
+from silotune.federation.opened import put_back
 from silotune.federation.policy import kind_named
 from silotune.federation.secure_site import is_amid_sum
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.structs import BUDGET, SiteState
+from silotune.structs import BUDGET
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
 READ_SECONDS = 60.0
 """Bound on reading or writing one frame: the other end is on this machine."""
-STAYS = (OPENED,)
-"""Of a site's state, what is not put back when a round is asked for again: over whom its sums were opened."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class TrainerHost:
         self._works_on = request.kind
         states, trains = self._states / job, kind_named(request.kind).trains
         if trains:
-            site.state = _before(states, request.round_number, site.state)
+            site.state = put_back(load_before(states, request.round_number), site.state)
         begun_with = site.state
         reply = client_round(request, site)
         if trains or site.state is not begun_with:
@@ -194,13 +192,6 @@ class TrainerHost:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _before(states: Path, round_number: int, newest: SiteState) -> SiteState:
-    """The state that a round goes on from, and what of the newest one is never put back."""
-    before = load_before(states, round_number)
-    stays = {key: newest.data[key] for key in STAYS if key in newest.data}
-    return replace(before, data={**before.data, **stays}) if stays else before
 
 
 @contextmanager
