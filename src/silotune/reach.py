@@ -110,12 +110,6 @@ LIMITS: tuple[Limit, ...] = (
         lambda run: run.privacy.protection != "none",
     ),
     Limit(
-        "privacy.dp = 'distributed'",
-        ("sites",),
-        "sites' policies cannot price their share of a sum's noise yet: use 'silotune run', or dp = 'example'",
-        lambda run: run.privacy.dp == "distributed",
-    ),
-    Limit(
         "federation.policies",
         ("sites",),
         "the sites' policies are at the sites: give federation.ranks or memory_mb",

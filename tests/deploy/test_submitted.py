@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,10 @@ from flwr.supercore.task_identity import TaskIdentity
 import tiny
 from deployed import NAMES, Deployed, document, quickly
 from silotune.config import Config, from_mapping
+from silotune.deploy.equipment import guard_of, protection_of
 from silotune.deploy.places import site_folder
 from silotune.deploy.submit import submit_run
+from silotune.deploy.trainer import holdings_of
 from silotune.errors import FederationError, ProtectionError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment
@@ -151,6 +154,31 @@ def test_a_run_ends_when_its_own_budget_is_spent_at_every_site(
     assert result["privacy"]["epsilon"] <= 9.0
 
 
+def test_a_share_of_a_sums_noise_is_priced_by_each_site(
+    deployed: Deployed, configuration: Callable[..., Config]
+) -> None:
+    """Three sites, all needed, one of which may collude: two shares make up the noise."""
+    shared = {
+        "privacy": {"protection": "secure_sum", "dp": "distributed", "noise_multiplier": 1.0, "accountant": "rdp"},
+        "federation": {"rounds": 2, "weighting": "uniform", "lora": "freeze-a"},
+    }
+    run = deployed.run(configuration(**shared, record={"name": "shares"}))
+    said = run.part("federated").read_json("result")["privacy"]
+    ledger = site_folder(deployed.site(NAMES[0])) / "ledger" / f"{NAMES[0]}.jsonl"
+    rows = map(json.loads, ledger.read_text().splitlines())
+    own = [row for row in rows if row["spend"]["skellam_norms"]]
+    assert [row["round_number"] for row in own] == [1, 1, 2, 2]  # as planned, then as it was opened
+    trail = read_chain(site_folder(deployed.site(NAMES[0])) / "audit.jsonl")
+    counted = [entry.fields["epsilon_run"] for entry in trail if entry.event == "privacy"][-2:]
+    assert counted[0] < counted[1] == pytest.approx(said["epsilon"])
+    deployed.allow(NAMES[1], f"largest_epsilon_run = {0.9 * counted[0]}")
+    try:
+        with pytest.raises(ProtectionError, match="policy rule 'largest_epsilon_run'"):
+            deployed.run(configuration(**shared, record={"name": "dear"}))
+    finally:
+        deployed.allow(NAMES[1], "")
+
+
 # --- protected sums between sites that do not trust the coordinator ---------------------------------------------------
 
 
@@ -192,6 +220,20 @@ def test_a_site_in_a_protected_run_is_never_seen_alone(
     finally:
         for name in NAMES[:2]:
             deployed.allow(name, "")
+
+
+@pytest.mark.parametrize("rule", ["least_participants", "least_cohort"])
+def test_the_policy_says_how_few_a_site_opens_a_sum_of(
+    deployed: Deployed, configuration: Callable[..., Config], rule: str
+) -> None:
+    kit, settings = deployed.site(NAMES[0]), configuration(privacy={"protection": "he"}).privacy
+    guard = guard_of(kit, holdings_of(kit))
+    deployed.allow(NAMES[0], f"{rule} = 7")
+    try:
+        protection = protection_of(kit, guard, settings, name=NAMES[0])
+        assert protection is not None and protection.member.least_clients == 7 > settings.least_clients
+    finally:
+        deployed.allow(NAMES[0], "")
 
 
 def test_a_round_is_not_opened_over_other_sites_after_a_restart(

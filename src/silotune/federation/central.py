@@ -189,13 +189,17 @@ def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return {**kept, "epsilon": max(*known, kept.get("epsilon", 0.0))}
 
 
-def refuse_overspending(rows: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> None:
+def refuse_overspending(clients: Sequence[str], failures: Sequence[Failure]) -> None:
     """Tells a round that nobody's budget allows, the run's or its owner's, from one that failed.
+
+    Args:
+        clients: Of the round.
+        failures: In it.
 
     Raises:
         BudgetError: Every client refused because of its budget.
     """
-    spent = [failure.stage == BUDGET or failure.rule in EPSILON_RULES for failure in failures]
-    if spent and not rows and all(spent):
-        first = failures[0]
+    spent = [failure for failure in failures if failure.stage == BUDGET or failure.rule in EPSILON_RULES]
+    if spent and {failure.client for failure in spent} >= set(clients):
+        first = spent[0]
         raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")

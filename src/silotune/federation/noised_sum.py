@@ -66,12 +66,22 @@ def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
     if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
         raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
     noise = terms.shared_noise(terms.noise)
-    planned = spend_of(noise, terms.needed(len(terms.cohort)))
+    planned = planned_of(terms, noise)
     run, number = str(train.get("run", "")), terms.round_number
     site.state = open_round(
         site.name, site.state, site.budget, privacy, run=run, round_number=number, release=lambda kept: planned
     ).state
     return Share(noise)
+
+
+def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
+    """What a round costs at most: the noise of the fewest sites that the sum may be opened over."""
+    return spend_of(noise, terms.needed(len(terms.cohort)))
+
+
+def price_of(terms: Terms) -> Spend | None:
+    """What taking part in a sum costs at most; None for an exact sum, whose noise is nobody's."""
+    return None if terms.noise is None else planned_of(terms, terms.shared_noise(terms.noise))
 
 
 def spend_of(noise: SharedNoise, present: int) -> Spend:

@@ -7,16 +7,21 @@ from dataclasses import replace
 
 from silotune.combinations import privacy_faults
 from silotune.errors import PrivacyError
+from silotune.federation import noised_sum
 from silotune.federation.budget import cost_of, kept_noise, release_of
 from silotune.federation.client import Site, TrainOrder
 from silotune.federation.jobs import WITHIN
 from silotune.federation.messages import read_body
+from silotune.federation.secure_site import terms_of
+from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
 from silotune.sections import SITE_NOISE, EvaluationSection, RecordSection
 from silotune.structs import Request
 
 SENDS_UPDATE = ("train", "secure_sum.input", "he.input")
 """Kinds of request that are answered with an update, which noise is put on."""
+PRICED = (*SITE_NOISE, "distributed")
+"""``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
 
 
 def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | None:
@@ -38,17 +43,24 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     within = request.body.get(WITHIN)
     body = within if isinstance(within, Mapping) else request.body
     order = read_body(TrainOrder, replace(request, body=body))
-    if order.privacy.dp not in SITE_NOISE:
+    if order.privacy.dp not in PRICED:
         return None
     faults = privacy_faults(order.privacy, order.federation, order.training, EvaluationSection(), RecordSection())
     if faults:
         raise PrivacyError(faults[0])
-    spend = release_of(
-        order.privacy,
-        order.training,
-        num_examples=len(site.examples),
-        rounds=order.rounds,
-        noise=kept_noise(site.state),
-    )
+    spend = _release(site, order)
+    if spend is None:
+        return None
     new = entry(order.run, request.round_number, spend)
     return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.accountant)
+
+
+def _release(site: Site, order: TrainOrder) -> Spend | None:
+    """What the update gives away; of noise in shares, as the terms say that every site of the sum has signed."""
+    if order.privacy.dp in SITE_NOISE:
+        noise = kept_noise(site.state)
+        return release_of(
+            order.privacy, order.training, num_examples=len(site.examples), rounds=order.rounds, noise=noise
+        )
+    terms = terms_of(site)
+    return None if terms is None else noised_sum.price_of(terms)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -40,15 +39,13 @@ class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
     ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme. ``memory`` is a file that remembers which sums were
-    opened when the site's state is put back; None where the state is enough.
+    ``he_keys`` are the secret keys that all sites share, by scheme.
     """
 
     member: Member
     stage: protocol.Stage | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
-    memory: Path | None = None
 
 
 class Seat(Protocol):
@@ -192,7 +189,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Masked, request)
     survivors = read_body(CheckOrder, request).survivors
     agreed, signature = protocol.agree(protection.member, stage, survivors)
-    before = remembered(site, _which(request), file=protection.memory)
+    before = remembered(site, _which(request))
     if before not in (None, protocol.survivors_digest(agreed)):
         raise ProtectionError(
             f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
@@ -208,7 +205,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.terms, len(stage.survivors), site)
-    remember(site, _which(request), protocol.survivors_digest(stage), file=protection.memory)
+    remember(site, _which(request), protocol.survivors_digest(stage))
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }
@@ -240,10 +237,15 @@ def protection_of(site: Seat) -> Protection:
     return site.protection
 
 
+def terms_of(site: Seat) -> Terms | None:
+    """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
+    stage = site.protection.stage if site.protection is not None else None
+    return None if stage is None or isinstance(stage, protocol.Closed) else stage.terms
+
+
 def is_amid_sum(site: Seat) -> bool:
     """Whether the site holds secrets of a sum that is not at its end: they are in its memory alone."""
-    stage = site.protection.stage if site.protection is not None else None
-    return stage is not None and not isinstance(stage, protocol.Closed)
+    return terms_of(site) is not None
 
 
 def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:

@@ -284,7 +284,7 @@ def _aggregated(
         else:
             delta, kept = plan.privacy.aggregate(updates, shape, kept)
     except FederationError as error:
-        refuse_overspending(incoming.rows, incoming.failures)
+        refuse_overspending(incoming.clients, incoming.failures)
         why = "; ".join(filter(None, [str(error), _why(incoming)]))
         is_closed = isinstance(error, ProtectionError) and plan.below_minimum == "stop"
         raise (ProtectionError(why) if is_closed else TooFewRepliesError(why, incoming)) from error
