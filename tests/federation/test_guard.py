@@ -104,7 +104,8 @@ def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
 def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
     """Cohort and threshold are the sum's; the settings to train with stand within its order; keys are no figures."""
     key = new_key()
-    sites = Federation(tmp_path, policy=f"submitters = ['{key.public}']\nleast_participants = 2\nmetrics = []")
+    rules = f"submitters = ['{key.public}']\nleast_participants = 2\nleast_colluding = 1\nmetrics = []"
+    sites = Federation(tmp_path, policy=rules)
     guard, signed_job = sites.guard("bank-a"), job(key).model_dump(mode="json")
 
     def request(kind: str, **body: Any) -> Request:
@@ -116,7 +117,13 @@ def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
     terms = {"cohort": ["bank-a", "bank-b"], "threshold": 2 / 3}
     assert guarded(request("secure_sum.keys", terms=terms), guard, keys).body == {"mask": "m" * 64}
     assert "m" * 64 not in (tmp_path / "bank-a" / FILE).read_text()
-    for rule, changed in {"least_participants": {"cohort": ["bank-a"]}, "least_threshold": {"threshold": 0.6}}.items():
+    guarded(request("secure_sum.keys", terms={**terms, "noise": {"colluding": 1}}), guard, keys)
+    refused = {
+        "least_participants": {"cohort": ["bank-a"]},
+        "least_threshold": {"threshold": 0.6},
+        "least_colluding": {"noise": {"colluding": 0}},
+    }
+    for rule, changed in refused.items():
         with pytest.raises(PolicyError, match=f"'{rule}'"):
             guarded(request("secure_sum.keys", terms={**terms, **changed}), guard, keys)
     guarded(request("secure_sum.input", train=BODY), guard, keys)

@@ -34,8 +34,9 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
     "generation": (False, {}, {"kind": "generate"}),
     "least_threshold": (0.75, {"threshold": 0.75}, {"threshold": 0.7}),
+    "least_colluding": (2, {"colluding": 2}, {"colluding": 1}),
 }  # fmt: skip
-ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation", "least_threshold")
+ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding")
 
 
 def asked(**changes: Any) -> Asked:

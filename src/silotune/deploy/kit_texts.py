@@ -49,6 +49,7 @@ _POLICY_EXAMPLES = {
     "least_participants": "3",
     "least_cohort": "3",
     "least_threshold": "0.75",
+    "least_colluding": "1",
     "largest_epsilon_run": "4.0",
     "largest_epsilon_total": "8.0",
     "delta": "1e-6",

@@ -136,7 +136,16 @@ def _with_terms(asked: Asked, terms: object) -> Asked:
         return asked
     named, cohort, threshold = asked.participants, asked.cohort, terms.get("threshold")
     found = float(threshold) if isinstance(threshold, (int, float)) else 0.0
-    return replace(asked, participants=cohort if named is None else min(named, cohort), threshold=found)
+    participants = cohort if named is None else min(named, cohort)
+    return replace(asked, participants=participants, threshold=found, colluding=_colluding(terms.get("noise")))
+
+
+def _colluding(noise: object) -> int | None:
+    """Sites whose shares of noise do not count, as the terms say; None for an exact sum, 0 for what cannot be read."""
+    if noise is None:
+        return None
+    found = noise.get("colluding") if isinstance(noise, Mapping) else None
+    return found if isinstance(found, int) else 0
 
 
 def _cohort(request: Request) -> int | None:

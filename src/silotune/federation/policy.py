@@ -120,6 +120,9 @@ class Policy(Section):
     least_threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         2 / 3, description="least share of a secure sum's sites that must stay to its end"
     )
+    least_colluding: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="sites without whose shares a sum's noise must be enough: they may work with the coordinator"
+    )
     largest_epsilon_run: Annotated[float, Field(ge=0)] | None = Field(None, description="privacy loss of one run")
     largest_epsilon_total: Annotated[float, Field(ge=0)] | None = Field(None, description="of all runs together")
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -150,6 +153,7 @@ class Asked:
         participants: Sites that the job names, or fewer where a sum is to be over fewer.
         cohort: Sites of the protected sum that the request belongs to, as many as it says are left.
         threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
+        colluding: Sites whose shares of a sum's noise do not count; None where no sum with noise begins.
         is_open: A part of the update is to travel in the clear beside its encrypted rest.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
         epsilon_total: The same for all runs of the site.
@@ -168,6 +172,7 @@ class Asked:
     participants: int | None = None
     cohort: int | None = None
     threshold: float | None = None
+    colluding: int | None = None
     is_open: bool = False
     epsilon_run: float | None = None
     epsilon_total: float | None = None
@@ -264,6 +269,11 @@ RULES: Mapping[str, _Rule] = {
     "secure_aggregation": _secure_aggregation,
     "least_threshold": lambda policy, asked: (
         None if asked.threshold is None else _at_least("the sum's threshold", asked.threshold, policy.least_threshold)
+    ),
+    "least_colluding": lambda policy, asked: (
+        None
+        if asked.colluding is None
+        else _at_least("the number of sites whose noise does not count", asked.colluding, policy.least_colluding)
     ),
     "largest_epsilon_run": lambda policy, asked: (
         _at_most("epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run) if asked.does.trains else None
