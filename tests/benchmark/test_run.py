@@ -147,6 +147,18 @@ def test_faults_are_found_before_anything_is_written(make: Make, tmp_path: Path)
         run_grid(make(), tmp_path / "held", NONE, Work())
 
 
+def test_a_grid_that_was_killed_before_its_first_cell_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "given.toml"
+    file.write_text("name = 'g'", encoding="utf-8")
+    folder = GridFolder.make(tmp_path / "grid")
+    folder.keep_file(file)  # trials come next, the list of cells after them
+    (folder.path / "tuning").mkdir()
+    assert GridFolder.make(tmp_path / "grid") == folder
+    (folder.path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"holds 'thesis.tex' and is no grid folder"):
+        GridFolder.make(tmp_path / "grid")
+
+
 def rows_written(folder: Path) -> int:
     """Counts rows while workers write; ``os.walk`` passes over a folder that vanishes under it."""
     places = [Path(place) for place, _, files in os.walk(folder) if "clients.jsonl" in files]

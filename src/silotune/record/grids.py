@@ -21,6 +21,8 @@ from silotune.record.files import append_line, explained, read_json, read_lines,
 from silotune.record.runs import RunFolder
 
 GRID, TUNING, FAILURES, SESSIONS = "grid.json", "tuning.json", "failures.json", "sessions.jsonl"
+GIVEN = "grid.toml"
+"""The grid file as it was given."""
 _SHORT = 10
 
 
@@ -99,7 +101,7 @@ class GridFolder:
         place = Path(path)
         with explained(place):
             strangers = [] if is_grid(place) or not place.exists() else sorted(entry.name for entry in place.iterdir())
-            own = {"cells", "tuning", ".lock", GRID, TUNING, FAILURES, SESSIONS}
+            own = {"cells", "tuning", ".lock", GIVEN, GRID, TUNING, FAILURES, SESSIONS}
             strangers = [name for name in strangers if name not in own and not name.endswith(".tmp")]
             if strangers:
                 raise RunFolderError(
@@ -190,4 +192,4 @@ class GridFolder:
         """Keeps the grid file as it was given, to be read by people."""
         with explained(source):
             content = source.read_bytes()
-        write_bytes(self.path / "grid.toml", content)
+        write_bytes(self.path / GIVEN, content)
