@@ -136,8 +136,8 @@ def _example_faults(federation: FederationSection, training: TrainingSection) ->
     faults = []
     if training.objective not in BY_EXAMPLE:
         faults.append(
-            f"training.objective = {training.objective!r} mixes examples and cannot be used with "
-            f"privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
+            f"training.objective = {training.objective!r} mixes examples, or cuts one into several, and cannot be "
+            f"used with privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
         )
     if training.packing:
         faults.append("training.packing puts examples into one row: leave it out with privacy.dp = 'example'")

@@ -41,7 +41,7 @@ DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed
 Accountant = Literal["pld", "rdp"]
 Clipping = Literal["fixed", "adaptive"]
 
-BY_EXAMPLE: tuple[Objective, ...] = ("sft", "pretrain", "choice", "classify", "dpo")
+BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify", "dpo")
 """Objectives whose loss is a sum over examples, each term a function of its example alone."""
 SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 """Guarantees whose noise is added at the site, so that the server need not be trusted."""
@@ -307,7 +307,7 @@ class PrivacySection(Section):
     noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
         None, description="standard deviation of the noise over the sensitivity; default: made to fit epsilon"
     )
-    clip_norm: Annotated[float, Field(gt=0)] = Field(
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         1.0, description="bound on an example's gradient, or on a client's update; of adaptive clipping the first one"
     )
     clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from protected import EXAMPLES, NAMES, TRAINING, Net, asked, privacy, run
 from silotune.errors import BudgetError, ProtectionError
+from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.central import noise_in_shares
 from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.private import begin
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
+from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection, PrivacySection
-from silotune.structs import Request, ServerState
+from silotune.sections import FederationSection, PrivacySection, TrainingSection
+from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten
 from tiny import assert_close
 
@@ -170,10 +175,17 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 
 
-@pytest.mark.parametrize("kind", ["train", "he.input"])
-def test_an_update_never_leaves_without_its_noise(model, start, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "way"), [("train", "none"), ("he.input", "he")])
+@pytest.mark.parametrize(
+    ("asked_for", "said"),
+    [("secure_sum", "no update of it leaves with '{way}'"), (None, "no update leaves but inside a secure sum")],
+)
+def test_an_update_never_leaves_without_its_noise(
+    model, start, kind: str, way: str, asked_for: str | None, said: str
+) -> None:
+    """Sites that would train alone: the order itself says that it is one of a sum, or of noise that only a sum has."""
     net = Net(model, privacy("he"))
-    order = order_of(distributed())
+    order = order_of(distributed(protection=asked_for or way))
     for site in net.sites.values():
         site.protection.is_required = False
     body = order
@@ -183,5 +195,27 @@ def test_an_update_never_leaves_without_its_noise(model, start, kind: str) -> No
             "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 5, "num_examples": 25,
             "size": size, "hidden": size, "train": order,
         }  # fmt: skip
-    with pytest.raises(ProtectionError, match="no update leaves but inside a secure sum"):
+    with pytest.raises(ProtectionError, match=said.format(way=way)):
         asked(net, "a", kind, body, start)
+
+
+def test_a_sum_that_turns_out_cheaper_changes_no_other_entry(tmp_path: Path) -> None:
+    """A release of another kind in the same round: what opens the sum must not make it cheaper."""
+    site = SimpleNamespace(name="a", examples=[1] * 9, state=SiteState(), budget=Budget(tmp_path))
+    noise = NoiseTerms(multiplier=500, clip_norm=1, colluding=1)
+    terms = Terms(
+        session="0" * 32, round_number=1, cohort=("a", "b", "c", "d", "e"), threshold=2 / 3, degree=4, bits=32, bound=1,
+        max_examples=1, size=100, noise=noise,
+    )  # fmt: skip
+    order = {"privacy": distributed(noise_multiplier=500, clip_norm=1).model_dump(mode="json"), "run": "r"}
+    share = noised_sum.begin(terms, order, site)
+    local = PrivacySection(dp="local", noise_multiplier=1.0)
+    begin(local, TrainingSection(), site, rounds=1, place=("r", 1))
+    noised_sum.settle(terms, 5, site, share.entry)
+    rows = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+    entries = {item.identity: item.spend for item in map(from_row, rows)}
+    assert sorted(spend.noise_multiplier for spend in entries.values()) == [1.0, pytest.approx(500 * (4 / 3) ** 0.5)]
+    assert entries[share.entry].skellam_norms is not None
+    before = site.state
+    noised_sum.settle(terms, 5, site, "of a state that was put back")
+    assert site.state is before

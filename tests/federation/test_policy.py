@@ -10,7 +10,18 @@ import pytest
 
 from silotune.errors import PolicyError
 from silotune.federation import client
-from silotune.federation.policy import KINDS, RULES, Asked, Kind, Policy, check, check_upload, read_policy, released
+from silotune.federation.policy import (
+    EPSILON_RULES,
+    KINDS,
+    RULES,
+    Asked,
+    Kind,
+    Policy,
+    check,
+    check_upload,
+    read_policy,
+    released,
+)
 from silotune.record.signatures import new_key
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
@@ -62,9 +73,17 @@ def test_a_rule_lets_pass_refuses_and_fails_closed(name: str) -> None:
             check(policy, asked())
 
 
-@pytest.mark.parametrize("name", ["objectives", "secure_aggregation", "largest_epsilon_run", "largest_epsilon_total"])
+@pytest.mark.parametrize("name", ["objectives", "secure_aggregation"])
 def test_rules_of_training_do_not_hold_up_an_evaluation(name: str) -> None:
     check(Policy.model_validate({name: CASES[name][0]}), asked(kind="evaluate"))
+
+
+@pytest.mark.parametrize("name", EPSILON_RULES)
+def test_exact_figures_are_bounded_by_no_epsilon(name: str) -> None:
+    policy = Policy.model_validate({name: 8.0})
+    with pytest.raises(PolicyError, match=f"'{name}': exact figures on this site's examples are bounded by no epsilon"):
+        check(policy, asked(kind="evaluate"))
+    check(policy, asked(kind="countersign"))
 
 
 def test_the_kinds_of_requests_are_those_that_a_client_serves() -> None:

@@ -101,7 +101,9 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
     assert set(sites["a"].data["opened"]) == {"secure_sum:1"}
     section = FederationSection()
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2).model_dump(mode="json")
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2, privacy=settings).model_dump(
+        mode="json"
+    )
     net = Net(model, settings)
     net.restore(sites)
     plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
@@ -187,7 +189,9 @@ def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) ->
     settings = privacy(bound=1e-5)
     told: list[str] = []
     section = FederationSection()
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1).model_dump(mode="json")
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings).model_dump(
+        mode="json"
+    )
     plan = Plan(rounds=1, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
     notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
     state = run_rounds(plan, Net(model, settings), ServerState(0, start), RunFolder(tmp_path), notify=notify)

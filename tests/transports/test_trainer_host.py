@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 import tiny
+from governed import job
 from silotune.errors import BudgetError, DataError, PolicyError
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.opened import OPENED
+from silotune.record.signatures import new_key
 from silotune.record.site_states import load_before, load_newest, save_after
 from silotune.sections import FederationSection
 from silotune.structs import BUDGET, Request, SiteState
@@ -49,7 +51,8 @@ class OneModel:
             raise KeyError("a patient's name")
         if self.gate is not None:
             self.gate.wait(10)
-        return Opened(Site("a", EXAMPLES, self.model), self.expected, keep=2)
+        self.site = Site("a", EXAMPLES, self.model)
+        return Opened(self.site, self.expected, keep=2)
 
     def rest(self) -> None:
         self.rests += 1
@@ -164,6 +167,29 @@ def test_what_a_sum_was_opened_over_is_not_put_back(model, start, tmp_path: Path
         assert work(path, request(start, 2)).header["status"] == "reply"
         assert work(path, request(start, 1)).header["status"] == "reply"
     assert load_newest(tmp_path / "states" / "run-1").data[OPENED] == {"1": "x", "2": "y"}
+
+
+def test_a_request_that_is_refused_undoes_nothing(model, start, tmp_path: Path) -> None:  # noqa: ANN001
+    """An order of an earlier round that cannot be read: what the site has spent since stays known."""
+    desk = OneModel(model, start)
+    with served(desk, tmp_path) as path:
+        for number in (1, 2):
+            work(path, request(start, number))
+        site = desk.site
+        known = site.state
+        assert known.tensors  # of the optimiser, after two rounds
+        assert work(path, request(start, 1, body={**BODY, "seed": "none"})).header["status"] == "failure"
+        assert site.state is known
+
+
+def test_a_signed_job_is_worked_on_under_its_own_name(model, start, tmp_path: Path) -> None:  # noqa: ANN001
+    """Under another one it would find no memory of the sums that this site has opened."""
+    signed = job(new_key(), run="run-1").model_dump(mode="json")
+    with served(OneModel(model, start), tmp_path) as path:
+        asked = request(start, 1, body={**BODY, "job": signed})
+        assert work(path, asked, job="run-1").header["status"] == "reply"
+        header = work(path, asked, job="run-2").header
+    assert header["reason"] == "the job of the request is signed for the run 'run-1', not for 'run-2'"
 
 
 def test_its_state_is_told_while_it_works(model, start, tmp_path: Path) -> None:

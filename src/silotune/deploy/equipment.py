@@ -41,7 +41,7 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
     key = read_key(kit.path(SIGNING_KEY))
     trail = Trail(site_folder(kit) / FILE, key, actor=holdings.name)
     own = fingerprint(nano_folder() if holdings.model == "nano" else Path(str(holdings.model)))
-    coordinators = kit.members().coordinator
+    coordinators = (kit.members().coordinator_now(),)
     charter = partial(_charter_of, kit)
     return Guard(
         kit.path(POLICY), key, trail, coordinators, task=holdings.task or None, base_sha256=own, charter=charter
@@ -58,7 +58,12 @@ def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
     """
     made = replace(site, budget=Budget(site_folder(kit) / LEDGER))
     made.protection = protection_of(kit, guard, config.privacy, name=site.name)
-    made.guard = replace(guard, adapter_values=count(site.initial), epsilons=partial(priced, made))
+    made.guard = replace(
+        guard,
+        coordinators=(kit.members().coordinator_now(),),
+        adapter_values=count(site.initial),
+        epsilons=partial(priced, made),
+    )
     return made
 
 

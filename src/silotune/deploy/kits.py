@@ -194,6 +194,10 @@ class Members(Section):
         """Site -> its member record, of those that take part now."""
         return {member.name: member for member in self.members if member.status == "active"}
 
+    def coordinator_now(self) -> str:
+        """The coordinator's key in use; with an earlier one, stolen perhaps, nothing is signed that counts."""
+        return self.coordinator[-1]
+
     def signing_keys(self) -> dict[str, tuple[str, ...]]:
         """Who -> every signing key it has or had, revoked ones too: old entries stay verifiable."""
         keys: dict[str, tuple[str, ...]] = {"coordinator": self.coordinator}

@@ -284,7 +284,7 @@ def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes)
     charter = hashlib.sha256(shared[kits.CHARTER]).hexdigest() if kits.CHARTER in shared else None
     files = {
         kits.SITE_FILE: site_toml(office.plan, name).encode(),
-        kits.POLICY: policy_toml(name, submitter=members.coordinator[-1], charter=charter).encode(),
+        kits.POLICY: policy_toml(name, submitter=members.coordinator_now(), charter=charter).encode(),
         kits.AUTH_PUBLIC: f"{site.member.auth_public}\n".encode(),
         kits.SIGNING_PUBLIC: f"{site.member.signing_public}\n".encode(),
         "README.md": site_readme(office.plan, name, holds_keys=bool(site.secrets)).encode(),

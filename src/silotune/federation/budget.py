@@ -42,8 +42,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A round whose cost is written down: what may be released, the run's epsilon with it, the state to keep."""
+    """A round whose cost is written down: its entry, what may be released, the run's epsilon, the state to keep."""
 
+    identity: str
     spend: Spend
     epsilon: float
     state: SiteState
@@ -105,21 +106,21 @@ def open_round(
             cost = spent(own, privacy.delta, **counted)
         append(as_row(new))
     kept = {**state.data, _ENTRIES: [as_row(item) for item in own], _NOISE: planned.noise_multiplier}
-    return Opened(planned, cost, replace(state, data=kept))
+    return Opened(new.identity, planned, cost, replace(state, data=kept))
 
 
-def settle_round(name: str, state: SiteState, budget: Budget, *, round_number: int, spend: Spend) -> SiteState:
-    """Puts the cost of a round right that turned out cheaper, under the same identity; the state to keep.
+def settle_round(name: str, state: SiteState, budget: Budget, *, identity: str, spend: Spend) -> SiteState:
+    """Puts the cost of one entry right that turned out cheaper; the state to keep.
 
-    A round that this state knows nothing of stays charged as it was written.
+    An entry that this state knows nothing of stays charged as it was written.
     """
-    kept = [from_row(row) for row in state.data.get(_ENTRIES, ())]
-    if not kept or kept[-1].round_number != round_number:
+    kept = {item.identity: item for item in map(from_row, state.data.get(_ENTRIES, ()))}
+    if identity not in kept:
         return state
-    settled = as_row(replace(kept[-1], spend=spend))
+    settled = {**kept, identity: replace(kept[identity], spend=spend)}
     with _ledger(budget.folder, name) as (_, append):
-        append(settled)
-    return replace(state, data={**state.data, _ENTRIES: [*state.data[_ENTRIES][:-1], settled]})
+        append(as_row(settled[identity]))
+    return replace(state, data={**state.data, _ENTRIES: [as_row(item) for item in settled.values()]})
 
 
 def cost_of(name: str, state: SiteState, budget: Budget, new: Entry, **counted: Any) -> tuple[float, float]:

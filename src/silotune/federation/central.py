@@ -199,7 +199,12 @@ def refuse_overspending(clients: Sequence[str], failures: Sequence[Failure]) -> 
     Raises:
         BudgetError: Every client refused because of its budget.
     """
-    spent = [failure for failure in failures if failure.stage == BUDGET or failure.rule in EPSILON_RULES]
+    spent = over_budget(failures)
     if spent and {failure.client for failure in spent} >= set(clients):
         first = spent[0]
         raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")
+
+
+def over_budget(failures: Sequence[Failure]) -> list[Failure]:
+    """Those of clients whose budget, the run's or the owner's, does not allow the round."""
+    return [failure for failure in failures if failure.stage == BUDGET or failure.rule in EPSILON_RULES]

@@ -15,7 +15,7 @@ from silotune.federation.guard import Guard, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
-from silotune.federation.private import begin, check_alone, dp_sgd, released, withheld
+from silotune.federation.private import begin, check_way, dp_sgd, released, withheld
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
@@ -23,7 +23,7 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Account, Meter
-from silotune.sections import FederationSection, PrivacySection, TrainingSection
+from silotune.sections import FederationSection, PrivacySection, ProtectionKind, TrainingSection
 from silotune.seeds import derive
 from silotune.settings import Section
 from silotune.structs import Reply, Request, SiteState, Tensors
@@ -98,7 +98,7 @@ def _work(request: Request, site: Site) -> Reply:
 def _linked_train(request: Request, site: Site) -> Reply:
     """``_train`` at the end of its link: what came is opened before it, and its update is packed after it."""
     order = read_body(TrainOrder, request)
-    check_alone(order.privacy)
+    check_way(order.privacy, "none")
     upload, download = order.federation.upload, order.federation.download
     held, made = taken_from(links.RECEIVED, site.state.tensors), method(order.federation)
     meant = outgoing(made.sent(dict(site.adapted.parameters), {}), made.schedule(request.round_number))
@@ -210,15 +210,17 @@ def _countersign(request: Request, site: Site) -> Reply:
 
 
 def _masked_input(request: Request, site: Site) -> Reply:
-    return secure_site.masked_input(request, site, lambda order: _train(order, site))
+    return secure_site.masked_input(request, site, lambda order: _train_within("secure_sum", order, site))
 
 
 def _encrypted_input(request: Request, site: Site) -> Reply:
-    def train(order: Request) -> Reply:
-        check_alone(read_body(TrainOrder, order).privacy)
-        return _train(order, site)
+    return encrypted_site.encrypt_update(request, site, lambda order: _train_within("he", order, site))
 
-    return encrypted_site.encrypt_update(request, site, train)
+
+def _train_within(way: ProtectionKind, request: Request, site: Site) -> Reply:
+    """``_train`` for a protected sum."""
+    check_way(read_body(TrainOrder, request).privacy, way)
+    return _train(request, site)
 
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {

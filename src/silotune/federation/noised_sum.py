@@ -36,9 +36,10 @@ class Holder(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """A site's share of a sum's noise, and where it comes from."""
+    """A site's share of a sum's noise, the entry of the ledger that it was charged with, and where it comes from."""
 
     noise: SharedNoise
+    entry: str
     entropy: Entropy = system
 
 
@@ -68,10 +69,11 @@ def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
     noise = terms.shared_noise(terms.noise)
     planned = planned_of(terms, noise)
     run, number = str(train.get("run", "")), terms.round_number
-    site.state = open_round(
+    opened = open_round(
         site.name, site.state, site.budget, privacy, run=run, round_number=number, release=lambda kept: planned
-    ).state
-    return Share(noise)
+    )
+    site.state = opened.state
+    return Share(noise, opened.identity)
 
 
 def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
@@ -89,12 +91,12 @@ def spend_of(noise: SharedNoise, present: int) -> Spend:
     return Spend(noise.multiplier(present), skellam_norms=noise.norms)
 
 
-def settle(terms: Terms, present: int, site: Holder) -> None:
-    """Puts the round's cost right: the noise of all that are in the sum is in it."""
-    if terms.noise is None:
+def settle(terms: Terms, present: int, site: Holder, entry: str | None) -> None:
+    """Puts the sum's own entry right: the noise of all that are in the sum is in it."""
+    if terms.noise is None or entry is None:
         return
     spend = spend_of(terms.shared_noise(terms.noise), present)
-    site.state = settle_round(site.name, site.state, site.budget, round_number=terms.round_number, spend=spend)
+    site.state = settle_round(site.name, site.state, site.budget, identity=entry, spend=spend)
 
 
 def noised(

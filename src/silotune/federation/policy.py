@@ -35,19 +35,21 @@ class Kind:
         generates: Text is written from their prompts.
         carries_adapter: Its tensors are an adapter.
         is_protected: What it sends back is seen by nobody but within a sum.
+        scores: Exact figures on them are sent back.
     """
 
     trains: bool = True
     generates: bool = True
     carries_adapter: bool = True
     is_protected: bool = False
+    scores: bool = False
 
 
 _STEP = Kind(trains=False, generates=False, carries_adapter=False, is_protected=True)
 KINDS: Mapping[str, Kind] = {
     "train": Kind(generates=False),
     "personalize": Kind(generates=False),
-    "evaluate": Kind(trains=False, generates=False),
+    "evaluate": Kind(trains=False, generates=False, scores=True),
     "countersign": Kind(trains=False, generates=False, carries_adapter=False),
     "secure_sum.keys": _STEP,
     "secure_sum.shares": _STEP,
@@ -239,6 +241,12 @@ def _secure_aggregation(policy: Policy, asked: Asked) -> str | None:
     return "a part of the update would leave in the clear" if asked.is_open else None
 
 
+def _epsilon(asked: Asked, what: str, given: float | None, limit: float | None) -> str | None:
+    if limit is not None and asked.does.scores:
+        return "exact figures on this site's examples are bounded by no epsilon"
+    return _at_most(what, given, limit) if asked.does.trains else None
+
+
 RULES: Mapping[str, _Rule] = {
     "submitters": _submitters,
     "working_hours": _working_hours,
@@ -275,13 +283,11 @@ RULES: Mapping[str, _Rule] = {
         if asked.colluding is None
         else _at_least("the number of sites whose noise does not count", asked.colluding, policy.least_colluding)
     ),
-    "largest_epsilon_run": lambda policy, asked: (
-        _at_most("epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run) if asked.does.trains else None
+    "largest_epsilon_run": lambda policy, asked: _epsilon(
+        asked, "epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run
     ),
-    "largest_epsilon_total": lambda policy, asked: (
-        _at_most("epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total)
-        if asked.does.trains
-        else None
+    "largest_epsilon_total": lambda policy, asked: _epsilon(
+        asked, "epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total
     ),
     "generation": lambda policy, asked: (
         "text may not be generated from this site's prompts" if asked.does.generates and not policy.generation else None

@@ -10,7 +10,7 @@ from silotune.federation.budget import Budget, Opened, open_round, release_of
 from silotune.federation.noised_sum import within
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
-from silotune.sections import SITE_NOISE, PrivacySection, TrainingSection
+from silotune.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.private import DpSgd
@@ -71,13 +71,17 @@ def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> 
     return private_update(delta, clip_norm=privacy.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
 
 
-def check_alone(privacy: PrivacySection) -> None:
-    """Refuses an update outside of a secure sum where the sum alone carries the noise.
+def check_way(privacy: PrivacySection, way: ProtectionKind) -> None:
+    """Refuses an update that would leave in another way than its order says: alone, in a secure or an encrypted sum.
 
     Raises:
-        ProtectionError: It would be sent without noise.
+        ProtectionError: The order asks for another protection, or for noise that this way does not carry.
     """
-    if privacy.dp == "distributed":
+    if privacy.protection != way:
+        raise ProtectionError(
+            f"the order says privacy.protection = {privacy.protection!r}: no update of it leaves with {way!r}"
+        )
+    if privacy.dp == "distributed" and way != "secure_sum":
         raise ProtectionError("privacy.dp = 'distributed' noises sums: no update leaves but inside a secure sum")
 
 

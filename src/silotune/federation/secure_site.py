@@ -39,11 +39,13 @@ class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
     ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme.
+    ``he_keys`` are the secret keys that all sites share, by scheme. ``charged`` is the ledger's entry of the noised sum
+    that is going on.
     """
 
     member: Member
     stage: protocol.Stage | None = None
+    charged: str | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
 
@@ -152,6 +154,7 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
     share = noised_sum.begin(terms, order.train, site)
+    protection.charged = None if share is None else share.entry
     update = train(replace(request, kind="train", body=order.train))
     if arithmetic.count(update.tensors) != terms.size:
         raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
@@ -204,7 +207,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
-    noised_sum.settle(stage.terms, len(stage.survivors), site)
+    noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
     remember(site, _which(request), protocol.survivors_digest(stage))
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from silotune.errors import FederationError
+from silotune.errors import BudgetError, FederationError
+from silotune.federation.central import over_budget
 from silotune.structs import Observer
 
 MOST_TRIES = 20
@@ -25,7 +26,17 @@ def _stop(error: TooFewRepliesError, number: int, tries: int, notify: Observer) 
 
 
 def _wait(error: TooFewRepliesError, number: int, tries: int, notify: Observer) -> bool:
-    """The same round again: sites that answered do their work once more, to the same bits."""
+    """The same round again: sites that answered do their work once more, to the same bits.
+
+    Raises:
+        BudgetError: A client's budget does not allow the round, nor will it later; each try costs the others.
+        FederationError: It was tried often enough.
+    """
+    for failure in over_budget(error.incoming.failures)[:1]:
+        raise BudgetError(
+            f"round {number} waits in vain for {failure.client!r}, whose privacy budget does not allow it: "
+            f"{failure.reason}"
+        ) from error
     if tries >= MOST_TRIES:
         raise FederationError(f"round {number} was tried {tries} times: {error}") from error
     notify("round_waits", {"round": number, "tries": tries, "reason": str(error)})

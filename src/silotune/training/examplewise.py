@@ -50,7 +50,6 @@ def _class(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSect
 
 LOSSES: Mapping[str, SettledLosses] = {
     "sft": _answer,
-    "pretrain": _answer,
     "choice": _choice,
     "classify": _class,
     "dpo": pair_losses,

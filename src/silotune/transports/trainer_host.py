@@ -22,12 +22,13 @@ from typing import Any, Protocol
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
+from silotune.federation.jobs import JOB
 from silotune.federation.messages import Expected, decode_request, encode, kind_of
 from silotune.federation.opened import put_back
 from silotune.federation.policy import kind_named
 from silotune.federation.secure_site import is_amid_sum
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.structs import BUDGET
+from silotune.structs import BUDGET, Request
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
 READ_SECONDS = 60.0
@@ -163,11 +164,16 @@ class TrainerHost:
         if request.client != site.name:
             raise MessageError(f"a request for {request.client!r} reached {site.name!r}")
         self._works_on = request.kind
-        states, trains = self._states / job, kind_named(request.kind).trains
+        _check_job(request, job)
+        states, trains, known = self._states / job, kind_named(request.kind).trains, site.state
         if trains:
-            site.state = put_back(load_before(states, request.round_number), site.state)
+            site.state = put_back(load_before(states, request.round_number), known)
         begun_with = site.state
-        reply = client_round(request, site)
+        try:
+            reply = client_round(request, site)
+        except BaseException:
+            site.state = put_back(known, site.state)  # a request that is refused undoes nothing
+            raise
         if trains or site.state is not begun_with:
             save_after(states, request.round_number, site.state, keep=opened.keep)
         self._served += 1
@@ -192,6 +198,14 @@ class TrainerHost:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _check_job(request: Request, job: str) -> None:
+    """Raises ``MessageError`` where the signed job is of another run than the one whose state would be used."""
+    carried = request.body.get(JOB)
+    signed = carried.get("job") if isinstance(carried, Mapping) else None
+    if isinstance(signed, Mapping) and signed.get("run") != job:
+        raise MessageError(f"the job of the request is signed for the run {signed.get('run')!r}, not for {job!r}")
 
 
 @contextmanager
