@@ -49,6 +49,7 @@ def finished_grid(
     metrics: Callable[[Cell, str], Mapping[str, Any]] = lambda cell, mode: {},
     failed: tuple[str, ...] = (),
     seconds: float = 100.0,
+    metric: str = "accuracy",
 ) -> GridFolder:
     """A grid; cells whose title holds a word of ``failed`` have no result."""
     folder = GridFolder.make(path)
@@ -66,7 +67,9 @@ def finished_grid(
                     if any(word in cells[-1].title for word in failed):
                         failures[place] = "the loss is not finite"
                     else:
-                        write_cell(folder.run(cells[-1]), cells[-1], config, level, cost, metrics)
+                        run = folder.run(cells[-1])
+                        write_cell(run, cells[-1], config, level, cost, metrics)
+                        run.write_json("summary", {**run.read_json("summary"), "metric": metric})
     folder.write(
         {"name": "demo", "title": "A demonstration", "modes": ["federated", "isolated", "centralized"],
          "seeds": list(seeds), "budget_bytes": None, "tasks": list(tasks), "models": ["nano"],

@@ -107,7 +107,17 @@ def test_generate_reads_files_and_standard_input(silotune, below, tmp_path, monk
     assert "FROM A PIPE" in silotune("generate", "nano").out
 
 
-@pytest.mark.parametrize("row", ["nonsense private", '{"text": "private"}', '{"messages": [{"role": "user"}]}', "3"])
+def test_a_line_ends_where_its_file_says(silotune, below, tmp_path):
+    """Unicode's own separators may stand in a prompt."""
+    (tmp_path / "a.txt").write_bytes("one\u2028two\r\nthree".encode())
+    value = json.loads(silotune("generate", "nano", "--file", tmp_path / "a.txt", "--json").out)
+    assert [answer["prompt"] for answer in value["answers"]] == ["one\u2028two", "three"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["nonsense private", '{"text": "private"}', '{"messages": [{"role": "user"}]}', '{"messages": []}', "3"],
+)
 def test_a_bad_row_is_named_by_number(silotune, below, tmp_path, row):
     (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n' + row + "\n")
     outcome = silotune("generate", "nano", "--file", tmp_path / "a.jsonl")

@@ -44,6 +44,11 @@ def test_parse_letters_and_options_of_several_words() -> None:
     assert parse_option("Not at all.", ("yes", "not at all")) == 1
 
 
+def test_options_of_punctuation_are_told_apart_by_the_whole_answer() -> None:
+    assert [parse_option(text, ("+", "-")) for text in ("+", " - ", "", "!!!")] == [0, 1, -1, -1]
+    assert [parse_option(text, ("C", "C++")) for text in ("c++", "C", "C#")] == [1, 0, -1]
+
+
 def test_likelihood_takes_the_likeliest_option_of_each_example() -> None:
     model = tiny.adapted()
     examples = tiny.encoded(tiny.closed(7))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ def test_a_key_there_and_back(tmp_path: Path) -> None:
     assert verify(key.public, "audit", b"text", back.sign("audit", b"text"))
     with pytest.raises(RunFolderError):
         write_secret(place, b"again")
+
+
+def test_a_secret_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("silotune.record.signatures.os.fsync", full)
+        with pytest.raises(RunFolderError, match="no space left"):
+            write_secret(tmp_path / "audit.key", b"secret")
+    assert list(tmp_path.iterdir()) == []
+    write_secret(tmp_path / "audit.key", b"secret")
+    assert [place.name for place in tmp_path.iterdir()] == ["audit.key"]
 
 
 def test_a_signature_is_for_one_key_one_purpose_and_one_text() -> None:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ import pytest
 from finished_grid import LEVELS, Level, finished_grid, usual
 from silotune.evaluation.comparison import compare
 from silotune.evaluation.observations import observe
+from silotune.evaluation.statistics import describe
 from silotune.record.grids import Cell, GridFolder
+from silotune.report.figures import LONGEST_NAME, Picture, _front_line, apart, slug
 from silotune.report.findings import findings
 from silotune.report.grid import GridReport, as_mapping, facts_of, write_report
+from silotune.report.pictures import panels
 
 SMALL: Mapping[str, Any] = {"tasks": ("finance-news",), "adapters": ("lora",), "partitions": ("alpha 0.1",)}
 """Few pictures: each takes about half a second to draw."""
@@ -209,6 +213,38 @@ def test_the_overhead_is_told_where_it_is_known(tmp_path: Path) -> None:
     assert "overhead is not known" in (write_report(folder).files[1]).read_text(encoding="utf-8")
     folder.add_session({"jobs": 1, "computed": 1, "seconds": 20.0})
     assert "20.0 % of the processes' time" in (write_report(folder).files[1]).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_figures_of_a_task_are_those_of_its_metric(tmp_path: Path) -> None:
+    def chosen(cell: Cell, mode: str) -> Mapping[str, Any]:
+        return {"preference_accuracy": 0.61, "win_rate": 0.7, "margin": 3.0}
+
+    folder = finished_grid(tmp_path / "grid", **SMALL, metrics=chosen, metric="preference_accuracy")
+    page = (write_report(folder).files[1]).read_text(encoding="utf-8")
+    table = page[page.index("Results by data set") :].split("\n\n")[2]
+    assert "finance-news: preferred | finance-news: win rate |" in table and "margin" not in table
+    assert "| 61.0 ± 0.0 | 70.0 ± 0.0 |" in table
+
+
+def test_pictures_of_one_name_are_told_apart() -> None:
+    made = [Picture(slug("modes", task, "nano"), "modes", task, task, None) for task in ("新闻", "医疗", "news")]
+    assert [(picture.name, picture.caption) for picture in apart(made)] == [
+        ("modes----nano", "新闻"), ("modes----nano--2", "医疗"), ("modes-news-nano", "news"),
+    ]  # fmt: skip
+    assert len(slug("modes", "/models/" + "x" * 300)) == LONGEST_NAME
+
+
+def test_the_line_joins_what_nothing_beats() -> None:
+    """Over all algorithms of a panel: one that costs more and reaches less is not on it."""
+    rows = [
+        SimpleNamespace(metric="accuracy", main=describe([reached] * 3), costs={"bytes": cost})
+        for cost, reached in ((1e6, 0.9), (2e6, 0.5), (3e6, 0.95))
+    ]
+    _, (axes,) = panels(4.0, 3.0, 1)
+    _front_line(axes, rows, "bytes", 1e6)
+    (line,) = axes.get_lines()
+    assert line.get_xydata().tolist() == [[1.0, pytest.approx(90)], [3.0, pytest.approx(95)]]
 
 
 def chromium() -> str | None:

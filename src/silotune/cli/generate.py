@@ -126,11 +126,13 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Messages]:
 
 def _from_file(file: Path) -> list[Messages]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")  # with every kind of line end turned to \n
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(file)!r}: {error}") from None
     read = _from_row if file.suffix == ".jsonl" else lambda line, where: (("user", line),)
-    found = [read(line, f"{file} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [
+        read(line, f"{file} line {number}") for number, line in enumerate(text.split("\n"), start=1) if line.strip()
+    ]
     if not found:
         raise DataError(f"{str(file)!r} holds no prompts")
     return found
@@ -142,6 +144,8 @@ def _from_row(line: str, where: str) -> Messages:
         if "prompt" in row:
             return (("user", str(row["prompt"])),)
         turns: Sequence[dict[str, str]] = row["messages"]
+        if not turns:
+            raise ValueError("no message")
         return tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{where} is no JSON object with 'prompt' or 'messages' (role, content)") from None

@@ -167,12 +167,18 @@ def figures(answered: Answers, *, bootstrap_samples: int = 0) -> dict[str, Any]:
 def parse_option(text: str, labels: Sequence[str]) -> int:
     """Index of the option that an answer names, or ``UNPARSED``.
 
-    The whole answer, stripped of space and punctuation and in lower case, must be one option; failing that, its
-    first word must be. ``Positive.`` names positive; ``not positive`` names nothing.
+    The whole answer in lower case must be one option; failing that, the answer stripped of punctuation, or its first
+    word. ``Positive.`` names positive; ``not positive`` names nothing. Options that differ in punctuation alone are
+    told apart by the whole answer only.
     """
+    exact = [label.strip().lower() for label in labels]
+    if text.strip().lower() in exact:
+        return exact.index(text.strip().lower())
     strip = string.whitespace + string.punctuation
     answer = text.strip(strip).lower()
     names = [label.strip(strip).lower() for label in labels]
+    if not all(names) or len(set(names)) < len(names):
+        return UNPARSED
     first = answer.split()[0].strip(strip) if answer.split() else ""
     for candidate in (answer, first):
         if candidate in names:

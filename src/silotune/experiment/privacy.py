@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.config import Config
-from silotune.data.load import load
+from silotune.data.mixture import load_examples
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.budget import release_of
@@ -103,7 +103,7 @@ def _points(rounds: int) -> list[int]:
 
 def plan_of_config(config: Config) -> Plan | None:
     """The plan of a configuration; its data are read, its model is not loaded."""
-    dataset = load(config.data, seed=config.seed)
+    dataset = load_examples(config.data, seed=config.seed)
     return plan_of(config, {name: len(share) for name, share in client_shares(config, dataset).items()})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from silotune.errors import SignatureError
-from silotune.record.files import explained
+from silotune.record.files import explained, temporary_beside
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -81,18 +81,23 @@ def private_bytes(key: SigningKey) -> bytes:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Writes a new file that only its owner may read (mode 0600 from its first byte on).
+    """Writes a new file that only its owner may read (mode 0600 from its first byte on), whole or not at all.
 
     Raises:
         RunFolderError: It is there already, or cannot be written.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary = temporary_beside(path)
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def verify(public: str, purpose: str, message: bytes, signature: str) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from silotune.evaluation.comparison import Comparison, Row, scale
-from silotune.evaluation.metrics import lower_is_better
+from silotune.evaluation.metrics import lower_is_better, signed
+from silotune.evaluation.statistics import pareto_front
 from silotune.record.grids import Cell, GridFolder
 from silotune.report.pictures import CENTRALIZED, FEDERATED, INK, MEAN_ALONE, PALETTE, panels, skew_figure
 from silotune.report.runs import KINDS
@@ -22,6 +24,8 @@ MODE_TITLES = {"isolated": "each alone", "federated": "federated", "centralized"
 _MODE_COLOURS = {"isolated": MEAN_ALONE, "federated": FEDERATED, "centralized": CENTRALIZED}
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")  # a second algorithm is told apart without colour, too
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LONGEST_NAME = 120
+"""Of a picture's file: a model may be named by a long path."""
 _COSTS = {"bytes": ("bytes sent in a run", 1e6, "MB"), "joules": ("energy of a run", 1e3, "kJ")}
 
 
@@ -66,7 +70,7 @@ def pictures(folder: GridFolder, comparison: Comparison) -> Iterator[Picture]:
     yield from _skews(folder)
     for cost, section in (("bytes", "bytes"), ("joules", "energy")):
         for (task, model), rows in groups.items():
-            yield from _costs(task, model, rows, comparison, cost=cost, section=section)
+            yield from _costs(task, model, rows, cost=cost, section=section)
 
 
 def by_task(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -79,8 +83,20 @@ def by_task(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def slug(*names: str) -> str:
-    """A file's name from words."""
-    return "-".join("".join(char if char.isascii() and char.isalnum() else "-" for char in name) for name in names)
+    """A file's name from words; others may give the same one."""
+    words = "-".join("".join(char if char.isascii() and char.isalnum() else "-" for char in name) for name in names)
+    return words[:LONGEST_NAME]
+
+
+def apart(pictures: Iterable[Picture]) -> list[Picture]:
+    """The same pictures, each under a name of its own: later ones of one name are numbered."""
+    met: Counter[str] = Counter()
+    made = []
+    for picture in pictures:
+        met[picture.name] += 1
+        number = met[picture.name]
+        made.append(picture if number == 1 else replace(picture, name=f"{picture.name}--{number}"))
+    return made
 
 
 def axis_title(metric: str) -> str:
@@ -244,21 +260,18 @@ def _skews(folder: GridFolder) -> Iterator[Picture]:
         )
 
 
-def _costs(
-    task: str, model: str, rows: Sequence[Row], comparison: Comparison, *, cost: str, section: str
-) -> Iterator[Picture]:
+def _costs(task: str, model: str, rows: Sequence[Row], *, cost: str, section: str) -> Iterator[Picture]:
     title, unit, name = _COSTS[cost]
     known = [row for row in rows if row.mode == "federated" and row.costs.get(cost)]
     if not known:
         return
-    fronts = [each.row for each in comparison.efficiency if each.on_front.get(cost)]
     partitions = _distinct([row.partition for row in known])
     figure, every = _panels(len(partitions), 3.6)
     adapters = _distinct([row.adapter for row in known])
     for axes, partition in zip(every, partitions, strict=True):
         own = [row for row in known if row.partition == partition]
         _points(axes, own, adapters, cost, unit)
-        _front_line(axes, [row for row in own if any(row is other for other in fronts)], cost, unit)
+        _front_line(axes, own, cost, unit)
         axes.set_xlabel(f"{title} ({name})")
         axes.margins(y=0.15)
         axes.set_xlim(0, 1.12 * max((row.costs[cost] or 0) / unit for row in known))
@@ -300,7 +313,9 @@ def _points(axes: Axes, rows: Sequence[Row], adapters: Sequence[str], cost: str,
 
 
 def _front_line(axes: Axes, rows: Sequence[Row], cost: str, unit: float) -> None:
-    points = sorted(((row.costs[cost] or 0) / unit, scale(row.metric) * row.main.mean) for row in rows if row.main)
+    known = [((row.costs[cost] or 0) / unit, row.metric, row.main.mean) for row in rows if row.main]
+    is_on = pareto_front([(x, signed(metric, mean)) for x, metric, mean in known])
+    points = sorted((x, scale(metric) * mean) for (x, metric, mean), keep in zip(known, is_on, strict=True) if keep)
     if len(points) > 1:
         axes.plot(
             [x for x, _ in points], [y for _, y in points], color="#777777", linestyle="--", linewidth=1.2,

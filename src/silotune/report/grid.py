@@ -15,7 +15,7 @@ from silotune.evaluation.observations import observe
 from silotune.record.environment import version_of
 from silotune.record.files import write_bytes
 from silotune.record.grids import GridFolder
-from silotune.report.figures import Picture, pictures
+from silotune.report.figures import Picture, apart, pictures
 from silotune.report.findings import Facts, findings
 from silotune.report.promises import epsilon_pictures
 from silotune.report.runs import seconds_text
@@ -59,7 +59,7 @@ def write_report(folder: GridFolder, out: Path | None = None) -> GridReport:
     comparison = compare(observe(folder))
     facts = facts_of(folder)
     said = findings(comparison, facts)
-    found = [*pictures(folder, comparison), *epsilon_pictures(comparison.rows)]
+    found = apart([*pictures(folder, comparison), *epsilon_pictures(comparison.rows)])
     made = tables(folder, comparison)
     drawn = {picture.name: {form: picture.encoded(form) for form in ("svg", "png")} for picture in found}
     embedded = [(picture.section, _embedded(picture, drawn[picture.name]["svg"])) for picture in found]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.evaluation.comparison import Claim, Comparison, Row, scale
-from silotune.evaluation.metrics import lower_is_better
 from silotune.evaluation.observations import Observation
 from silotune.evaluation.statistics import Sample
 from silotune.record.grids import Cell, GridFolder
 from silotune.report.figures import MODE_TITLES
-from silotune.report.runs import KINDS, bytes_text, seconds_text
+from silotune.report.runs import KINDS, bytes_text, kinds_of, seconds_text
 
 UNAVAILABLE = "unavailable"
 NO_CLAIM = "no claim: fewer than 3 seeds"
@@ -63,7 +62,9 @@ def _percent(sample: Sample | None, metric: str) -> str:
 def _study(rows: Sequence[Row]) -> TextTable:
     """One line a model, partition, adapter and mode; two columns a data set."""
     tasks = list(dict.fromkeys(row.task for row in rows))
-    open_tasks = {row.task for row in rows if lower_is_better(row.metric)}
+    shown = {
+        row.task: [kind for kind in kinds_of(row.metric) if kind.is_share or kind.key == row.metric] for row in rows
+    }
     private = {row.task for row in rows if row.costs.get("epsilon") is not None}
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
@@ -71,7 +72,7 @@ def _study(rows: Sequence[Row]) -> TextTable:
         lines.setdefault(key, {})[row.task] = row
     heads = ["model", "partition", "adapter", "trained", "algorithm"]
     for task in tasks:
-        heads += [f"{task}: perplexity"] if task in open_tasks else [f"{task}: accuracy", f"{task}: macro-F1"]
+        heads += [f"{task}: {kind.title}" for kind in shown[task]]
         heads += [f"{task}: epsilon"] if task in private else []
     orders = [list(dict.fromkeys(key[place] for key in lines)) for place in range(3)]
     titles = list(MODE_TITLES.values())
@@ -83,9 +84,8 @@ def _study(rows: Sequence[Row]) -> TextTable:
     for place in sorted(lines, key=rank):
         cells: list[str] = list(place)
         for task in tasks:
-            names = ("perplexity",) if task in open_tasks else ("accuracy", "macro_f1")
             found = lines[place].get(task)
-            cells += ["-" if found is None else _percent(found.figures[name], name) for name in names]
+            cells += ["-" if found is None else _percent(found.figures[kind.key], kind.key) for kind in shown[task]]
             cells += [_epsilon(found)] if task in private else []
         body.append(tuple(cells))
     note = "Per cent (perplexity as it is): mean ± standard deviation over seeds, on the common test set."
