@@ -36,6 +36,10 @@ def test_sections_are_frozen() -> None:
     ("document", "fault"),
     [
         ({"modle": {}}, "modle: unknown key 'modle': did you mean 'model'? allowed: adapter"),
+        (
+            {"training": {"learning_rate": float("inf")}},
+            "training.learning_rate = inf: input should be a finite number",
+        ),
         ({"model": {"nmae": "x"}}, "model.nmae: unknown key 'nmae': did you mean 'name'?"),
         ({"data": {"partition": {"alhpa": 1}}}, "data.partition.alhpa: unknown key 'alhpa': did you mean 'alpha'?"),
         ({"adapter": {"kind": "lroa"}}, "adapter.kind: unknown value 'lroa': did you mean 'lora'?"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from silotune.benchmark.expand import Changes, expand, trials
-from silotune.benchmark.run import choose
+from silotune.benchmark.run import choose, describe
 from silotune.benchmark.schema import Grid, load_grid
 from silotune.errors import ConfigError
 from silotune.record.grids import cell_folder, config_digest
@@ -77,11 +77,28 @@ def test_whatever_changes_figures_makes_another_folder_and_nothing_else_does(mak
 
     assert folder() == folder() == folder("training.threads=3") == folder("record.folder=elsewhere")
     others = [
-        folder("training.learning_rate=0.02"), folder("federation.modes=[]"), folder("data.num_test=17"),
-        folder(root=Path("x")),
+        folder("training.learning_rate=0.02"), folder("data.num_test=17"), folder(root=Path("x")),
     ]  # fmt: skip
-    assert others[1] == folder()  # the grid says which modes
     assert len({folder(), *others}) == 4
+
+
+def test_the_command_line_makes_no_cell_other_than_its_name_says(make: Make) -> None:
+    grid = make(**WIDE, tune={"seed": 9, "candidates": {"training.learning_rate": [0.1]}})
+    settings = ["adapter.kind=ia3", "data.partition.alpha=5", "seed=3", "federation.modes=[]"]
+    with pytest.raises(ConfigError) as caught:
+        expand(grid, Changes(settings=[*settings, "training.learning_rate=1", "data.num_test=5"]))
+    said = caught.value.faults
+    assert [fault.split(":")[0] for fault in said] == [
+        "--set adapter.kind", "--set data.partition.alpha", "--set seed", "--set federation.modes",
+        "--set training.learning_rate",
+    ]  # fmt: skip
+    assert "would make all 3 adapters of the grid the same one" in said[0] and "all 2 partitions" in said[1]
+
+
+def test_what_takes_the_place_of_an_only_entry_gives_the_name(make: Make) -> None:
+    (one, _) = expand(make(), Changes(settings=["adapter.kind=ia3", "data.partition.alpha=5"]))
+    assert (one.cell.adapter, one.config.adapter.kind, one.config.data.partition.alpha) == ("ia3", "ia3", 5.0)
+    assert "-ia3-" in one.cell.folder and describe(make(), [one.cell])["adapters"] == ["ia3"]
 
 
 def test_the_digest_is_of_the_whole_configuration(make: Make) -> None:

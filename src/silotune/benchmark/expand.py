@@ -59,6 +59,11 @@ class Changes:
     data_root: Path | None = None
     settings: Sequence[str] = ()
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What ``--set`` names."""
+        return tuple(setting.partition("=")[0].strip() for setting in self.settings)
+
 
 def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = None) -> list[Planned]:
     """The cells of a grid, those with one model and adapter together.
@@ -75,7 +80,7 @@ def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = 
         ConfigError: A cell's configuration holds faults (all of all cells are listed), or no cell is left.
     """
     planned: list[Planned] = []
-    faults: dict[str, None] = {}
+    faults: dict[str, None] = dict.fromkeys(_misleading(grid, changes))
     has_baselines: set[tuple[str | int, ...]] = set()
     for names in _names(grid):
         twin = tuple(value for axis, value in names.items() if axis != "algorithm")
@@ -113,6 +118,37 @@ def trials(grid: Grid, changes: Changes) -> list[Trial]:
     ]
 
 
+def _misleading(grid: Grid, changes: Changes) -> list[str]:
+    """What of the command line would make cells other than their names in the report say, one line each."""
+    faults = []
+    for key in changes.keys:
+        if key in ("seed", "federation.modes"):
+            faults.append(f"--set {key}: a grid has a list of its own for it: change 'seeds' or 'modes' in the file")
+        if grid.tune is not None and key in grid.tune.candidates:
+            faults.append(f"--set {key}: the grid chooses it among tune.candidates: change them in the file")
+        axis = next((axis for axis, stands in _STANDS_FOR.items() if key == ".".join(stands)), None)
+        if axis is None and any(key == f"data.partition.{name}" for name in _set_by(grid.partitions)):
+            axis = "partition"
+        if axis is not None and len(grid.choices(axis)) > 1:
+            faults.append(f"--set {key}: it would make all {len(grid.choices(axis))} {axis}s of the grid the same one")
+    return faults
+
+
+def _set_by(partitions: Sequence[PartitionChoice]) -> set[str]:
+    """Settings that tell partitions apart."""
+    return {name for partition in partitions for name in partition.model_fields_set} - {"name", "config"}
+
+
+def _replaced(config: Config, changes: Changes) -> dict[str, str]:
+    """Axis -> what the command line put in the place of its only entry."""
+    document = config.model_dump(mode="json")
+    return {
+        axis: str(document[section][key])
+        for axis, (section, key) in _STANDS_FOR.items()
+        if f"{section}.{key}" in changes.keys
+    }
+
+
 def _names(grid: Grid) -> Iterator[dict[str, str | int]]:
     """The names of every cell that include and exclude leave; a worker's cells with one model and adapter together."""
     axes = ("model", "adapter", "task", "partition")
@@ -139,7 +175,7 @@ def _planned(
         document = _for_trial(grid, document)
     config = from_mapping(document, source=f"cell {', '.join(str(value) for value in names.values())}")
     digest = config_digest(config.model_dump(mode="json"))
-    axes = {axis: str(names[axis]) for axis in AXES}
+    axes = {axis: str(names[axis]) for axis in AXES} | _replaced(config, changes)
     seed = int(names["seed"])
     folder = cell_folder("tuning" if is_trial else "cells", (*axes.values(), f"seed{seed}"), digest)
     return Planned(Cell(**axes, seed=seed, modes=tuple(modes), folder=folder, digest=digest), config)

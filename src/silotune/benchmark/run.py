@@ -86,7 +86,8 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
             folder.keep_file(source)
         chosen = _tuned(grid, changes, folder, work, tally)
         planned = expand(grid, changes, chosen)
-        folder.write(describe(grid), [each.cell for each in planned])
+        cells = [each.cell for each in planned]
+        folder.write(describe(grid, cells), cells)
         ready = [each for each in planned if grid.tune is None or each.key in chosen]
         _run(ready, folder, work, tally, title="cells")
         tally.failures.update({each.cell.folder: _UNTUNED for each in planned if each not in ready})
@@ -96,9 +97,9 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
     return tally
 
 
-def describe(grid: Grid) -> dict[str, Any]:
+def describe(grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
     """What readers of a grid folder are told about the grid."""
-    axes = {f"{axis}s": [choice.name for choice in grid.choices(axis)] for axis in AXES}
+    axes = {f"{axis}s": list(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES}
     budget = None if grid.budget_megabytes is None else grid.budget_megabytes * 2**20
     return {
         "name": grid.name,

@@ -266,8 +266,10 @@ def _by_split(rows: Sequence[Row], records: Sequence[_Record], path: Path) -> _P
 
 
 def _client(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"data.partition.files: client name {name!r} may hold letters, digits and . _ - only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(
+            f"data.partition.files: client name {name!r} may hold letters, digits and . _ - only, 100 of them at most"
+        )
     return name
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import warnings
 from collections import Counter
@@ -42,10 +41,6 @@ def partition(examples: Sequence[Example], section: PartitionSection, *, seed: i
     Raises:
         DataError: There are too few examples for so many clients, or the examples do not have the field.
     """
-    if not math.isfinite(section.alpha):
-        raise DataError(
-            f"data.partition.alpha = {section.alpha} is not a finite number; use scheme 'iid' for equal shares"
-        )
     shares = _SCHEMES[section.scheme](examples, section, seed)
     spread = sorted(index for share in shares.values() for index in share)
     if spread != list(range(len(examples))):
@@ -198,7 +193,7 @@ def _merge_rare(groups: dict[str, list[int]], section: PartitionSection) -> dict
 def _named_by_value(groups: Mapping[str, list[int]]) -> dict[str, list[int]]:
     named: dict[str, list[int]] = {}
     for value, share in groups.items():
-        slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-") or "client"
+        slug = re.sub(r"[^a-z0-9]+", "-", value.lower())[:80].strip("-") or "client"
         name, twin = slug, 1
         while name in named:
             twin += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,10 +34,14 @@ SHOWN_COSTS = (
 """Of a part's cost, what the summary repeats."""
 
 
+_LONGEST_PART = 60
+"""Of a run's name: a model may be named by a long path."""
+
+
 def default_name(config: Config) -> str:
     """Name of a run folder: task, last part of the model's name, adapter, seed."""
     parts = (config.data.task, config.model.name.rstrip("/").split("/")[-1], config.adapter.kind, f"seed{config.seed}")
-    return "-".join("".join(char if char.isalnum() or char in "._" else "-" for char in part) for part in parts)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]", "-", part)[:_LONGEST_PART] for part in parts)
 
 
 def result_of(folder: RunFolder, state: ServerState, *, metrics: Mapping[str, Any], keep: str) -> dict[str, Any]:
