@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -357,9 +357,16 @@ def _keys_at(where: Sequence[str], schema: type[BaseModel]) -> list[str]:
         if name.isdigit():  # a place in a list: its entries are looked at already
             continue
         field = section.model_fields.get(name)
-        inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not found:
+        found = next(_sections_in(field.annotation), None) if field else None
+        if found is None:
             return []
-        section = found[0]
+        section = found
     return list(section.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Sections that a type holds: itself, entries of a list, one of several."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _sections_in(inner)

@@ -35,6 +35,13 @@ def test_cells_are_the_product_of_the_lists(make: Make) -> None:
     assert one.cell.modes == config.federation.modes == ("federated", "isolated", "centralized")
 
 
+def test_a_wrong_key_in_a_list_is_named_with_those_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text('name = "g"\nmodes = ["federated"]\nmodels = ["nano"]\n[[tasks]]\nnmae = "fpb"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tasks.0.nmae: unknown key 'nmae': did you mean 'name'\?"):
+        load_grid(file)
+
+
 def test_cells_of_one_model_and_adapter_stand_together(make: Make) -> None:
     kinds = [each.cell.adapter for each in expand(make(**WIDE), NONE)]
     assert kinds == ["lora"] * 12 + ["qlora"] * 12 + ["ia3"] * 12

@@ -23,7 +23,7 @@ from silotune.benchmark.workers import Job, run_jobs
 from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.comparison import Comparison, compare
 from silotune.evaluation.observations import observe
-from silotune.record.grids import Cell, GridFolder
+from silotune.record.grids import Cell, GridFolder, is_grid
 
 Make = Callable[..., Grid]
 NONE = Changes()
@@ -153,7 +153,11 @@ def test_a_grid_that_was_killed_before_its_first_cell_goes_on(tmp_path: Path) ->
     folder = GridFolder.make(tmp_path / "grid")
     folder.keep_file(file)  # trials come next, the list of cells after them
     (folder.path / "tuning").mkdir()
-    assert GridFolder.make(tmp_path / "grid") == folder
+    assert GridFolder.make(tmp_path / "grid") == folder and is_grid(folder.path)
+    with pytest.raises(
+        RunFolderError, match="is a grid that has run no cell yet: 'silotune benchmark' goes on with it"
+    ):
+        GridFolder.open(folder.path)
     (folder.path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match=r"holds 'thesis.tex' and is no grid folder"):
         GridFolder.make(tmp_path / "grid")

@@ -61,7 +61,9 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_grid_is_run(silotune: Callable[..., Any], file: Path, worked: dict[str, Any], tmp_path: Path) -> None:
-    done = silotune("benchmark", file, "--out", tmp_path / "out", "--jobs", 2, "--data-root", "data", "--set", "seed=1")
+    done = silotune(
+        "benchmark", file, "--out", tmp_path / "out", "--jobs", 2, "--data-root", "data", "--set", "data.num_test=9"
+    )
     assert done.code == 0 and worked["path"] == tmp_path / "out" and worked["work"].jobs == 2
     assert worked["changes"].data_root == Path("data") and worked["changes"].settings == ("seed=1",)
     assert "cells: 4, 1 of them done before" in done.out

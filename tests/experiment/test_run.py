@@ -16,7 +16,7 @@ from silotune.config import Config
 from silotune.errors import AuditError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate
-from silotune.experiment.modes import MODES, budget, pooled_steps
+from silotune.experiment.modes import MODES, budget, pooled_steps, steps_by_mode
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
@@ -319,7 +319,16 @@ def test_budget_is_what_the_parts_do(configuration: Make) -> None:
     assert central.training.max_steps == steps
     assert len(central.clients["pooled"]) == 48
     assert [len(part.clients) for part in MODES["isolated"](prepared)] == [1, 1, 1]
-    assert f"{2 * steps} in total" in budget(prepared)
+    assert f"{2 * steps} in total" in budget(prepared) and "share of these steps" in budget(prepared)
+
+
+def test_alone_nobody_rests(configuration: Make) -> None:
+    """Where one of three clients takes part in a round, the three alone do three times as many steps."""
+    prepared = prepare(configuration(federation={**ALL, "clients_per_round": 1}))
+    steps = steps_by_mode(prepared)
+    assert steps["isolated"] == 3 * steps["federated"] == 3 * steps["centralized"] == 2 * 6
+    assert "in every round, 12 in all: nobody rests who is alone" in budget(prepared)
+    assert estimate(prepared.config)["steps"] == 12 + 4 + 4
 
 
 def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None:

@@ -209,10 +209,17 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_overhead_is_told_where_it_is_known(tmp_path: Path) -> None:
-    folder = finished_grid(tmp_path / "grid", **SMALL, seconds=10.0)  # 3 cells of 8 seconds: more than there was
-    assert "overhead is not known" in (write_report(folder).files[1]).read_text(encoding="utf-8")
-    folder.add_session({"jobs": 1, "computed": 1, "seconds": 20.0})
-    assert "20.0 % of the processes' time" in (write_report(folder).files[1]).read_text(encoding="utf-8")
+    def told(folder: GridFolder) -> str:
+        return (write_report(folder).files[1]).read_text(encoding="utf-8")
+
+    short = finished_grid(tmp_path / "short", **SMALL, seconds=10.0)  # 3 cells of 8 seconds: more than there was
+    assert "overhead is not known" in told(short)
+    folder = finished_grid(tmp_path / "grid", **SMALL, seconds=30.0)
+    assert "20.0 % of the processes' time" in told(folder)
+    folder.write(folder.description(), folder.cells()[:1])  # a grid that was made smaller: the others took their time
+    assert "20.0 % of the processes' time" in told(folder)
+    shutil.rmtree(folder.path / folder.cells()[0].folder)
+    assert "overhead is not known" in told(folder)  # the sessions computed three
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -11,7 +11,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.experiment.mixture import SetScorer
-from silotune.experiment.modes import pooled_steps
+from silotune.experiment.modes import steps_by_mode
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.federation.messages import encode
 from silotune.methods.algorithms import method
@@ -36,8 +36,8 @@ def estimate(config: Config) -> dict[str, Any]:
     """
     prepared = prepare(config)
     federation = config.federation
-    per_round = pooled_steps(prepared)
-    steps = federation.rounds * per_round * len(federation.modes)  # every mode does equally many
+    by_mode = steps_by_mode(prepared)
+    steps = sum(by_mode[mode] for mode in federation.modes)
     seconds_per_step = _measure(prepared)
     down, up = _message_bytes(prepared)
     taking_part = federation.clients_per_round or len(prepared.clients)

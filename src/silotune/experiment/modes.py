@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from silotune.experiment.prepare import Prepared
-from silotune.sections import TrainingSection
+from silotune.sections import Mode, TrainingSection
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
 
@@ -69,15 +69,26 @@ def pooled_steps(prepared: Prepared) -> int:
     return max(1, math.ceil(sum(steps) * sampled / len(steps)))
 
 
+def steps_by_mode(prepared: Prepared) -> dict[Mode, int]:
+    """Optimiser steps of all institutions together over all rounds; alone nobody rests, so there they may be more."""
+    federation, training = prepared.config.federation, prepared.config.training
+    pooled = federation.rounds * pooled_steps(prepared)
+    alone = federation.rounds * sum(steps_in_round(len(own), training) for own in prepared.clients.values())
+    return {"federated": pooled, "centralized": pooled, "isolated": max(alone, 1)}
+
+
 def budget(prepared: Prepared) -> str:
     """What "the same budget" means in this run, in one sentence."""
     config = prepared.config
     if not any(prepared.clients.values()):
         return f"{config.federation.rounds} rounds; each site does its own optimiser steps on its own examples"
-    rounds, per_round = config.federation.rounds, pooled_steps(prepared)
+    rounds, per_round, steps = config.federation.rounds, pooled_steps(prepared), steps_by_mode(prepared)
+    more = steps["isolated"] > steps["federated"]
+    resting = f", {steps['isolated']} in all: nobody rests who is alone" if more else ""
     return (
         f"same examples, initial adapter, batch size and evaluation; {rounds} round{'' if rounds == 1 else 's'}; "
         f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
         f"centralised: the same {rounds * per_round} on the pooled examples; "
-        "isolated: each institution does its own share of these steps on its own examples, in every round"
+        f"isolated: each institution does its own {'steps' if more else 'share of these steps'} on its own examples, "
+        f"in every round{resting}"
     )

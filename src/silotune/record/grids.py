@@ -70,8 +70,8 @@ def cell_folder(stage: str, names: Sequence[str], digest: str) -> str:
 
 
 def is_grid(path: str | Path) -> bool:
-    """Whether ``path`` is a grid folder."""
-    return (Path(path) / GRID).is_file()
+    """Whether ``path`` is a grid folder, if only of a grid that was stopped before its first cell."""
+    return (Path(path) / GRID).is_file() or ((Path(path) / GIVEN).is_file() and (Path(path) / "tuning").is_dir())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,10 @@ class GridFolder:
         """
         if not is_grid(path):
             raise RunFolderError(f"{str(path)!r} is not a grid folder: it holds no {GRID}")
+        if not (Path(path) / GRID).is_file():
+            raise RunFolderError(
+                f"{str(path)!r} is a grid that has run no cell yet: 'silotune benchmark' goes on with it"
+            )
         return cls(Path(path))
 
     @classmethod
@@ -100,7 +104,8 @@ class GridFolder:
         """
         place = Path(path)
         with explained(place):
-            strangers = [] if is_grid(place) or not place.exists() else sorted(entry.name for entry in place.iterdir())
+            is_unlisted = place.exists() and not (place / GRID).is_file()
+            strangers = sorted(entry.name for entry in place.iterdir()) if is_unlisted else []
             own = {"cells", "tuning", ".lock", GIVEN, GRID, TUNING, FAILURES, SESSIONS}
             strangers = [name for name in strangers if name not in own and not name.endswith(".tmp")]
             if strangers:
@@ -144,6 +149,11 @@ class GridFolder:
     def run(self, cell: Cell) -> RunFolder:
         """The cell's run folder, which need not be there yet."""
         return RunFolder(self.path / cell.folder)
+
+    def finished(self) -> list[RunFolder]:
+        """All runs that have ended, trials and those of cells that the grid no longer has among them."""
+        places = [place for top in ("cells", "tuning") for place in sorted((self.path / top).glob("*"))]
+        return [RunFolder(place) for place in places if RunFolder(place).has("summary")]
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell has run to its end with the configuration that the grid gives it.

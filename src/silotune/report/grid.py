@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from silotune.evaluation.observations import observe
 from silotune.record.environment import version_of
 from silotune.record.files import write_bytes
 from silotune.record.grids import GridFolder
+from silotune.record.runs import RunFolder
 from silotune.report.figures import Picture, apart, pictures
 from silotune.report.findings import Facts, findings
 from silotune.report.promises import epsilon_pictures
@@ -169,9 +170,12 @@ def _sessions(folder: GridFolder) -> str:
     if not sessions:
         return "It has not been worked on to the end of a session yet."
     text = f"{len(sessions)} session{'' if len(sessions) == 1 else 's'}, {seconds_text(seconds)} in all"
+    runs, computed = folder.finished(), sum(session["computed"] for session in sessions)
+    if not computed:
+        return f"{text}."
     spent = sum(session["jobs"] * session["seconds"] for session in sessions if session["computed"])
-    inside = _inside_seconds(folder)
-    if inside is None or not spent or inside > spent:
+    inside = _inside_seconds(runs)
+    if inside is None or computed != len(runs) or inside > spent:
         return f"{text}; some cells were computed in sessions that were killed, so the overhead is not known."
     return (
         f"{text}; {100 * (1 - inside / spent):.1f} % of the processes' time went to neither training nor scoring "
@@ -179,12 +183,10 @@ def _sessions(folder: GridFolder) -> str:
     )
 
 
-def _inside_seconds(folder: GridFolder) -> float | None:
-    """Seconds between the beginnings and ends of all parts of all finished runs; None where a run was continued."""
-    places = [folder.run(cell) for cell in folder.cells() if folder.is_done(cell)]
-    places += [type(places[0])(folder.path / trial["folder"]) for trial in _trials(folder)] if places else []
+def _inside_seconds(runs: Sequence[RunFolder]) -> float | None:
+    """Seconds between the beginnings and ends of all parts of runs; None where one was continued."""
     total = 0.0
-    for run in places:
+    for run in runs:
         began = None
         for row in run.read_rows("events"):
             if row["event"] == "mode_started":
@@ -194,11 +196,6 @@ def _inside_seconds(folder: GridFolder) -> float | None:
             elif row["event"] == "mode_finished" and began is not None:
                 total, began = total + row["time"] - began, None
     return total
-
-
-def _trials(folder: GridFolder) -> list[Mapping[str, Any]]:
-    tuning = folder.tuning() or {}
-    return [trial for trial in tuning.get("trials", ()) if trial["figure"] is not None]
 
 
 def _rendered(name: str, view: Mapping[str, Any]) -> str:
