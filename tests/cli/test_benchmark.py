@@ -65,7 +65,7 @@ def test_a_grid_is_run(silotune: Callable[..., Any], file: Path, worked: dict[st
         "benchmark", file, "--out", tmp_path / "out", "--jobs", 2, "--data-root", "data", "--set", "data.num_test=9"
     )
     assert done.code == 0 and worked["path"] == tmp_path / "out" and worked["work"].jobs == 2
-    assert worked["changes"].data_root == Path("data") and worked["changes"].settings == ("seed=1",)
+    assert worked["changes"].data_root == Path("data") and worked["changes"].settings == ("data.num_test=9",)
     assert "cells: 4, 1 of them done before" in done.out
     assert "[2/4] finance-news, nano, lora, fedavg, alpha 0.1, seed 1: federated accuracy 50.0 %" in done.out
     assert "3 runs done now, 1 before" in done.out and f"silotune report {tmp_path / 'out'}" in done.out
