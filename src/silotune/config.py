@@ -304,7 +304,16 @@ def validated(schema: type[SectionType], document: Mapping[str, Any], *, source:
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        raise faulty([line for fault in error.errors() for line in _explain(fault, schema)], source=source) from None
+        own = [fault for fault in error.errors() if not _follows(fault, error.errors())]
+        raise faulty([line for fault in own for line in _explain(fault, schema)], source=source) from None
+
+
+def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is said to be too short only because its entries have faults of their own."""
+    where = fault["loc"]
+    return fault["type"] == "too_short" and any(
+        len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in others
+    )
 
 
 def faulty(faults: Sequence[str], *, source: str) -> ConfigError:

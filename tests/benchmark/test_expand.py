@@ -38,7 +38,11 @@ def test_cells_are_the_product_of_the_lists(make: Make) -> None:
 def test_a_wrong_key_in_a_list_is_named_with_those_allowed(tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     file.write_text('name = "g"\nmodes = ["federated"]\nmodels = ["nano"]\n[[tasks]]\nnmae = "fpb"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"tasks.0.nmae: unknown key 'nmae': did you mean 'name'\?"):
+    with pytest.raises(ConfigError, match=r"tasks.0.nmae: unknown key 'nmae': did you mean 'name'\?") as caught:
+        load_grid(file)
+    assert not any("at least 1 item" in fault for fault in caught.value.faults)
+    file.write_text('name = "g"\nmodes = ["federated"]\nmodels = ["nano"]\ntasks = []\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tasks = \[\]: tuple should have at least 1 item"):
         load_grid(file)
 
 
