@@ -141,9 +141,8 @@ def _set_by(partitions: Sequence[PartitionChoice]) -> set[str]:
 
 def _replaced(config: Config, changes: Changes) -> dict[str, str]:
     """Axis -> what the command line put in the place of its only entry."""
-    document = config.model_dump(mode="json")
     return {
-        axis: str(document[section][key])
+        axis: str(getattr(getattr(config, section), key))
         for axis, (section, key) in _STANDS_FOR.items()
         if f"{section}.{key}" in changes.keys
     }

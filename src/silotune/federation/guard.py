@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from silotune.errors import AuditError, BudgetError, PolicyError, ProtectionError
 from silotune.federation import policy as rules
-from silotune.federation.jobs import JOB, WITHIN, SignedJob
+from silotune.federation.jobs import JOB, WITHIN, SignedJob, claimed
 from silotune.federation.policy import Asked, Policy
 from silotune.federation.signing import request_digest, signed
 from silotune.record.audit import LONGEST_NAME, OF_RUN, Head, Trail
@@ -160,9 +160,8 @@ def _cohort(request: Request) -> int | None:
 
 def _run_of(request: Request) -> dict[str, str]:
     """Which run a request says it belongs to: a site's trail is one for all of them."""
-    carried = request.body.get(JOB)
-    job = carried.get("job") if isinstance(carried, Mapping) else None
-    said = {name: job.get(name) for name in OF_RUN} if isinstance(job, Mapping) else {}
+    job = claimed(request.body) or {}
+    said = {name: job.get(name) for name in OF_RUN}
     return {name: value for name, value in said.items() if isinstance(value, str) and len(value) <= LONGEST_NAME}
 
 

@@ -63,6 +63,13 @@ class SignedJob(Section):
         return None
 
 
+def claimed(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a request's body says its job is, before its signature is looked at; None where it says nothing."""
+    carried = body.get(JOB)
+    job = carried.get("job") if isinstance(carried, Mapping) else None
+    return job if isinstance(job, Mapping) else None
+
+
 def sign_job(job: Job, key: SigningKey) -> SignedJob:
     """The job, signed by its submitter."""
     signature = key.sign("job", canonical(job.model_dump(mode="json")))

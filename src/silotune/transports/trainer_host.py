@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
 from silotune.federation.client import Site, client_round
-from silotune.federation.jobs import JOB
+from silotune.federation.jobs import claimed
 from silotune.federation.messages import Expected, decode_request, encode, kind_of
 from silotune.federation.opened import put_back
 from silotune.federation.policy import kind_named
@@ -202,9 +202,8 @@ class TrainerHost:
 
 def _check_job(request: Request, job: str) -> None:
     """Raises ``MessageError`` where the signed job is of another run than the one whose state would be used."""
-    carried = request.body.get(JOB)
-    signed = carried.get("job") if isinstance(carried, Mapping) else None
-    if isinstance(signed, Mapping) and signed.get("run") != job:
+    signed = claimed(request.body)
+    if signed is not None and signed.get("run") != job:
         raise MessageError(f"the job of the request is signed for the run {signed.get('run')!r}, not for {job!r}")
 
 
