@@ -62,7 +62,8 @@ def silotune_side(updates: int, values: int) -> Side:
     from silotune.structs import ClientUpdate
 
     source, target = torch.ones(values), torch.ones(values)
-    weighted_mean([ClientUpdate("warm-up", {"w": torch.ones(1000)}, 1)])
+    warm = {"w": torch.randn(1000)}
+    assert torch.allclose(weighted_mean([ClientUpdate("warm-up", warm, 1)])["w"], warm["w"])  # loads what the sum runs
     before = _restart_peak()
     delta = {f"tensor-{number}": torch.randn(values // _TENSORS) for number in range(_TENSORS)}
     copies, aggregations = [], []

@@ -33,7 +33,7 @@ class RunningMean:
     def __init__(self) -> None:
         self._total: Tensors = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        self._buffer = torch.empty(0)
+        self._scratch: Tensors = {}
         self._weight = 0.0
 
     def add(self, tensors: Tensors, weight: float) -> None:
@@ -43,25 +43,29 @@ class RunningMean:
             MessageError: Names or shapes are not those of the first ones.
         """
         if not self._dtypes:
-            self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-            self._total = {
-                name: torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
-                for name, tensor in tensors.items()
-            }
+            self._begin(tensors)
         check_alike(self._total, tensors)
         for name, total in self._total.items():
-            self._add(total.view(-1), tensors[name].reshape(-1), weight)
+            scratch = self._scratch[name]
+            if scratch.shape == total.shape:
+                total.add_(scratch.copy_(tensors[name]), alpha=weight)
+            else:
+                pieces = tensors[name].reshape(-1).split(_CHUNK)
+                for part, values in zip(total.view(-1).split(_CHUNK), pieces, strict=True):
+                    part.add_(scratch[: len(values)].copy_(values), alpha=weight)
         self._weight += weight
 
-    def _add(self, total: torch.Tensor, values: torch.Tensor, weight: float) -> None:
-        """total [values] += weight * values [values], a cache's worth at a time, through one buffer for all."""
-        if self._buffer.device != total.device or self._buffer.dtype != total.dtype:
-            self._buffer = torch.empty(_CHUNK, dtype=total.dtype, device=total.device)
-        if len(total) <= _CHUNK:
-            total.add_(self._buffer[: len(total)].copy_(values), alpha=weight)
-            return
-        for left, right in zip(total.split(_CHUNK), values.split(_CHUNK), strict=True):
-            left.add_(self._buffer[: len(right)].copy_(right), alpha=weight)
+    def _begin(self, tensors: Tensors) -> None:
+        """Sums of zero, and for each device one buffer; every tensor that fits in it has its view, made once."""
+        self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        buffers: dict[torch.device, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            self._total[name] = torch.zeros(tensor.shape, dtype=torch.float64, device=tensor.device)
+            if tensor.device not in buffers:
+                buffers[tensor.device] = torch.empty(_CHUNK, dtype=torch.float64, device=tensor.device)
+            buffer = buffers[tensor.device]
+            fits = tensor.numel() <= _CHUNK
+            self._scratch[name] = buffer[: tensor.numel()].view(tensor.shape) if fits else buffer
 
     def result(self) -> Tensors:
         """The mean, in the dtypes of the first tensors; the sums are used up.
