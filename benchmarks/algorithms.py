@@ -46,6 +46,7 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
     "scaffold I, SGD": (
         "federation.algorithm=scaffold",
         "federation.scaffold_option=I",
+        "training.clip_norm=0",
         "training.optimizer=sgd",
         "training.learning_rate=0.3",
     ),
@@ -76,7 +77,8 @@ CANDIDATES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "fedadam": {SERVER_RATE: (0.01, 0.03)},
     "feddyn": {"federation.feddyn_alpha": (1.0, 10.0)},
     "fedavg, SGD": {RATE: (0.3, 1.0)},
-    "scaffold II, SGD": {RATE: (0.3, 1.0)},
+    "scaffold I, SGD": {RATE: (0.1, 0.3, 1.0)},
+    "scaffold II, SGD": {RATE: (0.1, 0.3, 1.0)},
     "stack": {RATE: (1e-2, 2e-2)},
     "freeze-a": {RATE: (1e-2, 2e-2)},
     "alternate": {RATE: (5e-3, 1e-2)},

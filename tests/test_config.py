@@ -171,7 +171,7 @@ def test_sections_are_frozen() -> None:
             {
                 "privacy": {"dp": "example", "epsilon": 1},
                 "federation": {"algorithm": "scaffold", "scaffold_option": "I"},
-                "training": {"optimizer": "sgd"},
+                "training": {"optimizer": "sgd", "clip_norm": 0.0},
             },
             "federation.scaffold_option = 'I' sends an exact gradient",
         ),
@@ -190,7 +190,19 @@ def test_sections_are_frozen() -> None:
         ),
         (
             {"federation": {"algorithm": "scaffold", "aggregation": "median"}, "training": {"optimizer": "sgd"}},
-            "federation.algorithm = 'scaffold' sends controls, which",
+            "federation.algorithm = 'scaffold' sends controls, from which federation.aggregation = 'median' does not",
+        ),
+        (
+            {"federation": {"algorithm": "fednova", "aggregation": "norm-bound"}},
+            "federation.algorithm = 'fednova' sends numbers of steps, from which",
+        ),
+        (
+            {"federation": {"algorithm": "scaffold", "scaffold_option": "I"}, "training": {"optimizer": "sgd"}},
+            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped",
+        ),
+        (
+            {"federation": {"algorithm": "feddyn", "clock": {"buffer": 2}}},
+            "federation.algorithm = 'feddyn' sums whole updates, and federation.clock.buffer weighs them by age",
         ),
         ({"federation": {"weighting": "capped"}}, "federation.weighting = 'capped' needs federation.weight_cap"),
         (

@@ -113,6 +113,11 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
                 "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
                 "set record.keep_updates = false"
             )
+        if federation.algorithm == "feddyn":
+            faults.append(
+                "federation.algorithm = 'feddyn' sums whole updates, and federation.clock.buffer weighs them by age: "
+                "leave the buffer out, or use another algorithm"
+            )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
     return faults

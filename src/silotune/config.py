@@ -203,9 +203,15 @@ def _algorithm_faults(federation: FederationSection, training: TrainingSection) 
         )
     if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
         faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
-    if name == "scaffold" and federation.aggregation != "mean":
+    if name == "scaffold" and federation.scaffold_option == "I" and training.clip_norm:
         faults.append(
-            f"federation.algorithm = 'scaffold' sends controls, which federation.aggregation = "
+            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped never "
+            f"meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
+        )
+    trusted = {"scaffold": "controls", "fednova": "numbers of steps"}
+    if name in trusted and federation.aggregation != "mean":
+        faults.append(
+            f"federation.algorithm = {name!r} sends {trusted[name]}, from which federation.aggregation = "
             f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
         )
     return faults

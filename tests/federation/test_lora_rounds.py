@@ -295,6 +295,19 @@ def test_fine_tuning_keeps_a_model_and_sends_none(models, tmp_path: Path) -> Non
     assert set(own_tensors(site.state)) == set(federation.start) and "exp_avg/x" in site.state.tensors
 
 
+def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_moments(models, tmp_path: Path) -> None:
+    changes = {"schedule": "cosine", "optimizer": "sgd", "optimizer_state": "keep"}
+    options = {"personalization": "fine-tune", "training": SETTINGS.model_copy(update=changes)}
+    federation = Federation(models, tmp_path, "factors", **options)
+    state = federation.rounds(1)
+    request = Request("personalize", 5, "a", state.weights, federation.body)
+    link = SiteState({"received/control/w": torch.ones(1)})
+    site = Site("a", EXAMPLES, federation.model, initial=federation.start, state=link)
+    client_round(request, site)
+    assert any(not torch.equal(own, state.weights[name]) for name, own in own_tensors(site.state).items())
+    assert "received/control/w" in site.state.tensors
+
+
 def test_what_was_neither_sent_nor_drawn_is_missed(models, tmp_path: Path) -> None:
     federation = Federation(models, tmp_path, "freeze-a")
     with pytest.raises(MessageError, match="neither sent nor"):

@@ -215,6 +215,7 @@ def test_the_size_of_a_message_does_not_depend_on_what_was_measured(values: list
     [
         {"num_examples": 0}, {"num_examples": -5}, {"num_examples": 2.5}, {"num_examples": "5"}, {"num_examples": True},
         {"loss": float("inf")}, {"loss": "0"}, {"steps": 0}, {"seconds": -1.0}, {"tokens": -1}, {"round": 7},
+        {"num_examples": 10**309}, {"steps": 10**400}, {"loss": 1e200}, {"loss": -1e200},
     ],
 )  # fmt: skip
 def test_a_report_that_cannot_be_is_refused(changes: dict) -> None:

@@ -124,6 +124,13 @@ def test_geometric_median_by_hand() -> None:
     torch.testing.assert_close(corner, torch.tensor([0.0, 0.1]), atol=1e-4, rtol=0)
 
 
+def test_geometric_median_is_not_led_astray_by_the_largest_update_there_may_be() -> None:
+    random_numbers = np.random.default_rng(3)
+    honest = random_numbers.normal(1e-4, 1e-4, (5, 70_000)).astype(np.float32)
+    found = rule("geometric-median")(updates(*honest.tolist(), [9e11] * 70_000))["w"].numpy()
+    assert np.linalg.norm(found - honest.mean(0)) < np.linalg.norm(honest[0] - honest.mean(0))
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(3, 7), st.integers(0, 2**31))
 def test_geometric_median_against_weiszfeld_on_the_vectors(count: int, seed: int) -> None:

@@ -77,8 +77,28 @@ def test_the_earliest_exchanges_make_room() -> None:
         prompt_cut=whole.length - cut.length,
         unsupervised=cut.unsupervised,
     )
-    one = encode(CHAT, max_length=12)
-    assert one.unsupervised == () and one.length <= 12
+    last = encode(Example((TURNS[0], TURNS[5]), "see you"))
+    one = encode(CHAT, max_length=last.length)
+    assert one == Encoded(last.prompt, last.answer, prompt_cut=whole.length - last.length)  # the system's message stays
+    cut = encode(CHAT, max_length=last.length - 3)
+    assert (cut.length, cut.prompt_cut) == (last.length - 3, whole.length - cut.length)
+
+
+def test_a_greeting_is_read_and_not_learnt() -> None:
+    greeted = encode(Example((("assistant", "good news"), *TURNS[3:]), "see you"))
+    end = WORDS.eos_token_id
+    assert learnt(greeted) == [*answer_ids("up too", WORDS), end, *answer_ids("see you", WORDS), end]
+    assert "good news" in WORDS.decode(greeted.prompt)
+
+
+def test_a_template_that_refuses_a_role_names_the_example() -> None:
+    words = tiny.tokenizer()
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    words.chat_template = refuses + tiny.TEMPLATE
+    with pytest.raises(DataError, match=r"example 1: .*\(system, user.*\): System role not supported") as caught:
+        Encoder(words, max_length=128)([CHAT])
+    assert "profit" not in str(caught.value)
+    assert Encoder(words, max_length=128)([Example(TURNS[1:], "see you")])
 
 
 def test_another_mark_than_the_end_of_sequence_is_learnt_as_it_stands() -> None:

@@ -10,7 +10,7 @@ from silotune.errors import DataError
 from silotune.evaluation.metrics import language_modelling
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
-from silotune.training.encode import Encoded, render
+from silotune.training.encode import Encoded, render, templated
 from silotune.training.scores import answer_losses
 
 Turns = Sequence[tuple[str, str]]
@@ -24,8 +24,7 @@ def as_text(document: Turns, adapted: Adapted) -> str:
     tokenizer = adapted.base.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         return render(document, tokenizer)
-    turns = [{"role": role, "content": content} for role, content in document]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return templated(document, tokenizer)
 
 
 def windows(adapted: Adapted, documents: Iterable[Turns], *, max_tokens: int, max_length: int) -> list[Encoded]:

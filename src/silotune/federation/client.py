@@ -144,7 +144,9 @@ def _personalize(request: Request, site: Site) -> Reply:
     order = read_body(TrainOrder, request)
     received = _received(request, site)
     with site.meter.client() as account:
-        result = _local_round(request, site, order, received, purpose="personalize")
+        full = order.training.model_copy(update={"schedule": "constant"})  # a cosine has come to 0 by now
+        work = order.model_copy(update={"training": full})
+        result = _local_round(request, site, work, received, purpose="personalize")
     site.state = with_own(without_own(site.state), _moved(received, result.delta))
     return Reply(request.kind, request.round_number, site.name, {}, _report([result], account, site))
 
@@ -177,7 +179,7 @@ def _local_round(
         settings=order.training,
         place=RoundPlace(seed, request.round_number, order.rounds, noise),
         correction=correction,
-        state=without_own(site.state),
+        state=links.without_links(without_own(site.state)),
     )
 
 

@@ -10,8 +10,9 @@ from silotune.errors import MessageError
 from silotune.federation import witness
 from silotune.federation.messages import TrainReport, read_report
 from silotune.federation.witness import Audit
+from silotune.methods.aggregate import CONTROL
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
-from silotune.tensors import all_finite, check_alike, largest, scale
+from silotune.tensors import all_finite, check_alike, largest, put_under, scale, taken_from, without
 
 LARGEST_VALUE = 1e12
 """In an update: the squares of a billion such values still add up in 32 bits, and no adapter comes near it."""
@@ -53,7 +54,7 @@ class Incoming:
             self.rows.append({**row, "bytes_up": reply.bytes_up, "bytes_down": reply.bytes_down})
             notify("client_finished", row)
             factor = (1 + staleness) ** -(self.staleness_exponent or 0.0)
-            delta = reply.tensors if factor == 1 else scale(reply.tensors, factor)
+            delta = reply.tensors if factor == 1 else _aged(reply.tensors, factor)
             yield ClientUpdate(reply.client, delta, report.num_examples, report.loss, report.steps)
             del reply, delta  # or they would live on until the next one is there
 
@@ -113,3 +114,8 @@ class Incoming:
         known = [row for row in self.rows if row["loss"] is not None]
         weight = sum(int(row["num_examples"]) for row in known)
         return sum(row["loss"] * row["num_examples"] for row in known) / weight if weight else None
+
+
+def _aged(tensors: Tensors, factor: float) -> Tensors:
+    """A late update counts for less; the change of a control stays whole, as its client has made it (SCAFFOLD)."""
+    return {**scale(without(CONTROL, tensors), factor), **put_under(CONTROL, taken_from(CONTROL, tensors))}

@@ -68,6 +68,10 @@ Expected: TypeAlias = Layout | Callable[[Header, Layout], Layout]
 the receiver's own settings allow."""
 
 
+MOST_COUNTED = 1 << 40
+"""Of examples, steps or nats in a report: far above all that is true, and no sum or power of it leaves a float."""
+
+
 class TrainReport(Section):
     """The body of a reply to ``train``: what the update weighs and what it took.
 
@@ -77,9 +81,9 @@ class TrainReport(Section):
 
     model_config = ConfigDict(strict=True)
 
-    num_examples: Positive
-    loss: FiniteFloat | None
-    steps: Positive
+    num_examples: Annotated[Positive, Field(le=MOST_COUNTED)]
+    loss: Annotated[FiniteFloat, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)] | None
+    steps: Annotated[Positive, Field(le=MOST_COUNTED)]
     tokens: Annotated[int, Field(ge=0)]
     seconds: Annotated[FiniteFloat, Field(ge=0)] | None
     core_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = 0.0

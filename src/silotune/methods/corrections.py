@@ -51,6 +51,11 @@ Anchored: TypeAlias = Callable[[Tensors], Corrector]
 """``anchored(anchor)`` is for a model that starts elsewhere and is pulled towards the anchor."""
 
 
+def beside(weights: Tensors, tensors: Tensors) -> Tensors:
+    """The tensors of the weights' names, on the weights' devices: what a client keeps rests in main memory."""
+    return {name: tensors[name].to(weight.device) for name, weight in weights.items()}
+
+
 def proximal(mu: float) -> Correction:
     """mu * (weights - received): the gradient of (mu / 2) ||w - w_t||^2 (FedProx, Li et al. 2020, equation 2)."""
 
@@ -74,7 +79,7 @@ def control_variates(option: ScaffoldOption) -> Corrector:
 
     def begin(own: Tensors, server: Tensors) -> Correction:
         shift = subtract(server, own)
-        return lambda weights, received: shift
+        return lambda weights, received: beside(weights, shift)
 
     return Corrector(begin, SCAFFOLD_OPTIONS[option], sends_change=True)
 
@@ -100,7 +105,7 @@ def dynamic_regulariser(alpha: float) -> Corrector:
     """
 
     def begin(own: Tensors, server: Tensors) -> Correction:
-        return lambda weights, received: subtract(scale(subtract(weights, received), alpha), own)
+        return lambda weights, received: subtract(scale(subtract(weights, received), alpha), beside(weights, own))
 
     return Corrector(begin, lambda own, server, work: add_scaled(own, work.delta, -alpha))
 
@@ -110,7 +115,7 @@ def towards(weight: float) -> Anchored:
 
     def anchored(anchor: Tensors) -> Corrector:
         def term(weights: Tensors, received: Tensors) -> Tensors:
-            return {name: (tensor - anchor[name].to(tensor.device)) * weight for name, tensor in weights.items()}
+            return scale(subtract(weights, beside(weights, anchor)), weight)
 
         return Corrector(begin=lambda own, server: term)
 

@@ -117,11 +117,11 @@ def geometric_median(updates: Iterable[ClientUpdate]) -> Tensors:
     if not float(given.sum()) > 0:
         raise FederationError("there is nothing to aggregate: no update with at least one example")
     given /= given.sum()
-    apart = squared_distances(held)
+    inner = inner_products(held)
     shares = given.clone()
     for _ in range(_MOST_ITERATIONS):
-        # of v = sum_j shares_j delta_j: |v - delta_k|^2 = sum_j shares_j d_jk^2 - 1/2 sum_ij shares_i shares_j d_ij^2
-        away = (apart @ shares - shares @ apart @ shares / 2).clamp(min=0).sqrt()
+        # v = sum_j shares_j delta_j. By inner products a huge update comes in with its share only, which is small.
+        away = (inner.diagonal() - 2 * inner @ shares + shares @ inner @ shares).clamp(min=0).sqrt()
         moved = given / away.clamp(min=SMOOTHING)
         moved /= moved.sum()
         change = float((moved - shares).abs().max())
@@ -141,6 +141,15 @@ def squared_distances(updates: Sequence[ClientUpdate]) -> torch.Tensor:
         for values in _chunks(updates, name):
             apart += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square()
     return apart
+
+
+def inner_products(updates: Sequence[ClientUpdate]) -> torch.Tensor:
+    """Inner products of all deltas [n, n], in float64."""
+    found = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for name in updates[0].delta:
+        for values in _chunks(updates, name):
+            found += values @ values.T
+    return found
 
 
 def _held(updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:

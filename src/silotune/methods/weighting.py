@@ -31,7 +31,18 @@ def _q_ffl(section: FederationSection) -> Weigh:
     over its round, in place of that of the received model, which would take another pass. The weights are made to
     sum to one; the step size that q-FedAvg estimates from the updates' norms is left to the server's learning rate.
     """
-    return lambda update: update.num_examples * float(max(_loss_of(update), _LEAST_LOSS) ** section.fairness_q)
+
+    def weigh(update: ClientUpdate) -> float:
+        loss = max(_loss_of(update), _LEAST_LOSS)
+        try:
+            return float(update.num_examples * loss**section.fairness_q)
+        except OverflowError:
+            power = f"federation.fairness_q = {section.fairness_q:g}"
+            raise FederationError(
+                f"client {update.client!r} told a loss of {loss:.3g}: too large for {power}"
+            ) from None
+
+    return weigh
 
 
 def _loss_of(update: ClientUpdate) -> float:

@@ -7,10 +7,11 @@ in the ids. A template that words earlier turns differently once later ones foll
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
-from silotune.training.encode import Encoded, answer_ids, prompt_ids, render
+from silotune.training.encode import Encoded, answer_ids, prompt_ids, render, templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 Turns = Sequence[tuple[str, str]]
 
 
-def chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int) -> Encoded | None:
+def chat(
+    turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int
+) -> tuple[Encoded | None, Turns, int]:
     """A chat that ends with an answer; its earliest exchanges are left out until the rest fits.
 
     Args:
@@ -28,7 +31,8 @@ def chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, n
         number: The example's number, for errors.
 
     Returns:
-        None where only one answer is left: such a chat is a prompt and its answer.
+        The chat's ids; None where only one answer is left: such a chat is a prompt and its answer. The turns that are
+        left. The ids of all turns; 0 where there was but one answer.
 
     Raises:
         DataError: An answer has no tokens, or the template cannot be read turn by turn.
@@ -38,9 +42,9 @@ def chat(turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, n
         made = _encoded(turns, tokenizer, number)
         whole = max(whole, made.length)
         if made.length <= max_length:
-            return Encoded(made.prompt, made.answer, prompt_cut=whole - made.length, unsupervised=made.unsupervised)
+            return replace(made, prompt_cut=whole - made.length), turns, whole
         turns = without_first_exchange(turns)
-    return None
+    return None, turns, whole
 
 
 def without_first_exchange(turns: Turns) -> Turns:
@@ -51,7 +55,7 @@ def without_first_exchange(turns: Turns) -> Turns:
 
 
 def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> Encoded:
-    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant" and place]  # a greeting is none
     prompt = prompt_ids(turns[: spoken[0]], tokenizer)
     ids: list[int] = []
     others: list[tuple[int, int]] = []
@@ -76,7 +80,7 @@ def _between(
 ) -> tuple[str, str]:
     """The mark that ends the answer at ``place``, and the text from there to where the answer ``following`` begins."""
     said = render(turns[:place], tokenizer) + turns[place][1]
-    ended = str(tokenizer.apply_chat_template(_as_messages(turns[: place + 1]), tokenize=False))
+    ended = templated(turns[: place + 1], tokenizer)
     asked = render(turns[:following], tokenizer)
     if not ended.startswith(said) or not asked.startswith(ended):
         raise DataError(
@@ -87,10 +91,6 @@ def _between(
     stop = tokenizer.eos_token
     end = mark[: mark.index(stop) + len(stop)] if stop and stop in mark else mark.rstrip()
     return end, asked[len(said) + len(end) :]
-
-
-def _as_messages(turns: Turns) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in turns]
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from silotune.errors import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -49,8 +51,29 @@ def render(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBa
     """The prompt as text: through the chat template where there is one, else the turns' contents."""
     if not getattr(tokenizer, "chat_template", None):
         return "\n".join(content for _, content in messages if content)
+    return templated(messages, tokenizer, add_generation_prompt=True)
+
+
+class TemplateError(DataError):
+    """The tokenizer's chat template cannot word these turns."""
+
+
+def templated(
+    messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+) -> str:
+    """The turns as the tokenizer's chat template words them.
+
+    Raises:
+        TemplateError: It refuses them, as some do a system's message or turns out of order.
+    """
+    from jinja2 import TemplateError as Refusal
+
     turns = [{"role": role, "content": content} for role, content in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except (Refusal, ValueError) as error:
+        roles = ", ".join(role for role, _ in messages)
+        raise TemplateError(f"the tokenizer's chat template refuses its turns ({roles}): {error}") from error
 
 
 def prompt_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
 from silotune.structs import Example
 from silotune.training.chats import chat
-from silotune.training.encode import Encoded, answer_ids, cut_left, prompt_ids
+from silotune.training.encode import Encoded, TemplateError, answer_ids, cut_left, prompt_ids
 from silotune.training.texts import windows_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ class Encoder:
         Raises:
             DataError: A closed-ended answer alone does not fit, or an answer is empty; names the example's number.
         """
-        return [made for number, example in enumerate(examples, first) for made in self._encode(example, number)]
+        return [made for number, example in enumerate(examples, first) for made in self._numbered(example, number)]
+
+    def _numbered(self, example: Example, number: int) -> list[Encoded]:
+        try:
+            return self._encode(example, number)
+        except TemplateError as error:
+            raise DataError(f"example {number}: {error}") from error
 
     def _encode(self, example: Example, number: int) -> list[Encoded]:
         if example.is_document:
@@ -46,9 +53,12 @@ class Encoder:
             return [self._compared(example, number)]
         if self._all_turns and not example.options:
             turns = [*example.messages, ("assistant", example.answer)]
-            made = chat(turns, self._tokenizer, max_length=self._max_length, number=number)
+            made, left, whole = chat(turns, self._tokenizer, max_length=self._max_length, number=number)
             if made is not None:
                 return [made]
+            if len(left) < len(turns):
+                made = self._answered(replace(example, messages=tuple(left[:-1])), number)
+                return [replace(made, prompt_cut=whole - made.length - made.answer_cut)]
         return [self._answered(example, number)]
 
     def _answer(self, text: str, number: int) -> list[int]:
