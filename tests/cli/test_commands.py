@@ -249,6 +249,21 @@ def test_doctor_names_what_is_missing(silotune, below, monkeypatch):
     assert "8.0 GB" in outcome.out and "not found" in outcome.out
 
 
+@pytest.mark.parametrize(
+    ("setting", "package", "extra"),
+    [
+        ("federation.engine=ray", "ray", "ray"),
+        ("privacy.protection=he", "tenseal", "he"),
+        ("federation.budget.joules=5", "codecarbon", "energy"),
+        ("federation.upload.zstd=3", "zstandard", "zstd"),
+    ],
+)
+def test_doctor_names_what_a_run_would_stop_at(silotune, below, monkeypatch, setting, package, extra):
+    monkeypatch.setattr(environment, "version_of", lambda name: None if name == package else "1")
+    outcome = silotune("doctor", "fpb", "--set", setting, "--json")
+    assert outcome.code == 1 and f"{package}: pip install 'silotune[{extra}]'" in json.loads(outcome.out)["problems"][0]
+
+
 def test_doctor_refuses_a_bad_configuration(silotune, below):
     assert silotune("doctor", "fpb", "--set", "model.nam=x", "--json").code == 2
 

@@ -301,7 +301,14 @@ def test_custom_task_with_open_answers_is_scored_by_perplexity() -> None:
         ({"options": ["low", " "]}, "an empty answer"),
         ({"label_names": {"0": "medium"}}, "leads to 'medium', which is not among the options"),
         ({"fields": ["label"]}, "'label' is there already"),
-        ({"options": [], "metric": "accuracy"}, "metric = 'accuracy' needs options"),
+        (
+            {"metric": "perplexity"},
+            "metric = 'perplexity' is not for a task with options: use 'accuracy' or 'macro_f1'",
+        ),
+        (
+            {"options": [], "metric": "accuracy"},
+            "metric = 'accuracy' is not for a task without options: use 'perplexity'",
+        ),
     ],
 )
 def test_a_definition_that_does_not_hold_together_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -383,7 +390,7 @@ def test_pairs_that_do_not_fit_are_named_by_number(changes: dict[str, Any], word
     [
         ({"rejected": "letter", "options": []}, "is a column of the prompt"),
         ({"rejected": "bad"}, "has no options"),
-        ({"rejected": "bad", "options": [], "metric": "perplexity"}, "without, it is preference_accuracy"),
+        ({"rejected": "bad", "options": [], "metric": "perplexity"}, "is not for pairs: use 'preference_accuracy'"),
     ],
 )
 def test_pairs_of_ones_own_that_do_not_hold_together(changes: dict[str, Any], words: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,53 @@ def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
         resume_experiment(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="not a run folder"):
         resume_experiment(tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_examples(configuration: Make, tmp_path: Path) -> None:
+    config = configuration(data=silos(tmp_path, a=ROWS, b=ROWS[:9]), federation={"rounds": 1})
+    run = run_experiment(config)
+    (run.path / "summary.json").unlink()
+    (run.path / "federated" / "result.json").unlink()
+    began = run.read_json("partition")
+    write(tmp_path / "b.jsonl", [*ROWS[:8], {**ROWS[8], "label": "negative"}])
+    with pytest.raises(DataError, match="begun with other examples: the data changed since"):
+        resume_experiment(run.path)
+    assert run.read_json("partition") == began
+    write(tmp_path / "b.jsonl", ROWS[:9])
+    assert resume_experiment(run.path).has("summary")
+
+
+def test_examples_of_nobody(configuration: Make, tmp_path: Path) -> None:
+    data = silos(tmp_path, a=ROWS, b=ROWS[:9])
+    refused(configuration(data={**data, "train": data["test"]}), ConfigError, "data.train", "would not be read")
+    refused(configuration(data={**data, "holdout": 0.2}), ConfigError, "data.validation belong to no client")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (r'{"sentence": "up \ud83d cut", "label": "positive"}', "row 1: holds half a character"),
+        ("[" * 100_000, "JSON beyond what can be read (RecursionError)"),
+        ('{"sentence": "x", "label": ' + "9" * 5000 + "}", "JSON beyond what can be read (ValueError)"),
+    ],
+    ids=["half a character", "deep", "long number"],
+)
+def test_text_and_numbers_that_cannot_be_read(configuration: Make, tmp_path: Path, line: str, words: str) -> None:
+    data = silos(tmp_path, a=ROWS, b=ROWS)
+    (tmp_path / "b.jsonl").write_text(line + "\n", encoding="utf-8")
+    refused(configuration(data=data), DataError, "b.jsonl", words)
+
+
+def test_a_base_that_does_not_fit_its_own_configuration(configuration: Make, tmp_path: Path, tiny_folder: Path) -> None:
+    for name, change in (("size", {"hidden_size": 4096}), ("type", {"hidden_size": "x"})):
+        folder = tmp_path / name
+        shutil.copytree(tiny_folder, folder)
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**said, **change}), encoding="utf-8")
+        refused(configuration(model={"name": str(folder)}), ModelError, "is a folder, but not one that transformers")
+
+
+def test_an_attention_that_is_not_installed(configuration: Make) -> None:
+    if find_spec("flash_attn"):
+        pytest.skip("flash-attn is installed here")
+    refused(configuration(model={"attention": "flash_attention_2"}), ModelError, "cannot be loaded with these settings")

@@ -66,6 +66,9 @@ def test_alignment_goes_on_from_a_tuned_model(configuration: Make, tmp_path: Pat
     for start, words in ((str(tmp_path / "none"), "holds no adapter"), (str(first.path), "does not fit")):
         with pytest.raises(ModelError, match=words):
             run_experiment(configuration(**{**options, "adapter": {"start": start, "rank": 3}}))
+    for other in ({"alpha": 64.0}, {"rslora": True}, {"dora": True}):
+        with pytest.raises(ModelError):
+            run_experiment(configuration(**{**options, "adapter": {"start": str(first.path), **other}}))
 
 
 def test_plain_text_in_windows(configuration: Make, tmp_path: Path) -> None:
@@ -103,6 +106,12 @@ def test_a_mixture_has_results_per_task(configuration: Make) -> None:
     assert run.read_json("summary")["federated"]["by_task"] == by_task
     figures = evaluate(run.path)
     assert figures["by_task"] == by_task and figures["accuracy"] == made["accuracy"]
+    some = configuration(
+        data=data, training={"objective": "sft"}, evaluation={"max_examples": 8}, record={"name": "some"}
+    )
+    few = metrics(run_experiment(some))
+    shares = [own["num_examples"] for own in few["by_task"].values()]
+    assert sum(shares) == 8 and set(few["by_task"]) == set(by_task)  # of every task, not of the first
     assert tasks_table(run.read_json("summary")).row_count == 3
     shown = dict(_lines(figures))
     assert shown["  client-notes"].startswith("perplexity ") and shown["  finance-news"].endswith("9 examples")

@@ -186,3 +186,24 @@ def test_qlora_trains_on_an_int4_base_without_touching_it(tiny_folder: Path) -> 
     assert arithmetic.digest(packed) == before
     after = arithmetic.add(start, first.delta)
     assert train_round(model, after, tiny.encoded(tiny.closed()), settings=settings, place=place).loss < first.loss
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_merging_one_end_of_a_tied_pair_leaves_the_other_as_it_is(target: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from silotune.models.adapters import merged
+
+    base = load_base(ModelSection(name="nano"))
+    assert base.model.config.tie_word_embeddings
+    adapted = attach(base, AdapterSection(rank=2, alpha=8, targets=[target, "q_proj"]), seed=0)
+    noise = torch.Generator().manual_seed(1)
+    stirred = {name: torch.randn(tensor.shape, generator=noise) for name, tensor in read(adapted).items()}
+    write(adapted, stirred)
+    adapted.model.eval()
+    expected = logits(adapted.model)
+    plain = merged(adapted)
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-3)
+    plain.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-3)

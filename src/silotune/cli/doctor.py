@@ -79,7 +79,7 @@ def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
         ],
     }
     if config:
-        found["problems"] += _missing_for(config, packages)
+        found["problems"] += _missing_for(config)
         if not found["problems"]:
             from silotune.experiment.estimate import estimate
 
@@ -88,14 +88,24 @@ def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
     return found
 
 
-def _missing_for(config: Config, packages: Mapping[str, str | None]) -> list[str]:
+def _missing_for(config: Config) -> list[str]:
     """Optional packages that a configuration needs and that are not installed."""
-    missing = []
-    if config.model.precision == "int4" and packages["bitsandbytes"] is None:
-        missing.append("model.precision = 'int4' needs bitsandbytes: pip install 'silotune[int4]'")
-    if config.privacy.dp != "none" and packages["dp-accounting"] is None:
-        missing.append(f"privacy.dp = {config.privacy.dp!r} needs dp-accounting: pip install 'silotune[dp]'")
-    return missing
+    from silotune.record.environment import version_of
+
+    federation, privacy = config.federation, config.privacy
+    needs = {
+        "model.precision = 'int4'": (config.model.precision == "int4", "bitsandbytes", "int4"),
+        f"privacy.dp = {privacy.dp!r}": (privacy.dp != "none", "dp-accounting", "dp"),
+        "privacy.protection = 'he'": (privacy.protection == "he", "tenseal", "he"),
+        "federation.engine = 'ray'": (federation.engine == "ray", "ray", "ray"),
+        "federation.budget.joules": (federation.budget.joules is not None, "codecarbon", "energy"),
+        "zstd": (bool(federation.upload.zstd or federation.download.zstd), "zstandard", "zstd"),
+    }
+    return [
+        f"{setting} needs {package}: pip install 'silotune[{extra}]'"
+        for setting, (is_asked, package, extra) in needs.items()
+        if is_asked and version_of(package) is None
+    ]
 
 
 def _misfits(config: Config, found: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ def chat(
             try:
                 answer = _write(stream_answer(model, [*said, ("user", line)], sampling))
                 said += [("user", line), ("assistant", answer)]
-            except ModelError as error:
+            except (ModelError, DataError) as error:
                 typer.echo(f"error: {error}; /reset starts anew", err=True)
 
 
@@ -126,7 +126,7 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Messages]:
 
 def _from_file(file: Path) -> list[Messages]:
     try:
-        text = file.read_text(encoding="utf-8")  # with every kind of line end turned to \n
+        text = file.read_text(encoding="utf-8-sig")  # with every kind of line end turned to \n
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(file)!r}: {error}") from None
     read = _from_row if file.suffix == ".jsonl" else lambda line, where: (("user", line),)
@@ -142,7 +142,9 @@ def _from_row(line: str, where: str) -> Messages:
     try:
         row: dict[str, Any] = json.loads(line)
         if "prompt" in row:
-            return (("user", str(row["prompt"])),)
+            if not isinstance(row["prompt"], str):
+                raise TypeError("no text")
+            return (("user", row["prompt"]),)
         turns: Sequence[dict[str, str]] = row["messages"]
         if not turns:
             raise ValueError("no message")

@@ -34,7 +34,7 @@ def quickstart(
     from silotune.report.runs import cost_table, read_summary, summary_table
 
     changes = [] if seed is None else [f"seed={seed}"]
-    changes += [] if folder is None else [f"record.folder={json.dumps(str(folder))}"]
+    changes += [] if folder is None else [f"record.folder={json.dumps(str(folder), ensure_ascii=False)}"]
     config = load_config(shipped("quickstart"), changes)
     run = watched(lambda observer: run_experiment(config, observer=observer), is_silent=as_json)
     summary = read_summary(run)

@@ -66,6 +66,8 @@ def _parse(text: str, spot: str) -> Any:
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(f"{spot}: not valid JSON ({at}column {error.colno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{spot}: JSON beyond what can be read ({type(error).__name__})") from None
 
 
 def _object(value: Any, spot: str) -> Row:

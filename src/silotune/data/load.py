@@ -96,9 +96,16 @@ def load_scored(section: DataSection, *, seed: int) -> Dataset:
     if task.embedded and not any(given.values()) and section.root is None:
         whole = load(section, seed=seed)
         return Dataset(task, {**whole.splits, "train": ()}, None, whole.notes)
-    splits = {split: read_examples(path, task) for split, path in given.items() if path is not None}
-    notes = tuple(f"{split}: {given[split]}, {len(examples)} examples" for split, examples in splits.items())
-    return Dataset(task, {"train": (), **splits}, None, notes)
+    wanted = {"validation": section.num_validation, "test": section.num_test}
+    splits, notes = {}, []
+    for split, path in given.items():
+        if path is not None:
+            records = [_Record(example, "", "") for example in read_examples(path, task)]
+            notes.append(f"{split}: {path}, {len(records)} examples")
+            records, note = _limit(records, wanted[split], split, seed)
+            splits[split] = tuple(record.example for record in records)
+            notes += note
+    return Dataset(task, {"train": (), **splits}, None, tuple(notes))
 
 
 def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
@@ -202,6 +209,7 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
     given = {"train": section.train, "validation": section.validation, "test": section.test}
     files = {split: [(path, "")] for split, path in given.items() if path is not None}
     if section.partition.scheme == "file":
+        _check_owned(section)
         files["train"] = [(path, _client(name)) for name, path in sorted(section.partition.files.items())]
     if section.root is None:
         return files
@@ -217,6 +225,25 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
     if "train" not in found and "train" not in files:
         raise DataError(f"task {task.name!r}: no train file in {folder}, which holds {listing(folder)}")
     return {**files, **{split: [(path, "")] for split, path in found.items()}}
+
+
+def _check_owned(section: DataSection) -> None:
+    """With a file for each client, every training example must be in one of them.
+
+    Raises:
+        ConfigError: Other examples would be trained on, or be left out without a word.
+    """
+    if section.train is not None:
+        raise ConfigError(
+            f"data.partition.scheme = 'file' takes each client's file, and data.train = '{section.train}' would not be "
+            "read: leave it out, or name it in data.partition.files"
+        )
+    others = [name for name in ("validation", "test", "root") if getattr(section, name) is not None]
+    if section.holdout is not None and others:
+        raise ConfigError(
+            f"data.holdout pools all files and draws from them, but the rows of data.{others[0]} belong to no client: "
+            f"leave out data.holdout or data.{others[0]}"
+        )
 
 
 def _folder(root: Path, task: Task) -> Path:

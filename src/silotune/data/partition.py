@@ -9,6 +9,7 @@ distribution, as in Li et al., "Federated Learning on Non-IID Data Silos: An Exp
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 import warnings
@@ -323,3 +324,14 @@ def find_faults(examples: Sequence[Example], clients: Mapping[str, Sequence[int]
         return ()
     names = ", ".join(single)
     return (f"{len(single)} of {len(clients)} clients hold one class only: {names}",)
+
+
+def digest_of(splits: Mapping[str, Sequence[Example]], clients: Mapping[str, Sequence[int]]) -> str:
+    """SHA-256 of all examples in their order and of who holds which: whether two runs have the same data."""
+    found = hashlib.sha256()
+    for name, examples in sorted(splits.items()):
+        found.update(repr((name, len(examples))).encode())
+        for example in examples:
+            found.update(repr(example).encode())
+    found.update(repr([(name, list(indices)) for name, indices in clients.items()]).encode())
+    return found.hexdigest()

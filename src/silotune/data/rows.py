@@ -137,6 +137,8 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     spot = f"{where}: row {number}"
     layout = _layout_of(task, row, spot)
     messages, answer, text = _READERS[_kind(task, layout)](task, layout, row, spot)
+    if not all(map(is_unicode, (*(content for _, content in messages), answer))):
+        raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
     if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
     fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
@@ -359,6 +361,15 @@ def _text(value: Any, spot: str) -> str:
     if isinstance(value, (list, Mapping)):
         raise DataError(f"{spot} is not text")
     return _plain(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON may hold halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> str:

@@ -354,7 +354,12 @@ def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
         faults.append(f"{place}.label_names leads to {strangers[0]!r}, which is not among the options")
     if "label" in definition.fields:
         faults.append(f"{place}.fields: 'label' is there already and stands for the answer")
-    kept = "preference_accuracy" if definition.rejected else "perplexity"
-    if not options and "metric" in definition.model_fields_set and definition.metric != kept:
-        faults.append(f"{place}.metric = {definition.metric!r} needs options; without, it is {kept}")
+    fitting = (
+        ("preference_accuracy",) if definition.rejected else ("accuracy", "macro_f1") if options else ("perplexity",)
+    )
+    if "metric" in definition.model_fields_set and definition.metric not in fitting:
+        kind = "pairs" if definition.rejected else f"a task {'with' if options else 'without'} options"
+        faults.append(
+            f"{place}.metric = {definition.metric!r} is not for {kind}: use {' or '.join(map(repr, fitting))}"
+        )
     return faults

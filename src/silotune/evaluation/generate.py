@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from silotune.errors import ModelError
+from silotune.data.rows import is_unicode
+from silotune.errors import DataError, ModelError
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
 from silotune.training.encode import Encoded, prompt_ids
@@ -47,10 +48,13 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
 
     Raises:
         ModelError: The prompt fills the model's context, or the model is a classifier.
+        DataError: The prompt is not valid Unicode, or the chat template refuses its turns.
     """
     from transformers import TextIteratorStreamer
 
     _check_writes(adapted)
+    if not all(is_unicode(content) for _, content in messages):
+        raise DataError("the prompt is not valid Unicode (UTF-8)")
     tokenizer = adapted.base.tokenizer
     ids = prompt_ids(messages, tokenizer)
     context = adapted.base.context_length

@@ -12,7 +12,7 @@ import torch
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.mixture import load_examples, load_scored_examples
-from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
+from silotune.data.partition import deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import SPLITS, Task
 from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError, require, unknown_choice
@@ -20,7 +20,7 @@ from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
 from silotune.experiment.mixture import MixtureScorer, SetScorer
-from silotune.experiment.start import read_adapter
+from silotune.experiment.start import check_same_function, read_adapter
 from silotune.faults import RANK_TABLES
 from silotune.federation.clock import paces
 from silotune.federation.policy import read_policy
@@ -191,6 +191,10 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         check_objective(config, each)
     if config.federation.upload.zstd or config.federation.download.zstd:
         require("zstandard", extra="zstd")
+    if config.federation.engine == "ray":
+        require("ray", extra="ray")
+    if config.privacy.protection == "he":
+        require("tenseal", extra="he")
     if config.federation.clock is not None:
         paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
     adapted = adapted_of(config, task)
@@ -222,7 +226,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
         forgetting=_forgetting(config, adapted, initial),
-        skew=skew(train, shares) if train else {},
+        skew={**(skew(train, shares) if train else {}), "data_sha256": digest_of(dataset.splits, shares)},
         notes=tuple(notes),
     )
 
@@ -266,7 +270,9 @@ def adapted_of(config: Config, task: Task) -> Adapted:
     adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
     if config.adapter.start is None:
         return adapted
-    return adapters.begin_from(adapted, read_adapter(config.adapter.start))
+    started = adapters.begin_from(adapted, read_adapter(config.adapter.start))
+    check_same_function(config.adapter.start, config.adapter)
+    return started
 
 
 def base_of(config: Config, task: Task) -> Base:
@@ -360,7 +366,8 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
         )
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
-    return examples[: config.evaluation.max_examples]
+    most = min(config.evaluation.max_examples or len(examples), len(examples))
+    return [examples[place * len(examples) // most] for place in range(most)]  # from all of it: it may be sorted
 
 
 def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:

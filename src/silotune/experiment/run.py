@@ -20,6 +20,7 @@ from silotune.experiment.engines import ENGINES, Engine, federation_of
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.prepare import Prepared, prepare
+from silotune.experiment.start import check_same_data
 from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
 from silotune.federation.protections import PROTECTIONS
@@ -165,6 +166,7 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
             observer(event, fields)
 
     with folder.lock():
+        check_same_data(folder, prepared.skew)
         folder.write_json("partition", prepared.skew)
         notify("run_started", _introduction(prepared, folder))
         sizes = {name: len(examples) for name, examples in prepared.clients.items()}

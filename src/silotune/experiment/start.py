@@ -1,11 +1,17 @@
-"""Reads the adapter that training goes on from."""
+"""What a run goes on from: a trained adapter, and the examples that it was begun with."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from silotune.errors import ModelError
+from silotune.errors import DataError, ModelError
+from silotune.record.runs import RunFolder
 from silotune.record.tensor_files import read_tensors
+from silotune.sections import AdapterSection
 from silotune.structs import Tensors
 
 
@@ -19,10 +25,59 @@ def read_adapter(source: str) -> Tensors:
     Raises:
         ModelError: There is none.
     """
+    return read_tensors(_folder(source) / "adapter_model.safetensors")
+
+
+def check_same_function(source: str, section: AdapterSection) -> None:
+    """Whether the tensors of a trained LoRA adapter mean under this section what they meant when they were trained.
+
+    Raises:
+        ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
+    """
+    saved = json.loads((_folder(source) / "adapter_config.json").read_text(encoding="utf-8"))
+    if "r" not in saved or section.kind not in ("lora", "qlora"):
+        return
+    asked = {
+        "alpha / rank": _factor(section.alpha, section.rank, is_rank_stable=section.rslora),
+        "dora": float(section.dora),
+    }
+    there = {
+        "alpha / rank": _factor(saved["lora_alpha"], saved["r"], is_rank_stable=bool(saved.get("use_rslora"))),
+        "dora": float(bool(saved.get("use_dora"))),
+    }
+    for name, value in asked.items():
+        if saved["r"] == section.rank and not math.isclose(value, there[name]):
+            raise ModelError(
+                f"adapter.start = {source!r} was trained with lora_alpha = {saved['lora_alpha']}, use_rslora = "
+                f"{bool(saved.get('use_rslora'))} and use_dora = {bool(saved.get('use_dora'))}: with other values its "
+                "tensors are another function; set adapter.alpha, adapter.rslora and adapter.dora to the same"
+            )
+
+
+def _factor(alpha: float, rank: int, *, is_rank_stable: bool) -> float:
+    """What LoRA's product is multiplied with."""
+    return alpha / (math.sqrt(rank) if is_rank_stable else rank)
+
+
+def _folder(source: str) -> Path:
     for folder in (Path(source), Path(source) / "adapter", Path(source) / "federated" / "adapter"):
         if (folder / "adapter_config.json").is_file():
-            return read_tensors(folder / "adapter_model.safetensors")
+            return folder
     raise ModelError(
         f"adapter.start = {source!r} holds no adapter; give a finished run, a part of one such as "
         "RUN/centralized, or what 'silotune export' wrote"
     )
+
+
+def check_same_data(folder: RunFolder, skew: Mapping[str, Any]) -> None:
+    """A run that goes on must go on with the examples that it began with.
+
+    Raises:
+        DataError: The data changed since.
+    """
+    began = folder.read_json("partition").get("data_sha256") if folder.has("partition") else None
+    if began is not None and began != skew["data_sha256"]:
+        raise DataError(
+            f"{str(folder.path)!r} was begun with other examples: the data changed since. Put them back as they were, "
+            "or run the configuration anew"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,11 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
 
 def next_command(path: str | Path) -> str:
     """What a person may type to try the model of a finished run."""
-    is_classifier = _is_classifier(config_of(RunFolder.open(path)))
-    return f"silotune {'evaluate' if is_classifier else 'chat'} {path}"
+    folder = RunFolder.open(path)
+    config = config_of(folder)
+    modes = [str(part.parent.relative_to(folder.path)) for part in sorted(folder.path.rglob("adapter/"))]
+    chosen = [] if "federated" in config.federation.modes or not modes else ["--mode", modes[0]]
+    return shlex.join(["silotune", "evaluate" if _is_classifier(config) else "chat", str(path), *chosen])
 
 
 def _is_classifier(config: Config) -> bool:
@@ -190,6 +194,11 @@ def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
     """The call of peft or transformers that loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
     place = repr(str(out))
+    if (
+        config.model.name == "nano" and not merge and not _is_classifier(config)
+    ):  # no Hub id: the base is in the package
+        base = "transformers.AutoModelForCausalLM.from_pretrained(silotune.models.load.nano_folder())"
+        return f"peft.PeftModel.from_pretrained({base}, {place})"
     if not _is_classifier(config):
         kind = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
         return f"{kind}.from_pretrained({place})"

@@ -94,6 +94,7 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging unties them
         torch.manual_seed(derive(seed, "adapter-init"))
         try:
             model = get_peft_model(base.model, peft_config)
@@ -225,11 +226,24 @@ def merged(adapted: Adapted) -> PreTrainedModel:
     base, model = adapted.base, adapted.model
     if not adapted.config:
         return base.model
+    _untie(base.model)
     for name in base.head:  # peft's own way asks for the head's weight, which a head of several layers has not
         base.model.set_submodule(name, base.model.get_submodule(name).modules_to_save["default"])  # type: ignore[index, arg-type]
     with torch.no_grad():
         plain: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     return plain
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Gives the output head weights of its own where it shares them with the embedding and one of both is adapted."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    plain: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    is_adapted = any(isinstance(end, BaseTunerLayer) for end in ends)
+    if is_adapted and plain[1] is not None and plain[0].weight is plain[1].weight:
+        plain[1].weight = torch.nn.Parameter(plain[0].weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
 
 
 def linear_names(model: PreTrainedModel, head: Sequence[str] = ()) -> list[str]:

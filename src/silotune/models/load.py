@@ -255,11 +255,15 @@ def _quiet_loading() -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model.name = {name!r} cannot be loaded with these settings: {reason[:300]}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         where = Path(name).expanduser()
         if where.is_dir():
             advice = "is a folder, but not one that transformers can load (config.json, weights, tokenizer)"

@@ -19,6 +19,10 @@ EXTRAS = {
     "int4": ("bitsandbytes",),
     "energy": ("codecarbon",),
     "dp": ("dp-accounting",),
+    "he": ("tenseal",),
+    "zstd": ("zstandard",),
+    "deploy": ("flwr",),
+    "ray": ("ray",),
     "bench": ("trl", "flwr", "psutil"),
 }
 
