@@ -12,7 +12,7 @@ import pytest
 import tiny
 from silotune.cli.evaluate import _lines
 from silotune.config import Config, from_mapping
-from silotune.errors import ConfigError, ModelError
+from silotune.errors import ConfigError, DataError, ModelError
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate
 from silotune.models import adapters
@@ -89,6 +89,12 @@ def test_plain_text_in_windows(configuration: Make, tmp_path: Path) -> None:
     assert made["num_examples"] > 6  # windows, not documents
     assert sum(own["num_examples"] for own in made["by_client"].values()) == made["num_examples"]
     assert evaluate(run.path)["perplexity"] == made["metrics"]["perplexity"]
+    with pytest.raises(DataError, match="has none: leave it out"):
+        evaluate(run.path, scoring="generation")
+    with pytest.raises(
+        DataError, match=r"'other' is neither a split that is there \(train, validation, test\) nor a file$"
+    ):
+        evaluate(run.path, split="other")
 
 
 def test_a_mixture_has_results_per_task(configuration: Make) -> None:

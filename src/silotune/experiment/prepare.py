@@ -360,10 +360,9 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
         examples = read_examples(name, dataset.task)
     else:
         remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
-        raise DataError(
-            f"{name!r} is neither a split that is there ({', '.join(dataset.splits)}) nor a file{remedy}; without "
-            "evaluation.keep = 'best', patience and target, no validation examples are needed"
-        )
+        if name == "validation":
+            remedy += "; without evaluation.keep = 'best', patience and target, no validation examples are needed"
+        raise DataError(f"{name!r} is neither a split that is there ({', '.join(dataset.splits)}) nor a file{remedy}")
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
     most = min(config.evaluation.max_examples or len(examples), len(examples))

@@ -110,6 +110,9 @@ def evaluate(
     folder = RunFolder.open(path)
     config = config_of(folder)
     changes: dict[str, Any] = {} if scoring is None else {"scoring": scoring}
+    asked = resolve(config.data)
+    if scoring == "generation" and not asked.options and asked.answer != "mixture":
+        raise DataError(f"scoring = 'generation' compares with options, and task {asked.name!r} has none: leave it out")
     if data is not None:
         task, name = resolve(config.data), str(data)
         dataset = Dataset(task, {name: read_examples(data, task)})
