@@ -40,6 +40,7 @@ def test_none_is_overlooked() -> None:
         "cross-domain-local",
         "flowertune-finance",
         "real-encoder",
+        "real-encoder-sampled",
         "real-nano",
     }
     assert len(RUNS) + len(GRIDS) == len(CONFIGS)
@@ -81,7 +82,7 @@ def test_the_grids_have_the_cells_that_they_promise() -> None:
     counts = {path.stem: len(expand(load_grid(path), Changes())) for path in GRIDS}
     assert counts == {
         "embedded": 2 * 3 * 2 * 3, "cross-domain": 4 * 3 * 3 * 2 * 3, "cross-domain-local": 4 * 2 * 2 * 3,
-        "real-encoder": 2 * 2 * 2 * 2 * 3, "real-nano": (2 + 1) * 3,
+        "real-encoder": 2 * 2 * 2 * 2 * 3, "real-encoder-sampled": 2 * 3, "real-nano": (2 + 1) * 3,
         "flowertune-finance": 3 * 3,
     }  # fmt: skip
 
