@@ -333,5 +333,5 @@ def digest_of(splits: Mapping[str, Sequence[Example]], clients: Mapping[str, Seq
         found.update(repr((name, len(examples))).encode())
         for example in examples:
             found.update(repr(example).encode())
-    found.update(repr([(name, list(indices)) for name, indices in clients.items()]).encode())
+    found.update(repr([(name, list(indices)) for name, indices in sorted(clients.items())]).encode())
     return found.hexdigest()
