@@ -99,7 +99,11 @@ def _missing_for(config: Config) -> list[str]:
         "privacy.protection = 'he'": (privacy.protection == "he", "tenseal", "he"),
         "federation.engine = 'ray'": (federation.engine == "ray", "ray", "ray"),
         "federation.budget.joules": (federation.budget.joules is not None, "codecarbon", "energy"),
-        "zstd": (bool(federation.upload.zstd or federation.download.zstd), "zstandard", "zstd"),
+        "zstd of federation.upload or federation.download": (
+            bool(federation.upload.zstd or federation.download.zstd),
+            "zstandard",
+            "zstd",
+        ),
     }
     return [
         f"{setting} needs {package}: pip install 'silotune[{extra}]'"

@@ -35,23 +35,17 @@ def check_same_function(source: str, section: AdapterSection) -> None:
         ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
     """
     saved = json.loads((_folder(source) / "adapter_config.json").read_text(encoding="utf-8"))
-    if "r" not in saved or section.kind not in ("lora", "qlora"):
+    if section.kind not in ("lora", "qlora") or saved.get("r") != section.rank:
         return
-    asked = {
-        "alpha / rank": _factor(section.alpha, section.rank, is_rank_stable=section.rslora),
-        "dora": float(section.dora),
-    }
-    there = {
-        "alpha / rank": _factor(saved["lora_alpha"], saved["r"], is_rank_stable=bool(saved.get("use_rslora"))),
-        "dora": float(bool(saved.get("use_dora"))),
-    }
-    for name, value in asked.items():
-        if saved["r"] == section.rank and not math.isclose(value, there[name]):
-            raise ModelError(
-                f"adapter.start = {source!r} was trained with lora_alpha = {saved['lora_alpha']}, use_rslora = "
-                f"{bool(saved.get('use_rslora'))} and use_dora = {bool(saved.get('use_dora'))}: with other values its "
-                "tensors are another function; set adapter.alpha, adapter.rslora and adapter.dora to the same"
-            )
+    alpha, rslora, dora = saved["lora_alpha"], bool(saved.get("use_rslora")), bool(saved.get("use_dora"))
+    there = _factor(alpha, section.rank, is_rank_stable=rslora)
+    asked = _factor(section.alpha, section.rank, is_rank_stable=section.rslora)
+    if dora != section.dora or not math.isclose(asked, there):
+        raise ModelError(
+            f"adapter.start = {source!r} was trained with lora_alpha = {alpha}, use_rslora = {rslora} and use_dora = "
+            f"{dora}: with other values its tensors are another function; set adapter.alpha, adapter.rslora and "
+            "adapter.dora to the same"
+        )
 
 
 def _factor(alpha: float, rank: int, *, is_rank_stable: bool) -> float:

@@ -110,11 +110,11 @@ def evaluate(
     folder = RunFolder.open(path)
     config = config_of(folder)
     changes: dict[str, Any] = {} if scoring is None else {"scoring": scoring}
-    asked = resolve(config.data)
-    if scoring == "generation" and not asked.options and asked.answer != "mixture":
-        raise DataError(f"scoring = 'generation' compares with options, and task {asked.name!r} has none: leave it out")
+    task = resolve(config.data)
+    if scoring == "generation" and not task.options and task.answer != "mixture":
+        raise DataError(f"scoring = 'generation' compares with options, and task {task.name!r} has none: leave it out")
     if data is not None:
-        task, name = resolve(config.data), str(data)
+        name = str(data)
         dataset = Dataset(task, {name: read_examples(data, task)})
         changes["max_examples"] = None
     else:
@@ -197,14 +197,13 @@ def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
     """The call of peft or transformers that loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
     place = repr(str(out))
-    if (
-        config.model.name == "nano" and not merge and not _is_classifier(config)
-    ):  # no Hub id: the base is in the package
-        base = "transformers.AutoModelForCausalLM.from_pretrained(silotune.models.load.nano_folder())"
-        return f"peft.PeftModel.from_pretrained({base}, {place})"
     if not _is_classifier(config):
-        kind = "transformers.AutoModelForCausalLM" if merge else "peft.AutoPeftModelForCausalLM"
-        return f"{kind}.from_pretrained({place})"
+        if merge:
+            return f"transformers.AutoModelForCausalLM.from_pretrained({place})"
+        if config.model.name != "nano":
+            return f"peft.AutoPeftModelForCausalLM.from_pretrained({place})"
+        base = "transformers.AutoModelForCausalLM.from_pretrained(silotune.models.load.nano_folder())"  # no Hub id
+        return f"peft.PeftModel.from_pretrained({base}, {place})"
     if merge:
         return f"transformers.AutoModelForSequenceClassification.from_pretrained({place})"
     classes = len(closed_labels(resolve(config.data)))  # the adapter's file does not say it, and peft takes 2
