@@ -16,23 +16,28 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from measure import Result, all_passed, as_document, from_document, machine, read_document, speed_up, table
 
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.secure_site import UnmaskReport
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
-from silotune.privacy.masks import PIECE_BYTES, add_stream, keystream
+from silotune.privacy.masks import PIECE_BYTES, add_streams
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise
 from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest, safe_degree
 from silotune.structs import Reply
 
 VALUES = 1_000_000
+MASKS = 10
+"""A site's own and one for each of nine peers."""
+MASK_REPETITIONS = 31
 REPETITIONS = 9
 
 
@@ -50,32 +55,51 @@ def repeated(work: Callable[[], object], times: int = REPETITIONS) -> tuple[floa
 
 
 def masks() -> list[Result]:
-    """One mask for a vector of a million values: drawn, and added."""
+    """A site's ten masks for a vector of a million values, as a round of ten clients needs them: drawn, and added."""
     from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition
     from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
-    vector = np.zeros(VALUES, "<u4")
-    theirs = [np.zeros(VALUES, np.int64)]
+    results = []
+    for bits, bound in ((32, 10.0), (16, 10.0)):
+        vector = np.zeros(VALUES, RINGS[bits])
+        sides: dict[str, list[float]] = {"drawn": [], "added": [], "own drawn": [], "own added": []}
 
-    def drawn() -> object:
-        return pseudo_rand_gen(os.urandom(32), 1 << 32, [(VALUES,)])
+        def theirs(ring: int, *, add: bool) -> None:
+            summed = [np.zeros(VALUES, np.int64)]
+            for seed in _seeds():
+                mask = pseudo_rand_gen(seed, 1 << ring, [(VALUES,)])
+                summed = parameters_addition(summed, mask) if add else summed
 
-    def drawn_and_added() -> object:
-        return parameters_addition(theirs, pseudo_rand_gen(os.urandom(32), 1 << 32, [(VALUES,)]))
+        for _ in range(MASK_REPETITIONS + 1):  # side by side, so that the machine's moods meet both
+            sides["drawn"].append(seconds_of(partial(theirs, bits, add=False)))
+            sides["own drawn"].append(seconds_of(partial(_keystreams, vector.nbytes)))
+            sides["added"].append(seconds_of(partial(theirs, bits, add=True)))
+            seeds = [(seed, False) for seed in _seeds()]
+            sides["own added"].append(seconds_of(partial(add_streams, [vector], seeds)))
+        drawn, added, own_drawn, own_added = (
+            tuple(sides[name][1:]) for name in ("drawn", "added", "own drawn", "own added")
+        )
+        rate = tuple(MASKS * vector.nbytes / seconds / 1e9 for seconds in own_added)
+        what = f"{MASKS} x 1 M values mod 2^{bits}"
+        results += [
+            Result("mask", f"{what}: GB/s drawn and added, one core", (), rate, float(np.median(rate)), 1.0),
+            Result("mask", f"{what}: both draw, seconds", drawn, own_drawn, speed_up(drawn, own_drawn), bound),
+            Result("mask", f"{what}: both draw and add, seconds", added, own_added, speed_up(added, own_added), bound),
+        ]
+    return results
 
-    def own_drawn() -> None:
-        piece = keystream(os.urandom(32), PIECE_BYTES)
-        for start in range(0, vector.nbytes, PIECE_BYTES):
-            piece(min(PIECE_BYTES, vector.nbytes - start))
 
-    own, alone = repeated(lambda: add_stream([vector], os.urandom(32)), 31), repeated(own_drawn, 31)
-    peer, peer_added = repeated(drawn, 31), repeated(drawn_and_added, 31)
-    rate = tuple(vector.nbytes / seconds / 1e9 for seconds in own)
-    return [
-        Result("mask", "GB/s of masks drawn and added, one core", (), rate, float(np.median(rate)), 1.0),
-        Result("mask", "1 M values: both draw, seconds", peer, alone, speed_up(peer, alone), 10),
-        Result("mask", "1 M values: both draw and add, seconds", peer_added, own, speed_up(peer_added, own), 10),
-    ]
+def _seeds() -> list[bytes]:
+    return [os.urandom(32) for _ in range(MASKS)]
+
+
+def _keystreams(count: int) -> None:
+    """What `add_streams` draws, without adding it."""
+    zeros, drawn = memoryview(bytes(PIECE_BYTES)), bytearray(PIECE_BYTES + 16)
+    for seed in _seeds():
+        stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+        for start in range(0, count, PIECE_BYTES):
+            stream.update_into(zeros[: count - start], drawn)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from silotune.errors import ProtectionError
 from silotune.privacy.figures import from_integers, to_integers
-from silotune.privacy.masks import add_stream, agreed, public_half
+from silotune.privacy.masks import add_streams, agreed, public_half
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise, signed
 from silotune.privacy.secure_sum.shamir import PRIME, join, split
 
@@ -75,12 +75,15 @@ def test_mean_is_the_weighted_mean_within_the_bound(weights: list[int], bits: in
 
 
 def test_streams_are_aes_in_counter_mode_over_all_arrays() -> None:
-    seed = bytes(range(32))
+    seed, other = bytes(range(32)), bytes(reversed(range(32)))
     arrays = [np.zeros(300_001, "<u4"), np.zeros(7, "<u8")]
-    add_stream(arrays, seed)
+    add_streams(arrays, [(seed, False)])
     expected = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(1_200_004 + 56))
     assert arrays[0].tobytes() + arrays[1].tobytes() == expected
-    add_stream(arrays, seed, subtract=True)
+    add_streams(arrays, [(other, False), (seed, True)])
+    expected = Cipher(algorithms.AES(other), modes.CTR(bytes(16))).encryptor().update(bytes(1_200_004 + 56))
+    assert arrays[0].tobytes() + arrays[1].tobytes() == expected
+    add_streams(arrays, [(other, True)])
     assert not arrays[0].any() and not arrays[1].any()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,41 +18,33 @@ from silotune.errors import ProtectionError
 from silotune.privacy.ring import Integers
 
 SEED_BYTES = 32
-PIECE_BYTES = 1 << 18
-"""Keystream is made in pieces that stay in the processor's second cache, and are few enough for Python."""
-_ZERO_COUNTER = bytes(16)
+PIECE_BYTES = 1 << 19
+"""Keystream is made in pieces that stay in the processor's caches, and are few enough for Python."""
+_BLOCK_BYTES = 16
+_ZERO_COUNTER = bytes(_BLOCK_BYTES)
 _ZERO_NONCE = bytes(12)
 
 
-def add_stream(arrays: Sequence[Integers], seed: bytes, *, subtract: bool = False) -> None:
-    """Adds (or subtracts) the keystream of a seed to arrays in place, each modulo its own type's range.
+def add_streams(arrays: Sequence[Integers], streams: Iterable[tuple[bytes, bool]]) -> None:
+    """Adds the keystream of each seed to arrays in place, or subtracts it, each array modulo its own type's range.
 
     A seed is used for one stream only, so the counter begins at zero.
 
     Args:
         arrays: Contiguous arrays of little-endian unsigned integers, masked one after the other.
-        seed: 32 bytes.
-        subtract: Take the same mask away.
+        streams: Seeds of 32 bytes, each with whether its mask is taken away instead.
     """
-    piece = keystream(seed, min(max((array.nbytes for array in arrays), default=0), PIECE_BYTES))
-    change: Any = np.subtract if subtract else np.add
-    for array in arrays:
-        step = PIECE_BYTES // array.itemsize
-        for start in range(0, array.size, step):
-            part = array[start : start + step]
-            change(part, np.frombuffer(piece(part.nbytes), array.dtype, part.size), out=part)
-
-
-def keystream(seed: bytes, longest: int) -> Callable[[int], bytearray]:
-    """Gives the next so many bytes of a seed's keystream, at most ``longest``, in one buffer that is used again."""
-    stream = Cipher(algorithms.AES(seed), modes.CTR(_ZERO_COUNTER)).encryptor()
-    zeros, drawn = memoryview(bytes(longest)), bytearray(longest + 16)
-
-    def piece(count: int) -> bytearray:
-        stream.update_into(zeros[:count], drawn)
-        return drawn
-
-    return piece
+    longest = min(max((array.nbytes for array in arrays), default=0), PIECE_BYTES)
+    zeros, drawn = memoryview(bytes(longest)), bytearray(longest + _BLOCK_BYTES)  # for all seeds: fresh pages cost time
+    for seed, subtract in streams:
+        stream = Cipher(algorithms.AES(seed), modes.CTR(_ZERO_COUNTER)).encryptor()
+        change: Any = np.subtract if subtract else np.add
+        for array in arrays:
+            step = PIECE_BYTES // array.itemsize
+            for start in range(0, array.size, step):
+                part = array[start : start + step]
+                stream.update_into(zeros[: part.nbytes], drawn)
+                change(part, np.frombuffer(drawn, array.dtype, part.size), out=part)
 
 
 def public_half(private: bytes) -> bytes:

@@ -5,10 +5,11 @@ It holds no secret. What it learns is the sum, who dropped out when, and sizes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from silotune.errors import ProtectionError
-from silotune.privacy.masks import add_stream, commitment, derived, public_half
+from silotune.privacy.masks import add_streams, commitment, derived, public_half
 from silotune.privacy.ring import Integers
 from silotune.privacy.secure_sum.shamir import join
 from silotune.privacy.secure_sum.site import pair_seed
@@ -48,9 +49,19 @@ def unmask(
     Raises:
         ProtectionError: Too few shares of a secret, or shares that do not give what its owner stands for.
     """
+    add_streams(sums, list(_masks(terms, keys, commitments, set(survivors), revealed)))  # all of them, or none
+
+
+def _masks(
+    terms: Terms,
+    keys: Mapping[str, SignedKeys],
+    commitments: Mapping[str, str],
+    alive: AbstractSet[str],
+    revealed: Mapping[str, Revealed],
+) -> Iterator[tuple[bytes, bool]]:
+    """Seeds of the masks that are left in the sums, and whether to subtract them."""
     roster = roster_digest(terms, keys)
     with_shares = all_holders(tuple(keys), roster, terms.degree)
-    alive = set(survivors)
     for name in sorted(commitments):
         if not alive & set(with_shares[name]):
             continue  # it dropped out and nobody in the sum has a mask with it
@@ -58,13 +69,12 @@ def unmask(
         if name in alive:
             if commitment(secret) != commitments[name]:
                 raise ProtectionError(f"the shares of {name!r} do not give its mask: the sum stays closed")
-            add_stream(sums, derived(secret, "own-mask"), subtract=True)
+            yield derived(secret, "own-mask"), True
             continue
         if public_half(secret).hex() != keys[name].mask:
             raise ProtectionError(f"the shares of {name!r} do not give its key: the sum stays closed")
         for peer in sorted(alive & set(with_shares[name])):
-            seed = pair_seed(secret, keys[peer], roster, name, peer)
-            add_stream(sums, seed, subtract=peer < name)  # the peer added it if it comes first
+            yield pair_seed(secret, keys[peer], roster, name, peer), peer < name  # the peer added it if it comes first
 
 
 def _joined(

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from silotune.errors import ProtectionError
-from silotune.privacy.masks import SEED_BYTES, add_stream, agreed, commitment, derived, public_half, seal, unseal
+from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, commitment, derived, public_half, seal, unseal
 from silotune.privacy.ring import Integers
 from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
 from silotune.privacy.secure_sum.terms import (
@@ -199,11 +199,13 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
     shared = stage.before
     for array, extra in zip(arrays, noise, strict=False):
         np.add(array, extra, out=array)
-    add_stream(arrays, derived(shared.seed, "own-mask"))
-    for peer in stage.held:
-        if peer != member.name:
-            seed = pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer)
-            add_stream(arrays, seed, subtract=member.name > peer)
+    own = (derived(shared.seed, "own-mask"), False)
+    pairs = (
+        (pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer), member.name > peer)
+        for peer in stage.held
+        if peer != member.name
+    )
+    add_streams(arrays, (own, *pairs))
 
 
 def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
