@@ -27,7 +27,7 @@ from silotune.report.runs import bytes_text, scaled_text
 
 FEDERATION = (
     "federation.modes=['federated']",
-    "federation.rounds=8",
+    "federation.rounds=40",
     "federation.workers=1",
     "data.num_train=1200",
     "data.num_validation=150",
@@ -36,11 +36,12 @@ FEDERATION = (
     "data.partition.scheme=iid",
     "adapter.targets=auto",
     "adapter.rank=2",
+    "training.objective=choice",
     "training.batch_size=16",
     "training.max_steps=2",
     "training.optimizer_state=keep",
     "training.threads=1",
-    "evaluation.every=8",
+    "evaluation.every=40",
     "evaluation.keep=last",
     "evaluation.bootstrap_samples=0",
 )

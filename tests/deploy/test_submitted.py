@@ -203,6 +203,25 @@ def test_keys_that_the_coordinator_swaps_are_refused_by_every_peer(
     assert "is not signed by 'client-1'" in said[NAMES[0]] and "does not hold this site's own" in said[NAMES[1]]
 
 
+def test_a_setup_that_the_coordinator_changes_is_refused_by_every_site(
+    deployed: Deployed, configuration: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = deployed.work
+
+    def shortened(envelope: Any, setup: Any, data: bytes) -> Any:
+        changed = json.loads(json.dumps(setup))
+        changed["config"]["model"]["max_length"] -= 1
+        return plain(envelope, changed, data)
+
+    monkeypatch.setattr(deployed, "work", shortened)
+    config = configuration(record={"name": "shortened"}, federation={"rounds": 1})
+    with pytest.raises(FederationError):
+        deployed.run(config)
+    frames = [frame for site, _, frame in deployed.seen[-len(NAMES) :]]
+    assert [frame.header["rule"] for frame in frames] == ["submitters"] * len(NAMES)
+    assert all("setup is not the one that the submitter signed" in frame.header["reason"] for frame in frames)
+
+
 def test_a_site_in_a_protected_run_is_never_seen_alone(
     deployed: Deployed, configuration: Callable[..., Config]
 ) -> None:

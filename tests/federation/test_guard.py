@@ -17,6 +17,7 @@ from silotune.federation.guard import guarded
 from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
+from silotune.record.canonical import sha256
 from silotune.record.chain import read_chain, verify_chain
 from silotune.record.signatures import new_key
 from silotune.sections import FederationSection
@@ -151,6 +152,23 @@ def test_a_job_vouches_for_the_settings(tmp_path: Path) -> None:
     for why, changes in cases.items():
         with pytest.raises(PolicyError, match=why) as caught:
             guarded(sites.request(**changes), guard, work)
+        assert caught.value.rule == "submitters"
+
+
+def test_a_job_vouches_for_the_setup_that_a_site_opened(tmp_path: Path) -> None:
+    key = new_key()
+    sites = Federation(tmp_path, policy=f"submitters = ['{key.public}']")
+    setup = sha256({"config": {"model": {"max_length": 64}}})
+    guard = sites.guard("bank-a", setup_sha256=setup)
+    signed_for = {"it": setup, "another": sha256({"config": {"model": {"max_length": 8}}}), "none": None}
+    bodies = {
+        name: {**BODY, "job": job(key, setup_sha256=digest).model_dump(mode="json")}
+        for name, digest in signed_for.items()
+    }
+    guarded(sites.request(body=bodies["it"]), guard, work)
+    for other in ("another", "none"):
+        with pytest.raises(PolicyError, match="setup is not the one that the submitter signed") as caught:
+            guarded(sites.request(body=bodies[other]), guard, work)
         assert caught.value.rule == "submitters"
 
 

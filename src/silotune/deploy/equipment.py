@@ -48,7 +48,7 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
     )
 
 
-def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
+def equip(kit: Kit, guard: Guard, site: Site, config: Config, setup_sha256: str) -> Site:
     """The site of a run with what is its own; its list of members is read anew for every run.
 
     Raises:
@@ -63,6 +63,7 @@ def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
         coordinators=(kit.members().coordinator_now(),),
         adapter_values=count(site.initial),
         epsilons=partial(priced, made),
+        setup_sha256=setup_sha256,
     )
     return made
 

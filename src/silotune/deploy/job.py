@@ -76,6 +76,7 @@ def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[st
         task=config.data.task,
         participants=tuple(sorted(kit.members().active())),
         rounds=config.federation.rounds,
+        setup_sha256=sha256(setup_of(config)),
         orders={kind: order_digest(body) for kind, body in bodies.items()},
         charter_sha256=hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None,
         expires=datetime.now(UTC) + timedelta(seconds=min(longest, LONGEST_SECONDS)),

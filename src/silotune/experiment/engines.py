@@ -129,7 +129,9 @@ def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: Map
 def _host(states: str, ledger: str, client: str) -> TrainerHost:
     budget = Budget(Path(ledger))
     desk = SiteDesk(
-        Holdings(client, is_simulated=True), lambda site, config: replace(site, budget=budget), resident=_resident()
+        Holdings(client, is_simulated=True),
+        lambda site, config, setup_sha256: replace(site, budget=budget),
+        resident=_resident(),
     )
     return TrainerHost(desk, Path(states) / client)
 

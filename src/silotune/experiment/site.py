@@ -23,6 +23,7 @@ from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
+from silotune.record.canonical import sha256
 from silotune.sections import EvaluationSection, ModelSection, PartitionSection, RecordSection
 from silotune.settings import Section
 from silotune.structs import Example, Tensors
@@ -101,11 +102,11 @@ class Resident:
     loads: int = 0
 
 
-Equip = Callable[[Site, Config], Site]
-"""What a site adds to a run that it opens: its policy, its keys, its ledger."""
+Equip = Callable[[Site, Config, str], Site]
+"""What a site adds to a run that it opens with a setup of this SHA-256: its policy, its keys, its ledger."""
 
 
-def _as_it_is(site: Site, config: Config) -> Site:
+def _as_it_is(site: Site, config: Config, setup_sha256: str) -> Site:
     return site
 
 
@@ -139,7 +140,7 @@ class SiteDesk:
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial), config)
+        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial), config, sha256(setup))
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
         return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)

@@ -55,6 +55,7 @@ class Guard:
             runs. None where no ledger is kept, or where it gives none: then rules about epsilon refuse.
         charter: Hash and last day of the charter that the site holds; None where it holds none.
         clock: The time now.
+        setup_sha256: Of the setup that the site opened the run with; None where it opened none.
     """
 
     policy: Path
@@ -67,6 +68,7 @@ class Guard:
     epsilons: Callable[[Request, float], tuple[float, float] | None] | None = None
     charter: Callable[[], tuple[str, date] | None] = lambda: None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    setup_sha256: str | None = None
 
 
 def guarded(request: Request, guard: Guard, work: Callable[[Request], Reply]) -> Reply:
@@ -174,6 +176,8 @@ def _with_job(asked: Asked, request: Request, guard: Guard) -> Asked:
     if fault is not None:
         return replace(asked, submitter_fault=fault)
     job, charter = carried.job, guard.charter()
+    if guard.setup_sha256 not in (None, job.setup_sha256):
+        return replace(asked, submitter_fault="the run's setup is not the one that the submitter signed")
     return replace(
         asked,
         submitter=carried.submitter,

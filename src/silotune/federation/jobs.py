@@ -27,6 +27,8 @@ class Job(Section):
         participants: The sites that are asked.
         rounds: In all.
         orders: Kind of request -> SHA-256 of its body without the job, for bodies that stay the same all along.
+        setup_sha256: Of what goes beside every message (model, adapter, data, lengths), canonical JSON; None where
+            nothing does.
         charter_sha256: Of the federation's charter; None where there is none.
         expires: No request of the job is valid later.
     """
@@ -37,6 +39,7 @@ class Job(Section):
     participants: tuple[str, ...]
     rounds: Positive
     orders: dict[str, Sha256]
+    setup_sha256: Sha256 | None = None
     charter_sha256: Sha256 | None = None
     expires: AwareDatetime
 
