@@ -153,6 +153,15 @@ def test_an_unknown_target_names_the_nearest(target: str, near: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_rank_that_no_layer_has_is_refused_before_memory_is_taken(name: str) -> None:
+    base = tiny.base(name)
+    width = base.model.config.hidden_size
+    attach(base, AdapterSection(kind="lora", rank=width), seed=0)
+    with pytest.raises(ModelError, match=rf"adapter.rank = {10**9}: .*; take at most {width}$"):
+        attach(tiny.base(name), AdapterSection(kind="lora", rank=10**9), seed=0)
+
+
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_target_that_is_no_layer_is_refused(kind: str) -> None:
     with pytest.raises(ModelError, match=f"adapter.kind = '{kind}'"):

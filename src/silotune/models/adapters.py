@@ -262,6 +262,7 @@ def _lora(base: Base, section: AdapterSection) -> PeftConfig:
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
+    _check_rank(base, section.rank)
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft only divides by it
@@ -292,6 +293,20 @@ def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
         task_type=base.task_type,
         modules_to_save=list(base.head) or None,
     )
+
+
+def _check_rank(base: Base, rank: int) -> None:
+    """Refuses a rank that no layer's matrix can have, before memory is taken for it."""
+    sizes = [
+        (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else tuple(module.weight.shape)
+        for module in base.model.modules()
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    most = max((min(size) for size in sizes), default=rank)
+    if rank > most:
+        raise ModelError(
+            f"adapter.rank = {rank}: no layer of {base.name!r} has a rank above {most}; take at most {most}"
+        )
 
 
 def _stored_transposed(model: PreTrainedModel) -> bool:
