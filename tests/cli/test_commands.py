@@ -9,7 +9,9 @@ import pytest
 
 from finished_run import finished_run, summary
 from silotune.cli import shipped
-from silotune.config import load_config
+from silotune.config import from_mapping, load_config
+from silotune.errors import MissingPackageError
+from silotune.experiment.prepare import prepare
 from silotune.record import environment
 from silotune.record.runs import RunFolder
 
@@ -262,6 +264,14 @@ def test_doctor_names_what_a_run_would_stop_at(silotune, below, monkeypatch, set
     monkeypatch.setattr(environment, "version_of", lambda name: None if name == package else "1")
     outcome = silotune("doctor", "fpb", "--set", setting, "--json")
     assert outcome.code == 1 and f"{package}: pip install 'silotune[{extra}]'" in json.loads(outcome.out)["problems"][0]
+
+
+def test_a_run_stops_at_all_that_is_missing_before_it_loads(monkeypatch):
+    monkeypatch.setattr(environment, "version_of", lambda name: None)
+    sections = {"precision": "int4", "name": "/nowhere"}, {"kind": "qlora"}
+    config = from_mapping({"model": sections[0], "adapter": sections[1], "federation": {"upload": {"zstd": 3}}})
+    with pytest.raises(MissingPackageError, match=r"int4.*silotune\[int4\].*; zstd.*silotune\[zstd\]"):
+        prepare(config)
 
 
 def test_doctor_refuses_a_bad_configuration(silotune, below):

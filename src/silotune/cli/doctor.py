@@ -79,37 +79,15 @@ def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
         ],
     }
     if config:
-        found["problems"] += _missing_for(config)
+        from silotune.experiment.needs import missing_packages
+
+        found["problems"] += missing_packages(config)
         if not found["problems"]:
             from silotune.experiment.estimate import estimate
 
             found["estimate"] = estimate(config)
             found["problems"] += _misfits(config, found)
     return found
-
-
-def _missing_for(config: Config) -> list[str]:
-    """Optional packages that a configuration needs and that are not installed."""
-    from silotune.record.environment import version_of
-
-    federation, privacy = config.federation, config.privacy
-    needs = {
-        "model.precision = 'int4'": (config.model.precision == "int4", "bitsandbytes", "int4"),
-        f"privacy.dp = {privacy.dp!r}": (privacy.dp != "none", "dp-accounting", "dp"),
-        "privacy.protection = 'he'": (privacy.protection == "he", "tenseal", "he"),
-        "federation.engine = 'ray'": (federation.engine == "ray", "ray", "ray"),
-        "federation.budget.joules": (federation.budget.joules is not None, "codecarbon", "energy"),
-        "zstd of federation.upload or federation.download": (
-            bool(federation.upload.zstd or federation.download.zstd),
-            "zstandard",
-            "zstd",
-        ),
-    }
-    return [
-        f"{setting} needs {package}: pip install 'silotune[{extra}]'"
-        for setting, (is_asked, package, extra) in needs.items()
-        if is_asked and version_of(package) is None
-    ]
 
 
 def _misfits(config: Config, found: Mapping[str, Any]) -> list[str]:

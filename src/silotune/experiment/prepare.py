@@ -15,11 +15,12 @@ from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import SPLITS, Task
 from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError, require, unknown_choice
+from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import perplexity, windows
 from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
 from silotune.experiment.mixture import MixtureScorer, SetScorer
+from silotune.experiment.needs import check_packages
 from silotune.experiment.start import check_same_function, read_adapter
 from silotune.faults import RANK_TABLES
 from silotune.federation.clock import paces
@@ -179,6 +180,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     Raises:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
+    check_packages(config)
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     read = load_examples if sites is None else load_scored_examples
@@ -189,12 +191,6 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     notes = [*dataset.notes, *faults, *_attack_notes(config.federation.attack)]
     for each in dataset.tasks or (task,):
         check_objective(config, each)
-    if config.federation.upload.zstd or config.federation.download.zstd:
-        require("zstandard", extra="zstd")
-    if config.federation.engine == "ray":
-        require("ray", extra="ray")
-    if config.privacy.protection == "he":
-        require("tenseal", extra="he")
     if config.federation.clock is not None:
         paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
     adapted = adapted_of(config, task)

@@ -297,10 +297,12 @@ def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
 
 def _check_rank(base: Base, rank: int) -> None:
     """Refuses a rank that no layer's matrix can have, before memory is taken for it."""
+    from transformers.pytorch_utils import Conv1D
+
     sizes = [
-        (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else tuple(module.weight.shape)
+        (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else (module.nx, module.nf)
         for module in base.model.modules()
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if isinstance(module, (torch.nn.Linear, Conv1D))
     ]
     most = max((min(size) for size in sizes), default=rank)
     if rank > most:

@@ -1,0 +1,60 @@
+"""Optional packages that a configuration needs: a run stops at them before it loads anything, `doctor` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from silotune.config import Config
+from silotune.errors import MissingPackageError
+from silotune.record import environment
+
+
+@dataclass(frozen=True)
+class Need:
+    """A package that some settings need.
+
+    Attributes:
+        setting: What asks for it, in the words of a configuration.
+        is_asked: Whether a configuration does.
+        package: The distribution.
+        extra: The extra of silotune that brings it.
+    """
+
+    setting: str
+    is_asked: Callable[[Config], bool]
+    package: str
+    extra: str
+
+
+NEEDS = (
+    Need("model.precision = 'int4'", lambda config: config.model.precision == "int4", "bitsandbytes", "int4"),
+    Need("privacy.dp", lambda config: config.privacy.dp != "none", "dp-accounting", "dp"),
+    Need("privacy.protection = 'he'", lambda config: config.privacy.protection == "he", "tenseal", "he"),
+    Need("federation.engine = 'ray'", lambda config: config.federation.engine == "ray", "ray", "ray"),
+    Need(
+        "federation.budget.joules", lambda config: config.federation.budget.joules is not None, "codecarbon", "energy"
+    ),
+    Need(
+        "zstd of federation.upload or federation.download",
+        lambda config: bool(config.federation.upload.zstd or config.federation.download.zstd),
+        "zstandard",
+        "zstd",
+    ),
+)
+
+
+def missing_packages(config: Config) -> list[str]:
+    """A line for each package that the configuration needs and that is not installed."""
+    return [
+        f"{need.setting} needs {need.package}: pip install 'silotune[{need.extra}]'"
+        for need in NEEDS
+        if need.is_asked(config) and environment.version_of(need.package) is None
+    ]
+
+
+def check_packages(config: Config) -> None:
+    """Raises ``MissingPackageError`` that names all of them."""
+    missing = missing_packages(config)
+    if missing:
+        raise MissingPackageError("; ".join(missing))
