@@ -40,6 +40,22 @@ def test_temperature_zero_is_greedy(model) -> None:
     assert text == model.base.tokenizer.decode(theirs, skip_special_tokens=True)
 
 
+def test_an_answer_ends_where_the_model_itself_says(model) -> None:
+    """Chat models end a turn with an id of their own, which their generation_config names beside the tokenizer's."""
+    whole = by_hand(model, prompt_ids(TURNS, model.base.tokenizer), 12)
+    end = next(number for number in whole[3:] if number not in whole[:3])
+    settings = model.base.model.generation_config
+    before, settings.eos_token_id = settings.eos_token_id, [end, 2]
+    try:
+        text = "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=12)))
+        (scored,) = greedy_answers(model, tiny.encoded(tiny.opened(1)), batch_size=1, max_new_tokens=12)
+    finally:
+        settings.eos_token_id = before
+    decode = model.base.tokenizer.decode
+    assert text in (decode(whole[: whole.index(end) + 1], skip_special_tokens=True), decode(whole[: whole.index(end)]))
+    assert len(scored) <= len(greedy_answers(model, tiny.encoded(tiny.opened(1)), batch_size=1, max_new_tokens=12)[0])
+
+
 def test_sampling_comes_from_its_seed_and_leaves_the_generator_alone(model) -> None:
     def sample(seed: int) -> str:
         return "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=20, temperature=1.5, top_p=0.95, seed=seed)))

@@ -139,12 +139,19 @@ def _options(adapted: Adapted, sampling: Sampling, room: int) -> dict[str, Any]:
         "do_sample": sampling.temperature > 0,
         "repetition_penalty": sampling.repetition_penalty,
         "pad_token_id": adapted.base.pad_id,
-        "eos_token_id": adapted.base.tokenizer.eos_token_id,
+        "eos_token_id": _ends(adapted) or None,
         "use_cache": True,
     }
     if sampling.temperature > 0:
         options.update(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     return options
+
+
+def _ends(adapted: Adapted) -> list[int]:
+    """Ids that end an answer: those that the model names, such as the end of a turn, and the tokenizer's own."""
+    named = adapted.base.model.generation_config.eos_token_id
+    ids = named if isinstance(named, list) else [named]
+    return sorted({each for each in (*ids, adapted.base.tokenizer.eos_token_id) if each is not None})
 
 
 @contextmanager
