@@ -50,6 +50,19 @@ def test_create_writes_config_and_versions_and_takes_a_free_name(tmp_path):
     assert {"python", "platform", "cores", "packages"} <= made[0].read_json("versions").keys()
 
 
+def test_a_folder_appears_with_its_configuration_or_not_at_all(tmp_path, monkeypatch):
+    def killed(self, name, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(tmp_path, "demo", config={})
+    assert not (tmp_path / "demo").exists()
+    (tmp_path / "demo-2").mkdir()
+    assert [RunFolder.create(tmp_path, "demo", config={}).path.name for _ in range(2)] == ["demo", "demo-3"]
+
+
 def test_open_refuses_what_is_no_run_folder(tmp_path, run):
     assert RunFolder.open(str(run.path)) == run
     with pytest.raises(RunFolderError, match="holds no config.json"):

@@ -55,16 +55,20 @@ class RunFolder:
         Raises:
             RunFolderError: The name is not one, the disk is full, or the folder may not be written.
         """
-        run = cls(_make_free(Path(root), _checked(name)))
+        place = Path(root) / _checked(name)
+        with explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        building = temporary_beside(place)
         try:
-            run.write_json(_VERSIONS, versions())
-            run.write_json(_CONFIG, config)
-        except RunFolderError:
-            for file in run.path.iterdir():
-                file.unlink()
-            run.path.rmdir()
-            raise
-        return run
+            with explained(place):
+                building.mkdir()
+            made = cls(building)
+            made.write_json(_VERSIONS, versions())
+            made.write_json(_CONFIG, config)
+            with explained(place):
+                return cls(_moved_to_free(building, place))
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -233,13 +237,15 @@ def _checked(name: str) -> str:
     return name
 
 
-def _make_free(root: Path, name: str) -> Path:
-    """Makes the first folder of ``name``, ``name-2``, ``name-3``, ... that is not there yet."""
-    with explained(root / name):
-        root.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            place = root / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                place.mkdir()
-                return place
+def _moved_to_free(building: Path, place: Path) -> Path:
+    """Moves a folder, whole, to the first of ``place``, ``place-2``, ``place-3``, ... that is not there yet."""
+    for number in itertools.count(1):
+        free = place if number == 1 else place.with_name(f"{place.name}-{number}")
+        if free.exists():
+            continue
+        try:
+            return building.rename(free)
+        except OSError as error:  # another run was faster: its folder is not empty
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
     raise AssertionError("unreachable: the count has no end")
