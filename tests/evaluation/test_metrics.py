@@ -75,8 +75,22 @@ def test_intervals_are_deterministic_and_narrow_with_more_examples() -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_mean() -> None:
-    assert language_modelling(6.0, 3) == {"loss": 2.0, "perplexity": math.exp(2.0)}
-    assert math.isfinite(language_modelling(1e9, 1)["perplexity"])
+    assert language_modelling([2.0, 4.0], [1, 2]) == {"loss": 2.0, "perplexity": math.exp(2.0)}
+    assert math.isfinite(language_modelling([1e9], [1])["perplexity"])
+
+
+def test_the_interval_of_perplexity_is_that_of_resampled_examples() -> None:
+    drawn = np.random.default_rng(5)
+    tokens = drawn.integers(5, 60, 400)
+    losses = tokens * drawn.normal(2.0, 0.4, 400)
+    made = language_modelling(losses.tolist(), tokens.tolist(), bootstrap_samples=2000)
+    picks = np.random.default_rng(99).integers(0, 400, (4000, 400))
+    slow = sorted(sum(losses[pick]) / sum(tokens[pick]) for pick in picks)
+    assert made["loss_interval"] == pytest.approx([slow[100], slow[3900]], abs=0.01)
+    assert made["perplexity_interval"] == pytest.approx([math.exp(bound) for bound in made["loss_interval"]])
+    assert made["loss_interval"][0] < made["loss"] < made["loss_interval"][1]
+    same = language_modelling(losses.tolist(), tokens.tolist(), bootstrap_samples=2000)
+    assert same == made
 
 
 def test_calibration_by_hand() -> None:

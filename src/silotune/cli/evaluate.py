@@ -49,7 +49,6 @@ def _table(result: Mapping[str, Any]) -> Table:
 def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each figure: shares in percent, one line a class; the confusion matrix is for ``--json``."""
     from silotune.report.mixtures import main_text
-    from silotune.report.runs import KINDS
 
     lines = []
     for name, value in figures.items():
@@ -58,13 +57,20 @@ def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == "by_task":
             lines += [(f"  {task}", f"{main_text(own)}, {own['num_examples']} examples") for task, own in value.items()]
         elif isinstance(value, float):
-            is_share = name in ("unparsed", "start_accuracy") or (name in KINDS and KINDS[name].is_share)
-            lines.append((name.replace("_", " "), f"{100 * value:.1f} %" if is_share else f"{value:.4g}"))
+            lines.append((name.replace("_", " "), _number_text(name, value)))
         elif isinstance(value, (int, str)):
             lines.append((name.replace("_", " "), str(value)))
         elif name.endswith("_interval") and value:
-            lines.append((name.replace("_", " "), f"{100 * value[0]:.1f} % to {100 * value[1]:.1f} %"))
+            low, high = (_number_text(name.removesuffix("_interval"), bound) for bound in value)
+            lines.append((name.replace("_", " "), f"{low} to {high}"))
     return lines
+
+
+def _number_text(name: str, value: float) -> str:
+    from silotune.report.runs import KINDS
+
+    is_share = name in ("unparsed", "start_accuracy") or (name in KINDS and KINDS[name].is_share)
+    return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
 
 
 def _class_text(scores: Mapping[str, float]) -> str:

@@ -156,7 +156,8 @@ def figures(answered: Answers, *, bootstrap_samples: int = 0) -> dict[str, Any]:
         made = preference(answered.margins, answered.start_margins, bootstrap_samples=bootstrap_samples)
         return {"num_examples": len(answered), **made}
     if not answered.names:
-        return {"num_examples": len(answered), **language_modelling(sum(answered.losses), sum(answered.tokens))}
+        made = language_modelling(answered.losses, answered.tokens, bootstrap_samples=bootstrap_samples)
+        return {"num_examples": len(answered), **made}
     made = classification(answered.options, answered.labels, answered.names, bootstrap_samples=bootstrap_samples)
     if answered.confidences:
         is_right = [option == label for option, label in zip(answered.options, answered.labels, strict=True)]

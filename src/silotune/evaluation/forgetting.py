@@ -58,4 +58,4 @@ def perplexity(adapted: Adapted, text: Sequence[Encoded], *, batch_size: int) ->
     for _, batch in by_length(text, batch_size):
         losses, _ = answer_losses(adapted, batch)
         total, count = total + float(losses.double().sum()), count + losses.numel()
-    return float(language_modelling(total, count)["perplexity"])
+    return float(language_modelling([total], [count])["perplexity"])

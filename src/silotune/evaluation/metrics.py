@@ -93,10 +93,30 @@ def calibration(confidences: Sequence[float], is_right: Sequence[bool]) -> dict[
     return {"ece": gaps / len(confidence), "reliability": bins}
 
 
-def language_modelling(total_loss: float, num_tokens: int) -> dict[str, Any]:
-    """Mean negative log-likelihood a token (nats) and its exponential, the perplexity."""
-    loss = total_loss / num_tokens
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+def language_modelling(
+    losses: Sequence[float], tokens: Sequence[int], *, bootstrap_samples: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """Mean negative log-likelihood a token (nats) and its exponential, the perplexity.
+
+    Args:
+        losses: Of each example, the sum over its supervised tokens.
+        tokens: Of each example, how many these are.
+        bootstrap_samples: Resamples of examples behind the percentile intervals; 0 for none.
+        seed: Of the resampling.
+    """
+    loss = sum(losses) / sum(tokens)
+    result: dict[str, Any] = {"loss": loss, "perplexity": _perplexity(loss)}
+    if bootstrap_samples:
+        totals, counts = np.asarray(losses, dtype=float), np.asarray(tokens, dtype=float)
+        drawn = np.random.default_rng(seed).integers(0, len(totals), size=(bootstrap_samples, len(totals)))
+        bounds = np.percentile(totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
+        result["loss_interval"] = [float(bound) for bound in bounds]
+        result["perplexity_interval"] = [_perplexity(float(bound)) for bound in bounds]
+    return result
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def preference(

@@ -111,7 +111,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         summary: The contents of ``summary.json``.
     """
     title = f"{summary['task']} with {summary['model']} and {summary['adapter']}: {summary['split']} split"
-    table = Table(title=title, caption=summary.get("budget"), title_justify="left", caption_justify="left")
+    said = [*filter(None, [summary.get("budget")]), *summary.get("stopped", ())]
+    table = Table(title=title, caption="\n".join(said) or None, title_justify="left", caption_justify="left")
     kinds = kinds_of(summary["metric"])
     table.add_column("trained", no_wrap=True)
     is_private = any("privacy" in row.figures for row in _rows(summary))
@@ -132,9 +133,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
     value = kind.text(figures.get(kind.key))
     interval = figures.get(f"{kind.key}_interval")
-    if not interval or not kind.is_share:
+    if not interval:
         return value
-    return f"{value} ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+    low, high = (f"{100 * bound:.1f}" if kind.is_share else kind.text(bound) for bound in interval)
+    return f"{value} ({low}–{high})"
 
 
 def cost_table(summary: Mapping[str, Any]) -> Table:
@@ -201,11 +203,13 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
     """A finished run's ``summary.json``.
 
     Raises:
-        RunFolderError: The run is not finished.
+        RunFolderError: The run is not finished, or the file is none of a run.
     """
     if not folder.has("summary"):
         raise RunFolderError(f"{str(folder.path)!r} is not finished: go on with 'silotune resume {folder.path}'")
     summary: dict[str, Any] = folder.read_json("summary")
+    if not isinstance(summary, dict) or not {"task", "metric", "budget"} <= summary.keys():
+        raise RunFolderError(f"{str(folder.path)!r}: summary.json is damaged: it is not that of a run")
     return summary
 
 
