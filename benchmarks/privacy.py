@@ -127,6 +127,7 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     terms = Terms(
         session=os.urandom(16).hex(), round_number=1, cohort=names, threshold=2 / 3,
         degree=safe_degree(parties, 2 / 3), bits=32, bound=1.0, max_examples=1000, size=size,
+        work="0" * 64,
     )  # fmt: skip
     cost, scale = Cost(), Scale(levels(32, parties), 1.0, 1000)
     drawn = np.random.default_rng(0)

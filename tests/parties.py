@@ -27,6 +27,7 @@ def terms(names: Sequence[str], **changes) -> Terms:
     values = {
         "session": os.urandom(16).hex(), "round_number": 1, "cohort": tuple(sorted(names)), "threshold": 2 / 3,
         "degree": len(names), "bits": 32, "bound": 1.0, "max_examples": 100, "size": 5,
+        "work": "0" * 64,
     }  # fmt: skip
     return Terms(**{**values, **changes})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from silotune.faults import PRODUCT_RULES
 from silotune.link_settings import DownloadSection
 from silotune.sections import (
@@ -28,13 +30,9 @@ def privacy_faults(
     record: RecordSection,
 ) -> list[str]:
     """Combinations under which a guarantee could not be given, or a setting would do nothing."""
+    faults = _unused_faults(privacy)
     if privacy.dp == "none":
-        return [
-            f"privacy.{key} = {getattr(privacy, key)!r} needs a guarantee: privacy.dp = 'example', for one"
-            for key in ("epsilon", "noise_multiplier", "ledger")
-            if getattr(privacy, key) is not None
-        ]
-    faults = []
+        return faults
     if privacy.epsilon is None and privacy.noise_multiplier is None:
         faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
     if evaluation.per_client:
@@ -55,6 +53,43 @@ def privacy_faults(
     faults += _lora_faults(privacy, federation)
     faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
     return faults
+
+
+_OF_GUARANTEE = (
+    "epsilon", "noise_multiplier", "ledger", "delta", "clip_norm", "accountant", "colluding", "clipping",
+    "clip_quantile", "clip_learning_rate", "client_sampling", "report_costs",
+)  # fmt: skip
+_OF_PROTECTION: Mapping[str, tuple[str, ...]] = {
+    "threshold": ("secure_sum",),
+    "ring_bits": ("secure_sum",),
+    "max_examples": ("secure_sum",),
+    "bound": ("secure_sum", "he"),
+    "he_scheme": ("he",),
+    "he_packing": ("he",),
+    "he_fraction": ("he",),
+}
+"""Keys that say something of these protections alone."""
+
+
+def _unused_faults(privacy: PrivacySection) -> list[str]:
+    """Settings that would do nothing: who gives one believes in a protection that is not there."""
+    faults = []
+    for key in _OF_GUARANTEE:
+        if privacy.dp == "none" and _is_given(privacy, key):
+            faults.append(
+                f"privacy.{key} = {getattr(privacy, key)!r} needs a guarantee: privacy.dp = 'example', for one"
+            )
+    for key, kinds in _OF_PROTECTION.items():
+        if privacy.protection not in kinds and _is_given(privacy, key):
+            asked = " or ".join(map(repr, kinds))
+            faults.append(f"privacy.{key} = {getattr(privacy, key)!r} is for privacy.protection = {asked}")
+    if privacy.dp not in ("none", "distributed") and _is_given(privacy, "colluding"):
+        faults.append(f"privacy.colluding = {privacy.colluding} is for privacy.dp = 'distributed'")
+    return faults
+
+
+def _is_given(privacy: PrivacySection, key: str) -> bool:
+    return bool(getattr(privacy, key) != type(privacy).model_fields[key].default)
 
 
 def is_linked(federation: FederationSection) -> bool:

@@ -1,4 +1,4 @@
-"""``silotune privacy plan``: noise for an epsilon, the cost of a noise, a curve and a picture."""
+"""``silotune privacy``: noise for an epsilon, the cost of a noise, a curve and a picture; what was spent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from silotune.cli.main import _run
 from silotune.privacy.accountant import Spend, epsilon
+from silotune.privacy.ledger import as_row, entry
 
 FAST = ("--set", "privacy.accountant=rdp", "--set", "training.batch_size=16", "--set", "training.epochs=1")
 
@@ -67,6 +68,23 @@ def test_a_plan_of_a_mixture(capsys) -> None:
     assert _run(words, is_debug=True) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert len(sites) == 4 and all(site["num_examples"] > 0 for site in sites.values())
+
+
+def test_what_was_spent_over_all_runs(capsys, tmp_path: Path) -> None:
+    for site, runs in (("bank-a", ("one", "one", "two")), ("bank-b", ("two",))):
+        rows = [json.dumps(as_row(entry(run, number, Spend(2.0)))) for number, run in enumerate(runs, start=1)]
+        (tmp_path / f"{site}.jsonl").write_text("\n".join(rows) + "\n")
+    assert _run(["privacy", "spent", str(tmp_path), "--rdp", "--json"], is_debug=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    sites = found["sites"]
+    assert sites["bank-a"]["releases"] == 3 and set(sites["bank-a"]["runs"]) == {"one", "two"}
+    assert sites["bank-b"]["epsilon"] == pytest.approx(sites["bank-a"]["runs"]["two"]["epsilon"])
+    assert sites["bank-a"]["epsilon"] == pytest.approx(epsilon([Spend(2.0, steps=3)], 1e-5, accountant="rdp"))
+    assert _run(["privacy", "spent", str(tmp_path), "--rdp"], is_debug=True) == 0
+    assert f"{sites['bank-a']['epsilon']:.4g}" in (said := capsys.readouterr().out) and "bank-b" in said
+    assert _run(["privacy", "spent", str(tmp_path / "none")], is_debug=False) == 13
+    assert "holds no privacy ledger" in capsys.readouterr().err
+    assert _run(["privacy", "spent", str(tmp_path), "--delta", "2"], is_debug=False) == 2
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_three_lines_say_what_is_promised() -> None:
     sees, protected, trusted = statement(Config().privacy, None)
     assert "in the clear" in sees
     assert protected.startswith("no record is protected")
+    summed = from_mapping({"privacy": {"protection": "secure_sum"}}).privacy
+    sees, protected, trusted = statement(summed, None)
+    assert "even if it does not keep to the protocol" in sees and protected.startswith(
+        "no record is protected: the sum"
+    )
+    assert trusted.startswith("trusted: more than the threshold's share of the institutions")
+    assert trusted.endswith("not the server")
+    trusted = statement(from_mapping({"privacy": {"protection": "he"}}).privacy, None)[2]
+    assert "the server, not to have a single update opened" in trusted and "key" in trusted
     config = made(dp="example", epsilon=4)
     plan = plan_of(config, {"a": 16, "b": 8})  # every step takes all: quickly counted
     assert plan is not None
@@ -154,7 +163,7 @@ def test_a_run_says_spends_and_stops(configuration: Callable[..., Config], tmp_p
     assert "no client's privacy budget allows round" in stopped["stopped"]
     assert stopped["privacy"]["epsilon"] <= capped["epsilon"]
     assert sorted(file.name for file in shared.glob("*.jsonl"))
-    assert spent_of(Config(), RunFolder(tmp_path), {}) is None
+    assert spent_of(Config(), RunFolder(tmp_path), {}, planned=None) is None
     with pytest.raises(PrivacyError, match="nothing was trained"):
         run_experiment(configuration(privacy={**capped, "epsilon": 0.01}))
 

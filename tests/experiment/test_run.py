@@ -23,10 +23,15 @@ from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sa
 from silotune.federation.messages import encode
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
+from silotune.report.runs import summary_table
 from silotune.structs import Request
 
 Make = Callable[..., Config]
 ALL = {"modes": ["federated", "isolated", "centralized"], "rounds": 2}
+
+
+def own_card(run: RunFolder) -> Path:
+    return run.part("federated").path / "adapter" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +195,15 @@ def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_pat
     if "int4" not in config.model.precision:
         torch.testing.assert_close(made, tuned, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(made, base, atol=1e-3)
-    assert "base_model" in (merged / "README.md").read_text(encoding="utf-8")
+    cards = [place.read_text(encoding="utf-8") for place in (merged / "README.md", own_card(run))]
+    assert all("base_model: " in card and "Partition: dirichlet over 3 clients" in card for card in cards)
+    assert "library_name: transformers" in cards[0] and f"# {name} adapter" not in cards[0]
+    is_adapter = name != "none"
+    assert (f"library_name: {'peft' if is_adapter else 'transformers'}" in cards[1]) and (
+        f"# {name} adapter for finance-news" in cards[1]
+    ) == is_adapter
+    assert ("merged into the weights" in cards[0]) == is_adapter
+    assert ("(rank 2" in cards[0]) == (name in ("lora", "qlora")) and ("all weights trained" in cards[1]) != is_adapter
     if kind == "none":
         with pytest.raises(ModelError, match="--merge"):
             export(run.path, tmp_path / "adapter", merge=False)
@@ -303,6 +316,41 @@ def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> Non
     if result["stopped"]:
         assert result["rounds"] == result["round"] + 1 < 12
     assert run.read_json("summary")["metric"] == "perplexity"
+
+
+def test_a_mode_that_stops_early_is_told_beside_the_budget(configuration: Make) -> None:
+    config = configuration(
+        training={"learning_rate": 1e-9}, federation={**ALL, "rounds": 4}, evaluation={"patience": 1}
+    )
+    run = run_experiment(config)
+    summary = run.read_json("summary")
+    assert [line.split(":")[0] for line in summary["stopped"]] == [
+        "federated stopped after round 1", "centralised stopped after round 1", "isolated",
+    ]  # fmt: skip
+    assert "isolated: 3 of 3 stopped after round 1: no better selection metric" in summary["stopped"][2]
+    caption = str(summary_table(summary).caption)
+    assert summary["budget"] in caption and summary["stopped"][0] in caption
+    card = own_card(run).read_text(encoding="utf-8")
+    assert "1 of 4 rounds (no better selection metric" in card
+
+
+def test_clients_are_scored_as_the_gold_standard_set_is(configuration: Make) -> None:
+    config = configuration(
+        federation={"rounds": 1}, evaluation={"per_client": True, "scoring": "generation", "max_new_tokens": 3}
+    )
+    part = run_experiment(config).part("federated")
+    scored = part.read_json("per_client").values()
+    assert {own["scoring"] for own in scored} == {part.read_json("result")["metrics"]["scoring"]} == {"generation"}
+
+
+def test_clients_with_open_answers_are_compared_by_what_they_were_dealt_by(configuration: Make, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {n}.", "response": f"{n}", "domain": "law" if n % 3 else "bank"} for n in range(30)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"task": "instruct", "root": None, "train": str(tmp_path / "train.jsonl")}
+    data |= {"partition": {"scheme": "field", "field": "domain"}, "num_train": None}
+    prepared = prepare(configuration(data=data, training={"objective": "sft"}))
+    assert prepared.skew["field"] == "domain" and prepared.skew["mean_distance"] > 0.4
+    assert {name: own["labels"] for name, own in prepared.skew["clients"].items()}["law"].keys() == {"law"}
 
 
 def test_a_loss_that_is_not_finite_says_so(configuration: Make) -> None:

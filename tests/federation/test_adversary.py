@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from protected import Net, privacy, run
 from silotune.errors import ProtectionError
@@ -18,8 +19,9 @@ from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Terms
 from silotune.record.audit import FILE, Trail
 from silotune.record.chain import read_chain
+from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.structs import Failure, Reply, Request
+from silotune.structs import Failure, Reply, Request, Tensors
 
 Cheat = Callable[["Cheating", Request], Request]
 
@@ -92,9 +94,24 @@ def another_round(net: Cheating, request: Request) -> Request:
     return replace(request, round_number=9) if request.kind == "secure_sum.check" else request
 
 
+def another_model(net: Cheating, request: Request) -> Request:
+    """Another model than the rest get: what it brings about could be told from the sum (Pasquini et al. 2022)."""
+    if request.kind != "secure_sum.input":
+        return request
+    return replace(request, tensors={name: 1.01 * tensor for name, tensor in request.tensors.items()})
+
+
+def other_settings(net: Cheating, request: Request) -> Request:
+    if request.kind != "secure_sum.input":
+        return request
+    return within(request, train={**request.body["train"], "seed": 99})
+
+
 @pytest.mark.parametrize(
     ("cheat", "kind", "said"),
     [
+        (another_model, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
+        (other_settings, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
         (swaps_keys, "secure_sum.shares", "is not signed by 'b'"),
         (replays_a_share, "secure_sum.input", "is not from its alleged sender"),
         (shrinks_the_list, "secure_sum.check", "2 of 5 are left for this sum, 4 are needed"),
@@ -111,6 +128,41 @@ def test_each_attempt_is_refused_and_logged(model, start, tmp_path: Path, cheat:
     assert (asked, rule) == (kind, "protection") and said in reason
     (failure,) = [failure for failure in net.failures if failure.client == "a" and failure.stage == kind]
     assert said in failure.reason
+
+
+def test_a_sum_in_which_all_but_one_vanish_is_never_opened(model, start, tmp_path: Path) -> None:
+    """Everybody but 'a' gets a model from which nothing is learnt: the sum would be the update of 'a'."""
+
+    class Silencing(Net):
+        def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+            dying = {name: replace(one, tensors=dead(one.tensors)) for name, one in requests.items() if name != "a"}
+            yield from super().exchange({**requests, **dying}, timeout_seconds=timeout_seconds)
+
+    def dead(tensors: Tensors) -> Tensors:
+        return {name: torch.zeros_like(t) if "lora_B" in name else 1e-20 * t for name, t in tensors.items()}
+
+    net = Silencing(model, privacy())
+    with pytest.raises(ProtectionError, match="1 of 5 clients sent their input, 4 are needed"):
+        run(tmp_path / "run", net, start, privacy())
+    assert {failure.client for failure in net.failures} == {"b", "c", "d", "e"}
+    assert not [reply for reply in net.seen if reply.kind in ("secure_sum.check", "secure_sum.unmask")]
+
+
+@pytest.mark.parametrize("protection", ["secure_sum", "he"])
+def test_what_the_policy_withholds_is_in_no_sum(model, start, tmp_path: Path, protection: str) -> None:
+    """No loss enters a sum under ``metrics = []``; how few examples a site has is not seen in it."""
+    if protection == "he":
+        pytest.importorskip("tenseal")
+    settings = privacy(protection)
+    net = Net(model, settings)
+    for name, site in net.sites.items():
+        folder, key = tmp_path / name, new_key()
+        folder.mkdir()
+        (folder / "policy.toml").write_text("format = 1\nmetrics = []\nsmallest_count = 100\n")
+        site.guard = Guard(folder / "policy.toml", key, Trail(folder / FILE, key, actor=name))
+    run(tmp_path / "run", net, start, settings)
+    (row,) = RunFolder(tmp_path / "run").read_rows("clients")
+    assert row["loss"] is None and row["num_examples"] == 25
 
 
 def test_asking_twice_is_refused_and_logged(model, start, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 import tiny
 from silotune.errors import PrivacyError
-from silotune.federation.budget import Budget, cost_of, open_round, release_of
+from silotune.federation.budget import Budget, cost_of, open_round, release_of, spent_in
 from silotune.federation.central import LEDGER, central_privacy
 from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
 from silotune.federation.server import run_rounds
@@ -59,6 +60,15 @@ def test_entries_are_json_and_counted_once() -> None:
         else:
             with pytest.raises(PrivacyError, match="entry that is not one"):
                 from_row(row)
+    good = as_row(made[0])
+    for key, value in (
+        ("noise_multiplier", math.nan),
+        ("noise_multiplier", "x"),
+        ("steps", -100),
+        ("sampling_rate", 2),
+    ):
+        with pytest.raises(PrivacyError, match="entry that is not one"):
+            from_row({**good, "spend": {**good["spend"], key: value}})
 
 
 def test_a_round_is_written_down_before_it_is_trained_and_composes(tmp_path: Path) -> None:
@@ -158,6 +168,51 @@ def test_a_private_reply_withholds_what_is_not_noised(model, start, dp: str) -> 
     order = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
     with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
         client_round(Request("evaluate", 2, "a", start, order), site)
+
+
+@pytest.mark.parametrize("dp", ["example", "local", "distributed"])
+def test_no_request_gets_figures_past_the_guarantee_of_the_run(model, start, dp: str) -> None:
+    """Whatever comes first, and whatever guarantee the request itself names."""
+    site = Site("a", EXAMPLES, model, dp=dp)
+    scored = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
+    with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
+        client_round(Request("evaluate", 1, "a", start, scored), site)
+    bare = train_order(PrivacySection())
+    for kind in ("train", "personalize"):
+        with pytest.raises(PrivacyError, match="asks for privacy.dp = 'none'"):
+            client_round(Request(kind, 1, "a", start, bare), site)
+    spent_before = Site("a", EXAMPLES, model)
+    client_round(Request("train", 1, "a", start, train_order(section(dp="local"))), spent_before)
+    with pytest.raises(PrivacyError, match="asks for privacy.dp = 'none'"):
+        client_round(Request("train", 2, "a", start, bare), spent_before)
+
+
+def test_a_model_of_ones_own_tells_nothing_of_its_training_under_a_guarantee(model, start) -> None:
+    site = Site("a", EXAMPLES, model)
+    open_reply = client_round(Request("personalize", 1, "a", start, train_order(PrivacySection())), site)
+    assert open_reply.body["loss"] > 0 and open_reply.body["tokens"] > 0
+    reply = client_round(Request("personalize", 1, "a", start, train_order(section(dp="local"))), site)
+    hidden = {name: reply.body[name] for name in ("loss", "tokens", "seconds", "core_seconds", "joules")}
+    assert hidden == {"loss": None, "tokens": 0, "seconds": None, "core_seconds": None, "joules": None}
+
+
+def test_what_ledgers_add_up_to(tmp_path: Path) -> None:
+    for run, number in (("one", 1), ("one", 2), ("two", 1)):
+        opened(tmp_path, run=run, number=number)
+    (tmp_path / "b.jsonl").write_text(json.dumps(as_row(entry("two", 1, ONE))) + "\n")
+    found = spent_in(tmp_path, delta=DELTA, accountant="rdp")
+    single, double, all_three = (epsilon([replace(ONE, steps=steps)], DELTA, accountant="rdp") for steps in (1, 2, 3))
+    assert found["a"] == {
+        "epsilon": pytest.approx(all_three),
+        "releases": 3,
+        "runs": {
+            "one": {"epsilon": pytest.approx(double), "releases": 2},
+            "two": {"epsilon": pytest.approx(single), "releases": 1},
+        },
+    }
+    assert found["b"]["epsilon"] == pytest.approx(single)
+    with pytest.raises(PrivacyError, match="holds no privacy ledger"):
+        spent_in(tmp_path / "nowhere", delta=DELTA)
 
 
 def test_a_local_update_is_noised(model, start) -> None:

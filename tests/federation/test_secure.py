@@ -185,19 +185,39 @@ def test_algorithms_that_work_on_the_sum(model, start, tmp_path: Path, algorithm
     tiny.assert_close(states[0].weights, states[1].weights, 1e-5)
 
 
-def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) -> None:
-    settings = privacy(bound=1e-5)
-    told: list[str] = []
-    section = FederationSection()
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings).model_dump(
-        mode="json"
-    )
-    plan = Plan(rounds=1, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
+def told_in(folder: Path, model, start, settings) -> tuple[ServerState, list[str]]:
+    """A round's state and its notes."""
+    section, told = FederationSection(rounds=1), list[str]()
+    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings)
+    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings)
+    plan = Plan(rounds=1, method=method(section), body=body, seed=3, protected=protected)
     notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
-    state = run_rounds(plan, Net(model, settings), ServerState(0, start), RunFolder(tmp_path), notify=notify)
+    net = Net(model, settings)
+    return run_rounds(plan, net, ServerState(0, start), RunFolder(folder), notify=notify), told
+
+
+def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) -> None:
+    state, told = told_in(tmp_path, model, start, privacy(bound=1e-5))
     (row,) = RunFolder(tmp_path).read_rows("clients")
     assert row["clipped"] > 0 and f"round 1: {row['clipped']} values" in told[0] and "privacy.bound" in told[0]
     assert (flatten(state.weights) - flatten(start)).abs().max() <= 1.1e-5
+
+
+def test_a_ring_that_is_too_coarse_for_its_settings_raises_an_alarm(model, start, plain, tmp_path: Path) -> None:
+    """16 bits carry more than an int8 would where bound and largest weight fit, at half the bytes of 32."""
+    coarse, told = told_in(tmp_path / "coarse", model, start, privacy(ring_bits=16, max_examples=65536))
+    assert len(told) == 1 and "round 1: rounding in the ring" in told[0] and "lower privacy.max_examples" in told[0]
+    delta = flatten(plain.weights) - flatten(start)
+    bound = 1.5 * float(delta.abs().max())
+    fitting = privacy(ring_bits=16, max_examples=8, bound=bound)
+    state, told = told_in(tmp_path / "fitting", model, start, fitting)
+    assert not [text for text in told if "rounding" in text]
+    error = flatten(state.weights) - flatten(plain.weights)
+    assert (
+        float(error.abs().max()) < bound / 127 < float((flatten(coarse.weights) - flatten(plain.weights)).abs().max())
+    )
+    wide, _ = told_in(tmp_path / "wide", model, start, privacy(max_examples=8, bound=bound))
+    assert wide.bytes_up - state.bytes_up == pytest.approx(len(NAMES) * 2 * len(delta), abs=50)
 
 
 # --- requests that a site refuses -------------------------------------------------------------------------------------

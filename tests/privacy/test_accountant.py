@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def test_noise_fits_its_epsilon_closely(by: str, target: float, rate: float) -> 
     noise = noise_for(target, DELTA, sampling_rate=rate, steps=200, accountant=by)
     assert epsilon([Spend(noise, rate, 200)], DELTA, accountant=by) <= target
     assert epsilon([Spend(noise * 0.996, rate, 200)], DELTA, accountant=by) > target
+
+
+@pytest.mark.parametrize("noise", [1e-5, 0.01, 0.1, 0.19])
+def test_next_to_no_noise_is_counted_at_once_and_never_below_what_more_noise_costs(noise: float) -> None:
+    """By RDP: the grid of a PLD would grow with the square of 1 / noise, up to minutes for one request."""
+    spend = Spend(noise, 0.1, 3)
+    began = time.process_time()
+    found = epsilon([spend, Spend(1.0)], 1e-5)
+    assert time.process_time() - began < 10
+    assert found == epsilon([spend, Spend(1.0)], 1e-5, accountant="rdp") > epsilon([Spend(0.2, 0.1, 3)], 1e-5)
 
 
 def test_an_epsilon_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""``silotune privacy``: what a guarantee costs and what noise it takes, before anything is trained."""
+"""``silotune privacy``: what a guarantee will cost and what noise it takes, and what has been spent."""
 
 from __future__ import annotations
 
@@ -21,14 +21,10 @@ Sizes = Annotated[
 
 def privacy_app() -> typer.Typer:
     """The group of commands."""
-    app = typer.Typer(no_args_is_help=True, help="Plan a run's differential privacy.")
-    app.callback()(_group)
+    app = typer.Typer(no_args_is_help=True, help="Plan a run's differential privacy; see what was spent.")
     app.command("plan")(plan)
+    app.command("spent")(spent)
     return app
-
-
-def _group() -> None:
-    """A group of one command is a group only where it has a callback."""
 
 
 def plan(
@@ -71,6 +67,25 @@ def plan(
     _show(made, [*(f"privacy: {line}" for line in lines), *(f"note: {note}" for note in notes)])
     if out is not None:
         stdout().print(f"picture: {out}", soft_wrap=True)
+
+
+def spent(
+    folder: Annotated[Path, typer.Argument(help="Folder of ledgers: privacy.ledger, or state/ledger of a site.")],
+    delta: Annotated[float, typer.Option(help="At which epsilon is told.")] = 1e-5,
+    rdp: Annotated[bool, typer.Option("--rdp", help="Count by RDP, faster and looser than by PLD.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the sites' ledgers add up to: epsilon of all runs together, and of the run that cost most."""
+    from silotune.federation.budget import spent_in
+    from silotune.report.privacy import spent_table
+
+    if not 0 < delta < 1:
+        raise ConfigError(f"--delta {delta:g}: between 0 and 1, such as 1e-5")
+    found = spent_in(folder, delta=delta, accountant="rdp" if rdp else "pld")
+    if as_json:
+        print_json({"delta": delta, "accountant": "rdp" if rdp else "pld", "sites": found})
+        return
+    stdout().print(spent_table(found, delta=delta))
 
 
 def _show(made: Plan, lines: list[str]) -> None:

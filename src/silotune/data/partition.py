@@ -211,6 +211,12 @@ def dealt_by(section: PartitionSection) -> str | None:
     return {"dirichlet": section.field, "field": section.field, "file": "label"}.get(section.scheme)
 
 
+def counted_by(section: PartitionSection, examples: Sequence[Example]) -> str:
+    """The field that clients are compared by: the label, or where answers are open what the examples were dealt by."""
+    has_labels = any("label" in example.fields for example in examples)
+    return "label" if has_labels else dealt_by(section) or "label"
+
+
 def deal_alike(
     examples: Sequence[Example],
     train: Sequence[Example],

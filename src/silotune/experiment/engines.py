@@ -47,7 +47,9 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial)
+        sites[name] = Site(
+            name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, dp=prepared.config.privacy.dp
+        )
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)

@@ -12,7 +12,7 @@ import torch
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.mixture import load_examples, load_scored_examples
-from silotune.data.partition import deal_alike, dealt_by, digest_of, find_faults, partition, skew
+from silotune.data.partition import counted_by, deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import SPLITS, Task
 from silotune.data.text import EMBEDDED, documents
 from silotune.errors import ConfigError, DataError, unknown_choice
@@ -222,7 +222,10 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
         forgetting=_forgetting(config, adapted, initial),
-        skew={**(skew(train, shares) if train else {}), "data_sha256": digest_of(dataset.splits, shares)},
+        skew={
+            **(skew(train, shares, field=counted_by(config.data.partition, train)) if train else {}),
+            "data_sha256": digest_of(dataset.splits, shares),
+        },
         notes=tuple(notes),
     )
 

@@ -13,7 +13,7 @@ from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.budget import release_of
 from silotune.federation.central import CentralPrivacy, central_privacy, noise_in_shares
-from silotune.federation.protections import guarantee
+from silotune.federation.protections import TRUSTED, guarantee
 from silotune.privacy.accountant import Spend, curve
 from silotune.record.runs import RunFolder
 from silotune.sections import PrivacySection
@@ -157,7 +157,8 @@ def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str
         added = "" if privacy.dp == "none" else "; noise was added at the institutions"
         sees = f"in a round {guarantee(privacy)}{added}"
     if privacy.dp == "none":
-        return sees, protected, trusted
+        what = "an update" if privacy.protection == "none" else "the sum, and the model made from it,"
+        return sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"
     unplanned = "what its institution's ledger says" if privacy.epsilon is None else f"{privacy.epsilon:.3g} at most"
     figures = {
         "epsilon": unplanned if plan is None else f"{plan.epsilon:.3g}",
@@ -170,8 +171,8 @@ def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str
 _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
     "none": (
         "the server sees every institution's update in the clear, its number of examples and its loss",
-        "no record is protected: an update can give away what it was trained on",
-        "trusted: the server, and whoever gets the model",
+        "no record is protected: {what} can give away what it was trained on",
+        "",
     ),
     "example": (
         "the server sees every institution's update, noised, and its number of examples; losses are withheld",
@@ -237,17 +238,19 @@ def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> dic
     return said
 
 
-def spent_of(config: Config, folder: RunFolder, privacy: Mapping[str, Any]) -> dict[str, Any] | None:
+def spent_of(
+    config: Config, folder: RunFolder, privacy: Mapping[str, Any], *, planned: float | None
+) -> dict[str, Any] | None:
     """Of a finished part: what it cost, by client where clients spent; None without differential privacy.
 
-    A protected sum hides what clients spent, too: then it is the run's cap, which none of them passes.
+    A protected sum hides what clients spent, too: then it is what was ``planned`` for all rounds, or the run's cap.
     """
     if config.privacy.dp == "none":
         return None
     clients = {row["client"]: row["epsilon"] for row in folder.read_rows("clients") if row.get("epsilon") is not None}
     made = {
         "dp": config.privacy.dp,
-        "epsilon": privacy.get("epsilon", config.privacy.epsilon),
+        "epsilon": privacy.get("epsilon", planned or config.privacy.epsilon),
         "delta": config.privacy.delta,
     }
     return {**made, "clients": clients}

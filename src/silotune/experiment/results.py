@@ -1,4 +1,4 @@
-"""What a finished run says: the result of each part, the comparison of the modes, and the adapter's card."""
+"""What a finished run says: the result of each part, and the comparison of the modes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
-from silotune.data.rows import Task
 from silotune.evaluation.metrics import best_and_worst
-from silotune.federation.protections import guarantee
 from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
 from silotune.structs import ServerState, Spent
-from silotune.training.objectives import OBJECTIVES
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("accuracy", "macro_f1"),
@@ -157,9 +154,33 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
     shown = [summary[mode] for mode in (*parts, "isolated") if mode in summary]
     summary["split"] = shown[0]["split"]
     summary["base"] = _base(folder, [(mode,) for mode in parts] + [("isolated", name) for name in clients], names)
+    summary["stopped"] = _stopped(folder, [(mode,) for mode in parts], [("isolated", name) for name in clients])
     for cost in ("bytes_up", "bytes_down"):
         summary[cost] = summary["federated"][cost] if "federated" in summary else 0
     return summary
+
+
+_TITLES: Mapping[str, str] = {"federated": "federated", "centralized": "centralised"}
+
+
+def _stopped(folder: RunFolder, parts: Sequence[tuple[str, ...]], alone: Sequence[tuple[str, ...]]) -> list[str]:
+    """A line for each mode that ended before its last round: there the steps are not those of the budget."""
+
+    def ended(names: tuple[str, ...]) -> tuple[int, str]:
+        result = folder.part(*names).read_json("result")
+        return result["rounds"], result["stopped"]
+
+    lines = [
+        f"{_TITLES[names[0]]} stopped after round {ended(names)[0]}: {why}"
+        for names in parts
+        if (why := ended(names)[1])
+    ]
+    early = sorted((rounds, why) for rounds, why in map(ended, alone) if why)
+    if early:
+        (first, why), (last, _) = early[0], early[-1]
+        spread = f"after round {first}" + (f" to {last}" if last > first else "")
+        lines.append(f"isolated: {len(early)} of {len(alone)} stopped {spread}: {why}")
+    return lines
 
 
 def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
@@ -230,87 +251,3 @@ def _base(folder: RunFolder, parts: Sequence[tuple[str, ...]], names: Sequence[s
         if rows:
             return {name: rows[0][name] for name in names}
     return None
-
-
-def adapter_card(config: Config, mode: str, task: Task, result: Mapping[str, Any]) -> str:
-    """A Hugging Face model card for an adapter: base, data, method, metrics, privacy."""
-    figures = "\n".join(
-        f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
-    )
-    partition, federation, training = config.data.partition, config.federation, config.training
-    rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
-    classes = task.options if OBJECTIVES[training.objective].has_head else ()
-    trained = title_of(federation) if mode == "federated" else "plain training"
-    privacy = {
-        "federated": f"{_federated_privacy(result.get('privacy'))} In a round {guarantee(config.privacy)}.",
-        "centralized": "All examples were pooled in one place.",
-        "isolated": "One institution's examples alone; nothing travelled.",
-    }[mode]
-    return f"""---
-base_model: {config.model.name}
-library_name: peft
-pipeline_tag: {"text-classification" if classes else "text-generation"}
-tags:
-- silotune
-- federated-learning
-- {config.adapter.kind}
----
-
-# {config.adapter.kind} adapter for {config.data.task}
-
-Trained with silotune ({mode}).{_head_text(classes)}
-
-## Base model
-
-`{config.model.name}`, precision {config.model.precision}.
-
-## Data
-
-{task.summary}. Partition: {partition.scheme} over {partition.clients} clients, seed {config.seed}. The data are not
-included.
-
-## Method
-
-{mode}; {trained}{rule}, {federation.rounds} rounds; {config.adapter.kind} (rank {config.adapter.rank}, alpha
-{config.adapter.alpha:g}); objective {training.objective}; {training.optimizer}, learning rate
-{training.learning_rate:g}, batch {training.batch_size}.
-
-## Metrics
-
-On {result["num_examples"]} examples of `{result["split"]}`, model of round {result["round"]}:
-
-{figures}
-
-## Privacy
-
-{privacy}
-"""
-
-
-def _federated_privacy(spent: Mapping[str, Any] | None) -> str:
-    """What a federated adapter's card says of privacy."""
-    start = "Examples stayed with their institutions; adapter updates travelled"
-    if spent is None:
-        return f"{start}, without differential privacy or encryption, and can leak parts of what they were trained on."
-    whom = _PROTECTED[spent["dp"]]
-    cost = "as its ledger says" if spent["epsilon"] is None else f"{spent['epsilon']:.3g} at delta {spent['delta']:g}"
-    return f"{start} under differential privacy of {whom}: epsilon {cost}."
-
-
-_PROTECTED: Mapping[str, str] = {
-    "example": "a single record, noise added by its institution",
-    "client": "a whole institution, noise added by the server",
-    "local": "a whole institution, noise added by itself",
-    "distributed": "a whole institution, noise added in shares by all",
-}
-
-
-def _head_text(classes: Sequence[str]) -> str:
-    """How to load an adapter that carries a classification head; empty where there are no classes."""
-    if not classes:
-        return ""
-    return f"""
-
-It carries a classification head for {len(classes)} classes: {", ".join(classes)} (0 to {len(classes) - 1}). Load the
-base with `AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(classes)})` and put the adapter on
-it with `PeftModel.from_pretrained`; a base without a padding token also needs `config.pad_token_id` for batches."""

@@ -16,15 +16,16 @@ from silotune.errors import ConfigError, RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine, federation_of
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
+from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.start import check_same_data
-from silotune.federation.client import EvaluateOrder, TrainOrder
 from silotune.federation.jobs import JOB
 from silotune.federation.protections import PROTECTIONS
-from silotune.federation.server import Plan, countersign, exchange, run_rounds
+from silotune.federation.server import Plan, countersign, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
 from silotune.lora import without_residuals
@@ -34,8 +35,8 @@ from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
-from silotune.sections import AttackSection, BudgetSection, FederationSection
-from silotune.structs import Observer, Reply, Request, ServerState, Tensors
+from silotune.sections import FederationSection
+from silotune.structs import Observer, ServerState, Tensors
 
 Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
 """Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
@@ -235,21 +236,22 @@ def _finish_part(
         audit = replace(audit, keys=run.keys, promise=promise)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), _evaluate_body(prepared)
+    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), scoring_of(prepared)
     if run.vouch is not None:
         job = run.vouch({"train": plan.body, "evaluate": scored})
         plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", _score_clients(plan, transport, weights, state.round_number, scored))
-    result = _scored_result(prepared, part, folder, state, weights)
+        folder.write_json("per_client", scored_by_clients(plan, transport, weights, state.round_number, scored))
+    planned = run.folder.read_json(privacy.FILE).get("plan", {}).get("epsilon")
+    result = _scored_result(prepared, part, folder, state, weights, planned=planned)
     models = _own_models(prepared, part, plan, transport, weights, told)
     if models is not None:
         result["personal"] = personal.scored(prepared, part, models, result["by_client"])
     trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
     result["cost"] = results.cost_of(folder, result, trainable=trainable, gauge=meter.gauge)
-    card = results.adapter_card(config, part.mode, prepared.task, result)
+    card = model_card(config, part.mode, prepared.task, result)
     saved, adapter_config = adapters.exported(prepared.adapted, weights)
     folder.save_adapter(saved, adapter_config, card=card)
     personal.save(folder, prepared, models or {}, card=card)
@@ -262,40 +264,20 @@ def _finish_part(
 
 
 def _scored_result(
-    prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors
+    prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors, *, planned: float | None
 ) -> dict[str, Any]:
-    """What a part came to, but for what it cost."""
+    """What a part came to, but for what it cost; ``planned`` is the epsilon of all rounds."""
     config = prepared.config
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
+    result["num_clients"] = len(prepared.clients)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
-    if (spent := privacy.spent_of(config, folder, state.privacy)) is not None:
+    if (spent := privacy.spent_of(config, folder, state.privacy, planned=planned)) is not None:
         result["privacy"] = spent
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     return result
-
-
-def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
-    """What every client is told of its local rounds; not budget, simulated attack and the others' ranks."""
-    not_for_clients: dict[str, Any] = {
-        "budget": BudgetSection(),
-        "attack": AttackSection(),
-        "clock": None,
-        "ranks": {},
-        "memory_mb": {},
-        "policies": {},
-    }
-    asked = federation_of(prepared, part).model_copy(update=not_for_clients)
-    return TrainOrder(
-        training=part.training,
-        federation=asked,
-        seed=prepared.config.seed,
-        rounds=asked.rounds,
-        privacy=prepared.config.privacy,
-        run=name,
-    )
 
 
 def _own_models(
@@ -367,22 +349,6 @@ def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
         return signed(metric, float(scorer(weights)[metric]))
 
     return select
-
-
-def _evaluate_body(prepared: Prepared) -> dict[str, Any]:
-    order = EvaluateOrder(labels=tuple(prepared.gold.labels), batch_size=prepared.config.evaluation.batch_size)
-    return order.model_dump(mode="json")
-
-
-def _score_clients(
-    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
-    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
-    requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
-    replies = exchange(plan, transport, requests)
-    return {
-        reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
-    }
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:

@@ -140,7 +140,9 @@ class SiteDesk:
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial), config, sha256(setup))
+        site = self._equip(
+            Site(self._holdings.name, own, adapted, initial=initial, dp=config.privacy.dp), config, sha256(setup)
+        )
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
         return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)

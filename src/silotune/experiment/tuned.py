@@ -13,6 +13,7 @@ from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
+from silotune.experiment.card import model_card
 from silotune.experiment.prepare import base_of, closed_labels, scored_examples, scorer_of
 from silotune.experiment.start import read_adapter
 from silotune.lora import padded
@@ -183,11 +184,17 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
     part.load_adapter()
     if not merge and config.adapter.kind == "none":
         raise ModelError("a run with adapter.kind = 'none' has no adapter apart; export it with --merge")
-    card = part.path / "adapter" / "README.md"
     with new_folder(target) as building:
         if merge:
             _save_merged(folder, config, mode, building)
-            shutil.copyfile(card, building / "README.md")
+            card = model_card(
+                config,
+                mode.split("/")[0],
+                resolve(config.data),
+                part.read_json("result"),
+                is_merged=True,
+            )
+            (building / "README.md").write_text(card, encoding="utf-8")
         else:
             shutil.copytree(part.path / "adapter", building, dirs_exist_ok=True)
     return target

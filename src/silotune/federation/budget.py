@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from silotune.errors import PrivacyError
 from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
 from silotune.record.files import append_line, explained, read_lines, to_line
-from silotune.sections import PrivacySection, TrainingSection
+from silotune.sections import Accountant, PrivacySection, TrainingSection
 from silotune.structs import SiteState
 from silotune.training.local import steps_in_round
 from silotune.training.private import sampling_rate
@@ -141,6 +141,41 @@ def cost_of(name: str, state: SiteState, budget: Budget, new: Entry, **counted: 
     every = [*known, new]
     total = spent(every, **counted)
     return (total if all(item.run == new.run for item in known) else spent(every, run=new.run, **counted)), total
+
+
+def spent_in(folder: Path, *, delta: float, accountant: Accountant = "pld") -> dict[str, dict[str, Any]]:
+    """What the ledgers of a folder say that each site spent, on all runs together and on each.
+
+    Args:
+        folder: With one file a site, as ``privacy.ledger`` and a site's state have it.
+        delta: At which epsilon is told.
+        accountant: How it is counted.
+
+    Returns:
+        Site -> ``epsilon`` of all its releases together, ``releases``, and ``runs``: run -> its own ``epsilon`` and
+        ``releases``.
+
+    Raises:
+        PrivacyError: The folder holds no ledger, or a damaged one.
+    """
+    places = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    if not places:
+        raise PrivacyError(f"{str(folder)!r} holds no privacy ledger (one SITE.jsonl a site)")
+    found = {}
+    for place in places:
+        entries = union(map(from_row, read_lines(place)))
+        runs = {item.run: [other for other in entries if other.run == item.run] for item in entries}
+        told = {
+            run: {"epsilon": spent(own, delta, accountant=accountant), "releases": len(own)}
+            for run, own in runs.items()
+        }
+        total = spent(entries, delta, accountant=accountant)
+        found[place.stem] = {"epsilon": total, "releases": len(entries), "runs": told}
+    return found
+
+
+def _told(entries: Sequence[Entry], delta: float, accountant: Accountant) -> dict[str, Any]:
+    return {"epsilon": spent(entries, delta, accountant=accountant), "releases": len(entries)}
 
 
 def _known(rows: Iterable[Mapping[str, Any]], state: SiteState) -> list[Entry]:

@@ -11,7 +11,7 @@ from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, links, secure_site
 from silotune.federation.budget import Budget, has_spent
 from silotune.federation.corrected import train_corrected
-from silotune.federation.guard import Guard, guarded
+from silotune.federation.guard import Guard, allowed_figures, guarded
 from silotune.federation.jobs import SignedJob
 from silotune.federation.messages import Layout, layout_of, read_body
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
@@ -23,7 +23,14 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Account, Meter
-from silotune.sections import FederationSection, PrivacySection, ProtectionKind, TrainingSection
+from silotune.sections import (
+    DifferentialPrivacy,
+    FederationSection,
+    PrivacySection,
+    ProtectionKind,
+    Scoring,
+    TrainingSection,
+)
 from silotune.seeds import derive
 from silotune.settings import Section
 from silotune.structs import Reply, Request, SiteState, Tensors
@@ -39,7 +46,7 @@ class Site:
 
     ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own. ``budget`` is what it
     may spend of privacy. ``initial`` is the adapter as drawn from the run's seed: a coordinator need not send what no
-    client ever trains.
+    client ever trains. ``dp`` is the guarantee that the run was opened with: no request gets anything under another.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Site:
     guard: Guard | None = None
     budget: Budget = Budget()
     initial: Tensors = field(default_factory=dict)
+    dp: DifferentialPrivacy = "none"
 
 
 class TrainOrder(Section):
@@ -70,6 +78,8 @@ class EvaluateOrder(Section):
 
     labels: tuple[str, ...]
     batch_size: int
+    scoring: Scoring = "likelihood"
+    max_new_tokens: int = 16
     job: SignedJob | None = None
 
 
@@ -115,7 +125,7 @@ def _linked_train(request: Request, site: Site) -> Reply:
 
 def _train(request: Request, site: Site) -> Reply:
     """A round of the global model, then one of the client's own where the method has such (Ditto)."""
-    order = read_body(TrainOrder, request)
+    order = _order(request, site)
     opened = begin(order.privacy, order.training, site, rounds=order.rounds, place=(order.run, request.round_number))
     made = method(order.federation)
     parts = made.schedule(request.round_number)
@@ -141,14 +151,30 @@ def _train(request: Request, site: Site) -> Reply:
 
 def _personalize(request: Request, site: Site) -> Reply:
     """A local round from the final global model, which gives the client a model of its own; nothing is sent."""
-    order = read_body(TrainOrder, request)
+    order = _order(request, site)
     received = _received(request, site)
     with site.meter.client() as account:
         full = order.training.model_copy(update={"schedule": "constant"})  # a cosine has come to 0 by now
         work = order.model_copy(update={"training": full})
         result = _local_round(request, site, work, received, purpose="personalize")
     site.state = with_own(without_own(site.state), _moved(received, result.delta))
-    return Reply(request.kind, request.round_number, site.name, {}, _report([result], account, site))
+    report = {**_report([result], account, site), **withheld(order.privacy, None)}
+    return Reply(request.kind, request.round_number, site.name, {}, report)
+
+
+def _order(request: Request, site: Site) -> TrainOrder:
+    """The order to train.
+
+    Raises:
+        PrivacyError: It is under another guarantee than the run that the site takes part in.
+    """
+    order = read_body(TrainOrder, request)
+    asked = order.privacy.dp
+    if site.dp not in ("none", asked) or (asked == "none" and has_spent(site.state)):
+        raise PrivacyError(
+            f"this run is under differential privacy, and {request.kind!r} asks for privacy.dp = {asked!r}"
+        )
+    return order
 
 
 def _received(request: Request, site: Site) -> Tensors:
@@ -199,10 +225,17 @@ def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dic
 
 def _evaluate(request: Request, site: Site) -> Reply:
     order = read_body(EvaluateOrder, request)
-    if has_spent(site.state):
+    if site.dp != "none" or has_spent(site.state):
         raise PrivacyError("this site trains under differential privacy and releases no figures on its own examples")
     adapters.write(site.adapted, request.tensors)
-    scores = evaluate(site.adapted, site.examples, labels=order.labels, batch_size=order.batch_size)
+    scores = evaluate(
+        site.adapted,
+        site.examples,
+        labels=order.labels,
+        batch_size=order.batch_size,
+        scoring=order.scoring,
+        max_new_tokens=order.max_new_tokens,
+    )
     return Reply(request.kind, request.round_number, site.name, {}, scores)
 
 
@@ -222,7 +255,8 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
 def _train_within(way: ProtectionKind, request: Request, site: Site) -> Reply:
     """``_train`` for a protected sum."""
     check_way(read_body(TrainOrder, request).privacy, way)
-    return _train(request, site)
+    reply = _train(request, site)
+    return reply if site.guard is None else allowed_figures(reply, site.guard)
 
 
 KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {

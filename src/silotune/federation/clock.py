@@ -107,13 +107,21 @@ def _trace(path: Path) -> dict[str, PaceSection]:
     told: dict[str, dict[str, object]] = {}
     for row in rows:
         entry = told.setdefault(row["client"], {"available": []})
-        entry.update({key: row[key] for key in ("speed", "upload", "download") if row.get(key)})
+        entry.update({key: _number(row[key]) for key in ("speed", "upload", "download") if row.get(key)})
         if row.get("available_from") or row.get("available_to"):
             entry["available"] = [*_listed(entry), (row.get("available_from"), row.get("available_to"))]
     try:
         return {name: PaceSection.model_validate(entry) for name, entry in told.items()}
     except ValidationError as error:
         raise ConfigError(f"federation.clock.trace {str(path)!r}: {error.errors()[0]['msg']}") from None
+
+
+def _number(text: str) -> float | str:
+    """A cell's number; what is none stays as it is, for the section to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _listed(entry: Mapping[str, object]) -> list[object]:

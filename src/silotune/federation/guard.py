@@ -200,9 +200,25 @@ def _check_head(request: Request, guard: Guard) -> None:
         raise PolicyError("coordinator", "the head of the audit trail is missing or not signed by the coordinator")
 
 
-def _released(reply: Reply, allowed: Policy) -> Reply:
+def allowed_figures(reply: Reply, guard: Guard) -> Reply:
+    """The answer to a training that goes into a sum, without the figures that the policy's ``metrics`` withholds.
+
+    ``smallest_count`` is about what is seen of this site alone, which is nothing.
+
+    Raises:
+        PolicyError: The policy cannot be read.
+    """
+    allowed = rules.read_policy(guard.policy)
+    return _without_withheld(reply, allowed.model_copy(update={"smallest_count": 0}))
+
+
+def _without_withheld(reply: Reply, allowed: Policy) -> Reply:
     figures = tuple(name for name in reply.body if name not in NOT_FIGURES) if reply.kind in FIGURES_OF else ()
-    reply = replace(reply, body=rules.released(allowed, reply.body, figures=figures))
+    return replace(reply, body=rules.released(allowed, reply.body, figures=figures))
+
+
+def _released(reply: Reply, allowed: Policy) -> Reply:
+    reply = _without_withheld(reply, allowed)
     rules.check_upload(allowed, num_bytes(reply.tensors) + len(canonical(reply.body)))
     return reply
 

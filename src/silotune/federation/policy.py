@@ -118,7 +118,10 @@ class Policy(Section):
     largest_adapter: Positive | None = Field(None, description="most values of an adapter")
     least_participants: Positive | None = Field(None, description="fewest sites of a run, this one counted in")
     least_cohort: Positive | None = Field(None, description="fewest sites of a sum that an update goes into")
-    secure_aggregation: bool = Field(False, description="true: no update leaves but inside a secure sum")
+    secure_aggregation: bool = Field(
+        False,
+        description="true: no update leaves but inside a protected sum (secure_sum, or he of all values)",
+    )
     least_threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         2 / 3, description="least share of a secure sum's sites that must stay to its end"
     )

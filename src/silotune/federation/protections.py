@@ -28,6 +28,16 @@ SEES: Mapping[ProtectionKind, str] = {
 """Name -> what the coordinator sees of a round, in one sentence."""
 
 
+TRUSTED: Mapping[ProtectionKind, str] = {
+    "none": "the server, and whoever gets the model",
+    "secure_sum": "more than the threshold's share of the institutions, not to work with the server against one of "
+    "them, and whoever gets the model; not the server",
+    "he": "the server, not to have a single update opened; every institution, with the key that all of them share; and "
+    "whoever gets the model",
+}
+"""Name -> who must be trusted where nothing is noised."""
+
+
 def guarantee(privacy: PrivacySection) -> str:
     """What the coordinator sees under these settings, in one line."""
     text = SEES[privacy.protection]

@@ -30,6 +30,7 @@ from silotune.federation.secure_site import (
     SharesReport,
     UnmaskOrder,
     UnmaskReport,
+    work_digest,
 )
 from silotune.privacy.figures import FIGURES, from_integers
 from silotune.privacy.ring import RINGS, Integers, mean
@@ -41,6 +42,9 @@ from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Te
 
 EVERYBODY = "(sum)"
 """Stands for a client's name in the rows of a run folder, where only the sum is known."""
+
+COARSE = 0.25
+"""Share of the largest value of a sum above which the error of rounding is told."""
 
 RELEASE = "release"
 """Field of the row of a noised sum: what was released, as a ledger counts it."""
@@ -115,6 +119,7 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         bound=privacy.bound,
         max_examples=privacy.max_examples,
         size=arithmetic.count(asking.shape),
+        work=work_digest(asking.body, asking.weights),
         noise=_noise(privacy),
     )
 
@@ -256,7 +261,20 @@ class _Sum:
         if self.terms.noise is not None:
             noise = self.terms.shared_noise(self.terms.noise)
             figures[RELEASE] = asdict(spend_of(noise, len(self.survivors)))
+        else:
+            self._tell_if_coarse(values, figures["weight"])
         return booked(self.asking, wire, values, figures, clients=len(self.survivors))
+
+    def _tell_if_coarse(self, values: np.ndarray[Any, Any], weight: int) -> None:
+        """An alarm where rounding to the ring's integers is as large as what is summed."""
+        error, largest = self.terms.scale().error_bound(len(self.survivors), weight), float(np.abs(values).max())
+        if error > COARSE * largest:
+            text = (
+                f"round {self.asking.number}: rounding in the ring changes a value by up to {error:.2g}, and the "
+                f"largest value of the mean update is {largest:.2g}: lower privacy.max_examples to the largest site's, "
+                "lower privacy.bound, or raise privacy.ring_bits"
+            )
+            self.asking.notify("note", {"text": text})
 
     def _check_enough(self, left: Mapping[str, Any] | Sequence[str], what: str) -> None:
         needed = self.terms.needed(len(self.terms.cohort))

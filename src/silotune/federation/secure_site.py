@@ -15,17 +15,18 @@ from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
-from silotune.federation.jobs import SignedJob
+from silotune.federation.jobs import SignedJob, order_digest
 from silotune.federation.messages import Layout, read_body
 from silotune.federation.opened import remember, remembered
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
+from silotune.record.canonical import sha256
 from silotune.sections import HeScheme
 from silotune.seeds import derive
 from silotune.settings import Positive, Section
-from silotune.structs import Reply, Request, SiteState
+from silotune.structs import Reply, Request, SiteState, Tensors
 
 SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
@@ -153,6 +154,8 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     terms = stage.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
+    if work_digest(order.train, request.tensors) != terms.work:
+        raise ProtectionError("model and settings are not those that all sites of this sum agreed to train with")
     share = noised_sum.begin(terms, order.train, site)
     protection.charged = None if share is None else share.entry
     update = train(replace(request, kind="train", body=order.train))
@@ -163,6 +166,12 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     protection.stage = accepted
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
     return Reply(request.kind, request.round_number, site.name, tensors)
+
+
+def work_digest(order: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 of what a sum is made from: the ``train`` order, without its job, and the tensors that training begins
+    with."""
+    return sha256({"order": order_digest(order), "tensors": arithmetic.digest(tensors)})
 
 
 def integers_of(

@@ -347,7 +347,7 @@ def _selected(plan: Plan, state: ServerState) -> ServerState:
     state = _compared(plan, state)
     waited = state.round_number - state.best_round
     if plan.patience is not None and waited >= plan.patience:
-        return replace(state, stopped=f"no better selection metric for {waited} rounds")
+        return replace(state, stopped=f"no better selection metric for {waited} round{'' if waited == 1 else 's'}")
     return state
 
 

@@ -21,8 +21,8 @@ from silotune.sections import Accountant
 GRID = 1e-3
 """Step of the grid on which PLD rounds losses up: an epsilon is at most about 0.002 above that of a step of 1e-4."""
 LARGEST_NOISE = 1e4
-_SMALLEST_NOISE = 0.2
-"""Below it an epsilon is too large to promise anything, and takes long to compute."""
+LEAST_NOISE = 0.2
+"""Less protects next to nothing, epsilon above 25 in a single step, and takes a PLD minutes: RDP counts it."""
 _CLOSE = 2e-3
 """How near above the least noise that keeps an epsilon `noise_for` comes, as a share."""
 
@@ -80,7 +80,8 @@ def _gaussian_epsilon(spends: Sequence[Spend], delta: float, accountant: Account
         return math.inf
     events = require("dp_accounting", extra="dp")
     with _silent():
-        made = _empty(accountant, grid)
+        is_fine = min(spend.noise_multiplier for spend in spends) >= LEAST_NOISE
+        made = _empty(accountant if is_fine else "rdp", grid)
         for spend in spends:
             event = events.GaussianDpEvent(spend.noise_multiplier)
             if spend.sampling_rate < 1:
@@ -129,13 +130,13 @@ def noise_for(
 
 def least_noise(is_enough: Callable[[float], bool], guess: float) -> float | None:
     """The least noise multiplier that is enough, up to 0.2 % above it; None where 10,000 is not."""
-    high = min(max(guess, 2 * _SMALLEST_NOISE), LARGEST_NOISE)
+    high = min(max(guess, 2 * LEAST_NOISE), LARGEST_NOISE)
     while not is_enough(high):
         if high >= LARGEST_NOISE:
             return None
         high = min(1.5 * high, LARGEST_NOISE)
     low = high / 1.5
-    while low > _SMALLEST_NOISE and is_enough(low):
+    while low > LEAST_NOISE and is_enough(low):
         low, high = low / 1.5, low
     while high / low > 1 + _CLOSE:
         middle = math.sqrt(low * high)

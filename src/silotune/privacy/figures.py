@@ -49,7 +49,7 @@ def to_integers(
     source = report["energy_source"] if report["joules"] is not None else "unavailable"
     has_loss, is_timed = report["loss"] is not None, None not in (report["seconds"], report["core_seconds"])
     values = {
-        **{name: report[name] for name in ("num_examples", "steps", "tokens")},
+        **{name: report[name] or 0 for name in ("num_examples", "steps", "tokens")},
         **{name: report[name] or 0.0 for name in ("seconds", "core_seconds", "joules")},
         "weight": report["num_examples"] if weight is None else weight,
         "with_loss": report["num_examples"] if has_loss else 0,

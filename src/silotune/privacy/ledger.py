@@ -7,6 +7,7 @@ left the site cannot be known afterwards, so what comes after a resume is counte
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,7 +62,14 @@ def from_row(row: Mapping[str, Any]) -> Entry:
     try:
         spend = dict(row["spend"])
         norms = spend.pop("skellam_norms", None)
-        made = Spend(**spend, skellam_norms=None if norms is None else (float(norms[0]), float(norms[1])))
+        made = Spend(
+            float(spend.pop("noise_multiplier")),
+            float(spend.pop("sampling_rate")),
+            int(spend.pop("steps")),
+            skellam_norms=None if norms is None else (float(norms[0]), float(norms[1])),
+        )
+        if spend or not (0 <= made.noise_multiplier < math.inf and 0 < made.sampling_rate <= 1 and made.steps >= 1):
+            raise ValueError("its numbers are none that a release can have")
         return Entry(str(row["identity"]), str(row["run"]), int(row["round_number"]), made)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise PrivacyError(f"a privacy ledger holds an entry that is not one ({error}): mend or move it") from None

@@ -1,4 +1,4 @@
-"""Tables and a picture of a privacy plan: noise by site, epsilon by round."""
+"""Tables and a picture of a privacy plan: noise by site, epsilon by round; and a table of what was spent."""
 
 from __future__ import annotations
 
@@ -47,6 +47,24 @@ def curve_table(plan: Mapping[str, Any]) -> Table:
     table.add_column("epsilon", justify="right")
     for number, value in zip(plan["points"], largest["curve"], strict=True):
         table.add_row(str(number), f"{value:.4g}")
+    return table
+
+
+def spent_table(sites: Mapping[str, Any], *, delta: float) -> Table:
+    """What each site's ledger adds up to.
+
+    Args:
+        sites: As ``silotune privacy spent --json`` prints them.
+        delta: At which epsilon was counted.
+    """
+    table = Table(title=f"spent, at delta {delta:g}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("site", no_wrap=True)
+    for heading in ("runs", "releases", "epsilon of the dearest run", "epsilon of all together"):
+        table.add_column(heading, justify="right")
+    for name, site in sites.items():
+        dearest = max(run["epsilon"] for run in site["runs"].values())
+        numbers = str(len(site["runs"])), str(site["releases"])
+        table.add_row(name, *numbers, f"{dearest:.4g}", f"{site['epsilon']:.4g}")
     return table
 
 

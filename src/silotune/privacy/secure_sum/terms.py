@@ -53,6 +53,9 @@ class Terms(Section):
         bound: Largest magnitude of a value.
         max_examples: Largest weight; with noise, examples beyond it do not count.
         size: Values to be summed.
+        work: SHA-256 of what every party is to do to make its input: model and settings. A coordinator that gave one
+            party another model than the rest could make the others' inputs vanish, and read the one from the sum
+            (Pasquini et al. 2022).
         noise: Of distributed differential privacy; None for an exact sum.
     """
 
@@ -65,6 +68,7 @@ class Terms(Section):
     bound: Annotated[float, Field(gt=0)]
     max_examples: Positive
     size: Positive
+    work: Hex32
     noise: NoiseTerms | None = None
 
     @model_validator(mode="after")

@@ -1,0 +1,142 @@
+"""The Hugging Face model card that goes with a trained adapter, or with the model it was merged into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from silotune.config import Config
+from silotune.data.rows import Task
+from silotune.experiment.results import COMPARED
+from silotune.federation.protections import guarantee
+from silotune.methods.algorithms import title_of
+from silotune.sections import AdapterSection
+from silotune.training.objectives import OBJECTIVES
+
+
+def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any], *, is_merged: bool = False) -> str:
+    """The card's text: base, data, method, metrics, privacy.
+
+    Args:
+        config: Of the run.
+        mode: ``federated``, ``centralized`` or ``isolated``.
+        task: What was learnt.
+        result: The part's ``result.json``.
+        is_merged: It is for a whole model that plain transformers loads, not for an adapter beside its base.
+    """
+    partition, federation, training = config.data.partition, config.federation, config.training
+    is_whole = is_merged or config.adapter.kind == "none"
+    figures = "\n".join(
+        f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
+    )
+    rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
+    classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    trained = title_of(federation) if mode == "federated" else "plain training"
+    title = (
+        f"{config.model.name.rstrip('/').split('/')[-1]} for {config.data.task}"
+        if is_whole
+        else (f"{config.adapter.kind} adapter for {config.data.task}")
+    )
+    return f"""---
+{_front_matter(config, is_whole=is_whole, has_classes=bool(classes))}
+---
+
+# {title}
+
+Trained with silotune ({mode}).{_head_text(classes, is_whole=is_whole)}
+
+## Base model
+
+`{config.model.name}`{" (shipped with silotune)" if config.model.name == "nano" else ""}, precision \
+{config.model.precision}.
+
+## Data
+
+{task.summary}. Partition: {partition.scheme} over {result["num_clients"]} clients, seed {config.seed}. The data are not
+included.
+
+## Method
+
+{mode}; {trained}{rule}, {_rounds(result, federation.rounds)}; {_adapter_text(config.adapter)}\
+{", merged into the weights" if is_merged and config.adapter.kind != "none" else ""}; objective
+{training.objective}; {training.optimizer}, learning rate {training.learning_rate:g}, batch {training.batch_size}.
+
+## Metrics
+
+On {result["num_examples"]} examples of `{result["split"]}`, model of round {result["round"]}:
+
+{figures}
+
+## Privacy
+
+{_privacy(config, mode, result)}
+"""
+
+
+def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
+    """What a model hub reads; ``nano`` is no hub's id."""
+    lines = [
+        *([] if config.model.name == "nano" else [f"base_model: {config.model.name}"]),
+        f"library_name: {'transformers' if is_whole else 'peft'}",
+        f"pipeline_tag: {'text-classification' if has_classes else 'text-generation'}",
+        "tags:",
+        "- silotune",
+        "- federated-learning",
+        *([] if config.adapter.kind == "none" else [f"- {config.adapter.kind}"]),
+    ]
+    return "\n".join(lines)
+
+
+def _rounds(result: Mapping[str, Any], planned: int) -> str:
+    done = result["rounds"]
+    return f"{done} rounds" if done == planned else f"{done} of {planned} rounds ({result['stopped']})"
+
+
+def _adapter_text(adapter: AdapterSection) -> str:
+    """The adapter with the settings that it has."""
+    if adapter.kind == "none":
+        return "all weights trained"
+    if adapter.kind == "ia3":
+        return "ia3"
+    more = "".join(f", {name}" for name, is_on in (("rsLoRA", adapter.rslora), ("DoRA", adapter.dora)) if is_on)
+    return f"{adapter.kind} (rank {adapter.rank}, alpha {adapter.alpha:g}{more})"
+
+
+def _privacy(config: Config, mode: str, result: Mapping[str, Any]) -> str:
+    if mode == "centralized":
+        return "All examples were pooled in one place."
+    if mode == "isolated":
+        return "One institution's examples alone; nothing travelled."
+    return f"{_federated_privacy(result.get('privacy'))} In a round {guarantee(config.privacy)}."
+
+
+def _federated_privacy(spent: Mapping[str, Any] | None) -> str:
+    """What the card of a federated model says of privacy."""
+    start = "Examples stayed with their institutions; adapter updates travelled"
+    if spent is None:
+        return f"{start}, without differential privacy or encryption, and can leak parts of what they were trained on."
+    whom = _PROTECTED[spent["dp"]]
+    cost = "as its ledger says" if spent["epsilon"] is None else f"{spent['epsilon']:.3g} at delta {spent['delta']:g}"
+    return f"{start} under differential privacy of {whom}: epsilon {cost}."
+
+
+_PROTECTED: Mapping[str, str] = {
+    "example": "a single record, noise added by its institution",
+    "client": "a whole institution, noise added by the server",
+    "local": "a whole institution, noise added by itself",
+    "distributed": "a whole institution, noise added in shares by all",
+}
+
+
+def _head_text(classes: Sequence[str], *, is_whole: bool) -> str:
+    """How to load what carries a classification head; empty where there are no classes."""
+    if not classes:
+        return ""
+    said = f"""
+
+It carries a classification head for {len(classes)} classes: {", ".join(classes)} (0 to {len(classes) - 1})."""
+    if is_whole:
+        return said
+    return f"""{said} Load the
+base with `AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(classes)})` and put the adapter on
+it with `PeftModel.from_pretrained`; a base without a padding token also needs `config.pad_token_id` for batches."""
