@@ -232,6 +232,73 @@ def test_all_faults_come_at_once() -> None:
         from_mapping({"model": {"nmae": 1}, "adapter": {"rank": 0}, "training": {"objective": "stf"}}, source="x.toml")
 
 
+def test_faults_of_values_and_between_sections_come_at_once() -> None:
+    found = faults({"training": {"epohcs": 1}, "adapter": {"kind": "qlora"}, "model": {"precision": "float32"}})
+    assert [line.split(":")[0] for line in found] == [
+        "training.epohcs", "adapter.kind = 'qlora' needs model.precision = 'int4'",
+    ]  # fmt: skip
+    found = faults({"model": {"nmae": 1}, "data": {"partition": {"scheme": "file"}}})
+    assert len(found) == 2 and "needs [data.partition.files]" in found[1]
+    assert len(faults({"privacy": {"dp": "example", "epsilon": -1}})) == 1  # nothing is said of what its absence brings
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        ({"adapter": {"targets": "foo"}}, "adapter.targets: unknown value 'foo': allowed: all-linear, auto"),
+        ({"adapter": {"targets": [1]}}, "adapter.targets.0 = 1: input should be a valid string"),
+        ({"federation": {"modes": "federated"}}, "federation.modes = 'federated': a list is needed, such as"),
+        ({"federation": {"modes": ["federated", "x"]}}, "federation.modes.1: unknown value 'x'"),
+        ({"seed": True}, "seed = True: a number is needed"),
+        ({"seed": "01"}, "seed = '01': a number is needed"),
+        ({"federation": {"rounds": "2"}}, "federation.rounds = '2': a number is needed"),
+        ({"training": {"learning_rate": "1e-3"}}, "training.learning_rate = '1e-3': a number is needed"),
+        ({"privacy": {"dp": "example", "epsilon": True}}, "privacy.epsilon = True: a number is needed"),
+    ],
+)
+def test_a_value_of_several_types_has_one_fault(document: dict[str, Any], fault: str) -> None:
+    (found,) = faults(document)
+    assert found.startswith(fault) and "tuple" not in found and "literal[" not in found
+
+
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        ({"data": {"definition": {"prompt": "{q}", "answer": "a"}}}, "data.definition is for data.task = 'custom'"),
+        ({"data": {"partition": {"files": {"a": "x"}}}}, "data.partition.files is for data.partition.scheme = 'file'"),
+        ({"adapter": {"kind": "ia3", "dora": True}}, "adapter.dora is for adapter.kind = 'lora' or 'qlora'"),
+        ({"adapter": {"kind": "none", "rslora": True}}, "adapter.rslora is for adapter.kind = 'lora' or 'qlora'"),
+        ({"training": {"momentum": 0.9}}, "training.momentum is for training.optimizer = 'sgd'"),
+        ({"privacy": {"delta": 1e-3}}, "privacy.delta = 0.001 needs a guarantee"),
+        ({"privacy": {"clip_norm": 0.1}}, "privacy.clip_norm = 0.1 needs a guarantee"),
+        ({"privacy": {"ring_bits": 16}}, "privacy.ring_bits = 16 is for privacy.protection = 'secure_sum'"),
+        ({"privacy": {"bound": 2}}, "privacy.bound = 2.0 is for privacy.protection = 'secure_sum' or 'he'"),
+        (
+            {"privacy": {"protection": "secure_sum", "he_fraction": 0.5}},
+            "privacy.he_fraction = 0.5 is for privacy.protection = 'he'",
+        ),
+        (
+            {"privacy": {"dp": "example", "epsilon": 3, "colluding": 2}},
+            "privacy.colluding = 2 is for privacy.dp = 'distributed'",
+        ),
+        (
+            {"privacy": {"protection": "secure_sum"}, "record": {"keep_updates": True}},
+            "privacy.protection = 'secure_sum' hides the updates that record.keep_updates would keep",
+        ),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(document: dict[str, Any], fault: str) -> None:
+    (found,) = faults(document)
+    assert found.startswith(fault)
+
+
+def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    data = from_mapping({"data": {"root": "~/data", "train": "~/x.jsonl"}, "record": {"folder": "~/runs"}})
+    found = (data.data.root, data.data.train, data.record.folder)
+    assert found == (Path("/home/somebody/data"), Path("/home/somebody/x.jsonl"), Path("/home/somebody/runs"))
+
+
 def test_faults_between_sections_come_at_once() -> None:
     found = faults({"data": {"task": "custom", "partition": {"scheme": "file"}}, "federation": {"modes": []}})
     assert len(found) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,19 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
-from silotune.faults import PRODUCT_RULES, lora_faults
+from silotune.faults import (
+    PRODUCT_RULES,
+    algorithm_faults,
+    classify_faults,
+    lora_faults,
+    mixture_faults,
+    objective_faults,
+    rule_faults,
+    unused_faults,
+)
 from silotune.reach import limits
 from silotune.sections import (
     SUMMABLE,
-    UNWEIGHTED,
     AdapterSection,
     DataSection,
     EvaluationSection,
@@ -72,8 +81,9 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
-        faults += _mixture_faults(self.data, self.evaluation)
-        faults += _classify_faults(self.training, self.evaluation)
+        faults += unused_faults(self.data, self.adapter, self.training)
+        faults += mixture_faults(self.data, self.evaluation)
+        faults += classify_faults(self.training, self.evaluation)
         faults += link_faults(federation)
         faults += clock_faults(federation, known, keeps_updates=self.record.keep_updates)
         faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
@@ -84,9 +94,9 @@ class Config(Section):
             evaluation=self.evaluation,
             is_mixture=self.data.task == "mixture",
         )
-        faults += _objective_faults(self.training, self.adapter, self.evaluation)
-        faults += _algorithm_faults(federation, self.training)
-        faults += _rule_faults(federation, known)
+        faults += objective_faults(self.training, self.adapter, self.evaluation)
+        faults += algorithm_faults(federation, self.training)
+        faults += rule_faults(federation, known)
         faults += _protection_faults(self, known)
         faults += [f"federation.engine = {federation.engine!r}: {line}" for line in limits(federation.engine, self)]
         if not federation.modes or len(set(federation.modes)) != len(federation.modes):
@@ -94,33 +104,6 @@ class Config(Section):
         if faults:
             raise ValueError("\n".join(faults))
         return self
-
-
-def _mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
-    """What a mixture of tasks cannot have."""
-    if data.task != "mixture":
-        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
-    faults = []
-    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
-        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
-    if data.prompt is not None or data.definition is not None:
-        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
-    if evaluation.per_client:
-        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
-    return faults
-
-
-def _classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
-    """What does not go together with a classification head, or needs one."""
-    if training.objective != "classify":
-        is_default = training.wording == "auto"
-        return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
-    faults = []
-    if evaluation.scoring == "generation":
-        faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
-    if evaluation.forgetting:
-        faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
-    return faults
 
 
 def _protection_faults(config: Config, known: int | None) -> list[str]:
@@ -140,6 +123,8 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         faults.append(
             f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
         )
+    if config.record.keep_updates:
+        faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
     if federation.weighting != "examples" and privacy.dp != "distributed":
         faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
     if federation.attack.kind not in ("none", "label-flip"):
@@ -165,79 +150,6 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
             f"a round has {clients} clients"
         )
-    return faults
-
-
-def _objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
-    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
-    faults, objective = [], training.objective
-    compares = objective in ("dpo", "kto")
-    if compares and adapter.kind == "none":
-        faults.append(
-            f"training.objective = {objective!r} compares with the model that training began with, which "
-            "adapter.kind = 'none' does not keep"
-        )
-    if compares and evaluation.scoring == "generation":
-        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
-    if objective == "kto" and training.batch_size == 1:
-        faults.append(
-            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
-        )
-    if training.preference_loss == "ipo" and training.label_smoothing:
-        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
-    if training.packing and objective not in ("sft", "pretrain"):
-        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
-    if adapter.start is not None and adapter.kind == "none":
-        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
-    return faults
-
-
-def _algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
-    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
-    name = federation.algorithm
-    faults = []
-    if name == "scaffold" and training.optimizer != "sgd":
-        faults.append(
-            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
-            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
-        )
-    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
-        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
-    if name == "scaffold" and federation.scaffold_option == "I" and training.clip_norm:
-        faults.append(
-            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped never "
-            f"meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
-        )
-    trusted = {"scaffold": "controls", "fednova": "numbers of steps"}
-    if name in trusted and federation.aggregation != "mean":
-        faults.append(
-            f"federation.algorithm = {name!r} sends {trusted[name]}, from which federation.aggregation = "
-            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
-        )
-    return faults
-
-
-def _rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
-    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
-    faults = []
-    in_round = federation.clients_per_round or num_clients
-    rule, weighting = federation.aggregation, federation.weighting
-    if weighting == "capped" and federation.weight_cap is None:
-        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
-    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
-        faults.append(
-            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
-            "would do nothing; leave it out"
-        )
-    least = 2 * federation.malicious + 3
-    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
-        faults.append(
-            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
-            f"{least} clients a round, there are {in_round}"
-        )
-    attack = federation.attack
-    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
-        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
 
@@ -310,8 +222,42 @@ def validated(schema: type[SectionType], document: Mapping[str, Any], *, source:
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        own = [fault for fault in error.errors() if not _follows(fault, error.errors())]
-        raise faulty([line for fault in own for line in _explain(fault, schema)], source=source) from None
+        own = _own(error.errors())
+    lines = [line for fault in own for line in _explain(fault, schema)]
+    dropped = [".".join(map(str, fault["loc"])) for fault in own if fault["loc"]]
+    try:  # what does not go together is looked at only where every value is right: once more without those that are not
+        schema.model_validate(_without(document, [fault["loc"] for fault in own]))
+    except ValidationError as error:
+        more = [line for fault in error.errors() if not fault["loc"] for line in _explain(fault, schema)]
+        lines += [line for line in more if line not in lines and not any(name in line for name in dropped)]
+    raise faulty(lines, source=source)
+
+
+def _own(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Faults without those that follow from others, each at the key that a user wrote: pydantic also names the branches
+    of a type that has several, and gives a fault for each."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for fault in faults:
+        if not _follows(fault, faults):
+            place = tuple(part for part in fault["loc"] if not str(part).startswith(_BRANCHES))
+            found.setdefault(place, {**fault, "loc": place})
+    deeper = {place[:-1] for place in found if place and isinstance(place[-1], int)}
+    return [fault for place, fault in found.items() if place not in deeper]
+
+
+_BRANCHES = ("literal[", "tuple[")
+
+
+def _without(document: Mapping[str, Any], places: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """A copy without the values at these places."""
+    copied = _copy(document)
+    for place in places:
+        inner: Any = copied
+        for part in place[:-1]:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if place and isinstance(inner, dict):
+            inner.pop(place[-1], None)
+    return copied
 
 
 def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
@@ -360,6 +306,8 @@ def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
         return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1], schema))}"]
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"]).splitlines()
+    if fault["type"] == "tuple_type":
+        return [f"{dotted} = {fault['input']!r}: a list is needed, such as [{json.dumps(str(fault['input']))}]"]
     if fault["type"] == "literal_error":
         allowed = [name.strip(" '") for name in fault["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return [f"{dotted}: {unknown_choice('value', str(fault['input']), allowed)}"]

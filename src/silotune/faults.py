@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from silotune.sections import AdapterSection, EvaluationSection, FederationSection, TrainingSection
+from silotune.sections import (
+    UNWEIGHTED,
+    AdapterSection,
+    DataSection,
+    EvaluationSection,
+    FederationSection,
+    TrainingSection,
+)
 
 LORA_KINDS = ("lora", "qlora")
 PRODUCT_RULES = ("exact-residual", "stack", "svd")
@@ -90,3 +97,119 @@ def _product_faults(federation: FederationSection, training: TrainingSection) ->
     if training.optimizer_state == "keep":
         faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
     return faults
+
+
+def mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
+    """What a mixture of tasks cannot have."""
+    if data.task != "mixture":
+        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
+    faults = []
+    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
+        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
+    if data.prompt is not None or data.definition is not None:
+        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
+    if evaluation.per_client:
+        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
+    return faults
+
+
+def classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with a classification head, or needs one."""
+    if training.objective != "classify":
+        is_default = training.wording == "auto"
+        return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
+    faults = []
+    if evaluation.scoring == "generation":
+        faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
+    if evaluation.forgetting:
+        faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    return faults
+
+
+def objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
+    faults, objective = [], training.objective
+    compares = objective in ("dpo", "kto")
+    if compares and adapter.kind == "none":
+        faults.append(
+            f"training.objective = {objective!r} compares with the model that training began with, which "
+            "adapter.kind = 'none' does not keep"
+        )
+    if compares and evaluation.scoring == "generation":
+        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
+    if objective == "kto" and training.batch_size == 1:
+        faults.append(
+            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+        )
+    if training.preference_loss == "ipo" and training.label_smoothing:
+        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
+    if training.packing and objective not in ("sft", "pretrain"):
+        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
+    if adapter.start is not None and adapter.kind == "none":
+        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
+    return faults
+
+
+def algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
+    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
+    name = federation.algorithm
+    faults = []
+    if name == "scaffold" and training.optimizer != "sgd":
+        faults.append(
+            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
+            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
+        )
+    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
+    if name == "scaffold" and federation.scaffold_option == "I" and training.clip_norm:
+        faults.append(
+            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped never "
+            f"meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
+        )
+    trusted = {"scaffold": "controls", "fednova": "numbers of steps"}
+    if name in trusted and federation.aggregation != "mean":
+        faults.append(
+            f"federation.algorithm = {name!r} sends {trusted[name]}, from which federation.aggregation = "
+            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+        )
+    return faults
+
+
+def rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
+    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
+    faults = []
+    in_round = federation.clients_per_round or num_clients
+    rule, weighting = federation.aggregation, federation.weighting
+    if weighting == "capped" and federation.weight_cap is None:
+        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
+    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+        faults.append(
+            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
+            "would do nothing; leave it out"
+        )
+    least = 2 * federation.malicious + 3
+    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+        faults.append(
+            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
+            f"{least} clients a round, there are {in_round}"
+        )
+    attack = federation.attack
+    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
+    return faults
+
+
+def unused_faults(data: DataSection, adapter: AdapterSection, training: TrainingSection) -> list[str]:
+    """What would be left aside without a word: settings of another choice than the one made."""
+    kind, definition = adapter.kind, data.definition is not None and data.task not in ("custom", "mixture")
+    unused = {
+        "data.definition is for data.task = 'custom'": definition,
+        "data.partition.files is for data.partition.scheme = 'file'": bool(data.partition.files)
+        and data.partition.scheme != "file",
+        f"adapter.dora is for adapter.kind = 'lora' or 'qlora' (now {kind!r})": adapter.dora and kind not in LORA_KINDS,
+        f"adapter.rslora is for adapter.kind = 'lora' or 'qlora' (now {kind!r})": adapter.rslora
+        and kind not in LORA_KINDS,
+        f"training.momentum is for training.optimizer = 'sgd' (now {training.optimizer!r})": bool(training.momentum)
+        and training.optimizer != "sgd",
+    }
+    return [why for why, is_given in unused.items() if is_given]

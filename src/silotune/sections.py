@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from silotune.link_settings import ClockSection, CompressionSection, DownloadSection
-from silotune.settings import Fraction, Momentum, Positive, PositiveNumber, Section
+from silotune.settings import Fraction, Momentum, Place, Positive, PositiveNumber, Section
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -90,9 +90,15 @@ class TaskSection(Section):
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
     answer: str = Field(description="column that holds the answer, of pairs the preferred one")
+    columns: dict[str, str] = Field({}, description="name in the prompt -> column, where they differ")
+    choices: tuple[str, ...] = Field(
+        (), description="columns of a row's own options, or one column with all; the prompt shows them as {options}"
+    )
     rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
     system: str = Field("", description="system message before every prompt")
-    options: tuple[str, ...] = Field((), description="closed set of answers; empty for open answers")
+    options: tuple[str, ...] = Field(
+        (), description="closed set of answers, with choices their letters; empty for open answers"
+    )
     label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
     metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
     fields: tuple[str, ...] = Field((), description="columns that a partition may use")
@@ -108,7 +114,7 @@ class PartitionSection(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
     field: str = Field("label", description="label, a field of the task such as subject, or both: subject+label")
     min_examples: Positive = Field(4, description="fewest examples a client may hold")
-    files: dict[str, Path] = Field({}, description="scheme 'file': client name -> training file")
+    files: dict[str, Place] = Field({}, description="scheme 'file': client name -> training file")
 
 
 class DataSection(Section):
@@ -118,10 +124,10 @@ class DataSection(Section):
     source: Literal["auto", "embedded", "local", "hub"] = Field(
         "auto", description="auto: local where files are given, else embedded, else hub"
     )
-    root: Path | None = Field(None, description="folder that holds the task's own folder or files")
-    train: Path | None = Field(None, description="training file instead of the task's own")
-    validation: Path | None = Field(None, description="validation file; without one, 10 % of train are carved off")
-    test: Path | None = Field(None, description="test file; without one, 20 % of train are carved off")
+    root: Place | None = Field(None, description="folder that holds the task's own folder or files")
+    train: Place | None = Field(None, description="training file instead of the task's own")
+    validation: Place | None = Field(None, description="validation file; without one, 10 % of train are carved off")
+    test: Place | None = Field(None, description="test file; without one, 20 % of train are carved off")
     num_train: Positive | None = Field(None, description="most training examples (all clients together)")
     num_validation: Positive | None = Field(None, description="most validation examples")
     num_test: Positive | None = Field(None, description="most test examples")
@@ -322,7 +328,7 @@ class PrivacySection(Section):
         1, description="of distributed: sites that may work with the coordinator; their shares of noise do not count"
     )
     accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
-    ledger: Path | None = Field(
+    ledger: Place | None = Field(
         None, description="folder in which sites keep what they spent over all runs; default: of this run only"
     )
     report_costs: bool = Field(
@@ -357,11 +363,11 @@ class EvaluationSection(Section):
 class RecordSection(Section):
     """Where results go."""
 
-    folder: Path = Field(Path("runs"), description="where run folders are made")
+    folder: Place = Field(Path("runs"), description="where run folders are made")
     name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
     audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
-    audit_key: Path | None = Field(
+    audit_key: Place | None = Field(
         None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
     )
     keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
+Place = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path; ~ is the home folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -16,3 +22,27 @@ class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys refused, and numbers that are none or infinite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Takes no truth value and no text for a number, which pydantic would."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if kinds & {int, float} and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
+            raise PydanticCustomError("number_needed", "A number is needed")
+        return value
+
+
+def _is_text(value: Any, kinds: set[Any]) -> bool:
+    return isinstance(value, str) and not kinds & {str, Path} and value not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows for the value itself, and its literal values."""
+    if get_origin(annotation) in (UnionType, Union, Annotated):
+        for inner in get_args(annotation):
+            yield from _kinds(inner)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield annotation

@@ -74,10 +74,10 @@ def test_later_changes_win(make: Make) -> None:
         adapters=[{"name": "wide", "config": {"adapter": {"kind": "lora", "rank": 4}}}],
         overrides=[{"when": {"adapter": "wide", "seed": 1}, "config": {"training": {"learning_rate": 0.5}}}],
     )
-    first, second = expand(grid, NONE, {("finance-news", "tiny", "wide"): {"training.momentum": 0.25}})
+    first, second = expand(grid, NONE, {("finance-news", "tiny", "wide"): {"training.weight_decay": 0.25}})
     assert (first.config.adapter.kind, first.config.adapter.rank, first.config.adapter.alpha) == ("lora", 4, 4)
     assert (first.config.training.learning_rate, second.config.training.learning_rate) == (0.01, 0.5)
-    assert first.config.training.momentum == 0.25
+    assert first.config.training.weight_decay == 0.25
     (changed, _) = expand(grid, Changes(Path("data"), ["training.learning_rate=0.75"]))
     assert changed.config.training.learning_rate == 0.75 and changed.config.data.root == Path("data")
 

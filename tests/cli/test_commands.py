@@ -177,6 +177,19 @@ def test_report_of_what_is_no_finished_run(silotune, tmp_path):
     assert outcome.code == 7 and "silotune resume" in outcome.err and not outcome.out
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"task": 1}'])
+def test_report_of_a_damaged_summary(silotune, tmp_path, text):
+    run = finished_run(tmp_path)
+    (run.path / "summary.json").write_text(text)
+    outcome = silotune("report", run.path)
+    assert outcome.code == 7 and "summary.json is damaged" in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_grid_is_not_a_run(silotune):
+    outcome = silotune("run", "benchmarks/embedded")
+    assert outcome.code == 2 and "is a grid of runs: silotune benchmark embedded" in outcome.err
+
+
 def test_configs_are_listed_shown_and_copied(silotune, tmp_path, monkeypatch):
     names = shipped.names()
     assert {"fpb", "quickstart"} <= set(names)

@@ -280,6 +280,23 @@ def test_custom_task_with_options() -> None:
     assert task.partition_fields == ("label", "branch")
 
 
+def test_custom_task_whose_rows_have_options_of_their_own() -> None:
+    letters = ["A", "B", "C", "D", "E"]
+    task = custom(
+        prompt="{case}\n{options}\nAnswer:", columns={"case": "vignette"}, choices=["options"], options=letters,
+        answer="answer_idx",
+    )  # fmt: skip
+    row = {"vignette": "What now?", "options": dict(zip(letters, "vwxyz", strict=True)), "answer_idx": "E"}
+    example = to_example(task, row, where="f", number=1)
+    assert example.messages == (("user", "What now?\nA. v\nB. w\nC. x\nD. y\nE. z\nAnswer:"),)
+    assert (example.answer, example.options, example.label, task.answer) == ("E", tuple(letters), 4, "letter")
+    apart = custom(prompt="{case}\n{options}", choices=["one", "two"], options=["A", "B"], answer="right")
+    example = to_example(apart, {"case": "x", "one": "p", "two": "q", "right": "B"}, where="f", number=1)
+    assert example.messages[0][1] == "x\nA. p\nB. q" and example.label == 1
+    with pytest.raises(DataError, match="row 7"):
+        to_example(task, {**row, "options": {"A": "v"}}, where="f", number=7)
+
+
 def test_custom_task_with_open_answers_is_scored_by_perplexity() -> None:
     task = custom(options=())
     example = to_example(task, {"letter": "x", "level": 3}, where="f", number=1)
@@ -301,6 +318,8 @@ def test_custom_task_with_open_answers_is_scored_by_perplexity() -> None:
         ({"options": ["low", " "]}, "an empty answer"),
         ({"label_names": {"0": "medium"}}, "leads to 'medium', which is not among the options"),
         ({"fields": ["label"]}, "'label' is there already"),
+        ({"columns": {"lettre": "x"}}, "columns: unknown name in the prompt 'lettre': did you mean 'letter'?"),
+        ({"choices": ["a", "b"]}, "choices needs data.definition.options, the letters, and {options}"),
         (
             {"metric": "perplexity"},
             "metric = 'perplexity' is not for a task with options: use 'accuracy' or 'macro_f1'",

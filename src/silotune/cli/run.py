@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
     from silotune.record.runs import RunFolder
@@ -21,10 +22,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: federated, isolated and centralised training as its configuration says."""
-    from silotune.cli.shipped import find
+    from silotune.cli.shipped import find, is_grid
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
 
+    if is_grid(config):
+        raise ConfigError(f"{config!r} is a grid of runs: silotune benchmark {config.removeprefix('benchmarks/')}")
     loaded = load_config(find(config), settings or ())
     folder = watched(lambda observer: run_experiment(loaded, observer=observer), is_silent=as_json)
     _show(folder, as_json)
@@ -72,9 +75,12 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
     from silotune.report.mixtures import tasks_table
+    from silotune.report.pictures import draw_skew
     from silotune.report.runs import cost_table, read_summary, summary_table
 
     summary = read_summary(folder)
+    with reserved_stdout(as_json):
+        picture = draw_skew(folder, folder.path / "skew.png")
     if as_json:
         print_json({"folder": str(folder.path), **summary})
         return
@@ -84,4 +90,5 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
         console.print(tasks_table(summary))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"by client:  {picture}", soft_wrap=True)
     console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)

@@ -49,8 +49,8 @@ def find(name_or_path: str) -> Path:
 
 
 def is_grid(name: str) -> bool:
-    """Whether a shipped configuration is a grid for ``silotune benchmark``."""
-    return name.startswith("benchmarks/")
+    """Whether a name is that of a shipped grid for ``silotune benchmark``."""
+    return name.startswith("benchmarks/") and not Path(name).is_file()
 
 
 def find_grid(name_or_path: str) -> Path:

@@ -19,6 +19,8 @@ __all__ = ["TASKS", "Task", "resolve", "to_example"]
 
 SENTIMENTS: Final = ("negative", "neutral", "positive")
 LETTERS: Final = ("A", "B", "C", "D")
+OPTIONS: Final = "options"
+"""What a prompt calls the lettered options of its row."""
 
 _VALIDATION_IS_TEST: Final = {**SPLITS, "test": ("test", "validation")}
 _LETTERED: Final = "{question}\n{options}\nAnswer:"
@@ -311,7 +313,11 @@ def _custom(definition: TaskSection) -> Task:
     if faults:
         summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
         raise ConfigError(summary, faults)
-    answer: AnswerFormat = "label" if definition.options else "preference" if definition.rejected else "text"
+    closed: AnswerFormat = "letter" if definition.choices else "label"
+    answer: AnswerFormat = closed if definition.options else "preference" if definition.rejected else "text"
+    columns = {
+        name: definition.columns.get(name, name) for name in names if not (definition.choices and name == OPTIONS)
+    }
     open_metric: Metric = "preference_accuracy" if definition.rejected else "perplexity"
     return Task(
         name="custom",
@@ -321,8 +327,9 @@ def _custom(definition: TaskSection) -> Task:
         metric=definition.metric if definition.options else open_metric,
         layouts=(
             Layout(
-                {name: name for name in names},
+                columns,
                 answer=definition.answer,
+                choices=definition.choices,
                 rejected=definition.rejected,
                 fields={name: name for name in definition.fields},
             ),
@@ -334,9 +341,19 @@ def _custom(definition: TaskSection) -> Task:
     )
 
 
+def _column_faults(definition: TaskSection, names: tuple[str, ...], place: str) -> list[str]:
+    """What is wrong with columns under other names, and with options of the rows' own."""
+    faults, strange = [], sorted(set(definition.columns) - set(names))
+    if strange:
+        faults.append(f"{place}.columns: {unknown_choice('name in the prompt', strange[0], names)}")
+    if definition.choices and not (definition.options and OPTIONS in names):
+        faults.append(f"{place}.choices needs {place}.options, the letters, and {{{OPTIONS}}} in {place}.prompt")
+    return faults
+
+
 def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
     place, options = "data.definition", definition.options
-    faults = []
+    faults = _column_faults(definition, names, place)
     if not names:
         faults.append(f"{place}.prompt names no column; write one in braces, such as {{text}}")
     if definition.answer in names:
