@@ -142,7 +142,7 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     if is_linked(federation):
         faults.append(
             f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
-            "federation.clock out"
+            "federation.clock out; privacy.ring_bits = 16 takes half the bytes"
         )
     clients = federation.clients_per_round or known
     if clients is not None and clients < privacy.least_clients:
