@@ -297,6 +297,8 @@ def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     data = from_mapping({"data": {"root": "~/data", "train": "~/x.jsonl"}, "record": {"folder": "~/runs"}})
     found = (data.data.root, data.data.train, data.record.folder)
     assert found == (Path("/home/somebody/data"), Path("/home/somebody/x.jsonl"), Path("/home/somebody/runs"))
+    nobody = from_mapping({"data": {"root": "~nobody-of-that-name/data"}})
+    assert nobody.data.root == Path("~nobody-of-that-name/data")
 
 
 def test_faults_between_sections_come_at_once() -> None:

@@ -13,9 +13,19 @@ from pydantic_core import PydanticCustomError
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
-Place = Annotated[Path, AfterValidator(Path.expanduser)]
-"""A path; ~ is the home folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _expanded(path: Path) -> Path:
+    """With the home folder for ~; as it is where there is no such home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+Place = Annotated[Path, AfterValidator(_expanded)]
+"""A path; ~ is the home folder."""
 
 
 class Section(BaseModel):
