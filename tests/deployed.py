@@ -24,7 +24,7 @@ from silotune.deploy.places import coordinator_folder, site_folder
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import holdings_of
 from silotune.experiment.run import federate
-from silotune.experiment.site import Resident, SiteDesk
+from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.record.runs import RunFolder
 from silotune.sections import DataSection
 from silotune.transports.frames import Frame, work_frame
@@ -129,11 +129,11 @@ class Deployed:
     def work_on(self, name: str, path: Path, *, up: Sequence[str] | None = None, seed: int = 0) -> RunFolder:
         """Works on a job in this folder, with those sites alone that are up."""
         config = Jobs(coordinator_folder(self.kit)).config(name)
-        members = self.kit.members().active()
+        members, setup = self.kit.members().active(), setup_of(config)
         return federate(
             config,
             {site: (members[site].signing_public,) for site in sorted(members)},
-            connect=over(line(self.work, seed=seed, names=up or self.names), self.names, name, config),
+            connect=over(line(self.work, seed=seed, names=up or self.names), self.names, name, config, setup),
             path=path,
-            vouch=partial(vouched, self.kit, name, config),
+            vouch=partial(vouched, self.kit, name, config, setup),
         )

@@ -44,12 +44,12 @@ LONGEST_SECONDS = 30 * 24 * 3600.0
 """A job that is signed holds no longer; one that goes on later is signed again."""
 
 
-def over(grid: Grid, sites: Sequence[str], name: str, config: Config) -> Engine:
+def over(grid: Grid, sites: Sequence[str], name: str, config: Config, setup: Mapping[str, Any]) -> Engine:
     """What reaches the sites over a Grid, which stays open for longer than it is used."""
     transport = FlowerTransport(
         grid,
         sites,
-        Errand(name, setup_of(config)),
+        Errand(name, setup),
         encode=partial(encode_linked, links=config.federation),
         decode=partial(decode_expected, upload=config.federation.upload),
         ending=ending_of(config.federation),
@@ -66,7 +66,9 @@ def ending_of(federation: FederationSection) -> Ending:
     return Ending(wanted, clock.deadline_seconds)
 
 
-def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def vouched(
+    kit: Kit, name: str, config: Config, setup: Mapping[str, Any], bodies: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """The job that the coordinator signs: what it asks of which sites, until when."""
     charter = kit.path(CHARTER)
     longest = config.federation.timeout_seconds * (config.federation.rounds + 1)
@@ -76,7 +78,7 @@ def vouched(kit: Kit, name: str, config: Config, bodies: Mapping[str, Mapping[st
         task=config.data.task,
         participants=tuple(sorted(kit.members().active())),
         rounds=config.federation.rounds,
-        setup_sha256=sha256(setup_of(config)),
+        setup_sha256=sha256(setup),
         orders={kind: order_digest(body) for kind, body in bodies.items()},
         charter_sha256=hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None,
         expires=datetime.now(UTC) + timedelta(seconds=min(longest, LONGEST_SECONDS)),
@@ -94,14 +96,15 @@ def work_on(kit: Kit, name: str) -> None:
     members = kit.members().active()
     sites = {site: (members[site].signing_public,) for site in sorted(members)}
     try:
+        setup = setup_of(config)  # once: it reads all of the base model for its fingerprint
         with flower_run(socket, name) as (run_id, grid):
             jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
             federate(
                 config,
                 sites,
-                connect=over(grid, tuple(sites), name, config),
+                connect=over(grid, tuple(sites), name, config, setup),
                 path=jobs.run_path(name),
-                vouch=partial(vouched, kit, name, config),
+                vouch=partial(vouched, kit, name, config, setup),
             )
     except SilotuneError as error:
         logging.getLogger("silotune").error("%s", error)
