@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -37,14 +38,21 @@ class Section(BaseModel):
     @classmethod
     def _is_meant(cls, value: Any, info: ValidationInfo) -> Any:
         """Takes no truth value and no text for a number, which pydantic would."""
-        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
-        if kinds & {int, float} and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
+        kinds = _numbers(cls).get(str(info.field_name), ())
+        if kinds and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
             raise PydanticCustomError("number_needed", "A number is needed")
         return value
 
 
-def _is_text(value: Any, kinds: set[Any]) -> bool:
-    return isinstance(value, str) and not kinds & {str, Path} and value not in kinds
+@cache  # messages hold sections by the thousand
+def _numbers(section: type[Section]) -> Mapping[str, Collection[Any]]:
+    """Fields that take a number, and all that each of them takes."""
+    found = {name: frozenset(_kinds(field.annotation)) for name, field in section.model_fields.items()}
+    return {name: kinds for name, kinds in found.items() if kinds & {int, float}}
+
+
+def _is_text(value: Any, kinds: Collection[Any]) -> bool:
+    return isinstance(value, str) and not {str, Path, value} & set(kinds)
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
