@@ -165,12 +165,8 @@ def spent_in(folder: Path, *, delta: float, accountant: Accountant = "pld") -> d
     for place in places:
         entries = union(map(from_row, read_lines(place)))
         runs = {item.run: [other for other in entries if other.run == item.run] for item in entries}
-        told = {
-            run: {"epsilon": spent(own, delta, accountant=accountant), "releases": len(own)}
-            for run, own in runs.items()
-        }
-        total = spent(entries, delta, accountant=accountant)
-        found[place.stem] = {"epsilon": total, "releases": len(entries), "runs": told}
+        each = {run: _told(own, delta, accountant) for run, own in runs.items()}
+        found[place.stem] = {**_told(entries, delta, accountant), "runs": each}
     return found
 
 
