@@ -48,12 +48,14 @@ def test_an_answer_ends_where_the_model_itself_says(model) -> None:
     before, settings.eos_token_id = settings.eos_token_id, [end, 2]
     try:
         text = "".join(stream_answer(model, TURNS, Sampling(max_new_tokens=12)))
-        (scored,) = greedy_answers(model, tiny.encoded(tiny.opened(1)), batch_size=1, max_new_tokens=12)
+        line = Encoded(tuple(prompt_ids(TURNS, model.base.tokenizer)), (2,))
+        (scored,) = greedy_answers(model, [line], batch_size=1, max_new_tokens=12)
     finally:
         settings.eos_token_id = before
     decode = model.base.tokenizer.decode
     assert text in (decode(whole[: whole.index(end) + 1], skip_special_tokens=True), decode(whole[: whole.index(end)]))
-    assert len(scored) <= len(greedy_answers(model, tiny.encoded(tiny.opened(1)), batch_size=1, max_new_tokens=12)[0])
+    assert scored == text.strip()
+    assert greedy_answers(model, [line], batch_size=1, max_new_tokens=12) != [scored]
 
 
 def test_sampling_comes_from_its_seed_and_leaves_the_generator_alone(model) -> None:

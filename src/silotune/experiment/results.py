@@ -170,11 +170,8 @@ def _stopped(folder: RunFolder, parts: Sequence[tuple[str, ...]], alone: Sequenc
         result = folder.part(*names).read_json("result")
         return result["rounds"], result["stopped"]
 
-    lines = [
-        f"{_TITLES[names[0]]} stopped after round {ended(names)[0]}: {why}"
-        for names in parts
-        if (why := ended(names)[1])
-    ]
+    told = [(_TITLES[names[0]], *ended(names)) for names in parts]
+    lines = [f"{title} stopped after round {rounds}: {why}" for title, rounds, why in told if why]
     early = sorted((rounds, why) for rounds, why in map(ended, alone) if why)
     if early:
         (first, why), (last, _) = early[0], early[-1]
