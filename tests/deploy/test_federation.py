@@ -161,6 +161,11 @@ def same(run: RunFolder, whole: RunFolder) -> None:
     assert metrics[0] == metrics[1]
 
 
+def rounds_of(jobs: Jobs, name: str) -> int:
+    """The last round in a job's record; 0 where it has none, as while it begins again for want of a checkpoint."""
+    return jobs.progress(name)["round"] or 0
+
+
 def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
     processes: Processes, whole: RunFolder, document: dict[str, Any]
 ) -> None:
@@ -170,7 +175,7 @@ def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
     name = submit_run(kit, from_mapping(document))
     until("a site works", lambda: works(trainer_socket(site)) or jobs.progress(name)["round"] is not None)
     os.kill(status(site)["trainer"]["process"], signal.SIGKILL)
-    until("a round is done", lambda: (jobs.progress(name)["round"] or 0) >= 1)
+    until("a round is done", lambda: rounds_of(jobs, name) >= 1)
     process = holder(coordinator_folder(kit))
     assert process is not None
     with no_room(process, children(process)["silotune.deploy.job"]):
@@ -179,10 +184,10 @@ def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
         assert jobs.read(name).status == "running" and processes.running["coordinator"].poll() is None
     failed = until("it is written down", lambda: (state := jobs.read(name)).status == "failed" and state)
     assert "no space left" in failed.reason
+    done = rounds_of(jobs, name)
     again = [sys.executable, "-m", "silotune.cli.main", "resume", name, "--kit", str(kit.folder)]
     assert f"{name}: queued" in subprocess.run(again, check=True, capture_output=True, text=True).stdout
-    done = jobs.progress(name)["round"]
-    until("another round is done", lambda: jobs.progress(name)["round"] > done or jobs.read(name).status == "finished")
+    until("another round is done", lambda: rounds_of(jobs, name) > done or jobs.read(name).status == "finished")
     processes.kill("coordinator")
     assert jobs.read(name).status == "running"
     processes.start("coordinator")
