@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,32 +98,42 @@ def prepare(folder: Path, settings: Settings) -> float:
 
 
 def run(folder: Path, output: Path) -> None:
-    """Runs the experiment of a prepared folder; writes the final adapter and what was measured inside."""
-    began = time.perf_counter()
-    from silotune.config import from_mapping
-    from silotune.experiment.run import run_experiment
-
-    finished: dict[int, float] = {}
-
-    def note(event: str, fields: Mapping[str, Any]) -> None:
-        if event == "round_finished":
-            finished[int(fields["round"])] = time.perf_counter()
+    """Runs the experiment of a prepared folder by ``silotune run``; writes the final adapter and what was measured."""
+    began = time.time()
+    from silotune.cli.main import main as silotune
 
     settings = read_settings(folder)
     here = folder / output.stem
-    made = run_experiment(from_mapping(document(settings, here)), observer=note)
-    federated = made.path / "federated"
+    here.mkdir(exist_ok=True)
+    config = here / "run.toml"
+    config.write_text("".join(_lines(document(settings, here))), encoding="utf-8")
+    try:
+        silotune(["run", str(config), "--json"])
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    (made,) = (here / "runs").iterdir()
+    federated = made / "federated"
     shutil.copyfile(federated / "adapter" / "adapter_model.safetensors", output)
-    rounds = _rows(federated / "metrics.jsonl")
-    clients = _rows(federated / "clients.jsonl")
+    rounds, clients = _rows(federated / "metrics.jsonl"), _rows(federated / "clients.jsonl")
+    finished = {row["round"]: row["time"] for row in _rows(made / "events.jsonl") if row["event"] == "round_finished"}
     evaluating = sum(row["evaluate_seconds"] for row in rounds if row["round"] > 0)
     measured = {
         "rounds_seconds": finished[settings.rounds] - finished[0] - evaluating,
         "local_seconds": sum(row["seconds"] for row in clients),
         "before_rounds_seconds": finished[0] - began,
-        "peak_bytes": made.read_json("summary")["peak_memory_bytes"],
+        "peak_bytes": json.loads((made / "summary.json").read_text(encoding="utf-8"))["peak_memory_bytes"],
     }
     output.with_suffix(".json").write_text(json.dumps(measured), encoding="utf-8")
+
+
+def _lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A configuration as TOML, a dotted key a line."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key} = {json.dumps(value)}\n"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from silotune.errors import DataError
 from silotune.training.batches import answer_batch, shared_prefix
 from silotune.training.encode import Encoded
 from silotune.training.objectives import OBJECTIVES
-from silotune.training.scores import answer_losses, can_share_prefix, logits_at, option_scores, sees_branches
+from silotune.training.scores import answer_losses, can_shorten, logits_at, option_scores, sees_branches
 
 EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
 WORDINGS = {
@@ -136,7 +136,7 @@ def test_a_shared_instruction_changes_no_answer_loss_and_no_gradient(model, monk
     seen = passes(model, monkeypatch)
     fast, _ = answer_losses(model, examples)
     once = [len(INSTRUCTION), 3 * 12]
-    assert seen == (once if can_share_prefix(model, 22) else [3 * 21])
+    assert seen == (once if can_shorten(model, 22) else [3 * 21])
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     tiny.assert_close(tiny.gradients(model, fast.mean()), expected, 1e-5)
 
@@ -154,13 +154,13 @@ def test_a_shared_instruction_with_ia3_and_dora() -> None:
 
 def test_what_draws_or_checkpoints_shares_nothing() -> None:
     drawing = tiny.adapted(dropout=0.1)
-    assert can_share_prefix(drawing, 20)
+    assert can_shorten(drawing, 20)
     drawing.model.train()
-    assert not can_share_prefix(drawing, 20)
+    assert not can_shorten(drawing, 20)
     checkpointed = tiny.adapted()
     checkpointed.base.model.activation_checkpointing_enable()
-    assert not can_share_prefix(checkpointed, 20)
-    assert not can_share_prefix(tiny.adapted("bloom"), 20)
+    assert not can_shorten(checkpointed, 20)
+    assert not can_shorten(tiny.adapted("bloom"), 20)
 
 
 def test_branches_are_used_where_they_may_be_and_only_there() -> None:

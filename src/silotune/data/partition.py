@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -52,21 +54,17 @@ def partition(examples: Sequence[Example], section: PartitionSection, *, seed: i
 
 
 def _iid(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
-    from flwr_datasets.partitioner import IidPartitioner
-
     _refuse_too_few(len(examples), section)
-    shares = _shares(IidPartitioner(num_partitions=section.clients), _shuffled(len(examples), seed))
+    shares = _shares(_partitioners().IidPartitioner(num_partitions=section.clients), _shuffled(len(examples), seed))
     return _named(shares, section.min_examples)
 
 
 def _dirichlet(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
-    from flwr_datasets.partitioner import DirichletPartitioner
-
     _refuse_too_few(len(examples), section)
     order, values = _shuffled(len(examples), seed), _values(examples, section.field)
 
     def draw(least: int) -> list[list[int]]:
-        partitioner = DirichletPartitioner(
+        partitioner = _partitioners().DirichletPartitioner(
             num_partitions=section.clients,
             partition_by="value",
             alpha=float(section.alpha),
@@ -94,17 +92,27 @@ def _quantity(examples: Sequence[Example], section: PartitionSection, seed: int)
 
 
 def _by_field(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
-    from flwr_datasets.partitioner import NaturalIdPartitioner
-
     values = _values(examples, section.field)
     if len(set(values)) < 2:
         raise DataError(
             f"data.partition.field = {section.field!r}: all {len(values)} training examples have the same value"
         )
-    partitioner = NaturalIdPartitioner(partition_by="value")
+    partitioner = _partitioners().NaturalIdPartitioner(partition_by="value")
     shares = _shares(partitioner, list(range(len(values))), values)
     groups = dict(zip(sorted(set(values)), shares, strict=True))
     return _named_by_value(_merge_rare(groups, section))
+
+
+def _partitioners() -> Any:
+    """``flwr_datasets.partitioner``, without the second that its package takes to import seaborn for plots."""
+    spec = None if "seaborn" in sys.modules else importlib.util.find_spec("seaborn")
+    if spec is not None and spec.loader is not None:
+        spec.loader = later = importlib.util.LazyLoader(spec.loader)
+        sys.modules["seaborn"] = importlib.util.module_from_spec(spec)
+        later.exec_module(sys.modules["seaborn"])
+    from flwr_datasets import partitioner
+
+    return partitioner
 
 
 def _by_file(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """What a model gives for batches of examples: logits where they are needed, and the likelihood of answers and options.
 
-Each function takes the shortest way that leaves the numbers as they are: the output head at needed positions only,
-options as branches of one prompt, what all prompts begin with computed once.
+Each function takes the shortest way that leaves the numbers as they are: the output head and the last layer at needed
+positions only, options as branches of one prompt, what all prompts begin with computed once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import DataError
+from silotune.models import attention
 from silotune.models.adapters import Adapted
 from silotune.training.batches import (
     Batch,
@@ -26,6 +27,7 @@ from silotune.training.batches import (
     shared_prefix,
 )
 from silotune.training.encode import Encoded
+from silotune.training.last_layer import last_layer, needed_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,9 +71,11 @@ def _forward(adapted: Adapted, positions: torch.Tensor, ids: torch.Tensor, **inp
         hidden = given[0]  # [examples, length, width]
         return (hidden.reshape(-1, hidden.shape[-1])[positions], *given[1:])
 
+    layer = last_layer(adapted.base.model) if can_shorten(adapted, ids.shape[1]) else None
     handle = head.register_forward_pre_hook(keep)
     try:
-        logits: torch.Tensor = adapted.model(input_ids=ids, **inputs).logits
+        with needed_only(layer, positions, ids.shape) if layer is not None else nullcontext():
+            logits: torch.Tensor = adapted.model(input_ids=ids, **inputs).logits
     finally:
         handle.remove()
     return logits
@@ -142,7 +146,7 @@ def sees_branches(model: PreTrainedModel, length: int) -> bool:
     window = getattr(config, "sliding_window", None)
     layers = set(getattr(config, "layer_types", None) or ())
     return (
-        config._attn_implementation in ("sdpa", "eager")
+        config._attn_implementation in ("sdpa", "eager", attention.NAME)
         and layers <= {"full_attention", "sliding_attention"}
         and (window is None or length <= window)
         and not model._is_stateful
@@ -151,8 +155,9 @@ def sees_branches(model: PreTrainedModel, length: int) -> bool:
     )
 
 
-def can_share_prefix(adapted: Adapted, length: int) -> bool:
-    """Whether sequences of ``length`` can begin with keys and values that were computed once for all of them.
+def can_shorten(adapted: Adapted, length: int) -> bool:
+    """Whether sequences of ``length`` can begin with keys and values that were computed once for all of them, and
+    leave out of the last layer what nobody reads.
 
     Not so where the model cannot follow a mask, where checkpointing gives up the cache, where training draws
     random numbers (all examples would draw the same), and where each example's own gradient is wanted.
@@ -166,7 +171,7 @@ def can_share_prefix(adapted: Adapted, length: int) -> bool:
 
 def _shared(adapted: Adapted, examples: Sequence[Encoded], longest: int) -> int:
     """Ids at the beginning of every prompt that are computed once for the batch."""
-    return shared_prefix(examples) if can_share_prefix(adapted, longest) else 0
+    return shared_prefix(examples) if can_shorten(adapted, longest) else 0
 
 
 def _mask_dtype(adapted: Adapted) -> torch.dtype:

@@ -1,0 +1,146 @@
+"""Attention over short texts on a CPU, for training: the same numbers as torch's kernel, sooner.
+
+torch's flash kernel for CPUs computes the scores anew in its backward pass, and wants the keys and values of grouped
+heads (Ainslie et al. 2023, arXiv 2305.13245) repeated for every head. Over up to `LONGEST` keys it is faster to keep
+the weights, to fold the heads of a group into the queries, and to take plain batched products, one example at a time so
+that scores stay in the cache. Where each head is a group of its own, torch's kernel is as fast and stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+NAME = "silotune"
+"""What transformers knows this attention by; everything that it is not made for goes to ``sdpa``."""
+LONGEST = 256
+"""Keys up to which it is used: torch's kernel wins beyond (``benchmarks/attention.py``)."""
+MOST_WEIGHTS = 1 << 22
+"""Weights of one layer that it keeps at most, 16 MiB."""
+NARROW = 8
+"""Width of a head up to which products with the head's width first are the faster ones."""
+_SPECIAL = ("position_bias", "cache", "softcap", "s_aux", "head_mask")
+
+
+def use_for_short_texts(model: Any) -> None:
+    """Gives a model on the CPU this attention in place of ``sdpa``; any other that it has stays."""
+    if model.config._attn_implementation != "sdpa":
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **given: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers.
+
+    Args:
+        module: The attention layer.
+        query: [examples, heads, queries, width].
+        key: [examples, groups, keys, width].
+        value: As ``key``.
+        attention_mask: Additive, or True where a query sees a key: [examples or 1, 1, queries, keys]; None for causal
+            attention, or for all keys where the layer is not causal.
+        **given: ``scaling``, ``dropout``, ``is_causal``, and what only some architectures have.
+
+    Returns:
+        [examples, queries, heads, width], and no weights.
+    """
+    is_special = any(given.get(name) is not None for name in _SPECIAL)
+    if is_special or given.get("dropout") or not _is_short(query, key, value, attention_mask):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        made, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+        return made, None
+    causal, scale = given.get("is_causal"), given.get("scaling")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    short: torch.Tensor = _Short.apply(query, key, value, _additive(attention_mask, query, key, causal=causal), scale)
+    return short.transpose(1, 2).contiguous(), None
+
+
+def _is_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether `_Short` is made for these tensors, and gradients through them are wanted."""
+    examples, heads, queries, width = query.shape
+    keys = key.shape[2]
+    return (
+        torch.is_grad_enabled()
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
+        and query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype == torch.float32
+        and key.shape == value.shape
+        and (key.shape[1] < heads or width <= NARROW)
+        and keys <= LONGEST
+        and examples * heads * queries * keys <= MOST_WEIGHTS
+        and (mask is None or (mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[3] == keys))
+    )
+
+
+def _additive(
+    mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, *, causal: bool
+) -> torch.Tensor | None:
+    """What is added to the scores [examples, 1, queries, keys]; None where every query sees every key."""
+    (examples, _, queries, _), keys = query.shape, key.shape[2]
+    if mask is None:
+        if not causal or queries == 1:
+            return None
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril()[None, None]  # as torch counts: from the first key
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(mask.logical_not(), torch.finfo(torch.float32).min)
+    return mask.expand(examples, 1, queries, keys)
+
+
+class _Short(torch.autograd.Function):
+    """softmax(scale Q K' + mask) V, example by example; heads of a group are further queries of its keys."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        examples, heads, queries, width = query.shape
+        groups, keys = key.shape[1:3]
+        folded = (query * scale).reshape(examples, groups, -1, width)  # queries of all heads in a group
+        weights = query.new_empty(examples, groups, folded.shape[2], keys)
+        made = torch.empty_like(folded)
+        for place, scores in enumerate(weights):
+            torch.bmm(folded[place], key[place].mT, out=scores)
+            if mask is not None:
+                scores.view(groups, -1, queries, keys).add_(mask[place])
+            torch.softmax(scores, -1, out=scores)
+            _product(scores, value[place], out=made[place])
+        ctx.save_for_backward(folded, key, value, weights)
+        ctx.scale = scale
+        return made.view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        folded, key, value, weights = ctx.saved_tensors
+        along = gradient.reshape(folded.shape)
+        of_query, of_key, of_value = torch.empty_like(folded), torch.empty_like(key), torch.empty_like(value)
+        of_weights, of_scores = torch.empty_like(weights[0]), torch.empty_like(weights[0])
+        for place, given in enumerate(weights):
+            _product(given.mT, along[place], out=of_value[place])
+            torch.bmm(along[place], value[place].mT, out=of_weights)
+            torch.ops.aten._softmax_backward_data.out(of_weights, given, -1, torch.float32, grad_input=of_scores)
+            _product(of_scores.mT, folded[place], out=of_key[place])
+            _product(of_scores, key[place], out=of_query[place])
+        return of_query.mul_(ctx.scale).view(gradient.shape), of_key, of_value, None, None
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:
+    """left [groups, n, m] times right [groups, m, width] into ``out``."""
+    if right.shape[-1] > NARROW:
+        torch.bmm(left, right, out=out)
+    else:
+        out.copy_(torch.bmm(right.mT, left.mT).mT)
