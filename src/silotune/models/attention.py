@@ -8,6 +8,7 @@ that scores stay in the cache. Where each head is a group of its own, torch's ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ LONGEST = 256
 """Keys up to which it is used: torch's kernel wins beyond (``benchmarks/attention.py``)."""
 MOST_WEIGHTS = 1 << 22
 """Weights of one layer that it keeps at most, 16 MiB."""
+AT_ONCE = 1 << 19
+"""Weights that are worked on at a time, 2 MiB: few enough for the cache of a core."""
 NARROW = 8
 """Width of a head up to which products with the head's width first are the faster ones."""
 _SPECIAL = ("position_bias", "cache", "softcap", "s_aux", "head_mask")
@@ -110,15 +113,17 @@ class _Short(torch.autograd.Function):
     ) -> torch.Tensor:
         examples, heads, queries, width = query.shape
         groups, keys = key.shape[1:3]
-        folded = (query * scale).reshape(examples, groups, -1, width)  # queries of all heads in a group
+        folded = (query * scale).reshape(examples, groups, -1, width).contiguous()  # queries of all heads in a group
         weights = query.new_empty(examples, groups, folded.shape[2], keys)
         made = torch.empty_like(folded)
-        for place, scores in enumerate(weights):
-            torch.bmm(folded[place], key[place].mT, out=scores)
+        for part in _parts(weights):
+            scores = weights[part]
+            at_once = scores.flatten(0, 1)
+            torch.bmm(folded[part].flatten(0, 1), key[part].flatten(0, 1).mT, out=at_once)
             if mask is not None:
-                scores.view(groups, -1, queries, keys).add_(mask[place])
-            torch.softmax(scores, -1, out=scores)
-            _product(scores, value[place], out=made[place])
+                scores.view(len(scores), groups, -1, queries, keys).add_(mask[part, None])
+            torch.softmax(at_once, -1, out=at_once)
+            _product(at_once, value[part].flatten(0, 1), out=made[part].flatten(0, 1))
         ctx.save_for_backward(folded, key, value, weights)
         ctx.scale = scale
         return made.view(query.shape)
@@ -127,15 +132,22 @@ class _Short(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         folded, key, value, weights = ctx.saved_tensors
         along = gradient.reshape(folded.shape)
-        of_query, of_key, of_value = torch.empty_like(folded), torch.empty_like(key), torch.empty_like(value)
-        of_weights, of_scores = torch.empty_like(weights[0]), torch.empty_like(weights[0])
-        for place, given in enumerate(weights):
-            _product(given.mT, along[place], out=of_value[place])
-            torch.bmm(along[place], value[place].mT, out=of_weights)
-            torch.ops.aten._softmax_backward_data.out(of_weights, given, -1, torch.float32, grad_input=of_scores)
-            _product(of_scores.mT, folded[place], out=of_key[place])
-            _product(of_scores, key[place], out=of_query[place])
+        of_query, of_key, of_value = torch.empty_like(folded), key.new_empty(key.shape), value.new_empty(value.shape)
+        for part in _parts(weights):
+            given, own, keys, values = (each[part].flatten(0, 1) for each in (weights, along, key, value))
+            _product(given.mT, own, out=of_value[part].flatten(0, 1))
+            of_weights = torch.bmm(own, values.mT)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, given, -1, torch.float32)
+            _product(of_scores.mT, folded[part].flatten(0, 1), out=of_key[part].flatten(0, 1))
+            _product(of_scores, keys, out=of_query[part].flatten(0, 1))
         return of_query.mul_(ctx.scale).view(gradient.shape), of_key, of_value, None, None
+
+
+def _parts(weights: torch.Tensor) -> Iterator[slice]:
+    """Examples that are taken at once: as many as have `AT_ONCE` weights."""
+    step = max(1, AT_ONCE // weights[0].numel())
+    for start in range(0, len(weights), step):
+        yield slice(start, start + step)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> None:

@@ -145,9 +145,14 @@ class InProcess:
 
 @contextmanager
 def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose workers share out torch's threads; torch's own count and generator are as before afterwards."""
+    """A pool whose workers share out torch's threads; torch's own count and generator are as before afterwards.
+
+    This thread takes no more than a worker meanwhile: where all cores are at work, an operation spread over them
+    waits for each, a millisecond for a product that takes microseconds.
+    """
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
+    torch.set_num_threads(share)
     try:
         with (
             torch.random.fork_rng(devices=[]),
