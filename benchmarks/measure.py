@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 2.0
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "flwr", "ray")
 QUIET: Mapping[str, str] = {
     "PYTHONUNBUFFERED": "1",

@@ -62,6 +62,11 @@ class Adapted:
         return total - own - lora_layers.num_frozen(self.model) if self.config else total
 
     @cached_property
+    def is_checkpointed(self) -> bool:
+        """Whether activations are computed anew in the backward pass; looked up once, as every module is asked."""
+        return bool(self.base.model.is_activation_checkpointing)
+
+    @cached_property
     def draws_randomly(self) -> bool:
         """Whether a training step draws random numbers: dropout as a module, in the adapter too, or in the config.
 

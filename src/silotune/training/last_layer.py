@@ -8,8 +8,9 @@ hidden states of the needed positions alone, and a cache that answers with those
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def last_layer(model: PreTrainedModel) -> torch.nn.Module | None:
     borrows = getattr(model.config.get_text_config(), "num_kv_shared_layers", None)
     if borrows or not isinstance(layers, torch.nn.ModuleList):
         return None
-    return layers[-1] if _cache_name(layers[-1].forward) else None
+    return layers[-1] if _cache_name(type(layers[-1])) else None
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def needed_only(layer: torch.nn.Module, positions: torch.Tensor, shape: torch.Si
         yield
         return
     held = vars(layer).get("forward")
-    vars(layer)["forward"] = _shortened(layer.forward, needed)
+    vars(layer)["forward"] = _shortened(type(layer), layer.forward, needed)
     try:
         yield
     finally:
@@ -122,11 +123,12 @@ class _Needed:
         return everywhere.index_put((self._flat,), made[self._row, self._slot]).view(rows, length, -1)
 
 
-def _shortened(forward: Callable[..., torch.Tensor], needed: _Needed) -> Callable[..., torch.Tensor]:
-    name = _cache_name(forward)
+def _shortened(kind: type, forward: Callable[..., torch.Tensor], needed: _Needed) -> Callable[..., torch.Tensor]:
+    """The forward of a layer of this kind, for the needed positions."""
+    name = _cache_name(kind)
 
     def instead(*args: Any, **kwargs: Any) -> torch.Tensor:
-        given = _by_name(forward, args, kwargs)
+        given = {**dict(zip(_positional(kind), args, strict=False)), **kwargs}
         keys = _Keys(given.get(name))
         try:
             return forward(**{**given, name: keys})
@@ -142,16 +144,12 @@ def _shortened(forward: Callable[..., torch.Tensor], needed: _Needed) -> Callabl
     return instead
 
 
-def _by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by their names, those that are caught by ``**`` included."""
-    signature = inspect.signature(forward)
-    named = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(parameter.name, {})
-    return named
+@functools.cache
+def _positional(kind: type) -> tuple[str, ...]:
+    """What a layer calls its arguments, in order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
 
 
-def _cache_name(forward: Callable[..., Any]) -> str:
+def _cache_name(kind: type) -> str:
     """What a layer calls its cache; empty where it takes none."""
-    return next((name for name in CACHES if name in inspect.signature(forward).parameters), "")
+    return next((name for name in CACHES if name in _positional(kind)), "")

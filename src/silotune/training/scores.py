@@ -163,9 +163,8 @@ def can_shorten(adapted: Adapted, length: int) -> bool:
     random numbers (all examples would draw the same), and where each example's own gradient is wanted.
     """
     base = adapted.base
-    checkpointed = base.model.is_activation_checkpointing
     drawn = adapted.model.training and adapted.draws_randomly
-    is_free = not (checkpointed or drawn or adapted.keeps_rows_apart)
+    is_free = not (adapted.is_checkpointed or drawn or adapted.keeps_rows_apart)
     return is_free and sees_branches(base.model, length)
 
 
