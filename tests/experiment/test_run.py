@@ -354,8 +354,17 @@ def test_clients_with_open_answers_are_compared_by_what_they_were_dealt_by(confi
 
 
 def test_a_loss_that_is_not_finite_says_so(configuration: Make) -> None:
-    config = configuration(training={"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0, "max_steps": 4})
+    training = {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0, "max_steps": 4}
+    config = configuration(model={"attention": "sdpa"}, training=training)  # whose kernel makes NaN of such scores
     with pytest.raises(FederationError, match="client 'client-0' failed in round 1 at train: .*not finite") as caught:
+        run_experiment(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_update_that_diverged_and_stayed_finite_is_refused_for_its_size(configuration: Make) -> None:
+    training = {"optimizer": "sgd", "learning_rate": 1e30, "clip_norm": 0, "max_steps": 4}
+    config = configuration(model={"attention": "eager"}, training=training)
+    with pytest.raises(FederationError, match="the update of 'client-0' holds a value of .*at most 1e\\+12") as caught:
         run_experiment(config)
     assert "\n" not in str(caught.value)
 

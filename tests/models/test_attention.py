@@ -38,7 +38,7 @@ def slow(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torc
 def compare(
     module: Any, given: list[torch.Tensor], mask: torch.Tensor | None, expected: torch.Tensor, **more: Any
 ) -> None:
-    assert attention._is_short(*given, mask)
+    assert attention.is_short(*given, mask)
     made, weights = attention.attend(module, *given, mask, **more)
     by_hand = slow(*given, expected, more.get("scaling", given[0].shape[-1] ** -0.5))
     assert weights is None
@@ -78,13 +78,13 @@ def test_what_it_is_not_made_for_goes_to_torch(monkeypatch: pytest.MonkeyPatch) 
     wide = torch.zeros(2, 4, 5, 9)
     half = [each.detach().bfloat16().requires_grad_() for each in given]
     frozen = [each.detach() for each in given]
-    assert attention._is_short(*given, None)
+    assert attention.is_short(*given, None)
     for each, mask in ((one_a_head, None), (long, None), (given, wide), (half, None), (frozen, None)):
-        assert not attention._is_short(*each, mask)
+        assert not attention.is_short(*each, mask)
     with torch.no_grad():
-        assert not attention._is_short(*given, None)
+        assert not attention.is_short(*given, None)
     monkeypatch.setattr(attention, "MOST_WEIGHTS", 2 * 4 * 5 * 9 - 1)
-    assert not attention._is_short(*given, None)
+    assert not attention.is_short(*given, None)
 
 
 def test_dropout_and_special_scores_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +116,8 @@ def test_models_with_grouped_heads_learn_the_same(name: str, monkeypatch: pytest
     assert sees_branches(model.base.model, 20)
     own.base.model.set_attn_implementation("eager")
     calls: list[int] = []
-    short = attention._Short.apply
-    monkeypatch.setattr(attention._Short, "apply", lambda *given: calls.append(1) or short(*given))
+    short = attention.ShortAttention.apply
+    monkeypatch.setattr(attention.ShortAttention, "apply", lambda *given: calls.append(1) or short(*given))
     beginning = tuple(range(30, 44))
     given = [
         Encoded((*beginning, *range(60, 60 + length)), (50 + label, 2), ((50,), (51,), (52,)), label)

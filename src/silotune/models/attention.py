@@ -61,7 +61,7 @@ def attend(
         [examples, queries, heads, width], and no weights.
     """
     is_special = any(given.get(name) is not None for name in _SPECIAL)
-    if is_special or given.get("dropout") or not _is_short(query, key, value, attention_mask):
+    if is_special or given.get("dropout") or not is_short(query, key, value, attention_mask):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         made, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
@@ -69,12 +69,14 @@ def attend(
     causal, scale = given.get("is_causal"), given.get("scaling")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    short: torch.Tensor = _Short.apply(query, key, value, _additive(attention_mask, query, key, causal=causal), scale)
+    short: torch.Tensor = ShortAttention.apply(
+        query, key, value, _additive(attention_mask, query, key, causal=causal), scale
+    )
     return short.transpose(1, 2).contiguous(), None
 
 
-def _is_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether `_Short` is made for these tensors, and gradients through them are wanted."""
+def is_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether `ShortAttention` is made for these tensors, and gradients through them are wanted."""
     examples, heads, queries, width = query.shape
     keys = key.shape[2]
     return (
@@ -104,7 +106,7 @@ def _additive(
     return mask.expand(examples, 1, queries, keys)
 
 
-class _Short(torch.autograd.Function):
+class ShortAttention(torch.autograd.Function):
     """softmax(scale Q K' + mask) V, example by example; heads of a group are further queries of its keys."""
 
     @staticmethod
