@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from measure import Result, all_passed, speed_up, table
+from measure import Result, all_passed, seconds_of, speed_up, table
 
 from silotune.models import attention
 
@@ -31,13 +29,6 @@ SHAPES = (
 )
 """Examples, heads, groups, queries, keys, width of a head."""
 REPETITIONS = 25
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Processor seconds of one call."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def compared(name: str, *sizes: int) -> Result:

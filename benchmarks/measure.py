@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +88,13 @@ def relative_difference(first: float, second: float) -> float:
 def all_passed(results: Sequence[Result]) -> bool:
     """True when something was measured and every bound holds."""
     return bool(results) and all(result.passed for result in results)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Processor seconds of one call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def run_child(command: Sequence[str], log: Path) -> Child:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from measure import Result, all_passed, as_document, from_document, machine, read_document, speed_up, table
+from measure import Result, all_passed, as_document, from_document, machine, read_document, seconds_of, speed_up, table
 
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.secure_site import UnmaskReport
@@ -39,13 +39,6 @@ MASKS = 10
 """A site's own and one for each of nine peers."""
 MASK_REPETITIONS = 31
 REPETITIONS = 9
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Processor seconds of one call."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def repeated(work: Callable[[], object], times: int = REPETITIONS) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import torch
 import tiny
 from silotune.models import lora_layers
 from silotune.models.adapters import Adapted
+from silotune.training.batches import Batch
 from silotune.training.encode import Encoded
 from silotune.training.last_layer import last_layer, needed_only
 from silotune.training.scores import answer_losses, logits_at, option_scores
@@ -48,32 +49,20 @@ def compare(model: Adapted, given: list[Encoded], *, packed: bool = False) -> No
     assert any(bool(value.abs().max() > 1e-3) for value in expected.values())
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_every_architecture_gives_the_numbers_of_the_whole_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("instruction", [(), INSTRUCTION], ids=["apart", "shared beginning"])
+@pytest.mark.parametrize(
+    ("name", "positions"), [*((name, 3 * 3) for name in tiny.ARCHITECTURES), *((name, 0) for name in tiny.WINDOWED)]
+)
+def test_every_architecture_gives_the_numbers_of_the_whole_layer(
+    name: str, positions: int, instruction: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows of at most three ids to learn; of a beginning keys and values alone. Short windows keep all of it."""
     model = tiny.adapted(name, targets="all-linear")
-    compare(model, examples())
-    seen = positions_through(model, monkeypatch)
-    answer_losses(model, examples())
-    assert seen == [3 * 3], "three rows, at most three ids of an answer"
-
-
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_a_shared_beginning_leaves_only_keys_and_values_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.adapted(name, targets="all-linear")
-    given = examples(instruction=INSTRUCTION)
+    given = examples(instruction=instruction)
     compare(model, given)
     seen = positions_through(model, monkeypatch)
     answer_losses(model, given)
-    assert seen == [3 * 3]
-
-
-@pytest.mark.parametrize("name", tiny.WINDOWED)
-def test_a_window_shorter_than_the_text_keeps_the_whole_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.adapted(name, targets="all-linear")
-    compare(model, examples())
-    seen = positions_through(model, monkeypatch)
-    answer_losses(model, examples())
-    assert seen == [3 * 20]
+    assert seen == [positions or 3 * (len(instruction) + 20)]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
@@ -194,7 +183,5 @@ def test_layers_that_borrow_keys_or_cannot_be_told_are_left_alone() -> None:
 
 def test_logits_need_no_position_at_all() -> None:
     model = tiny.adapted()
-    from silotune.training.batches import Batch
-
     empty = Batch(torch.tensor([[5, 6, 7]]), torch.empty(0, dtype=torch.long))
     assert logits_at(model, empty).shape == (0, 320)

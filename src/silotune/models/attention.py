@@ -2,8 +2,8 @@
 
 torch's flash kernel for CPUs computes the scores anew in its backward pass, and wants the keys and values of grouped
 heads (Ainslie et al. 2023, arXiv 2305.13245) repeated for every head. Over up to `LONGEST` keys it is faster to keep
-the weights, to fold the heads of a group into the queries, and to take plain batched products, one example at a time so
-that scores stay in the cache. Where each head is a group of its own, torch's kernel is as fast and stays.
+the weights, to fold the heads of a group into the queries, and to take plain batched products, a few examples at a time
+so that scores stay in the cache. Where each head is a group of its own, torch's kernel is as fast and stays.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _additive(
 
 
 class ShortAttention(torch.autograd.Function):
-    """softmax(scale Q K' + mask) V, example by example; heads of a group are further queries of its keys."""
+    """softmax(scale Q K' + mask) V, a few examples at a time; heads of a group are further queries of its keys."""
 
     @staticmethod
     def forward(
