@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from measure import Result, all_passed, as_document, from_document, machine, read_document, seconds_of, speed_up, table
 
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.secure_site import UnmaskReport
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
-from silotune.privacy.masks import PIECE_BYTES, add_streams
+from silotune.privacy.masks import BLOCK_BYTES, PIECE_BYTES, SEGMENT_BYTES, ZEROS, add_streams, fastest_keystream
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise
 from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest, safe_degree
@@ -38,6 +38,8 @@ VALUES = 1_000_000
 MASKS = 10
 """A site's own and one for each of nine peers."""
 MASK_REPETITIONS = 31
+MASK_SIZES = ((1, 32), (1, 16), (10, 32))
+"""Millions of values, and the bits of their ring."""
 REPETITIONS = 9
 
 
@@ -48,51 +50,79 @@ def repeated(work: Callable[[], object], times: int = REPETITIONS) -> tuple[floa
 
 
 def masks() -> list[Result]:
-    """A site's ten masks for a vector of a million values, as a round of ten clients needs them: drawn, and added."""
+    """A site's ten masks, as a round of ten clients needs them: on one core, and on all, as a site works.
+
+    For a million values, and for ten, the size of a 7 B model's adapter.
+    """
+    cores = len(os.sched_getaffinity(0))
+    cases = [(threads, millions, bits) for threads in sorted({1, cores}) for millions, bits in MASK_SIZES]
+    return [
+        result
+        for threads, millions, bits in cases
+        for result in _masks(millions, bits, threads, bound=10.0 if threads == cores else None)
+    ]
+
+
+def _masks(millions: int, bits: int, threads: int, *, bound: float | None) -> list[Result]:
+    """Both sides in turn, so that the machine's moods meet both; in wall time where there are several threads."""
+    vector = np.zeros(millions * VALUES, RINGS[bits])
+    clock = time.process_time if threads == 1 else time.perf_counter
+    sides = {
+        "peer draws": partial(_peer_masks, vector.size, 1 << bits, add=False),
+        "draws": partial(_draw, vector.nbytes, threads),
+        "peer adds": partial(_peer_masks, vector.size, 1 << bits, add=True),
+        "adds": lambda: add_streams([vector], [(seed, False) for seed in _seeds()]),
+    }
+    took: dict[str, list[float]] = {name: [] for name in sides}
+    torch.set_num_threads(threads)
+    for _ in range(1 + max(MASK_REPETITIONS // millions, REPETITIONS)):
+        for name, work in sides.items():
+            began = clock()
+            work()
+            took[name].append(clock() - began)
+    torch.set_num_threads(1)
+    counted = {name: tuple(seconds[1:]) for name, seconds in took.items()}
+    rate = tuple(MASKS * vector.nbytes / threads / seconds / 1e9 for seconds in counted["adds"])
+    what = f"{MASKS} x {millions} M values mod 2^{bits}, {'one core' if threads == 1 else f'{threads} cores'}"
+    results = [Result("mask", f"{what}: GB/s a core drawn and added", (), rate, float(np.median(rate)), 1.0)]
+    for does, name in (("draw", "draws"), ("draw and add", "adds")):
+        peer, own = counted[f"peer {name}"], counted[name]
+        results.append(Result("mask", f"{what}: both {does}, seconds", peer, own, speed_up(peer, own), bound))
+    return results
+
+
+def _peer_masks(size: int, ring: int, *, add: bool) -> None:
+    """flwr's way: one draw after the other, each added to the sum."""
     from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition
     from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
-    results = []
-    for bits, bound in ((32, 10.0), (16, 10.0)):
-        vector = np.zeros(VALUES, RINGS[bits])
-        sides: dict[str, list[float]] = {"drawn": [], "added": [], "own drawn": [], "own added": []}
+    summed = [np.zeros(size, np.int64)]
+    for seed in _seeds():
+        mask = pseudo_rand_gen(seed, ring, [(size,)])
+        summed = parameters_addition(summed, mask) if add else summed
 
-        def theirs(ring: int, *, add: bool) -> None:
-            summed = [np.zeros(VALUES, np.int64)]
-            for seed in _seeds():
-                mask = pseudo_rand_gen(seed, 1 << ring, [(VALUES,)])
-                summed = parameters_addition(summed, mask) if add else summed
 
-        for _ in range(MASK_REPETITIONS + 1):  # side by side, so that the machine's moods meet both
-            sides["drawn"].append(seconds_of(partial(theirs, bits, add=False)))
-            sides["own drawn"].append(seconds_of(partial(_keystreams, vector.nbytes)))
-            sides["added"].append(seconds_of(partial(theirs, bits, add=True)))
-            seeds = [(seed, False) for seed in _seeds()]
-            sides["own added"].append(seconds_of(partial(add_streams, [vector], seeds)))
-        drawn, added, own_drawn, own_added = (
-            tuple(sides[name][1:]) for name in ("drawn", "added", "own drawn", "own added")
-        )
-        rate = tuple(MASKS * vector.nbytes / seconds / 1e9 for seconds in own_added)
-        what = f"{MASKS} x 1 M values mod 2^{bits}"
-        results += [
-            Result("mask", f"{what}: GB/s drawn and added, one core", (), rate, float(np.median(rate)), 1.0),
-            Result("mask", f"{what}: both draw, seconds", drawn, own_drawn, speed_up(drawn, own_drawn), bound),
-            Result("mask", f"{what}: both draw and add, seconds", added, own_added, speed_up(added, own_added), bound),
-        ]
-    return results
+def _draw(count: int, threads: int) -> None:
+    """What `add_streams` draws, without adding it."""
+    keystream, seeds = fastest_keystream(), _seeds()
+
+    def segments(first: int) -> None:
+        drawn = bytearray(PIECE_BYTES + BLOCK_BYTES)
+        for number in range(first, -(-count // SEGMENT_BYTES), threads):
+            streams = [keystream(seed, number) for seed in seeds]
+            for start in range(number * SEGMENT_BYTES, min(count, (number + 1) * SEGMENT_BYTES), PIECE_BYTES):
+                for stream in streams:
+                    stream.update_into(ZEROS[: count - start], drawn)
+
+    with ThreadPoolExecutor(threads) as pool:
+        helpers = [pool.submit(segments, first) for first in range(1, threads)]
+        segments(0)
+        for helper in helpers:
+            helper.result()
 
 
 def _seeds() -> list[bytes]:
     return [os.urandom(32) for _ in range(MASKS)]
-
-
-def _keystreams(count: int) -> None:
-    """What `add_streams` draws, without adding it."""
-    zeros, drawn = memoryview(bytes(PIECE_BYTES)), bytearray(PIECE_BYTES + 16)
-    for seed in _seeds():
-        stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-        for start in range(0, count, PIECE_BYTES):
-            stream.update_into(zeros[: count - start], drawn)
 
 
 @dataclass

@@ -7,13 +7,23 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silotune.errors import ProtectionError
+from silotune.privacy import masks
 from silotune.privacy.figures import from_integers, to_integers
-from silotune.privacy.masks import add_streams, agreed, public_half
+from silotune.privacy.masks import (
+    SEGMENT_BYTES,
+    Keystream,
+    add_streams,
+    agreed,
+    counter_mode,
+    counter_mode_of_gcm,
+    public_half,
+)
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise, signed
 from silotune.privacy.secure_sum.shamir import PRIME, join, split
 
@@ -74,17 +84,43 @@ def test_mean_is_the_weighted_mean_within_the_bound(weights: list[int], bits: in
     assert np.abs(mean(total, sum(weights), scale) - expected).max() <= bound
 
 
-def test_streams_are_aes_in_counter_mode_over_all_arrays() -> None:
+def _counter_mode(seed: bytes, count: int) -> bytes:
+    """The keystream the obvious way: each segment counts from block 2 behind its number."""
+    drawn = b""
+    for number in range(-(-count // SEGMENT_BYTES)):
+        first = number.to_bytes(12, "big") + (2).to_bytes(4, "big")
+        drawn += Cipher(algorithms.AES(seed), modes.CTR(first)).encryptor().update(bytes(SEGMENT_BYTES))
+    return drawn[:count]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("keystream", [counter_mode, counter_mode_of_gcm])
+def test_streams_are_aes_in_counter_mode_over_all_arrays(
+    threads: int, keystream: Keystream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "fastest_keystream", lambda: keystream)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seed, other = bytes(range(32)), bytes(reversed(range(32)))
-    arrays = [np.zeros(300_001, "<u4"), np.zeros(7, "<u8")]
+    arrays = [np.zeros(300_001, "<u4"), np.zeros(7, "<u8"), np.zeros(1_000_000, "<u4")]
+    total = sum(array.nbytes for array in arrays)
+
+    def held() -> bytes:
+        return b"".join(array.tobytes() for array in arrays)
+
     add_streams(arrays, [(seed, False)])
-    expected = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(1_200_004 + 56))
-    assert arrays[0].tobytes() + arrays[1].tobytes() == expected
+    assert held() == _counter_mode(seed, total)
     add_streams(arrays, [(other, False), (seed, True)])
-    expected = Cipher(algorithms.AES(other), modes.CTR(bytes(16))).encryptor().update(bytes(1_200_004 + 56))
-    assert arrays[0].tobytes() + arrays[1].tobytes() == expected
+    assert held() == _counter_mode(other, total)
     add_streams(arrays, [(other, True)])
-    assert not arrays[0].any() and not arrays[1].any()
+    assert not any(array.any() for array in arrays)
+
+
+def test_no_arrays_and_no_streams_are_nothing() -> None:
+    array = np.arange(5, dtype="<u4")
+    add_streams([array], [])
+    add_streams([], [(bytes(32), False)])
+    add_streams([np.zeros(0, "<u4")], [(bytes(32), False)])
+    assert array.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_both_sides_agree_and_purposes_differ() -> None:
