@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -275,3 +277,13 @@ def test_a_deal_by_field_follows_the_institutions_and_merges_what_they_merged() 
 def test_what_test_examples_are_dealt_by() -> None:
     by = {scheme: dealt_by(PartitionSection(scheme=scheme, field="a+b")) for scheme in module._SCHEMES}
     assert by == {"iid": None, "quantity": None, "dirichlet": "a+b", "field": "a+b", "file": "label"}
+
+
+def test_partitioners_come_without_the_plotting_packages_and_leave_theirs_whole() -> None:
+    """In a fresh process: nothing has imported flwr_datasets yet."""
+    code = (
+        "import sys; from silotune.data.partition import _partitioners; _partitioners().IidPartitioner; "
+        "assert not {'seaborn', 'matplotlib'} & set(sys.modules); "
+        "import flwr_datasets.visualization as plots; assert callable(plots.plot_label_distributions)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)  # noqa: S603

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from silotune.data.rows import UNKNOWN
@@ -104,12 +104,15 @@ def _by_field(examples: Sequence[Example], section: PartitionSection, seed: int)
 
 
 def _partitioners() -> Any:
-    """``flwr_datasets.partitioner``, without the second that its package takes to import seaborn for plots."""
-    spec = None if "seaborn" in sys.modules else importlib.util.find_spec("seaborn")
-    if spec is not None and spec.loader is not None:
-        spec.loader = later = importlib.util.LazyLoader(spec.loader)
-        sys.modules["seaborn"] = importlib.util.module_from_spec(spec)
-        later.exec_module(sys.modules["seaborn"])
+    """``flwr_datasets.partitioner``, without the two seconds that its package takes to import what it plots with."""
+    if "flwr_datasets" not in sys.modules:
+        plots = "flwr_datasets.visualization"
+        sys.modules[plots] = ModuleType(plots)
+        try:
+            import flwr_datasets
+        finally:
+            del sys.modules[plots]
+        vars(flwr_datasets).pop("visualization", None)  # whoever imports it gets the real one
     from flwr_datasets import partitioner
 
     return partitioner
