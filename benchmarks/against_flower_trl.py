@@ -166,7 +166,8 @@ def memory(bench: Bench) -> list[Result]:
     """Growth of one process's peak memory from few clients to many, in adapters a client."""
     from silotune_side import prepare
 
-    small = replace(bench.settings, rounds=2, local_steps=1, batch_size=4, examples_per_client=4, held_out=8)
+    tiny = replace(bench.settings, rounds=2, local_steps=1, batch_size=4, examples_per_client=4, held_out=8)
+    small = replace(tiny, worker_processes=False)
     peaks: dict[int, list[float]] = {FEW_CLIENTS: [], MANY_CLIENTS: []}
     adapter_bytes = 0
     for clients, peak in peaks.items():

@@ -258,6 +258,10 @@ class FederationSection(Section):
     workers: Positive | None = Field(
         None, description="clients trained side by side in one process; default: a core each for small models"
     )
+    worker_processes: bool | None = Field(
+        None,
+        description="train them in processes, which hold the base each, not in threads; default: if a run is long",
+    )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
     )

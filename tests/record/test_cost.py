@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from silotune.record import cost
 from silotune.record.cost import Meter, PeakMemory
 from silotune.record.energy import NoGauge, weakest
 from silotune.structs import Spent
@@ -34,7 +33,7 @@ class Gauge(NoGauge):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(cost.time, "process_time", made.process_time)
+    monkeypatch.setattr(time, "process_time", made.process_time)
     return made
 
 

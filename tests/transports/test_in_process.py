@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import tiny
+from crowd import EXAMPLES, SETTINGS, ask, many, order
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
 from silotune.federation.messages import encode
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
@@ -25,22 +26,9 @@ from silotune.training.local import RoundPlace, train_round
 from silotune.transports import in_process
 from silotune.transports.in_process import InProcess, workers_for
 
-EXAMPLES = tiny.encoded(tiny.closed(8))
-SETTINGS = tiny.training(learning_rate=0.01)
-
-
-def order(settings=SETTINGS, **federation) -> dict:
-    made = TrainOrder(training=settings, federation=FederationSection(**federation), seed=3, rounds=2)
-    return made.model_dump(mode="json")
-
 
 def sites(model) -> dict[str, Site]:
     return {"a": Site("a", EXAMPLES[:3], model), "b": Site("b", EXAMPLES[3:], model)}
-
-
-def ask(transport: InProcess, start, kind: str = "train", body: dict | None = None) -> list[Reply | Failure]:
-    requests = {name: Request(kind, 1, name, start, body or order()) for name in transport.clients()}
-    return list(transport.exchange(requests, timeout_seconds=1.0))
 
 
 def test_bytes_are_those_of_the_encoded_messages(model, start) -> None:
@@ -142,10 +130,6 @@ def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
         state = run_rounds(plan, InProcess(sites(model)), ServerState(0, start), RunFolder(tmp_path / str(number)))
         made.append(state.weights)
     tiny.assert_same_bits(*made)
-
-
-def many(model, count: int = 7) -> dict[str, Site]:
-    return {f"site-{number}": Site(f"site-{number}", EXAMPLES[number % 3 :], model) for number in range(count)}
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "none"])

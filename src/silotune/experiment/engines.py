@@ -12,6 +12,7 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.errors import require
+from silotune.experiment.crew import Crew
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
@@ -29,15 +30,20 @@ from silotune.record.runs import RunFolder
 from silotune.sections import AttackSection, BudgetSection, FederationSection
 from silotune.transports.clocked import Clocked
 from silotune.transports.frames import Frame, work_frame
-from silotune.transports.in_process import InProcess, decode_expected, encode_linked, workers_for
+from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, decode_expected, encode_linked, workers_for
 from silotune.transports.trainer_host import TrainerHost
 
 Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Transport]]
 
 
 @contextlib.contextmanager
-def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
-    """The clients of a part, in this process; only what really travels is encoded, takes time, and may be attacked."""
+def in_process(
+    prepared: Prepared, part: Part, meter: Meter, folder: RunFolder, *, crew: Crew | None = None
+) -> Iterator[Transport]:
+    """The clients of a part, on this machine; only what really travels is encoded, takes time, and may be attacked.
+
+    ``crew`` trains them in processes beside this one, where that pays.
+    """
     federation, adapted = federation_of(prepared, part), prepared.adapted
     attack = federation.attack
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
@@ -53,8 +59,12 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)
+    is_small = adapted.num_base_parameters <= LARGEST_SIDE_BY_SIDE or prepared.config.federation.worker_processes
+    helpers = crew.begin([len(own) for own in prepared.clients.values()]) if crew and workers > 1 and is_small else ()
     encodes = federation.encode and part.sends_updates
-    transport: Simulated = InProcess(sites, encode=encodes, workers=workers, links=federation)
+    transport: Simulated = InProcess(
+        sites, encode=encodes, workers=workers, links=federation, helpers=helpers[: workers - 1]
+    )
     if malicious:
         transport = Attacked(transport, attack, malicious)
     if federation.clock is not None:
@@ -91,13 +101,15 @@ def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:
 
 
 @contextlib.contextmanager
-def ray(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
+def ray(
+    prepared: Prepared, part: Part, meter: Meter, folder: RunFolder, *, crew: Crew | None = None
+) -> Iterator[Transport]:
     """The clients of the federated part as actors of Ray; parts of one client stay in this process.
 
     What clients keep between rounds lies in the run folder: on a cluster it must be one that all machines see.
     """
     if not part.sends_updates:
-        with in_process(prepared, part, meter, folder) as transport:
+        with in_process(prepared, part, meter, folder, crew=crew) as transport:
             yield transport
         return
     require("ray", extra="ray")
@@ -118,8 +130,13 @@ def ray(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iter
         )
 
 
-ENGINES: Mapping[str, Engine] = {"in_process": in_process, "ray": ray}
+ENGINES: Mapping[str, Callable[..., AbstractContextManager[Transport]]] = {"in_process": in_process, "ray": ray}
 """``federation.engine`` -> how the clients of a part are reached."""
+
+
+def engine_of(config: Config, crew: Crew) -> Engine:
+    """How the clients of a run's parts are reached."""
+    return functools.partial(ENGINES[config.federation.engine], crew=crew)
 
 
 def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:

@@ -17,7 +17,8 @@ from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, privacy, results
 from silotune.experiment.audit import close_audit, forget_key, open_audit
 from silotune.experiment.card import model_card
-from silotune.experiment.engines import ENGINES, Engine, federation_of
+from silotune.experiment.crew import crew_of
+from silotune.experiment.engines import Engine, engine_of, federation_of
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
@@ -34,6 +35,7 @@ from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
+from silotune.record.family import Family
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
@@ -57,12 +59,12 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
             the folder is made.
     """
     began = time.perf_counter()
-    with _metered(config) as meter:
+    with _metered(config) as meter, crew_of(config, meter.family) as crew:
         _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-        return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
+        return _run(_Run(prepared, folder, meter, began, engine_of(config, crew)), observer)
 
 
 def federate(
@@ -116,9 +118,9 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     config = from_mapping(folder.read_json("config"), source=f"{path}/config.json")
     if folder.has("summary"):
         return folder
-    with _metered(config) as meter:
+    with _metered(config) as meter, crew_of(config, meter.family) as crew:
         _check_budget(config, meter)
-        return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
+        return _run(_Run(prepare(config), folder, meter, began, engine_of(config, crew)), observer)
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,10 @@ def _metered(config: Config) -> Iterator[Meter]:
     """A meter for the run; its gauge opens while the model is loaded."""
     device = pick_device(config.model.device)
     gpu = (device.index or 0) if device.type == "cuda" else None
-    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu)
+    family = Family()
+    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu, cpu_seconds=family.cpu_seconds)
     try:
-        yield Meter(gauge)
+        yield Meter(gauge, family)
     finally:
         gauge.close()
 

@@ -299,5 +299,7 @@ LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
     "he.open": encrypted_site.open_layout,
 }
 """Kinds whose replies carry tensors."""
+METERED = ("train", "personalize")
+"""Kinds whose replies say what the client spent."""
 SEEN_ALONE = ("train", "personalize", "evaluate")
 """Kinds whose replies show the coordinator one site's own update or figures."""

@@ -1,8 +1,8 @@
-"""Who spent what: CPU time and energy of one process, told apart by client, and the most memory it held.
+"""Who spent what: CPU time and energy of a process and its helpers, told apart by client, and the most memory held.
 
-A meter reads the process's totals whenever a client starts or ends, and shares what was spent since the last reading
+A meter reads their totals whenever a client starts or ends, and shares what was spent since the last reading
 equally among the clients that were at work; what is spent while none is belongs to the coordinator. A client that works
-alone so gets all CPU time of the process, torch's own threads included; clients side by side get equal parts of each
+alone so gets all CPU time, torch's own threads included; clients side by side get equal parts of each
 stretch of time that they share. Nothing is lost or counted twice, however many there are.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 from silotune.record.energy import Gauge, NoGauge
 from silotune.record.environment import high_water_bytes, peak_memory_bytes
+from silotune.record.family import Family
 from silotune.structs import Spent
 
-_CLEAR = Path("/proc/self/clear_refs")
 NOTHING = Spent()
 
 
@@ -28,12 +26,14 @@ class Meter:
 
     Attributes:
         gauge: Where joules come from.
+        family: The processes that are counted.
         memory: The most memory held.
     """
 
-    def __init__(self, gauge: Gauge | None = None) -> None:
+    def __init__(self, gauge: Gauge | None = None, family: Family | None = None) -> None:
         self.gauge: Gauge = gauge or NoGauge()
-        self.memory = PeakMemory()
+        self.family = family or Family()
+        self.memory = PeakMemory(self.family)
         self._lock = threading.Lock()
         self._at_work: list[Account] = []
         self._rest = Account()
@@ -65,7 +65,7 @@ class Meter:
 
     def _settle(self) -> None:
         """Shares what was spent since the last reading among those at work; the lock is held."""
-        totals = Spent(time.process_time(), self.gauge.joules())
+        totals = Spent(self.family.cpu_seconds(), self.gauge.joules())
         spent, self._last = totals - (self._last or totals), totals
         takers = self._at_work or [self._rest]
         for account in takers:
@@ -80,20 +80,20 @@ class Account:
 
 
 class PeakMemory:
-    """The most memory that the process held since ``restart``, and since it began.
+    """The most memory that the processes held since ``restart``, and since they began.
 
     Linux keeps the high-water mark of resident memory and lets a process take it back to the present; elsewhere the
     figure is the most since the process began, which is an upper bound.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
+        self._family = family
         self._highest = 0
 
     def restart(self) -> None:
         """Counts from now on."""
         self._highest = self.ever_bytes()
-        with suppress(OSError):
-            _CLEAR.write_text("5", encoding="ascii")
+        self._family.restart_high_water()
         if _cuda_is_used():
             import torch
 
@@ -101,10 +101,10 @@ class PeakMemory:
 
     def now_bytes(self) -> int:
         """Resident memory at most since ``restart``."""
-        return high_water_bytes() or peak_memory_bytes()
+        return (high_water_bytes() or peak_memory_bytes()) + self._family.helpers_high_water_bytes()
 
     def ever_bytes(self) -> int:
-        """Resident memory at most since the process began."""
+        """Resident memory at most since this process began."""
         return max(self._highest, peak_memory_bytes(), self.now_bytes())
 
     def gpu_bytes(self) -> int | None:

@@ -1,7 +1,7 @@
-"""Joules that this process drew, through codecarbon: RAPL and NVML counters where they can be read, else its models.
+"""Joules that this process and its helpers drew, through codecarbon: RAPL and NVML counters, or else its models.
 
-codecarbon (offline tracker, no output of its own) meters the whole machine. What is counted here is this process's
-share: of each stretch of time, the share of the machine's busy CPU time that was this process's; a GPU's energy in
+codecarbon (offline tracker, no output of its own) meters the whole machine. What is counted here is their share: of
+each stretch of time, the share of the machine's busy CPU time that was theirs; a GPU's energy in
 full, and only where the run computes on it. So runs side by side add up to the machine, not to a multiple of it.
 """
 
@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -80,14 +80,17 @@ class Codecarbon:
     Args:
         country: ISO 3166 code of three letters; decides the CO2 of a joule.
         gpu: Index of the CUDA device that the run computes on; None for none.
+        cpu_seconds: CPU time of the processes that count.
     """
 
-    def __init__(self, country: str, *, gpu: int | None = None) -> None:
+    def __init__(
+        self, country: str, *, gpu: int | None = None, cpu_seconds: Callable[[], float] = time.process_time
+    ) -> None:
         self._country, self._gpu = country, gpu
         self._lock = threading.Lock()
         self._machine: Any = None
         self._reason = ""
-        self._share = _Share()
+        self._share = _Share(cpu_seconds)
         self._before = _Drawn()
         self._joules = 0.0
         self._ready, self._closing = threading.Event(), threading.Event()
@@ -135,7 +138,7 @@ class Codecarbon:
         graphics = "" if self._gpu is None else "; GPU: its energy counter (NVML), the whole device"
         return (
             f"codecarbon {self._machine.version}: {self._machine.about}{graphics}; of the machine's energy the share "
-            "of its busy CPU time that was this process's"
+            "of its busy CPU time that was this run's"
         )
 
     def co2_kg(self, joules: float | None) -> float | None:
@@ -154,9 +157,17 @@ class Codecarbon:
                 self._machine.stop()
 
 
-def open_gauge(country: str, *, is_wanted: bool = True, gpu: int | None = None) -> Gauge:
+def open_gauge(
+    country: str,
+    *,
+    is_wanted: bool = True,
+    gpu: int | None = None,
+    cpu_seconds: Callable[[], float] = time.process_time,
+) -> Gauge:
     """A gauge, whatever is installed: one that says why it has no figures where codecarbon is missing or fails."""
-    return Codecarbon(country, gpu=gpu) if is_wanted else NoGauge("switched off: record.energy = false")
+    if not is_wanted:
+        return NoGauge("switched off: record.energy = false")
+    return Codecarbon(country, gpu=gpu, cpu_seconds=cpu_seconds)
 
 
 def weakest(sources: Iterable[EnergySource]) -> EnergySource:
@@ -178,15 +189,16 @@ class _Drawn:
 
 @dataclass
 class _Share:
-    """This process's share of the CPU time that the machine was busy, from one reading to the next."""
+    """The processes' share of the CPU time that the machine was busy, from one reading to the next."""
 
+    cpu_seconds: Callable[[], float]
     own: float = 0.0
     busy: float = 0.0
     last: float = 1.0
 
     def restart(self) -> None:
         """Counts from now on."""
-        self.own, self.busy = time.process_time(), _busy_seconds()
+        self.own, self.busy = self.cpu_seconds(), _busy_seconds()
 
     def since_last(self) -> float:
         """The share since the last call; the one before where too little time has passed to say (10 ms ticks)."""
