@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from silotune.errors import ModelError
@@ -23,8 +24,11 @@ def folder_of(section: ModelSection) -> Path:
     if Path(section.name).is_dir():
         return Path(section.name)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(section.name, "config.json", revision=section.revision)
+    found: object = None
+    with suppress(HFValidationError):  # a path, and no folder
+        found = try_to_load_from_cache(section.name, "config.json", revision=section.revision)
     if not isinstance(found, str):
         raise ModelError(f"model.name = {section.name!r} is not on this machine: give a folder, or download it first")
     return Path(found).parent

@@ -86,8 +86,8 @@ class PeakMemory:
     figure is the most since the process began, which is an upper bound.
     """
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
+    def __init__(self, family: Family | None = None) -> None:
+        self._family = family or Family()
         self._highest = 0
 
     def restart(self) -> None:
