@@ -34,12 +34,12 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(**changes: object) -> Config:
-    """One that goes through 2 x 10 x 4 x 5 x 16 examples, which is more than `LONG`."""
+    """One that goes through 20 x 4 x 5 x 16 examples, which is more than `LONG`; "centralized" is one client."""
     document: dict = {
         "model": {"name": "nano", "device": "cpu"},
         "data": {"task": "finance-news", "num_train": 80, "partition": {"clients": 4}},
         "training": {"batch_size": 16, "max_steps": 5},
-        "federation": {"rounds": 10, "modes": ["federated", "centralized"]},
+        "federation": {"rounds": 20, "modes": ["federated", "centralized"]},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -50,7 +50,7 @@ def config(**changes: object) -> Config:
 def test_examples_of_a_run() -> None:
     assert planned_examples(config(), [20] * 4) == 6400 > LONG
     assert planned_examples(config(federation__clients_per_round=2), [20] * 4) == 3200
-    assert planned_examples(config(training__max_steps=None, training__epochs=1), [20] * 4) == 2 * 10 * 4 * 2 * 16
+    assert planned_examples(config(training__max_steps=None, training__epochs=1), [20] * 4) == 20 * 4 * 2 * 16
     assert planned_examples(config(training__gradient_accumulation=3), [20] * 4) == 3 * 6400
 
 
@@ -59,10 +59,11 @@ def test_examples_of_a_run() -> None:
     ("changes", "count"),
     [
         ({}, 3),
-        ({"federation__clients_per_round": 3, "federation__rounds": 20}, 2),
+        ({"federation__clients_per_round": 3, "federation__rounds": 40}, 2),
         ({"federation__workers": 2}, 1),
         ({"federation__workers": 1}, 0),
         ({"federation__rounds": 2}, 0),
+        ({"federation__modes": ["centralized"]}, 0),
         ({"federation__rounds": 2, "federation__worker_processes": True}, 3),
         ({"federation__worker_processes": False}, 0),
         ({"federation__engine": "ray"}, 0),
@@ -89,6 +90,16 @@ def test_what_is_not_known_ahead_is_begun_when_it_is(tmp_path: Path) -> None:
         assert [worker.opening["threads"] for worker in crew.begin([3, 50, 7])] == [1, 1]
     with crew_of(config(model__name=str(tmp_path)), Family()) as crew:  # no weights there: how many is not known
         assert not crew._workers
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_no_more_processes_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "memory", lambda: {"available": 2 * module.ROOM + 5})
+    with crew_of(config(), Family()) as crew:
+        begun = crew.begin([20] * 4)
+        assert [worker.opening["threads"] for worker in begun] == [1, 1]  # of four cores: a thread is the fourth worker
+        monkeypatch.setattr(module, "memory", lambda: {"available": 5})
+        assert crew.begin([20] * 4) == begun
 
 
 def test_close_may_be_called_without_begin() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from silotune.data.tasks import resolve
 from silotune.errors import SilotuneError
 from silotune.models.fingerprint import folder_of
 from silotune.models.load import pick_device
+from silotune.record.environment import memory
 from silotune.record.family import Family
 from silotune.training.local import steps_in_round
 from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE
@@ -21,8 +22,10 @@ from silotune.transports.worker_processes import WorkerProcess
 
 MODULE = "silotune.experiment.worker_process"
 LONG = 5000
-"""Examples that a run puts through its model from which on processes pay: one takes ten seconds to start, on a core
-that would mostly rest meanwhile, and half a gigabyte."""
+"""Examples that the federated mode puts through its model from which on processes pay: one takes ten seconds to start,
+on a core that would mostly rest meanwhile."""
+ROOM = 1 << 30
+"""Bytes of free memory for a process, so that half of it stays free beside a small base."""
 _BYTES_A_VALUE = 2
 """Of a base's file at least."""
 
@@ -41,10 +44,13 @@ class Crew:
         Args:
             sizes: Training examples of each client.
         """
-        count = self._wanted(sizes)
-        while len(self._workers) < count:
-            opening = {"config": self.config.model_dump(mode="json"), "threads": _cores(self.config) // (count + 1)}
-            self._workers.append(WorkerProcess(MODULE, opening, family=self.family))
+        federation, cores = self.config.federation, self.config.training.threads or torch.get_num_threads()
+        at_once = min(federation.workers or cores, federation.clients_per_round or len(sizes), len(sizes))
+        count = at_once - 1 if self._is_wanted(sizes) else 0
+        opening = {"config": self.config.model_dump(mode="json"), "threads": max(1, cores // at_once)}
+        if not self._workers:
+            begun = range(min(count, _room()))
+            self._workers = [WorkerProcess(MODULE, opening, family=self.family) for _ in begun]
         return self._workers[:count]
 
     def close(self) -> None:
@@ -52,15 +58,10 @@ class Crew:
         for worker in self._workers:
             worker.close()
 
-    def _wanted(self, sizes: Sequence[int]) -> int:
-        """Processes beside this one."""
-        federation = self.config.federation
-        asked = federation.worker_processes
-        if asked is False or not _is_possible(self.config):
-            return 0
-        at_once = min(federation.workers or _cores(self.config), federation.clients_per_round or len(sizes), len(sizes))
-        is_worth_it = asked or planned_examples(self.config, sizes) >= LONG
-        return at_once - 1 if is_worth_it else 0
+    def _is_wanted(self, sizes: Sequence[int]) -> bool:
+        asked = self.config.federation.worker_processes
+        wanted = asked if asked is not None else planned_examples(self.config, sizes) >= LONG
+        return wanted and _is_possible(self.config)
 
 
 @contextmanager
@@ -76,12 +77,15 @@ def crew_of(config: Config, family: Family) -> Iterator[Crew]:
 
 
 def planned_examples(config: Config, sizes: Sequence[int]) -> int:
-    """Examples that all modes together put through the model in training, each time counted."""
+    """Examples that the federated mode puts through the model in training, each time counted.
+
+    In the other modes one client trains at a time.
+    """
     training, federation = config.training, config.federation
     asked = min(federation.clients_per_round or len(sizes), len(sizes))
     steps = sum(steps_in_round(size, training) for size in sizes) * asked / max(1, len(sizes))
     a_step = training.batch_size * training.gradient_accumulation
-    return int(len(federation.modes) * federation.rounds * steps * a_step)
+    return int(federation.rounds * steps * a_step) if "federated" in federation.modes else 0
 
 
 def _is_possible(config: Config) -> bool:
@@ -90,7 +94,7 @@ def _is_possible(config: Config) -> bool:
     Dropout draws from the process's one generator, and quantised weights cannot be trained by two (`workers_for`).
     """
     return (
-        os.name == "posix"
+        sys.platform == "linux"  # where another process's cost can be read
         and config.federation.engine == "in_process"
         and config.privacy.protection == "none"
         and config.privacy.dp == "none"
@@ -118,6 +122,6 @@ def _sizes_ahead(config: Config) -> list[int]:
     return [max(1, data.num_train // data.partition.clients)] * data.partition.clients
 
 
-def _cores(config: Config) -> int:
-    """Threads that torch may use."""
-    return config.training.threads or torch.get_num_threads()
+def _room() -> int:
+    """Processes that there is memory for."""
+    return (memory()["available"] or 0) // ROOM
