@@ -39,6 +39,7 @@ FOREVER = {
     "methods/aggregate.py:beside_controls.aggregate": "no wait: a sum's result",
     "methods/aggregate.py:weighted_mean": "no wait: a sum's result",
     "methods/robust.py:geometric_median": "no wait: a sum's result",
+    "privacy/masks.py:add_streams": "for threads of this process that compute",
     "record/energy.py:Codecarbon.close": "for a thread of this process that reads local files",
     "record/energy.py:Codecarbon.co2_kg": "as above",
     "record/energy.py:Codecarbon.joules": "as above",
@@ -50,6 +51,8 @@ FOREVER = {
     "transports/frames.py:_read": "the connection has the limit",
     "transports/in_process.py:InProcess._side_by_side": "a local round takes as long as it takes",
     "transports/in_process.py:InProcess._side_by_side.work": "a local round takes as long as it takes",
+    "transports/worker_processes.py:WorkerProcess._why": "for a process that has closed its end",
+    "transports/worker_processes.py:WorkerProcess.close": "for a process that was killed",
     "transports/trainer_host.py:TrainerHost._accept": "a service runs until it is stopped",
 }
 """Waits of the source without a limit of their own -> why."""

@@ -125,6 +125,8 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
     model, head = _load_model(section, _config_of(section, classes), tokenizer, device=device, classes=classes)
     if section.precision != "int4":
         torch.nn.Module.to(model, device)
+    else:
+        _keep_as_quantised(model)
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
@@ -227,6 +229,17 @@ def _int4_options(device: torch.device, whole: list[str] | None) -> dict[str, An
         llm_int8_skip_modules=whole,
     )
     return {"quantization_config": quantization, "device_map": {"": device}, "dtype": compute}
+
+
+def _keep_as_quantised(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes from repacking int4 weights for scoring on CPUs that multiply bfloat16.
+
+    It would score with other numbers than it trains with, and such CPUs with others than the rest; widths below a
+    quantisation block it cannot repack at all.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
