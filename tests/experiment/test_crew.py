@@ -67,6 +67,7 @@ def test_examples_of_a_run() -> None:
         ({"federation__rounds": 2, "federation__worker_processes": True}, 3),
         ({"federation__worker_processes": False}, 0),
         ({"federation__engine": "ray"}, 0),
+        ({"federation__encode": False}, 0),
         ({"adapter__dropout": 0.1}, 0),
         ({"adapter__kind": "qlora", "model__precision": "int4"}, 0),
         ({"privacy__protection": "secure_sum"}, 0),

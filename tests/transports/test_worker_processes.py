@@ -128,7 +128,10 @@ def test_a_client_that_fails_fails_there_as_here_and_its_cost_is_the_coordinator
     ],
 )
 def test_tensors_arrive_as_they_were_sent(tensor: torch.Tensor) -> None:
-    (found,) = worker_processes._loads(worker_processes._dumps([tensor]))
+    names = {"b": torch.ones(2), "a": tensor, "c": tensor}
+    groups = worker_processes._groups_in(worker_processes._packed({}, {"one": names, "none": {}}))
+    assert list(groups["one"]) == ["b", "a", "c"] and groups["none"] == {}
+    found = groups["one"]["a"]
     assert found.dtype == tensor.dtype and torch.equal(found, tensor)
     found.add_(1) if found.dtype != torch.bool else found.logical_not_()  # it may be written to
 

@@ -96,6 +96,7 @@ def _is_possible(config: Config) -> bool:
     return (
         sys.platform == "linux"  # where another process's cost can be read
         and config.federation.engine == "in_process"
+        and config.federation.encode  # what is plain JSON can pass to another process
         and config.privacy.protection == "none"
         and config.privacy.dp == "none"
         and config.model.precision != "int4"

@@ -59,9 +59,9 @@ def in_process(
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)
+    encodes = federation.encode and part.sends_updates
     is_small = adapted.num_base_parameters <= LARGEST_SIDE_BY_SIDE or prepared.config.federation.worker_processes
     helpers = crew.begin([len(own) for own in prepared.clients.values()]) if crew and workers > 1 and is_small else ()
-    encodes = federation.encode and part.sends_updates
     transport: Simulated = InProcess(
         sites, encode=encodes, workers=workers, links=federation, helpers=helpers[: workers - 1]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import peft  # noqa: F401  # the longest import of all: it is to be over when the parent has something to do
@@ -16,7 +17,7 @@ from silotune.models.adapters import Adapted
 from silotune.transports.worker_processes import serve
 
 
-def load(opening: dict[str, Any]) -> Adapted:
+def load(opening: Mapping[str, Any]) -> Adapted:
     """The run's base with its adapter, for so many threads."""
     config = from_mapping(opening["config"])
     torch.set_num_threads(opening["threads"])

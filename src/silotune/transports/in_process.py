@@ -83,7 +83,7 @@ class Worker(Protocol):
         """Does what a request asks with a site's data; its state moves on. Raises ``WorkerLost``, if it is gone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Here:
     """A worker of this process, with an adapter of its own around the base."""
 
@@ -168,16 +168,13 @@ class InProcess:
             while True:
                 worker = idle.get()
                 try:
-                    reply = worker(request, self._sites[name], self._handling)
+                    return worker(request, self._sites[name], self._handling)
                 except WorkerLost as lost:
                     _LOG.warning("%s; its clients are trained by the others", lost)
-                    self._workers = [other for other in self._workers if other is not worker]
-                    continue
-                except BaseException:
-                    idle.put(worker)
-                    raise
-                idle.put(worker)
-                return reply
+                    self._workers.remove(worker)
+                finally:
+                    if worker in self._workers:
+                        idle.put(worker)
 
         at_once = len(self._workers)
         waiting: deque[Future[Reply | Failure]] = deque()

@@ -2,52 +2,37 @@
 
 Threads of one process share a base and wait for each other whenever they run Python, which a small model's steps are
 full of; processes do not. They are started afresh, since a fork beside the threads of torch can hang. What they are
-sent and send back passes through a socket that only parent and child hold. A child whose parent is gone ends.
+sent and send back passes in frames through a socket that only parent and child hold. A child whose parent is gone
+ends.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
+import select
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save
 
 from silotune.federation.client import METERED, Site
 from silotune.models.adapters import Adapted
 from silotune.record.family import Family
+from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, SiteState, Tensors
+from silotune.tensors import apart
 from silotune.training.encode import Encoded
+from silotune.transports.frames import Frame, NoAnswerError, receive, send
 from silotune.transports.in_process import Handling, WorkerLost, answered
 
-
-@dataclass(frozen=True)
-class _Work:
-    """One request.
-
-    Attributes:
-        sites: Number of the sites that it belongs to: others may have had the same names.
-        handling: How it is served.
-        request: What is asked.
-        state: What the client has kept so far.
-        examples: The client's; None where the child has them.
-        initial: The adapter as drawn, which most sites share; None where the child has it.
-    """
-
-    sites: int
-    handling: Handling
-    request: Request
-    state: SiteState
-    examples: Sequence[Encoded] | None
-    initial: Tensors | None
+_EXAMPLES = TypeAdapter(list[Encoded])
 
 
 class WorkerProcess:
@@ -59,7 +44,7 @@ class WorkerProcess:
         family: Where its CPU time and memory are counted.
     """
 
-    def __init__(self, module: str, opening: object, *, family: Family) -> None:
+    def __init__(self, module: str, opening: Mapping[str, Any], *, family: Family) -> None:
         ours, theirs = socket.socketpair()
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         with theirs:
@@ -70,24 +55,24 @@ class WorkerProcess:
                 stdout=self._printed,
                 stderr=self._printed,
             )
-        self._connection = Connection(ours.detach())
+        self._connection = ours
         self._family = family
-        self._sites, self._seen = 0, set[str]()
+        self._seen: set[str] = set()
         self._initial: Tensors = {}
-        self._is_ready, self._is_closed = False, False
+        self._is_ready = False
         family.join(self._process.pid)
-        self._send(opening)
+        self._send(Frame(opening))
 
     @property
     def is_ready(self) -> bool:
         """Whether its model is loaded. One that could not load it says so when it is first asked for work."""
-        if not self._is_ready and self._connection.poll():
+        if not self._is_ready and select.select([self._connection], [], [], 0)[0]:
             self._hear_ready()
         return self._is_ready
 
     def begin(self) -> None:
         """Other sites from now on, perhaps of the same names."""
-        self._sites, self._seen = self._sites + 1, set()
+        self._seen.clear()
 
     def __call__(self, request: Request, site: Site, handling: Handling) -> Reply | Failure:
         """Does what a request asks with a site's data; its state moves on.
@@ -108,10 +93,7 @@ class WorkerProcess:
         return replace(reply, body={**reply.body, **spent, "energy_source": site.meter.gauge.source()})
 
     def close(self) -> None:
-        """Ends the process; may be called twice."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        """Ends the process."""
         self._connection.close()
         self._family.leave(self._process.pid)
         self._process.kill()
@@ -119,29 +101,29 @@ class WorkerProcess:
         self._printed.close()
 
     def _hear_ready(self) -> None:
-        with suppress(EOFError, OSError):
-            self._connection.recv_bytes()
+        with suppress(NoAnswerError, OSError):
+            receive(self._connection)
         self._is_ready = True
 
     def _answer(self, request: Request, site: Site, handling: Handling) -> Reply | Failure:
         if not self._is_ready:
             self._hear_ready()
-        examples = None if site.name in self._seen else site.examples
-        initial = None if site.initial is self._initial else site.initial
-        self._send(_Work(self._sites, handling, request, site.state, examples, initial))
-        self._seen.add(site.name)
-        self._initial = site.initial
+        if site.name not in self._seen:
+            self._send(Frame({"examples_of": site.name}, _EXAMPLES.dump_json(list(site.examples))))
+            self._seen.add(site.name)
+        if site.initial is not self._initial:  # most sites share it
+            self._send(_packed({"initial": True}, {"initial": site.initial}))
+            self._initial = site.initial
+        self._send(_work(request, site.state, handling))
         try:
-            reply, state = _loads(self._connection.recv_bytes())
-        except (EOFError, OSError) as error:
+            reply, site.state = _answer_in(receive(self._connection))
+        except (NoAnswerError, OSError) as error:
             raise WorkerLost(self._why()) from error
-        site.state = state
-        answer: Reply | Failure = reply
-        return answer
+        return reply
 
-    def _send(self, value: object) -> None:
+    def _send(self, frame: Frame) -> None:
         try:
-            self._connection.send_bytes(_dumps(value))
+            send(self._connection, frame)
         except OSError as error:
             raise WorkerLost(self._why()) from error
 
@@ -159,52 +141,82 @@ class _Failed(Exception):  # noqa: N818 - it ends a block and is no error
     """A client failed."""
 
 
-def serve(number: int, load: Callable[[Any], Adapted]) -> None:
+def serve(number: int, load: Callable[[Mapping[str, Any]], Adapted]) -> None:
     """The other end: answers until the parent closes its end or dies.
 
     Args:
         number: File descriptor of the socket.
         load: Makes the model of what the parent says first.
     """
-    connection = Connection(number)
-    sites, seen = -1, dict[str, Sequence[Encoded]]()
+    connection = socket.socket(fileno=number)
+    seen: dict[str, Sequence[Encoded]] = {}
     initial: Tensors = {}
-    with suppress(EOFError, ConnectionError):
-        adapted = load(_loads(connection.recv_bytes()))
-        connection.send_bytes(b"ready")
+    with suppress(NoAnswerError, ConnectionError):
+        adapted = load(receive(connection).header)
+        send(connection, Frame({"ready": True}))
         while True:
-            work: _Work = _loads(connection.recv_bytes())
-            if work.sites != sites:
-                sites, seen = work.sites, {}
-            if work.examples is not None:
-                seen[work.request.client] = work.examples
-            initial = initial if work.initial is None else work.initial
-            name = work.request.client
-            site = Site(name, seen[name], adapted, work.state, initial=initial)
-            reply = answered(work.request, site, work.handling)
-            connection.send_bytes(_dumps((reply, site.state)))
+            frame = receive(connection)
+            if "examples_of" in frame.header:
+                seen[frame.header["examples_of"]] = _EXAMPLES.validate_json(frame.payload)
+            elif "initial" in frame.header:
+                initial = _groups_in(frame)["initial"]
+            else:
+                request, state, handling = _work_in(frame)
+                site = Site(request.client, seen[request.client], adapted, state, initial=initial)
+                send(connection, _answer_frame(answered(request, site, handling), site.state))
 
 
-class _Pickler(pickle.Pickler):
-    """Tensors as their bytes: pickle's own way writes a file within the file for each."""
-
-    def reducer_override(self, value: object) -> Any:
-        """How one value is written."""
-        if type(value) is not torch.Tensor:
-            return NotImplemented
-        flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
-        return _tensor, (flat.numpy(), value.dtype, tuple(value.shape))
+# --- what travels: plain JSON in a frame's header, tensors in its payload --------------------------------------------
 
 
-def _tensor(flat: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(flat).view(dtype).reshape(shape)
+def _work(request: Request, state: SiteState, handling: Handling) -> Frame:
+    """A request, what its client has kept so far, and how it is served."""
+    how = {"encode": handling.encode, "links": handling.links.model_dump(mode="json")}
+    groups = {"tensors": request.tensors, "wire": request.wire or {}, "state": state.tensors}
+    values = {"request": _plain(request), "has_wire": request.wire is not None, "data": dict(state.data)}
+    return _packed({**values, "handling": how}, groups)
 
 
-def _dumps(value: object) -> bytes:
-    written = io.BytesIO()
-    _Pickler(written, protocol=5).dump(value)
-    return written.getvalue()
+def _work_in(frame: Frame) -> tuple[Request, SiteState, Handling]:
+    header, groups = frame.header, _groups_in(frame)
+    wire = groups["wire"] if header["has_wire"] else None
+    request = Request(**header["request"], tensors=groups["tensors"], wire=wire)
+    how = header["handling"]
+    handling = Handling(how["encode"], FederationSection.model_validate(how["links"]))
+    return request, SiteState(groups["state"], header["data"]), handling
 
 
-def _loads(data: bytes) -> Any:
-    return pickle.loads(data)  # noqa: S301 - from our own parent or child, through a socket that nobody else holds
+def _answer_frame(answer: Reply | Failure, state: SiteState) -> Frame:
+    """A reply or a failure, and what the client keeps."""
+    if isinstance(answer, Failure):
+        return _packed({"failure": asdict(answer), "data": dict(state.data)}, {"state": state.tensors})
+    groups = {"tensors": answer.tensors, "state": state.tensors}
+    return _packed({"reply": _plain(answer), "data": dict(state.data)}, groups)
+
+
+def _answer_in(frame: Frame) -> tuple[Reply | Failure, SiteState]:
+    header, groups = frame.header, _groups_in(frame)
+    state = SiteState(groups["state"], header["data"])
+    if "failure" in header:
+        return Failure(**header["failure"]), state
+    return Reply(**header["reply"], tensors=groups["tensors"]), state
+
+
+def _plain(message: Request | Reply) -> dict[str, Any]:
+    """All of a message but its tensors."""
+    names = (field.name for field in fields(message) if field.name not in ("tensors", "wire"))
+    return {name: getattr(message, name) for name in names}
+
+
+def _packed(header: Mapping[str, Any], groups: Mapping[str, Tensors]) -> Frame:
+    """A frame with groups of tensors, which come out in their order: sums depend on it."""
+    named = {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+    order = {group: list(tensors) for group, tensors in groups.items()}
+    return Frame({**header, "order": order}, save(apart(named)))
+
+
+def _groups_in(frame: Frame) -> dict[str, Tensors]:
+    tensors = tensors_in(frame.payload)
+    return {
+        group: {name: tensors[f"{group}/{name}"] for name in names} for group, names in frame.header["order"].items()
+    }
