@@ -16,7 +16,7 @@ from silotune.link_settings import CompressionSection
 from silotune.methods.compress.formats import FORMATS
 from silotune.methods.compress.reductions import REDUCERS, Shapes
 from silotune.structs import Tensors
-from silotune.tensors import add, check_alike, subtract
+from silotune.tensors import add, all_finite, check_alike, subtract
 
 Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """As ``federation.messages.Layout``: tensor name -> (safetensors dtype, shape)."""
@@ -112,6 +112,9 @@ def pack_update(
     Returns:
         The packed update, and ``update + residual`` minus what the receiver will make of it; empty where the
         compression is exact or unbiased and needs no feedback.
+
+    Raises:
+        MessageError: A value does not fit the format, or the receiver would make values of it that are not finite.
     """
     if not is_biased(settings):
         return pack(update, settings, seed=seed), {}
@@ -123,7 +126,16 @@ def pack_update(
     arrived = unpack(packed, settings, layout)
     names = _packed_names(layout, settings)
     left = subtract({name: meant[name] for name in names}, {name: arrived[name] for name in names})
+    if not all_finite(left) and all_finite(meant):  # factors share a scale with values that are far larger
+        raise MessageError(
+            f"an update of values up to {_largest(meant):.0e} does not survive keep = {settings.keep!r} with "
+            f"values = {settings.values!r}: lower training.learning_rate, or send wider values"
+        )
     return packed, left
+
+
+def _largest(tensors: Tensors) -> float:
+    return max(float(tensor.abs().max()) for tensor in tensors.values() if tensor.numel())
 
 
 def _packed_names(layout: Layout, settings: CompressionSection) -> list[str]:
