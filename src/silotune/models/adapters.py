@@ -95,6 +95,8 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
+    from silotune.models.narrow_lora import use_for_narrow_layers
+
     peft_config = CONFIGS[section.kind](base, section)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
@@ -107,6 +109,7 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
             raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
         if has_core:
             lora_layers.add_cores(model)
+    use_for_narrow_layers(model)
     model.eval()
     peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
     parameters = _saved_names(model)

@@ -16,7 +16,7 @@ from silotune.link_settings import CompressionSection
 from silotune.methods.compress.formats import FORMATS
 from silotune.methods.compress.reductions import REDUCERS, Shapes
 from silotune.structs import Tensors
-from silotune.tensors import add, all_finite, check_alike, subtract
+from silotune.tensors import add, all_finite, check_alike, largest, subtract
 
 Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """As ``federation.messages.Layout``: tensor name -> (safetensors dtype, shape)."""
@@ -128,14 +128,10 @@ def pack_update(
     left = subtract({name: meant[name] for name in names}, {name: arrived[name] for name in names})
     if not all_finite(left) and all_finite(meant):  # factors share a scale with values that are far larger
         raise MessageError(
-            f"an update of values up to {_largest(meant):.0e} does not survive keep = {settings.keep!r} with "
+            f"an update of values up to {largest(meant):.0e} does not survive keep = {settings.keep!r} with "
             f"values = {settings.values!r}: lower training.learning_rate, or send wider values"
         )
     return packed, left
-
-
-def _largest(tensors: Tensors) -> float:
-    return max(float(tensor.abs().max()) for tensor in tensors.values() if tensor.numel())
 
 
 def _packed_names(layout: Layout, settings: CompressionSection) -> list[str]:

@@ -1,0 +1,84 @@
+"""LoRA on narrow layers on one core: base and update as one matrix beside peft's layer, forward and backward.
+
+    python benchmarks/narrow_lora.py --markdown
+
+A row without a bound is a shape that silotune leaves to peft. Ends with code 1 when a shape that it takes itself is
+not faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from measure import Result, all_passed, seconds_of, speed_up, table
+from peft.tuners.lora import Linear, LoraConfig
+
+from silotune.models import narrow_lora
+
+SHAPES = (
+    ("stories260K: attention", 1152, 64, 64, 8),
+    ("stories260K: MLP", 1152, 64, 172, 8),
+    ("stories260K: an instruction alone", 144, 64, 64, 8),
+    ("nano: attention", 1152, 128, 128, 8),
+    ("nano: MLP", 1152, 128, 384, 8),
+    ("nano: MLP, rank 32", 1152, 384, 128, 32),
+    ("256 wide: attention", 1152, 256, 256, 8),
+    ("nano: a few rows", 128, 128, 128, 8),
+    ("nano: MLP, a few rows", 384, 128, 384, 8),
+    ("few rows for their rank", 128, 64, 64, 16),
+    ("one short text", 64, 64, 64, 8),
+    ("too few rows for the width", 128, 128, 384, 8),
+    ("288 wide: attention", 1152, 288, 288, 8),
+    ("SmolLM: attention", 1152, 576, 576, 8),
+)
+"""Rows, width in, width out, rank."""
+REPETITIONS = 41
+LONG_ENOUGH = 1_000_000
+"""Values in and out that one timing works through at least, so that it takes milliseconds."""
+
+
+def compared(name: str, rows: int, width: int, out: int, rank: int) -> Result:
+    """One shape: processor seconds of both, taken in turn."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(width, out, bias=False).requires_grad_(False)
+    layer = Linear(plain, "default", LoraConfig(r=rank), r=rank, lora_alpha=2 * rank)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    trained = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    x, along = torch.randn(rows, width, requires_grad=True), torch.randn(rows, out)
+    times = max(1, LONG_ENOUGH // (rows * (width + out)))
+
+    def theirs() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(layer(x), (x, *trained), along)
+
+    def own() -> tuple[torch.Tensor, ...]:
+        made = narrow_lora.MergedLinear.apply(x, layer.base_layer.weight, *trained, layer.scaling["default"])
+        return torch.autograd.grad(made, (x, *trained), along)
+
+    for left, right in zip(theirs(), own(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5 * float(left.abs().max()))
+    measured: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPETITIONS):
+        for side, work in zip(measured, (theirs, own), strict=True):
+            side.append(seconds_of(lambda work=work: [work() for _ in range(times)]) / times)
+    taken = narrow_lora.is_worth_it(rows, width * out, rank)
+    what = f"{name}: {rows} rows, {width} to {out}, rank {rank}"
+    return Result(
+        "narrow LoRA", what, tuple(measured[0]), tuple(measured[1]), speed_up(*measured), 1.0 if taken else None
+    )
+
+
+def main() -> int:
+    """Measures all shapes and prints their table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--markdown", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [compared(*shape) for shape in SHAPES]
+    print(table(results, markdown=arguments.markdown))
+    return 0 if all_passed(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

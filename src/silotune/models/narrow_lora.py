@@ -1,0 +1,99 @@
+"""LoRA on narrow layers on a CPU: base and update as one matrix, the same numbers as peft's layer, sooner.
+
+y = W x + s B A x is five passes over the batch forward and eight backward, of which all but two are products with a
+side of length rank, or no products at all. Over a matrix of up to `MOST_VALUES` values it is faster to add s B A to W
+(no more work than a few rows of the batch) and to multiply once; then with G = dL/dy' x, the gradient of the whole
+matrix, dA = s B' G and dB = s G A'. Wider layers keep peft's way: there G costs more than it saves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+
+MOST_VALUES = 3 << 14
+"""Values of a base matrix up to which one product is the faster way (``benchmarks/narrow_lora.py``)."""
+ROWS_A_RANK, VALUES_A_ROW = 8, 128
+"""Rows of the batch for each rank, and values of the matrix for each row, at which adding B A to the base pays."""
+
+
+class NarrowLora(Linear):
+    """peft's layer with another way to its output; for all that the way is not made for, peft's own."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x [..., in] to [..., out]."""
+        name = self._single()
+        if args or kwargs or name is None or not self._is_fit(name, x):
+            given: torch.Tensor = super().forward(x, *args, **kwargs)
+            return given
+        base, a, b = self._parts(name)
+        made: torch.Tensor = MergedLinear.apply(x, base.weight, a.weight, b.weight, self.scaling[name])
+        return made if base.bias is None else made + base.bias
+
+    def _parts(self, name: str) -> tuple[Any, Any, Any]:
+        return self.base_layer, self.lora_A[name], self.lora_B[name]
+
+    def _single(self) -> str | None:
+        """The one adapter at work; None where it is merged, switched off, has company, or is more than LoRA."""
+        name, *others = self.active_adapters
+        is_plain = not (others or self.merged or self.disable_adapters or name in self.lora_variant)
+        return name if is_plain and name in self.lora_A else None
+
+    def _is_fit(self, name: str, x: torch.Tensor) -> bool:
+        """Whether this batch is of the right kind and size, and nobody watches what the layer's parts do."""
+        parts = self._parts(name)
+        base, a, _ = parts
+        dropout = self.lora_dropout[name]
+        return (
+            x.device.type == "cpu"
+            and x.dtype == a.weight.dtype == torch.float32
+            and is_worth_it(x.numel() // x.shape[-1], base.weight.numel(), len(a.weight))
+            and (isinstance(dropout, torch.nn.Identity) or not dropout.training)
+            and not torch.is_autocast_enabled("cpu")
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        )
+
+
+def is_worth_it(rows: int, values: int, rank: int) -> bool:
+    """Whether one product is the faster way for so many rows of a batch and values of the base matrix."""
+    return values <= MOST_VALUES and rows >= ROWS_A_RANK * rank and rows * VALUES_A_ROW >= values
+
+
+def use_for_narrow_layers(model: torch.nn.Module) -> None:
+    """Lets all plain LoRA layers of a peft model that are narrow enough, in float32, multiply once."""
+    for module in model.modules():
+        if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear:
+            continue
+        weight = module.base_layer.weight
+        biased = any(part.bias is not None for part in module.lora_B.values())
+        if weight.dtype == torch.float32 and weight.numel() <= MOST_VALUES and not (biased or weight.requires_grad):
+            module.__class__ = NarrowLora
+
+
+class MergedLinear(torch.autograd.Function):
+    """x (W + s B A)' for x [..., in], fixed W [out, in], A [rank, in], B [out, rank].
+
+    The sum is made anew for the backward pass, so that only what was given is kept, and gradients of gradients exist.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        return torch.nn.functional.linear(x, torch.addmm(weight, b, a, alpha=scale))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ torch.addmm(weight, b, a, alpha=ctx.scale)
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            whole = gradient.flatten(0, -2).mT @ x.flatten(0, -2) * ctx.scale  # [out, in]
+            of_a = b.mT @ whole if ctx.needs_input_grad[2] else None
+            of_b = whole @ a.mT if ctx.needs_input_grad[3] else None
+        return of_x, None, of_a, of_b, None
