@@ -1,5 +1,7 @@
 """LoRA on narrow layers on one core: base and update as one matrix beside peft's layer, forward and backward.
 
+Both are whole layers, called as a model calls them.
+
     python benchmarks/narrow_lora.py --markdown
 
 A row without a bound is a shape that silotune leaves to peft. Ends with code 1 when a shape that it takes itself is
@@ -9,6 +11,7 @@ not faster.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 
 import torch
@@ -45,15 +48,22 @@ def compared(name: str, rows: int, width: int, out: int, rank: int) -> Result:
     plain = torch.nn.Linear(width, out, bias=False).requires_grad_(False)
     layer = Linear(plain, "default", LoraConfig(r=rank), r=rank, lora_alpha=2 * rank)
     torch.nn.init.normal_(layer.lora_B["default"].weight)
+    narrow = copy.copy(layer)
+    narrow.__class__ = narrow_lora.NarrowLora
     trained = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     x, along = torch.randn(rows, width, requires_grad=True), torch.randn(rows, out)
     times = max(1, LONG_ENOUGH // (rows * (width + out)))
+
+    taken = narrow_lora.is_worth_it(rows, width * out, rank)
 
     def theirs() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(layer(x), (x, *trained), along)
 
     def own() -> tuple[torch.Tensor, ...]:
-        made = narrow_lora.MergedLinear.apply(x, layer.base_layer.weight, *trained, layer.scaling["default"])
+        if taken:
+            made = narrow(x)
+        else:  # what the layer leaves to peft
+            made = narrow_lora.MergedLinear.apply(x, plain.weight, *trained, layer.scaling["default"])
         return torch.autograd.grad(made, (x, *trained), along)
 
     for left, right in zip(theirs(), own(), strict=True):
@@ -62,7 +72,6 @@ def compared(name: str, rows: int, width: int, out: int, rank: int) -> Result:
     for _ in range(REPETITIONS):
         for side, work in zip(measured, (theirs, own), strict=True):
             side.append(seconds_of(lambda work=work: [work() for _ in range(times)]) / times)
-    taken = narrow_lora.is_worth_it(rows, width * out, rank)
     what = f"{name}: {rows} rows, {width} to {out}, rank {rank}"
     return Result(
         "narrow LoRA", what, tuple(measured[0]), tuple(measured[1]), speed_up(*measured), 1.0 if taken else None

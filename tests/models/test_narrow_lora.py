@@ -109,6 +109,10 @@ NOT_MADE_FOR: dict[str, Callable[[Adapted], object]] = {
     "switched off": lambda model: layer(model).enable_adapters(False),
     "merged": lambda model: layer(model).merge(),
     "a watched factor": lambda model: layer(model).lora_A["default"].register_forward_hook(lambda *given: None),
+    "a factor watched backward": lambda model: (
+        layer(model).lora_B["default"].register_full_backward_hook(lambda *given: None)
+    ),
+    "none at work": lambda model: layer(model).delete_adapter("default"),
     "a watched base": lambda model: layer(model).base_layer.register_forward_pre_hook(lambda *given: None),
     "another type": lambda model: layer(model).to(torch.bfloat16),
 }
@@ -119,7 +123,7 @@ def test_the_rest_is_peft_s(case: str, products: list[int]) -> None:
     model = adapted()
     NOT_MADE_FOR[case](model)
     own = layer(model)
-    x = drawn((64, 32))[0].to(own.lora_A["default"].weight.dtype)
+    x = drawn((64, 32))[0].to(own.base_layer.weight.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = own(x)
@@ -157,6 +161,15 @@ def test_layers_that_are_no_plain_linear_lora_stay_as_they_are(
     model = tiny.adapted(name, **{"targets": "all-linear", **section})
     answer_losses(model, EXAMPLES)[0].mean().backward()
     assert not products
+
+
+def test_a_layer_whose_base_is_trained_too_or_whose_factor_has_a_bias_stays_as_it_is() -> None:
+    trained, biased = as_peft(adapted()), as_peft(adapted())
+    layer(trained).base_layer.weight.requires_grad_(True)
+    layer(biased).lora_B["default"].bias = torch.nn.Parameter(torch.zeros(32))
+    for model in (trained, biased):
+        narrow_lora.use_for_narrow_layers(model.model)
+        assert [type(layer(model, place)) for place in ("q_proj", "down_proj")] == [Linear, NarrowLora]
 
 
 def test_wide_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """LoRA on narrow layers on a CPU: base and update as one matrix, the same numbers as peft's layer, sooner.
 
-y = W x + s B A x is five passes over the batch forward and eight backward, of which all but two are products with a
+y = W x + s B A x is five operations on the batch forward and seven backward, of which all but two are products with a
 side of length rank, or no products at all. Over a matrix of up to `MOST_VALUES` values it is faster to add s B A to W
-(no more work than a few rows of the batch) and to multiply once; then with G = dL/dy' x, the gradient of the whole
+(no more work than a few rows of the batch) and to multiply once; then with G = (dL/dy)' x, the gradient of the whole
 matrix, dA = s B' G and dB = s G A'. Wider layers keep peft's way: there G costs more than it saves.
 """
 
@@ -37,12 +37,12 @@ class NarrowLora(Linear):
 
     def _single(self) -> str | None:
         """The one adapter at work; None where it is merged, switched off, has company, or is more than LoRA."""
-        name, *others = self.active_adapters
-        is_plain = not (others or self.merged or self.disable_adapters or name in self.lora_variant)
-        return name if is_plain and name in self.lora_A else None
+        at_work = [name for name in self.active_adapters if name in self.lora_A]
+        is_plain = len(at_work) == 1 and not (self.merged or self.disable_adapters or at_work[0] in self.lora_variant)
+        return at_work[0] if is_plain else None
 
     def _is_fit(self, name: str, x: torch.Tensor) -> bool:
-        """Whether this batch is of the right kind and size, and nobody watches what the layer's parts do."""
+        """Whether this batch is of the right kind and size, and no hook waits for what the layer's parts do."""
         parts = self._parts(name)
         base, a, _ = parts
         dropout = self.lora_dropout[name]
@@ -52,8 +52,13 @@ class NarrowLora(Linear):
             and is_worth_it(x.numel() // x.shape[-1], base.weight.numel(), len(a.weight))
             and (isinstance(dropout, torch.nn.Identity) or not dropout.training)
             and not torch.is_autocast_enabled("cpu")
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and not any(_is_watched(part) for part in parts)
         )
+
+
+def _is_watched(part: torch.nn.Module) -> bool:
+    forward, backward = part._forward_hooks or part._forward_pre_hooks, part._backward_hooks or part._backward_pre_hooks
+    return bool(forward or backward)
 
 
 def is_worth_it(rows: int, values: int, rank: int) -> bool:
