@@ -48,7 +48,7 @@ Trained with silotune ({mode}).{_head_text(classes, is_whole=is_whole)}
 ## Base model
 
 `{config.model.name}`{" (shipped with silotune)" if config.model.name == "nano" else ""}, precision \
-{config.model.precision}.
+{_precision(config, is_merged=is_merged)}.
 
 ## Data
 
@@ -71,6 +71,13 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 {_privacy(config, mode, result)}
 """
+
+
+def _precision(config: Config, *, is_merged: bool) -> str:
+    """Of the weights; an int4 base cannot hold the sum with an adapter, so it is merged in float32."""
+    if is_merged and config.model.precision == "int4":
+        return "float32. The adapter was trained, and the metrics below were measured, on the base in int4"
+    return config.model.precision
 
 
 def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:

@@ -22,6 +22,7 @@ from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder
+from silotune.record.tensor_files import writing
 from silotune.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES
 
@@ -173,7 +174,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
         mode: ``federated``, ``centralized`` or ``isolated/<client>``.
 
     Raises:
-        RunFolderError: ``out`` exists, or the part has no adapter.
+        RunFolderError: ``out`` exists, the part has no adapter, or the disk is full; nothing is left behind.
         ModelError: There is no adapter apart from the weights (``adapter.kind = 'none'`` without ``merge``).
     """
     target = Path(out)
@@ -196,7 +197,8 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
             )
             (building / "README.md").write_text(card, encoding="utf-8")
         else:
-            shutil.copytree(part.path / "adapter", building, dirs_exist_ok=True)
+            for file in sorted((part.path / "adapter").iterdir()):
+                shutil.copyfile(file, building / file.name)
     return target
 
 
@@ -230,7 +232,8 @@ def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> Non
     adapted = _load(folder, config, mode)
     model = adapters.merged(adapted)
     model.config.use_cache = True
-    model.save_pretrained(out)
+    with writing(out):
+        model.save_pretrained(out)
     tokenizer = adapted.base.tokenizer
     if adapted.base.labels and tokenizer.pad_token_id is None:  # batches are padded with what the model looks for
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(adapted.base.pad_id)

@@ -38,7 +38,10 @@ def explained(path: Path) -> Iterator[None]:
 def _explain(error: OSError, path: Path) -> str:
     if error.errno in _FULL:
         folder = next(parent for parent in path.parents if not parent.name.endswith(TEMPORARY))
-        return f"no space left in {str(folder)!r}: free some, then go on with 'silotune resume'"
+        return (
+            f"no space left in {str(folder)!r}: free some, then repeat the command; what has begun as a run "
+            "goes on with 'silotune resume'"
+        )
     if error.errno in _FORBIDDEN:
         return f"no permission for {str(path)!r}: change its rights, or choose another with --set record.folder=..."
     return f"cannot use {str(path)!r}: {error.strerror or error}"

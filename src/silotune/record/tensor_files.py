@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from silotune.errors import RunFolderError
@@ -32,20 +33,33 @@ def write_groups(path: Path, groups: Mapping[str, Tensors]) -> Order:
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
     """Writes tensors under their own names, as ``write_groups`` does."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from silotune.tensors import apart  # late, as torch is: reading a run's rows needs neither
 
-    try:
+    with writing(path):
         save_file(apart(tensors), path, metadata={"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns safetensors' own error about a file or folder that it writes into the system's.
+
+    Raises:
+        OSError: The disk is full or the folder may not be written.
+        RunFolderError: Any other reason.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise RunFolderError(f"cannot write {str(path)!r}: {error}") from None
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def read_groups(path: Path, order: Mapping[str, list[str]]) -> dict[str, Tensors]:
