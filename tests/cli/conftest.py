@@ -100,6 +100,9 @@ class Below:
     def sample_prompts(self, path: Path, count: int) -> list[Any]:
         return [((("user", f"[{number}] good news?"),), "yes") for number in range(count)]
 
+    def least_memory(self, config: Any) -> dict[str, Any]:
+        return {"memory_bytes": self.calls.get("weights_bytes", 1)}
+
     def estimate(self, config: Any) -> dict[str, Any]:
         memory = self.calls.get("memory_bytes", 1)
         return {"trainable": 1000, "memory_bytes": memory, "seconds": 100.5, "notes": ["a note"]}
@@ -119,7 +122,7 @@ def below(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
             "next_command",
             "sample_prompts",
         ),
-        "silotune.experiment.estimate": ("estimate",),
+        "silotune.experiment.estimate": ("estimate", "least_memory"),
         "silotune.evaluation.generate": ("stream_answer",),
     }
     for name, functions in modules.items():

@@ -256,6 +256,14 @@ def test_doctor_estimates_a_configuration(silotune, below):
     assert "problem: main memory" in silotune("doctor", "fpb").out
 
 
+def test_doctor_loads_nothing_whose_weights_alone_do_not_fit(silotune, below):
+    below["weights_bytes"] = 10**15
+    outcome = silotune("doctor", "fpb", "--json")
+    value = json.loads(outcome.out)
+    assert outcome.code == 1 and "main memory: 1000.0 TB needed" in value["problems"][0]
+    assert value["estimate"] == {"memory_bytes": 10**15}  # no steps were tried
+
+
 def test_doctor_names_what_is_missing(silotune, below, monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda name: None if name in ("bitsandbytes", "peft") else "1")
     monkeypatch.setattr(environment, "gpus", lambda: [{"name": "GPU", "memory_bytes": 8 * 10**9}])

@@ -13,6 +13,7 @@ import torch
 import tiny
 from silotune.errors import MissingPackageError, ModelError
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
+from silotune.models.size import weights_bytes
 from silotune.sections import ModelSection
 
 
@@ -25,7 +26,6 @@ def test_a_base_is_frozen_and_in_evaluation_mode(tiny_folder: Path) -> None:
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert not base.model.training
     assert base.model.config.use_cache is False
-    assert base.device.type in ("cpu", "cuda", "mps")
     assert base.context_length == tiny.CONTEXT
     assert base.tokenizer.chat_template
     assert base.pad_id == 0
@@ -127,6 +127,41 @@ def test_context_and_device_that_are_not_there(tiny_folder: Path) -> None:
         with pytest.raises(ModelError, match="model.device = 'mps' is not available.*cpu"):
             pick_device("mps")
     assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("cuda", "mps", "found"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_takes_the_fastest_device_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, found: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == found
+    if not cuda:
+        with pytest.raises(ModelError, match="model.device = 'cuda' is not available on this machine; there is: cpu"):
+            pick_device("cuda")
+
+
+def test_a_gpu_that_cannot_hold_the_base_is_told_in_one_line(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ModelError) as caught:
+        load_base(section(tiny_folder))
+    assert "does not fit into the GPU's memory; set model.precision" in one_line(caught)
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("int4", 0.5)])
+def test_the_memory_of_weights_is_known_before_they_are_loaded(
+    tiny_folder: Path, tmp_path: Path, precision: str, size: float
+) -> None:
+    values = sum(parameter.numel() for parameter in tiny.model("llama").parameters())
+    assert weights_bytes(section(tiny_folder, precision=precision)) == int(values * size)
+    assert weights_bytes(section(tmp_path / "nowhere", precision=precision)) is None
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    assert weights_bytes(section(tmp_path, precision=precision)) is None
 
 
 def test_the_tokenizer_alone(tiny_folder: Path) -> None:

@@ -205,6 +205,16 @@ def test_a_loss_that_is_not_finite_stops_the_round(model, start, monkeypatch: py
         go(model, start, settings=settings.model_copy(update={"max_steps": 1}))
 
 
+def test_a_gpu_that_is_too_small_is_told_in_one_line(model, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> Loss:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
+
+    monkeypatch.setitem(local.OBJECTIVES, SGD.objective, replace(OBJECTIVES[SGD.objective], loss=full))
+    with pytest.raises(TrainingError, match="memory does not hold a step of .* training.batch_size") as caught:
+        go(model, start, settings=SGD)
+    assert "\n" not in str(caught.value) and not model.model.training
+
+
 def test_nothing_learnt_is_an_error(model, start) -> None:
     with pytest.raises(TrainingError, match="no adapter tensor moved"):
         go(model, start, settings=SGD.model_copy(update={"learning_rate": 1e-30}))

@@ -79,15 +79,23 @@ def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
         ],
     }
     if config:
-        from silotune.experiment.needs import missing_packages
-
-        found["problems"] += missing_packages(config)
-        if not found["problems"]:
-            from silotune.experiment.estimate import estimate
-
-            found["estimate"] = estimate(config)
-            found["problems"] += _misfits(config, found)
+        _examine(config, found)
     return found
+
+
+def _examine(config: Config, found: dict[str, Any]) -> None:
+    """Adds what a run would need: packages, memory for the base's weights, a few real steps; a problem ends it."""
+    from silotune.experiment.needs import missing_packages
+
+    found["problems"] += missing_packages(config)
+    if found["problems"]:
+        return
+    from silotune.experiment.estimate import estimate, least_memory
+
+    for look in (least_memory, estimate):
+        if not found["problems"]:
+            found["estimate"] = look(config)
+            found["problems"] += _misfits(config, found)
 
 
 def _misfits(config: Config, found: Mapping[str, Any]) -> list[str]:

@@ -17,11 +17,27 @@ from silotune.federation.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
+from silotune.models.load import pick_device
+from silotune.models.size import weights_bytes
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 
 CALIBRATION_STEPS = 3
+
+
+def least_memory(config: Config) -> dict[str, int]:
+    """``memory_bytes`` or ``gpu_memory_bytes`` that the base's weights alone will take; empty where it is not known.
+
+    Nothing is loaded: what does not fit is told before the system ends the process that tries.
+
+    Raises:
+        ModelError: The configured device is not there.
+    """
+    taken = weights_bytes(config.model)
+    if taken is None:
+        return {}
+    return {"gpu_memory_bytes" if pick_device(config.model.device).type == "cuda" else "memory_bytes": taken}
 
 
 def estimate(config: Config) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
     tokenizer = load_tokenizer(section)
     model, head = _load_model(section, _config_of(section, classes), tokenizer, device=device, classes=classes)
     if section.precision != "int4":
-        torch.nn.Module.to(model, device)
+        with _one_line_errors(section.name):
+            torch.nn.Module.to(model, device)
     else:
         _keep_as_quantised(model)
     model.requires_grad_(False)
@@ -279,6 +280,11 @@ def _one_line_errors(name: str) -> Iterator[None]:
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"model.name = {name!r} cannot be loaded with these settings: {reason[:300]}") from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model.name = {name!r} does not fit into the GPU's memory; set model.precision = 'bfloat16' or 'int4', "
+            "model.device = 'cpu', or take a smaller model"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         where = Path(name).expanduser()
         if where.is_dir():

@@ -106,7 +106,7 @@ def train_round(
 
     Raises:
         DataError: There are no examples, or the objective cannot use them.
-        TrainingError: The loss is not finite, or no adapter tensor moved.
+        TrainingError: The loss is not finite, no adapter tensor moved, or a GPU's memory is too small.
     """
     if not examples:
         raise DataError("a client has no examples to train on")
@@ -124,6 +124,11 @@ def train_round(
                 _restore(optimizer, adapted, state)
             gradient, groups = _sampling(adapted, objective, examples, settings, place)
             mean_loss, tokens = _Loop(adapted, gradient, optimizer, settings, received, correction).run(groups, steps)
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"the GPU's memory does not hold a step of {settings.batch_size} examples; set a smaller "
+                "training.batch_size with more training.gradient_accumulation, or model.gradient_checkpointing = true"
+            ) from None
         finally:
             adapted.model.eval()
             for parameter in adapted.parameters.values():
