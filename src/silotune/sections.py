@@ -63,7 +63,7 @@ class ModelSection(Section):
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
     gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
     autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
-    offline: bool = Field(False, description="never ask the Hub, as HF_HUB_OFFLINE=1 does")
+    offline: bool = Field(False, description="never ask the Hub for the model; HF_HUB_OFFLINE=1 holds for data, too")
 
 
 class AdapterSection(Section):

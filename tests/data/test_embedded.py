@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silotune.data.embedded import corpus, finance, medicine
+from silotune.data.embedded.lexicons_finance import SECTORS
+from silotune.data.embedded.lexicons_medicine import SPECIALTIES
 from silotune.data.embedded.splits import LARGEST_SPLIT, collect, split_of
 
 SIZES = {"train": 1500, "validation": 200, "test": 600}
@@ -120,6 +122,17 @@ def test_collect_says_when_the_lexicon_is_used_up():
     assert collect(lambda: {"text": sentence}, key="text", split="train", count=1) == [{"text": sentence}]
     with pytest.raises(ValueError, match="only 1 different"):
         collect(lambda: {"text": sentence}, key="text", split="train", count=2)
+
+
+def test_institutions_see_different_parts_of_the_lexicons():
+    """What moves a sector up or down, and what a specialty asks about, is said in no other."""
+    fields = ("strengths", "burdens", "prizes", "blows", "rises", "falls")
+    said = [{word for field in fields for word in getattr(sector, field)} for sector in SECTORS]
+    asked = [{condition.name for condition in specialty.conditions} for specialty in SPECIALTIES]
+    for parts in (said, asked):
+        assert len(parts) >= 6 and all(len(part) >= 8 for part in parts)
+        for one, other in itertools.combinations(parts, 2):
+            assert not one & other
 
 
 def test_finance_labels_and_sectors_are_balanced(news):

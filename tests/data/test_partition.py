@@ -48,19 +48,21 @@ def test_every_example_lands_in_exactly_one_client(data: st.DataObject) -> None:
     least = data.draw(st.integers(1, 5), "min_examples")
     count = data.draw(st.integers(clients * least, 150), "count")
     labels = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count), "labels")
+    subjects = data.draw(st.lists(st.sampled_from(["a", "b", "c"]), min_size=count, max_size=count), "subjects")
     section = PartitionSection(
         scheme=data.draw(st.sampled_from(["iid", "dirichlet", "quantity"]), "scheme"),
         clients=clients,
         min_examples=least,
+        field=data.draw(st.sampled_from(["label", "subject"]), "field"),
         alpha=data.draw(st.floats(0.01, 100), "alpha"),
     )
     seed = data.draw(st.integers(0, 2**32 - 1), "seed")
-    found = partition(make(labels), section, seed=seed)
+    found = partition(make(labels, subjects), section, seed=seed)
     assert_covers(found, count)
     assert len(found) == clients
     assert min(map(len, found.values())) >= least
     assert list(found) == sorted(found)
-    assert found == partition(make(labels), section, seed=seed)
+    assert found == partition(make(labels, subjects), section, seed=seed)
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from silotune import tensors as arithmetic
 from silotune.config import Config
+from silotune.data.embedded import finance
 from silotune.errors import AuditError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
-from silotune.experiment.estimate import estimate
+from silotune.experiment.estimate import estimate, least_memory
 from silotune.experiment.modes import MODES, budget, pooled_steps, steps_by_mode
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
@@ -174,7 +177,6 @@ def test_generation_and_prompts(finished) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", ["lora", "ia3", "none", "qlora", "int4 ia3"])
 def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_path: Path, kind: str) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = kind.split()[-1]
@@ -203,6 +205,12 @@ def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_pat
         f"# {name} adapter for finance-news" in cards[1]
     ) == is_adapter
     assert ("merged into the weights" in cards[0]) == is_adapter
+    assert ("precision float32. The adapter was trained" in cards[0]) == ("int4" in config.model.precision)
+    for card in cards:
+        figures = run.part("federated").read_json("result")
+        assert f"On 18 examples of `test`, model of round {figures['round']}" in card
+        assert f"- accuracy: {figures['metrics']['accuracy']:.4f}" in card
+        assert "## Privacy\n\nExamples stayed with their institutions; adapter updates travelled, without" in card
     assert ("(rank 2" in cards[0]) == (name in ("lora", "qlora")) and ("all weights trained" in cards[1]) != is_adapter
     if kind == "none":
         with pytest.raises(ModelError, match="--merge"):
@@ -213,7 +221,6 @@ def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_pat
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's, not ours
 def test_an_exported_adapter_is_read_by_peft(finished, tmp_path: Path) -> None:
-    import torch
     from peft import PeftModel
 
     run, _ = finished
@@ -313,8 +320,7 @@ def test_open_answers_and_early_stop(configuration: Make, tmp_path: Path) -> Non
     run = run_experiment(config)
     result = run.part("federated").read_json("result")
     assert result["metrics"]["perplexity"] > 1
-    if result["stopped"]:
-        assert result["rounds"] == result["round"] + 1 < 12
+    assert result["stopped"] and result["rounds"] == result["round"] + 1 < 12
     assert run.read_json("summary")["metric"] == "perplexity"
 
 
@@ -332,6 +338,32 @@ def test_a_mode_that_stops_early_is_told_beside_the_budget(configuration: Make) 
     assert summary["budget"] in caption and summary["stopped"][0] in caption
     card = own_card(run).read_text(encoding="utf-8")
     assert "1 of 4 rounds (no better selection metric" in card
+
+
+def test_the_gold_standard_set_can_be_a_file(configuration: Make, tmp_path: Path) -> None:
+    rows = finance.generate(num_train=0, num_validation=0, num_test=7, seed=9)["test"]
+    path = tmp_path / "gold.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    part = run_experiment(configuration(federation={"rounds": 1}, evaluation={"gold": str(path)})).part("federated")
+    result = part.read_json("result")
+    assert (result["split"], result["num_examples"]) == (str(path), 7)
+    assert [row["round"] for row in part.read_rows("metrics")] == [0, 1]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_full_disk_ends_an_export_with_one_line_and_leaves_nothing(finished, tmp_path: Path, merge: bool) -> None:
+    run, _ = finished
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))  # as on a full disk: no file grows beyond
+    try:
+        with pytest.raises(RunFolderError) as caught:
+            export(run.path, tmp_path / "out", merge=merge)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value).startswith(f"no space left in {str(tmp_path)!r}: free some") and "\n" not in str(
+        caught.value
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_clients_are_scored_as_the_gold_standard_set_is(configuration: Make) -> None:
@@ -386,6 +418,14 @@ def test_alone_nobody_rests(configuration: Make) -> None:
     assert steps["isolated"] == 3 * steps["federated"] == 3 * steps["centralized"] == 2 * 6
     assert "in every round, 12 in all: nobody rests who is alone" in budget(prepared)
     assert estimate(prepared.config)["steps"] == 12 + 4 + 4
+
+
+def test_the_least_memory_is_that_of_the_weights(configuration: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = sum(parameter.numel() for parameter in tiny.model("llama").parameters())
+    assert least_memory(configuration(model={"device": "cpu"})) == {"memory_bytes": 4 * values}
+    assert least_memory(configuration(model={"name": "not/here"})) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert least_memory(configuration(model={"precision": "bfloat16"})) == {"gpu_memory_bytes": 2 * values}
 
 
 def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None:
