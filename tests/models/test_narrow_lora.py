@@ -146,9 +146,9 @@ def test_autocast_and_a_few_rows_are_peft_s(products: list[int]) -> None:
 
 
 def test_worth_it_up_to_a_width_and_from_a_number_of_rows() -> None:
-    assert is_worth_it(384, narrow_lora.MOST_VALUES, 8) and not is_worth_it(10**6, narrow_lora.MOST_VALUES + 1, 8)
+    assert is_worth_it(512, narrow_lora.MOST_VALUES, 8) and not is_worth_it(10**6, narrow_lora.MOST_VALUES + 1, 8)
     assert is_worth_it(64, 64 * 64, 8) and not is_worth_it(63, 64 * 64, 8)
-    assert is_worth_it(128, 128 * 128, 8) and not is_worth_it(127, 128 * 128, 8)
+    assert is_worth_it(171, 128 * 128, 8) and not is_worth_it(170, 128 * 128, 8)
 
 
 @pytest.mark.parametrize(

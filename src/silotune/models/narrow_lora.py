@@ -15,7 +15,7 @@ from peft.tuners.lora import Linear
 
 MOST_VALUES = 3 << 14
 """Values of a base matrix up to which one product is the faster way (``benchmarks/narrow_lora.py``)."""
-ROWS_A_RANK, VALUES_A_ROW = 8, 128
+ROWS_A_RANK, VALUES_A_ROW = 8, 96
 """Rows of the batch for each rank, and values of the matrix for each row, at which adding B A to the base pays."""
 
 
