@@ -40,7 +40,7 @@ def test_a_run_from_submission_to_its_folder(silotune, folder: Path, jobs: Jobs,
     run.part("federated").append("metrics", {"round": 2})
     jobs.change(name, status="failed", reason="client 'bank-a' failed", exit_code=6)
     said = silotune("status", name, "--kit", kit)
-    assert "run quickstart: failed, round 2 of 16: client 'bank-a' failed" in said.out
+    assert "run quickstart: failed, round 2 of 24: client 'bank-a' failed" in said.out
     assert json.loads(silotune("status", name, "--kit", kit, "--json").out)["exit_code"] == 6
     shown = silotune("logs", name, "--kit", kit)
     assert shown.code == 6 and "note: two sites" in shown.out and "client 'bank-a' failed" in shown.err

@@ -25,7 +25,7 @@ def quickstart(
     folder: Annotated[Path | None, typer.Option(help="Where to put the run folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune the shipped model over four banks in about two minutes, and compare."""
+    """Fine-tune the shipped model over four banks in a minute or two, and compare."""
     from silotune.cli.run import watched
     from silotune.cli.shipped import shipped
     from silotune.config import load_config
