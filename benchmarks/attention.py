@@ -8,12 +8,11 @@ bound is a shape that silotune leaves to torch. Ends with code 1 when a shape th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from types import SimpleNamespace
 
 import torch
-from measure import Result, all_passed, seconds_of, speed_up, table
+from measure import Result, in_turn, of_shapes, speed_up
 
 from silotune.models import attention
 
@@ -54,25 +53,11 @@ def compared(name: str, *sizes: int) -> Result:
 
     for left, right in zip(theirs(), own(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(REPETITIONS):
-        for side, work in zip(times, (theirs, own), strict=True):
-            side.append(seconds_of(work))
+    times = in_turn(theirs, own, repetitions=REPETITIONS)
     bound = 1.0 if attention.is_short(query, key, value, mask) else None
     what = f"{name}: {examples} x {heads} heads in {groups} groups, {queries} queries, {keys} keys, width {width}"
-    return Result("attention", what, tuple(times[0]), tuple(times[1]), speed_up(*times), bound)
-
-
-def main() -> int:
-    """Measures all shapes and prints their table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    results = [compared(*shape) for shape in SHAPES]
-    print(table(results, markdown=arguments.markdown))
-    return 0 if all_passed(results) else 1
+    return Result("attention", what, *times, speed_up(*times), bound)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(of_shapes(__doc__, lambda: [compared(*shape) for shape in SHAPES]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +97,35 @@ def seconds_of(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
+
+
+def in_turn(
+    theirs: Callable[[], object], own: Callable[[], object], *, repetitions: int, calls: int = 1
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Processor seconds of a call of either, taken in turn; ``calls`` are timed together where one is too short."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repetitions):
+        for side, work in zip(times, (theirs, own), strict=True):
+            side.append(seconds_of(partial(_repeated, work, calls)) / calls)
+    return tuple(times[0]), tuple(times[1])
+
+
+def _repeated(work: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        work()
+
+
+def of_shapes(description: str | None, measured: Callable[[], Sequence[Result]]) -> int:
+    """The command of a benchmark of single operations: measures on one thread, prints; the exit code."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--markdown", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = measured()
+    print(table(results, markdown=arguments.markdown))
+    return 0 if all_passed(results) else 1
 
 
 def run_child(command: Sequence[str], log: Path) -> Child:

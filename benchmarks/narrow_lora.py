@@ -10,12 +10,11 @@ not faster.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 
 import torch
-from measure import Result, all_passed, seconds_of, speed_up, table
+from measure import Result, in_turn, of_shapes, speed_up
 from peft.tuners.lora import Linear, LoraConfig
 
 from silotune.models import narrow_lora
@@ -52,7 +51,7 @@ def compared(name: str, rows: int, width: int, out: int, rank: int) -> Result:
     narrow.__class__ = narrow_lora.NarrowLora
     trained = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     x, along = torch.randn(rows, width, requires_grad=True), torch.randn(rows, out)
-    times = max(1, LONG_ENOUGH // (rows * (width + out)))
+    calls = max(1, LONG_ENOUGH // (rows * (width + out)))
 
     taken = narrow_lora.is_worth_it(rows, width * out, rank)
 
@@ -68,26 +67,10 @@ def compared(name: str, rows: int, width: int, out: int, rank: int) -> Result:
 
     for left, right in zip(theirs(), own(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5 * float(left.abs().max()))
-    measured: tuple[list[float], list[float]] = ([], [])
-    for _ in range(REPETITIONS):
-        for side, work in zip(measured, (theirs, own), strict=True):
-            side.append(seconds_of(lambda work=work: [work() for _ in range(times)]) / times)
+    measured = in_turn(theirs, own, repetitions=REPETITIONS, calls=calls)
     what = f"{name}: {rows} rows, {width} to {out}, rank {rank}"
-    return Result(
-        "narrow LoRA", what, tuple(measured[0]), tuple(measured[1]), speed_up(*measured), 1.0 if taken else None
-    )
-
-
-def main() -> int:
-    """Measures all shapes and prints their table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--markdown", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    results = [compared(*shape) for shape in SHAPES]
-    print(table(results, markdown=arguments.markdown))
-    return 0 if all_passed(results) else 1
+    return Result("narrow LoRA", what, *measured, speed_up(*measured), 1.0 if taken else None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(of_shapes(__doc__, lambda: [compared(*shape) for shape in SHAPES]))
