@@ -23,7 +23,7 @@ from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, site_folder
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import holdings_of
-from silotune.experiment.run import federate
+from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.record.runs import RunFolder
 from silotune.sections import DataSection
@@ -89,7 +89,7 @@ class Deployed:
     def __init__(self, folder: Path, model: Path, names: Sequence[str] = NAMES, *, plan: str = "") -> None:
         self.folder, self.names = kits.make(folder, names, plan=plan), tuple(names)
         self.resident = Resident()  # the trainers take turns with one base
-        self.kit = read_kit(folder / "coordinator")
+        self.kit, self.submitter = read_kit(folder / "coordinator"), read_kit(folder / "researcher")
         self.hosts = {name: self._host(name, model) for name in names}
         self.seen: list[tuple[str, bytes, Frame]] = []
 
@@ -113,27 +113,29 @@ class Deployed:
         kit = self.site(name)
         site_folder(kit).mkdir(mode=0o700, exist_ok=True)
         holdings = holdings_of(kit)
-        desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)), resident=self.resident)
-        return OneAtATime(desk, site_folder(kit) / "rounds")
+        guard = guard_of(kit, holdings)
+        desk = SiteDesk(holdings, partial(equip, kit, guard), resident=self.resident)
+        return OneAtATime(desk, site_folder(kit) / "rounds", guard=guard)
 
-    def work(self, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:
+    def work(self, envelope: Mapping[str, str], setup: bytes, data: bytes) -> Frame:
         frame = self.hosts[envelope["client"]].answer(work_frame(envelope["job"], setup, data))
         self.seen.append((envelope["client"], data, frame))
         return frame
 
     def run(self, config: Config, *, seed: int = 0) -> RunFolder:
         """Submits a run and works on it over a line in memory; replies come in an order by ``seed``."""
-        name = submit_run(self.kit, config)
+        name = submit_run(self.kit, config, submitter=self.submitter)
         return self.work_on(name, Jobs(coordinator_folder(self.kit)).run_path(name), seed=seed)
 
     def work_on(self, name: str, path: Path, *, up: Sequence[str] | None = None, seed: int = 0) -> RunFolder:
         """Works on a job in this folder, with those sites alone that are up."""
-        config = Jobs(coordinator_folder(self.kit)).config(name)
+        jobs = Jobs(coordinator_folder(self.kit))
+        config, signed = jobs.config(name), jobs.signed(name)
         members, setup = self.kit.members().active(), setup_of(config)
         return federate(
             config,
             {site: (members[site].signing_public,) for site in sorted(members)},
             connect=over(line(self.work, seed=seed, names=up or self.names), self.names, name, config, setup),
             path=path,
-            vouch=partial(vouched, self.kit, name, config, setup),
+            vouched=Vouched(signed.job.id, partial(vouched, signed)),
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 import tiny
 from silotune.federation.budget import Budget
 from silotune.federation.central import central_privacy
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import TrainOrder
 from silotune.federation.protections import PROTECTIONS, members
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method

@@ -6,9 +6,17 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -42,6 +50,41 @@ class Section(BaseModel):
         if kinds and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
             raise PydanticCustomError("number_needed", "A number is needed")
         return value
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def exactly(kind: type[SectionType], document: Mapping[str, Any]) -> SectionType:
+    """A section from JSON in which every value is exactly of its field's type: ``true`` is no number, 3.0 no integer.
+
+    An integer may stand for a number that has a fraction; what is left out has its default.
+
+    Raises:
+        ValueError: A value is missing, left over, cannot be, or is read as another than it is; the text is the dotted
+            name of the first one.
+    """
+    try:
+        made = kind.model_validate(document)
+    except ValidationError as error:
+        where = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+        raise ValueError(".".join(map(str, where))) from None
+    odd = _read_otherwise(document, made.model_dump(mode="json"))
+    if odd is not None:
+        raise ValueError(odd.lstrip("."))
+    return made
+
+
+def _read_otherwise(given: Any, read: Any, where: str = "") -> str | None:
+    """Where a value was read as another than was given; None for nowhere."""
+    if isinstance(given, Mapping) and isinstance(read, dict):
+        found = (_read_otherwise(item, read.get(name), f"{where}.{name}") for name, item in given.items())
+    elif isinstance(given, (list, tuple)) and isinstance(read, list) and len(given) == len(read):
+        found = (_read_otherwise(*pair, f"{where}.{place}") for place, pair in enumerate(zip(given, read, strict=True)))
+    else:
+        is_same = given == read and (type(given) is type(read) or (type(given), type(read)) == (int, float))
+        return None if is_same else where
+    return next(filter(None, found), None)
 
 
 @cache  # messages hold sections by the thousand

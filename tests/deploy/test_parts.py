@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import kits
+from governed import job
 from silotune.config import Config
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
@@ -41,6 +42,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def coordinator(folder: Path) -> Kit:
     return read_kit(folder / "coordinator")
+
+
+@pytest.fixture
+def submitter(folder: Path) -> Kit:
+    return read_kit(folder / "researcher")
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------
@@ -107,8 +113,11 @@ def test_a_site_refuses_a_run_with_another_bundle(named: str, content: bytes, is
 def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     assert jobs.names() == []
-    names = [jobs.submit(Config(), "demo") for _ in range(3)]
+    names = [jobs.submit(Config(), job(run=jobs.free_name("demo"))) for _ in range(3)]
     assert names == ["demo", "demo-2", "demo-3"] == jobs.names()
+    with pytest.raises(FederationError, match="there is a run 'demo' already"):
+        jobs.submit(Config(), job(run="demo"))
+    assert jobs.signed("demo-2") == job(run="demo-2", expires=jobs.signed("demo-2").job.expires)
     assert (tmp_path / "jobs" / "demo").stat().st_mode & 0o777 == 0o700
     assert jobs.config("demo") == Config()
     jobs.change("demo", status="running", attempts=1)
@@ -121,11 +130,11 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
             jobs.read(wrong)
 
 
-def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
+def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit, submitter: Kit) -> None:
     federation = {"modes": ["isolated"], "clients_per_round": 3}
     config = Config.model_validate({"federation": federation, "privacy": {"protection": "secure_sum"}})
     with pytest.raises(ConfigError) as fault:
-        submit_run(coordinator, config)
+        submit_run(coordinator, config, submitter=submitter)
     said = fault.value.faults
     assert said[0].startswith("federation.modes: must name 'federated' to be submitted")
     assert said[1] == "federation.clients_per_round = 3, but the federation has 2 sites"
@@ -148,21 +157,21 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", LEFT_OUT)
-def test_what_sites_cannot_do_is_refused_in_one_line(coordinator: Kit, what: str) -> None:
+def test_what_sites_cannot_do_is_refused_in_one_line(coordinator: Kit, submitter: Kit, what: str) -> None:
     with pytest.raises(ConfigError) as fault:
-        submit_run(coordinator, Config.model_validate(LEFT_OUT[what]))
+        submit_run(coordinator, Config.model_validate(LEFT_OUT[what]), submitter=submitter)
     (line,) = fault.value.faults
     assert line.startswith(what)
 
 
-def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit) -> None:
-    charter = coordinator.path("charter.toml")
+def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit, submitter: Kit) -> None:
+    charter = submitter.path("charter.toml")
     said = {"title": "t", "federation": "test", "owner": "o", "purpose": "p"}
     lines = [*(f'{key} = "{value}"' for key, value in said.items()), 'parties = ["bank-a"]', "users = []"]
     charter.write_text("\n".join([*lines, "until = 2020-12-31"]))
     try:
         with pytest.raises(ConfigError) as fault:
-            submit_run(coordinator, Config())
+            submit_run(coordinator, Config(), submitter=submitter)
         assert fault.value.faults == ("the charter's last day was 2020-12-31: sites refuse runs that name it",)
     finally:
         charter.unlink()
@@ -178,13 +187,13 @@ def test_over_sampling_and_a_deadline_end_rounds_at_sites_too() -> None:
 
 
 def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
-    coordinator: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    coordinator: Kit, submitter: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
+    (tmp_path / "base").symlink_to(tiny_folder)
     asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
     jobs = Jobs(coordinator_folder(coordinator))
-    config = jobs.config(submit_run(coordinator, Config.model_validate(asked)))
+    config = jobs.config(submit_run(coordinator, Config.model_validate(asked), submitter=submitter))
     assert config.data.test == tmp_path / "gold.jsonl" and config.data.validation is None
     assert config.evaluation.selection == str(tmp_path / "chosen.csv") and config.evaluation.gold == "test"
     assert config.model.name == str(tmp_path / "base")
@@ -192,7 +201,7 @@ def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
 
 def test_a_job_that_failed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    name = jobs.submit(Config(), "demo")
+    name = jobs.submit(Config(), job(run="demo"))
     with pytest.raises(FederationError, match="is queued: only one that failed or was cancelled"):
         jobs.resume(name)
     jobs.change(name, status="failed", reason="no space left", exit_code=7, attempts=2)
@@ -220,9 +229,10 @@ def test_a_full_disk_does_not_end_the_coordinator(coordinator: Kit, monkeypatch:
     assert said == [("coordinator_waits", {"reason": "no space left in 'state'"})]
 
 
-def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, tmp_path: Path) -> None:
+def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, submitter: Kit, tmp_path: Path) -> None:
     jobs = Jobs(coordinator_folder(coordinator))
-    name = submit_run(coordinator, Config.model_validate({"federation": {"modes": ["federated", "isolated"]}}))
+    both = Config.model_validate({"federation": {"modes": ["federated", "isolated"]}})
+    name = submit_run(coordinator, both, submitter=submitter)
     asked_for = jobs.config(name)
     assert asked_for.federation.modes == ("federated",)
     assert asked_for.record.audit_key == coordinator.folder / "signing.key"

@@ -59,7 +59,7 @@ def submitted(deployed: Deployed) -> Callable[..., RunFolder]:
 
     def submit(asked: Any) -> RunFolder:
         jobs = Jobs(coordinator_folder(deployed.kit))
-        name = submit_run(deployed.kit, from_mapping(asked))
+        name = submit_run(deployed.kit, from_mapping(asked), submitter=deployed.submitter)
         work_on(deployed.kit, name)
         assert jobs.read(name).status == "finished"
         return RunFolder.open(jobs.run_path(name))

@@ -16,7 +16,8 @@ import tiny
 from silotune.errors import PrivacyError
 from silotune.federation.budget import Budget, cost_of, open_round, release_of, spent_in
 from silotune.federation.central import LEDGER, central_privacy
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import EvaluateOrder, TrainOrder
 from silotune.federation.server import run_rounds
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon

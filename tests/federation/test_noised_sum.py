@@ -15,7 +15,8 @@ from silotune.errors import BudgetError, ProtectionError
 from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.central import noise_in_shares
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import TrainOrder
 from silotune.federation.private import begin
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, run_rounds

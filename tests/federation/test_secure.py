@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from silotune.federation.opened import put_back
 
 import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import ProtectionError
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
 from silotune.federation.messages import encode
-from silotune.federation.opened import OPENED, put_back
+from silotune.federation.orders import TrainOrder
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.secure import Asking, terms_of
 from silotune.federation.server import Plan, run_rounds
@@ -319,8 +320,8 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
 
 
 def test_site_state_is_kept_through_training(model, start) -> None:
-    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={OPENED: {"secure_sum:1": "x"}}))
+    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={"kept": {"by a test": "x"}}))
     order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
     client_round(Request("train", 1, "a", start, order), site)
-    assert site.state.data == {"opened": {"secure_sum:1": "x"}}
+    assert site.state.data == {"kept": {"by a test": "x"}}
     assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

@@ -31,7 +31,7 @@ def provision_app() -> typer.Typer:
         help="Make and change the certificates, keys and kits of a federation; 'create' may be left out.",
         no_args_is_help=True,
     )
-    for command in (create, add, revoke, rotate, request, members):
+    for command in (create, add, submitter, revoke, rotate, request, members):
         app.command(command.__name__)(command)
     return app
 
@@ -42,7 +42,7 @@ def create(
     csr: Annotated[list[Path] | None, typer.Option("--csr", help="Request of a site; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an authority, a kit for the coordinator and one for each site."""
+    """Make an authority, a kit for the coordinator, one for each submitter and one for each site."""
     from silotune.deploy.provision import provision
 
     _show(provision(plan, out, requests=csr or ()), as_json)
@@ -61,13 +61,25 @@ def add(
     _show([add_site(out, site, contact=contact, request=csr)], as_json, members_in=out)
 
 
-def revoke(
-    site: Annotated[str, typer.Argument(help="Name of the site.")], out: Folder, as_json: AsJson = False
+def submitter(
+    name: Annotated[str, typer.Argument(help="Name of who may ask for runs.")],
+    out: Folder,
+    contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Take a site out: a new members.json, with which the coordinator refuses it."""
-    from silotune.deploy.provision import revoke_site
+    """Add a submitter, or give one a new key: a kit, and a new members.json for coordinator and sites."""
+    from silotune.deploy.provision import add_submitter
 
-    revoke_site(out, site)
+    _show([add_submitter(out, name, contact=contact)], as_json, members_in=out)
+
+
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the site or submitter.")], out: Folder, as_json: AsJson = False
+) -> None:
+    """Take a site or a submitter out: a new members.json, with which it is refused."""
+    from silotune.deploy.provision import revoke as revoke_member
+
+    revoke_member(out, name)
     _show([], as_json, members_in=out)
 
 

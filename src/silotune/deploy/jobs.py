@@ -1,7 +1,7 @@
 """The runs that were submitted to a coordinator, as folders on its disk: what is asked, and how far it is.
 
-A job is ``jobs/<name>/`` with ``config.json`` and ``state.json``; its results are the run folder ``runs/<name>/``.
-Only the coordinator's own user can write there: that is who may submit.
+A job is ``jobs/<name>/`` with ``config.json``, ``job.json`` (what its submitter signed) and ``state.json``; its results
+are the run folder ``runs/<name>/``. Only the coordinator's own user can write there, and only a submitter can sign.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from silotune.config import Config, from_mapping
 from silotune.errors import FederationError, unknown_choice
+from silotune.federation.jobs import SignedJob
 from silotune.record.files import explained, read_json, write_json
 from silotune.record.runs import RunFolder
 
@@ -53,21 +56,45 @@ class Jobs:
 
     folder: Path
 
-    def submit(self, config: Config, name: str) -> str:
-        """Queues a run; gives its name, which is ``name`` or that with a number."""
-        root = self.folder / "jobs"
+    def free_name(self, wanted: str) -> str:
+        """The name, or that with a number where a job has it."""
+        names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+        return next(name for name in names if not (self.folder / "jobs" / name).exists())
+
+    def submit(self, config: Config, signed: SignedJob) -> str:
+        """Queues a run under the name that was signed; gives it.
+
+        Raises:
+            FederationError: There is a job of this name.
+        """
+        name, root = signed.job.run, self.folder / "jobs"
         with explained(root):
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for number in itertools.count(1):
-                chosen = name if number == 1 else f"{name}-{number}"
-                try:
-                    (root / chosen).mkdir(mode=0o700)
-                    break
-                except FileExistsError:
-                    continue
-        write_json(root / chosen / "config.json", config.model_dump(mode="json"))
-        self.write(chosen, JobState())
-        return chosen
+            try:
+                (root / name).mkdir(mode=0o700)
+            except FileExistsError:
+                raise FederationError(
+                    f"there is a run {name!r} already: sign this one with another record.name"
+                ) from None
+        write_json(root / name / "config.json", config.model_dump(mode="json"))
+        self.sign(name, signed)
+        self.write(name, JobState())
+        return name
+
+    def sign(self, name: str, signed: SignedJob) -> None:
+        """Keeps what a submitter signed, in place of what was signed before."""
+        write_json(self.folder / "jobs" / name / "job.json", signed.model_dump(mode="json"))
+
+    def signed(self, name: str) -> SignedJob:
+        """What a job's submitter signed.
+
+        Raises:
+            FederationError: It cannot be read.
+        """
+        try:
+            return SignedJob.model_validate(read_json(self.folder / "jobs" / name / "job.json"))
+        except ValidationError:
+            raise FederationError(f"job.json of run {name!r} is not a signed job: it was changed") from None
 
     def names(self) -> list[str]:
         """All jobs, the oldest first."""

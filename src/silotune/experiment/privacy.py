@@ -225,12 +225,15 @@ def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
     return made
 
 
-def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What the run folder says of privacy, written once: a resumed run goes on under the same identity."""
+def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> dict[str, Any]:
+    """What the run folder says of privacy, written once: a resumed run goes on under the same identity.
+
+    ``run`` is that identity where a submitter has signed it; else one is drawn.
+    """
     if not folder.has(FILE):
         plan = plan_of(config, sizes)
         made = {
-            "run": uuid.uuid4().hex,
+            "run": run or uuid.uuid4().hex,
             "statement": list(statement(config.privacy, plan)),
         }
         folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})

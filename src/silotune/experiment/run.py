@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
@@ -40,8 +40,18 @@ from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
 
-Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
-"""Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
+
+@dataclass(frozen=True)
+class Vouched:
+    """What a submitter has signed of a run.
+
+    Attributes:
+        number: The job's own, by which ledgers tell the run from others.
+        job: Order -> its body, for the orders of a run: gives the signed job, if it is for them.
+    """
+
+    number: str
+    job: Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -73,7 +83,7 @@ def federate(
     *,
     connect: Engine,
     path: Path,
-    vouch: Vouch | None = None,
+    vouched: Vouched | None = None,
     observer: Observer | None = None,
 ) -> RunFolder:
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
@@ -83,7 +93,7 @@ def federate(
         sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
         connect: Makes the transport that reaches them, for as long as it is used.
         path: The run folder, new or begun.
-        vouch: Signs what is asked of the sites; None where their policies ask for no signature.
+        vouched: The job that goes with all that is asked of the sites; None where they ask for none.
         observer: Told of every event.
 
     Raises:
@@ -102,7 +112,7 @@ def federate(
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
     with _metered(config) as meter:
         keys = {name: own for name, own in sites.items() if own}
-        return _run(_Run(prepared, folder, meter, began, connect, keys, vouch), observer)
+        return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -133,7 +143,7 @@ class _Run:
     began: float
     connect: Engine
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    vouch: Vouch | None = None
+    vouched: Vouched | None = None
 
 
 @contextmanager
@@ -174,7 +184,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         folder.write_json("partition", prepared.skew)
         notify("run_started", _introduction(prepared, folder))
         sizes = {name: len(examples) for name, examples in prepared.clients.items()}
-        said = privacy.declared(prepared.config, folder, sizes)
+        number = None if run.vouched is None else run.vouched.number
+        said = privacy.declared(prepared.config, folder, sizes, run=number)
         notify("privacy", {"statement": said["statement"]})
         for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes)):
             notify("note", {"text": note})
@@ -240,8 +251,8 @@ def _finish_part(
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
     plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), scoring_of(prepared)
-    if run.vouch is not None:
-        job = run.vouch({"train": plan.body, "evaluate": scored})
+    if run.vouched is not None:
+        job = run.vouched.job({"train": plan.body, "evaluate": scored})
         plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights

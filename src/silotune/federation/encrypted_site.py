@@ -13,7 +13,6 @@ from pydantic import Field
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.messages import Layout, read_body
-from silotune.federation.opened import remember, remembered
 from silotune.federation.secure_site import Protection, Seat, SumOrder, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
@@ -120,12 +119,12 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
     which = _which("update" if order.size else "weight", request)
-    known = remembered(site, which)
+    known = site.served.opened(which)
     if known is None:
         raise ProtectionError(f"this site has sent nothing in round {request.round_number} that a sum could hold")
     if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
-    remember(site, which, _DONE)
+    site.served.note_opened(which, _DONE)
     figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(
@@ -145,8 +144,8 @@ def _which(kind: str, request: Request) -> str:
 
 def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
     """Allows this site one opening of the round's sum, unless it had that."""
-    if remembered(site, _which(kind, request)) is None:
-        remember(site, _which(kind, request), _SENT)
+    if site.served.opened(_which(kind, request)) is None:
+        site.served.note_opened(_which(kind, request), _SENT)
 
 
 def places(weights: Tensors, fraction: float) -> Array:

@@ -17,7 +17,7 @@ from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.jobs import SignedJob, order_digest
 from silotune.federation.messages import Layout, read_body
-from silotune.federation.opened import remember, remembered
+from silotune.federation.served import Served
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
@@ -57,6 +57,7 @@ class Seat(Protocol):
     name: str
     state: SiteState
     budget: Budget
+    served: Served
     protection: Protection | None
 
 
@@ -201,7 +202,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
     protection, stage = _taken(site, protocol.Masked, request)
     survivors = read_body(CheckOrder, request).survivors
     agreed, signature = protocol.agree(protection.member, stage, survivors)
-    before = remembered(site, _which(request))
+    before = site.served.opened(_which(request))
     if before not in (None, protocol.survivors_digest(agreed)):
         raise ProtectionError(
             f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
@@ -217,7 +218,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
-    remember(site, _which(request), protocol.survivors_digest(stage))
+    site.served.note_opened(_which(request), protocol.survivors_digest(stage))
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }

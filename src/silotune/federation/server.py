@@ -16,6 +16,7 @@ from silotune.federation.jobs import JOB
 from silotune.federation.links import address
 from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.secure import Asking, Collector
+from silotune.federation.settlement import Settlement
 from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
 from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
@@ -153,11 +154,17 @@ def run_rounds(
     return state
 
 
-def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
-    """Sends requests and yields what comes back; both enter the audit trail, where one is kept."""
+def exchange(
+    plan: Plan, transport: Transport, requests: Mapping[str, Request], *, shapes: Mapping[str, Tensors] | None = None
+) -> Iterator[Reply | Failure]:
+    """Sends requests and yields what is believed of what comes back; both enter the audit trail, where one is kept.
+
+    ``shapes`` has tensors of the shapes that the clients' updates must have.
+    """
     sent = witness.outgoing(plan.audit, requests)
-    replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
-    return witness.incoming(plan.audit, replies, sent)
+    oldest = None if plan.staleness_exponent is None else 1
+    settlement = Settlement(sent, plan.audit, shapes or {}, oldest)
+    return settlement.settled(transport.exchange(sent, timeout_seconds=plan.timeout_seconds))
 
 
 def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
@@ -195,10 +202,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     parts = plan.method.schedule(number)
     down = outgoing(plan.method.sent(state.weights, state.memory), parts)
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
-    incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
+    incoming = Incoming(number, clients, plan.staleness_exponent)
 
     shape = returned(down, parts)
-    asking = Asking(number, clients, down, shape, plan.body, partial(exchange, plan, transport), incoming, notify)
+    send = partial(exchange, plan, transport, shapes=expected if plan.protected is None else {})
+    asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify)
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
     updates, held = _asked(plan, state, asking, incoming, products)
     delta, kept = _aggregated(plan, incoming, updates, kept, shape)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from silotune.record import checkpoints
-from silotune.record.files import explained
+from silotune.record.files import TEMPORARY, explained, sync_folder
 from silotune.structs import ServerState, SiteState
 
 _SITE = "site"
@@ -44,19 +44,27 @@ def _load(folder: Path, rounds: list[int]) -> SiteState:
 def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) -> None:
     """Writes the state after a round; only those of the last ``keep`` rounds before it stay.
 
-    An empty state is not written: a site that keeps nothing has no files.
+    An empty state is not written: a site that keeps nothing has no files. The new state is whole on the disk before
+    the states that it undoes are removed, and in its place after that: a kill in between leaves the states of the
+    rounds before it, from which the same round is done again.
 
     Raises:
-        RunFolderError: The disk is full, or the folder may not be written.
+        RunFolderError: The disk is full, or the folder may not be written; what was there is there still.
     """
+    made = folder / f".{round_number}{TEMPORARY}"
     with explained(folder):
+        shutil.rmtree(made, ignore_errors=True)
+        if state.tensors or state.data:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            checkpoints.save(made, ServerState(round_number, {}), {_SITE: state})
         for number in _rounds(folder):
             if number >= round_number or number < round_number - keep:
                 shutil.rmtree(folder / str(number))
-    if state.tensors or state.data:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        checkpoints.save(folder / str(round_number), ServerState(round_number, {}), {_SITE: state})
+        if made.is_dir():
+            made.rename(folder / str(round_number))
+            sync_folder(folder)
 
 
 def _rounds(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
