@@ -256,7 +256,8 @@ MOVES: Mapping[str, Listed] = {
     "round-minus": Listed("round -7", sends(round=-7), "form"),
     "round-beyond": Listed("a round beyond the job's", sends(round=5), "job.round"),
     "personalize": Listed(
-        "personalize, with rates of its own, under a job that does not list it", lambda it: it.send(it.request("personalize", body=it.body())), "job.kind"
+        "personalize, with rates of its own, under a job that does not list it",
+        lambda it: it.send(it.request("personalize", body=it.body())), "job.kind",
     ),
     "unknown-kind": Listed("a kind that there is not", sends("generate", body={}), "form"),
     "sum-unlisted": Listed("a step of a sum under a plain job", with_job("secure_sum.keys"), "job.kind"),
