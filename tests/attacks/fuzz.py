@@ -39,7 +39,8 @@ SLOWEST_SECONDS = 20.0
 EQUAL = {0: (False, 0.0, "0", -0.0), 1: (True, 1.0, "1", [1])}
 EDGES: tuple[Any, ...] = (
     0, 1, -1, True, False, None, 1.0, "1", "", [], {}, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 10**300, -(2**63),
-    1e308, 1e-320, "\ud800", "\x00", "\x1b[2J", "\u202e", "a" * 5000, "../../x", "/etc/passwd", "ä" * 300, "${HOME}", "NaN",
+    1e308, 1e-320, "\ud800", "\x00", "\x1b[2J", "\u202e", "a" * 5000, "../../x", "/etc/passwd",
+    "ä" * 300, "${HOME}", "NaN",
     [[[[[]]]]], {"a": {"a": {"a": 1}}}, "train", "evaluate", "generation",
 )  # fmt: skip
 
@@ -266,7 +267,9 @@ def _steps(it: Coordinator, kind: str, draw: random.Random) -> dict[str, Any]:
         )  # fmt: skip
         return {"terms": made.model_dump(mode="json")}
     parts: dict[str, dict[str, Any]] = {
-        "secure_sum.shares": {"keys": dict.fromkeys(OTHERS, {"mask": "0" * 64, "share": "0" * 64, "signature": "0" * 128})},
+        "secure_sum.shares": {
+            "keys": dict.fromkeys(OTHERS, {"mask": "0" * 64, "share": "0" * 64, "signature": "0" * 128}),
+        },
         "secure_sum.input": {
             "bits": 32, "size": 100, "arrived": [SITE, *OTHERS], "shares": dict.fromkeys(OTHERS, "0" * 164),
         },
