@@ -7,6 +7,7 @@ lost or put back does not make anything unspent.
 from __future__ import annotations
 
 import fcntl
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from silotune.errors import PrivacyError
 from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
-from silotune.record.files import append_line, explained, read_lines, to_line
+from silotune.record.files import append_line, explained, mend, read_lines, to_line
 from silotune.sections import Accountant, PrivacySection, TrainingSection
 from silotune.structs import SiteState
 from silotune.training.local import steps_in_round
@@ -205,6 +206,8 @@ def _ledger(
         lock = (folder / f".{name}.lock").open("w")
     with lock:
         _hold(lock.fileno(), place)
+        if note := mend(place):  # the charge was not on the disk when the process stopped: its round had not begun
+            logging.getLogger("silotune").warning("%s: the charge of a round that had not begun", note)
         yield read_lines(place), lambda row: append_line(place, to_line(row))
 
 

@@ -25,6 +25,7 @@ from silotune.record.environment import versions
 from silotune.record.files import (
     append_line,
     explained,
+    mend,
     new_folder,
     read_json,
     read_lines,
@@ -126,6 +127,16 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
+    def mend(self) -> list[str]:
+        """Cuts torn last lines of the folder's files of rows; gives a note about each. Call it within ``lock``.
+
+        A file with a lock of its own, such as a privacy ledger, is left to whoever takes that.
+        """
+        with explained(self.path):
+            found = sorted(self.path.rglob("*.jsonl"))
+            own = [path for path in found if not path.with_name(f".{path.stem}{_LOCK}").exists()]
+        return [note for note in map(mend, own) if note]
+
     def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,7 +175,7 @@ class RunFolder:
         append_line(self._file(name, ".jsonl"), b"".join(to_line(row) for row in rows))
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of ``<name>.jsonl``, none when missing; a last line torn by a kill is left out.
+        """The rows of ``<name>.jsonl``, none when missing; a torn last line is left out.
 
         Raises:
             RunFolderError: Another line is broken.
