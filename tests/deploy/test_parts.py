@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import kits
+from disks import PAGE, disk, fill, make_room
 from silotune.config import Config
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
@@ -116,9 +117,36 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
     assert jobs.cancel("demo").status == "cancelled"
     assert jobs.change("demo", status="running").status == "cancelled"  # what has ended does not begin again
     assert jobs.read("demo").ended > 0 and jobs.read("demo").status in ENDED
-    for wrong in ("nobody", "../demo"):
+    for wrong in ("nobody", "../demo", "..", "../jobs/demo"):
         with pytest.raises(FederationError, match="unknown run"):
             jobs.read(wrong)
+
+
+@pytest.mark.parametrize("name", ["../../esc", "/tmp/esc", "..", "-x", "x y", ".hidden", ""])
+def test_a_job_s_name_does_not_leave_the_folder_of_jobs(tmp_path: Path, name: str) -> None:
+    jobs = Jobs(tmp_path / "a" / "b")
+    with pytest.raises(RunFolderError, match="cannot name a file of a run"):
+        jobs.submit(Config(), name)
+    assert jobs.names() == [] and [path.name for path in tmp_path.rglob("*")] == ["a", "b", "jobs"]
+
+
+def test_a_number_behind_a_taken_name_is_a_part_of_it(tmp_path: Path) -> None:
+    longest = "x" * 200
+    assert Jobs(tmp_path).submit(Config(), longest) == longest
+    with pytest.raises(RunFolderError, match="at most 200"):
+        Jobs(tmp_path).submit(Config(), longest)
+
+
+@pytest.mark.parametrize("leave", [0, 1])
+def test_a_run_that_finds_no_room_is_not_queued_and_takes_no_name(tmp_path: Path, leave: int) -> None:
+    with disk(tmp_path / "disk", size=64 * PAGE) as place:
+        jobs = Jobs(place)
+        fill(place, leave=leave * PAGE)
+        with pytest.raises(RunFolderError, match="no space left"):
+            jobs.submit(Config(), "demo")
+        assert jobs.names() == []
+        make_room(place)
+        assert jobs.submit(Config(), "demo") == "demo"
 
 
 def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:

@@ -7,6 +7,7 @@ Only the coordinator's own user can write there: that is who may submit.
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from silotune.config import Config, from_mapping
-from silotune.errors import FederationError, unknown_choice
+from silotune.errors import FederationError, RunFolderError, unknown_choice
 from silotune.record.files import explained, read_json, write_json
-from silotune.record.runs import RunFolder
+from silotune.record.runs import RunFolder, checked_name
+from silotune.settings import NAME
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 CANNOT_START_AGAIN = 3
@@ -54,19 +56,27 @@ class Jobs:
     folder: Path
 
     def submit(self, config: Config, name: str) -> str:
-        """Queues a run; gives its name, which is ``name`` or that with a number."""
+        """Queues a run; gives its name, which is ``name`` or that with a number.
+
+        Raises:
+            RunFolderError: The name cannot be that of a run folder, or the disk is full; nothing is queued.
+        """
         root = self.folder / "jobs"
         with explained(root):
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for number in itertools.count(1):
-                chosen = name if number == 1 else f"{name}-{number}"
+                chosen = checked_name(name if number == 1 else f"{name}-{number}")
                 try:
                     (root / chosen).mkdir(mode=0o700)
                     break
                 except FileExistsError:
                     continue
-        write_json(root / chosen / "config.json", config.model_dump(mode="json"))
-        self.write(chosen, JobState())
+        try:
+            write_json(root / chosen / "config.json", config.model_dump(mode="json"))
+            self.write(chosen, JobState())
+        except RunFolderError:
+            shutil.rmtree(root / chosen)
+            raise
         return chosen
 
     def names(self) -> list[str]:
@@ -82,7 +92,7 @@ class Jobs:
             FederationError: There is none of this name.
         """
         path = self.folder / "jobs" / name / "state.json"
-        if "/" in name or not path.is_file():
+        if not NAME.fullmatch(name) or not path.is_file():
             raise FederationError(unknown_choice("run", name, self.names()))
         return JobState(**read_json(path))
 

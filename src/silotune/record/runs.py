@@ -12,7 +12,6 @@ import errno
 import fcntl
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,9 +35,9 @@ from silotune.record.files import (
     write_json,
 )
 from silotune.record.tensor_files import read_tensors, write_tensors
+from silotune.settings import NAME, NAME_RULE
 from silotune.structs import ServerState, SiteState, Tensors
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 _CONFIG, _VERSIONS, _LOCK = "config", "versions", ".lock"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS, _ADAPTER_CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
@@ -56,7 +55,7 @@ class RunFolder:
         Raises:
             RunFolderError: The name is not one, the disk is full, or the folder may not be written.
         """
-        place = Path(root) / _checked(name)
+        place = Path(root) / checked_name(name)
         with explained(place):
             place.parent.mkdir(parents=True, exist_ok=True)
         building = temporary_beside(place)
@@ -99,7 +98,7 @@ class RunFolder:
 
     def part(self, *names: str) -> RunFolder:
         """A folder inside, such as ``part("isolated", "client-0")``; it is made when something is written."""
-        return RunFolder(self.path.joinpath(*(_checked(name) for name in names)))
+        return RunFolder(self.path.joinpath(*(checked_name(name) for name in names)))
 
     def parts(self) -> list[str]:
         """Names of the folders inside that ``part`` can give, sorted; checkpoints and adapter left out."""
@@ -107,7 +106,7 @@ class RunFolder:
             found = [path for path in self.path.iterdir() if path.is_dir()] if self.path.is_dir() else []
         marks = (_ADAPTER_CONFIG, checkpoints.STATE)
         parts = [path.name for path in found if not any((path / mark).exists() for mark in marks)]
-        return sorted(name for name in parts if _NAME.fullmatch(name))
+        return sorted(name for name in parts if NAME.fullmatch(name))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -152,7 +151,7 @@ class RunFolder:
             os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def _file(self, name: str, ending: str) -> Path:
-        return self.path / f"{_checked(name)}{ending}"
+        return self.path / f"{checked_name(name)}{ending}"
 
     def has(self, name: str) -> bool:
         """True when ``write_json`` or ``append`` wrote something under this name."""
@@ -199,7 +198,7 @@ class RunFolder:
 
     def keep_tensors(self, name: str, tensors: Tensors) -> None:
         """Writes ``updates/<name>.safetensors``, whole; each name is led by its place, as the format forgets it."""
-        place = self.path / "updates" / f"{_checked(name)}.safetensors"
+        place = self.path / "updates" / f"{checked_name(name)}.safetensors"
         numbered = {f"{number:06d}/{key}": tensor for number, (key, tensor) in enumerate(tensors.items())}
         with explained(place):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +215,7 @@ class RunFolder:
         Raises:
             RunFolderError: It is missing or broken.
         """
-        kept = read_tensors(self.path / "updates" / f"{_checked(name)}.safetensors")
+        kept = read_tensors(self.path / "updates" / f"{checked_name(name)}.safetensors")
         return {key.partition("/")[2]: kept[key] for key in sorted(kept)}
 
     def save_adapter(self, tensors: Tensors, config: Mapping[str, Any], *, card: str) -> None:
@@ -242,9 +241,14 @@ class RunFolder:
         return read_tensors(self.path / "adapter" / _ADAPTER_WEIGHTS), config
 
 
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise RunFolderError(f"{name!r} cannot name a file of a run: use letters, digits and . _ + - (not first)")
+def checked_name(name: str) -> str:
+    """The name, which stays within the folder that it is put in.
+
+    Raises:
+        RunFolderError: It cannot name a file or a folder of a run.
+    """
+    if not NAME.fullmatch(name):
+        raise RunFolderError(f"{name!r} cannot name a file of a run: {NAME_RULE}")
     return name
 
 
