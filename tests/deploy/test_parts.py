@@ -346,3 +346,18 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
+
+
+def test_a_log_holds_nothing_that_acts_on_a_terminal() -> None:
+    code = (
+        "import logging; from silotune.deploy.processes import log_to_stdout; log_to_stdout();"
+        r"reason = 'no \x1b]0;owned\x07\n2026-01-01 INFO all is well'; log = logging.getLogger('silotune');"
+        "log.info('refused: %s', reason)\n"
+        "try: raise ValueError(reason)\n"
+        "except ValueError: log.exception('failed')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "\x1b" not in said and "\x07" not in said
+    refused, failed, *trace = said.splitlines()
+    assert refused.endswith(r"no \u001b]0;owned\u0007\u000a2026-01-01 INFO all is well")
+    assert failed.endswith("failed") and trace[0].startswith("Traceback")
