@@ -16,9 +16,12 @@ import pytest
 import kits
 from disks import PAGE, disk, fill, make_room
 from silotune.config import Config
+from silotune.deploy import coordinator as coordinators
+from silotune.deploy import site
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
 from silotune.deploy.coordinator import _Keeper
+from silotune.deploy.fleet import read_node_key
 from silotune.deploy.job import ending_of
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
@@ -26,9 +29,10 @@ from silotune.deploy.node import _Node
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
-from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
-from silotune.errors import ConfigError, FederationError, KitError, RunFolderError
+from silotune.deploy.superlink import MOST_BODY_BYTES, build_app, fleet_only
+from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.record.runs import RunFolder
+from silotune.record.signatures import write_secret
 from silotune.sections import FederationSection
 from silotune.transports.flower import Ending, client_app
 from silotune.transports.frames import Frame
@@ -346,6 +350,46 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_nothing_starts_with_a_key_that_others_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    made = kits.make(tmp_path, ["bank-a"], plan="he = true")
+    monkeypatch.setattr(Child, "start", lambda child: pytest.fail(f"{child.name} was started"))
+    seen = set()
+    for kit, starts in ((read_kit(made / "bank-a"), site.start), (read_kit(made / "coordinator"), coordinators.start)):
+        for key in sorted(kit.folder.glob("*.key")):
+            key.chmod(mode)
+            with pytest.raises(SignatureError, match=rf"{key.name}' may be read by others: chmod 600 it"):
+                starts(kit)
+            key.chmod(0o600)
+            seen.add(key.name)
+    assert seen == {"auth.key", "signing.key", "he-bfv.key", "he-ckks.key", "server.key"}
+
+
+def test_each_key_is_looked_at_where_it_is_read(folder: Path, coordinator: Kit, tmp_path: Path) -> None:
+    auth = folder / "bank-a" / "auth.key"
+    assert read_node_key(auth).curve.name == "secp384r1"
+    auth.chmod(0o644)
+    with pytest.raises(SignatureError, match="auth.key' may be read by others"):
+        read_node_key(auth)
+    auth.chmod(0o600)
+    coordinator.path("server.key").chmod(0o644)
+    with pytest.raises(SignatureError, match="server.key' may be read by others"):
+        build_app(coordinator, tmp_path)
+    coordinator.path("server.key").chmod(0o600)
+    for content in (
+        b"",
+        b"no key",
+        auth.with_name("auth.pub").read_bytes(),
+        auth.with_name("signing.key").read_bytes(),
+    ):
+        (tmp_path / "other.key").unlink(missing_ok=True)
+        write_secret(tmp_path / "other.key", content)
+        with pytest.raises(KitError, match="is not a"):
+            read_node_key(tmp_path / "other.key")
 
 
 def test_a_log_holds_nothing_that_acts_on_a_terminal() -> None:

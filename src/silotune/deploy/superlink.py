@@ -18,6 +18,7 @@ from typing import Any
 from silotune.deploy.kits import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY, Kit, read_kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket
 from silotune.deploy.processes import follow_parent
+from silotune.record.signatures import read_secret
 from silotune.transports.frames import check_folder
 
 FLEET = "/v1/fleet/"
@@ -60,7 +61,7 @@ def build_app(kit: Kit, folder: Path) -> Application:
     settings = coordinator_settings(kit)
     config = SuperLinkLifespanConfig(
         control_address="", health_server_address=None, host=settings.listen, port=settings.address.fleet_port,
-        insecure=False, certificates=(authority.read_bytes(), certificate.read_bytes(), key.read_bytes()),
+        insecure=False, certificates=(authority.read_bytes(), certificate.read_bytes(), read_secret(key)),
         superexec_auth_secret=None, authn_plugin=load_control_authn_plugin(), event_log_plugin=None,
         fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
         fleet_api_type=TRANSPORT_TYPE_GRPC_RERE, fleet_api_address=None, simulation=False,
