@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,20 @@ def _expanded(path: Path) -> Path:
 
 Place = Annotated[Path, AfterValidator(_expanded)]
 """A path; ~ is the home folder."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+"""What can name a file or a folder of a run: no way out of the folder it lies in, and no option of a command."""
+NAME_RULE = "use at most 200 letters, digits and . _ + -, with a letter, a digit or _ first"
+
+
+def _named(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise PydanticCustomError("folder_name", "It cannot name a folder: {rule}", {"rule": NAME_RULE})
+    return text
+
+
+FolderName = Annotated[str, AfterValidator(_named)]
+"""The name of a folder."""
 
 
 class Section(BaseModel):

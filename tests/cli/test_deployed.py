@@ -84,6 +84,20 @@ def test_a_run_is_signed_on_one_machine_and_handed_in_on_another(
     assert after.is_signed() and after.job.expires > before.job.expires and after.job.id == before.job.id
 
 
+@pytest.mark.parametrize("name", ["../../esc", "x y", "-x", ".."])
+def test_every_command_that_takes_a_name_says_what_one_is(
+    silotune, folder: Path, jobs: Jobs, tmp_path: Path, name: str
+) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text(f'[record]\nname = "{name}"\n')
+    before, kit = jobs.names(), folder / "coordinator"
+    for command in (("run", named), ("submit", named, "--kit", kit, "--as", folder / "researcher"), ("doctor", named)):
+        said = silotune(*command)
+        assert said.code == 2 and said.err.count("\n") == 1, said.err
+        assert f"record.name = {name!r}: it cannot name a folder" in said.err
+    assert jobs.names() == before and not list(folder.rglob("*esc*"))
+
+
 def test_what_does_not_run_says_so(silotune, folder: Path) -> None:
     for kind, kit in (("coordinator", "coordinator"), ("site", "bank-a")):
         assert "stopped" in silotune(kind, "status", folder / kit).out

@@ -100,6 +100,15 @@ def test_a_killed_round_counts_as_spent(tmp_path: Path) -> None:
         opened(tmp_path, checkpoint, 2, epsilon=two)
 
 
+def test_a_torn_charge_is_of_a_round_that_had_not_begun(tmp_path: Path, caplog) -> None:  # noqa: ANN001
+    opened(tmp_path)
+    before = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(before + before[:30] + b"\0" * 100)
+    opened(tmp_path, number=2)
+    assert len(lines(tmp_path)) == 2
+    assert "was torn" in caplog.text and "a round that had not begun" in caplog.text
+
+
 def test_a_lost_file_makes_nothing_unspent(tmp_path: Path) -> None:
     state = opened(tmp_path).state
     (tmp_path / "a.jsonl").unlink()

@@ -83,6 +83,18 @@ def test_the_folder_must_be_private(tmp_path: Path) -> None:
         assert (folder / "trainer.sock").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_socket_is_its_owner_s_alone_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    path = tmp_path / "state" / "trainer.sock"
+    monkeypatch.setattr(os, "chmod", lambda *_, **__: pytest.fail("the mode was changed after the socket was there"))
+    before = os.umask(0)
+    try:
+        with frames.listen(path):
+            assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = socket.socketpair()
     with left, right:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, stdout
+from silotune.cli.output import AsJson, print_json, say
 from silotune.errors import ConfigError, unknown_choice
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a site's state folder.")]
@@ -51,18 +51,16 @@ def verify(
             }
         )
         return
-    typer.echo(
-        f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}"
-    )
+    say(f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}")
     for who, own in chain.keys.items():
-        typer.echo(f"signed by {who}: {', '.join(own)}")
+        say(f"signed by {who}: {', '.join(own)}")
     for who, entries in chain.countersigned.items():
-        typer.echo(f"countersigned by {who}: {entries} entries")
+        say(f"countersigned by {who}: {entries} entries")
     for who, heads in found.witnesses.items():
-        typer.echo(f"the trail of {who} agrees: {heads} heads")
-    typer.echo("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
+        say(f"the trail of {who} agrees: {heads} heads")
+    say("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
     if found.rounds:
-        typer.echo(f"the updates of {found.rounds} rounds aggregate to it")
+        say(f"the updates of {found.rounds} rounds aggregate to it")
 
 
 def show(
@@ -81,7 +79,7 @@ def show(
         print_json({"entries": [row_of(entry) for entry in chosen]})
         return
     for entry in chosen:
-        stdout().print(line_of(entry), soft_wrap=True)
+        say(line_of(entry))
 
 
 def export(
@@ -98,7 +96,8 @@ def export(
     if as_json:
         print_json({"file": str(out), "verdict": verdict})
         return
-    typer.echo(f"{out}\n{verdict}")
+    say(str(out))
+    say(verdict)
 
 
 def _keys(kit: Path | None, given: Sequence[str]) -> Mapping[str, Sequence[str]] | None:

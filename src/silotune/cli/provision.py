@@ -9,7 +9,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from silotune.cli.output import AsJson, print_json
+from silotune.cli.output import AsJson, print_json, say
 
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of this federation's provisioning.")]
 Request = Annotated[Path | None, typer.Option("--csr", help="The site's own request; its kit holds no private key.")]
@@ -108,7 +108,8 @@ def request(
     if as_json:
         print_json({"request": str(made)})
         return
-    typer.echo(f"{made}\nsend this file; auth.key and signing.key beside it stay with you")
+    say(str(made))
+    say("send this file; auth.key and signing.key beside it stay with you")
 
 
 def members(
@@ -124,9 +125,9 @@ def members(
     if as_json:
         print_json(listed.model_dump(mode="json"))
         return
-    typer.echo(f"{listed.federation}, version {listed.version}")
+    say(f"{listed.federation}, version {listed.version}")
     for member in listed.members:
-        typer.echo(f"{member.name:24} {member.status:8} {member.signing_public}")
+        say(f"{member.name:24} {member.status:8} {member.signing_public}")
 
 
 def _show(made: list[Any], as_json: bool, *, members_in: Path | None = None) -> None:
@@ -137,6 +138,8 @@ def _show(made: list[Any], as_json: bool, *, members_in: Path | None = None) -> 
         print_json({"kits": rows, "members": str(members_in / MEMBERS) if members_in else None})
         return
     for kit in made:
-        typer.echo(f"{kit.path}\n  sha256 {kit.sha256}")
+        say(str(kit.path))
+        say(f"  sha256 {kit.sha256}")
     if members_in is not None:
-        typer.echo(f"{members_in / MEMBERS}\n  for every kit: silotune provision members KIT {MEMBERS}")
+        say(str(members_in / MEMBERS))
+        say(f"  for every kit: silotune provision members KIT {MEMBERS}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def _queue_again(name: str, kit: Path, submitter: Path | None, as_json: bool) ->
     if as_json:
         print_json({"name": name, "status": state.status})
         return
-    stdout().print(f"{name}: {state.status}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
+    say(f"{name}: {state.status}")
+    say(f"follow it: silotune logs {name} --kit {kit} --follow")
 
 
 def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) -> RunFolder:
@@ -98,6 +99,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     console.print(cost_table(summary))
     if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
         console.print(tasks_table(summary))
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    console.print(f"by client:  {picture}", soft_wrap=True)
-    console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)
+    say(f"run folder: {folder.path}")
+    say(f"by client:  {picture}")
+    say(f"try it:     {next_command(folder.path)}")

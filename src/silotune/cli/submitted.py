@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, stdout
+from silotune.cli.output import AsJson, Settings, print_json, say, stdout
 from silotune.errors import ConfigError
 
 CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
@@ -61,16 +61,16 @@ def submit(
     elif as_json:
         print_json({"name": name})
     else:
-        stdout().print(f"submitted: {name}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
+        say(f"submitted: {name}")
+        say(f"follow it: silotune logs {name} --kit {kit} --follow")
 
 
 def _show_signed(name: str, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"name": name, "file": str(out)})
         return
-    stdout().print(
-        f"signed: {name}\nhand it in on the coordinator's machine: silotune submit {out} --kit KIT", soft_wrap=True
-    )
+    say(f"signed: {name}")
+    say(f"hand it in on the coordinator's machine: silotune submit {out} --kit KIT")
 
 
 def list_runs(kit: CoordinatorKit, as_json: AsJson = False) -> None:
@@ -103,7 +103,7 @@ def logs(
 
 def cancel(run: RunName, kit: CoordinatorKit) -> None:
     """End a submitted run; its last checkpoint stays."""
-    stdout().print(f"{run}: {_jobs(kit).cancel(run).status}")
+    say(f"{run}: {_jobs(kit).cancel(run).status}")
 
 
 def fetch(
@@ -115,7 +115,7 @@ def fetch(
     from silotune.deploy.submit import fetch_run
 
     place = fetch_run(_jobs(kit), run, out)
-    stdout().print(f"run folder: {place}", soft_wrap=True)
+    say(f"run folder: {place}")
 
 
 def _jobs(kit: Path) -> Any:
@@ -150,10 +150,9 @@ def _follow(kit: Path, name: str, as_json: bool, *, stays: bool = True) -> None:
 
 def print_jobs(jobs: list[dict[str, Any]]) -> None:
     """A line for each of the runs that were submitted."""
-    console = stdout()
     for job in jobs:
         done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
         reason = f": {job['reason']}" if job["reason"] else ""
-        console.print(f"  run {job['name']}: {job['status']}{done}{reason}", soft_wrap=True)
+        say(f"  run {job['name']}: {job['status']}{done}{reason}")
     if not jobs:
-        console.print("  no runs: silotune submit CONFIG --kit KIT")
+        say("  no runs: silotune submit CONFIG --kit KIT")

@@ -11,7 +11,6 @@ from silotune.config import Config
 from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import CHARTER, HE_KEYS, POLICY, SIGNING_KEY, Kit
 from silotune.deploy.places import site_folder
-from silotune.errors import KitError
 from silotune.experiment.site import Holdings
 from silotune.federation.admission import Gate, Membership
 from silotune.federation.budget import Budget
@@ -23,8 +22,7 @@ from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member, safe_degree
 from silotune.record.audit import FILE, Trail
-from silotune.record.files import explained
-from silotune.record.signatures import raw_public, read_key
+from silotune.record.signatures import raw_public, read_key, read_secret
 from silotune.sections import HeScheme, PrivacySection
 
 LEDGER = "ledger"
@@ -61,8 +59,7 @@ def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
 
     Raises:
         PolicyError: The policy cannot be read: nothing may be done.
-        KitError: A key for encrypted sums may be read by others.
-        SignatureError: The list of members is not signed by the authority.
+        SignatureError: The list of members is not signed by the authority, or a key may be read by others.
     """
     made = replace(site, budget=Budget(site_folder(kit) / LEDGER))
     made.protection = protection_of(kit, guard, config.privacy, name=site.name)
@@ -90,11 +87,7 @@ def _has(kit: Kit, file: str) -> bool:
 
 
 def _secret(kit: Kit, file: str) -> bytes:
-    place = kit.path(file)
-    with explained(place):
-        if place.stat().st_mode & 0o077:
-            raise KitError(f"{str(place)!r} may be read by others: chmod 600 it")
-        return place.read_bytes()
+    return read_secret(kit.path(file))
 
 
 def _charter_of(kit: Kit) -> tuple[str, date] | None:

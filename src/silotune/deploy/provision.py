@@ -33,7 +33,7 @@ from silotune.errors import KitError
 from silotune.privacy.encryption import new_key as new_he_key
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, write_bytes, write_json
-from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, write_secret
+from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, read_secret, write_secret
 
 _AUTHORITY, _KITS, _PLAN = "authority", "kits", "federation.toml"
 _CA_KEY, _SIGNING_KEY = "ca.key", "signing.key"
@@ -239,7 +239,7 @@ def _open(folder: Path) -> tuple[_Office, Members]:
     if not (office / _CA_KEY).is_file():
         raise KitError(f"{str(folder)!r} is not a folder that 'silotune provision' made: it holds no {_AUTHORITY}/")
     with explained(office):
-        authority = Pair((office / _CA_KEY).read_bytes(), (office / kits.AUTHORITY).read_bytes())
+        authority = Pair(read_secret(office / _CA_KEY), (office / kits.AUTHORITY).read_bytes())
     key = read_key(office / _SIGNING_KEY)
     members = kits.read_members(folder / kits.MEMBERS, key.public)
     return _Office(folder, kits.read_plan(folder / _PLAN), authority, key, members), members
@@ -362,8 +362,7 @@ def _shared_secrets(office: _Office) -> dict[str, bytes]:
     """The keys of encrypted sums, which all sites have and the coordinator has not."""
     found = {}
     for file in kits.HE_KEYS.values() if office.plan.he else ():
-        with explained(office.folder / _AUTHORITY / file):
-            found[file] = (office.folder / _AUTHORITY / file).read_bytes()
+        found[file] = read_secret(office.folder / _AUTHORITY / file)
     return found
 
 

@@ -180,9 +180,12 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
             observer(event, fields)
 
     with folder.lock():
+        torn = folder.mend()
         check_same_data(folder, prepared.skew)
         folder.write_json("partition", prepared.skew)
         notify("run_started", _introduction(prepared, folder))
+        for note in torn:
+            notify("note", {"text": note})
         sizes = {name: len(examples) for name, examples in prepared.clients.items()}
         number = None if run.vouched is None else run.vouched.number
         said = privacy.declared(prepared.config, folder, sizes, run=number)

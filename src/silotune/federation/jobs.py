@@ -11,13 +11,13 @@ from pydantic import AwareDatetime, Field
 from silotune.federation.kinds import KINDS
 from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey, verify
-from silotune.settings import Positive, Section
+from silotune.settings import NAME, Positive, Section
 
 JOB, WITHIN = "job", "train"
 """Keys of a request's body: the signed job, and in a protected sum the order to train."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}$")]
+RunName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 MOST_SITES, MOST_ROUNDS = 100_000, 1_000_000
 
 

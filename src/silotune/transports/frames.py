@@ -53,7 +53,7 @@ def socket_path(folder: Path, name: str) -> Path:
 
 
 def listen(path: Path) -> socket.socket:
-    """Listens at ``path``, whose folder is made with mode 0700 where it is not there.
+    """Listens at ``path``, which has mode 0600 from its first moment; its folder is made with mode 0700 if missing.
 
     Raises:
         FederationError: The folder belongs to somebody else, or others may enter it.
@@ -62,8 +62,8 @@ def listen(path: Path) -> socket.socket:
     check_folder(path.parent)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.fchmod(listener.fileno(), 0o600)  # Linux makes the file with the mode that the socket has when it is bound
     listener.bind(str(path))
-    path.chmod(0o600)
     listener.listen(8)
     return listener
 

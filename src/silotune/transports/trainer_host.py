@@ -13,7 +13,6 @@ import gc
 import logging
 import os
 import queue
-import re
 import socket
 import sys
 import threading
@@ -37,6 +36,7 @@ from silotune.federation.served import FILE, Served
 from silotune.federation.strict_json import strict_object
 from silotune.federation.timed import Timed
 from silotune.record.site_states import load_before, load_newest, save_after
+from silotune.settings import NAME, NAME_RULE
 from silotune.structs import BUDGET, Reply, Request
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
@@ -262,6 +262,6 @@ def _checked_name(run: str) -> str:
     Raises:
         MessageError: It cannot be one.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}", run):
-        raise MessageError("a run's name can have up to 200 letters, digits and . _ + -, the first a letter or digit")
+    if not NAME.fullmatch(run):
+        raise MessageError(f"a run's name cannot name a folder: {NAME_RULE}")
     return run
