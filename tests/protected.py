@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 import tiny
 from silotune.federation.budget import Budget
 from silotune.federation.central import central_privacy
@@ -17,7 +20,7 @@ from silotune.sections import FederationSection, PrivacySection
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess
 
-PHASES = ("keys", "shares", "input", "check", "unmask")
+PHASES = ("keys", "shares", "accept", "input", "check", "unmask")
 NAMES = ("a", "b", "c", "d", "e")
 EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
 TRAINING = tiny.training(max_steps=1)
@@ -40,6 +43,7 @@ class Net(InProcess):
         }
         super().__init__(self.sites)
         self.lost = lost
+        self.keys = {name: (public_line(own.member.public_keys[name]),) for name, own in keys.items()}
         self.seen: list[Reply] = []
         self.failures: list[Failure] = []
 
@@ -51,6 +55,12 @@ class Net(InProcess):
                 continue
             (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
             yield reply
+
+
+def public_line(raw: bytes) -> str:
+    """A public key as lists of members have it."""
+    public = Ed25519PublicKey.from_public_bytes(raw)
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
@@ -68,7 +78,7 @@ def run(
     sizes = {name: len(examples) for name, examples in EXAMPLES.items()}
     plan = Plan(
         rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
-        protected=PROTECTIONS[settings.protection](settings), below_minimum=section.below_minimum,
+        protected=PROTECTIONS[settings.protection](settings, net.keys), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip
     return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from protected import Net, privacy, run
+from protected import PHASES, Net, privacy, run
 from silotune.errors import ProtectionError
 from silotune.federation.guard import Guard
 from silotune.privacy.secure_sum import site as protocol
@@ -32,6 +32,7 @@ class Cheating(Net):
     def __init__(self, model, folder: Path, cheat: Cheat, policy: str = "") -> None:
         super().__init__(model, privacy())
         self.cheat, self.before = cheat, {}
+        self.keys = {}  # it has no reason to check what it changes itself
         folder.mkdir()
         (folder / "policy.toml").write_text(f"format = 1\n{policy}")
         key = new_key()
@@ -66,12 +67,28 @@ def swaps_keys(net: Cheating, request: Request) -> Request:
     return within(request, keys={**request.body["keys"], "b": forged.model_dump()})
 
 
-def replays_a_share(net: Cheating, request: Request) -> Request:
-    """b's share for another receiver in the place of the one for a."""
-    if request.kind != "secure_sum.input":
+def leaves_out_a_share(net: Cheating, request: Request) -> Request:
+    if request.kind != "secure_sum.accept":
         return request
-    shares = request.body["shares"]
-    return within(request, shares={**shares, "b": shares["c"]})
+    return within(request, shares={name: one for name, one in request.body["shares"].items() if name != "b"})
+
+
+def leaves_out_honest_sites(net: Cheating, request: Request) -> Request:
+    """Only 'b' is to share a mask with 'a': with a friend there, the input of 'a' would lie open."""
+    return within(request, arrived=["a", "b"]) if request.kind == "secure_sum.input" else request
+
+
+def brings_back_another(net: Cheating, request: Request) -> Request:
+    if request.kind not in ("secure_sum.accept", "secure_sum.input"):
+        return request
+    shares = {name: one for name, one in request.body.get("shares", {}).items() if name != "e"}
+    shorter = within(request, arrived=["a", "b", "c", "d"], **({"shares": shares} if shares else {}))
+    return shorter if request.kind == "secure_sum.accept" else request
+
+
+def another_list_of_masks(net: Cheating, request: Request) -> Request:
+    """'a' shares no mask with 'e', the others do: what they sign tells."""
+    return within(request, arrived=["a", "b", "c", "d"]) if request.kind == "secure_sum.input" else request
 
 
 def shrinks_the_list(net: Cheating, request: Request) -> Request:
@@ -113,7 +130,10 @@ def other_settings(net: Cheating, request: Request) -> Request:
         (another_model, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
         (other_settings, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
         (swaps_keys, "secure_sum.shares", "is not signed by 'b'"),
-        (replays_a_share, "secure_sum.input", "is not from its alleged sender"),
+        (leaves_out_a_share, "secure_sum.accept", "are not those of the neighbours"),
+        (leaves_out_honest_sites, "secure_sum.input", "2 of 5 are left for this sum, 4 are needed"),
+        (brings_back_another, "secure_sum.input", "who shares masks does not fit the list before it"),
+        (another_list_of_masks, "secure_sum.check", "does not fit the list before it"),
         (shrinks_the_list, "secure_sum.check", "2 of 5 are left for this sum, 4 are needed"),
         (shrinks_the_cohort, "secure_sum.keys", "2 of 2 are left for this sum, 3 are needed"),
         (alive_and_dead, "secure_sum.unmask", "is not signed by"),
@@ -168,10 +188,10 @@ def test_what_the_policy_withholds_is_in_no_sum(model, start, tmp_path: Path, pr
 def test_asking_twice_is_refused_and_logged(model, start, tmp_path: Path) -> None:
     net = Cheating(model, tmp_path / "a", lambda net, request: request)
     run(tmp_path / "run", net, start, privacy())
-    for kind in ("secure_sum.shares", "secure_sum.input", "secure_sum.check", "secure_sum.unmask"):
-        net.again(kind)
+    for phase in PHASES[1:]:
+        net.again(f"secure_sum.{phase}")
     assert [(kind, "out of turn, or twice" in reason) for kind, _, reason in net.refusals()] == [
-        (f"secure_sum.{phase}", True) for phase in ("shares", "input", "check", "unmask")
+        (f"secure_sum.{phase}", True) for phase in PHASES[1:]
     ]
 
 

@@ -13,10 +13,11 @@ import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import ProtectionError
 from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.exchange import Asking
 from silotune.federation.messages import encode
 from silotune.federation.opened import OPENED, put_back
 from silotune.federation.protections import PROTECTIONS
-from silotune.federation.secure import Asking, terms_of
+from silotune.federation.secure import terms_of
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
@@ -80,7 +81,7 @@ def test_a_client_may_drop_out_of_any_exchange(model, start, tmp_path: Path, pha
         tmp_path, Net(model, settings, lambda kind, name: kind.endswith(phase) and name == "c"), start, settings
     )
     (row,) = RunFolder(tmp_path).read_rows("clients")
-    assert row["clients_in_sum"] == (4 if phase in ("keys", "shares", "input") else 5)
+    assert row["clients_in_sum"] == (4 if phase in PHASES[:4] else 5)
     (metrics,) = RunFolder(tmp_path).read_rows("metrics")
     assert [(failure["client"], failure["stage"]) for failure in metrics["failures"]] == [("c", f"secure_sum.{phase}")]
     assert (flatten(state.weights) - flatten(start)).abs().max() > 0
@@ -106,7 +107,7 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     )
     net = Net(model, settings)
     net.restore(sites)
-    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
+    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings, {}))
     resumed = run_rounds(plan, net, state, RunFolder(tmp_path / "parts"))
     tiny.assert_same_bits(resumed.weights, whole.weights)
 
@@ -189,7 +190,7 @@ def told_in(folder: Path, model, start, settings) -> tuple[ServerState, list[str
     """A round's state and its notes."""
     section, told = FederationSection(rounds=1), list[str]()
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings)
-    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings)
+    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings, {})
     plan = Plan(rounds=1, method=method(section), body=body, seed=3, protected=protected)
     notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
     net = Net(model, settings)

@@ -32,6 +32,7 @@ NOT_FIGURES = (
 COHORTS: Mapping[str, tuple[str, ...]] = {
     "secure_sum.keys": ("terms", "cohort"),
     "secure_sum.shares": ("keys",),
+    "secure_sum.accept": ("arrived",),
     "secure_sum.input": ("arrived",),
     "secure_sum.check": ("survivors",),
     "he.input": ("clients",),

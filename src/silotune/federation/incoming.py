@@ -20,7 +20,10 @@ LARGEST_VALUE = 1e12
 
 @dataclass
 class Incoming:
-    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
+    """What comes in during one round; each update is handed on and forgotten.
+
+    ``seconds`` is the simulated clock's; ``excluded`` who is to be left out when the round is done again, and why.
+    """
 
     number: int
     clients: tuple[str, ...]
@@ -30,6 +33,7 @@ class Incoming:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     seconds: float | None = None
+    excluded: dict[str, Any] = field(default_factory=dict)
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
@@ -40,9 +44,7 @@ class Incoming:
                 report = self._checked(reply)
             except MessageError as error:
                 sizes = (reply.bytes_down, reply.bytes_up)
-                failure = Failure(self._known(reply.client), self.number, "reply", str(error), *sizes)
-                witness.fails(self.audit, failure)
-                self.fail(failure, notify)
+                self.blame(Failure(self._known(reply.client), self.number, "reply", str(error), *sizes), notify)
                 continue
             told = report.model_dump(exclude=None if report.epsilon is not None else {"epsilon"})
             row = {"round": self.number, "client": reply.client, **told}
@@ -77,6 +79,11 @@ class Incoming:
 
     def _known(self, client: str) -> str:
         return client if client in self.clients else "unknown"
+
+    def blame(self, failure: Failure, notify: Observer) -> None:
+        """A client's reply came, and cannot be used: that stands in the audit trail, too."""
+        witness.fails(self.audit, failure)
+        self.fail(failure, notify)
 
     def fail(self, failure: Failure, notify: Observer) -> None:
         """A client gave no usable reply."""

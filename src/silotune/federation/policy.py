@@ -53,6 +53,7 @@ KINDS: Mapping[str, Kind] = {
     "countersign": Kind(trains=False, generates=False, carries_adapter=False),
     "secure_sum.keys": _STEP,
     "secure_sum.shares": _STEP,
+    "secure_sum.accept": _STEP,
     "secure_sum.input": Kind(generates=False, is_protected=True),
     "secure_sum.check": _STEP,
     "secure_sum.unmask": _STEP,
