@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from silotune.errors import ProtectionError
+from silotune.privacy.masks import seal
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
+from silotune.privacy.secure_sum.shamir import split
 from silotune.privacy.secure_sum.sharing import SignedSharing
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest
 
@@ -109,6 +111,26 @@ class Sum:
         for phase in PHASES:
             getattr(self, phase)(*(dropouts or {}).get(phase, ()))
         return self.open()
+
+
+def false_shares(
+    member: Member, stage: site.Advertised, keys: Mapping[str, SignedKeys], secret: str
+) -> tuple[site.Shared, dict[str, bytes], SignedSharing]:
+    """As ``site.share``, of a site that gives shares of something else, and commits itself to just these."""
+    shared, sealed, sharing = site.share(member, stage, keys, os.urandom)
+    wrong = dict(
+        zip(shared.holders, split(os.urandom(32), sharing.least, len(shared.holders), os.urandom), strict=True)
+    )
+    true = stage.mask_key if secret == "seed" else shared.seed
+    fine = dict(zip(shared.holders, split(true, sharing.least, len(shared.holders), os.urandom), strict=True))
+    pairs = {
+        holder: (wrong[holder], fine[holder]) if secret == "seed" else (fine[holder], wrong[holder])
+        for holder in shared.holders
+    }
+    for peer in sealed:
+        key = site._share_key(stage, keys[peer], shared.roster, sender=member.name, receiver=peer)
+        sealed[peer] = seal(key, b"".join(pairs[peer]), site._route(shared.roster, member.name, peer))
+    return replace(shared, own=pairs[member.name]), sealed, site._committed(member, shared, pairs)
 
 
 PHASES = ("advertise", "share", "accept", "mask", "agree", "reveal")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,12 +17,12 @@ from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection, PrivacySection
-from silotune.structs import Failure, Reply, Request, ServerState, Tensors
+from silotune.structs import Failure, Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess
 
 PHASES = ("keys", "shares", "accept", "input", "check", "unmask")
 NAMES = ("a", "b", "c", "d", "e")
-EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate(NAMES)}
+EXAMPLES = {name: tiny.encoded(tiny.closed(3 + place)) for place, name in enumerate((*NAMES, "f"))}
 TRAINING = tiny.training(max_steps=1)
 
 
@@ -35,11 +35,12 @@ class Net(InProcess):
         privacy: PrivacySection,
         lost: Callable[[str, str], bool] = lambda kind, client: False,
         budget: Budget | None = None,
+        names: Sequence[str] = NAMES,
     ) -> None:
-        keys = members(NAMES, privacy)
+        keys = members(names, privacy)
         self.sites = {
             name: Site(name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget())
-            for name in NAMES
+            for name in names
         }
         super().__init__(self.sites)
         self.lost = lost
@@ -69,19 +70,19 @@ def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
 
 def run(
     folder: Path, net: Net, start: Tensors, settings: PrivacySection, *, rounds: int = 1,
-    state: ServerState | None = None, **federation,
+    state: ServerState | None = None, notify: Observer = lambda event, fields: None, **federation,
 ) -> ServerState:  # fmt: skip
     """Rounds from the first, or from ``state``, under a coordinator that keeps the account of noise in shares."""
     section = FederationSection(rounds=rounds, **federation)
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds, privacy=settings, run="r")
     is_noised = settings.dp == "distributed"
-    sizes = {name: len(examples) for name, examples in EXAMPLES.items()}
+    sizes = {name: len(site.examples) for name, site in net.sites.items()}
     plan = Plan(
         rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
         protected=PROTECTIONS[settings.protection](settings, net.keys), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip
-    return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder))
+    return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder), notify=notify)
 
 
 def asked(net: Net, name: str, kind: str, body: dict, tensors: Tensors | None = None, number: int = 1) -> Reply:

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from parties import PHASES, Sum, begin, members, terms
+from parties import PHASES, Sum, begin, false_shares, members, terms
 from silotune.errors import ProtectionError
-from silotune.privacy.masks import seal
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
-from silotune.privacy.secure_sum.shamir import split
 from silotune.privacy.secure_sum.sharing import FalseSharing, check_proof
 from silotune.privacy.secure_sum.terms import holders, ring_order, safe_degree
 
@@ -328,27 +326,10 @@ def test_wrong_shares_never_give_a_wrong_sum() -> None:
 
 
 def lying_about_shares(made: Sum, liar: str, secret: str) -> None:
-    """Gives every neighbour a share of something else, and commits itself to just these."""
-    wrong, place = os.urandom(32), ("seed", "key").index(secret)
-    stage, member = made.stages[liar].before, made.members[liar]
-    with_shares = made.parties.holders[liar]
-    shares = dict(zip(with_shares, split(wrong, made.parties.needed(liar), len(with_shares), os.urandom), strict=True))
-    shared, sealed, sharing = site.share(member, stage, made.keys, os.urandom)
-    pairs = {}
-    for holder in with_shares:
-        own = [os.urandom(33), os.urandom(33)]
-        own[place] = shares[holder]
-        pairs[holder] = tuple(own)
-    made.sharings[liar] = site._committed(member, shared, pairs)
-    made.sealed[liar] = {
-        peer: seal(
-            site._share_key(stage, made.keys[peer], shared.roster, sender=liar, receiver=peer),
-            pairs[peer][0] + pairs[peer][1],
-            site._route(shared.roster, liar, peer),
-        )
-        for peer in sealed
-    }
-    made.stages[liar] = replace(shared, own=pairs[liar])
+    stage = made.stages[liar].before
+    made.stages[liar], made.sealed[liar], made.sharings[liar] = false_shares(
+        made.members[liar], stage, made.keys, secret
+    )
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])
