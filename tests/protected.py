@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -13,6 +14,7 @@ from silotune.federation.budget import Budget
 from silotune.federation.central import central_privacy
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.protections import PROTECTIONS, members
+from silotune.federation.secure_site import Protection
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
@@ -56,6 +58,43 @@ class Net(InProcess):
                 continue
             (self.seen if isinstance(reply, Reply) else self.failures).append(reply)
             yield reply
+
+
+LIAR = "b"
+Lie = Callable[["Lying", Request, Reply], "Reply | None"]
+"""What the liar's answer becomes; None for no answer."""
+
+
+class Lying(Net):
+    """Sites of which one changes its answers before they leave it; keeps what the coordinator books and notes."""
+
+    def __init__(self, model, settings: PrivacySection, lie: Lie, names: Sequence[str], liar: str = LIAR) -> None:
+        super().__init__(model, settings, names=names)
+        self.lie, self.who = lie, liar
+        self.booked, self.told = list[tuple[str, str]](), list[str]()
+
+    @property
+    def liar(self) -> Protection:
+        protection = self.sites[self.who].protection
+        assert protection is not None
+        return protection
+
+    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
+        for name, request in requests.items():
+            before = self.liar.stage
+            for reply in super().exchange({name: request}, timeout_seconds=timeout_seconds):
+                if name != self.who or isinstance(reply, Failure):
+                    yield reply
+                    continue
+                self.before = before
+                changed = self.lie(self, request, reply)
+                yield changed or Failure(name, request.round_number, request.kind, "lost")
+
+    def notify(self, event: str, fields: Mapping[str, Any]) -> None:
+        if event == "client_failed":
+            self.booked.append((fields["client"], fields["reason"]))
+        if event == "note":
+            self.told.append(fields["text"])
 
 
 def public_line(raw: bytes) -> str:

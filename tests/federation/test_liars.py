@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,50 +14,16 @@ import torch
 
 import tiny
 from parties import false_shares
-from protected import NAMES, Net, privacy, run
+from protected import LIAR, NAMES, Lie, Lying, Net, privacy, run
 from silotune.errors import FederationError, ProtectionError
-from silotune.federation.secure_site import Protection, SharesOrder, SharesReport
+from silotune.federation.secure_site import SharesOrder, SharesReport
 from silotune.privacy.secure_sum.sharing import SignedSharing
 from silotune.privacy.secure_sum.terms import SignedKeys
 from silotune.record.runs import RunFolder
-from silotune.structs import Failure, Reply, Request, ServerState
+from silotune.structs import Reply, Request, ServerState
 from silotune.tensors import flatten
 
 SITES = (*NAMES, "f")
-LIAR = "b"
-Lie = Callable[["Lying", Request, Reply], "Reply | None"]
-"""What the liar's answer becomes; None for no answer."""
-
-
-class Lying(Net):
-    """Sites of which 'b' changes its answers before they leave it."""
-
-    def __init__(self, model, settings, lie: Lie, names) -> None:
-        super().__init__(model, settings, names=names)
-        self.lie, self.booked, self.told = lie, list[tuple[str, str]](), list[str]()
-
-    @property
-    def liar(self) -> Protection:
-        protection = self.sites[LIAR].protection
-        assert protection is not None
-        return protection
-
-    def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
-        for name, request in requests.items():
-            before = self.liar.stage
-            for reply in super().exchange({name: request}, timeout_seconds=timeout_seconds):
-                if name != LIAR or isinstance(reply, Failure):
-                    yield reply
-                    continue
-                self.before = before
-                changed = self.lie(self, request, reply)
-                yield changed or Failure(name, request.round_number, request.kind, "lost")
-
-    def notify(self, event: str, fields: Mapping[str, Any]) -> None:
-        if event == "client_failed":
-            self.booked.append((fields["client"], fields["reason"]))
-        if event == "note":
-            self.told.append(fields["text"])
 
 
 def at(kind: str, **changes: Callable[[Lying, Request, Any], Any]) -> Lie:
@@ -288,7 +254,7 @@ def spoils_a_share_and_vanishes(net: Lying, request: Request, reply: Reply) -> R
     [(gives_false_shares("seed"), "seed"), (gives_false_shares("key", then_vanishes=True), "key")],
 )
 def test_an_owner_that_lied_in_its_shares_is_left_out_of_the_next_try(
-    model, start, tmp_path: Path, honest, lie: Lie, secret: str, below_minimum: str, count: int
+    model, start, tmp_path: Path, lie: Lie, secret: str, below_minimum: str, count: int
 ) -> None:
     """The sum that it is in stays closed; the others do the round again without it, though they have opened it."""
     net = Lying(model, privacy(), lie, SITES[:count])

@@ -104,7 +104,8 @@ class _EncryptedSum:
         """Clients and examples that an opened sum of weights stands for."""
         clients, num_examples = map(int, opened[FIGURES_NAME].tolist())
         self._check_count(clients)
-        if not clients <= num_examples <= (most := clients * self.privacy.max_examples):
+        most = clients * self.privacy.max_examples
+        if not clients <= num_examples <= most:
             raise impossible(
                 f"{clients} sites hold {num_examples} examples, and may hold {clients} to {most} under "
                 f"privacy.max_examples = {self.privacy.max_examples}"
