@@ -11,13 +11,14 @@ import torch
 
 import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
-from silotune.errors import ProtectionError
+from silotune.errors import MessageError, ProtectionError
 from silotune.federation.client import Site, TrainOrder, client_round
 from silotune.federation.exchange import Asking
 from silotune.federation.messages import encode
 from silotune.federation.opened import OPENED, put_back
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.secure import terms_of
+from silotune.federation.secure_site import check_terms
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
@@ -259,6 +260,53 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     net.sites["a"] = replace(net.sites["a"], protection=None)
     with pytest.raises(ProtectionError, match="'a' has no keys for protected sums"):
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"ring_bits": 64}, "bits = 64"),
+        ({"bound": 1e6}, "bound = 1000000.0"),
+        ({"max_examples": 7}, "max_examples = 7"),
+        ({"threshold": 0.7}, "threshold = 0.7"),
+    ],
+)
+def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
+    model, start, tmp_path: Path, chosen, name: str
+) -> None:
+    """The settings stand in the signed order; nothing is trained under other terms, and no budget is spent."""
+    net = Net(model, privacy())
+    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=privacy())
+    chosen = PROTECTIONS["secure_sum"](privacy(**chosen), net.keys)
+    plan = Plan(
+        rounds=1, method=method(FederationSection()), body=order.model_dump(mode="json"), seed=3, protected=chosen
+    )
+    with pytest.raises(ProtectionError, match="0 of 5 clients sent their input"):
+        run_rounds(plan, net, ServerState(0, start), RunFolder(tmp_path))
+    reasons = {failure.reason for failure in net.failures}
+    assert len(reasons) == 1 and f"the terms of the sum say {name}, the settings of the order to train say" in str(
+        reasons
+    )
+
+
+def test_neighbours_and_weights_follow_from_the_settings(model, start) -> None:
+    settings = privacy()
+    asking = Asking(1, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    terms = terms_of(settings, asking)
+    train = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=settings)
+    check_terms(terms, train.model_dump(mode="json"))
+    with pytest.raises(ProtectionError, match="terms of the sum say degree = 6, .* say 4"):
+        check_terms(terms.model_copy(update={"degree": 6}), train.model_dump(mode="json"))
+    capped = FederationSection(weighting="capped", weight_cap=9)
+    noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
+    for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
+        order = train.model_copy(update={"federation": federation, "privacy": noised}).model_dump(mode="json")
+        made = terms_of(noised.model_copy(update={"max_examples": weight}), asking)
+        check_terms(made, order)
+        with pytest.raises(ProtectionError, match=f"say max_examples = 10, .* say {weight}"):
+            check_terms(made.model_copy(update={"max_examples": 10}), order)
+    with pytest.raises(MessageError, match="no valid sections 'privacy' and 'federation'"):
+        check_terms(terms, {"privacy": {"bound": -1}})
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
