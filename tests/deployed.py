@@ -154,7 +154,8 @@ class Deployed:
 def over_tls(made: Deployed) -> Iterator[None]:
     """Inside, a real SuperLink and the nodes' processes are up; the trainers are threads of this process."""
     socket = link_socket(made.kit)
-    coordinator_folder(made.kit).mkdir(mode=0o700)
+    coordinator_folder(made.kit).mkdir(exist_ok=True)
+    coordinator_folder(made.kit).chmod(0o700)
     children = [Child("link", ("silotune.deploy.superlink", str(made.kit.folder)), made.folder / "link.log")]
     for name, host in made.hosts.items():
         kit = made.site(name)

@@ -1,16 +1,20 @@
-"""Four sites over a real SuperLink, TLS and nodes' processes, one of which lies: the three others end as without it."""
+"""Four sites with kits, one of which lies in every way, in memory and over TLS: the others end as without it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
 from deployed import Deployed, document, over_tls, quickly
 from lies import LIES, complains_of_one_and_keeps_to_it, gives_false_shares, spoils_a_share_and_vanishes
 from protected import Lie
+from silotune.config import from_mapping
 from silotune.deploy.places import site_folder
 from silotune.errors import ProtectionError
 from silotune.experiment.audit import verify_run
@@ -66,26 +70,33 @@ class Teller:
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Deployed]:
-    made = Deployed(tmp_path_factory.mktemp("tls") / "f", tiny_folder, NAMES)
-    with over_tls(made), quickly():
-        yield made
+    with quickly():
+        yield Deployed(tmp_path_factory.mktemp("tls") / "f", tiny_folder, NAMES)
 
 
 @pytest.fixture
-def told(deployed: Deployed, tiny_folder: Path, tmp_path: Path) -> Callable[[Sequence[Lie]], RunFolder]:
-    """A run in which one site lies so in one round after the other."""
+def asked(tiny_folder: Path, tmp_path: Path) -> Callable[[int], dict[str, Any]]:
+    """A run of so many rounds."""
+    return lambda rounds: document(
+        tiny_folder, tmp_path / "runs", privacy={"protection": "secure_sum", "max_examples": 64},
+        federation={"rounds": rounds}, data={"partition": {"clients": 4, "scheme": "iid"}},
+    )  # fmt: skip
 
-    def run(lies: Sequence[Lie]) -> RunFolder:
-        teller, honest = Teller(lies), client._work
-        asked = document(
-            tiny_folder, tmp_path / "runs", privacy={"protection": "secure_sum", "max_examples": 64},
-            federation={"rounds": len(lies)}, data={"partition": {"clients": 4, "scheme": "iid"}},
-        )  # fmt: skip
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(client, "_work", lambda request, site: teller.work(honest, request, site))
-            return deployed.submitted(asked)
 
-    return run
+@contextmanager
+def lying(lies: Sequence[Lie]) -> Iterator[pytest.MonkeyPatch]:
+    """Inside, one site lies so in one round after the other."""
+    teller, honest = Teller(lies), client._work
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "_work", lambda request, site: teller.work(honest, request, site))
+        yield patch
+
+
+def in_memory(deployed: Deployed, asked: Mapping[str, Any], lies: Sequence[Lie], *, name: str) -> RunFolder:
+    with lying(lies) as patch:
+        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        return deployed.run(from_mapping({**asked, "record": {"name": name, "energy": False}}))
 
 
 def is_away(net: Teller, request: Request, reply: Reply) -> None:
@@ -101,16 +112,32 @@ def failures(run: RunFolder) -> Iterator[Mapping[str, str]]:
         yield from row["failures"]
 
 
-def test_a_run_in_which_a_site_lies_in_every_way_ends_with_the_bits_of_honest_sites(
-    deployed: Deployed, told: Callable[[Sequence[Lie]], RunFolder]
-) -> None:
-    lying = told([lie for _, lie, _ in ROUNDS])
-    without = told([answers if is_in else is_away for _, _, is_in in ROUNDS])
-    tiny.assert_same_bits(*(run.part("federated").load_adapter()[0] for run in (lying, without)))
-    in_sum = [row["clients_in_sum"] for row in lying.part("federated").read_rows("clients")]
-    assert in_sum == [4 if is_in else 3 for _, _, is_in in ROUNDS]
-    assert {failure["client"] for failure in failures(lying)} == {WHO}
-    assert "do not give its seed" in list(failures(lying))[-1]["reason"]
+def check(deployed: Deployed, run: RunFolder, without: RunFolder, rounds: Sequence[tuple[str, Lie, bool]]) -> None:
+    tiny.assert_same_bits(*(made.part("federated").load_adapter()[0] for made in (run, without)))
+    in_sum = [row["clients_in_sum"] for row in run.part("federated").read_rows("clients")]
+    assert in_sum == [4 if is_in else 3 for _, _, is_in in rounds]
+    assert {failure["client"] for failure in failures(run)} == {WHO}
+    assert "do not give its seed" in list(failures(run))[-1]["reason"]
     keys = deployed.kit.members().signing_keys()
-    found = verify_run(lying.path, keys=keys, sites=[site_folder(deployed.site(site)) for site in NAMES])
+    found = verify_run(run.path, keys=keys, sites=[site_folder(deployed.site(site)) for site in NAMES])
     assert found.has_adapter and set(found.witnesses) == set(NAMES)
+
+
+def honest_of(rounds: Sequence[tuple[str, Lie, bool]]) -> list[Lie]:
+    return [answers if is_in else is_away for _, _, is_in in rounds]
+
+
+def test_a_run_in_which_a_site_lies_in_every_way_ends_with_the_bits_of_honest_sites(
+    deployed: Deployed, asked: Callable[[int], dict[str, Any]]
+) -> None:
+    run = in_memory(deployed, asked(len(ROUNDS)), [lie for _, lie, _ in ROUNDS], name="lying")
+    check(deployed, run, in_memory(deployed, asked(len(ROUNDS)), honest_of(ROUNDS), name="honest"), ROUNDS)
+
+
+def test_the_same_over_tls(deployed: Deployed, asked: Callable[[int], dict[str, Any]]) -> None:
+    """Two kinds: left out before the sum, and found out when the sum was to be opened, which is done again."""
+    kinds = ("garbage shares to all", "shares of no secret")
+    rounds = [row for row in ROUNDS if row[0] in kinds]
+    with over_tls(deployed), lying([lie for _, lie, _ in rounds]):
+        run = deployed.submitted(asked(len(rounds)))
+    check(deployed, run, in_memory(deployed, asked(len(rounds)), honest_of(rounds), name="without"), rounds)
