@@ -32,6 +32,7 @@ from silotune.errors import MessageError, PolicyError, ProtectionError
 from silotune.federation.admission import Facts
 from silotune.federation.client import Site, client_round
 from silotune.federation.jobs import order_digest
+from silotune.federation.kinds import KINDS as ALL
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.orders import EvaluateOrder, TrainOrder
 from silotune.federation.reasons import RULES, code_of
@@ -157,6 +158,18 @@ def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
     house.serve(request("secure_sum.input", train=train_body()), keys)
     refused(house, request("secure_sum.input", train={**train_body(), "rounds": 9}), "job.order")
     refused(house, request("secure_sum.input"), "job.order")  # no order to train at all
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in ALL.items() if kind.cohort])
+def test_the_least_cohort_holds_in_every_step_that_names_the_sites(tmp_path: Path, kind: str) -> None:
+    """Three are asked where four are wanted, at the beginning of a sum or once one has dropped out of it."""
+    sites, names = Federation(tmp_path, policy="least_cohort = 4"), ["bank-a", "bank-b", "bank-c"]
+    body: dict[str, Any] = {"train": train_body()} if ALL[kind].order else {}
+    said: Any = len(names) if kind == "he.input" else names
+    for key in reversed(ALL[kind].cohort):
+        said = {key: said}
+    request = sites.request(kind=kind, body=under({**body, **said}, job(kinds=(kind,))))
+    refused(sites.house(), request, "least_cohort")
 
 
 def another(**changes: Any) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
     """A coordinator whose sums are under other settings than its orders."""
     plan = Plan(
         rounds=1, method=method(FederationSection(**UNIFORM)), body=order_of(told), seed=3,
-        protected=PROTECTIONS["secure_sum"](terms),
+        protected=PROTECTIONS["secure_sum"](terms, {}),
     )  # fmt: skip
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 

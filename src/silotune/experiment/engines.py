@@ -25,6 +25,7 @@ from silotune.federation.served import Served
 from silotune.federation.transport import Transport
 from silotune.link_settings import CompressionSection, DownloadSection
 from silotune.methods.algorithms import plain
+from silotune.record.canonical import sha256
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.sections import AttackSection, BudgetSection, FederationSection
@@ -59,7 +60,7 @@ def in_process(
             name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, dp=prepared.config.privacy.dp
         )
         if name in keys:
-            sites[name].served = Served(folder.path / SERVED / f"{name}.jsonl")
+            sites[name].served = Served(folder.path / SERVED / f"{sha256(name)[:16]}.jsonl")
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)

@@ -253,7 +253,7 @@ def _finish_part(
         audit = replace(audit, keys=run.keys, promise=promise)
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name), scoring_of(prepared)
+    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name, keys=run.keys), scoring_of(prepared)
     if run.vouched is not None:
         job = run.vouched.job({"train": plan.body, "evaluate": scored})
         plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
@@ -316,10 +316,18 @@ def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
     return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
-def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None, name: str = "") -> Plan:
+def plan_of(
+    prepared: Prepared,
+    part: Part,
+    meter: Meter,
+    *,
+    audit: Audit | None = None,
+    name: str = "",
+    keys: Mapping[str, Sequence[str]] | None = None,
+) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
 
-    ``name`` is the part's identity in privacy ledgers.
+    ``name`` is the part's identity in privacy ledgers, ``keys`` what clients sign their part in protected sums with.
     """
     config, federation = prepared.config, federation_of(prepared, part)
     clock, target = federation.clock, config.evaluation.target
@@ -345,7 +353,7 @@ def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
         audit=audit,
-        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part))
+        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part), keys or {})
         if part.sends_updates
         else None,
         privacy=privacy.central_of(config, part, name),

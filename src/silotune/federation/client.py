@@ -233,6 +233,7 @@ ANSWERS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "countersign": _countersign,
     "secure_sum.keys": secure_site.advertise_keys,
     "secure_sum.shares": secure_site.share_keys,
+    "secure_sum.accept": secure_site.accept_shares,
     "secure_sum.input": _masked_input,
     "secure_sum.check": secure_site.check_survivors,
     "secure_sum.unmask": secure_site.reveal_shares,

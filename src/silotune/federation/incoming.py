@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from silotune.federation import witness
 from silotune.federation.messages import read_report
+from silotune.federation.witness import Audit
 from silotune.methods.aggregate import CONTROL
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
 from silotune.tensors import put_under, scale, taken_from, without
@@ -14,14 +16,19 @@ from silotune.tensors import put_under, scale, taken_from, without
 
 @dataclass
 class Incoming:
-    """What comes in during one round; each update is handed on and forgotten. ``seconds`` is the simulated clock's."""
+    """What comes in during one round; each update is handed on and forgotten.
+
+    ``seconds`` is the simulated clock's; ``excluded`` who is to be left out when the round is done again, and why.
+    """
 
     number: int
     clients: tuple[str, ...]
     staleness_exponent: float | None = None
+    audit: Audit | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     seconds: float | None = None
+    excluded: dict[str, Any] = field(default_factory=dict)
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:
@@ -42,6 +49,11 @@ class Incoming:
             delta = reply.tensors if factor == 1 else _aged(reply.tensors, factor)
             yield ClientUpdate(reply.client, delta, report.num_examples, report.loss, report.steps)
             del reply, delta  # or they would live on until the next one is there
+
+    def blame(self, failure: Failure, notify: Observer) -> None:
+        """A client's reply was believed as one, and what it holds cannot be used: that stands in the trail, too."""
+        witness.fails(self.audit, failure)
+        self.fail(failure, notify)
 
     def fail(self, failure: Failure, notify: Observer) -> None:
         """A client gave no usable reply."""

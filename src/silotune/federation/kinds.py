@@ -57,6 +57,7 @@ KINDS: Mapping[str, Kind] = {
     "countersign": Kind(first_round=0),
     "secure_sum.keys": Kind(is_protected=True, cohort=("terms", "cohort")),
     "secure_sum.shares": Kind(is_protected=True, cohort=("keys",)),
+    "secure_sum.accept": Kind(is_protected=True, cohort=("arrived",)),
     "secure_sum.input": Kind(**_INPUT, cohort=("arrived",)),  # type: ignore[arg-type]
     "secure_sum.check": Kind(is_protected=True, cohort=("survivors",)),
     "secure_sum.unmask": _STEP,

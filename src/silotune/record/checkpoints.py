@@ -28,6 +28,7 @@ _SERVER_VALUES = (
     "joules",
     "stopped",
     "privacy",
+    "excluded",
     "holders",
     "simulated_seconds",
 )

@@ -9,7 +9,8 @@ phase twice finds another stage and is refused; asking for a new sum forgets the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from silotune.errors import ProtectionError
 from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, commitment, derived, public_half, seal, unseal
 from silotune.privacy.ring import Integers
 from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
+from silotune.privacy.secure_sum.sharing import Secret, SignedSharing, share_commitment
 from silotune.privacy.secure_sum.terms import (
     Member,
     SignedKeys,
@@ -30,6 +32,8 @@ from silotune.privacy.secure_sum.terms import (
 )
 
 Entropy: TypeAlias = Callable[[int], bytes]
+_SECRETS: tuple[Secret, Secret] = ("seed", "key")
+"""The order of the two shares in what is sealed."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,22 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Held:
+    """After phase 3: who is said to have sent shares; of each that opened, the shares of seed and mask key."""
+
+    before: Shared
+    arrived: tuple[str, ...]
+    held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
+
+    @property
+    def terms(self) -> Terms:
+        """Of the sum."""
+        return self.before.terms
+
+
+@dataclass(frozen=True)
 class Masked:
-    """After phase 3: whose shares arrived, and the shares that this site holds: (of the seed, of the mask key)."""
+    """After phase 4: with whom masks are shared, and the shares of theirs that this site holds."""
 
     before: Shared
     arrived: tuple[str, ...]
@@ -75,7 +93,7 @@ class Masked:
 
 @dataclass(frozen=True)
 class Consistent:
-    """After phase 4: the one list of survivors that this site has signed."""
+    """After phase 5: the one list of survivors that this site has signed."""
 
     before: Masked
     survivors: tuple[str, ...]
@@ -85,13 +103,27 @@ class Consistent:
         """Of the sum."""
         return self.before.terms
 
+    @property
+    def content(self) -> bytes:
+        """What is signed."""
+        return survivors_content(self.before.before.roster, self.before.arrived, self.survivors)
+
 
 @dataclass(frozen=True)
 class Closed:
-    """After phase 5, or after a refusal: nothing more is said about this sum."""
+    """After phase 6, or after a refusal: nothing more is said about this sum."""
 
 
-Stage: TypeAlias = "Advertised | Shared | Masked | Consistent | Closed"
+@dataclass(frozen=True)
+class Relayed:
+    """A neighbour's sealed shares as the coordinator hands them on, with what their owner committed itself to."""
+
+    sealed: bytes
+    seed: str
+    key: str
+
+
+Stage: TypeAlias = "Advertised | Shared | Held | Masked | Consistent | Closed"
 
 
 def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertised, SignedKeys]:
@@ -121,11 +153,11 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
 
 def share(
     member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], entropy: Entropy
-) -> tuple[Shared, dict[str, bytes], str]:
+) -> tuple[Shared, dict[str, bytes], SignedSharing]:
     """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each neighbour.
 
     Returns:
-        The next stage, sealed shares by receiver, and the commitment to the site's own mask seed.
+        The next stage, sealed shares by receiver, and what the site commits itself to, signed.
 
     Raises:
         ProtectionError: A signature is not its alleged author's, keys were swapped, or too many are missing.
@@ -155,44 +187,122 @@ def share(
         if peer != member.name
     }
     after = Shared(stage, dict(keys), roster, with_shares, seed, pairs[member.name])
-    return after, sealed, commitment(seed)
+    return after, sealed, _committed(member, after, pairs)
 
 
-def accept(member: Member, stage: Shared, arrived: Sequence[str], sealed: Mapping[str, bytes]) -> Masked:
+def _committed(member: Member, stage: Shared, pairs: Mapping[str, tuple[bytes, bytes]]) -> SignedSharing:
+    """The commitments to a site's seed and to all shares of its secrets, signed."""
+    of_seed, of_key = (
+        {
+            holder: share_commitment(stage.roster, member.name, holder, secret, pair[place])
+            for holder, pair in pairs.items()
+        }
+        for place, secret in enumerate(_SECRETS)
+    )
+    said = {
+        "least": stage.terms.needed(len(stage.holders)),
+        "commitment": commitment(stage.seed),
+        "seed": of_seed,
+        "key": of_key,
+    }
+    unsigned = SignedSharing(**said, signature="0" * 128)
+    return SignedSharing(**said, signature=member.sign(unsigned.content(stage.roster, member.name)).hex())
+
+
+def accept(
+    member: Member, stage: Shared, arrived: Sequence[str], relayed: Mapping[str, Relayed]
+) -> tuple[Held, tuple[str, ...]]:
     """Phase 3, before any training: opens the shares that neighbours sent.
+
+    A share that does not open, or is not what its owner committed itself to, closes nothing: either its owner has lied,
+    or somebody on the way. The site says whose it is and goes on without it; it proves nothing, since any proof is a
+    key that a coordinator could ask for by changing what it relays.
 
     Args:
         member: This site.
         stage: Where the last phase ended.
         arrived: Everybody who sent shares, this site too.
-        sealed: What the neighbours among them sealed for this site.
+        relayed: What the neighbours among them sealed for this site.
+
+    Returns:
+        The next stage, and the neighbours whose shares this site does not hold.
 
     Raises:
-        ProtectionError: A share was swapped, replayed or left out, or too many are missing.
+        ProtectionError: A share was left out, or too many are missing.
     """
-    terms, names = stage.terms, set(arrived)
-    if member.name not in names or not names <= stage.keys.keys():
-        raise ProtectionError("the list of those who sent shares does not fit the list of keys")
-    _check_enough(member, terms, len(names))
-    expected = (names & set(stage.holders)) - {member.name}
-    if sealed.keys() != expected:
+    names = _listed(member, stage.terms, arrived, among=stage.keys, said="who sent shares")
+    expected = _neighbours(stage, names) - {member.name}
+    if relayed.keys() != expected:
         raise ProtectionError("the shares are not those of the neighbours that are said to have sent them")
-    if len(expected) + 1 < terms.needed(len(stage.holders)):
-        raise ProtectionError(f"{len(expected) + 1} of {len(stage.holders)} neighbours are left: too few for this sum")
-    held = {member.name: stage.own}
-    for peer, text in sealed.items():
-        key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=peer, receiver=member.name)
-        both = unseal(key, text, _route(stage.roster, peer, member.name))
-        held[peer] = (both[:SHARE_BYTES], both[SHARE_BYTES:])
-    return Masked(stage, tuple(sorted(names)), held)
+    held, unopened = {member.name: stage.own}, []
+    for owner, one in sorted(relayed.items()):
+        pair = _opened(member, stage, owner, one)
+        if pair is None:
+            unopened.append(owner)
+        else:
+            held[owner] = pair
+    return Held(stage, tuple(sorted(names)), held), tuple(unopened)
 
 
-def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
-    """Phase 3, the input: adds the site's own mask and one for each neighbour, in place.
+def _opened(member: Member, stage: Shared, owner: str, relayed: Relayed) -> tuple[bytes, bytes] | None:
+    """A neighbour's two shares; None where they do not open or do not fit their commitments."""
+    key = _share_key(stage.before, stage.keys[owner], stage.roster, sender=owner, receiver=member.name)
+    both = unseal(key, relayed.sealed, _route(stage.roster, owner, member.name))
+    if both is None:
+        return None
+    pair = (both[:SHARE_BYTES], both[SHARE_BYTES:])
+    made = tuple(
+        share_commitment(stage.roster, owner, member.name, secret, share)
+        for secret, share in zip(_SECRETS, pair, strict=True)
+    )
+    return pair if made == (relayed.seed, relayed.key) else None
+
+
+def confirm(member: Member, stage: Held, arrived: Sequence[str]) -> Masked:
+    """Phase 4, before any training: the final list of those with whom masks are shared.
+
+    Only shares of their secrets are kept: nothing is ever revealed of a party that was left out before it could mask.
 
     Args:
         member: This site.
-        stage: Where ``accept`` ended.
+        stage: Where the last phase ended.
+        arrived: Those who sent shares, without any that were left out since.
+
+    Raises:
+        ProtectionError: The list holds others, leaves this site out, or is too short.
+    """
+    names = _listed(member, stage.terms, arrived, among=stage.arrived, said="who shares masks")
+    _neighbours(stage.before, names)
+    return Masked(
+        stage.before, tuple(sorted(names)), {owner: stage.held[owner] for owner in stage.held if owner in names}
+    )
+
+
+def _listed(
+    member: Member, terms: Terms, listed: Sequence[str], *, among: Collection[str], said: str
+) -> frozenset[str]:
+    """A list of parties with this site on it, each once and known from before, and enough of them."""
+    names = frozenset(listed)
+    if member.name not in names or len(names) != len(listed) or not names <= set(among):
+        raise ProtectionError(f"the list of {said} does not fit the list before it")
+    _check_enough(member, terms, len(names))
+    return names
+
+
+def _neighbours(stage: Shared, names: AbstractSet[str]) -> AbstractSet[str]:
+    """Those on a list that hold shares of this site's secrets, itself among them; enough to give them back."""
+    left = names & set(stage.holders)
+    if len(left) < stage.terms.needed(len(stage.holders)):
+        raise ProtectionError(f"{len(left)} of {len(stage.holders)} neighbours are left: too few for this sum")
+    return left
+
+
+def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
+    """Phase 4, the input: adds the site's own mask and one for each neighbour, in place.
+
+    Args:
+        member: This site.
+        stage: Where ``confirm`` ended.
         arrays: The site's integers of the ring.
         noise: Integers of the same rings and shapes added before masking: a share of distributed differential privacy.
     """
@@ -202,47 +312,45 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
     own = (derived(shared.seed, "own-mask"), False)
     pairs = (
         (pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer), member.name > peer)
-        for peer in stage.held
-        if peer != member.name
+        for peer in shared.holders
+        if peer in stage.arrived and peer != member.name  # whether or not this site could open its share
     )
     add_streams(arrays, (own, *pairs))
 
 
 def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
-    """Phase 4, the consistency check: signs the list of those whose input is in the sum; one list only.
+    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum; one list of each only.
 
     Raises:
-        ProtectionError: The list holds others than those who sent shares, leaves this site out, or is too short.
+        ProtectionError: The list holds others than those who share masks, leaves this site out, or is too short.
     """
-    names = set(survivors)
-    if member.name not in names or len(names) != len(survivors) or not names <= set(stage.arrived):
-        raise ProtectionError("the list of inputs in the sum does not fit the list of those who sent shares")
-    _check_enough(member, stage.terms, len(names))
-    ordered = tuple(sorted(names))
-    return Consistent(stage, ordered), member.sign(survivors_content(stage.before.roster, ordered)).hex()
+    names = _listed(member, stage.terms, survivors, among=stage.arrived, said="inputs in the sum")
+    after = Consistent(stage, tuple(sorted(names)))
+    return after, member.sign(after.content).hex()
 
 
 def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
-    """Phase 5: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+    """Phase 6: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+
+    A share that this site could not open is not revealed, whoever asks.
 
     Args:
         member: This site.
         stage: Where the check ended; the survivors are those that this site has signed, not those it is told now.
-        signatures: Of the same list by the site's neighbours.
+        signatures: Of the same lists by the site's neighbours.
 
     Returns:
         Owner of the secret -> (``seed`` or ``key``, share).
 
     Raises:
-        ProtectionError: Too few have signed the same list, or a signature is not its alleged author's.
+        ProtectionError: Too few have signed the same lists, or a signature is not its alleged author's.
     """
     shared = stage.before.before
-    content = survivors_content(shared.roster, stage.survivors)
     known = set(stage.survivors) & set(shared.holders)
     for name, signature in signatures.items():
         if name not in known:
             raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it, or is no neighbour")
-        check_signature(member.public_keys[name], signature, content, name)
+        check_signature(member.public_keys[name], signature, stage.content, name)
     least = shared.terms.needed(len(shared.holders))
     if len(signatures.keys() | {member.name}) < least:
         raise ProtectionError(f"{len(signatures)} neighbours have signed the list of inputs, {least} are needed")
@@ -252,9 +360,9 @@ def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> 
     }
 
 
-def survivors_digest(stage: Consistent) -> str:
-    """What a site keeps of a sum that it has opened: SHA-256 over the survivors' names."""
-    return hashlib.sha256("\x1f".join(stage.survivors).encode()).hexdigest()
+def clients_digest(clients: Iterable[str]) -> str:
+    """What a site keeps of who was in a sum that it has opened: SHA-256 over their names."""
+    return hashlib.sha256("\x1f".join(sorted(clients)).encode()).hexdigest()
 
 
 def pair_seed(mask_key: bytes, peer: SignedKeys, roster: bytes, one: str, other: str) -> bytes:
