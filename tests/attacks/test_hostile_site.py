@@ -103,7 +103,7 @@ LIES: Mapping[str, tuple[Lie, str]] = {
     "100,000 tensors": (with_bytes(many_names), "list of tensors has"),
     "code": (with_bytes(lambda payload: b"\x80\x04\x95cposix\nsystem\n."), "not a silotune message"),
     "nothing": (with_bytes(lambda payload: b""), "not a silotune message"),
-    "words for a terminal": (says(reason="\x1b]0;owned\x07"), "a reason that is not on the list"),
+    "words of its own": (says(reason="see http://evil.example"), "a reason that is not on the list"),
     "a rule that there is not": (says(reason="x" * 9999), "a reason that is not on the list"),
 }
 """Lie -> how the reply is changed, and what the coordinator books it with; one lie a round."""
