@@ -27,7 +27,7 @@ from silotune.experiment.audit import verify_run
 from silotune.federation import client
 from silotune.federation.client import Site
 from silotune.federation.secure_site import Protection
-from silotune.privacy.secure_sum.site import Stage
+from silotune.privacy.secure_sum.stages import Stage
 from silotune.record.runs import RunFolder
 from silotune.structs import Reply, Request
 
