@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measure import Result, all_passed, as_document, from_document, machine, read_document, seconds_of, speed_up, table
 
 from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.secure_site import SharesReport, UnmaskReport
+from silotune.federation.secure_site import SharesReport, UnmaskReport, written
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
 from silotune.privacy.masks import BLOCK_BYTES, PIECE_BYTES, SEGMENT_BYTES, ZEROS, add_streams, fastest_keystream
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise
 from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.privacy.secure_sum.stages import Sealed, Stage
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, safe_degree
 from silotune.structs import Reply
 
@@ -158,7 +159,7 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     update = drawn.normal(0, 0.01, size).astype(np.float32)
 
     began = time.process_time()
-    stages: dict[str, site.Stage] = {}
+    stages: dict[str, Stage] = {}
     keys: dict[str, SignedKeys] = {}
     for name in names:
         stages[name], keys[name] = site.advertise(members[name], terms, os.urandom)
@@ -166,7 +167,7 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     circle = coordinator.circle(terms, keys)
     faults = [coordinator.fault_of_keys(terms, name, keys[name], (public[name],)) for name in names]
     cost.coordinator += time.process_time() - began_server
-    sealed, sharings, unopened = {}, {}, {}
+    sealed, sharings, complaints = {}, {}, {}
     for name in names:
         stages[name], sealed[name], sharings[name] = site.share(members[name], stages[name], keys, os.urandom)
         _note(cost, name, sealed[name], sharings[name])
@@ -174,11 +175,11 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     for name in names:
         known = (public[name],)
         faults.append(coordinator.fault_of_sharing(circle, name, sealed[name], sharings[name], known))
-    routed = coordinator.routed(sealed, sharings)
+    routed = coordinator.routed(sealed)
     cost.coordinator += time.process_time() - began_server
     for name in names:
-        stages[name], unopened[name] = site.accept(members[name], stages[name], names, routed[name])
-    agreed = coordinator.after_complaints(circle, unopened)
+        stages[name], complaints[name] = site.accept(members[name], stages[name], names, routed[name])
+    agreed = coordinator.after_complaints(circle, complaints)
     alive = names[: parties - dropouts]
     total = np.zeros(size, RINGS[32])
     for name in alive:
@@ -218,9 +219,9 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     return cost
 
 
-def _note(cost: Cost, name: str, sealed: Mapping[str, bytes], sharing: SignedSharing) -> None:
+def _note(cost: Cost, name: str, sealed: Mapping[str, Sealed], sharing: SignedSharing) -> None:
     """Bytes of the first two answers: keys and signature, and sealed shares with their commitments."""
-    body = SharesReport(shares={peer: text.hex() for peer, text in sealed.items()}, sharing=sharing).model_dump()
+    body = SharesReport(shares={peer: written(one) for peer, one in sealed.items()}, sharing=sharing).model_dump()
     keys = {"mask": "0" * 64, "share": "0" * 64, "signature": "0" * 128}
     cost.sent(name, len(encode(Reply("secure_sum.shares", 1, name, {}, body))))
     cost.sent(name, len(encode(Reply("secure_sum.keys", 1, name, {}, keys))))

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from parties import false_shares
+from parties import false_shares, spoilt
 from protected import Lie, Lying
-from silotune.federation.secure_site import SharesOrder, SharesReport
-from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.federation.secure_site import SealedShares, SharesOrder, SharesReport, written
+from silotune.privacy.secure_sum.sharing import SignedSharing, complaint_content
 from silotune.privacy.secure_sum.terms import SignedKeys, survivors_content
 from silotune.structs import Reply, Request
 
@@ -50,25 +50,64 @@ def no_keys(net: Lying, request: Request, reply: Reply) -> Reply:
 
 
 def garbage_shares(*, to_all: bool) -> Lie:
-    def shares(net: Lying, request: Request, sealed: Mapping[str, str]) -> dict[str, str]:
-        spoilt = sealed if to_all else [next(iter(sealed))]
-        return {peer: os.urandom(82).hex() if peer in spoilt else text for peer, text in sealed.items()}
+    """Sealed shares that do not open, signed by their owner."""
+
+    def shares(net: Lying, request: Request, sealed: Mapping[str, Any]) -> dict[str, Any]:
+        spoils = sealed if to_all else [min(sealed)]
+        return {peer: _spoilt(net, one, peer) if peer in spoils else one for peer, one in sealed.items()}
 
     return at("secure_sum.shares", shares=shares)
 
 
-def wrong_commitments(net: Lying, request: Request, said: Mapping[str, Any]) -> dict[str, Any]:
-    """To every share, properly signed."""
-    sharing = SignedSharing.model_validate({**said, "key": dict.fromkeys(said["key"], "0" * 64)})
-    signature = net.liar.member.sign(sharing.content(net.liar.stage.roster, net.who)).hex()
-    return {**sharing.model_dump(), "signature": signature}
+def _spoilt(net: Lying, sealed: Mapping[str, Any], peer: str) -> dict[str, Any]:
+    made = spoilt(net.liar.member, net.liar.stage, SealedShares.model_validate(dict(sealed)).read(), peer)
+    return written(made).model_dump()
 
 
-def complains(*, of_all: bool) -> Lie:
-    def unopened(net: Lying, request: Request, value: Any) -> list[str]:
-        return sorted(request.body["shares"])[: None if of_all else 1]
+def unsigned_garbage(net: Lying, request: Request, sealed: Mapping[str, Any]) -> dict[str, Any]:
+    return {peer: {**one, "text": os.urandom(82).hex()} for peer, one in sealed.items()}
 
-    return at("secure_sum.accept", unopened=unopened)
+
+def commits_to_something_else(net: Lying, request: Request, reply: Reply) -> Reply:
+    """Than it has sealed: to the coordinator and to the holders alike, properly signed."""
+    if request.kind != "secure_sum.shares":
+        return reply
+    member, stage = net.liar.member, net.liar.stage
+    sharing = SignedSharing.model_validate({**reply.body["sharing"], "key": dict.fromkeys(stage.holders, "0" * 64)})
+    sharing = sharing.model_copy(update={"signature": member.sign(sharing.content(stage.roster, net.who)).hex()})
+    sealed = {
+        peer: replace(SealedShares.model_validate(one).read(), key="0" * 64)
+        for peer, one in reply.body["shares"].items()
+    }
+    signed = {
+        peer: replace(one, signature=member.sign(one.content(stage.roster, net.who, peer)).hex())
+        for peer, one in sealed.items()
+    }
+    report = SharesReport(shares={peer: written(one) for peer, one in signed.items()}, sharing=sharing)
+    return replace(reply, body=report.model_dump())
+
+
+def frames_a_holder(net: Lying, request: Request, sealed: Mapping[str, Any]) -> dict[str, Any]:
+    """Another commitment to a holder than to the coordinator, so that what the holder reveals looks wrong."""
+    peer = min(sealed)
+    made = replace(SealedShares.model_validate(sealed[peer]).read(), seed="0" * 64)
+    content = made.content(net.liar.stage.roster, net.who, peer)
+    made = replace(made, signature=net.liar.member.sign(content).hex())
+    return {**sealed, peer: written(made).model_dump()}
+
+
+def complains(*, of: Callable[[Lying, list[str]], list[str]]) -> Lie:
+    """Signed complaints about neighbours whose shares are fine."""
+
+    def complaints(net: Lying, request: Request, value: Any) -> dict[str, str]:
+        about = of(net, sorted(request.body["shares"]))
+        contents = {owner: complaint_content(net.liar.stage.before.roster, owner, net.who) for owner in about}
+        return {owner: net.liar.member.sign(content).hex() for owner, content in contents.items()}
+
+    return at("secure_sum.accept", complaints=complaints)
+
+
+complains_of_one, complains_of_all = complains(of=lambda net, names: names[:1]), complains(of=lambda net, names: names)
 
 
 def reveals(change: Callable[[dict[str, str]], dict[str, str]]) -> Lie:
@@ -117,7 +156,8 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
         at("secure_sum.shares", shares=lambda net, request, sealed: dict(list(sealed.items())[1:])),
         "its shares are not one for each of its neighbours", False,
     ),
-    "garbage shares to all": (garbage_shares(to_all=True), "do not fit", False),
+    "garbage shares to all": (garbage_shares(to_all=True), "in dispute over shares", False),
+    "unsigned garbage": (at("secure_sum.shares", shares=unsigned_garbage), "is not signed by it", False),
     "unsigned commitments": (
         at("secure_sum.shares", sharing=lambda net, request, said: {**said, "commitment": "0" * 64}),
         "is not signed by it", False,
@@ -125,13 +165,18 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
     "another threshold of shares": (
         at("secure_sum.shares", sharing=lambda net, request, said: {**said, "least": 1}), "are agreed on", False,
     ),
-    "wrong commitments": (at("secure_sum.shares", sharing=wrong_commitments), "do not fit", False),
-    "complaints about all": (complains(of_all=True), "do not fit", False),
-    "complaints about strangers": (
-        at("secure_sum.accept", unopened=lambda net, request, value: ["ghost"]), "that it was not sent", False,
+    "wrong commitments": (commits_to_something_else, "in dispute over shares", False),
+    "two commitments": (at("secure_sum.shares", shares=frames_a_holder), "is not what it says of them here", False),
+    "complaints about all": (complains_of_all, "in dispute over shares", False),
+    "complaints about strangers": (complains(of=lambda net, names: ["ghost"]), "that it was not sent", False),
+    "complaints about itself": (complains(of=lambda net, names: [net.who]), "that it was not sent", False),
+    "an unsigned complaint": (
+        at("secure_sum.accept", complaints=lambda net, request, value: {min(request.body["shares"]): "0" * 128}),
+        "its complaint is not signed", False,
     ),
-    "complaints about itself": (
-        at("secure_sum.accept", unopened=lambda net, request, value: [net.who]), "that it was not sent", False,
+    "answers to nobody": (
+        at("secure_sum.input", answers=lambda net, request, value: {net.who: {"seed": "0" * 66, "key": "0" * 66}}),
+        "its answer to a complaint is not", False,
     ),
     "a wrong signature": (at("secure_sum.check", signature=zeros), "its signature is not over the list", True),
     "a signature of another list": (at("secure_sum.check", signature=signs_another_list), "not over the list", True),
@@ -153,7 +198,7 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
 
 
 def complains_of_one_and_keeps_to_it(net: Lying, request: Request, reply: Reply) -> Reply:
-    reply = complains(of_all=False)(net, request, reply)
+    reply = complains_of_one(net, request, reply)
     return reveals(lambda shares: {owner: shares[owner] for owner in sorted(shares)[1:]})(net, request, reply)
 
 
@@ -167,10 +212,22 @@ def gives_false_shares(secret: str, *, then_vanishes: bool = False) -> Lie:
             return reply
         keys = SharesOrder.model_validate(dict(request.body)).keys
         net.liar.stage, sealed, sharing = false_shares(net.liar.member, net.before, keys, secret)
-        report = SharesReport(shares={peer: text.hex() for peer, text in sealed.items()}, sharing=sharing)
+        report = SharesReport(shares={peer: written(one) for peer, one in sealed.items()}, sharing=sharing)
         return replace(reply, body=report.model_dump())
 
     return lie
+
+
+def spoils_a_share_and_answers(answer: Callable[[Mapping[str, Any]], Any]) -> Lie:
+    """The complaint of the one whose share it has spoilt."""
+    spoils = garbage_shares(to_all=False)
+    answers = at("secure_sum.input", answers=lambda net, request, value: answer(value or {}))
+    return lambda net, request, reply: answers(net, request, spoils(net, request, reply))
+
+
+def spoils_a_share_and_reveals_nothing(net: Lying, request: Request, reply: Reply) -> Reply:
+    """It answers, and keeps back its own share of its seed."""
+    return reveals(lambda shares: {})(net, request, garbage_shares(to_all=False)(net, request, reply))
 
 
 def spoils_a_share_and_vanishes(net: Lying, request: Request, reply: Reply) -> Reply | None:

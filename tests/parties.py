@@ -10,11 +10,11 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from silotune.errors import ProtectionError
-from silotune.privacy.masks import seal
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.shamir import split
 from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.privacy.secure_sum.stages import Advertised, Sealed, Shared, Stage
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest
 
 
@@ -43,11 +43,11 @@ class Sum:
     members: Mapping[str, Member]
     terms: Terms
     inputs: Mapping[str, np.ndarray]
-    stages: dict[str, site.Stage] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
     keys: dict[str, SignedKeys] = field(default_factory=dict)
-    sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    sealed: dict[str, dict[str, Sealed]] = field(default_factory=dict)
     sharings: dict[str, SignedSharing] = field(default_factory=dict)
-    unopened: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    complaints: dict[str, dict[str, str]] = field(default_factory=dict)
     masked: dict[str, np.ndarray] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     revealed: dict[str, dict[str, tuple[str, bytes]]] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Sum:
             self.stages[name], self.sealed[name], self.sharings[name] = made
 
     def accept(self, *gone: str) -> None:
-        routed = coordinator.routed(self.sealed, self.sharings)
+        routed = coordinator.routed(self.sealed)
         for name in [name for name in self.sealed if name not in gone]:
             made = site.accept(self.members[name], self.stages[name], tuple(self.sealed), routed[name])
-            self.stages[name], self.unopened[name] = made
+            self.stages[name], self.complaints[name] = made
 
     @property
     def parties(self) -> coordinator.Circle:
@@ -75,7 +75,7 @@ class Sum:
 
     @property
     def agreed(self) -> coordinator.Agreed:
-        return coordinator.after_complaints(self.parties, self.unopened)
+        return coordinator.after_complaints(self.parties, self.complaints)
 
     def mask(self, *gone: str) -> None:
         arrived = self.agreed.arrived
@@ -113,24 +113,33 @@ class Sum:
         return self.open()
 
 
+def resealed(
+    member: Member, stage: Shared, pairs: Mapping[str, tuple[bytes, bytes]]
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
+    """As ``site.share`` of a site that gives these shares, commits itself to them and signs for them."""
+    made = replace(stage, given=pairs)
+    sharing = site._committed(member, made)
+    peers = [peer for peer in stage.holders if peer != member.name]
+    return made, {peer: site._sealed(member, made, peer, sharing) for peer in peers}, sharing
+
+
 def false_shares(
-    member: Member, stage: site.Advertised, keys: Mapping[str, SignedKeys], secret: str
-) -> tuple[site.Shared, dict[str, bytes], SignedSharing]:
+    member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], secret: str
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
     """As ``site.share``, of a site that gives shares of something else, and commits itself to just these."""
-    shared, sealed, sharing = site.share(member, stage, keys, os.urandom)
-    wrong = dict(
-        zip(shared.holders, split(os.urandom(32), sharing.least, len(shared.holders), os.urandom), strict=True)
-    )
-    true = stage.mask_key if secret == "seed" else shared.seed
-    fine = dict(zip(shared.holders, split(true, sharing.least, len(shared.holders), os.urandom), strict=True))
+    shared, _, sharing = site.share(member, stage, keys, os.urandom)
+    wrong = split(os.urandom(32), sharing.least, len(shared.holders), os.urandom)
     pairs = {
-        holder: (wrong[holder], fine[holder]) if secret == "seed" else (fine[holder], wrong[holder])
-        for holder in shared.holders
+        holder: (false, pair[1]) if secret == "seed" else (pair[0], false)
+        for false, (holder, pair) in zip(wrong, sorted(shared.given.items()), strict=True)
     }
-    for peer in sealed:
-        key = site._share_key(stage, keys[peer], shared.roster, sender=member.name, receiver=peer)
-        sealed[peer] = seal(key, b"".join(pairs[peer]), site._route(shared.roster, member.name, peer))
-    return replace(shared, own=pairs[member.name]), sealed, site._committed(member, shared, pairs)
+    return resealed(member, shared, pairs)
+
+
+def spoilt(member: Member, stage: Shared, one: Sealed, holder: str) -> Sealed:
+    """A sealed pair that does not open, signed by its owner all the same."""
+    made = replace(one, text=os.urandom(len(one.text)))
+    return replace(made, signature=member.sign(made.content(stage.roster, member.name, holder)).hex())
 
 
 PHASES = ("advertise", "share", "accept", "mask", "agree", "reveal")

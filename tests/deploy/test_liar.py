@@ -12,7 +12,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
 from deployed import Deployed, document, over_tls, quickly
-from lies import LIES, complains_of_one_and_keeps_to_it, gives_false_shares, spoils_a_share_and_vanishes
+from lies import (
+    LIES,
+    complains_of_one_and_keeps_to_it,
+    gives_false_shares,
+    spoils_a_share_and_reveals_nothing,
+    spoils_a_share_and_vanishes,
+)
 from protected import Lie
 from silotune.config import from_mapping
 from silotune.deploy.places import site_folder
@@ -20,7 +26,7 @@ from silotune.errors import ProtectionError
 from silotune.experiment.audit import verify_run
 from silotune.federation.client import Site
 from silotune.federation.secure_site import Protection
-from silotune.privacy.secure_sum.site import Stage
+from silotune.privacy.secure_sum.stages import Stage
 from silotune.record.runs import RunFolder
 from silotune.structs import Reply, Request
 from silotune.transports import trainer_host
@@ -34,6 +40,7 @@ ROUNDS: list[tuple[str, Lie, bool]] = [
     *((name, OUT[name], False) for name in ("too few shares", "wrong commitments", "complaints about all")),
     *((name, IN[name], True) for name in ("a wrong signature", "wrong shares revealed", "shares of keys")),
     ("a complaint about one", complains_of_one_and_keeps_to_it, True),
+    ("a spoilt share, then nothing revealed", spoils_a_share_and_reveals_nothing, True),
     ("a spoilt share, then gone", spoils_a_share_and_vanishes, False),
     ("shares of no secret", gives_false_shares("seed"), False),
 ]

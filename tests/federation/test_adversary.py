@@ -63,6 +63,19 @@ def leaves_out_a_share(net: Cheating, request: Request) -> Request:
     return within(request, shares={name: one for name, one in request.body["shares"].items() if name != "b"})
 
 
+def replays_a_share(net: Cheating, request: Request) -> Request:
+    """b's share for another receiver in the place of the one for a."""
+    if request.kind != "secure_sum.accept":
+        return request
+    shares = request.body["shares"]
+    return within(request, shares={**shares, "b": shares["c"]})
+
+
+def makes_up_a_complaint(net: Cheating, request: Request) -> Request:
+    """'a' is to show the shares that it gave to 'b', which has not complained."""
+    return within(request, complaints={"b": "0" * 128}) if request.kind == "secure_sum.input" else request
+
+
 def leaves_out_honest_sites(net: Cheating, request: Request) -> Request:
     """Only 'b' is to share a mask with 'a': with a friend there, the input of 'a' would lie open."""
     return within(request, arrived=["a", "b"]) if request.kind == "secure_sum.input" else request
@@ -120,6 +133,8 @@ def other_settings(net: Cheating, request: Request) -> Request:
         (another_model, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
         (other_settings, "secure_sum.input", "are not those that all sites of this sum agreed to train with"),
         (swaps_keys, "secure_sum.shares", "is not signed by 'b'"),
+        (replays_a_share, "secure_sum.accept", "is not signed by 'b'"),
+        (makes_up_a_complaint, "secure_sum.input", "is not signed by 'b'"),
         (leaves_out_a_share, "secure_sum.accept", "are not those of the neighbours"),
         (leaves_out_honest_sites, "secure_sum.input", "2 of 5 are left for this sum, 4 are needed"),
         (brings_back_another, "secure_sum.input", "who shares masks does not fit the list before it"),

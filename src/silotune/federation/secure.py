@@ -27,23 +27,24 @@ from silotune.federation.secure_site import (
     CheckOrder,
     CheckReport,
     InputOrder,
+    InputReport,
     KeysOrder,
-    RelayedShare,
     SharesOrder,
     SharesReport,
     UnmaskOrder,
     UnmaskReport,
     work_digest,
+    written,
 )
 from silotune.privacy.distributed import largest_noised
 from silotune.privacy.figures import FIGURES, Limits, from_integers, impossible
 from silotune.privacy.ring import RINGS, Integers, largest_of, mean, signed
 from silotune.privacy.secure_sum import coordinator as protocol
 from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing
+from silotune.privacy.secure_sum.stages import Sealed
 from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms, degree_of
 from silotune.record.signatures import raw_public
 from silotune.sections import PrivacySection
-from silotune.settings import Section
 from silotune.structs import ClientUpdate, Failure
 
 COARSE = 0.25
@@ -99,14 +100,16 @@ class _Sum:
     terms: Terms
     known: Mapping[str, Sequence[bytes]]
     sharings: dict[str, SignedSharing] = field(default_factory=dict)
+    answers: dict[str, dict[str, tuple[bytes, bytes]]] = field(default_factory=dict)
     survivors: list[str] = field(default_factory=list)
 
     def update(self) -> ClientUpdate:
         """All phases in their order; too few clients at any of them end the sum with nothing opened."""
         wire = Exchange(self.asking)
         parties = self._keys(wire)
-        agreed = self._accepted(wire, parties, self._shares(wire, parties))
-        sums = self._inputs(wire, agreed.arrived)
+        complaints = self._complaints(wire, parties, self._shares(wire, parties))
+        agreed = self._agreed(wire, parties, complaints)
+        sums = self._inputs(wire, parties, agreed, complaints)
         signatures = self._signatures(wire, parties, agreed.arrived)
         revealed = self._revealed(wire, parties, agreed, signatures)
         self._unmask(sums, parties, agreed, revealed)
@@ -129,65 +132,79 @@ class _Sum:
                 reason = f"it is asked no more since round {why.round_number}: {why.reason}"
                 self.asking.book.fail(Failure(name, self.asking.number, "secure_sum", reason), self.asking.notify)
 
-    def _shares(self, wire: Exchange, parties: protocol.Circle) -> dict[str, dict[str, bytes]]:
+    def _shares(self, wire: Exchange, parties: protocol.Circle) -> dict[str, dict[str, Sealed]]:
         kind, order = "secure_sum.shares", SharesOrder(keys=dict(parties.keys))
-        sealed: dict[str, dict[str, bytes]] = {}
+        sealed: dict[str, dict[str, Sealed]] = {}
         for name, report, _ in wire.phase(kind, dict.fromkeys(parties.keys, order), SharesReport):
-            texts = {peer: bytes.fromhex(text) for peer, text in report.shares.items()}
+            texts = {peer: one.read() for peer, one in report.shares.items()}
             fault = protocol.fault_of_sharing(parties, name, texts, report.sharing, self._known(name))
             if not wire.has(name, kind, fault):
                 sealed[name], self.sharings[name] = texts, report.sharing
         self._check_enough(sealed, "sent shares")
         return sealed
 
-    def _accepted(
-        self, wire: Exchange, parties: protocol.Circle, sealed: Mapping[str, Mapping[str, bytes]]
-    ) -> protocol.Agreed:
-        """Who shares masks: without those that have lied to their neighbours, or about them."""
+    def _complaints(
+        self, wire: Exchange, parties: protocol.Circle, sealed: Mapping[str, Mapping[str, Sealed]]
+    ) -> dict[str, Mapping[str, str]]:
+        """Each site that has opened its shares -> the owners of those that it does not hold, and its signatures."""
         kind, arrived = "secure_sum.accept", tuple(sorted(sealed))
         bodies = {
-            name: AcceptOrder(
-                arrived=arrived,
-                shares={
-                    owner: RelayedShare(sealed=one.sealed.hex(), seed=one.seed, key=one.key)
-                    for owner, one in relayed.items()
-                },
-            )
-            for name, relayed in protocol.routed(sealed, self.sharings).items()
+            name: AcceptOrder(arrived=arrived, shares={owner: written(one) for owner, one in relayed.items()})
+            for name, relayed in protocol.routed(sealed).items()
         }
-        unopened: dict[str, tuple[str, ...]] = {}
+        found: dict[str, Mapping[str, str]] = {}
         for name, report, _ in wire.phase(kind, bodies, AcceptReport):
-            strange = not set(report.unopened) <= bodies[name].shares.keys()
-            if not wire.has(name, kind, "it complains of shares that it was not sent" if strange else None):
-                unopened[name] = report.unopened
-        agreed = protocol.after_complaints(parties, unopened)
+            known, sent = self._known(name), bodies[name].shares
+            fault = protocol.fault_of_complaints(parties, name, report.complaints, known, sent=sent)
+            if not wire.has(name, kind, fault):
+                found[name] = report.complaints
+        self._check_enough(found, "opened their shares")
+        return found
+
+    def _agreed(
+        self, wire: Exchange, parties: protocol.Circle, complaints: Mapping[str, Mapping[str, str]]
+    ) -> protocol.Agreed:
+        """Who shares masks: without those that have lied to their neighbours, or about them."""
+        agreed = protocol.after_complaints(parties, complaints)
         for name in agreed.liars:
-            wire.fail(
-                name, kind, "its shares and those of others do not fit, with more of them than there may be liars"
-            )
-        told = "".join(
-            f"; {holder!r} says that it cannot open the shares of {owner!r}: one of the two lies"
-            for owner, holder in agreed.disputes
-        )
-        if told:
-            self.asking.notify("note", {"text": f"round {self.asking.number}{told.replace(';', ':', 1)}"})
-        self._check_enough(agreed.arrived, "share masks", told)
+            wire.fail(name, "secure_sum.accept", "it is in dispute over shares with more sites than may lie")
+        if agreed.disputes:
+            said = "; ".join(f"{holder!r} cannot open those of {owner!r}" for owner, holder in agreed.disputes)
+            text = f"round {self.asking.number}: sites disagree over shares, one of each pair lies: {said}"
+            self.asking.notify("note", {"text": text})
+        self._check_enough(agreed.arrived, "share masks")
         return agreed
 
-    def _inputs(self, wire: Exchange, arrived: tuple[str, ...]) -> list[Integers]:
+    def _inputs(
+        self,
+        wire: Exchange,
+        parties: protocol.Circle,
+        agreed: protocol.Agreed,
+        complaints: Mapping[str, Mapping[str, str]],
+    ) -> list[Integers]:
         """Masked inputs, added up as they arrive; memory does not grow with the clients."""
         bits = self.terms.bits
         sums = [np.zeros(self.terms.size, RINGS[bits]), np.zeros(len(FIGURES), RINGS[64])]
-        order = InputOrder(bits=bits, size=self.terms.size, arrived=arrived, train=dict(self.asking.body))
-        bodies = dict.fromkeys(arrived, order)
+        order = InputOrder(bits=bits, size=self.terms.size, arrived=agreed.arrived, train=dict(self.asking.body))
+        against = {name: agreed.against(name) for name in agreed.arrived}
+        bodies = {
+            name: order.model_copy(update={"complaints": {holder: complaints[holder][name] for holder in holders}})
+            for name, holders in against.items()
+        }
         expected: Layout = {VALUES: (f"I{bits}", (self.terms.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
-        for name, _, reply in wire.phase("secure_sum.input", bodies, Section, tensors=self.asking.weights):
+        for name, report, reply in wire.phase("secure_sum.input", bodies, InputReport, tensors=self.asking.weights):
+            answers = {holder: one.read() for holder, one in report.answers.items()}
+            fault = protocol.fault_of_answers(parties, name, answers, self.sharings[name], asked=against[name])
+            if fault is not None:
+                self._exclude(name, Exclusion(round_number=self.asking.number, reason=fault))
             if layout_of(reply.tensors) != expected:
-                wire.fail(name, reply.kind, "its tensors are not those of a masked input")
+                fault = "its tensors are not those of a masked input"
+            if wire.has(name, reply.kind, fault):
                 continue
             for total, tensor in zip(sums, (reply.tensors[VALUES], reply.tensors[FIGURES_NAME]), strict=True):
                 total += tensor.numpy().view(total.dtype)
             self.survivors.append(name)
+            self.answers[name] = answers
             self.asking.notify("client_finished", {"round": self.asking.number, "client": name})
         self._check_enough(self.survivors, "sent their input")
         return sums
@@ -224,7 +241,7 @@ class _Sum:
         fitting, wrong = protocol.fitting(parties, self.sharings, revealed, expected=expected)
         for name in wrong:
             wire.fail(name, kind, "it has revealed other shares than those that it was given and asked for")
-        return fitting
+        return protocol.with_answers(fitting, self.answers)
 
     def _unmask(
         self,
@@ -243,12 +260,12 @@ class _Sum:
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
         except protocol.FewSharesError as error:
             if error.owner not in alive and error.owner in {owner for owner, _ in agreed.disputes}:
-                reason = "a neighbour says that it does not hold its shares, and then it sent no input"
+                reason = "a neighbour says that it cannot open its shares, and it has not answered"
                 self._exclude(error.owner, Exclusion(round_number=number, reason=reason, is_lasting=False))
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
 
     def _exclude(self, client: str, why: Exclusion) -> None:
-        self.asking.book.excluded[client] = why.model_dump(mode="json")
+        self.asking.book.excluded.setdefault(client, why.model_dump(mode="json"))
 
     def _opened(self, sums: Sequence[Integers], wire: Exchange) -> ClientUpdate:
         clients, noise = len(self.survivors), self.terms.noise
@@ -289,12 +306,12 @@ class _Sum:
             )
             self.asking.notify("note", {"text": text})
 
-    def _check_enough(self, left: Mapping[str, Any] | Sequence[str], what: str, why: str = "") -> None:
+    def _check_enough(self, left: Mapping[str, Any] | Sequence[str], what: str) -> None:
         needed = self.terms.needed(len(self.terms.cohort))
         if len(left) < needed:
             raise ProtectionError(
                 f"round {self.asking.number}: {len(left)} of {len(self.terms.cohort)} clients {what}, {needed} are "
-                f"needed: the sum stays closed and nothing of it was revealed{why}"
+                f"needed: the sum stays closed and nothing of it was revealed"
             )
 
 

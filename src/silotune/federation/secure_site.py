@@ -21,6 +21,7 @@ from silotune.federation.served import Served
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
+from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing, check_proof
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms, degree_of
 from silotune.record.canonical import sha256
@@ -29,10 +30,10 @@ from silotune.seeds import derive
 from silotune.settings import Positive, Section
 from silotune.structs import Reply, Request, SiteState, Tensors
 
-SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
+SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 VALUES, FIGURES_NAME = "values", "figures"
 
-_Stage = TypeVar("_Stage", protocol.Advertised, protocol.Shared, protocol.Held, protocol.Masked, protocol.Consistent)
+_Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages.Masked, stages.Consistent)
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Protection:
     """
 
     member: Member
-    stage: protocol.Stage | None = None
+    stage: stages.Stage | None = None
     charged: str | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
@@ -79,27 +80,38 @@ class SharesOrder(SumOrder):
     keys: dict[str, SignedKeys]
 
 
-class RelayedShare(Section):
-    """What a neighbour sealed for this site, and the commitments to the two shares in it."""
+class SealedShares(Section):
+    """What an owner sealed for one holder, the commitments to the two shares in it, and its signature over that."""
 
-    sealed: SealedShare
+    text: SealedText
     seed: Hex32
     key: Hex32
+    signature: Hex64
+
+    def read(self) -> stages.Sealed:
+        """With the text as bytes."""
+        return stages.Sealed(bytes.fromhex(self.text), self.seed, self.key, self.signature)
+
+
+def written(sealed: stages.Sealed) -> SealedShares:
+    """As it travels."""
+    return SealedShares(text=sealed.text.hex(), seed=sealed.seed, key=sealed.key, signature=sealed.signature)
 
 
 class AcceptOrder(SumOrder):
     """Phase 3: who sent shares, and those of the neighbours."""
 
     arrived: tuple[str, ...]
-    shares: dict[str, RelayedShare]
+    shares: dict[str, SealedShares]
 
 
 class InputOrder(SumOrder):
-    """Phase 4: ring and size of the input, with whom masks are shared, and a whole ``train`` order."""
+    """Phase 4: ring and size of the input, with whom masks are shared, complaints of this site, a ``train`` order."""
 
     bits: Literal[16, 32, 64]
     size: Positive
     arrived: tuple[str, ...]
+    complaints: dict[str, Hex64] = {}
     train: dict[str, Any]
 
 
@@ -117,16 +129,33 @@ class UnmaskOrder(SumOrder):
 
 
 class SharesReport(Section):
-    """Answer of phase 2: sealed shares by receiver, and what this site says of them."""
+    """Answer of phase 2: sealed shares by holder, and what this site says of them."""
 
-    shares: dict[str, SealedShare]
+    shares: dict[str, SealedShares]
     sharing: SignedSharing
 
 
 class AcceptReport(Section):
-    """Answer of phase 3: the neighbours whose shares this site does not hold."""
+    """Answer of phase 3: the neighbours whose shares this site does not hold, with its signature under that."""
 
-    unopened: tuple[str, ...]
+    complaints: dict[str, Hex64]
+
+
+class GivenShares(Section):
+    """The two shares that one holder was given."""
+
+    seed: OpenShare
+    key: OpenShare
+
+    def read(self) -> tuple[bytes, bytes]:
+        """As bytes: (of the seed, of the mask key)."""
+        return bytes.fromhex(self.seed), bytes.fromhex(self.key)
+
+
+class InputReport(Section):
+    """Answer of phase 4, beside its tensors: what the holders that complain were given."""
+
+    answers: dict[str, GivenShares] = {}
 
 
 class CheckReport(Section):
@@ -154,22 +183,20 @@ def advertise_keys(request: Request, site: Seat) -> Reply:
 
 def share_keys(request: Request, site: Seat) -> Reply:
     """``secure_sum.shares``."""
-    protection, stage = _taken(site, protocol.Advertised, request)
+    protection, stage = _taken(site, stages.Advertised, request)
     keys = read_body(SharesOrder, request).keys
     protection.stage, sealed, sharing = protocol.share(protection.member, stage, keys, os.urandom)
-    shares = {peer: text.hex() for peer, text in sealed.items()}
+    shares = {peer: written(one) for peer, one in sealed.items()}
     return _reply(request, site, SharesReport(shares=shares, sharing=sharing).model_dump())
 
 
 def accept_shares(request: Request, site: Seat) -> Reply:
     """``secure_sum.accept``."""
-    protection, stage = _taken(site, protocol.Shared, request)
+    protection, stage = _taken(site, stages.Shared, request)
     order = read_body(AcceptOrder, request)
-    relayed = {
-        owner: protocol.Relayed(bytes.fromhex(one.sealed), one.seed, one.key) for owner, one in order.shares.items()
-    }
-    protection.stage, unopened = protocol.accept(protection.member, stage, order.arrived, relayed)
-    return _reply(request, site, {"unopened": list(unopened)})
+    relayed = {owner: one.read() for owner, one in order.shares.items()}
+    protection.stage, complaints = protocol.accept(protection.member, stage, order.arrived, relayed)
+    return _reply(request, site, {"complaints": complaints})
 
 
 def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]) -> Reply:
@@ -180,9 +207,10 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
         site: Whose stage moves on.
         train: Answers the ``train`` request that the order holds.
     """
-    protection, stage = _taken(site, protocol.Held, request)
+    protection, stage = _taken(site, stages.Held, request)
     order = read_body(InputOrder, request)
     confirmed = protocol.confirm(protection.member, stage, order.arrived)
+    answers = protocol.answer(protection.member, stage, order.complaints)
     terms = stage.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
@@ -198,7 +226,8 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     protocol.mask(protection.member, confirmed, arrays, noise=noise)
     protection.stage = confirmed
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
-    return Reply(request.kind, request.round_number, site.name, tensors)
+    shown = {holder: {"seed": of_seed.hex(), "key": of_key.hex()} for holder, (of_seed, of_key) in answers.items()}
+    return Reply(request.kind, request.round_number, site.name, tensors, {"answers": shown} if shown else {})
 
 
 def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
@@ -258,7 +287,7 @@ def integers_of(
 
 def check_survivors(request: Request, site: Seat) -> Reply:
     """``secure_sum.check``."""
-    protection, stage = _taken(site, protocol.Masked, request)
+    protection, stage = _taken(site, stages.Masked, request)
     order = read_body(CheckOrder, request)
     agreed, signature = protocol.agree(protection.member, stage, order.survivors)
     _check_same_clients(site, request, agreed, order.liars)
@@ -267,7 +296,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
 
 
 def _check_same_clients(
-    site: Seat, request: Request, agreed: protocol.Consistent, liars: Mapping[str, FalseSharing]
+    site: Seat, request: Request, agreed: stages.Consistent, liars: Mapping[str, FalseSharing]
 ) -> None:
     """Refuses a round that this site has helped to open before, unless it was over the same clients.
 
@@ -295,7 +324,7 @@ def _check_same_clients(
 
 def reveal_shares(request: Request, site: Seat) -> Reply:
     """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
-    protection, stage = _taken(site, protocol.Consistent, request)
+    protection, stage = _taken(site, stages.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
@@ -335,7 +364,7 @@ def protection_of(site: Seat) -> Protection:
 def terms_of(site: Seat) -> Terms | None:
     """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
     stage = site.protection.stage if site.protection is not None else None
-    return None if stage is None or isinstance(stage, protocol.Closed) else stage.terms
+    return None if stage is None or isinstance(stage, stages.Closed) else stage.terms
 
 
 def is_amid_sum(site: Seat) -> bool:
@@ -346,7 +375,7 @@ def is_amid_sum(site: Seat) -> bool:
 def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
     """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
     protection = protection_of(site)
-    stage, protection.stage = protection.stage, protocol.Closed()
+    stage, protection.stage = protection.stage, stages.Closed()
     if not isinstance(stage, kind):
         raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
     if request.round_number != stage.terms.round_number:

@@ -9,15 +9,15 @@ anybody from the coordinator: each site makes its own checks again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from silotune.errors import ProtectionError
 from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, derived, public_half
 from silotune.privacy.ring import Integers
-from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing, secret_of
-from silotune.privacy.secure_sum.site import Relayed, pair_seed
+from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing, complaint_content, secret_of
+from silotune.privacy.secure_sum.site import pair_seed
+from silotune.privacy.secure_sum.stages import Sealed
 from silotune.privacy.secure_sum.terms import (
     SignedKeys,
     Terms,
@@ -92,17 +92,54 @@ def fault_of_keys(terms: Terms, name: str, keys: SignedKeys, known: Sequence[byt
 
 
 def fault_of_sharing(
-    parties: Circle, name: str, sealed: Mapping[str, bytes], sharing: SignedSharing, known: Sequence[bytes]
+    parties: Circle, name: str, sealed: Mapping[str, Sealed], sharing: SignedSharing, known: Sequence[bytes]
 ) -> str | None:
     """Why shares cannot be used, as far as can be told without opening them; None where they may be relayed."""
     with_shares = set(parties.holders[name])
     if sealed.keys() != with_shares - {name} or sharing.seed.keys() != with_shares:
         return "its shares are not one for each of its neighbours"
+    if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
+        return "what it says of its shares to their holders is not what it says of them here"
     if sharing.least != parties.needed(name):
         return f"its secrets are said to take {sharing.least} shares, {parties.needed(name)} are agreed on"
-    if not _is_known(known, sharing.signature, sharing.content(parties.roster, name)):
+    signed = [(sharing.signature, sharing.content(parties.roster, name))]
+    signed += [(one.signature, one.content(parties.roster, name, peer)) for peer, one in sealed.items()]
+    if not all(_is_known(known, signature, content) for signature, content in signed):
         return "what it says of its shares is not signed by it for this sum"
     return None
+
+
+def fault_of_complaints(
+    parties: Circle, name: str, complaints: Mapping[str, str], known: Sequence[bytes], *, sent: Collection[str]
+) -> str | None:
+    """Why complaints must not be shown to those they are about; None where they may.
+
+    ``sent`` are the neighbours whose shares the site was sent.
+    """
+    if not complaints.keys() <= set(sent):
+        return "it complains of shares that it was not sent"
+    for owner, signature in complaints.items():
+        if not _is_known(known, signature, complaint_content(parties.roster, owner, name)):
+            return "its complaint is not signed by it for this sum"
+    return None
+
+
+def fault_of_answers(
+    parties: Circle,
+    name: str,
+    answers: Mapping[str, tuple[bytes, bytes]],
+    sharing: SignedSharing,
+    asked: Collection[str],
+) -> str | None:
+    """Why an owner's answer to complaints shows that it has lied; None where it gives the shares that it signed."""
+    fits = all(
+        sharing.fits(parties.roster, name, holder, "seed", of_seed)
+        and sharing.fits(parties.roster, name, holder, "key", of_key)
+        for holder, (of_seed, of_key) in answers.items()
+    )
+    if answers.keys() == set(asked) and fits:
+        return None
+    return "its answer to a complaint is not the shares that it has signed"
 
 
 def fault_of_signature(
@@ -123,18 +160,9 @@ def _is_known(known: Sequence[bytes], signature: str, content: bytes) -> bool:
     return not known or any(is_signed(public, signature, content) for public in known)
 
 
-def routed(
-    sealed: Mapping[str, Mapping[str, bytes]], sharings: Mapping[str, SignedSharing]
-) -> dict[str, dict[str, Relayed]]:
-    """Sealed shares by sender and receiver as receiver and sender, among those who sent any."""
-    return {
-        receiver: {
-            sender: Relayed(texts[receiver], sharings[sender].seed[receiver], sharings[sender].key[receiver])
-            for sender, texts in sealed.items()
-            if receiver in texts
-        }
-        for receiver in sealed
-    }
+def routed(sealed: Mapping[str, Mapping[str, Sealed]]) -> dict[str, dict[str, Sealed]]:
+    """Sealed shares by owner and holder as holder and owner, among those who sent any."""
+    return {holder: {owner: texts[holder] for owner, texts in sealed.items() if holder in texts} for holder in sealed}
 
 
 @dataclass(frozen=True)
@@ -144,9 +172,9 @@ class Agreed:
     Attributes:
         arrived: Who goes on; sorted.
         liars: In more disputes than there can be liars to have them with.
-        left_out: Owners whose secrets too few hold, whoever's fault it is.
-        disputes: (owner, holder that does not hold its shares), of those who go on or were left out: one of the two
-            does not keep to the protocol.
+        left_out: Owners whose secrets too few are left to hold, whoever's fault it is.
+        disputes: (owner, holder that does not hold its shares), of those who go on: one of the two does not keep to the
+            protocol; the owner is to answer.
     """
 
     arrived: tuple[str, ...]
@@ -154,22 +182,25 @@ class Agreed:
     left_out: tuple[str, ...]
     disputes: tuple[tuple[str, str], ...]
 
+    def against(self, owner: str) -> tuple[str, ...]:
+        """Who complains of an owner."""
+        return tuple(holder for disputed, holder in self.disputes if disputed == owner)
 
-def after_complaints(parties: Circle, unopened: Mapping[str, Sequence[str]]) -> Agreed:
+
+def after_complaints(parties: Circle, complaints: Mapping[str, Collection[str]]) -> Agreed:
     """Who goes on after each site has said whose shares it does not hold.
 
-    Either the owner or the holder lies, and which cannot be told without opening what must stay closed. But as many
-    neighbours may lie as may drop out, one at least: who is in dispute with more of them lies itself, since an honest
-    site is only in dispute with liars. A party whose secrets enough others hold goes on: a complaint alone hurts
-    nobody.
+    Either the owner or the holder lies. As many neighbours may lie as may drop out, one at least: who is in dispute
+    with more of them lies itself, since an honest site is only in dispute with liars. The others go on: an owner
+    answers with the shares that it gave, or is not in the sum.
 
     Args:
         parties: Of the sum.
-        unopened: Each site that answered -> the neighbours whose shares it does not hold.
+        complaints: Each site that answered -> the neighbours whose shares it does not hold.
     """
-    complaints = {(owner, holder) for holder, owners in unopened.items() for owner in owners if owner in unopened}
-    against: dict[str, set[str]] = {name: set() for name in unopened}
-    for owner, holder in complaints:
+    found = {(owner, holder) for holder, owners in complaints.items() for owner in owners if owner in complaints}
+    against: dict[str, set[str]] = {name: set() for name in complaints}
+    for owner, holder in found:
         against[owner].add(holder)
         against[holder].add(owner)
     liars = {
@@ -177,17 +208,12 @@ def after_complaints(parties: Circle, unopened: Mapping[str, Sequence[str]]) -> 
         for name, others in against.items()
         if len(others) > max(1, len(parties.holders[name]) - parties.needed(name))
     }
-    arrived = set(unopened) - liars
-    while few := {owner for owner in arrived if _held(parties, owner, arrived, complaints) < parties.needed(owner)}:
+    arrived = set(complaints) - liars
+    while few := {name for name in arrived if len(arrived & set(parties.holders[name])) < parties.needed(name)}:
         arrived -= few  # and with them shares that they hold
-    disputes = sorted((owner, holder) for owner, holder in complaints if not {owner, holder} & liars)
-    left_out = tuple(sorted(unopened.keys() - liars - arrived))
+    disputes = sorted((owner, holder) for owner, holder in found if {owner, holder} <= arrived)
+    left_out = tuple(sorted(complaints.keys() - liars - arrived))
     return Agreed(tuple(sorted(arrived)), tuple(sorted(liars)), left_out, tuple(disputes))
-
-
-def _held(parties: Circle, owner: str, arrived: AbstractSet[str], complaints: AbstractSet[tuple[str, str]]) -> int:
-    """How many of those who go on hold shares of an owner's secrets."""
-    return sum(holder in arrived and (owner, holder) not in complaints for holder in parties.holders[owner])
 
 
 def fitting(
@@ -221,8 +247,7 @@ def to_reveal(
     parties: Circle, agreed_on: Agreed, survivors: Sequence[str], *, holders: Sequence[str]
 ) -> dict[str, dict[str, Secret]]:
     """What each of the holders is to reveal: of its neighbours the seeds of those in the sum, the keys of the rest."""
-    unheld = set(agreed_on.disputes)
-    alive, arrived = set(survivors), set(agreed_on.arrived)
+    unheld, alive, arrived = set(agreed_on.disputes), set(survivors), set(agreed_on.arrived)
     return {
         holder: {
             owner: "seed" if owner in alive else "key"
@@ -231,6 +256,22 @@ def to_reveal(
         }
         for holder in holders
     }
+
+
+def with_answers(
+    revealed: Mapping[str, Revealed], answers: Mapping[str, Mapping[str, tuple[bytes, bytes]]]
+) -> dict[str, Revealed]:
+    """The revealed shares, and of owners in the sum those of their seeds that they have shown themselves.
+
+    Args:
+        revealed: Shares by the site that sent them.
+        answers: Owner -> holder that complained -> its shares (of the seed, of the mask key).
+    """
+    made = dict(revealed)
+    for owner, shown in answers.items():
+        for holder, (of_seed, _) in shown.items():
+            made[holder] = {**made.get(holder, {}), owner: ("seed", of_seed)}
+    return made
 
 
 def unmask(

@@ -67,6 +67,17 @@ def share_commitment(roster: bytes, owner: str, holder: str, secret: Secret, sha
     return hashlib.sha256(framed("share", roster, *parts)).hexdigest()
 
 
+def sealed_content(roster: bytes, owner: str, holder: str, sealed: bytes, said: tuple[str, str]) -> bytes:
+    """What an owner signs of a sealed pair of shares: for whom it is, and the commitments to the two."""
+    parts = (owner.encode(), holder.encode(), sealed, *(text.encode() for text in said))
+    return framed("sealed", roster, *parts)
+
+
+def complaint_content(roster: bytes, owner: str, holder: str) -> bytes:
+    """What a holder signs when the shares that an owner has signed for it do not open, or do not fit."""
+    return framed("complaint", roster, owner.encode(), holder.encode())
+
+
 class FalseSharing(Section):
     """Proof that a party has lied in its sharing: shares of its seed that fit what it signed, and do not give it.
 

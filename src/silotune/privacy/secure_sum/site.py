@@ -2,8 +2,13 @@
 
 Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", the protocol against an
 active server, figure 4) over the sparse graph of Bell et al. 2020 ("Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead"). A stage is a frozen value that the site keeps between two messages. Asking for the same
-phase twice finds another stage and is refused; asking for a new sum forgets the old one's secrets.
+(Poly)Logarithmic Overhead"). Beyond them, a site complains of neighbours whose shares it could not open before
+anything is masked, and commits itself to the shares that it gives, so that a liar among the sites is told from the
+others. A commitment hides its share. A site complains only about what the other has signed, so an honest one never has
+to answer another; and its answer, the two shares that the complainer was to hold, a complainer that lies knows already.
+
+A stage is a frozen value that the site keeps between two messages (``stages``). Asking for the same phase twice finds
+another stage and is refused; asking for a new sum forgets the old one's secrets.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -20,7 +24,14 @@ from silotune.errors import ProtectionError
 from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, commitment, derived, public_half, seal, unseal
 from silotune.privacy.ring import Integers
 from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
-from silotune.privacy.secure_sum.sharing import Secret, SignedSharing, share_commitment
+from silotune.privacy.secure_sum.sharing import (
+    Secret,
+    SignedSharing,
+    complaint_content,
+    sealed_content,
+    share_commitment,
+)
+from silotune.privacy.secure_sum.stages import Advertised, Consistent, Held, Masked, Sealed, Shared
 from silotune.privacy.secure_sum.terms import (
     Member,
     SignedKeys,
@@ -28,102 +39,11 @@ from silotune.privacy.secure_sum.terms import (
     check_signature,
     holders,
     roster_digest,
-    survivors_content,
 )
 
 Entropy: TypeAlias = Callable[[int], bytes]
 _SECRETS: tuple[Secret, Secret] = ("seed", "key")
 """The order of the two shares in what is sealed."""
-
-
-@dataclass(frozen=True)
-class Advertised:
-    """After phase 1: the terms and this sum's fresh keys; secrets are not shown by ``repr``."""
-
-    terms: Terms
-    keys: SignedKeys
-    mask_key: bytes = field(repr=False)
-    share_key: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Shared:
-    """After phase 2: everybody's keys, who holds shares, and the shares of the site's own that it keeps."""
-
-    before: Advertised
-    keys: Mapping[str, SignedKeys]
-    roster: bytes
-    holders: tuple[str, ...]
-    seed: bytes = field(repr=False)
-    own: tuple[bytes, bytes] = field(repr=False)
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Held:
-    """After phase 3: who is said to have sent shares; of each that opened, the shares of seed and mask key."""
-
-    before: Shared
-    arrived: tuple[str, ...]
-    held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Masked:
-    """After phase 4: with whom masks are shared, and the shares of theirs that this site holds."""
-
-    before: Shared
-    arrived: tuple[str, ...]
-    held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Consistent:
-    """After phase 5: the one list of survivors that this site has signed."""
-
-    before: Masked
-    survivors: tuple[str, ...]
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-    @property
-    def content(self) -> bytes:
-        """What is signed."""
-        return survivors_content(self.before.before.roster, self.before.arrived, self.survivors)
-
-
-@dataclass(frozen=True)
-class Closed:
-    """After phase 6, or after a refusal: nothing more is said about this sum."""
-
-
-@dataclass(frozen=True)
-class Relayed:
-    """A neighbour's sealed shares as the coordinator hands them on, with what their owner committed itself to."""
-
-    sealed: bytes
-    seed: str
-    key: str
-
-
-Stage: TypeAlias = "Advertised | Shared | Held | Masked | Consistent | Closed"
 
 
 def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertised, SignedKeys]:
@@ -153,11 +73,11 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
 
 def share(
     member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], entropy: Entropy
-) -> tuple[Shared, dict[str, bytes], SignedSharing]:
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
     """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each neighbour.
 
     Returns:
-        The next stage, sealed shares by receiver, and what the site commits itself to, signed.
+        The next stage, sealed shares by holder, and what the site commits itself to, signed.
 
     Raises:
         ProtectionError: A signature is not its alleged author's, keys were swapped, or too many are missing.
@@ -177,25 +97,26 @@ def share(
     of_seed = split(seed, least, len(with_shares), entropy)
     of_key = split(stage.mask_key, least, len(with_shares), entropy)
     pairs = dict(zip(with_shares, zip(of_seed, of_key, strict=True), strict=True))
-    sealed = {
-        peer: seal(
-            _share_key(stage, keys[peer], roster, sender=member.name, receiver=peer),
-            pairs[peer][0] + pairs[peer][1],
-            _route(roster, member.name, peer),
-        )
-        for peer in with_shares
-        if peer != member.name
-    }
-    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs[member.name])
-    return after, sealed, _committed(member, after, pairs)
+    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs)
+    sharing = _committed(member, after)
+    return after, {peer: _sealed(member, after, peer, sharing) for peer in with_shares if peer != member.name}, sharing
 
 
-def _committed(member: Member, stage: Shared, pairs: Mapping[str, tuple[bytes, bytes]]) -> SignedSharing:
+def _sealed(member: Member, stage: Shared, peer: str, sharing: SignedSharing) -> Sealed:
+    """One neighbour's shares."""
+    key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=member.name, receiver=peer)
+    text = seal(key, b"".join(stage.given[peer]), _route(stage.roster, member.name, peer))
+    said = (sharing.seed[peer], sharing.key[peer])
+    signature = member.sign(sealed_content(stage.roster, member.name, peer, text, said)).hex()
+    return Sealed(text, *said, signature)
+
+
+def _committed(member: Member, stage: Shared) -> SignedSharing:
     """The commitments to a site's seed and to all shares of its secrets, signed."""
     of_seed, of_key = (
         {
             holder: share_commitment(stage.roster, member.name, holder, secret, pair[place])
-            for holder, pair in pairs.items()
+            for holder, pair in stage.given.items()
         }
         for place, secret in enumerate(_SECRETS)
     )
@@ -210,13 +131,12 @@ def _committed(member: Member, stage: Shared, pairs: Mapping[str, tuple[bytes, b
 
 
 def accept(
-    member: Member, stage: Shared, arrived: Sequence[str], relayed: Mapping[str, Relayed]
-) -> tuple[Held, tuple[str, ...]]:
+    member: Member, stage: Shared, arrived: Sequence[str], relayed: Mapping[str, Sealed]
+) -> tuple[Held, dict[str, str]]:
     """Phase 3, before any training: opens the shares that neighbours sent.
 
-    A share that does not open, or is not what its owner committed itself to, closes nothing: either its owner has lied,
-    or somebody on the way. The site says whose it is and goes on without it; it proves nothing, since any proof is a
-    key that a coordinator could ask for by changing what it relays.
+    A share that its owner has signed and that does not open, or is not what it has committed itself to, closes
+    nothing: the site complains of the owner and goes on without it. What the owner has not signed is the coordinator's.
 
     Args:
         member: This site.
@@ -225,29 +145,31 @@ def accept(
         relayed: What the neighbours among them sealed for this site.
 
     Returns:
-        The next stage, and the neighbours whose shares this site does not hold.
+        The next stage, and a signed complaint by owner of shares that this site does not hold.
 
     Raises:
-        ProtectionError: A share was left out, or too many are missing.
+        ProtectionError: A share was swapped, replayed or left out, or too many are missing.
     """
     names = _listed(member, stage.terms, arrived, among=stage.keys, said="who sent shares")
     expected = _neighbours(stage, names) - {member.name}
     if relayed.keys() != expected:
         raise ProtectionError("the shares are not those of the neighbours that are said to have sent them")
-    held, unopened = {member.name: stage.own}, []
-    for owner, one in sorted(relayed.items()):
-        pair = _opened(member, stage, owner, one)
+    held, complaints = {member.name: stage.given[member.name]}, dict[str, str]()
+    for owner, sealed in sorted(relayed.items()):
+        content = sealed.content(stage.roster, owner, member.name)
+        check_signature(member.public_keys[owner], sealed.signature, content, owner)
+        pair = _opened(member, stage, owner, sealed)
         if pair is None:
-            unopened.append(owner)
+            complaints[owner] = member.sign(complaint_content(stage.roster, owner, member.name)).hex()
         else:
             held[owner] = pair
-    return Held(stage, tuple(sorted(names)), held), tuple(unopened)
+    return Held(stage, tuple(sorted(names)), held), complaints
 
 
-def _opened(member: Member, stage: Shared, owner: str, relayed: Relayed) -> tuple[bytes, bytes] | None:
+def _opened(member: Member, stage: Shared, owner: str, sealed: Sealed) -> tuple[bytes, bytes] | None:
     """A neighbour's two shares; None where they do not open or do not fit their commitments."""
     key = _share_key(stage.before, stage.keys[owner], stage.roster, sender=owner, receiver=member.name)
-    both = unseal(key, relayed.sealed, _route(stage.roster, owner, member.name))
+    both = unseal(key, sealed.text, _route(stage.roster, owner, member.name))
     if both is None:
         return None
     pair = (both[:SHARE_BYTES], both[SHARE_BYTES:])
@@ -255,7 +177,30 @@ def _opened(member: Member, stage: Shared, owner: str, relayed: Relayed) -> tupl
         share_commitment(stage.roster, owner, member.name, secret, share)
         for secret, share in zip(_SECRETS, pair, strict=True)
     )
-    return pair if made == (relayed.seed, relayed.key) else None
+    return pair if made == (sealed.seed, sealed.key) else None
+
+
+def answer(member: Member, stage: Held, complaints: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
+    """Phase 4: what this site gave the neighbours that complain of it, for the coordinator to see.
+
+    No honest site complains of another: what it complains of is signed by the other, and an honest site seals and
+    signs what opens and fits. So the answer tells nothing that whoever complains does not know.
+
+    Args:
+        member: This site.
+        stage: Where ``accept`` ended.
+        complaints: Signatures by holder.
+
+    Raises:
+        ProtectionError: Somebody holds no shares of this site's, or has not signed that it complains.
+    """
+    shared = stage.before
+    for holder, signature in complaints.items():
+        if holder not in shared.given or holder == member.name:
+            raise ProtectionError(f"{holder!r} is said to complain of this site, and holds no shares of it")
+        content = complaint_content(shared.roster, member.name, holder)
+        check_signature(member.public_keys[holder], signature, content, holder)
+    return {holder: shared.given[holder] for holder in complaints}
 
 
 def confirm(member: Member, stage: Held, arrived: Sequence[str]) -> Masked:
