@@ -149,7 +149,9 @@ def run_rounds(
         if state.stopped and not _due(plan, state.round_number, plan.select_every):
             state = _compared(plan, state)
         if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped:
-            run.save_checkpoint(state, transport.states())
+            run.save_checkpoint(
+                state, transport.states(), announce=partial(witness.saves, plan.audit, state.round_number)
+            )
     return state
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from silotune.errors import MessageError
+from silotune.errors import MessageError, RunFolderError
 from silotune.federation.signing import check_signature, request_digest, statement
-from silotune.record.audit import CLOSED, COUNTERSIGNED, Head, Trail
-from silotune.record.canonical import sha256
-from silotune.record.files import write_json
+from silotune.record.audit import CLOSED, COUNTERSIGNED, FILE, Head, Trail
+from silotune.record.canonical import canonical, sha256
+from silotune.record.files import read_json, write_bytes
+from silotune.record.manifest import write_manifest
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
@@ -156,19 +158,69 @@ def flush(audit: Audit | None) -> None:
         audit.trail.flush()
 
 
-def close(audit: Audit, *, round_number: int, weights: Tensors, adapter: Tensors, result: Mapping[str, Any]) -> Head:
-    """Ends a trail with the global model, the adapter that was saved of it, and the result, and returns its head."""
-    fields = {"round": round_number, "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)}
-    audit.trail.add("result", fields)
-    audit.trail.add(CLOSED, {"round": round_number})
+def saves(audit: Audit | None, number: int, sha256: str) -> None:
+    """A checkpoint of this hash is about to take its place; the entry is on the disk before it does."""
+    if audit is not None:
+        audit.trail.add("checkpoint", {"round": number, "sha256": sha256})
+        audit.trail.flush()
+
+
+def concludes(
+    audit: Audit, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any], promise: Sequence[str] = ()
+) -> None:
+    """The rounds are over: the global model, the adapter that was saved of it, the result, and what holds of privacy.
+
+    Args:
+        audit: The trail.
+        weights: The model that is the result.
+        adapter: As it was saved.
+        result: The part's ``result.json``.
+        promise: What the run kept, in lines, from what was spent.
+    """
+    fields = {
+        "round": result["round"], "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)
+    }  # fmt: skip
+    audit.trail.add("result", {**fields, **({"promise": list(promise)} if promise else {})})
+    audit.trail.flush()
+
+
+def close(audit: Audit, root: Path, *, round_number: int) -> Head:
+    """Ends a trail over the manifest of the whole run folder, in which nothing may be written afterwards.
+
+    Returns:
+        The head that sites countersign.
+
+    Raises:
+        RunFolderError: A file of the run cannot be read, or the disk is full.
+    """
+    place = (audit.run.path / FILE).relative_to(root).as_posix()
+    made, files = write_manifest(root, trail=place)
+    audit.trail.add(CLOSED, {"round": round_number, "manifest": made, "files": files, "trail": place})
     audit.trail.flush()
     return audit.trail.head()
 
 
 def countersign_requests(audit: Audit, round_number: int) -> dict[str, Request]:
-    """What asks every site with a key to sign the head of the closed trail."""
+    """What asks every site with a key that has not yet signed the head of the closed trail to sign it."""
     head = audit.trail.head().text()
-    return {name: Request("countersign", round_number, name, {}, head=head) for name in audit.keys}
+    names = uncountersigned(audit)
+    return {name: Request("countersign", round_number, name, {}, head=head) for name in names}
+
+
+def uncountersigned(audit: Audit) -> tuple[str, ...]:
+    """Sites with a key whose signature of the trail's end is not kept yet."""
+    signed = {row["client"] for row in _kept(audit)}
+    return tuple(name for name in audit.keys if name not in signed)
+
+
+def _kept(audit: Audit) -> list[dict[str, Any]]:
+    """The signatures of this very head that are kept already; what else the file holds is written over."""
+    head, place = audit.trail.head().text(), audit.run.path / COUNTERSIGNED
+    try:
+        rows = read_json(place) if place.is_file() else []
+        return [row for row in rows if row["statement"]["head"] == head and row["client"] in audit.keys]
+    except (RunFolderError, KeyError, TypeError):
+        return []
 
 
 def keep_countersignatures(
@@ -191,7 +243,7 @@ def keep_countersignatures(
             continue
         rows.append({"client": reply.client, "key": key, "statement": said, "signature": reply.signature})
     if rows:
-        write_json(audit.run.path / COUNTERSIGNED, rows)
+        write_bytes(audit.run.path / COUNTERSIGNED, canonical([*_kept(audit), *rows]) + b"\n")
     return tuple(str(row["client"]) for row in rows)
 
 

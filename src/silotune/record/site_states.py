@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from silotune.record import checkpoints
-from silotune.record.files import explained
+from silotune.record.files import explained, remove_temporary, temporary_beside
 from silotune.structs import ServerState, SiteState
 
 _SITE = "site"
@@ -44,19 +44,32 @@ def _load(folder: Path, rounds: list[int]) -> SiteState:
 def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) -> None:
     """Writes the state after a round; only those of the last ``keep`` rounds before it stay.
 
-    An empty state is not written: a site that keeps nothing has no files.
+    An empty state is not written: a site that keeps nothing has no files. The states of later rounds, which are done
+    again, go when the new one is on the disk: until then a kill leaves the site with all that it knew.
 
     Raises:
         RunFolderError: The disk is full, or the folder may not be written.
     """
     with explained(folder):
-        for number in _rounds(folder):
-            if number >= round_number or number < round_number - keep:
-                shutil.rmtree(folder / str(number))
-    if state.tensors or state.data:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        checkpoints.save(folder / str(round_number), ServerState(round_number, {}), {_SITE: state})
+        remove_temporary(folder)
+        _remove(folder, [number for number in _rounds(folder) if number < round_number - keep])
+        if state.tensors or state.data:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            checkpoints.save(folder / str(round_number), ServerState(round_number, {}), {_SITE: state})
+            _remove(folder, [number for number in _rounds(folder) if number > round_number])
+        else:
+            _remove(folder, [number for number in _rounds(folder) if number >= round_number])
+
+
+def _remove(folder: Path, rounds: list[int]) -> None:
+    """Each under another name first: a kill must leave no part of a state where a whole one is looked for."""
+    for number in rounds:
+        aside = temporary_beside(folder / str(number))
+        (folder / str(number)).rename(aside)
+        shutil.rmtree(aside)
 
 
 def _rounds(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    """Rounds that a state was written after; a folder without one is what a kill left of its first moment."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit() and checkpoints.newest(path))
