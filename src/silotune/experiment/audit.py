@@ -14,7 +14,7 @@ from silotune.federation.witness import Audit
 from silotune.record import checkpoints
 from silotune.record.audit import COORDINATOR, FILE, KEY_FILE, PUBLIC_FILE, Trail
 from silotune.record.canonical import sha256
-from silotune.record.chain import Entry, Verified, check_entries, check_witness, read_chain, updates_of, verify_chain
+from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain, updates_of, verify_chain
 from silotune.record.course import check_rounds
 from silotune.record.files import explained, write_bytes
 from silotune.record.manifest import Coverage, check_manifest
@@ -70,7 +70,7 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
     trail = Trail(place, key, actor=COORDINATOR)
     if trail.entries:
         try:
-            check_entries(read_chain(place, first=trail.entries), {COORDINATOR: (key.public,)})
+            check_own(read_chain(place, first=trail.entries), key.public)
         except AuditError as error:
             raise AuditError(f"{str(place)!r} cannot be continued: {error}") from None
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())

@@ -123,28 +123,25 @@ def verify_chain(
     """
     entries = read_chain(path)
     known = {actor: tuple(own) for actor, own in keys.items()} if keys is not None else _first_keys(entries)
-    check_entries(entries, known)
+    _check_links(entries, known)
+    _check_signatures(entries)
     _check_replies(entries, known)
+    check_rounds(entries)
     ended = bool(entries) and (entries[-1].event, entries[-1].actor) == (CLOSED, COORDINATOR)
     if not ended and not is_open_allowed:
         raise AuditError(f"entry {len(entries)} is missing: the trail was cut off, or its run has not ended")
-    countersigned = _check_countersigned(path.with_name(COUNTERSIGNED), entries, known)
-    known |= {site: (key,) for site, key in countersigned.items() if site not in known}
-    unsigned = tuple(sorted(_signers(entries) - countersigned.keys())) if ended else ()
+    countersigned = _check_countersigned(path.with_name(COUNTERSIGNED), entries, {**_first_keys(entries), **known})
+    unsigned = tuple(sorted(_signers(entries) - set(countersigned))) if ended else ()
     return Verified(tuple(entries), ended, known, dict.fromkeys(countersigned, len(entries)), unsigned)
 
 
-def check_entries(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> None:
-    """That entries follow one another, are signed by whom they name, and tell a run whose steps fit together.
-
-    Args:
-        entries: Of a chain, from its first on.
-        known: Actor -> the public keys it may sign with.
+def check_own(entries: Sequence[Entry], key: str) -> None:
+    """That a chain which its author goes on with is in order and the author's own, as far as its key shows.
 
     Raises:
         AuditError: Something is wrong; the message names the first bad entry.
     """
-    _check_links(entries, known)
+    _check_links(entries, {COORDINATOR: (key,)})
     _check_signatures(entries)
     check_rounds(entries)
 
@@ -268,11 +265,11 @@ def _check_head(head: Head, entries: Sequence[Entry], *, who: str) -> None:
         raise AuditError(f"entry {head.entries - 1} is not the one that {who} saw: the trail was written anew")
 
 
-def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Sites that signed the last entry's head -> the key they did it with."""
+def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sites that signed the last entry's head; somebody whose key nobody knows may have, and does not count."""
+    found: list[str] = []
     if not place.is_file():
-        return {}
-    found: dict[str, str] = {}
+        return found
     for item in _countersignatures(place):
         try:
             client, key, said, signature = (item[name] for name in ("client", "key", "statement", "signature"))
@@ -287,7 +284,8 @@ def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[s
             raise AuditError(
                 f"{COUNTERSIGNED}: {client!r} signed the head of {head.entries} entries, not that of all {len(entries)}"
             )
-        found[client] = key
+        if client in known:
+            found.append(client)
     return found
 
 

@@ -105,7 +105,8 @@ def load(folder: Path) -> tuple[ServerState, dict[str, SiteState]] | None:
 
 def newest(folder: Path) -> Path | None:
     """The folder of the newest checkpoint; None when there is none."""
-    found = _named(folder)
+    with explained(folder):
+        found = [named for named in _named(folder) if any(named[2].iterdir())]
     return max(found)[2] if found else None
 
 
@@ -140,9 +141,10 @@ def _verified(place: Path) -> dict[str, Any]:
         content = (place / STATE).read_bytes() if (place / STATE).is_file() else b""
         try:
             state = json.loads(content)
+            is_as_written = json.dumps(state, ensure_ascii=False).encode() == content
         except (ValueError, RecursionError):
-            state = None
-        if not isinstance(state, dict):
+            state, is_as_written = None, False
+        if not isinstance(state, dict) or not is_as_written:
             raise _damaged(place / STATE)
         if not isinstance(state.get(_FILES), dict) or not {SERVER_FILE, SITES_FILE} <= state[_FILES].keys():
             raise RunFolderError(f"{str(place)!r} is not a checkpoint of this version, or was damaged")
@@ -180,7 +182,7 @@ def _sites(place: Path, state: Mapping[str, Any]) -> dict[str, SiteState]:
 def _named(folder: Path) -> list[tuple[int, int, Path]]:
     """Round, generation and folder of all that is called a checkpoint.
 
-    A kill while an old one is removed leaves a part of it. The newest was moved to its place whole.
+    A kill while an old one is removed leaves a part of it, or an empty folder. The newest was moved to its place whole.
     """
     with explained(folder):
         found = [(_FOLDER.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
