@@ -13,9 +13,10 @@ import torch
 from governed import BODY, NAMES, START, Federation, job, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
+from silotune.federation.countersigning import countersign
 from silotune.federation.jobs import JOB
 from silotune.federation.replay import replayed
-from silotune.federation.server import countersign, exchange, run_rounds
+from silotune.federation.server import exchange, run_rounds
 from silotune.federation.witness import close, concludes, flush
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail

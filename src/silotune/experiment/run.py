@@ -25,11 +25,12 @@ from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.start import check_same_data
+from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
 from silotune.federation.protections import PROTECTIONS
-from silotune.federation.server import Plan, countersign, run_rounds
+from silotune.federation.server import Plan, run_rounds
 from silotune.federation.transport import Transport
-from silotune.federation.witness import Audit, close, concludes, uncountersigned
+from silotune.federation.witness import Audit, close, concludes
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
 from silotune.models import adapters

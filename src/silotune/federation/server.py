@@ -12,7 +12,6 @@ from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
 from silotune.federation.incoming import Incoming
-from silotune.federation.jobs import JOB
 from silotune.federation.links import address
 from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.secure import Asking, Collector
@@ -41,8 +40,6 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
-
-_COUNTERSIGN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -160,17 +157,6 @@ def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) 
     sent = witness.outgoing(plan.audit, requests)
     replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
     return witness.incoming(plan.audit, replies, sent)
-
-
-def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
-    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
-    if plan.audit is None or not plan.audit.keys:
-        return ()
-    requests = witness.countersign_requests(plan.audit, round_number)
-    if JOB in plan.body:  # a site's policy asks who wants its signature
-        requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
-    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
-    return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -310,7 +296,9 @@ def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *
     )  # fmt: skip
     _write(record, plan, run, notify)
     seconds = state.simulated_seconds if incoming.seconds is None else incoming.seconds
-    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down, simulated_seconds=seconds)
+    privacy = with_epsilon(state.privacy, incoming.rows)  # those who answered have spent all the same
+    up, down = state.bytes_up + up, state.bytes_down + down
+    return replace(after, bytes_up=up, bytes_down=down, simulated_seconds=seconds, privacy=privacy)
 
 
 def _why(incoming: Incoming) -> str:

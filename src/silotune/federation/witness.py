@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from silotune.errors import MessageError, RunFolderError
+from silotune.errors import MessageError
 from silotune.federation.signing import check_signature, request_digest, statement
-from silotune.record.audit import CLOSED, COUNTERSIGNED, FILE, Head, Trail
-from silotune.record.canonical import canonical, sha256
-from silotune.record.files import read_json, write_bytes
+from silotune.record.audit import CLOSED, FILE, Head, Trail
+from silotune.record.canonical import sha256
 from silotune.record.manifest import write_manifest
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
@@ -198,53 +197,6 @@ def close(audit: Audit, root: Path, *, round_number: int) -> Head:
     audit.trail.add(CLOSED, {"round": round_number, "manifest": made, "files": files, "trail": place})
     audit.trail.flush()
     return audit.trail.head()
-
-
-def countersign_requests(audit: Audit, round_number: int) -> dict[str, Request]:
-    """What asks every site with a key that has not yet signed the head of the closed trail to sign it."""
-    head = audit.trail.head().text()
-    names = uncountersigned(audit)
-    return {name: Request("countersign", round_number, name, {}, head=head) for name in names}
-
-
-def uncountersigned(audit: Audit) -> tuple[str, ...]:
-    """Sites with a key whose signature of the trail's end is not kept yet."""
-    signed = {row["client"] for row in _kept(audit)}
-    return tuple(name for name in audit.keys if name not in signed)
-
-
-def _kept(audit: Audit) -> list[dict[str, Any]]:
-    """The signatures of this very head that are kept already; what else the file holds is written over."""
-    head, place = audit.trail.head().text(), audit.run.path / COUNTERSIGNED
-    try:
-        rows = read_json(place) if place.is_file() else []
-        return [row for row in rows if row["statement"]["head"] == head and row["client"] in audit.keys]
-    except (RunFolderError, KeyError, TypeError):
-        return []
-
-
-def keep_countersignatures(
-    audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
-) -> tuple[str, ...]:
-    """Writes the sites' signatures of the head beside the trail; a site that gives none is left out.
-
-    Returns:
-        The sites that signed.
-    """
-    rows = []
-    for reply in replies:
-        if isinstance(reply, Failure) or reply.kind != "countersign" or reply.client not in requests:
-            continue
-        request = requests[reply.client]
-        said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
-        try:
-            key = check_signature(reply, said, audit.keys[reply.client])
-        except MessageError:
-            continue
-        rows.append({"client": reply.client, "key": key, "statement": said, "signature": reply.signature})
-    if rows:
-        write_bytes(audit.run.path / COUNTERSIGNED, canonical([*_kept(audit), *rows]) + b"\n")
-    return tuple(str(row["client"]) for row in rows)
 
 
 class _Digests:
