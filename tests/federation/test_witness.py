@@ -13,7 +13,7 @@ import torch
 from governed import BODY, NAMES, START, Federation, job, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
-from silotune.federation.countersigning import countersign
+from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
 from silotune.federation.replay import replayed
 from silotune.federation.server import exchange, run_rounds
@@ -135,6 +135,12 @@ def test_every_site_that_took_part_has_signed_the_end_itself(tmp_path: Path) -> 
         verify_run(run)
     assert verify_run(run, is_uncountersigned_allowed=True).uncountersigned == ("bank-b",)
     sites.meddle = lambda reply: reply
+    beside = run / COUNTERSIGNED
+    kept = json.loads(beside.read_bytes())
+    for odd in ({"key": 3}, {"client": "mallory"}, {"signature": "x"}, {"statement": 1}):
+        beside.write_bytes(canonical([{**kept[0], **odd}]))
+        assert uncountersigned(sites.audit()) == NAMES  # what is no signature of a site's is asked for again
+    beside.write_bytes(canonical(kept))
     assert countersign(sites.plan(), sites, 2) == ("bank-b",)  # asked again, without losing the other's
     found = verify_run(run, keys=keys(sites))
     assert set(found.chain.countersigned) == set(NAMES) and found.uncountersigned == ()

@@ -14,6 +14,7 @@ from silotune.federation.witness import Audit
 from silotune.record.audit import COUNTERSIGNED
 from silotune.record.canonical import canonical
 from silotune.record.files import read_json, write_bytes
+from silotune.record.signatures import verify
 from silotune.structs import Failure, Reply, Request
 from silotune.tensors import digest
 
@@ -52,9 +53,16 @@ def _kept(audit: Audit) -> list[dict[str, Any]]:
     head, place = audit.trail.head().text(), audit.run.path / COUNTERSIGNED
     try:
         rows = read_json(place) if place.is_file() else []
-        return [row for row in rows if row["statement"]["head"] == head and row["client"] in audit.keys]
+        return [row for row in rows if row["statement"]["head"] == head and _is_signed(row, audit)]
     except (RunFolderError, KeyError, TypeError):
         return []
+
+
+def _is_signed(row: Mapping[str, Any], audit: Audit) -> bool:
+    """Whether one of the site's keys signed what the row says."""
+    return row["key"] in audit.keys[row["client"]] and verify(
+        row["key"], "reply", canonical(row["statement"]), row["signature"]
+    )
 
 
 def _keep(audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]) -> tuple[str, ...]:
