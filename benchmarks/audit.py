@@ -42,7 +42,7 @@ def write(folder: Path, entries: int) -> float:
         seconds += time.process_time() - began
 
     add("started", {"round": 0, "weights": tensors})
-    while trail.entries < entries - 2 * SITES - 2:
+    while trail.entries < entries - 2 * SITES - 4:
         number += 1
         for name in keys:
             place = {"kind": "train", "round": number, "client": name}
@@ -57,9 +57,11 @@ def write(folder: Path, entries: int) -> float:
                 "reply", {**place, **proof, "statement": said, "tensors": reply.digest, "report": REPORT, "bytes": 9000}
             )
         add("aggregation", {"round": number, "clients": list(keys), "weights": tensors})
-    while trail.entries < entries - 1:
+        add("checkpoint", {"round": number, "sha256": "3" * 64})
+    while trail.entries < entries - 2:
         add("evaluation", {"round": number, "metrics": "2" * 64, "num_examples": 100})
-    add("closed", {"round": number})
+    add("result", {"round": number, "weights": tensors, "adapter": tensors, "result": "4" * 64})
+    add("closed", {"round": number, "manifest": "5" * 64, "files": 20, "trail": FILE})
     trail.flush()
     return seconds
 

@@ -20,7 +20,7 @@ from silotune.federation.orders import evaluate_order, train_order
 from silotune.federation.run_setup import Setup, without_places
 from silotune.federation.served import Served
 from silotune.federation.server import Plan, run_rounds
-from silotune.federation.witness import Audit
+from silotune.federation.witness import Audit, close, concludes
 from silotune.methods.algorithms import method
 from silotune.record.audit import FILE, Trail
 from silotune.record.canonical import canonical_json, sha256
@@ -173,6 +173,15 @@ class Federation:
     def run(self, *, rounds: int = 2, state: ServerState | None = None, **changes: Any) -> ServerState:
         made = self.plan(rounds=rounds, **changes)
         return run_rounds(made, self, state or ServerState(0, dict(START)), RunFolder(self.folder / "run"))
+
+    def finish(self, state: ServerState) -> None:
+        """Ends the run as an experiment does: its adapter, its result, the trail closed over all of it."""
+        run, audit = RunFolder(self.folder / "run"), self.audit()
+        result = {"round": state.round_number, "metrics": {"accuracy": 0.5}}
+        run.save_adapter(state.weights, {}, card="")
+        concludes(audit, weights=state.weights, adapter=state.weights, result=result)
+        run.write_json("result", result)
+        close(audit, run.path, round_number=state.round_number)
 
     def request(self, name: str = "bank-a", **changes: Any) -> Request:
         head = Trail(self.folder / "run" / FILE, self.coordinator, actor="coordinator").head().text()

@@ -31,10 +31,12 @@ PHASES: Mapping[str, tuple[str, str, bool]] = {
     "recording": ("silotune.federation.server", "_write", False),
     "before a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", False),
     "after a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", True),
-    "closing the trail": ("silotune.experiment.run", "close_audit", False),
+    "concluding": ("silotune.experiment.run", "concludes", True),
+    "finished": ("silotune.experiment.results", "summarize", False),
+    "closing the trail": ("silotune.experiment.run", "close", False),
+    "closing over a manifest": ("silotune.federation.witness", "write_manifest", True),
     "countersigning": ("silotune.experiment.run", "countersign", False),
     "countersigned": ("silotune.experiment.run", "countersign", True),
-    "finished": ("silotune.experiment.results", "summarize", False),
 }
 """Phase -> where its function is, its name, and whether it is over with the function rather than begins with it."""
 

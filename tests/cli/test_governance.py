@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from governed import Federation
+from governed import NAMES, Federation
 from silotune.deploy.kits import unpack
-from silotune.federation.witness import close
+from silotune.federation.countersigning import countersign
 from silotune.record.files import write_json
 
 PLAN = 'name = "duo"\n[coordinator]\nhost = "127.0.0.1"\n[sites.bank-a]\n[sites.bank-b]\n'
@@ -63,25 +64,46 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of functions, with the trails of its sites beside it."""
     folder = tmp_path_factory.mktemp("governed")
     sites = Federation(folder)
-    state = sites.run()
-    close(sites.audit(), round_number=2, weights=state.weights, adapter=state.weights, result={})
+    sites.finish(sites.run())
+    assert countersign(sites.plan(), sites, 2) == NAMES
     write_json(folder / "keys.json", {"coordinator": sites.coordinator.public})
     return folder
 
 
 def test_audit_verify(silotune, run: Path) -> None:
     outcome = silotune("audit", "verify", run / "run", "--site", run / "bank-a", "--site", run / "bank-b")
-    assert outcome.code == 0 and outcome.out.startswith("13 entries in order, closed; head ")
-    assert "the trail of bank-b agrees: 2 heads" in outcome.out and "no adapter to compare" in outcome.out
+    assert outcome.code == 0 and outcome.out.startswith("15 entries in order, closed; head ")
+    assert "the trail of bank-b agrees: 3 heads" in outcome.out and "countersigned by bank-a: 15 entries" in outcome.out
+    assert "9 files are to the byte what they were when the trail was closed" in outcome.out
+    assert "adapter and result are those that were signed" in outcome.out
     key = json.loads((run / "keys.json").read_text())["coordinator"]
     found = json.loads(silotune("audit", "verify", run / "run", "--key", f"coordinator={key}", "--json").out)
-    assert found["closed"] and found["entries"] == 13 and found["keys"]["coordinator"] == [key]
+    assert found["closed"] and found["entries"] == 15 and found["keys"]["coordinator"] == [key]
     wrong = silotune("audit", "verify", run / "run", "--key", f"bank-a={key}")
     assert wrong.code == 11 and "entry 0 is signed with a key that is not 'coordinator'" in wrong.err
     assert silotune("audit", "verify", run / "run", "--key", "x").code == 2
     assert silotune("audit", "verify", run).code == 11
     open_one = silotune("audit", "verify", run / "bank-a")
-    assert open_one.code == 11 and silotune("audit", "verify", run / "bank-a", "--unfinished").code == 0
+    assert open_one.code == 11
+    site = silotune("audit", "verify", run / "bank-a", "--unfinished")
+    assert site.code == 0 and "not closed, so the verdict is about the trail alone" in site.out
+
+
+def test_audit_verify_asks_for_the_sites_signatures(silotune, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run / "run", tmp_path / "copy")
+    (copy / "countersigned.json").unlink()
+    (copy / "skew.png").write_bytes(b"")
+    outcome = silotune("audit", "verify", copy)
+    assert outcome.code == 11 and "countersignatures missing: bank-a, bank-b: " in outcome.err
+    assert len(outcome.err.splitlines()) == 1 and "--uncountersigned" in outcome.err
+    accepted = silotune("audit", "verify", copy, "--uncountersigned")
+    assert accepted.code == 0 and "NOT countersigned by bank-a" in accepted.out
+    assert "not covered: 'skew.png'" in accepted.out
+    told = json.loads(silotune("audit", "verify", copy, "--uncountersigned", "--json").out)
+    assert told["uncountersigned"] == ["bank-a", "bank-b"] and told["files_not_covered"] == ["skew.png"]
+    assert len(told["files_covered"]) == 9
+    exported = silotune("audit", "export", copy, tmp_path / "trail.json").out
+    assert "NOT countersigned by bank-a, bank-b; 9 files of the run are covered, not covered: 'skew.png'" in exported
 
 
 def test_audit_verify_takes_the_keys_of_a_kit(silotune, run: Path, office: Path, tmp_path: Path) -> None:
@@ -91,7 +113,7 @@ def test_audit_verify_takes_the_keys_of_a_kit(silotune, run: Path, office: Path,
 
 def test_audit_show(silotune, run: Path) -> None:
     lines = silotune("audit", "show", run / "run").out.splitlines()
-    assert len(lines) == 13 and "aggregation" in lines[5] and "round 1" in lines[5]
+    assert len(lines) == 15 and "aggregation" in lines[5] and "round 1" in lines[5]
     rows = json.loads(silotune("audit", "show", run / "run", "--last", 2, "--json").out)["entries"]
     assert [row["event"] for row in rows] == ["result", "closed"]
 
@@ -99,10 +121,10 @@ def test_audit_show(silotune, run: Path) -> None:
 def test_audit_export(silotune, run: Path, tmp_path: Path) -> None:
     for ending in ("json", "csv", "html", "pdf"):
         outcome = silotune("audit", "export", run / "run", tmp_path / f"trail.{ending}")
-        assert outcome.code == 0 and "Verified: 13 entries in order, closed" in outcome.out
-    assert len(json.loads((tmp_path / "trail.json").read_text())["entries"]) == 13
-    assert (tmp_path / "trail.csv").read_text().count("\n") == 14
+        assert outcome.code == 0 and "Verified: 15 entries in order, closed" in outcome.out
+    assert len(json.loads((tmp_path / "trail.json").read_text())["entries"]) == 15
+    assert (tmp_path / "trail.csv").read_text().count("\n") == 16
     page = (tmp_path / "trail.html").read_text()
-    assert page.count("<tr>") == 14 and "Verified: 13 entries" in page and "http" not in page
+    assert page.count("<tr>") == 16 and "Verified: 15 entries" in page and "http" not in page
     assert (tmp_path / "trail.pdf").read_bytes().startswith(b"%PDF")
     assert silotune("audit", "export", run / "run", tmp_path / "trail.docx").code == 2

@@ -209,8 +209,8 @@ def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
 
 LIVES = (
     ("preparing", 1), ("asking", 2), ("waiting", 2), ("receiving", 1), ("scoring", 2), ("before a checkpoint", 1),
-    ("after a checkpoint", 1), ("recording", 1), ("closing the trail", 1), ("countersigning", 1), ("countersigned", 1),
-    ("finished", 1),
+    ("after a checkpoint", 1), ("recording", 1), ("concluding", 1), ("finished", 1), ("closing the trail", 1),
+    ("closing over a manifest", 1), ("countersigning", 1), ("countersigned", 1),
 )  # fmt: skip
 """Where the job's process is killed, one life after another; each goes on from what the one before left."""
 FULL = "after a checkpoint"
@@ -280,6 +280,7 @@ def test_a_job_killed_in_every_phase_and_a_full_disk_at_a_site_change_no_bit(
     sites = [site_folder(processes.site(each)) for each in SITES]
     found = verify_run(folder.path, keys=superlink.members().signing_keys(), sites=sites)
     assert found.has_adapter and min(found.witnesses.values()) >= 4
+    assert found.uncountersigned == () and "summary.json" in found.coverage.covered
 
 
 def works(path: Path) -> bool:

@@ -122,7 +122,9 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
     first = deployed.run(configuration(privacy=PRIVATE, training=WHOLE, record={"name": "private"}, **once))
     said = first.part("federated").read_json("result")["privacy"]
     assert set(said["clients"]) == set(NAMES) and said["epsilon"] == max(said["clients"].values()) > 0
-    assert "epsilon = what its institution's ledger says" in first.read_json("privacy")["statement"][1]
+    said_lines = first.read_json("privacy")
+    assert "epsilon = what its institution's ledger says" in said_lines["planned"][1]
+    assert f"epsilon = {said['epsilon']:.3g} at delta" in said_lines["statement"][1]
     ledger = site_folder(deployed.site(NAMES[0])) / "ledger" / f"{NAMES[0]}.jsonl"
     assert len(ledger.read_text().splitlines()) == 1
     spent = said["clients"][NAMES[0]]

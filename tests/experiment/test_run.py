@@ -513,19 +513,21 @@ def test_the_audit_trail_ends_with_the_adapter_that_was_saved(finished, tmp_path
     checked = verify_run(copy.path)
     assert checked.chain.is_closed and checked.has_adapter and checked.rounds == 0
     events = [entry.event for entry in checked.chain.entries]
-    one_round = ["request"] * 3 + ["reply"] * 3 + ["aggregation", "evaluation"]
+    one_round = ["request"] * 3 + ["reply"] * 3 + ["aggregation", "evaluation", "checkpoint"]
     own = ["request"] * 3 + ["reply"] * 3  # each client scores the model on its own examples
     assert events == ["started", *one_round, *one_round, *own, "result", "closed"]
-    assert copy.part("federated").read_json("result")["audit"]["head"] == checked.chain.head
-    assert not list(run.path.rglob("audit.key"))
+    there = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*") if path.is_file()}
+    assert set(checked.coverage.covered) == there - {"manifest.json", "federated/audit.jsonl", ".lock"}
+    assert checked.coverage.uncovered == () and not list(run.path.rglob("audit.key"))
     part = copy.part("federated")
     weights, config = part.load_adapter()
     part.save_adapter({name: tensor + 1e-6 for name, tensor in weights.items()}, config, card="")
-    with pytest.raises(AuditError, match="entry 23: adapter/ is not the one that was signed"):
+    changed = "'federated/adapter/README.md', 'federated/adapter/adapter_model.safetensors'"
+    with pytest.raises(AuditError, match=f"2 files are not what the trail was closed over; changed: {changed}"):
         verify_run(copy.path)
-    part.write_json("result", {**part.read_json("result"), "metrics": {"accuracy": 1.0}})
-    with pytest.raises(AuditError, match="entry 23: result.json is not the one that was signed"):
-        verify_run(copy.path)
+    (copy.path / "manifest.json").unlink()
+    with pytest.raises(AuditError, match="manifest.json is missing"):
+        verify_run(part.path)
 
 
 @pytest.mark.end_to_end
@@ -537,4 +539,5 @@ def test_kept_updates_and_a_key_of_one_s_own(configuration: Make, tmp_path: Path
     checked = verify_run(run.path, keys={"coordinator": [key.public]})
     assert checked.rounds == 2 and checked.has_adapter and checked.chain.is_closed
     without = run_experiment(configuration(record={"audit": False, "name": "without"}))
-    assert not list(without.path.rglob("audit*"))
+    assert not list(without.path.rglob("audit*")) and not (without.path / "manifest.json").exists()
+    assert resume_experiment(without.path) == without

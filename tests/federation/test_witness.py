@@ -13,25 +13,22 @@ import torch
 from governed import BODY, NAMES, START, Federation, job, scoring_body, under, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
+from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
 from silotune.federation.replay import replayed
-from silotune.federation.server import countersign, exchange, run_rounds
-from silotune.federation.witness import close, flush
+from silotune.federation.server import exchange, run_rounds
+from silotune.federation.witness import close, concludes, flush
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
+from silotune.record.canonical import canonical
 from silotune.record.chain import check_witness, read_chain, updates_of, verify_chain
-from silotune.record.files import write_json
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
 from silotune.sections import FederationSection
 from silotune.structs import ClientUpdate, Reply, Request, ServerState
 from silotune.tensors import digest
 
-RESULT = {"round": 2, "metrics": {"accuracy": 0.5}}
-
-
-def finish(sites: Federation, state: ServerState) -> None:
-    close(sites.audit(), round_number=state.round_number, weights=state.weights, adapter=state.weights, result=RESULT)
+ONE_ROUND = ["request", "request", "reply", "reply", "aggregation", "checkpoint"]
 
 
 def keys(sites: Federation) -> dict[str, list[str]]:
@@ -40,11 +37,10 @@ def keys(sites: Federation) -> dict[str, list[str]]:
 
 def test_a_run_verifies_and_every_site_s_trail_agrees(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
-    finish(sites, sites.run())
+    sites.finish(sites.run())
     found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
     events = [entry.event for entry in found.entries]
-    one_round = ["request", "request", "reply", "reply", "aggregation"]
-    assert events == ["started", *one_round, *one_round, "result", "closed"] and found.is_closed
+    assert events == ["started", *ONE_ROUND, *ONE_ROUND, "result", "closed"] and found.is_closed
     for name in NAMES:
         own = verify_chain(tmp_path / name / FILE, keys=keys(sites), is_open_allowed=True)
         assert [entry.event for entry in own.entries] == ["request", "reply"] * 2
@@ -52,14 +48,18 @@ def test_a_run_verifies_and_every_site_s_trail_agrees(tmp_path: Path) -> None:
         assert own.entries[1].fields["request"] == found.entries[1 + NAMES.index(name)].fields["request"]
 
 
-@pytest.mark.parametrize("kept", [5, 7])
+@pytest.mark.parametrize("kept", [5, 6, 8])
 def test_a_trail_that_is_cut_off_and_closed_anew_shows_at_the_sites(tmp_path: Path, kept: int) -> None:
     sites = Federation(tmp_path)
-    finish(sites, sites.run())
+    sites.finish(sites.run())
     place = tmp_path / "run" / FILE
+    entries = read_chain(place)[:kept]
     place.write_bytes(b"".join(place.read_bytes().splitlines(keepends=True)[:kept]))
+    last = next(entry for entry in reversed(entries) if "weights" in entry.fields)
     trail = Trail(place, sites.coordinator, actor="coordinator")
-    trail.add("closed", {})
+    model = {"round": last.fields["round"], "weights": last.fields["weights"]}
+    trail.add("result", {**model, "adapter": "0" * 64, "result": "0" * 64})
+    trail.add("closed", {"round": 2, "manifest": "0" * 64, "files": 1, "trail": FILE})
     trail.flush()
     cut = verify_chain(place)  # it has the key, so its own chain is in order
     own = read_chain(tmp_path / "bank-a" / FILE)
@@ -85,22 +85,80 @@ def test_a_coordinator_cannot_write_its_past_anew(tmp_path: Path) -> None:
 
 def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
-    finish(sites, sites.run())
+    sites.finish(sites.run())
     assert countersign(sites.plan(), sites, 2) == NAMES
     place, beside = tmp_path / "run" / FILE, tmp_path / "run" / COUNTERSIGNED
     rows = json.loads(beside.read_text())
-    assert verify_chain(place, keys=keys(sites)).countersigned == {"bank-a": 13, "bank-b": 13}
+    assert verify_chain(place, keys=keys(sites)).countersigned == {"bank-a": 15, "bank-b": 15}
     whole = place.read_bytes()
     place.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
-    with pytest.raises(AuditError, match="entry 12 is missing: site 'bank-a' saw 13 entries"):
+    with pytest.raises(AuditError, match="entry 14 is missing: site 'bank-a' saw 15 entries"):
         verify_chain(place, is_open_allowed=True)
     place.write_bytes(whole)
-    write_json(beside, [{**rows[0], "signature": rows[1]["signature"]}])
-    with pytest.raises(AuditError, match="countersignature of 'bank-a' does not fit"):
-        verify_chain(place)
-    write_json(beside, [{"client": "bank-a"}])
-    with pytest.raises(AuditError, match="countersigned.json is not what was written"):
-        verify_chain(place)
+    changes: dict[str, tuple[object, str]] = {
+        "another's signature": ([{**rows[0], "signature": rows[1]["signature"]}], "of 'bank-a' does not fit"),
+        "another's name": ([{**rows[0], "client": "bank-b"}], "countersignature of 'bank-b' does not fit"),
+        "half a row": ([{"client": "bank-a"}], "is not what was written"),
+        "no head": ([{**rows[0], "statement": {**rows[0]["statement"], "head": 3}}], "is not what was written"),
+        "no text": ([{**rows[0], "key": ["x"]}], "is not what was written"),
+        "another key": ([{**rows[0], "key": rows[1]["key"]}], "of 'bank-a' does not fit"),
+        "no list": ({"client": "bank-a"}, "is not what was written"),
+    }
+    for written, why in changes.values():
+        beside.write_bytes(canonical(written) + b"\n")
+        with pytest.raises(AuditError, match=f"countersigned.json.*{why}"):
+            verify_chain(place, keys=keys(sites))
+    beside.write_bytes(canonical([stranger(rows[0])]) + b"\n")
+    assert verify_chain(place, keys=keys(sites)).countersigned == {}  # of somebody whose key nobody knows
+    for content in (json.dumps(rows).encode(), b"[" * 100_000, b"\xff", canonical(rows)):
+        beside.write_bytes(content)
+        with pytest.raises(AuditError, match="countersigned.json is not what was written"):
+            verify_chain(place)
+
+
+def stranger(row: dict) -> dict:
+    """A countersignature by somebody whom no list of members names."""
+    key = new_key()
+    said = {**row["statement"], "client": "mallory"}
+    return {"client": "mallory", "key": key.public, "statement": said, "signature": key.sign("reply", canonical(said))}
+
+
+def test_every_site_that_took_part_has_signed_the_end_itself(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    sites.finish(sites.run())
+    run = tmp_path / "run"
+    with pytest.raises(AuditError, match="^countersignatures missing: bank-a, bank-b: .* --uncountersigned"):
+        verify_run(run, keys=keys(sites))
+    sites.meddle = lambda reply: replace(reply, signature="") if reply.client == "bank-b" else reply
+    assert countersign(sites.plan(), sites, 2) == ("bank-a",)
+    with pytest.raises(AuditError, match="^countersignatures missing: bank-b: "):
+        verify_run(run)
+    assert verify_run(run, is_uncountersigned_allowed=True).uncountersigned == ("bank-b",)
+    sites.meddle = lambda reply: reply
+    beside = run / COUNTERSIGNED
+    kept = json.loads(beside.read_bytes())
+    for odd in ({"key": 3}, {"client": "mallory"}, {"signature": "x"}, {"statement": 1}):
+        beside.write_bytes(canonical([{**kept[0], **odd}]))
+        assert uncountersigned(sites.audit()) == NAMES  # what is no signature of a site's is asked for again
+    beside.write_bytes(canonical(kept))
+    assert countersign(sites.plan(), sites, 2) == ("bank-b",)  # asked again, without losing the other's
+    found = verify_run(run, keys=keys(sites))
+    assert set(found.chain.countersigned) == set(NAMES) and found.uncountersigned == ()
+    assert found.coverage.covered == (
+        "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+        "checkpoint-2/server.safetensors", "checkpoint-2/sites.safetensors", "checkpoint-2/state.json",
+        "clients.jsonl", "metrics.jsonl", "result.json",
+    )  # fmt: skip
+
+
+def test_a_signature_of_an_earlier_head_is_none_of_the_end(tmp_path: Path) -> None:
+    """A coordinator asks for signatures before the end, and ends its trail as it likes."""
+    sites = Federation(tmp_path)
+    state = sites.run()
+    assert countersign(sites.plan(), sites, 2) == NAMES
+    sites.finish(state)
+    with pytest.raises(AuditError, match="'bank-a' signed the head of 13 entries, not that of all 15"):
+        verify_run(tmp_path / "run", keys=keys(sites))
 
 
 def test_a_site_s_trail_holds_several_runs(tmp_path: Path) -> None:
@@ -108,7 +166,7 @@ def test_a_site_s_trail_holds_several_runs(tmp_path: Path) -> None:
     for name in ("first", "second"):
         body = {**BODY, JOB: job(run=name).model_dump(mode="json")}
         plan = replace(sites.plan(), body=body)
-        finish(sites, run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run")))
+        sites.finish(run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run")))
         (tmp_path / "run").rename(tmp_path / name)
     own = read_chain(tmp_path / "bank-a" / FILE)
     for name in ("first", "second"):
@@ -126,7 +184,7 @@ def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_mini
     sites.meddle = lambda reply: replace(reply, body={}) if reply.client == "bank-b" and next(answers, False) else reply
     plan = replace(sites.plan(keep_updates=True), min_replies=2, below_minimum=below_minimum)
     state = run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run"))
-    finish(sites, state)
+    sites.finish(state)
     found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
     events = [entry.event for entry in found.entries]
     assert events.count("shortfall") == 1 and events.count("aggregation") == {"wait": 2, "skip": 1}[below_minimum]
@@ -138,10 +196,10 @@ def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_mini
 
 def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
-    finish(sites, sites.run())
+    sites.finish(sites.run())
     sites.meddle = lambda reply: replace(reply, signature="") if reply.client == "bank-b" else reply
     assert countersign(sites.plan(), sites, 2) == ("bank-a",)
-    assert verify_chain(tmp_path / "run" / FILE).countersigned == {"bank-a": 13}
+    assert verify_chain(tmp_path / "run" / FILE).countersigned == {"bank-a": 15}
 
 
 def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
@@ -164,7 +222,7 @@ def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
     sites = Federation(tmp_path, work=odd)
     sites.run(rounds=1, keep_updates=True)
     entries = verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
-    assert [entry.event for entry in entries[3:]] == ["failure", "reply", "aggregation"]
+    assert [entry.event for entry in entries[3:]] == ["failure", "reply", "aggregation", "checkpoint"]
     assert [reply.fields["client"] for _, replies in updates_of(entries) for reply in replies] == ["bank-b"]
 
 
@@ -194,7 +252,7 @@ def test_a_reply_that_was_meddled_with_does_not_count(tmp_path: Path, name: str)
     entries = verify_chain(tmp_path / "run" / FILE, is_open_allowed=True).entries
     (failure,) = [entry for entry in entries if entry.event == "failure"]
     assert failure.fields["client"] == "bank-b" and why in failure.fields["reason"]
-    assert entries[-1].fields["clients"] == ["bank-a"]
+    assert entries[-2].fields["clients"] == ["bank-a"]
 
 
 def test_a_reply_of_an_earlier_round_does_not_count(tmp_path: Path) -> None:
@@ -218,16 +276,62 @@ def test_a_resumed_run_stays_verifiable(tmp_path: Path) -> None:
     middle = sites.run(rounds=1)
     sites.run(rounds=2, state=middle)  # killed after round 2, before its checkpoint
     end = sites.run(rounds=3, state=middle)
-    finish(sites, end)
+    sites.finish(end)
     found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
     assert [entry.event for entry in found.entries].count("resumed") == 2
     assert [entry.fields["round"] for entry, _ in updates_of(found.entries)] == [1, 2, 3]
 
 
+def test_a_run_goes_on_from_the_model_that_it_had(tmp_path: Path) -> None:
+    """Whoever has the coordinator's key could go on from a model of their own making; the trail shows it."""
+    sites = Federation(tmp_path)
+    middle = sites.run(rounds=1)
+    other = replace(middle, weights={name: tensor + 1 for name, tensor in middle.weights.items()})
+    sites.finish(sites.run(rounds=2, state=other))
+    with pytest.raises(AuditError, match="entry 7: the run goes on from another model than it had after round 1"):
+        verify_chain(tmp_path / "run" / FILE)
+
+
+def test_a_run_that_passed_over_rounds_goes_on_from_the_model_before_them(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    plan = replace(sites.plan(), min_replies=2, below_minimum="skip", rounds=2)
+    sites.meddle = lambda reply: replace(reply, body={}) if reply.client == "bank-b" else reply
+    state = run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run"))
+    assert state.round_number == 2 and digest(state.weights) == digest(START)
+    sites.meddle = lambda reply: reply
+    sites.finish(sites.run(rounds=3, state=state))
+    assert verify_chain(tmp_path / "run" / FILE, keys=keys(sites)).is_closed
+
+
+def test_the_result_is_a_model_that_the_run_had(tmp_path: Path) -> None:
+    for number, changes in enumerate(({}, {"round": 1}, {"weights": {"w": torch.ones(1)}})):
+        sites = Federation(tmp_path / str(number))
+        state = sites.run()
+        model = {"round": 2, "weights": state.weights, **changes}
+        run = RunFolder(sites.folder / "run")
+        concludes(sites.audit(), weights=model["weights"], adapter=START, result={"round": model["round"]})
+        close(sites.audit(), run.path, round_number=2)
+        if not changes:
+            assert verify_chain(run.path / FILE).is_closed
+            continue
+        with pytest.raises(
+            AuditError, match=f"the result is another model than the run had after round {model['round']}"
+        ):
+            verify_chain(run.path / FILE)
+
+
+def test_the_best_round_may_be_the_start(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    sites.run()
+    concludes(sites.audit(), weights=dict(START), adapter=START, result={"round": 0})
+    close(sites.audit(), tmp_path / "run", round_number=2)
+    assert verify_chain(tmp_path / "run" / FILE).is_closed
+
+
 def kept(tmp_path: Path) -> tuple[Federation, list, ServerState]:
     sites = Federation(tmp_path)
     state = sites.run(rounds=2, keep_updates=True)
-    finish(sites, state)
+    sites.finish(state)
     return sites, list(updates_of(read_chain(tmp_path / "run" / FILE))), state
 
 
@@ -247,7 +351,7 @@ def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):
         replayed(folder, rounds, federation=FederationSection(server_learning_rate=0.5), seed=0, last=last)
     other = replace(last, fields={**last.fields, "weights": "0" * 64})
-    with pytest.raises(AuditError, match="entry 11: the model is not what the updates aggregate to"):
+    with pytest.raises(AuditError, match="entry 13: the model is not what the updates aggregate to"):
         replayed(folder, rounds, federation=FederationSection(), seed=0, last=other)
 
 
@@ -301,12 +405,11 @@ def test_an_entry_says_what_the_site_signed(tmp_path: Path, changes: dict, why: 
 def test_a_protected_sum_has_no_updates_to_aggregate_again(tmp_path: Path) -> None:
     """The coordinator saw masked vectors: their rounds follow one another, and nothing is replayed."""
     trail = Trail(tmp_path / FILE, new_key(), actor="coordinator")
-    trail.add("started", {"round": 0})
+    trail.add("started", {"round": 0, "weights": "1" * 64})
     for number in (1, 2):
         for event in ("request", "reply"):
             trail.add(event, {"kind": "secure_sum.input", "round": number, "client": "bank-a", "file": "x"})
         trail.add("aggregation", {"round": number, "clients": ["(sum)"], "weights": "0" * 64})
-    trail.add("closed", {"round": 2})
     trail.flush()
-    checked = verify_run(tmp_path)
-    assert checked.rounds == 0 and checked.chain.is_closed
+    checked = verify_run(tmp_path, is_open_allowed=True)
+    assert checked.rounds == 0 and len(checked.chain.entries) == 7

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disks import disk
@@ -185,19 +185,61 @@ def test_torn_lines_are_cut_and_noted_but_not_those_of_a_file_with_a_lock_of_its
     assert rows.read_bytes() == b'{"round": 1}\n' and ledger.read_bytes().endswith(b"\0")
 
 
-def test_a_damaged_checkpoint_says_so(run):
+def test_a_damaged_checkpoint_names_its_file_and_is_not_passed_over(run):
+    """One that lies beside it from before would be another model: it is not taken in its place."""
     run.save_checkpoint(state(1), {})
-    place = run.path / "checkpoint-1"
-    content = (place / "server.safetensors").read_bytes()
-    (place / "server.safetensors").write_bytes(content[:-4])
-    with pytest.raises(RunFolderError, match="cannot read the tensors"):
-        run.load_checkpoint()
-    shutil.copy(place / "sites.safetensors", place / "server.safetensors")
-    with pytest.raises(RunFolderError, match="holds no tensor"):
-        run.load_checkpoint()
-    (place / "state.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="not a checkpoint of this version"):
-        run.load_checkpoint()
+    older = run.path / "older"
+    shutil.copytree(run.path / "checkpoint-1", older)
+    run.save_checkpoint(state(2), {"a": SiteState({"m": torch.ones(2)}, {"steps": 3})})
+    older.rename(run.path / "checkpoint-1")
+    place = run.path / "checkpoint-2"
+    for name in checkpoints.FILES:
+        content = (place / name).read_bytes()
+        for damaged in (content[:-4], content + b" ", b"", content[:-3] + b"\xff\xff\xff", None):
+            (place / name).unlink() if damaged is None else (place / name).write_bytes(damaged)
+            why = f"{name}' was changed or damaged: put back a copy of 'checkpoint-2'"
+            with pytest.raises(RunFolderError, match=why):
+                run.load_checkpoint()
+        (place / name).write_bytes(content)
+    assert run.load_checkpoint()[0].round_number == 2
+    for odd in ("{}", '{"files": {}}', '{"files": {"server.safetensors": "x"}}'):
+        (place / "state.json").write_text(odd)
+        with pytest.raises(RunFolderError, match="not a checkpoint of this version, or was damaged"):
+            run.load_checkpoint()
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_flipped_bit_of_a_checkpoint_is_resumed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    kept = SiteState({"m": torch.tensor([1, 2])}, {"loss": float("inf"), "steps": 5})
+    place = checkpoints.save(folder, state(3), {"bank": kept})
+    sha256, whole = checkpoints.sha256_of(place), checkpoints.load(folder)
+    name = data.draw(st.sampled_from(checkpoints.FILES))
+    content = (place / name).read_bytes()
+    spot = data.draw(st.integers(0, len(content) - 1))
+    flipped = bytes([content[spot] ^ (1 << data.draw(st.integers(0, 7)))])
+    (place / name).write_bytes(content[:spot] + flipped + content[spot + 1 :])
+    with pytest.raises(RunFolderError, match="changed or damaged|or was damaged"):
+        checkpoints.load(folder)
+    (place / name).write_bytes(content)
+    assert checkpoints.sha256_of(place) == sha256
+    again = checkpoints.load(folder)
+    assert digest(again[0].weights) == digest(whole[0].weights) and again[1]["bank"].data == kept.data
+
+
+def test_a_checkpoint_is_announced_before_it_is_there(run):
+    told = []
+
+    def announce(sha256):
+        told.append(sha256)
+        assert not list(run.path.glob("checkpoint*"))
+
+    run.save_checkpoint(state(1), {}, announce=announce)
+    assert told == [checkpoints.sha256_of(run.path / "checkpoint-1")]
+    with pytest.raises(KeyboardInterrupt):
+        run.save_checkpoint(state(2), {}, announce=lambda sha256: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert [path.name for path in run.path.glob("*checkpoint*")] == ["checkpoint-1"]
 
 
 def test_the_adapter_comes_back_and_can_be_written_again(run):

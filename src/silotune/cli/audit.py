@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from silotune.cli.output import AsJson, print_json, say
 from silotune.errors import ConfigError, unknown_choice
+
+if TYPE_CHECKING:
+    from silotune.experiment.audit import Checked
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a site's state folder.")]
 
@@ -30,13 +33,22 @@ def verify(
     ] = None,
     site: Annotated[list[Path] | None, typer.Option("--site", help="A site's own trail; repeatable.")] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Accept a trail that was not closed.")] = False,
+    uncountersigned: Annotated[
+        bool, typer.Option("--uncountersigned", help="Accept that sites did not sign the end of the trail.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prove order, completeness and signatures, and that the adapter is the one that the trail ends with."""
+    """Prove order, completeness and signatures, and that all files of the run are what they were at its end."""
     from silotune.experiment.audit import verify_run
 
-    found = verify_run(folder, keys=_keys(kit, key or []), sites=site or (), is_open_allowed=unfinished)
-    chain = found.chain
+    found = verify_run(
+        folder,
+        keys=_keys(kit, key or []),
+        sites=site or (),
+        is_open_allowed=unfinished,
+        is_uncountersigned_allowed=uncountersigned,
+    )
+    chain, coverage = found.chain, found.coverage
     if as_json:
         print_json(
             {
@@ -45,9 +57,12 @@ def verify(
                 "closed": chain.is_closed,
                 "keys": {who: list(own) for who, own in chain.keys.items()},
                 "countersigned": dict(chain.countersigned),
+                "uncountersigned": list(found.uncountersigned),
                 "sites": dict(found.witnesses),
                 "rounds_aggregated_again": found.rounds,
                 "adapter_is_the_signed_one": found.has_adapter,
+                "files_covered": list(coverage.covered),
+                "files_not_covered": list(coverage.uncovered),
             }
         )
         return
@@ -56,11 +71,25 @@ def verify(
         say(f"signed by {who}: {', '.join(own)}")
     for who, entries in chain.countersigned.items():
         say(f"countersigned by {who}: {entries} entries")
+    for who in found.uncountersigned:
+        say(f"NOT countersigned by {who}")
     for who, heads in found.witnesses.items():
         say(f"the trail of {who} agrees: {heads} heads")
+    for line in coverage_lines(found):
+        say(line)
     say("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
     if found.rounds:
         say(f"the updates of {found.rounds} rounds aggregate to it")
+
+
+def coverage_lines(found: Checked) -> list[str]:
+    """Which files the verdict is about, and which it is not."""
+    covered, uncovered = found.coverage.covered, found.coverage.uncovered
+    if not found.chain.is_closed:
+        about = ", ".join(map(ascii, covered)) or "the trail alone"
+        return [f"not closed, so the verdict is about {about}"]
+    lines = [f"{len(covered)} files are to the byte what they were when the trail was closed"]
+    return [*lines, *([f"not covered: {', '.join(map(ascii, uncovered))}"] if uncovered else [])]
 
 
 def show(

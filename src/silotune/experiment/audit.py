@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from silotune.config import Config, from_mapping
-from silotune.errors import AuditError
+from silotune.errors import AuditError, RunFolderError, SilotuneError
 from silotune.federation.replay import replayed
-from silotune.federation.witness import Audit, close
+from silotune.federation.witness import Audit
+from silotune.record import checkpoints
 from silotune.record.audit import COORDINATOR, FILE, KEY_FILE, PUBLIC_FILE, Trail
 from silotune.record.canonical import sha256
-from silotune.record.chain import Entry, Verified, check_witness, updates_of, verify_chain
+from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain, updates_of, verify_chain
+from silotune.record.course import check_rounds
 from silotune.record.files import explained, write_bytes
+from silotune.record.manifest import Coverage, check_manifest
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, read_key, write_secret
 from silotune.sections import RecordSection
-from silotune.structs import Tensors
+from silotune.structs import ServerState
 from silotune.tensors import digest
+
+_ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, OSError)
+"""What reading files raises that were written to be odd: whoever has the key can sign anything."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,21 @@ class Checked:
         witnesses: Site -> heads of this chain that its own trail holds.
         rounds: Rounds whose updates were kept and aggregate to what the chain says.
         has_adapter: The saved adapter is the one that the chain ends with.
+        coverage: Which files of the run folder the verdict is about, and which it is not.
+        uncountersigned: Sites with keys that took part and have not signed the end of the chain.
     """
 
     chain: Verified
     witnesses: Mapping[str, int]
     rounds: int
     has_adapter: bool
+    coverage: Coverage
+    uncountersigned: tuple[str, ...] = ()
+
+
+def can_go_on(folder: RunFolder, record: RecordSection) -> bool:
+    """Whether the key that signs a part's trail is there: the one that was made for the run goes when it has ended."""
+    return record.audit_key is not None or (folder.path / KEY_FILE).exists()
 
 
 def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
@@ -44,27 +59,51 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
 
     Raises:
         SignatureError: ``record.audit_key`` is not a key.
-        AuditError: The trail that is there does not end with an entry.
+        AuditError: The trail that is there does not hold, was begun under another key, or its key is gone.
     """
-    own = folder.path / KEY_FILE
-    if record.audit_key is not None:
-        key = read_key(record.audit_key)
-    elif own.exists():
-        key = read_key(own)
-    else:
-        key = new_key()
-        write_secret(own, private_bytes(key))
+    own, place = folder.path / KEY_FILE, folder.path / FILE
+    if not can_go_on(folder, record):
+        if place.exists():
+            raise AuditError(f"{str(place)!r} cannot be continued: its key {KEY_FILE} is gone; begin a new run")
+        write_secret(own, private_bytes(new_key()))
+    key = read_key(record.audit_key or own)
+    trail = Trail(place, key, actor=COORDINATOR)
+    if trail.entries:
+        try:
+            check_own(read_chain(place, first=trail.entries), key.public)
+        except AuditError as error:
+            raise AuditError(f"{str(place)!r} cannot be continued: {error}") from None
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())
-    return Audit(Trail(folder.path / FILE, key, actor=COORDINATOR), folder, keep_updates=record.keep_updates)
+    return Audit(trail, folder, keep_updates=record.keep_updates)
 
 
-def close_audit(
-    audit: Audit, folder: RunFolder, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Ends the trail; what it returns stands in the result, so that a later change of the trail shows."""
-    head = close(audit, round_number=result["round"], weights=weights, adapter=adapter, result=result)
-    key = (folder.path / PUBLIC_FILE).read_text(encoding="utf-8").strip()
-    return {"entries": head.entries, "head": head.hash, "key": key}
+def check_goes_on(audit: Audit, state: ServerState) -> None:
+    """Refuses to go on from a checkpoint that the trail does not vouch for.
+
+    Args:
+        audit: The trail of the run, with nothing of this session in it.
+        state: Of the newest checkpoint; the first one where there is none.
+
+    Raises:
+        RunFolderError: The checkpoint is another one than was written, or the trail that vouched for it is gone.
+    """
+    folder = audit.run.path
+    place = checkpoints.newest(folder)
+    entries = read_chain(folder / FILE, first=audit.trail.entries) if audit.trail.entries else []
+    advice = "put back both as they were, or begin a new run"
+    if not entries:
+        if place is not None:
+            raise RunFolderError(f"{str(place)!r} is vouched for by no audit trail: {FILE} is gone or empty; {advice}")
+        return
+    if place is not None:
+        saved = {"round": state.round_number, "sha256": checkpoints.sha256_of(place)}
+        if not any(entry.event == "checkpoint" and dict(entry.fields) == saved for entry in entries):
+            raise RunFolderError(f"{str(place)!r} is not one that the audit trail {FILE} vouches for; {advice}")
+    if check_rounds(entries).get(state.round_number) != digest(state.weights):
+        raise RunFolderError(
+            f"{str(folder)!r}: the model to go on from is not the one that {FILE} names after round "
+            f"{state.round_number}; {advice}"
+        )
 
 
 def forget_key(folder: RunFolder) -> None:
@@ -92,41 +131,90 @@ def verify_run(
     keys: Mapping[str, Sequence[str]] | None = None,
     sites: Iterable[Path] = (),
     is_open_allowed: bool = False,
+    is_uncountersigned_allowed: bool = False,
 ) -> Checked:
-    """Verifies a trail, then what stands beside it: the result, the adapter, kept updates, and sites' own trails.
+    """Verifies a trail, then what stands beside it: all files of the run, kept updates, and sites' own trails.
 
     Args:
         path: A run folder, a part of one, or a site's state folder.
         keys: Actor -> the public keys it may sign with; None as for ``verify_chain``.
         sites: Sites' own trails, to compare the heads that they saw.
-        is_open_allowed: Accept a trail that was not closed.
+        is_open_allowed: Accept a trail that was not closed: then no more than it names is compared, that is the newest
+            checkpoint, and the result and the adapter where they are there.
+        is_uncountersigned_allowed: Accept that sites with keys have not signed the end of a closed trail.
 
     Raises:
-        AuditError: Something does not fit; the message names the first bad entry.
+        AuditError: Something does not fit; the message names the file, and the first bad entry of a trail.
     """
     place = trail_of(path)
-    chain = verify_chain(place, keys=keys, is_open_allowed=is_open_allowed)
+    with _about(place):
+        chain = verify_chain(place, keys=keys, is_open_allowed=is_open_allowed)
     witnesses = {}
     for site in sites:
-        own = verify_chain(trail_of(site), keys=keys, is_open_allowed=True)
-        if own.entries:
-            witnesses[own.entries[0].actor] = check_witness(chain.entries, own.entries)
-    folder = RunFolder(place.parent)
-    last = next((entry for entry in reversed(chain.entries) if entry.event == "result"), None)
-    has_adapter = last is not None and _check_result(folder, last, chain)
-    return Checked(chain, witnesses, _check_updates(folder, chain.entries, last), has_adapter)
+        own_place = trail_of(site)
+        with _about(own_place):
+            own = verify_chain(own_place, keys=keys, is_open_allowed=True)
+            if own.entries:
+                witnesses[own.entries[0].actor] = check_witness(chain.entries, own.entries)
+    folder, is_run = RunFolder(place.parent), bool(chain.entries) and chain.entries[0].actor == COORDINATOR
+    last = next((entry for entry in reversed(chain.entries) if entry.event == "result"), None) if is_run else None
+    with _about(place):
+        coverage = _sealed(place, chain) if chain.is_closed else Coverage(_vouched(folder, chain.entries))
+        has_adapter = last is not None and _check_result(folder, last, is_required=chain.is_closed)
+        rounds = _check_updates(folder, chain.entries, last) if is_run else 0
+    if chain.uncountersigned and not is_uncountersigned_allowed:
+        raise AuditError(
+            f"countersignatures missing: {', '.join(chain.uncountersigned)}: each signed replies, none has signed the "
+            "end of the trail; a site that was away at the end is accepted with --uncountersigned"
+        )
+    if not chain.is_closed and has_adapter:
+        coverage = Coverage((*coverage.covered, "result.json", "adapter/adapter_model.safetensors"))
+    return Checked(chain, witnesses, rounds, has_adapter, coverage, chain.uncountersigned)
 
 
-def _check_result(folder: RunFolder, last: Entry, chain: Verified) -> bool:
-    if not folder.has("result"):
+@contextmanager
+def _about(trail: Path) -> Iterator[None]:
+    """Names the trail in every error, and turns whatever a file can do to its reader into an ``AuditError``."""
+    name = "/".join(trail.absolute().parts[-2:])
+    try:
+        yield
+    except SilotuneError as error:
+        raise AuditError(f"{name}: {error}") from None
+    except _ODD as error:
+        raise AuditError(
+            f"{name}: it, or a file that it names, is not what a run writes ({type(error).__name__})"
+        ) from None
+
+
+def _sealed(trail: Path, chain: Verified) -> Coverage:
+    """Compares all files of a run with the manifest that its trail was closed over."""
+    last = chain.entries[-1]
+    place = Path(str(last.fields["trail"]))
+    absolute = trail.absolute()
+    root = absolute.parents[len(place.parts) - 1]
+    if absolute.relative_to(root) != place:
+        raise AuditError(f"entry {last.index}: the trail was closed as {place.as_posix()!r} of its run folder")
+    return check_manifest(root, str(last.fields["manifest"]), trail=place.as_posix())
+
+
+def _vouched(folder: RunFolder, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The newest checkpoint of a run that has not ended, once the trail was found to vouch for it."""
+    place = checkpoints.newest(folder.path)
+    if place is None:
+        return ()
+    saved = checkpoints.sha256_of(place)
+    if not any(entry.event == "checkpoint" and entry.fields["sha256"] == saved for entry in entries):
+        raise AuditError(f"{place.name} is not one that the trail vouches for")
+    return tuple(f"{place.name}/{name}" for name in checkpoints.FILES)
+
+
+def _check_result(folder: RunFolder, last: Entry, *, is_required: bool) -> bool:
+    """Whether result and adapter are there, and are those that the trail names."""
+    if not folder.has("result") and not is_required:
         return False
-    result = folder.read_json("result")
-    said = result.pop("audit", None)
-    if sha256(result) != last.fields.get("result"):
+    if sha256(folder.read_json("result")) != last.fields["result"]:
         raise AuditError(f"entry {last.index}: result.json is not the one that was signed")
-    if said and (said["entries"], said["head"]) != (len(chain.entries), chain.head):
-        raise AuditError(f"entry {len(chain.entries)} is missing: result.json knows {said['entries']} entries")
-    if digest(folder.load_adapter()[0]) != last.fields.get("adapter"):
+    if digest(folder.load_adapter()[0]) != last.fields["adapter"]:
         raise AuditError(f"entry {last.index}: adapter/ is not the one that was signed")
     return True
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.data.rows import Task
+from silotune.experiment.privacy import spent_text
 from silotune.experiment.results import COMPARED
 from silotune.federation.protections import guarantee
 from silotune.methods.algorithms import title_of
@@ -123,8 +124,8 @@ def _federated_privacy(spent: Mapping[str, Any] | None) -> str:
     if spent is None:
         return f"{start}, without differential privacy or encryption, and can leak parts of what they were trained on."
     whom = _PROTECTED[spent["dp"]]
-    cost = "as its ledger says" if spent["epsilon"] is None else f"{spent['epsilon']:.3g} at delta {spent['delta']:g}"
-    return f"{start} under differential privacy of {whom}: epsilon {cost}."
+    cost = f"{spent_text(spent)} at delta {spent['delta']:g}"
+    return f"{start} under differential privacy of {whom}: epsilon is {cost}."
 
 
 _PROTECTED: Mapping[str, str] = {

@@ -11,17 +11,32 @@ from dataclasses import replace
 from typing import Any
 
 from silotune.evaluation.evaluate import Answers, answers_together, figures
+from silotune.experiment.engines import federation_of
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared, Scorer
 from silotune.federation.personal import own_tensors
 from silotune.federation.server import Plan, exchange
 from silotune.federation.transport import Transport
 from silotune.lora import cut
+from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
-from silotune.structs import Failure, Request, Tensors
+from silotune.structs import Failure, Observer, Request, Tensors
 
 _SHOWN_BY_CLIENT = ("scoring", "reliability")
+
+
+def made(
+    prepared: Prepared, part: Part, plan: Plan, transport: Transport, weights: Tensors, notify: Observer
+) -> dict[str, Tensors] | None:
+    """Models of the clients' own after the last round; None where the method makes none."""
+    section = federation_of(prepared, part)
+    if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
+        return None
+    if section.personalization == "fine-tune":
+        for failure in fine_tune(plan, transport, weights):
+            notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
+    return own_models(transport, weights)
 
 
 def fine_tune(plan: Plan, transport: Transport, weights: Tensors) -> list[Failure]:

@@ -1,25 +1,25 @@
-"""What a configuration promises and costs in privacy, by site and round, before anything is trained."""
+"""What a configuration promises and costs in privacy, by site and round, before anything is trained.
+
+The same three lines say what a run kept; what it really spent is for ``experiment.spending`` to find out.
+"""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from silotune.config import Config
 from silotune.data.mixture import load_examples
+from silotune.experiment.exposure import Exposed, sgd_warnings
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.budget import release_of
 from silotune.federation.central import CentralPrivacy, central_privacy, noise_in_shares
 from silotune.federation.protections import TRUSTED, guarantee
 from silotune.privacy.accountant import Spend, curve
-from silotune.record.runs import RunFolder
 from silotune.sections import PrivacySection
 
-FILE = "privacy"
-"""Name of the run folder's file: the run's identity in ledgers, the statement, the plan."""
 CURVE_POINTS = 12
 """Rounds at which a curve is computed, at most: each takes a tenth of a second."""
 
@@ -150,22 +150,48 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def statement(privacy: PrivacySection, plan: Plan | None) -> tuple[str, str, str]:
-    """What is promised, in three lines: what the server sees, what is protected, who is trusted."""
+def statement(privacy: PrivacySection, plan: Plan | None) -> list[str]:
+    """What is to be promised, in three lines: what the server sees, what is protected, who is trusted.
+
+    Args:
+        privacy: The ``[privacy]`` section.
+        plan: What it is to cost; None where that is for each site's ledger to say.
+    """
+    if plan is not None:
+        return _lines(privacy, f"{plan.epsilon:.3g} (planned)", plan.rounds)
+    capped = None if privacy.epsilon is None else f"{privacy.epsilon:.3g} at most (planned)"
+    return _lines(privacy, capped or _UNKNOWN, "all")
+
+
+def achieved(privacy: PrivacySection, result: Mapping[str, Any]) -> list[str]:
+    """What a part of a run kept, in the same three lines, from what was spent.
+
+    Args:
+        privacy: The ``[privacy]`` section.
+        result: The part's ``result.json``.
+    """
+    return _lines(privacy, spent_text(result.get("privacy") or {}), result["rounds"])
+
+
+def spent_text(spent: Mapping[str, Any]) -> str:
+    """The epsilon of a result in words, with the planned one beside it where they differ."""
+    known, planned = (f"{spent[name]:.3g}" if spent.get(name) is not None else "" for name in ("epsilon", "planned"))
+    return (known or _UNKNOWN) + (f" (planned: {planned})" if planned and planned != known else "")
+
+
+_UNKNOWN = "what its institution's ledger says"
+
+
+def _lines(privacy: PrivacySection, epsilon: str, rounds: int | str) -> list[str]:
     sees, protected, trusted = _STATEMENTS[privacy.dp]
     if privacy.protection != "none":
         added = "" if privacy.dp == "none" else "; noise was added at the institutions"
         sees = f"in a round {guarantee(privacy)}{added}"
     if privacy.dp == "none":
         what = "an update" if privacy.protection == "none" else "the sum, and the model made from it,"
-        return sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"
-    unplanned = "what its institution's ledger says" if privacy.epsilon is None else f"{privacy.epsilon:.3g} at most"
-    figures = {
-        "epsilon": unplanned if plan is None else f"{plan.epsilon:.3g}",
-        "delta": f"{privacy.delta:g}",
-        "rounds": "all" if plan is None else plan.rounds,
-    }
-    return sees, protected.format(**figures, colluding=privacy.colluding), trusted
+        return [sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"]
+    figures = {"epsilon": epsilon, "delta": f"{privacy.delta:g}", "rounds": rounds, "colluding": privacy.colluding}
+    return [sees, protected.format(**figures), trusted]
 
 
 _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
@@ -200,12 +226,22 @@ _STATEMENTS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
-    """What a guarantee's reader should know or change, one line each."""
+def warnings(config: Config, sizes: Mapping[str, int], *, exposed: Exposed | None = None) -> list[str]:
+    """What a guarantee's reader should know or change, one line each.
+
+    Args:
+        config: The whole configuration.
+        sizes: Examples by client.
+        exposed: What updates show of what the model reads, where the adapter is known.
+    """
+    if config.privacy.dp == "none":
+        return sgd_warnings(config, exposed)
+    return _dp_warnings(config, sizes)
+
+
+def _dp_warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
     privacy = config.privacy
     made: list[str] = []
-    if privacy.dp == "none":
-        return made
     units = max(sizes.values()) if privacy.dp == "example" else len(sizes)
     unit = "examples of the largest client" if privacy.dp == "example" else "clients"
     if privacy.delta * units >= 1:
@@ -223,37 +259,3 @@ def warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
             "they have in common; privacy.dp = 'example' protects records at a fraction of it"
         )
     return made
-
-
-def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> dict[str, Any]:
-    """What the run folder says of privacy, written once: a resumed run goes on under the same identity.
-
-    ``run`` is that identity where a submitter has signed it; else one is drawn.
-    """
-    if not folder.has(FILE):
-        plan = plan_of(config, sizes)
-        made = {
-            "run": run or uuid.uuid4().hex,
-            "statement": list(statement(config.privacy, plan)),
-        }
-        folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})
-    said: dict[str, Any] = folder.read_json(FILE)
-    return said
-
-
-def spent_of(
-    config: Config, folder: RunFolder, privacy: Mapping[str, Any], *, planned: float | None
-) -> dict[str, Any] | None:
-    """Of a finished part: what it cost, by client where clients spent; None without differential privacy.
-
-    A protected sum hides what clients spent, too: then it is what was ``planned`` for all rounds, or the run's cap.
-    """
-    if config.privacy.dp == "none":
-        return None
-    clients = {row["client"]: row["epsilon"] for row in folder.read_rows("clients") if row.get("epsilon") is not None}
-    made = {
-        "dp": config.privacy.dp,
-        "epsilon": privacy.get("epsilon", planned or config.privacy.epsilon),
-        "delta": config.privacy.delta,
-    }
-    return {**made, "clients": clients}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -221,11 +222,16 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metri
     figures["own"] = {name: client["own"].get(name) for name, client in clients.items()}
     figures["cost"] = _summed([client["cost"] for client in clients.values()])
     if all("privacy" in client for client in clients.values()):
-        figures["privacy"] = max((client["privacy"] for client in clients.values()), key=lambda spent: spent["epsilon"])
+        figures["privacy"] = max((client["privacy"] for client in clients.values()), key=_known_epsilon)
     first = next(iter(clients.values()))
     figures.update(split=first["split"], num_examples=first["num_examples"])
     figures["seconds"] = sum(client["seconds"] for client in clients.values())
     return {**figures, "bytes_up": 0, "bytes_down": 0, "clients": dict(clients)}
+
+
+def _known_epsilon(spent: Mapping[str, Any]) -> float:
+    """For the largest of several: one that nobody knows could be any."""
+    return math.inf if spent["epsilon"] is None else float(spent["epsilon"])
 
 
 def _summed(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

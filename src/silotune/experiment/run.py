@@ -5,40 +5,43 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
-from silotune.errors import ConfigError, RunFolderError
+from silotune.errors import RunFolderError
 from silotune.evaluation.metrics import signed
-from silotune.experiment import personal, privacy, results
-from silotune.experiment.audit import close_audit, forget_key, open_audit
+from silotune.experiment import personal, privacy, results, spending
+from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.crew import crew_of
 from silotune.experiment.engines import Engine, engine_of, federation_of
+from silotune.experiment.exposure import exposed_by
+from silotune.experiment.metering import check_budget, metered
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
 from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.start import check_same_data
+from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
 from silotune.federation.protections import PROTECTIONS
-from silotune.federation.server import Plan, countersign, run_rounds
+from silotune.federation.server import Plan, run_rounds
 from silotune.federation.transport import Transport
-from silotune.federation.witness import Audit
+from silotune.federation.witness import Audit, close, concludes
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
 from silotune.models import adapters
-from silotune.models.load import pick_device
+from silotune.record.chain import has_ended
 from silotune.record.cost import Meter
-from silotune.record.energy import open_gauge
-from silotune.record.family import Family
 from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
+
+FEDERATED = ("federated",)
+"""Place of the part that keeps a trail, in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
             the folder is made.
     """
     began = time.perf_counter()
-    with _metered(config) as meter, crew_of(config, meter.family) as crew:
-        _check_budget(config, meter)
+    with metered(config) as meter, crew_of(config, meter.family) as crew:
+        check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
@@ -88,6 +91,9 @@ def federate(
 ) -> RunFolder:
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
 
+    In the end the trail is closed over all files of the run, and the sites are asked to countersign its end. A run that
+    is closed changes no more, but for signatures of sites that are missing still.
+
     Args:
         config: The whole configuration; ``federated`` must be its only mode.
         sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
@@ -100,17 +106,20 @@ def federate(
         SilotuneError: Whatever went wrong, in one line.
     """
     began = time.perf_counter()
+    keys = {name: own for name, own in sites.items() if own}
     if RunFolder(path).has("config"):
         folder = RunFolder.open(path)
-        if folder.has("summary"):
-            return folder
+        if has_ended(folder.path):
+            with folder.lock():
+                if not _lacks_countersignatures(config, folder, keys):
+                    return folder
         prepared = prepare(config, sites=tuple(sites))
     else:
         prepared = prepare(config, sites=tuple(sites))
         if path.exists():  # a process died while it made the folder
             RunFolder(path).clear()
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
-    with _metered(config) as meter:
+    with metered(config) as meter:
         keys = {name: own for name, own in sites.items() if own}
         return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
@@ -126,10 +135,11 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     began = time.perf_counter()
     folder = RunFolder.open(path)
     config = from_mapping(folder.read_json("config"), source=f"{path}/config.json")
-    if folder.has("summary"):
+    if has_ended(folder.path):
+        forget_key(folder.part(*FEDERATED))
         return folder
-    with _metered(config) as meter, crew_of(config, meter.family) as crew:
-        _check_budget(config, meter)
+    with metered(config) as meter, crew_of(config, meter.family) as crew:
+        check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began, engine_of(config, crew)), observer)
 
 
@@ -146,32 +156,35 @@ class _Run:
     vouched: Vouched | None = None
 
 
-@contextmanager
-def _metered(config: Config) -> Iterator[Meter]:
-    """A meter for the run; its gauge opens while the model is loaded."""
-    device = pick_device(config.model.device)
-    gpu = (device.index or 0) if device.type == "cuda" else None
-    family = Family()
-    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu, cpu_seconds=family.cpu_seconds)
-    try:
-        yield Meter(gauge, family)
-    finally:
-        gauge.close()
-
-
-def _check_budget(config: Config, meter: Meter) -> None:
-    """A budget of joules that nobody meters would never be reached.
-
-    Raises:
-        ConfigError: There is no meter.
-    """
-    if config.federation.budget.joules is not None and meter.gauge.source() == "unavailable":
-        raise ConfigError(
-            "federation.budget.joules needs a meter: pip install 'silotune[energy]', and leave record.energy on"
-        )
-
-
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
+    with run.folder.lock():
+        if not has_ended(run.folder.path):
+            _work(run, observer)
+        for part in _parts(run.prepared):
+            if _keeps_trail(part, run.prepared.config):
+                _seal(run, part, observer)
+    return run.folder
+
+
+def _lacks_countersignatures(config: Config, folder: RunFolder, keys: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a process died after it had closed the trail, and before all sites had signed its end."""
+    part = folder.part(*FEDERATED)
+    if not keys or not config.record.audit or not can_go_on(part, config.record):
+        return False
+    return bool(uncountersigned(replace(open_audit(part, config.record), keys=keys)))
+
+
+def _keeps_trail(part: Part, config: Config) -> bool:
+    return part.sends_updates and config.record.audit
+
+
+def _parts(prepared: Prepared) -> Iterator[Part]:
+    for mode in prepared.config.federation.modes:
+        yield from MODES[mode](prepared)
+
+
+def _work(run: _Run, observer: Observer | None) -> None:
+    """All parts that have no result yet, and what the run comes to."""
     prepared, folder = run.prepared, run.folder
 
     def notify(event: str, fields: Mapping[str, Any]) -> None:
@@ -179,30 +192,54 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         if observer is not None:
             observer(event, fields)
 
-    with folder.lock():
-        torn = folder.mend()
-        check_same_data(folder, prepared.skew)
-        folder.write_json("partition", prepared.skew)
-        notify("run_started", _introduction(prepared, folder))
-        for note in torn:
-            notify("note", {"text": note})
-        sizes = {name: len(examples) for name, examples in prepared.clients.items()}
-        number = None if run.vouched is None else run.vouched.number
-        said = privacy.declared(prepared.config, folder, sizes, run=number)
-        notify("privacy", {"statement": said["statement"]})
-        for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes)):
-            notify("note", {"text": note})
-        for mode in prepared.config.federation.modes:
-            for part in MODES[mode](prepared):
-                _run_part(run, part, folder.part(*part.names), notify, name="/".join((said["run"], *part.names)))
-        summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
-        summary["notes"] = list(prepared.notes)
-        summary["privacy"] = {"dp": prepared.config.privacy.dp, "statement": said["statement"]}
-        summary["seconds"] = time.perf_counter() - run.began
-        summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
-        folder.write_json("summary", summary)
-        notify("run_finished", {"summary": summary})
-    return folder
+    torn = folder.mend()
+    check_same_data(folder, prepared.skew)
+    folder.write_json("partition", prepared.skew)
+    notify("run_started", _introduction(prepared, folder))
+    for note in torn:
+        notify("note", {"text": note})
+    sizes = {name: len(examples) for name, examples in prepared.clients.items()}
+    number = None if run.vouched is None else run.vouched.number
+    planned = spending.declared(prepared.config, folder, sizes, run=number)
+    notify("privacy", {"statement": planned})
+    trained = _trained(prepared, prepared.config.federation)
+    exposed = None if prepared.config.adapter.kind == "none" else exposed_by(trained)
+    for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes, exposed=exposed)):
+        notify("note", {"text": note})
+    for part in _parts(prepared):
+        _run_part(run, part, folder.part(*part.names), notify, name=_identity(run, part))
+    summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
+    kept = spending.settled(prepared.config, folder, [part.names for part in _parts(prepared)])
+    if kept != planned:
+        notify("privacy", {"statement": kept})
+    summary["notes"] = list(prepared.notes)
+    summary["privacy"] = {"dp": prepared.config.privacy.dp, "statement": kept}
+    summary["seconds"] = time.perf_counter() - run.began
+    summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
+    folder.write_json("summary", summary)
+    notify("run_finished", {"summary": summary})
+
+
+def _identity(run: _Run, part: Part) -> str:
+    """Of a part, in privacy ledgers."""
+    return "/".join((spending.run_of(run.folder), *part.names))
+
+
+def _seal(run: _Run, part: Part, observer: Observer | None) -> None:
+    """Closes the trail over all that the run wrote, and asks the sites to sign its end; the observer alone is told."""
+    folder = run.folder.part(*part.names)
+    audit = replace(open_audit(folder, run.prepared.config.record), keys=run.keys)
+    rounds = int(folder.read_json("result")["rounds"])
+    if not audit.trail.is_closed:
+        close(audit, run.folder.path, round_number=rounds)
+    if uncountersigned(audit):
+        plan, _ = _vouched_plan(run, part, audit)
+        with run.connect(run.prepared, part, run.meter, folder) as transport:
+            countersign(plan, transport, rounds)
+    missing = uncountersigned(audit)
+    if missing and observer is not None:
+        observer("note", {"text": f"the end of the audit trail is not countersigned by {', '.join(missing)}"})
+    forget_key(folder)
 
 
 def _introduction(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
@@ -224,7 +261,6 @@ def _run_part(run: _Run, part: Part, folder: RunFolder, notify: Observer, *, nam
     ``name`` is its identity in privacy ledgers.
     """
     if folder.has("result"):
-        forget_key(folder)
         return
     prepared, meter = run.prepared, run.meter
     with run.connect(prepared, part, meter, folder) as transport:
@@ -247,23 +283,22 @@ def _finish_part(
     def told(event: str, fields: Mapping[str, Any]) -> None:
         notify(event, {**who, **fields})
 
-    audit = open_audit(folder, config.record) if part.sends_updates and config.record.audit else None
+    audit = open_audit(folder, config.record) if _keeps_trail(part, config) else None
     if audit is not None:
-        promise = tuple(run.folder.read_json(privacy.FILE)["statement"])
-        audit = replace(audit, keys=run.keys, promise=promise)
+        check_goes_on(audit, state)
+        audit = replace(audit, keys=run.keys, promise=tuple(spending.planned_of(run.folder)))
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan, scored = plan_of(prepared, part, meter, audit=audit, name=name, keys=run.keys), scoring_of(prepared)
-    if run.vouched is not None:
-        job = run.vouched.job({"train": plan.body, "evaluate": scored})
-        plan, scored = replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
+    plan, scored = _vouched_plan(run, part, audit)
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", scored_by_clients(plan, transport, weights, state.round_number, scored))
-    planned = run.folder.read_json(privacy.FILE).get("plan", {}).get("epsilon")
-    result = _scored_result(prepared, part, folder, state, weights, planned=planned)
-    models = _own_models(prepared, part, plan, transport, weights, told)
+    result = _scored_result(prepared, part, folder, state, weights)
+    if (spent := spending.spent_of(config, folder, state.privacy, run=name)) is not None:
+        planned = spending.planned_epsilon(run.folder) if part.sends_updates else None
+        result["privacy"] = {**spent, "planned": planned}
+    models = personal.made(prepared, part, plan, transport, weights, told)
     if models is not None:
         result["personal"] = personal.scored(prepared, part, models, result["by_client"])
     trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
@@ -273,47 +308,41 @@ def _finish_part(
     folder.save_adapter(saved, adapter_config, card=card)
     personal.save(folder, prepared, models or {}, card=card)
     if audit is not None:
-        result["audit"] = close_audit(audit, folder, weights=weights, adapter=saved, result=result)
-        countersign(plan, transport, state.round_number)
+        promise = privacy.achieved(config.privacy, result)
+        concludes(audit, weights=weights, adapter=saved, result=result, promise=promise)
     folder.write_json("result", result)
-    forget_key(folder)
     told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
 
 
 def _scored_result(
-    prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors, *, planned: float | None
+    prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors
 ) -> dict[str, Any]:
-    """What a part came to, but for what it cost; ``planned`` is the epsilon of all rounds."""
+    """What a part came to, but for what it cost in time and in privacy."""
     config = prepared.config
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result["num_clients"] = len(prepared.clients)
     result.update(results.own_of(prepared.gold.by_client(weights, prepared.own_shares), prepared.task.metric))
     if prepared.forgetting is not None:
         result["forgetting"] = prepared.forgetting(weights)
-    if (spent := privacy.spent_of(config, folder, state.privacy, planned=planned)) is not None:
-        result["privacy"] = spent
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     return result
-
-
-def _own_models(
-    prepared: Prepared, part: Part, plan: Plan, transport: Transport, weights: Tensors, notify: Observer
-) -> dict[str, Tensors] | None:
-    """Models of the clients' own after the last round; None where the method makes none."""
-    section = federation_of(prepared, part)
-    if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
-        return None
-    if section.personalization == "fine-tune":
-        for failure in personal.fine_tune(plan, transport, weights):
-            notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
-    return personal.own_models(transport, weights)
 
 
 def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
     """The adapter's tensors that move in any round."""
     both = [method(section).schedule(number) for number in (1, 2)]
     return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
+
+
+def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> tuple[Plan, Mapping[str, Any]]:
+    """What the rounds are to do and how sites score, with the job that vouches for both where sites ask for one."""
+    plan = plan_of(run.prepared, part, run.meter, audit=audit, name=_identity(run, part), keys=run.keys)
+    scored = scoring_of(run.prepared)
+    if run.vouched is None:
+        return plan, scored
+    job = run.vouched.job({"train": plan.body, "evaluate": scored})
+    return replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
 
 
 def plan_of(

@@ -25,7 +25,9 @@ from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 
 LEDGER = "ledger"
 """Name of the rows in the run's folder."""
-_ENTRIES, _CLIP = "entries", "clip_norm"
+ENTRIES = "entries"
+"""Where the rounds' state keeps the same rows."""
+_CLIP = "clip_norm"
 _ROOM_FOR_SIZE = 1 - 1e-4
 """Of an epsilon, so that noise planned for one number of values keeps it for another."""
 
@@ -63,7 +65,7 @@ class CentralPrivacy:
         Raises:
             BudgetError: The round would pass ``privacy.epsilon``; nothing is written.
         """
-        known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(_ENTRIES, ())))
+        known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(ENTRIES, ())))
         new = entry(self.run, number, self.release)
         delta, accountant = self.privacy.delta, self.privacy.accountant
         if self.privacy.epsilon is None:
@@ -72,7 +74,7 @@ class CentralPrivacy:
             cap = Cap(self.privacy.epsilon, "privacy.epsilon")
             cost = check([*known, new], delta, cap, accountant=accountant)
         folder.append(LEDGER, as_row(new))
-        return {**kept, _ENTRIES: [as_row(item) for item in (*known, new)], "epsilon": cost}
+        return {**kept, ENTRIES: [as_row(item) for item in (*known, new)], "epsilon": cost}
 
     def aggregate(
         self, updates: Iterable[ClientUpdate], like: Tensors, kept: Mapping[str, Any]
@@ -90,11 +92,11 @@ class CentralPrivacy:
         released = [row[RELEASE] for row in rows if RELEASE in row]
         if not released:
             return dict(kept)
-        entries = [*map(from_row, kept[_ENTRIES])]
+        entries = [*map(from_row, kept[ENTRIES])]
         entries[-1] = replace(entries[-1], spend=Spend(**released[0]))
         folder.append(LEDGER, as_row(entries[-1]))
         cost = spent(entries, self.privacy.delta, accountant=self.privacy.accountant)
-        return {**kept, _ENTRIES: [as_row(item) for item in entries], "epsilon": cost}
+        return {**kept, ENTRIES: [as_row(item) for item in entries], "epsilon": cost}
 
 
 def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend:

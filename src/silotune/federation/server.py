@@ -13,7 +13,6 @@ from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
 from silotune.federation.exchange import Asking, Collector, lasting
 from silotune.federation.incoming import Incoming
-from silotune.federation.jobs import JOB
 from silotune.federation.links import address
 from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.settlement import Settlement
@@ -42,8 +41,6 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
-
-_COUNTERSIGN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,9 @@ def run_rounds(
         if state.stopped and not _due(plan, state.round_number, plan.select_every):
             state = _compared(plan, state)
         if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped or state.excluded:
-            run.save_checkpoint(state, transport.states())
+            run.save_checkpoint(
+                state, transport.states(), announce=partial(witness.saves, plan.audit, state.round_number)
+            )
     return state
 
 
@@ -167,17 +166,6 @@ def exchange(
     oldest = None if plan.staleness_exponent is None else 1
     settlement = Settlement(sent, plan.audit, shapes or {}, oldest)
     return settlement.settled(transport.exchange(sent, timeout_seconds=plan.timeout_seconds))
-
-
-def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[str, ...]:
-    """Asks every site with a key to sign the end of the closed audit trail; gives those that did, within a minute."""
-    if plan.audit is None or not plan.audit.keys:
-        return ()
-    requests = witness.countersign_requests(plan.audit, round_number)
-    if JOB in plan.body:  # a site's policy asks who wants its signature
-        requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
-    replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
-    return witness.keep_countersignatures(plan.audit, replies, requests)
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -319,7 +307,9 @@ def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *
     )  # fmt: skip
     _write(record, plan, run, notify)
     seconds = state.simulated_seconds if incoming.seconds is None else incoming.seconds
-    return replace(after, bytes_up=state.bytes_up + up, bytes_down=state.bytes_down + down, simulated_seconds=seconds)
+    privacy = with_epsilon(state.privacy, incoming.rows)  # those who answered have spent all the same
+    up, down = state.bytes_up + up, state.bytes_down + down
+    return replace(after, bytes_up=up, bytes_down=down, simulated_seconds=seconds, privacy=privacy)
 
 
 def _why(incoming: Incoming) -> str:

@@ -6,16 +6,16 @@ Every function takes the ``Audit`` of the run, or None where no trail is kept: t
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from silotune.errors import MessageError
 from silotune.federation.kinds import kind_named
 from silotune.federation.signing import check_signature, request_digest, statement
-from silotune.record.audit import CLOSED, COUNTERSIGNED, Head, Trail
+from silotune.record.audit import CLOSED, FILE, Head, Trail
 from silotune.record.canonical import sha256
-from silotune.record.files import write_json
+from silotune.record.manifest import write_manifest
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
@@ -129,43 +129,46 @@ def flush(audit: Audit | None) -> None:
         audit.trail.flush()
 
 
-def close(audit: Audit, *, round_number: int, weights: Tensors, adapter: Tensors, result: Mapping[str, Any]) -> Head:
-    """Ends a trail with the global model, the adapter that was saved of it, and the result, and returns its head."""
-    fields = {"round": round_number, "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)}
-    audit.trail.add("result", fields)
-    audit.trail.add(CLOSED, {"round": round_number})
+def saves(audit: Audit | None, number: int, sha256: str) -> None:
+    """A checkpoint of this hash is about to take its place; the entry is on the disk before it does."""
+    if audit is not None:
+        audit.trail.add("checkpoint", {"round": number, "sha256": sha256})
+        audit.trail.flush()
+
+
+def concludes(
+    audit: Audit, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any], promise: Sequence[str] = ()
+) -> None:
+    """The rounds are over: the global model, the adapter that was saved of it, the result, and what holds of privacy.
+
+    Args:
+        audit: The trail.
+        weights: The model that is the result.
+        adapter: As it was saved.
+        result: The part's ``result.json``.
+        promise: What the run kept, in lines, from what was spent.
+    """
+    fields = {
+        "round": result["round"], "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)
+    }  # fmt: skip
+    audit.trail.add("result", {**fields, **({"promise": list(promise)} if promise else {})})
     audit.trail.flush()
-    return audit.trail.head()
 
 
-def countersign_requests(audit: Audit, round_number: int) -> dict[str, Request]:
-    """What asks every site with a key to sign the head of the closed trail."""
-    head = audit.trail.head().text()
-    return {name: Request("countersign", round_number, name, {}, head=head) for name in audit.keys}
-
-
-def keep_countersignatures(
-    audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
-) -> tuple[str, ...]:
-    """Writes the sites' signatures of the head beside the trail; a site that gives none is left out.
+def close(audit: Audit, root: Path, *, round_number: int) -> Head:
+    """Ends a trail over the manifest of the whole run folder, in which nothing may be written afterwards.
 
     Returns:
-        The sites that signed.
+        The head that sites countersign.
+
+    Raises:
+        RunFolderError: A file of the run cannot be read, or the disk is full.
     """
-    rows = []
-    for reply in replies:
-        if isinstance(reply, Failure) or reply.kind != "countersign" or reply.client not in requests:
-            continue
-        request = requests[reply.client]
-        said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
-        try:
-            key = check_signature(reply, said, audit.keys[reply.client])
-        except MessageError:
-            continue
-        rows.append({"client": reply.client, "key": key, "statement": said, "signature": reply.signature})
-    if rows:
-        write_json(audit.run.path / COUNTERSIGNED, rows)
-    return tuple(str(row["client"]) for row in rows)
+    place = (audit.run.path / FILE).relative_to(root).as_posix()
+    made, files = write_manifest(root, trail=place)
+    audit.trail.add(CLOSED, {"round": round_number, "manifest": made, "files": files, "trail": place})
+    audit.trail.flush()
+    return audit.trail.head()
 
 
 class Digests:

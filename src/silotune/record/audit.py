@@ -97,7 +97,7 @@ class Trail:
         return self._last_event == CLOSED
 
     def add(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Adds an entry; a chain that was closed and goes on later (a resumed run) is no fault."""
+        """Adds an entry; one behind the entry that closes the chain is found by whoever verifies it."""
         unsigned = {
             "index": self._entries,
             "time": round(time.time(), 6),

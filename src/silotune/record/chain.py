@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, OF_RUN, START, Head
+from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, FILE, OF_RUN, START, Head
 from silotune.record.canonical import canonical_json
-from silotune.record.files import explained, read_json
+from silotune.record.course import check_rounds
+from silotune.record.files import explained
 from silotune.record.signatures import verify
 
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "index": int, "time": (int, float), "actor": str, "event": str, "fields": dict, "previous": str, "key": str,
     "signature": str,
 }  # fmt: skip
-_BESIDE_ROUNDS = ("evaluate", "countersign")
-"""Kinds of requests that belong to no round's aggregation."""
-_GOES_ON = ("started", "resumed", "shortfall")
-"""Events whose round is the one after which the run goes on."""
+_LONGEST_END = 8192
+"""Bytes that the entry which ends a chain takes at most; it has four fields."""
+_LATEST = 253402300800
+"""Seconds since 1970 of the year 10000, which no calendar shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,15 @@ class Verified:
         entries: All of them.
         is_closed: The chain was ended by its author, so none is missing at its end.
         keys: Public keys that signed, by actor.
-        countersigned: Site -> entries that the site countersigned.
+        countersigned: Site -> entries that the site countersigned: all of them.
+        uncountersigned: Sites that signed replies in a chain that is closed, and not its end.
     """
 
     entries: tuple[Entry, ...]
     is_closed: bool
     keys: Mapping[str, tuple[str, ...]]
     countersigned: Mapping[str, int] = field(default_factory=dict)
+    uncountersigned: tuple[str, ...] = ()
 
     @property
     def head(self) -> str:
@@ -65,8 +68,12 @@ class Verified:
         return self.entries[-1].hash if self.entries else START
 
 
-def read_chain(path: Path) -> list[Entry]:
+def read_chain(path: Path, *, first: int | None = None) -> list[Entry]:
     """The entries of a chain's file, each with its hash; nothing is verified but their form.
+
+    Args:
+        path: The file.
+        first: Only so many, whatever stands behind them: what a kill left of a line is cut when the chain goes on.
 
     Raises:
         AuditError: A line is no entry; it is named by its number from 0.
@@ -75,9 +82,29 @@ def read_chain(path: Path) -> list[Entry]:
         if not path.is_file():
             raise AuditError(f"there is no audit trail {str(path)!r}: the run was made with record.audit = false")
         lines = path.read_bytes().split(b"\n")
-    if lines.pop():
-        raise AuditError(f"entry {len(lines)} is torn: it has no end of line")
-    return [_entry(index, line) for index, line in enumerate(lines)]
+    if first is None and lines[-1]:
+        raise AuditError(f"entry {len(lines) - 1} is torn: it has no end of line")
+    return [_entry(index, line) for index, line in enumerate(lines[: len(lines) - 1 if first is None else first])]
+
+
+def is_closed(path: Path) -> bool:
+    """Whether the last whole line of a chain's file says that it was ended; False where there is none."""
+    with explained(path):
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LONGEST_END))
+            lines = file.read().split(b"\n")[:-1]
+    try:
+        return bool(lines) and json.loads(lines[-1])["event"] == CLOSED
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return False
+
+
+def has_ended(run: Path) -> bool:
+    """Whether nothing is written into a run folder any more: it has its summary, and its trail, if any, is closed."""
+    trail = run / "federated" / FILE
+    return (run / "summary.json").is_file() and (not trail.exists() or is_closed(trail))
 
 
 def verify_chain(
@@ -100,11 +127,23 @@ def verify_chain(
     _check_signatures(entries)
     _check_replies(entries, known)
     check_rounds(entries)
-    countersigned = _check_countersigned(path, entries, known)
-    is_closed = bool(entries) and entries[-1].event == CLOSED
-    if not is_closed and not is_open_allowed:
+    ended = bool(entries) and (entries[-1].event, entries[-1].actor) == (CLOSED, COORDINATOR)
+    if not ended and not is_open_allowed:
         raise AuditError(f"entry {len(entries)} is missing: the trail was cut off, or its run has not ended")
-    return Verified(tuple(entries), is_closed, known, countersigned)
+    countersigned = _check_countersigned(path.with_name(COUNTERSIGNED), entries, {**_first_keys(entries), **known})
+    unsigned = tuple(sorted(_signers(entries) - set(countersigned))) if ended else ()
+    return Verified(tuple(entries), ended, known, dict.fromkeys(countersigned, len(entries)), unsigned)
+
+
+def check_own(entries: Sequence[Entry], key: str) -> None:
+    """That a chain which its author goes on with is in order and the author's own, as far as its key shows.
+
+    Raises:
+        AuditError: Something is wrong; the message names the first bad entry.
+    """
+    _check_links(entries, {COORDINATOR: (key,)})
+    _check_signatures(entries)
+    check_rounds(entries)
 
 
 def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
@@ -122,7 +161,7 @@ def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
     own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
     if seen and not own:
         raise AuditError(f"site {site[0].actor!r} saw no head of this run: it took no part, or this is another run")
-    heads = [Head.parse(entry.fields["head"]) for entry in own]
+    heads = [Head.parse(str(entry.fields["head"])) for entry in own]
     for head in heads:
         _check_head(head, coordinator, who=f"site {site[0].actor!r}")
     return len(heads)
@@ -139,6 +178,8 @@ def _entry(index: int, line: bytes) -> Entry:
     for name, kind in _FIELDS.items():
         if not isinstance(read[name], kind):
             raise AuditError(f"entry {index} is not one: its {name!r} is of the wrong type")
+    if not 0 <= read["time"] < _LATEST:
+        raise AuditError(f"entry {index} is not one: its time is none")
     if not is_canonical:
         raise AuditError(f"entry {index} is not written canonically: it was changed")
     return Entry(**read, hash=hashlib.sha256(line).hexdigest())
@@ -161,6 +202,8 @@ def _check_links(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -
             if index and entry.index == index and not _is_signed(entries[index - 1]):
                 raise AuditError(f"entry {index - 1} was changed: its signature does not fit")
             raise AuditError(f"entry {index} does not follow the one before it: one was removed, inserted or moved")
+        if entry.actor != entries[0].actor:
+            raise AuditError(f"entry {index} is of {entry.actor!r}, and the trail of {entries[0].actor!r}")
         if entry.index != index:
             raise AuditError(f"entry {index} calls itself {entry.index}: one was removed, inserted or moved")
         if entry.key not in known.get(entry.actor, ()):
@@ -209,6 +252,12 @@ def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]])
             _check_head(Head.parse(str(said["head"])), entries[: entry.index], who=f"entry {entry.index}")
 
 
+def _signers(entries: Iterable[Entry]) -> set[str]:
+    """Sites whose signed replies a coordinator's chain holds: they have keys, and could have signed its end."""
+    replies = [entry.fields for entry in entries if entry.event == "reply" and entry.actor == COORDINATOR]
+    return {str(fields["client"]) for fields in replies if fields.get("signature")}
+
+
 def _check_head(head: Head, entries: Sequence[Entry], *, who: str) -> None:
     if head.entries > len(entries):
         raise AuditError(f"entry {len(entries)} is missing: {who} saw {head.entries} entries; the trail was cut off")
@@ -216,55 +265,46 @@ def _check_head(head: Head, entries: Sequence[Entry], *, who: str) -> None:
         raise AuditError(f"entry {head.entries - 1} is not the one that {who} saw: the trail was written anew")
 
 
-def _check_countersigned(path: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Heads of the finished chain that sites signed."""
-    place = path.with_name(COUNTERSIGNED)
+def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Sites that signed the last entry's head; somebody whose key nobody knows may have, and does not count."""
+    found: list[str] = []
     if not place.is_file():
-        return {}
-    found: dict[str, int] = {}
-    for item in read_json(place):
+        return found
+    for item in _countersignatures(place):
         try:
             client, key, said, signature = (item[name] for name in ("client", "key", "statement", "signature"))
-            head = Head.parse(said["head"])
-        except (KeyError, TypeError, AttributeError):
-            raise AuditError(f"{COUNTERSIGNED} is not what was written: it was changed") from None
-        if key not in known.get(client, (key,)) or not verify(key, "reply", canonical_json(said), signature):
-            raise AuditError(f"the countersignature of {client!r} does not fit")
+            head, is_signed = Head.parse(said["head"]), verify(key, "reply", canonical_json(said), signature)
+            is_known = key in known.get(client, (key,))
+        except (KeyError, TypeError, AttributeError, ValueError, AuditError):
+            raise _not_countersigned() from None
+        if not is_known or not is_signed or said.get("client") != client or said.get("kind") != "countersign":
+            raise AuditError(f"{COUNTERSIGNED}: the countersignature of {client!r} does not fit")
         _check_head(head, entries, who=f"site {client!r}")
-        found[client] = head.entries
+        if head.entries != len(entries):
+            raise AuditError(
+                f"{COUNTERSIGNED}: {client!r} signed the head of {head.entries} entries, not that of all {len(entries)}"
+            )
+        if client in known:
+            found.append(client)
     return found
 
 
-def check_rounds(entries: Iterable[Entry]) -> None:
-    """That rounds follow one another, every request has one answer, and what was aggregated is what came in.
+def _countersignatures(place: Path) -> list[Any]:
+    """The rows of the file with countersignatures, which is written canonically, like an entry."""
+    with explained(place):
+        content = place.read_bytes()
+    try:
+        read = json.loads(content)
+        is_canonical = canonical_json(read) + b"\n" == content
+    except (ValueError, RecursionError):
+        read, is_canonical = None, False
+    if not isinstance(read, list) or not is_canonical:
+        raise _not_countersigned()
+    return read
 
-    Raises:
-        AuditError: A step is missing or stands twice; the message names the entry where it shows.
-    """
-    last = 0
-    asked: set[tuple[str, int]] = set()  # an answer may come in a later round than its request
-    answered: list[str] = []
-    is_plain = True
-    for entry in (entry for entry in entries if entry.actor == COORDINATOR):
-        number, client = entry.fields.get("round"), str(entry.fields.get("client", ""))
-        if entry.event in _GOES_ON:
-            last, answered = int(number or 0), []
-            asked = {item for item in asked if entry.event == "shortfall" or item[1] <= last}
-        elif entry.event == "request" and entry.fields.get("kind") not in _BESIDE_ROUNDS:
-            if number != last + 1:
-                raise AuditError(f"entry {entry.index}: a request of round {number} follows round {last}")
-            asked.add((client, number))
-            is_plain = entry.fields.get("kind") == "train"  # else only a protected sum was seen, of nobody's own update
-        elif entry.event == "reply" and entry.fields.get("kind") == "train":
-            if (client, number) not in asked:
-                raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
-            answered.append(client)
-        elif entry.event == "failure" and client in answered:
-            answered.remove(client)  # it came, and could not be used
-        elif entry.event == "aggregation":
-            if number != last + 1 or (is_plain and entry.fields.get("clients") != answered):
-                raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
-            last, answered, is_plain = int(number), [], True
+
+def _not_countersigned() -> AuditError:
+    return AuditError(f"{COUNTERSIGNED} is not what was written: it was changed")
 
 
 def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:

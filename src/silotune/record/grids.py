@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import RunFolderError
+from silotune.record.chain import has_ended
 from silotune.record.files import append_line, explained, read_json, read_lines, to_line, write_bytes, write_json
 from silotune.record.runs import RunFolder
 
@@ -168,7 +169,7 @@ class GridFolder:
             raise RunFolderError(
                 f"{str(folder.path)!r}: its config.json was changed; remove the folder to run it again"
             )
-        return folder.has("summary")
+        return has_ended(folder.path)
 
     def write_tuning(self, tuning: Mapping[str, Any]) -> None:
         """Writes which hyper-parameters were chosen, and on what figures."""

@@ -13,7 +13,7 @@ import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,18 @@ class RunFolder:
             kept = [row for row in read_lines(place) if row.get("round", 0) <= last_round]
             write_bytes(place, b"".join(to_line(row) for row in kept))
 
-    def save_checkpoint(self, server: ServerState, sites: Mapping[str, SiteState]) -> None:
-        """Writes ``checkpoint-<round>`` whole, then removes older ones; sites with an empty state are left out."""
-        checkpoints.save(self.path, server, sites)
+    def save_checkpoint(
+        self,
+        server: ServerState,
+        sites: Mapping[str, SiteState],
+        *,
+        announce: Callable[[str], None] = lambda sha256: None,
+    ) -> None:
+        """Writes ``checkpoint-<round>`` whole, then removes older ones; sites with an empty state are left out.
+
+        ``announce`` is told its hash before it appears.
+        """
+        checkpoints.save(self.path, server, sites, announce=announce)
 
     def load_checkpoint(self) -> tuple[ServerState, dict[str, SiteState]] | None:
         """The states of the newest complete checkpoint, bit for bit; None when there is none."""

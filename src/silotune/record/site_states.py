@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from silotune.record import checkpoints
-from silotune.record.files import TEMPORARY, explained, sync_folder
+from silotune.record.files import explained, remove_temporary, sync_folder, temporary_beside
 from silotune.structs import ServerState, SiteState
 
 _SITE = "site"
@@ -51,20 +51,30 @@ def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) 
     Raises:
         RunFolderError: The disk is full, or the folder may not be written; what was there is there still.
     """
-    made = folder / f".{round_number}{TEMPORARY}"
     with explained(folder):
-        shutil.rmtree(made, ignore_errors=True)
+        remove_temporary(folder)
+        made = temporary_beside(folder / str(round_number))
         if state.tensors or state.data:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             checkpoints.save(made, ServerState(round_number, {}), {_SITE: state})
-        for number in _rounds(folder):
-            if number >= round_number or number < round_number - keep:
-                shutil.rmtree(folder / str(number))
+        _remove(
+            folder, [number for number in _rounds(folder) if number >= round_number or number < round_number - keep]
+        )
         if made.is_dir():
             made.rename(folder / str(round_number))
             sync_folder(folder)
 
 
+def _remove(folder: Path, rounds: list[int]) -> None:
+    """Each under another name first: a kill must leave no part of a state where a whole one is looked for."""
+    for number in rounds:
+        aside = temporary_beside(folder / str(number))
+        (folder / str(number)).rename(aside)
+        shutil.rmtree(aside)
+
+
 def _rounds(folder: Path) -> list[int]:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    """Rounds that a state was written after; a folder without one is what a kill left of its first moment."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    numbered = [path for path in found if path.name.isascii() and path.name.isdigit()]
+    return sorted(int(path.name) for path in numbered if checkpoints.newest(path))

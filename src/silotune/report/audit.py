@@ -100,15 +100,20 @@ def write_audit(folder: Path, out: Path) -> str:
 
 def _verdict(folder: Path) -> str:
     try:
-        found = verify_run(folder, is_open_allowed=True)
+        found = verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True)
     except SilotuneError as error:
         return one_line(f"DOES NOT VERIFY: {error}")
     chain = found.chain
     signers = "; ".join(f"{who}: {', '.join(own)}" for who, own in chain.keys.items())
     closed = "closed" if chain.is_closed else "not closed: the run had not ended"
     again = f"; the updates of {found.rounds} rounds aggregate to its weights" if found.rounds else ""
-    said = f"Verified: {len(chain.entries)} entries in order, {closed}{again}. Head {chain.head}. Keys: {signers}"
-    return one_line(said)
+    missing = f"; NOT countersigned by {', '.join(found.uncountersigned)}" if found.uncountersigned else ""
+    covered = f"; {len(found.coverage.covered)} files of the run are covered"
+    beside = f", not covered: {', '.join(map(ascii, found.coverage.uncovered))}" if found.coverage.uncovered else ""
+    return one_line(
+        f"Verified: {len(chain.entries)} entries in order, {closed}{again}{missing}{covered}{beside}. "
+        f"Head {chain.head}. Keys: {signers}"
+    )
 
 
 def _json(entries: Sequence[Entry], verdict: str) -> bytes:

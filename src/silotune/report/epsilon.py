@@ -7,7 +7,8 @@ from typing import Any
 
 
 def epsilon_text(spent: Mapping[str, Any] | None) -> str:
-    """What a model cost in privacy, for people; ``-`` where nothing is promised."""
-    if not spent or spent.get("epsilon") is None:
+    """What a model cost in privacy, for people; ``-`` where nothing is promised, ``?`` where only the sites know."""
+    if not spent:
         return "-"
-    return f"{spent['epsilon']:.3g} (delta {spent['delta']:g})"
+    known = "?" if spent.get("epsilon") is None else f"{spent['epsilon']:.3g}"
+    return f"{known} (delta {spent['delta']:g})"

@@ -17,7 +17,7 @@ def epsilon_pictures(rows: Sequence[Row]) -> Iterator[Picture]:
     for (task, model), own in by_task([row for row in rows if row.mode == "federated"]).items():
         private = [row for row in own if row.costs.get("epsilon")]
         if private:
-            yield _picture(task, model, private, [row for row in own if not row.costs.get("epsilon")])
+            yield _picture(task, model, private, [row for row in own if row.costs.get("delta") is None])
 
 
 def _picture(task: str, model: str, private: Sequence[Row], plain: Sequence[Row]) -> Picture:

@@ -65,7 +65,7 @@ def _study(rows: Sequence[Row]) -> TextTable:
     shown = {
         row.task: [kind for kind in kinds_of(row.metric) if kind.is_share or kind.key == row.metric] for row in rows
     }
-    private = {row.task for row in rows if row.costs.get("epsilon") is not None}
+    private = {row.task for row in rows if row.costs.get("delta") is not None}
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         key = (row.model, row.partition, row.adapter, MODE_TITLES[row.mode], row.algorithm)
@@ -93,8 +93,11 @@ def _study(rows: Sequence[Row]) -> TextTable:
 
 
 def _epsilon(row: Row | None) -> str:
-    value = None if row is None else row.costs.get("epsilon")
-    return "-" if value is None else f"{value:.3g}"
+    """What was spent; ``?`` where only the sites know."""
+    if row is None or row.costs.get("delta") is None:
+        return "-"
+    value = row.costs.get("epsilon")
+    return "?" if value is None else f"{value:.3g}"
 
 
 def _privacy(rows: Sequence[Row]) -> TextTable:
@@ -112,7 +115,7 @@ def _privacy(rows: Sequence[Row]) -> TextTable:
             _percent(row.main, row.metric),
         )
         for row in rows
-        if row.costs.get("epsilon") is not None
+        if row.costs.get("delta") is not None
     )
     heads = (*_WHERE, "metric", "epsilon", "delta", "reached")
     return TextTable("privacy", "Epsilon and what was reached", note, heads, tuple(body), 7)

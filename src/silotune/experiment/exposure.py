@@ -1,0 +1,84 @@
+"""What updates of plain gradient steps show of the text that they were made from, and the warning before such a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from silotune.config import Config
+from silotune.structs import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """How much of what a model read a sum of its updates shows, where they are sums of plain gradients.
+
+    Attributes:
+        ranks: Of the adapted modules that read the same input, their ranks one by one, in the first block.
+        width: Values of that input: no more directions than these can be told apart.
+    """
+
+    ranks: tuple[int, ...]
+    width: int
+
+    def tokens(self, rounds: int) -> int:
+        """So many distinct tokens, with their positions where the model adds those, can be read off the updates."""
+        return min(rounds * sum(self.ranks), self.width)
+
+
+_READ_TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("gate_proj", "up_proj"),
+)
+"""Modules side by side that get the same input, by the names that transformers gives them."""
+
+
+def exposed_by(trained: Tensors) -> Exposed:
+    """What updates of these adapter tensors show: nothing of this kind where no factor that reads inputs is trained.
+
+    Such are those of IA3, and of LoRA with its first factor frozen: they see the inputs through a few fixed directions.
+
+    The row space of a gradient of y = W x lies in the span of the inputs x, and so does that of LoRA's first factor.
+    Local steps and sums over clients and rounds stay in it.
+    """
+    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for name, tensor in trained.items():
+        place, found, _ = name.partition(".lora_A.")
+        if not found or tensor.dim() != 2:
+            continue
+        block, _, module = place.rpartition(".")
+        together = next((names for names in _READ_TOGETHER if module in names), (module,))
+        groups.setdefault((block, *together), []).append((tensor.shape[0], tensor.shape[1]))
+    if not groups:
+        return Exposed((), 0)
+    largest = max(groups.values(), key=lambda shapes: sum(rank for rank, _ in shapes))
+    return Exposed(tuple(rank for rank, _ in largest), largest[0][1])
+
+
+def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
+    """Updates of plain gradient steps that leave an institution without noise give back what they were made from.
+
+    Args:
+        config: The whole configuration, without differential privacy.
+        exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
+    """
+    if config.training.optimizer != "sgd" or "federated" not in config.federation.modes:
+        return []
+    if exposed is not None and not exposed.ranks:
+        return []
+    rounds = config.federation.rounds
+    few = "as far as their rank goes"
+    if exposed is not None:
+        few = (
+            f"while those are fewer than {exposed.tokens(rounds)}: {rounds} round{'' if rounds == 1 else 's'} x rank "
+            f"{' + '.join(map(str, exposed.ranks))} of modules that read the same input, and no more than its width of "
+            f"{exposed.width}"
+        )
+    return [
+        "training.optimizer = 'sgd' without differential privacy: whoever sees updates of plain steps, or a sum of "
+        f"them, can compute which distinct tokens they were made from, exactly, {few}. Local steps do not hide them, "
+        "and privacy.protection hides whose they are, not what they are: privacy.dp does, and adamw makes them "
+        "inexact, not safe"
+    ]

@@ -1,0 +1,170 @@
+"""The course of a run, as a coordinator's trail tells it: that its rounds follow one another and no step is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from silotune.errors import AuditError
+from silotune.record.audit import CLOSED, COORDINATOR
+
+_OF_EVENT: Mapping[str, Mapping[str, type]] = {
+    "started": {"round": int, "weights": str},
+    "resumed": {"round": int, "weights": str},
+    "request": {"kind": str, "round": int, "client": str},
+    "reply": {"kind": str, "round": int, "client": str},
+    "refusal": {"round": int, "client": str},
+    "failure": {"round": int, "client": str},
+    "shortfall": {"round": int, "tried": int},
+    "aggregation": {"round": int, "clients": list, "weights": str},
+    "checkpoint": {"round": int, "sha256": str},
+    "result": {"round": int, "weights": str, "adapter": str, "result": str},
+    CLOSED: {"round": int, "manifest": str, "files": int, "trail": str},
+}
+"""Event of a coordinator -> what its fields must hold: whoever has the key could have signed anything."""
+_BESIDE_ROUNDS = ("evaluate", "countersign", "personalize")
+"""Kinds of requests that belong to no round's aggregation."""
+
+
+class Step(Protocol):
+    """Of an entry of a trail, what counts here."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def actor(self) -> str: ...
+    @property
+    def event(self) -> str: ...
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
+
+
+@dataclass
+class _Course:
+    """What a coordinator's entries say of its rounds, up to one of them.
+
+    Attributes:
+        last: The round after which the run goes on.
+        weights: Round -> digest of the global model after it; of rounds that were done again, as they were last.
+        asked: Clients that were asked, with the round; an answer may come in a later round than its request.
+        answered: Clients whose updates wait to be aggregated.
+        is_plain: Whether clients were asked for their own updates; else only a protected sum was seen.
+        has_result: Whether the model that the run ends with was named, and no round came after that.
+    """
+
+    last: int = 0
+    weights: dict[int, str] = field(default_factory=dict)
+    asked: set[tuple[str, int]] = field(default_factory=set)
+    answered: list[str] = field(default_factory=list)
+    is_plain: bool = True
+    has_result: bool = False
+
+    def started(self, entry: Step) -> None:
+        if self.weights or entry.fields["round"] != 0:
+            raise AuditError(f"entry {entry.index}: a run starts once, before round 1")
+        self.weights[0] = entry.fields["weights"]
+
+    def resumed(self, entry: Step) -> None:
+        number = entry.fields["round"]
+        if self.weights.get(number) != entry.fields["weights"]:
+            raise AuditError(
+                f"entry {entry.index}: the run goes on from another model than it had after round {number}"
+            )
+        self.weights = {known: weights for known, weights in self.weights.items() if known <= number}
+        self.asked = {item for item in self.asked if item[1] <= number}
+        self.last, self.answered, self.has_result = number, [], False
+
+    def shortfall(self, entry: Step) -> None:
+        number, tried = entry.fields["round"], entry.fields["tried"]
+        if tried != self.last + 1 or number not in (self.last, tried):
+            raise AuditError(f"entry {entry.index}: round {tried} falls short after round {self.last}")
+        self.weights[number] = self.weights[self.last]  # a round that is passed over changes nothing
+        self.last, self.answered = number, []
+
+    def request(self, entry: Step) -> None:
+        number = entry.fields["round"]
+        if entry.fields["kind"] in _BESIDE_ROUNDS:
+            return
+        if number != self.last + 1:
+            raise AuditError(f"entry {entry.index}: a request of round {number} follows round {self.last}")
+        self.asked.add((entry.fields["client"], number))
+        self.is_plain = entry.fields["kind"] == "train"
+
+    def reply(self, entry: Step) -> None:
+        client, number = entry.fields["client"], entry.fields["round"]
+        if entry.fields["kind"] != "train":
+            return
+        if (client, number) not in self.asked:
+            raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
+        self.answered.append(client)
+
+    def failure(self, entry: Step) -> None:
+        if entry.fields["client"] in self.answered:
+            self.answered.remove(entry.fields["client"])  # it came, and could not be used
+
+    def aggregation(self, entry: Step) -> None:
+        number = entry.fields["round"]
+        if number != self.last + 1 or (self.is_plain and entry.fields["clients"] != self.answered):
+            raise AuditError(f"entry {entry.index}: round {number} aggregates other updates than came in")
+        self.weights[number] = entry.fields["weights"]
+        self.last, self.answered, self.is_plain, self.has_result = number, [], True, False
+
+    def checkpoint(self, entry: Step) -> None:
+        if entry.fields["round"] != self.last:
+            raise AuditError(f"entry {entry.index}: a checkpoint of round {entry.fields['round']} in round {self.last}")
+
+    def result(self, entry: Step) -> None:
+        number = entry.fields["round"]
+        if self.weights.get(number) != entry.fields["weights"]:
+            raise AuditError(f"entry {entry.index}: the result is another model than the run had after round {number}")
+        self.has_result = True
+
+    def closed(self, entry: Step) -> None:
+        if not self.has_result:
+            raise AuditError(f"entry {entry.index}: the trail was closed before its run had a result")
+
+
+_STEPS: Mapping[str, Callable[[_Course, Step], None]] = {
+    "started": _Course.started,
+    "resumed": _Course.resumed,
+    "shortfall": _Course.shortfall,
+    "request": _Course.request,
+    "reply": _Course.reply,
+    "failure": _Course.failure,
+    "aggregation": _Course.aggregation,
+    "checkpoint": _Course.checkpoint,
+    "result": _Course.result,
+    CLOSED: _Course.closed,
+}
+"""Event of a coordinator -> what it must fit to, and what follows from it."""
+
+
+def check_rounds(entries: Iterable[Step]) -> Mapping[int, str]:
+    """That rounds follow one another, every request has one answer, and what was aggregated is what came in.
+
+    Also that a run goes on from the model that it had, ends with one that it had, and that nothing follows its end.
+
+    Returns:
+        Round -> digest of the global model after it, of a coordinator's rounds that count; round 0 is the start.
+
+    Raises:
+        AuditError: A step is missing or stands twice; the message names the entry where it shows.
+    """
+    course, before = _Course(), ""
+    for entry in (entry for entry in entries if entry.actor == COORDINATOR):
+        _check_fields(entry)
+        if before == CLOSED:
+            raise AuditError(f"entry {entry.index} follows the one that closed the trail")
+        if not before and entry.event != "started":
+            raise AuditError(f"entry {entry.index}: a coordinator's trail begins with 'started', not {entry.event!r}")
+        if entry.event in _STEPS:
+            _STEPS[entry.event](course, entry)
+        before = entry.event
+    return course.weights
+
+
+def _check_fields(entry: Step) -> None:
+    for name, kind in _OF_EVENT.get(entry.event, {}).items():
+        if not isinstance(entry.fields.get(name), kind):
+            raise AuditError(f"entry {entry.index} is not one of {entry.event!r}: its {name!r} is missing or of no use")

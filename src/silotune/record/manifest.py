@@ -1,0 +1,138 @@
+"""The manifest of a run folder: every file in it with its size and SHA-256, which the end of its audit trail signs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import AuditError
+from silotune.record.audit import COUNTERSIGNED, KEY_FILE
+from silotune.record.checkpoints import file_sha256
+from silotune.record.files import TEMPORARY, explained, read_json, write_json
+
+MANIFEST = "manifest.json"
+_LOCK = ".lock"
+_MOST_NAMED = 8
+"""Files that one error names; their number is told in any case."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a manifest vouches for.
+
+    Attributes:
+        covered: Files, by their place in the run folder, that are to the byte what they were when it was written.
+        uncovered: Files in the run folder of which it says nothing, such as pictures that were drawn later.
+    """
+
+    covered: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+
+
+def write_manifest(root: Path, *, trail: str) -> tuple[str, int]:
+    """Writes ``manifest.json`` over all files of a run folder.
+
+    Args:
+        root: The run folder; nobody else may write to it.
+        trail: Place in it of the trail that is to hold the manifest's hash.
+
+    Returns:
+        SHA-256 of the manifest, and how many files it lists.
+
+    Raises:
+        RunFolderError: A file cannot be read, or the disk is full.
+    """
+    with explained(root):
+        files = {name: _facts(path) for name, path in sorted(_files(root, trail).items())}
+    write_json(root / MANIFEST, {"files": files})
+    with explained(root / MANIFEST):
+        return file_sha256(root / MANIFEST), len(files)
+
+
+def check_manifest(root: Path, sha256: str, *, trail: str) -> Coverage:
+    """Compares a run folder with its manifest.
+
+    Args:
+        root: The run folder.
+        sha256: Of the manifest, as the trail says.
+        trail: The trail's place in the folder.
+
+    Raises:
+        AuditError: The manifest is missing or another one, or files are missing or were changed; they are named.
+    """
+    place = root / MANIFEST
+    with explained(root):
+        if not _is_file(place):
+            raise AuditError(f"{MANIFEST} is missing: nothing says what the files of this run were")
+        if file_sha256(place) != sha256:
+            raise AuditError(f"{MANIFEST} is not the one that the trail was closed over: it was changed")
+        listed, there = _listed(place), _files(root, trail)
+        missing = sorted(listed.keys() - there.keys())
+        changed = sorted(name for name in listed.keys() & there.keys() if _is_other(there[name], listed[name]))
+    faults = [f"{which} {_named(names)}" for which, names in (("changed:", changed), ("missing:", missing)) if names]
+    if faults:
+        count = len(missing) + len(changed)
+        raise AuditError(
+            f"{count} file{' is' if count == 1 else 's are'} not what the trail was closed over; {'; '.join(faults)}"
+        )
+    return Coverage(tuple(sorted(listed)), tuple(sorted(there.keys() - listed.keys())))
+
+
+def _files(root: Path, trail: str) -> dict[str, Path]:
+    """The files that a manifest covers, by name; what is written or removed after it is left out."""
+    beside = {(Path(trail).parent / name).as_posix() for name in (COUNTERSIGNED, KEY_FILE)}
+    out = {MANIFEST, _LOCK, trail, *beside}
+    return {name: path for name, path in _walked(root).items() if name not in out and not name.endswith(TEMPORARY)}
+
+
+def _walked(root: Path) -> dict[str, Path]:
+    """Place in the folder -> file; links are not followed, and a name that is no UTF-8 is written with escapes."""
+    found = {}
+    for folder, _, names in os.walk(root, onerror=_fail):
+        for path in (Path(folder) / name for name in names):
+            if _is_file(path):
+                name = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+                found[name] = path
+    return found
+
+
+def _fail(error: OSError) -> None:
+    """A folder that cannot be read holds files that would be passed over."""
+    raise error
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _is_other(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a file is not the listed one; its size first, which costs nothing."""
+    return path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]
+
+
+def _listed(place: Path) -> dict[str, dict[str, Any]]:
+    """The files that a manifest lists; whoever signed it could have signed anything.
+
+    Raises:
+        AuditError: It is none.
+    """
+    read = read_json(place)
+    files = read.get("files") if isinstance(read, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
+        for facts in files.values()
+    ):
+        raise AuditError(f"{MANIFEST} is none: it does not list files with their bytes and sha256")
+    return files
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(ascii, names[:_MOST_NAMED])) + more
