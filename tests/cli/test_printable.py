@@ -232,6 +232,19 @@ def test_live_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert_harmless(shown)
 
 
+def test_a_bar_s_words_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    from silotune.cli.output import stdout
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    name = "[link=file:///etc/passwd]click[/link]"
+    with RunProgress(stdout()) as progress:
+        progress("mode_started", {"mode": name, "rounds": 2})
+        progress("mode_started", {"mode": "isolated", "client": name, "rounds": 2})
+    shown = capsys.readouterr().out
+    assert "[link=file:///etc/passwd]" in shown and "\x1b]8;" not in shown
+
+
 def calls(path: Path) -> list[ast.Call]:
     return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
 
