@@ -122,7 +122,7 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def submitted(coordinator: Path) -> str:
     """A run whose site gave such a reason."""
     jobs = Jobs(coordinator_folder(read_kit(coordinator)))
