@@ -123,7 +123,7 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def submitted(coordinator: Path) -> str:
     """A run whose site gave such a reason."""
     jobs = Jobs(coordinator_folder(read_kit(coordinator)))
@@ -231,6 +231,19 @@ def test_live_progress(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.count("owned") >= 10
     assert_harmless(shown)
+
+
+def test_a_bar_s_words_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    from silotune.cli.output import stdout
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    name = "[link=file:///etc/passwd]click[/link]"
+    with RunProgress(stdout()) as progress:
+        progress("mode_started", {"mode": name, "rounds": 2})
+        progress("mode_started", {"mode": "isolated", "client": name, "rounds": 2})
+    shown = capsys.readouterr().out
+    assert "[link=file:///etc/passwd]" in shown and "\x1b]8;" not in shown
 
 
 def calls(path: Path) -> list[ast.Call]:

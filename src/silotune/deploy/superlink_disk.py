@@ -23,6 +23,7 @@ DELETES_FOR_GOOD = (("secure_delete", "ON"), ("journal_size_limit", "0"))
 """SQLite's settings of each connection: what is deleted is overwritten, and the log keeps no room that it had."""
 CLEAR_SECONDS = 1.0
 """Between two times that ended runs are looked for and the log is emptied."""
+STOP_SECONDS = 5.0
 _HELD = """
 SELECT run_id FROM run_objects UNION SELECT run_id FROM message_ins UNION SELECT run_id FROM message_res
 """
@@ -121,7 +122,7 @@ def kept_clear(state: Callable[[], Any], database: Path) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join()
+        thread.join(STOP_SECONDS)
         clear()
         clear()  # nobody writes any more: the log is emptied the second time
         connection.close()
