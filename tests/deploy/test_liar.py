@@ -27,6 +27,8 @@ from silotune.experiment.audit import verify_run
 from silotune.federation.client import Site
 from silotune.federation.secure_site import Protection
 from silotune.privacy.secure_sum.stages import Stage
+from silotune.record.audit import FILE
+from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 from silotune.structs import Reply, Request
 from silotune.transports import trainer_host
@@ -125,6 +127,9 @@ def check(deployed: Deployed, run: RunFolder, without: RunFolder, rounds: Sequen
     assert in_sum == [4 if is_in else 3 for _, _, is_in in rounds]
     assert {failure["client"] for failure in failures(run)} == {WHO}
     assert "do not give its seed" in list(failures(run))[-1]["reason"]
+    blamed = [entry.fields for entry in read_chain(run.part("federated").path / FILE) if entry.event == "failure"]
+    assert {fields["client"] for fields in blamed} == {WHO}
+    assert any("do not give its seed" in fields["reason"] for fields in blamed)
     keys = deployed.kit.members().signing_keys()
     found = verify_run(run.path, keys=keys, sites=[site_folder(deployed.site(site)) for site in NAMES])
     assert found.has_adapter and set(found.witnesses) == set(NAMES)

@@ -311,7 +311,7 @@ class _Sum:
         if len(left) < needed:
             raise ProtectionError(
                 f"round {self.asking.number}: {len(left)} of {len(self.terms.cohort)} clients {what}, {needed} are "
-                f"needed: the sum stays closed and nothing of it was revealed"
+                "needed: the sum stays closed and nothing of it was revealed"
             )
 
 
