@@ -15,6 +15,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_again(one_thread: None) -> None:
+    """A test before this one may have run a configuration that sets ``training.threads``, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny Llama with tokenizer and chat template."""

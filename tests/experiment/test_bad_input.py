@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from silotune.config import Config
 from silotune.errors import ConfigError, DataError, ModelError, RunFolderError, SilotuneError
 from silotune.experiment.run import resume_experiment, run_experiment
+from silotune.record.runs import RunFolder
 
 Make = Callable[..., Config]
 ROWS = [
@@ -134,9 +135,14 @@ def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
 
 def test_a_run_does_not_go_on_with_other_examples(configuration: Make, tmp_path: Path) -> None:
     config = configuration(data=silos(tmp_path, a=ROWS, b=ROWS[:9]), federation={"rounds": 1})
-    run = run_experiment(config)
-    (run.path / "summary.json").unlink()
-    (run.path / "federated" / "result.json").unlink()
+
+    def interrupt(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "client_finished":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, observer=interrupt)
+    run = RunFolder.open(config.record.folder / str(config.record.name))
     began = run.read_json("partition")
     write(tmp_path / "b.jsonl", [*ROWS[:8], {**ROWS[8], "label": "negative"}])
     with pytest.raises(DataError, match="begun with other examples: the data changed since"):
