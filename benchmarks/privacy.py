@@ -26,12 +26,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measure import Result, all_passed, as_document, from_document, machine, read_document, seconds_of, speed_up, table
 
 from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.secure_site import UnmaskReport
+from silotune.federation.secure_site import SharesReport, UnmaskReport, written
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
 from silotune.privacy.masks import BLOCK_BYTES, PIECE_BYTES, SEGMENT_BYTES, ZEROS, add_streams, fastest_keystream
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise
 from silotune.privacy.secure_sum import coordinator, site
-from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest, safe_degree
+from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.privacy.secure_sum.stages import Sealed, Stage
+from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, safe_degree
 from silotune.structs import Reply
 
 VALUES = 1_000_000
@@ -157,19 +159,31 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     update = drawn.normal(0, 0.01, size).astype(np.float32)
 
     began = time.process_time()
-    stages: dict[str, site.Stage] = {}
+    stages: dict[str, Stage] = {}
     keys: dict[str, SignedKeys] = {}
     for name in names:
         stages[name], keys[name] = site.advertise(members[name], terms, os.urandom)
-    sealed, commitments = {}, {}
+    began_server = time.process_time()
+    circle = coordinator.circle(terms, keys)
+    faults = [coordinator.fault_of_keys(terms, name, keys[name], (public[name],)) for name in names]
+    cost.coordinator += time.process_time() - began_server
+    sealed, sharings, complaints = {}, {}, {}
     for name in names:
-        stages[name], sealed[name], commitments[name] = site.share(members[name], stages[name], keys, os.urandom)
-        _note(cost, name, sealed[name])
+        stages[name], sealed[name], sharings[name] = site.share(members[name], stages[name], keys, os.urandom)
+        _note(cost, name, sealed[name], sharings[name])
+    began_server = time.process_time()
+    for name in names:
+        known = (public[name],)
+        faults.append(coordinator.fault_of_sharing(circle, name, sealed[name], sharings[name], known))
     routed = coordinator.routed(sealed)
+    cost.coordinator += time.process_time() - began_server
+    for name in names:
+        stages[name], complaints[name] = site.accept(members[name], stages[name], names, routed[name])
+    agreed = coordinator.after_complaints(circle, complaints)
     alive = names[: parties - dropouts]
     total = np.zeros(size, RINGS[32])
     for name in alive:
-        stages[name] = site.accept(members[name], stages[name], names, routed[name])
+        stages[name] = site.confirm(members[name], stages[name], agreed.arrived)
         integers, _ = quantise(update, 1000, scale, bits=32, generator=drawn)
         site.mask(members[name], stages[name], [integers])
         reply = Reply("secure_sum.input", 1, name, {"values": torch.from_numpy(integers.view("<i4"))})
@@ -181,15 +195,23 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     signatures = {}
     for name in alive:
         stages[name], signatures[name] = site.agree(members[name], stages[name], alive)
-    with_shares = all_holders(names, roster_digest(terms, keys), terms.degree)
+    lists = {"arrived": agreed.arrived, "survivors": alive}
+    began_server = time.process_time()
+    for name in alive:
+        faults.append(coordinator.fault_of_signature(circle, signatures[name], (public[name],), **lists))
+    cost.coordinator += time.process_time() - began_server
     revealed = {}
     for name in alive:
-        signed = {peer: signatures[peer] for peer in with_shares[name] if peer in signatures}
+        signed = {peer: signatures[peer] for peer in circle.holders[name] if peer in signatures}
         revealed[name] = site.reveal(members[name], stages[name], signed)
         shares = {kind: {o: s.hex() for o, (of, s) in revealed[name].items() if of == kind} for kind in ("seed", "key")}
         cost.sent(name, len(encode(Reply("secure_sum.unmask", 1, name, {}, UnmaskReport(**shares).model_dump()))))
     began_server = time.process_time()
-    coordinator.unmask([total], terms, keys, commitments=commitments, survivors=alive, revealed=revealed)
+    expected = coordinator.to_reveal(circle, agreed, alive, holders=alive)
+    fitting, wrong = coordinator.fitting(circle, sharings, revealed, expected=expected)
+    if any(faults) or wrong:
+        raise AssertionError("the coordinator finds a fault with a site that has none")
+    coordinator.unmask([total], circle, sharings, **lists, revealed=fitting)
     found = mean(total, 1000 * len(alive), scale)
     cost.coordinator += time.process_time() - began_server
     cost.clients = time.process_time() - began - cost.coordinator
@@ -197,9 +219,9 @@ def one_round(parties: int, size: int, *, dropouts: int) -> Cost:
     return cost
 
 
-def _note(cost: Cost, name: str, sealed: Mapping[str, bytes]) -> None:
-    """Bytes of the first two answers: keys and signature, and sealed shares."""
-    body = {"shares": {peer: text.hex() for peer, text in sealed.items()}, "commitment": "0" * 64}
+def _note(cost: Cost, name: str, sealed: Mapping[str, Sealed], sharing: SignedSharing) -> None:
+    """Bytes of the first two answers: keys and signature, and sealed shares with their commitments."""
+    body = SharesReport(shares={peer: written(one) for peer, one in sealed.items()}, sharing=sharing).model_dump()
     keys = {"mask": "0" * 64, "share": "0" * 64, "signature": "0" * 128}
     cost.sent(name, len(encode(Reply("secure_sum.shares", 1, name, {}, body))))
     cost.sent(name, len(encode(Reply("secure_sum.keys", 1, name, {}, keys))))
@@ -253,8 +275,8 @@ def encryption() -> list[Result]:
         seconds = repeated(lambda n=numbers, p=packing, k=key: encrypt(n, p, k), 3)
         cells = encrypt(numbers, packing, key)
         total = Adder(packing)
-        total.add(cells)
-        adding = tuple(seconds_of(lambda t=total, c=cells: t.add(c)) for _ in range(9))
+        total.add(total.read(cells))
+        adding = tuple(seconds_of(lambda t=total, c=cells: t.add(t.read(c))) for _ in range(9))
         opened = decrypt(total.cells(), VALUES, packing, key)
         if bfv and not np.array_equal(opened, 10 * numbers):
             raise AssertionError("the decrypted sum is not the sum")

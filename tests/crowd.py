@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from silotune.federation.client import Site, TrainOrder
+from silotune.federation.client import Site
+from silotune.federation.orders import TrainOrder
 from silotune.sections import FederationSection, TrainingSection
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.transports.in_process import InProcess

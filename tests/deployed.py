@@ -14,20 +14,23 @@ import pytest
 
 import kits
 from line import line
-from silotune.config import Config
+from silotune.config import Config, from_mapping
 from silotune.data.mixture import load_examples
+from silotune.deploy import link
+from silotune.deploy.coordinator import public_keys
 from silotune.deploy.equipment import equip, guard_of
-from silotune.deploy.job import over, vouched
+from silotune.deploy.job import over, vouched, work_on
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import coordinator_folder, site_folder
+from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
+from silotune.deploy.processes import Child
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import holdings_of
-from silotune.experiment.run import federate
+from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.record.runs import RunFolder
 from silotune.sections import DataSection
-from silotune.transports.frames import Frame, work_frame
+from silotune.transports.frames import Frame, listen, work_frame
 from silotune.transports.trainer_host import TrainerHost
 
 NAMES = ("client-0", "client-1", "client-2")
@@ -89,7 +92,7 @@ class Deployed:
     def __init__(self, folder: Path, model: Path, names: Sequence[str] = NAMES, *, plan: str = "") -> None:
         self.folder, self.names = kits.make(folder, names, plan=plan), tuple(names)
         self.resident = Resident()  # the trainers take turns with one base
-        self.kit = read_kit(folder / "coordinator")
+        self.kit, self.submitter = read_kit(folder / "coordinator"), read_kit(folder / "researcher")
         self.hosts = {name: self._host(name, model) for name in names}
         self.seen: list[tuple[str, bytes, Frame]] = []
 
@@ -113,27 +116,62 @@ class Deployed:
         kit = self.site(name)
         site_folder(kit).mkdir(mode=0o700, exist_ok=True)
         holdings = holdings_of(kit)
-        desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)), resident=self.resident)
-        return OneAtATime(desk, site_folder(kit) / "rounds")
+        guard = guard_of(kit, holdings)
+        desk = SiteDesk(holdings, partial(equip, kit, guard), resident=self.resident)
+        return OneAtATime(desk, site_folder(kit) / "rounds", guard=guard)
 
-    def work(self, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:
+    def work(self, envelope: Mapping[str, str], setup: bytes, data: bytes) -> Frame:
         frame = self.hosts[envelope["client"]].answer(work_frame(envelope["job"], setup, data))
         self.seen.append((envelope["client"], data, frame))
         return frame
 
     def run(self, config: Config, *, seed: int = 0) -> RunFolder:
         """Submits a run and works on it over a line in memory; replies come in an order by ``seed``."""
-        name = submit_run(self.kit, config)
+        name = submit_run(self.kit, config, submitter=self.submitter)
         return self.work_on(name, Jobs(coordinator_folder(self.kit)).run_path(name), seed=seed)
 
     def work_on(self, name: str, path: Path, *, up: Sequence[str] | None = None, seed: int = 0) -> RunFolder:
         """Works on a job in this folder, with those sites alone that are up."""
-        config = Jobs(coordinator_folder(self.kit)).config(name)
+        jobs = Jobs(coordinator_folder(self.kit))
+        config, signed = jobs.config(name), jobs.signed(name)
         members, setup = self.kit.members().active(), setup_of(config)
         return federate(
             config,
             {site: (members[site].signing_public,) for site in sorted(members)},
             connect=over(line(self.work, seed=seed, names=up or self.names), self.names, name, config, setup),
             path=path,
-            vouch=partial(vouched, self.kit, name, config, setup),
+            vouched=Vouched(signed.job.id, partial(vouched, signed)),
         )
+
+    def submitted(self, asked: Mapping[str, Any]) -> RunFolder:
+        """Submits a run and works on it to its end over the SuperLink (``over_tls``); the run folder."""
+        jobs = Jobs(coordinator_folder(self.kit))
+        name = submit_run(self.kit, from_mapping(asked), submitter=self.submitter)
+        work_on(self.kit, name)
+        assert jobs.read(name).status == "finished", jobs.read(name).reason
+        return RunFolder.open(jobs.run_path(name))
+
+
+@contextmanager
+def over_tls(made: Deployed) -> Iterator[None]:
+    """Inside, a real SuperLink and the nodes' processes are up; the trainers are threads of this process."""
+    socket = link_socket(made.kit)
+    coordinator_folder(made.kit).mkdir(exist_ok=True)
+    coordinator_folder(made.kit).chmod(0o700)
+    children = [Child("link", ("silotune.deploy.superlink", str(made.kit.folder)), made.folder / "link.log")]
+    for name, host in made.hosts.items():
+        kit = made.site(name)
+        threading.Thread(target=host.serve, args=(listen(trainer_socket(kit)),), daemon=True).start()
+        children.append(Child(name, ("silotune.deploy.node", str(kit.folder)), made.folder / f"{name}.log"))
+    try:
+        children[0].start()
+        link.wait_for_link(socket, limit_seconds=120)
+        link.register(socket, public_keys(made.kit))
+        for child in children[1:]:
+            child.start()
+        yield
+    finally:
+        for child in reversed(children):
+            child.stop(limit_seconds=5)
+        for host in made.hosts.values():
+            host.stop()

@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 
+from silotune.config import Config
 from silotune.errors import PolicyError
-from silotune.federation.guard import Guard, guarded
-from silotune.federation.jobs import Job, SignedJob, order_digest, sign_job
+from silotune.federation.admission import Arrived, Facts, Gate, Membership
+from silotune.federation.guard import Guard, serve
+from silotune.federation.jobs import JOB, Job, SignedJob, order_digest, sign_job
+from silotune.federation.messages import Expected, decode_reply, encode, layout_of
+from silotune.federation.orders import evaluate_order, train_order
+from silotune.federation.run_setup import Setup, without_places
+from silotune.federation.served import Served
 from silotune.federation.server import Plan, run_rounds
 from silotune.federation.witness import Audit, close, concludes
 from silotune.methods.algorithms import method
 from silotune.record.audit import FILE, Trail
+from silotune.record.canonical import canonical_json, sha256
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import SigningKey, new_key
 from silotune.sections import FederationSection
@@ -24,9 +31,43 @@ from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 
 NAMES = ("bank-a", "bank-b")
 START = {"w": torch.tensor([1.0, -2.0, 0.5]), "b": torch.zeros(2)}
-BODY = {"training": {"objective": "sft"}, "rounds": 3}
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
+NUMBER, BASE = "1" * 32, "a" * 64
+KINDS = ("train", "evaluate", "countersign", "secure_sum.keys", "secure_sum.input")
+CONFIG = Config.model_validate({"federation": {"rounds": 3}, "evaluation": {"per_client": True}})
+SUBMITTER, COSTS = new_key(), Facts(5, 1)
 Answer = Callable[[Request], Reply]
+
+
+def setup_of(config: Config = CONFIG, *, base: str = BASE) -> dict[str, Any]:
+    return Setup(config=without_places(config), base=base).model_dump(mode="json")
+
+
+def train_body(config: Config = CONFIG, number: str = NUMBER) -> dict[str, Any]:
+    """The order to train, without the job."""
+    return train_order(config, run=f"{number}/federated").model_dump(mode="json", exclude={JOB})
+
+
+def scoring_body(**changes: Any) -> dict[str, Any]:
+    made = evaluate_order(CONFIG.evaluation, ("negative", "neutral", "positive"))
+    return {**made.model_dump(mode="json", exclude={JOB}), **changes}
+
+
+def job(key: SigningKey = SUBMITTER, **changes: Any) -> SignedJob:
+    made = {
+        "id": NUMBER, "run": "demo", "config_sha256": "0" * 64, "task": "finance-news", "participants": NAMES,
+        "rounds": 3, "kinds": KINDS, "setup_sha256": sha256(setup_of()), "expires": NOW + timedelta(hours=1),
+        "orders": {"train": order_digest(train_body()), "evaluate": order_digest(scoring_body())},
+    }  # fmt: skip
+    return sign_job(Job(**{**made, **changes}), key)
+
+
+def under(body: Mapping[str, Any], signed: SignedJob | None = None) -> dict[str, Any]:
+    """A body with the job that it belongs to."""
+    return {**body, JOB: (signed or job()).model_dump(mode="json")}
+
+
+BODY = under(train_body())
 
 
 def report(examples: int) -> dict[str, Any]:
@@ -42,12 +83,43 @@ def work(request: Request) -> Reply:
     return Reply("train", request.round_number, request.client, delta, report(10 + int(place)))
 
 
-def job(key: SigningKey, *, body: Mapping[str, Any] = BODY, **changes: Any) -> SignedJob:
-    made = {
-        "run": "demo", "config_sha256": "0" * 64, "task": "finance-news", "participants": NAMES, "rounds": 3,
-        "orders": {"train": order_digest(body)}, "expires": NOW + timedelta(hours=1),
-    }  # fmt: skip
-    return sign_job(Job(**{**made, **changes}), key)
+@dataclass
+class Opened:
+    """A run that a site has opened, without examples or a model."""
+
+    served: Served
+    costs: Facts = COSTS
+    expected: Mapping[str, Expected] = field(
+        default_factory=lambda: dict.fromkeys(("train", "evaluate", "secure_sum.input"), layout_of(START))
+    )
+
+    def facts(self, request: Request, delta: float) -> Facts:
+        return self.costs
+
+
+@dataclass
+class House:
+    """One site: its guard, and what it opens once a request is admitted that far; ``opens`` counts it."""
+
+    guard: Guard
+    opened: Opened
+    opens: int = 0
+
+    def serve(
+        self,
+        request: Request,
+        work: Answer = work,
+        *,
+        run: str = "demo",
+        setup: Mapping[str, Any] | bytes | None = None,
+    ) -> Reply:
+        said = setup_of() if setup is None else setup
+        arrived = Arrived(run, said if isinstance(said, bytes) else canonical_json(dict(said)), encode(request))
+        return serve(arrived, self.guard, self._open, lambda admitted: work(admitted.request))
+
+    def _open(self) -> Opened:
+        self.opens += 1
+        return self.opened
 
 
 @dataclass
@@ -58,25 +130,31 @@ class Federation:
     policy: str = "format = 1\n"
     coordinator: SigningKey = field(default_factory=new_key)
     keys: dict[str, SigningKey] = field(default_factory=lambda: {name: new_key() for name in NAMES})
+    submitters: tuple[str, ...] = (SUBMITTER.public,)
     meddle: Callable[[Reply], Reply] = lambda reply: reply
     work: Answer = work
     kept: dict[str, SiteState] = field(default_factory=dict)
 
-    def guard(self, name: str, **changes: Any) -> Guard:
+    def house(self, name: str = "bank-a", *, costs: Facts = COSTS, run: str = "demo", **changes: Any) -> House:
+        """A site as it starts: it remembers what is on its disk."""
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
         (place / "policy.toml").write_text(self.policy)
+        known = {"task": "finance-news", "base_sha256": BASE, "clock": lambda: NOW}
+        members = Membership((self.coordinator.public,), self.submitters)
+        gate = Gate(name, place / "policy.toml", lambda: members, **{**known, **changes})
         trail = Trail(place / FILE, self.keys[name], actor=name)
-        known = {"coordinators": (self.coordinator.public,), "task": "finance-news", "clock": lambda: NOW}
-        return Guard(place / "policy.toml", self.keys[name], trail, **{**known, **changes})
+        return House(Guard(gate, self.keys[name], trail), Opened(Served(place / f"{run}.jsonl"), costs))
 
     def clients(self) -> Sequence[str]:
         return NAMES
 
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
         for name, request in requests.items():
+            run = request.body[JOB]["job"]["run"]
             try:
-                yield self.meddle(guarded(request, self.guard(name), self.work))
+                reply = self.house(name, run=run).serve(request, self.work, run=run)
+                yield self.meddle(decode_reply(encode(reply), layout_of(reply.tensors)))
             except PolicyError as error:
                 yield Failure(name, request.round_number, request.kind, str(error), rule=error.rule)
 

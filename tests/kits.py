@@ -18,7 +18,9 @@ def free_port() -> int:
 
 
 def make(folder: Path, sites: Sequence[str], *, plan: str = "") -> Path:
-    """``folder/coordinator`` and ``folder/<site>``, all on one free port; ``folder/office`` holds the authority.
+    """``folder/coordinator``, ``folder/researcher`` (who submits) and ``folder/<site>``, all on one free port.
+
+    ``folder/office`` holds the authority.
 
     ``plan`` is put into ``federation.toml``.
     """

@@ -22,8 +22,9 @@ from silotune.deploy.fleet import Address, Fleet, read_node_key
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
 from silotune.deploy.processes import Child
-from silotune.federation.client import Site, TrainOrder
+from silotune.federation.client import Site
 from silotune.federation.messages import layout_of
+from silotune.federation.orders import TrainOrder
 from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request
 from silotune.transports.flower import FlowerTransport

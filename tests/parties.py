@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from silotune.errors import ProtectionError
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
+from silotune.privacy.secure_sum.shamir import split
+from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.privacy.secure_sum.stages import Advertised, Sealed, Shared, Stage
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest
 
 
@@ -39,13 +43,15 @@ class Sum:
     members: Mapping[str, Member]
     terms: Terms
     inputs: Mapping[str, np.ndarray]
-    stages: dict[str, site.Stage] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
     keys: dict[str, SignedKeys] = field(default_factory=dict)
-    sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    commitments: dict[str, str] = field(default_factory=dict)
+    sealed: dict[str, dict[str, Sealed]] = field(default_factory=dict)
+    sharings: dict[str, SignedSharing] = field(default_factory=dict)
+    complaints: dict[str, dict[str, str]] = field(default_factory=dict)
     masked: dict[str, np.ndarray] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     revealed: dict[str, dict[str, tuple[str, bytes]]] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
 
     def advertise(self, *gone: str) -> None:
         for name, member in self.members.items():
@@ -55,12 +61,28 @@ class Sum:
     def share(self, *gone: str) -> None:
         for name in [name for name in self.keys if name not in gone]:
             made = site.share(self.members[name], self.stages[name], self.keys, os.urandom)
-            self.stages[name], self.sealed[name], self.commitments[name] = made
+            self.stages[name], self.sealed[name], self.sharings[name] = made
 
-    def mask(self, *gone: str) -> None:
+    def accept(self, *gone: str) -> None:
         routed = coordinator.routed(self.sealed)
         for name in [name for name in self.sealed if name not in gone]:
-            self.stages[name] = site.accept(self.members[name], self.stages[name], tuple(self.sealed), routed[name])
+            made = site.accept(self.members[name], self.stages[name], tuple(self.sealed), routed[name])
+            self.stages[name], self.complaints[name] = made
+
+    @property
+    def parties(self) -> coordinator.Circle:
+        return coordinator.circle(self.terms, self.keys)
+
+    @property
+    def agreed(self) -> coordinator.Agreed:
+        return coordinator.after_complaints(self.parties, self.complaints)
+
+    def mask(self, *gone: str) -> None:
+        arrived = self.agreed.arrived
+        if len(arrived) < (needed := self.terms.needed(len(self.members))):
+            raise ProtectionError(f"{len(arrived)} are left, {needed} are needed")
+        for name in [name for name in arrived if name not in gone]:
+            self.stages[name] = site.confirm(self.members[name], self.stages[name], arrived)
             self.masked[name] = self.inputs[name].astype(RINGS[self.terms.bits])
             site.mask(self.members[name], self.stages[name], [self.masked[name]])
 
@@ -77,10 +99,12 @@ class Sum:
 
     def open(self) -> np.ndarray:
         total = sum(self.masked.values(), start=np.zeros(self.terms.size, RINGS[self.terms.bits]))
+        alive = tuple(self.masked)
+        expected = coordinator.to_reveal(self.parties, self.agreed, alive, holders=tuple(self.revealed))
+        fitting, self.wrong = coordinator.fitting(self.parties, self.sharings, self.revealed, expected=expected)
         coordinator.unmask(
-            [total], self.terms, self.keys,
-            commitments=self.commitments, survivors=tuple(self.masked), revealed=self.revealed,
-        )  # fmt: skip
+            [total], self.parties, self.sharings, arrived=self.agreed.arrived, survivors=alive, revealed=fitting
+        )
         return total
 
     def run(self, dropouts: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
@@ -89,7 +113,36 @@ class Sum:
         return self.open()
 
 
-PHASES = ("advertise", "share", "mask", "agree", "reveal")
+def resealed(
+    member: Member, stage: Shared, pairs: Mapping[str, tuple[bytes, bytes]]
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
+    """As ``site.share`` of a site that gives these shares, commits itself to them and signs for them."""
+    made = replace(stage, given=pairs)
+    sharing = site._committed(member, made)
+    peers = [peer for peer in stage.holders if peer != member.name]
+    return made, {peer: site._sealed(member, made, peer, sharing) for peer in peers}, sharing
+
+
+def false_shares(
+    member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], secret: str
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
+    """As ``site.share``, of a site that gives shares of something else, and commits itself to just these."""
+    shared, _, sharing = site.share(member, stage, keys, os.urandom)
+    wrong = split(os.urandom(32), sharing.least, len(shared.holders), os.urandom)
+    pairs = {
+        holder: (false, pair[1]) if secret == "seed" else (pair[0], false)
+        for false, (holder, pair) in zip(wrong, sorted(shared.given.items()), strict=True)
+    }
+    return resealed(member, shared, pairs)
+
+
+def spoilt(member: Member, stage: Shared, one: Sealed, holder: str) -> Sealed:
+    """A sealed pair that does not open, signed by its owner all the same."""
+    made = replace(one, text=os.urandom(len(one.text)))
+    return replace(made, signature=member.sign(made.content(stage.roster, member.name, holder)).hex())
+
+
+PHASES = ("advertise", "share", "accept", "mask", "agree", "reveal")
 
 
 def begin(count: int, *, seed: int = 0, **changes) -> Sum:

@@ -292,6 +292,17 @@ def test_a_setting_that_would_do_nothing_is_refused(document: dict[str, Any], fa
     assert found.startswith(fault)
 
 
+@pytest.mark.parametrize(
+    "name", ["../../esc", "a/b", "/etc", "..", ".", ".a", "-x", "x y", "", "a\n", "a\0", "é", "x" * 201]
+)
+def test_a_run_s_name_stays_within_its_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="with a letter, a digit or _ first") as fault:
+        from_mapping({"record": {"name": name}})
+    (said,) = fault.value.faults
+    assert said.startswith(f"record.name = {name!r}: it cannot name a folder: use") and "\n" not in said
+    assert from_mapping({"record": {"name": "Run_1.2+b-c"}}).record.name == "Run_1.2+b-c"
+
+
 def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     data = from_mapping({"data": {"root": "~/data", "train": "~/x.jsonl"}, "record": {"folder": "~/runs"}})

@@ -15,6 +15,7 @@ CODES = {
     "TrainingError": 5,
     "FederationError": 6,
     "MessageError": 6,
+    "TrainerLostError": 6,
     "ProtectionError": 6,
     "RunFolderError": 7,
     "MissingPackageError": 8,

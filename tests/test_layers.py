@@ -79,8 +79,7 @@ def test_only_one_file_knows_flower() -> None:
             assert part(path) in ("transports", "deploy"), path
 
 
-def test_files_are_short_and_say_what_they_are_for() -> None:
+def test_files_say_what_they_are_for() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 400, path
         assert path.name == "__init__.py" or ast.get_docstring(ast.parse(text)), path

@@ -15,6 +15,7 @@ import pytest
 
 import kits
 import silotune
+from governed import job
 from silotune.config import Config
 from silotune.deploy import check, demo, fleet, link, processes, submit
 from silotune.deploy.jobs import Jobs
@@ -94,7 +95,7 @@ def test_what_waits_without_a_limit_is_known() -> None:
         for path in sorted(SOURCE.rglob("*.py"))
         for where in unlimited(ast.parse(path.read_text(encoding="utf-8")))
     }
-    accepts = {"federation/secure_site.py:masked_input"}  # the protocol's word for a message
+    accepts = {"federation/secure_site.py:accept_shares"}  # the protocol's word for a message
     assert found - accepts == set(FOREVER)
 
 
@@ -161,7 +162,7 @@ def test_the_superlink_is_waited_for_within_a_limit(
 def test_who_follows_a_run_is_told_that_no_coordinator_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "AWAY_SECONDS", 0.1)
     jobs = Jobs(folder / "jobs")
-    name = jobs.submit(Config(), "it")
+    name = jobs.submit(Config(), job(run="it"))
     waited(r"'it' is queued, .* within 0\.1 s: start it", lambda: list(submit.follow_run(jobs, name)))
 
 

@@ -7,6 +7,7 @@
     ├── TrainingError            5   a local round: loss not finite, nothing to supervise
     ├── FederationError          6   a round: too few replies, a client that failed
     │   ├── MessageError         6   a message that does not decode to what was expected
+    │   ├── TrainerLostError     6   a site's trainer that died over its work, or did not come back
     │   └── ProtectionError      6   a protected sum that a party refused, or that too few were left for
     ├── RunFolderError           7   a run folder: not one, in use, disk full
     ├── MissingPackageError      8   an optional package that the request needs
@@ -72,6 +73,10 @@ class FederationError(SilotuneError):
 
 class MessageError(FederationError):
     """A message that does not decode to what its receiver expects."""
+
+
+class TrainerLostError(FederationError):
+    """The process that trains at a site died over a request every time, or did not come back."""
 
 
 class ProtectionError(FederationError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from silotune.link_settings import ClockSection, CompressionSection, DownloadSection
-from silotune.settings import Fraction, Momentum, Place, Positive, PositiveNumber, Section
+from silotune.settings import FolderName, Fraction, Momentum, Place, Positive, PositiveNumber, Section
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -368,7 +368,7 @@ class RecordSection(Section):
     """Where results go."""
 
     folder: Place = Field(Path("runs"), description="where run folders are made")
-    name: str | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
+    name: FolderName | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
     checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
     audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
     audit_key: Place | None = Field(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -28,6 +37,20 @@ def _expanded(path: Path) -> Path:
 Place = Annotated[Path, AfterValidator(_expanded)]
 """A path; ~ is the home folder."""
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+"""What can name a file or a folder of a run: no way out of the folder it lies in, and no option of a command."""
+NAME_RULE = "use at most 200 letters, digits and . _ + -, with a letter, a digit or _ first"
+
+
+def _named(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise PydanticCustomError("folder_name", "It cannot name a folder: {rule}", {"rule": NAME_RULE})
+    return text
+
+
+FolderName = Annotated[str, AfterValidator(_named)]
+"""The name of a folder."""
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys refused, and numbers that are none or infinite."""
@@ -42,6 +65,41 @@ class Section(BaseModel):
         if kinds and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
             raise PydanticCustomError("number_needed", "A number is needed")
         return value
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def exactly(kind: type[SectionType], document: Mapping[str, Any]) -> SectionType:
+    """A section from JSON in which every value is exactly of its field's type: ``true`` is no number, 3.0 no integer.
+
+    An integer may stand for a number that has a fraction; what is left out has its default.
+
+    Raises:
+        ValueError: A value is missing, left over, cannot be, or is read as another than it is; the text is the dotted
+            name of the first one.
+    """
+    try:
+        made = kind.model_validate(document)
+    except ValidationError as error:
+        where = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+        raise ValueError(".".join(map(str, where))) from None
+    odd = _read_otherwise(document, made.model_dump(mode="json"))
+    if odd is not None:
+        raise ValueError(odd.lstrip("."))
+    return made
+
+
+def _read_otherwise(given: Any, read: Any, where: str = "") -> str | None:
+    """Where a value was read as another than was given; None for nowhere."""
+    if isinstance(given, Mapping) and isinstance(read, dict):
+        found = (_read_otherwise(item, read.get(name), f"{where}.{name}") for name, item in given.items())
+    elif isinstance(given, (list, tuple)) and isinstance(read, list) and len(given) == len(read):
+        found = (_read_otherwise(*pair, f"{where}.{place}") for place, pair in enumerate(zip(given, read, strict=True)))
+    else:
+        is_same = given == read and (type(given) is type(read) or (type(given), type(read)) == (int, float))
+        return None if is_same else where
+    return next(filter(None, found), None)
 
 
 @cache  # messages hold sections by the thousand

@@ -191,6 +191,7 @@ class ServerState:
         holders: Clients that answered the last round, and so hold them.
         simulated_seconds: By a simulated clock, since the run began; 0 without one.
         privacy: What differential privacy keeps: the largest epsilon so far, entries of the ledger, the clip bound.
+        excluded: Clients that are asked no more, since they have lied in a protected sum, and why.
     """
 
     round_number: int
@@ -208,6 +209,7 @@ class ServerState:
     holders: tuple[str, ...] = ()
     simulated_seconds: float = 0.0
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    excluded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

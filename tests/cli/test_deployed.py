@@ -26,12 +26,14 @@ def jobs(folder: Path) -> Jobs:
 
 
 def test_a_run_from_submission_to_its_folder(silotune, folder: Path, jobs: Jobs, tmp_path: Path) -> None:
-    kit = folder / "coordinator"
-    given = silotune("submit", "quickstart", "--kit", kit, "--set", "seed=3", "--json")
+    kit, submitter = folder / "coordinator", folder / "researcher"
+    given = silotune("submit", "quickstart", "--kit", kit, "--as", submitter, "--set", "seed=3", "--json")
     name = json.loads(given.out)["name"]
     assert given.code == 0 and jobs.config(name).seed == 3
     assert jobs.config(name).federation.modes == ("federated",)
-    assert "follow it: silotune logs quickstart-2" in silotune("submit", "quickstart", "--kit", kit).out
+    assert (
+        "follow it: silotune logs quickstart-2" in silotune("submit", "quickstart", "--kit", kit, "--as", submitter).out
+    )
     listed = json.loads(silotune("list", "--kit", kit, "--json").out)
     assert [(job["name"], job["status"]) for job in listed] == [(name, "queued"), ("quickstart-2", "queued")]
     assert silotune("cancel", "quickstart-2", "--kit", kit).out == "quickstart-2: cancelled\n"
@@ -47,6 +49,53 @@ def test_a_run_from_submission_to_its_folder(silotune, folder: Path, jobs: Jobs,
     assert silotune("fetch", name, tmp_path / "out", "--kit", kit).code == 0
     assert (tmp_path / "out" / "events.jsonl").is_file()
     assert silotune("status", "nobody", "--kit", kit).code == 6
+
+
+def test_a_run_is_signed_on_one_machine_and_handed_in_on_another(
+    silotune, folder: Path, jobs: Jobs, tmp_path: Path
+) -> None:
+    """The coordinator's kit can hand in what was signed, to the byte, and nothing else."""
+    kit, submitter, signed = folder / "coordinator", folder / "researcher", tmp_path / "run.json"
+    said = silotune("submit", "quickstart", "--as", submitter, "--out", signed, "--set", "record.name=signed")
+    assert said.code == 0 and "signed: signed" in said.out
+    given = silotune("submit", signed, "--kit", kit, "--json")
+    assert json.loads(given.out) == {"name": "signed"} and jobs.read("signed").status == "queued"
+    assert "there is a run 'signed' already" in silotune("submit", signed, "--kit", kit).err
+    document = json.loads(signed.read_text())
+    for section, values in (("training", {"learning_rate": 0.5}), ("data", {"task": "medical-choice"})):
+        changed = {**document, "config": {**document["config"], section: {**document["config"][section], **values}}}
+        (tmp_path / "changed.json").write_text(json.dumps(changed))
+        assert "is not the one that was signed" in silotune("submit", tmp_path / "changed.json", "--kit", kit).err
+    forged = json.loads(json.dumps(document))
+    forged["job"]["job"]["rounds"] += 1
+    (tmp_path / "forged.json").write_text(json.dumps(forged))
+    refused = silotune("submit", tmp_path / "forged.json", "--kit", kit)
+    assert refused.code == 12 and "is not signed by a submitter of this federation" in refused.err
+    assert "is signed first" in silotune("submit", "quickstart", "--kit", kit).err
+    assert "where to?" in silotune("submit", "quickstart", "--as", submitter).err
+    wrong = silotune("submit", "quickstart", "--as", kit, "--out", signed)
+    assert "is the coordinator's kit: give a submitter's" in wrong.err
+    (tmp_path / "none.json").write_text("{}")
+    assert "is not a signed run" in silotune("submit", tmp_path / "none.json", "--kit", kit).err
+    before = jobs.signed("signed")
+    jobs.change("signed", status="failed", reason="the job expired", exit_code=6)
+    assert silotune("resume", "signed", "--kit", kit, "--as", submitter).code == 0
+    after = jobs.signed("signed")
+    assert after.is_signed() and after.job.expires > before.job.expires and after.job.id == before.job.id
+
+
+@pytest.mark.parametrize("name", ["../../esc", "x y", "-x", ".."])
+def test_every_command_that_takes_a_name_says_what_one_is(
+    silotune, folder: Path, jobs: Jobs, tmp_path: Path, name: str
+) -> None:
+    named = tmp_path / "named.toml"
+    named.write_text(f'[record]\nname = "{name}"\n')
+    before, kit = jobs.names(), folder / "coordinator"
+    for command in (("run", named), ("submit", named, "--kit", kit, "--as", folder / "researcher"), ("doctor", named)):
+        said = silotune(*command)
+        assert said.code == 2 and said.err.count("\n") == 1, said.err
+        assert f"record.name = {name!r}: it cannot name a folder" in said.err
+    assert jobs.names() == before and not list(folder.rglob("*esc*"))
 
 
 def test_what_does_not_run_says_so(silotune, folder: Path) -> None:

@@ -24,7 +24,7 @@ CHARTER = (
 def office(silotune, tmp_path: Path) -> Path:
     (tmp_path / "federation.toml").write_text(PLAN)
     outcome = silotune("provision", tmp_path / "federation.toml", "--out", tmp_path / "out")
-    assert outcome.code == 0 and outcome.out.count("sha256 ") == 3
+    assert outcome.code == 0 and outcome.out.count("sha256 ") == 4
     for archive in (tmp_path / "out" / "kits").iterdir():
         unpack(archive, tmp_path / "kits")
     return tmp_path / "out"

@@ -65,6 +65,10 @@ class Processes:
     def kit(self) -> Kit:
         return read_kit(self.folder / "coordinator")
 
+    @property
+    def submitter(self) -> Kit:
+        return read_kit(self.folder / "researcher")
+
     def site(self, name: str) -> Kit:
         return read_kit(self.folder / name)
 
@@ -172,7 +176,7 @@ def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
     kit, site = processes.kit, processes.site(SITES[0])
     jobs = Jobs(coordinator_folder(kit))
     until("the sites are connected", processes.connected)
-    name = submit_run(kit, from_mapping(document))
+    name = submit_run(kit, from_mapping(document), submitter=processes.submitter)
     until("a site works", lambda: works(trainer_socket(site)) or jobs.progress(name)["round"] is not None)
     os.kill(status(site)["trainer"]["process"], signal.SIGKILL)
     until("a round is done", lambda: rounds_of(jobs, name) >= 1)
@@ -239,7 +243,7 @@ def test_a_job_killed_in_every_phase_and_a_full_disk_at_a_site_change_no_bit(
     processes: Processes, superlink: Kit, whole: RunFolder, document: dict[str, Any]
 ) -> None:
     jobs, site = Jobs(coordinator_folder(superlink)), processes.site(SITES[1])
-    name = submit_run(superlink, from_mapping(document))
+    name = submit_run(superlink, from_mapping(document), submitter=processes.submitter)
     folder = RunFolder(jobs.run_path(name))
     tests = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "lives", str(superlink.folder)]

@@ -14,10 +14,15 @@ from typing import Any
 import pytest
 
 import kits
+from disks import PAGE, disk, fill, make_room
+from governed import job
 from silotune.config import Config
+from silotune.deploy import coordinator as coordinators
+from silotune.deploy import site
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
 from silotune.deploy.coordinator import _Keeper
+from silotune.deploy.fleet import read_node_key
 from silotune.deploy.job import ending_of
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import Kit, read_kit
@@ -25,9 +30,10 @@ from silotune.deploy.node import _Node
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
-from silotune.deploy.superlink import MOST_BODY_BYTES, fleet_only
-from silotune.errors import ConfigError, FederationError, KitError, RunFolderError
+from silotune.deploy.superlink import MOST_BODY_BYTES, build_app, fleet_only
+from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.record.runs import RunFolder
+from silotune.record.signatures import write_secret
 from silotune.sections import FederationSection
 from silotune.transports.flower import Ending, client_app
 from silotune.transports.frames import Frame
@@ -41,6 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def coordinator(folder: Path) -> Kit:
     return read_kit(folder / "coordinator")
+
+
+@pytest.fixture
+def submitter(folder: Path) -> Kit:
+    return read_kit(folder / "researcher")
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------
@@ -107,8 +118,11 @@ def test_a_site_refuses_a_run_with_another_bundle(named: str, content: bytes, is
 def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     assert jobs.names() == []
-    names = [jobs.submit(Config(), "demo") for _ in range(3)]
+    names = [jobs.submit(Config(), job(run=jobs.free_name("demo"))) for _ in range(3)]
     assert names == ["demo", "demo-2", "demo-3"] == jobs.names()
+    with pytest.raises(FederationError, match="there is a run 'demo' already"):
+        jobs.submit(Config(), job(run="demo"))
+    assert jobs.signed("demo-2") == job(run="demo-2", expires=jobs.signed("demo-2").job.expires)
     assert (tmp_path / "jobs" / "demo").stat().st_mode & 0o777 == 0o700
     assert jobs.config("demo") == Config()
     jobs.change("demo", status="running", attempts=1)
@@ -116,16 +130,46 @@ def test_jobs_are_queued_in_order_and_end_once(tmp_path: Path) -> None:
     assert jobs.cancel("demo").status == "cancelled"
     assert jobs.change("demo", status="running").status == "cancelled"  # what has ended does not begin again
     assert jobs.read("demo").ended > 0 and jobs.read("demo").status in ENDED
-    for wrong in ("nobody", "../demo"):
+    for wrong in ("nobody", "../demo", "..", "../jobs/demo"):
         with pytest.raises(FederationError, match="unknown run"):
             jobs.read(wrong)
 
 
-def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit) -> None:
+@pytest.mark.parametrize("name", ["../../esc", "/tmp/esc", "..", "-x", "x y", ".hidden", ""])
+def test_a_job_s_name_does_not_leave_the_folder_of_jobs(tmp_path: Path, name: str) -> None:
+    jobs = Jobs(tmp_path / "a" / "b")
+    odd = job().model_copy(update={"job": job().job.model_copy(update={"run": name})})
+    with pytest.raises(RunFolderError, match="cannot name a file of a run"):
+        jobs.submit(Config(), odd)
+    with pytest.raises(RunFolderError, match="cannot name a file of a run"):
+        jobs.free_name(name)
+    assert jobs.names() == [] and not list(tmp_path.rglob("*esc*"))
+
+
+def test_a_number_behind_a_taken_name_is_a_part_of_it(tmp_path: Path) -> None:
+    longest, jobs = "x" * 200, Jobs(tmp_path)
+    assert jobs.submit(Config(), job(run=jobs.free_name(longest))) == longest
+    with pytest.raises(RunFolderError, match="at most 200"):
+        jobs.free_name(longest)
+
+
+@pytest.mark.parametrize("leave", [0, 1])
+def test_a_run_that_finds_no_room_is_not_queued_and_takes_no_name(tmp_path: Path, leave: int) -> None:
+    with disk(tmp_path / "disk", size=64 * PAGE) as place:
+        jobs = Jobs(place)
+        fill(place, leave=leave * PAGE)
+        with pytest.raises(RunFolderError, match="no space left"):
+            jobs.submit(Config(), job(run="demo"))
+        assert jobs.names() == []
+        make_room(place)
+        assert jobs.submit(Config(), job(run="demo")) == "demo"
+
+
+def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit, submitter: Kit) -> None:
     federation = {"modes": ["isolated"], "clients_per_round": 3}
     config = Config.model_validate({"federation": federation, "privacy": {"protection": "secure_sum"}})
     with pytest.raises(ConfigError) as fault:
-        submit_run(coordinator, config)
+        submit_run(coordinator, config, submitter=submitter)
     said = fault.value.faults
     assert said[0].startswith("federation.modes: must name 'federated' to be submitted")
     assert said[1] == "federation.clients_per_round = 3, but the federation has 2 sites"
@@ -148,21 +192,21 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", LEFT_OUT)
-def test_what_sites_cannot_do_is_refused_in_one_line(coordinator: Kit, what: str) -> None:
+def test_what_sites_cannot_do_is_refused_in_one_line(coordinator: Kit, submitter: Kit, what: str) -> None:
     with pytest.raises(ConfigError) as fault:
-        submit_run(coordinator, Config.model_validate(LEFT_OUT[what]))
+        submit_run(coordinator, Config.model_validate(LEFT_OUT[what]), submitter=submitter)
     (line,) = fault.value.faults
     assert line.startswith(what)
 
 
-def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit) -> None:
-    charter = coordinator.path("charter.toml")
+def test_a_run_under_a_charter_that_has_ended_is_refused(coordinator: Kit, submitter: Kit) -> None:
+    charter = submitter.path("charter.toml")
     said = {"title": "t", "federation": "test", "owner": "o", "purpose": "p"}
     lines = [*(f'{key} = "{value}"' for key, value in said.items()), 'parties = ["bank-a"]', "users = []"]
     charter.write_text("\n".join([*lines, "until = 2020-12-31"]))
     try:
         with pytest.raises(ConfigError) as fault:
-            submit_run(coordinator, Config())
+            submit_run(coordinator, Config(), submitter=submitter)
         assert fault.value.faults == ("the charter's last day was 2020-12-31: sites refuse runs that name it",)
     finally:
         charter.unlink()
@@ -178,13 +222,13 @@ def test_over_sampling_and_a_deadline_end_rounds_at_sites_too() -> None:
 
 
 def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
-    coordinator: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    coordinator: Kit, submitter: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
+    (tmp_path / "base").symlink_to(tiny_folder)
     asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
     jobs = Jobs(coordinator_folder(coordinator))
-    config = jobs.config(submit_run(coordinator, Config.model_validate(asked)))
+    config = jobs.config(submit_run(coordinator, Config.model_validate(asked), submitter=submitter))
     assert config.data.test == tmp_path / "gold.jsonl" and config.data.validation is None
     assert config.evaluation.selection == str(tmp_path / "chosen.csv") and config.evaluation.gold == "test"
     assert config.model.name == str(tmp_path / "base")
@@ -192,7 +236,7 @@ def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
 
 def test_a_job_that_failed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
-    name = jobs.submit(Config(), "demo")
+    name = jobs.submit(Config(), job(run="demo"))
     with pytest.raises(FederationError, match="is queued: only one that failed or was cancelled"):
         jobs.resume(name)
     jobs.change(name, status="failed", reason="no space left", exit_code=7, attempts=2)
@@ -220,9 +264,10 @@ def test_a_full_disk_does_not_end_the_coordinator(coordinator: Kit, monkeypatch:
     assert said == [("coordinator_waits", {"reason": "no space left in 'state'"})]
 
 
-def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, tmp_path: Path) -> None:
+def test_a_submitted_run_is_followed_and_fetched(coordinator: Kit, submitter: Kit, tmp_path: Path) -> None:
     jobs = Jobs(coordinator_folder(coordinator))
-    name = submit_run(coordinator, Config.model_validate({"federation": {"modes": ["federated", "isolated"]}}))
+    both = Config.model_validate({"federation": {"modes": ["federated", "isolated"]}})
+    name = submit_run(coordinator, both, submitter=submitter)
     asked_for = jobs.config(name)
     assert asked_for.federation.modes == ("federated",)
     assert asked_for.record.audit_key == coordinator.folder / "signing.key"
@@ -318,3 +363,58 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_nothing_starts_with_a_key_that_others_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    made = kits.make(tmp_path, ["bank-a"], plan="he = true")
+    monkeypatch.setattr(Child, "start", lambda child: pytest.fail(f"{child.name} was started"))
+    seen = set()
+    for kit, starts in ((read_kit(made / "bank-a"), site.start), (read_kit(made / "coordinator"), coordinators.start)):
+        for key in sorted(kit.folder.glob("*.key")):
+            key.chmod(mode)
+            with pytest.raises(SignatureError, match=rf"{key.name}' may be read by others: chmod 600 it"):
+                starts(kit)
+            key.chmod(0o600)
+            seen.add(key.name)
+    assert seen == {"auth.key", "signing.key", "he-bfv.key", "he-ckks.key", "server.key"}
+
+
+def test_each_key_is_looked_at_where_it_is_read(folder: Path, coordinator: Kit, tmp_path: Path) -> None:
+    auth = folder / "bank-a" / "auth.key"
+    assert read_node_key(auth).curve.name == "secp384r1"
+    auth.chmod(0o644)
+    with pytest.raises(SignatureError, match="auth.key' may be read by others"):
+        read_node_key(auth)
+    auth.chmod(0o600)
+    coordinator.path("server.key").chmod(0o644)
+    with pytest.raises(SignatureError, match="server.key' may be read by others"):
+        build_app(coordinator, tmp_path)
+    coordinator.path("server.key").chmod(0o600)
+    for content in (
+        b"",
+        b"no key",
+        auth.with_name("auth.pub").read_bytes(),
+        auth.with_name("signing.key").read_bytes(),
+    ):
+        (tmp_path / "other.key").unlink(missing_ok=True)
+        write_secret(tmp_path / "other.key", content)
+        with pytest.raises(KitError, match="is not a"):
+            read_node_key(tmp_path / "other.key")
+
+
+def test_a_log_holds_nothing_that_acts_on_a_terminal() -> None:
+    code = (
+        "import logging; from silotune.deploy.processes import log_to_stdout; log_to_stdout();"
+        r"reason = 'no \x1b]0;owned\x07\n2026-01-01 INFO all is well'; log = logging.getLogger('silotune');"
+        "log.info('refused: %s', reason)\n"
+        "try: raise ValueError(reason)\n"
+        "except ValueError: log.exception('failed')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "\x1b" not in said and "\x07" not in said
+    refused, failed, *trace = said.splitlines()
+    assert refused.endswith(r"no \u001b]0;owned\u0007\u000a2026-01-01 INFO all is well")
+    assert failed.endswith("failed") and trace[0].startswith("Traceback")

@@ -13,9 +13,26 @@ import pytest
 
 from silotune.deploy import kits
 from silotune.deploy.certificates import days_left
-from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit, check_kit, read_kit, replace_members, unpack
+from silotune.deploy.kits import (
+    CoordinatorKit,
+    Kit,
+    SiteKit,
+    SubmitterKit,
+    check_kit,
+    read_kit,
+    replace_members,
+    unpack,
+)
 from silotune.deploy.places import coordinator_settings
-from silotune.deploy.provision import add_site, make_request, provision, revoke_site, rotate_coordinator, rotate_site
+from silotune.deploy.provision import (
+    add_site,
+    add_submitter,
+    make_request,
+    provision,
+    revoke,
+    rotate_coordinator,
+    rotate_site,
+)
 from silotune.errors import ConfigError, KitError, RunFolderError, SignatureError
 from silotune.federation.policy import Policy, read_policy
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt
@@ -53,7 +70,7 @@ def office(tmp_path: Path) -> Path:
 def test_kits_are_whole_and_closed_to_others(office: Path, tmp_path: Path) -> None:
     archives = sorted((office / "kits").iterdir())
     assert [path.name for path in archives] == [
-        f"four-banks-{name}.tar" for name in ("bank-a", "bank-b", "coordinator")
+        f"four-banks-{name}.tar" for name in ("bank-a", "bank-b", "coordinator", "researcher")
     ]
     for archive in archives:
         assert archive.stat().st_mode & 0o777 == 0o600
@@ -62,8 +79,10 @@ def test_kits_are_whole_and_closed_to_others(office: Path, tmp_path: Path) -> No
         for key in kit.folder.glob("*.key"):
             assert key.stat().st_mode & 0o777 == 0o600
         assert set(kit.members().active()) == {"bank-a", "bank-b"}
-        assert isinstance(kit.settings, CoordinatorKit if "coordinator" in archive.name else SiteKit)
-        assert "start ." in kit.path("README.md").read_text()
+        kinds = {"coordinator": CoordinatorKit, "researcher": SubmitterKit}
+        assert isinstance(kit.settings, kinds.get(archive.stem.removeprefix("four-banks-"), SiteKit))
+        words = "submit CONFIG --as ." if isinstance(kit.settings, SubmitterKit) else "start ."
+        assert words in kit.path("README.md").read_text()
     assert (office / "authority").stat().st_mode & 0o777 == 0o700
 
 
@@ -97,8 +116,10 @@ def test_private_keys_are_in_their_own_kit_alone(office: Path, tmp_path: Path) -
         kit = unpacked(archive, tmp_path / "kits")
         held = {path.read_text() for path in kit.folder.iterdir() if SECRET in path.read_text()}
         secrets[archive.stem] = held
-    assert {len(held) for held in secrets.values()} == {2}
-    assert len(set.union(*secrets.values())) == 6
+    assert {name[11:]: len(held) for name, held in secrets.items()} == {
+        "bank-a": 2, "bank-b": 2, "coordinator": 2, "researcher": 1,
+    }  # fmt: skip
+    assert len(set.union(*secrets.values())) == 7  # no kit holds a key of another's: the coordinator no submitter's
     outside = [path for path in office.rglob("*") if path.is_file() and path.suffix != ".tar"]
     assert sorted(path.name for path in outside if SECRET in path.read_text()) == ["ca.key", "signing.key"]
     for path in outside:
@@ -107,10 +128,11 @@ def test_private_keys_are_in_their_own_kit_alone(office: Path, tmp_path: Path) -
 
 def test_a_site_s_policy_is_valid_from_the_start(office: Path, tmp_path: Path) -> None:
     kit = unpacked(office / "kits" / "four-banks-bank-a.tar", tmp_path / "kits")
-    coordinator = unpacked(office / "kits" / "four-banks-coordinator.tar", tmp_path / "kits")
+    submitter = unpacked(office / "kits" / "four-banks-researcher.tar", tmp_path / "kits")
     policy = read_policy(kit.path(kits.POLICY))
-    key = read_key(coordinator.path(kits.SIGNING_KEY))
-    assert policy.submitters == (key.public,) == kit.members().coordinator and not policy.generation
+    key = read_key(submitter.path(kits.SIGNING_KEY))
+    assert policy.submitters == (key.public,) == kit.members().submitter_keys() and not policy.generation
+    assert key.public not in kit.members().coordinator
     own = read_key(kit.path(kits.SIGNING_KEY))
     assert kit.members().active()["bank-a"].signing_public == own.public
     settings = kit.settings
@@ -179,18 +201,32 @@ def test_add_revoke_rotate(office: Path, tmp_path: Path) -> None:
     keys = rotated.members().signing_keys()["bank-a"]
     assert keys[0] == old.active()["bank-a"].signing_public and len(keys) == 2  # old entries stay verifiable
     assert rotated.members().active()["bank-a"].contact == "a@example.org"
-    assert set(revoke_site(office, "bank-b").active()) == {"bank-a", "bank-c"}
+    assert set(revoke(office, "bank-b").active()) == {"bank-a", "bank-c"}
     coordinator = unpacked(rotate_coordinator(office).path, tmp_path / "again")
     listed = coordinator.members()
     assert (len(listed.coordinator), listed.version, listed.coordinator_now()) == (2, 5, listed.coordinator[1])
     assert replace_members(kit, office / kits.MEMBERS).version == 5 == kit.members().version
     with pytest.raises(KitError, match="has version 2; the kit has 5"):
         replace_members(kit, added.path(kits.MEMBERS))
-    for call in (lambda: add_site(office, "bank-a"), lambda: revoke_site(office, "bank-b")):
+    for call in (lambda: add_site(office, "bank-a"), lambda: revoke(office, "bank-b")):
         with pytest.raises(KitError, match="is a site already|is no site of this federation"):
             call()
     with pytest.raises(KitError, match="is not a name"):
         add_site(office, "Bank/../C")
+
+
+def test_submitters_come_and_go(office: Path, tmp_path: Path) -> None:
+    kit = unpacked(office / "kits" / "four-banks-bank-a.tar", tmp_path / "kits")
+    first = kit.members().submitter_keys()
+    added = unpacked(add_submitter(office, "alice", contact="alice@example.org").path, tmp_path / "kits")
+    assert len(added.members().submitter_keys()) == 2 and not list(added.folder.glob("auth.*"))
+    renewed = unpacked(add_submitter(office, "alice").path, tmp_path / "again").members()
+    assert len(renewed.submitter_keys()) == 2 and len(renewed.submitters) == 3
+    assert revoke(office, "alice").submitter_keys() == first
+    assert replace_members(kit, office / kits.MEMBERS).submitter_keys() == first
+    for call in (lambda: add_site(office, "researcher"), lambda: add_submitter(office, "bank-a")):
+        with pytest.raises(KitError, match="a name of its own"):
+            call()
 
 
 def test_only_the_authority_s_list_counts(office: Path, tmp_path: Path) -> None:
@@ -223,6 +259,7 @@ def test_check_names_what_is_wrong(office: Path, tmp_path: Path) -> None:
         (('host = "fed.example.org"', 'host = "a b"'), "neither a host name nor an IP"),
         (("[sites.bank-b]", "[site.bank-b]"), "did you mean 'sites'"),
         (("name = ", "nam = "), "did you mean 'name'"),
+        (("[sites.bank-b]", "[submitters.bank-a]"), "'bank-a' is a site and a submitter"),
     ],
 )  # fmt: skip
 def test_faults_of_a_plan(tmp_path: Path, change: tuple[str, str], why: str) -> None:

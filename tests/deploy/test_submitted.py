@@ -22,7 +22,7 @@ from silotune.deploy.trainer import holdings_of
 from silotune.errors import FederationError, ProtectionError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment
-from silotune.federation.messages import decode_request, encode, kind_of
+from silotune.federation.messages import decode_request, encode, read_header
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 
@@ -191,7 +191,7 @@ def test_keys_that_the_coordinator_swaps_are_refused_by_every_peer(
     plain = deployed.work
 
     def swapped(envelope: Any, setup: Any, data: bytes) -> Any:
-        if kind_of(data) == "secure_sum.shares":
+        if read_header(data).kind == "secure_sum.shares":
             request = decode_request(data, {})
             keys = {**request.body["keys"]}
             keys[NAMES[1]] = {**keys[NAMES[1]], "mask": keys[NAMES[2]]["mask"]}
@@ -201,7 +201,8 @@ def test_keys_that_the_coordinator_swaps_are_refused_by_every_peer(
     monkeypatch.setattr(deployed, "work", swapped)
     with pytest.raises(ProtectionError, match="0 of 3 clients sent shares"):
         deployed.run(configuration(privacy=SUM, record={"name": "swapped"}))
-    said = {name: frame.header["reason"] for name, data, frame in deployed.seen[-3:]}
+    assert [frame.header["reason"] for _, _, frame in deployed.seen[-3:]] == ["protection"] * 3
+    said = {name: read_chain(site_folder(deployed.site(name)) / "audit.jsonl")[-1].fields["reason"] for name in NAMES}
     assert "is not signed by 'client-1'" in said[NAMES[0]] and "does not hold this site's own" in said[NAMES[1]]
 
 
@@ -211,17 +212,16 @@ def test_a_setup_that_the_coordinator_changes_is_refused_by_every_site(
     plain = deployed.work
 
     def shortened(envelope: Any, setup: Any, data: bytes) -> Any:
-        changed = json.loads(json.dumps(setup))
+        changed = json.loads(setup)
         changed["config"]["model"]["max_length"] -= 1
-        return plain(envelope, changed, data)
+        return plain(envelope, json.dumps(changed).encode(), data)
 
     monkeypatch.setattr(deployed, "work", shortened)
     config = configuration(record={"name": "shortened"}, federation={"rounds": 1})
     with pytest.raises(FederationError):
         deployed.run(config)
     frames = [frame for site, _, frame in deployed.seen[-len(NAMES) :]]
-    assert [frame.header["rule"] for frame in frames] == ["submitters"] * len(NAMES)
-    assert all("setup is not the one that the submitter signed" in frame.header["reason"] for frame in frames)
+    assert [frame.header["reason"] for frame in frames] == ["job.setup"] * len(NAMES)
 
 
 def test_a_site_in_a_protected_run_is_never_seen_alone(
@@ -265,12 +265,13 @@ def test_a_round_is_not_opened_over_other_sites_after_a_restart(
     config = configuration(
         privacy=SUM, federation={"rounds": 1, "timeout_seconds": 2}, data={"partition": {"clients": 4}}
     )
-    name = submit_run(four.kit, config)
+    name = submit_run(four.kit, config, submitter=four.submitter)
     four.work_on(name, tmp_path / "first" / "run")
     four.hosts = {site: four.restarted(site) for site in names}
     with pytest.raises(ProtectionError, match="0 of 4 clients signed the list of inputs"):
         four.work_on(name, tmp_path / "second" / "run", up=NAMES)
-    assert any("opened before, over other clients" in frame.header["reason"] for _, _, frame in four.seen[-3:])
+    ends = [read_chain(site_folder(four.site(site)) / "audit.jsonl")[-1] for site in NAMES]
+    assert all("opened before, over other clients" in entry.fields["reason"] for entry in ends)
     four.work_on(name, tmp_path / "third" / "run")  # over the same sites it is the same sum
 
 
@@ -280,16 +281,20 @@ def test_a_run_ends_with_its_charter(deployed: Deployed, configuration: Callable
     lines = [*(f'{key} = "{value}"' for key, value in said.items()), f'parties = ["{NAMES[0]}"]', "users = []"]
 
     def write(until: Any) -> None:
-        for place in ("coordinator", *NAMES):
+        for place in ("coordinator", "researcher", *NAMES):
             (deployed.folder / place / "charter.toml").write_text("\n".join([*lines, f"until = {until}"]))
 
     try:
         write(today + timedelta(days=1))
         deployed.run(configuration(record={"name": "chartered"}, federation={"rounds": 1}))
-        name = submit_run(deployed.kit, configuration(record={"name": "ended"}, federation={"rounds": 1}))
-        write(today - timedelta(days=1))
-        with pytest.raises(FederationError, match="policy rule 'charter': the charter's last day was"):
+        ended = configuration(record={"name": "ended"}, federation={"rounds": 1})
+        name = submit_run(deployed.kit, ended, submitter=deployed.submitter)
+        for host in deployed.hosts.values():  # two days later
+            assert host._guard is not None
+            gate = replace(host._guard.gate, clock=lambda: datetime.now(UTC) + timedelta(days=2))
+            host._guard = replace(host._guard, gate=gate)
+        with pytest.raises(FederationError, match="policy rule 'charter': the run does not name the charter"):
             deployed.work_on(name, deployed.folder / "ended")
     finally:
-        for place in ("coordinator", *NAMES):
+        for place in ("coordinator", "researcher", *NAMES):
             (deployed.folder / place / "charter.toml").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from silotune.experiment.engines import _host, actor_work
 from silotune.experiment.prepare import adapted_of
 from silotune.experiment.run import run_experiment
 from silotune.experiment.site import setup_of
-from silotune.federation.client import TrainOrder
 from silotune.federation.messages import encode
+from silotune.federation.orders import TrainOrder
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.runs import RunFolder
@@ -38,7 +39,7 @@ def test_an_actor_keeps_the_ledger_where_the_run_says(configuration: Callable[..
     """What an actor does, in this process: it needs no memory of the client from one message to the next."""
     private = {"dp": "local", "noise_multiplier": 1.0, "accountant": "rdp"}
     config = configuration(privacy=private, federation={"rounds": 2, "engine": "ray", "lora": "freeze-a"})
-    setup = setup_of(config, is_simulated=True)
+    setup = json.dumps(setup_of(config, is_simulated=True)).encode()
     work = functools.partial(actor_work, str(tmp_path / "states"), str(tmp_path / "ledger"))
     order = TrainOrder(
         training=config.training, federation=config.federation, seed=0, rounds=2, privacy=config.privacy, run="r"

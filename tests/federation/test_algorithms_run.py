@@ -13,8 +13,9 @@ import torch
 import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
-from silotune.federation.client import Site, TrainOrder
+from silotune.federation.client import Site
 from silotune.federation.messages import layout_of
+from silotune.federation.orders import TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import ALGORITHMS, method
 from silotune.methods.robust import AGGREGATIONS

@@ -16,7 +16,8 @@ import tiny
 from silotune.errors import PrivacyError
 from silotune.federation.budget import Budget, cost_of, open_round, release_of, spent_in
 from silotune.federation.central import LEDGER, central_privacy
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import EvaluateOrder, TrainOrder
 from silotune.federation.server import run_rounds
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
@@ -97,6 +98,15 @@ def test_a_killed_round_counts_as_spent(tmp_path: Path) -> None:
     opened(tmp_path, checkpoint, 2, epsilon=two)
     with pytest.raises(PrivacyError):
         opened(tmp_path, checkpoint, 2, epsilon=two)
+
+
+def test_a_torn_charge_is_of_a_round_that_had_not_begun(tmp_path: Path, caplog) -> None:  # noqa: ANN001
+    opened(tmp_path)
+    before = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_bytes(before + before[:30] + b"\0" * 100)
+    opened(tmp_path, number=2)
+    assert len(lines(tmp_path)) == 2
+    assert "was torn" in caplog.text and "a round that had not begun" in caplog.text
 
 
 def test_a_lost_file_makes_nothing_unspent(tmp_path: Path) -> None:

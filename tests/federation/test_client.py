@@ -4,7 +4,8 @@ import pytest
 
 import tiny
 from silotune.errors import MessageError
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import EvaluateOrder, TrainOrder
 from silotune.sections import FederationSection
 from silotune.seeds import derive
 from silotune.structs import Request

@@ -1,4 +1,4 @@
-"""A guarded site: its policy is asked first, what it answers is signed, and all of it stands in its own trail."""
+"""A guarded site: what is admitted, what may leave, what is signed; and all of it stands in the site's own trail."""
 
 from __future__ import annotations
 
@@ -8,13 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
-from governed import BODY, NOW, START, Federation, job, work
-from silotune.errors import MessageError, PolicyError
-from silotune.federation.client import EvaluateOrder, Site, TrainOrder, client_round
-from silotune.federation.guard import guarded
-from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
+from governed import (
+    BASE,
+    BODY,
+    CONFIG,
+    KINDS,
+    NOW,
+    START,
+    SUBMITTER,
+    Federation,
+    House,
+    job,
+    scoring_body,
+    setup_of,
+    train_body,
+    under,
+    work,
+)
+from silotune.errors import MessageError, PolicyError, ProtectionError
+from silotune.federation.admission import Facts
+from silotune.federation.client import Site, client_round
+from silotune.federation.jobs import order_digest
+from silotune.federation.kinds import KINDS as ALL
+from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.federation.orders import EvaluateOrder, TrainOrder
+from silotune.federation.reasons import RULES, code_of
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
 from silotune.record.canonical import sha256
@@ -29,12 +50,24 @@ def events(folder: Path, name: str = "bank-a") -> list[tuple[str, str]]:
     return [(entry.event, str(entry.fields.get("rule", ""))) for entry in read_chain(folder / name / FILE)]
 
 
+def never(request: Request) -> Any:
+    raise AssertionError("the work was begun")
+
+
+def refused(house: House, request: Request, rule: str, **beside: Any) -> PolicyError:
+    """The refusal, before anything was done; its code is one that may leave the site."""
+    with pytest.raises(PolicyError) as caught:
+        house.serve(request, never, **beside)
+    assert caught.value.rule == rule and code_of(caught.value) == rule and rule in RULES
+    last = read_chain(house.guard.trail._path)[-1]
+    assert (last.event, last.fields["rule"]) == ("refusal", rule)
+    return caught.value
+
+
 def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     request = sites.request()
-    arrived = decode_request(encode(request), layout_of(request.tensors))
-    assert arrived.head == request.head
-    sent = guarded(arrived, sites.guard("bank-a"), work)
+    sent = sites.house().serve(request)
     reply = decode_reply(encode(sent), layout_of(START))
     said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
     assert check_signature(reply, said, [new_key().public, sites.keys["bank-a"].public])
@@ -52,30 +85,29 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "rule"),
+    ("policy", "rule", "is_opened"),
     [
-        ("objectives = ['choice']", "objectives"), ("tasks = ['medqa']", "tasks"), ("surprise = 1", "policy.toml"),
-        ("largest_adapter = 4", "largest_adapter"), ("secure_aggregation = true", "secure_aggregation"),
-        ("least_participants = 2", "least_participants"), ("largest_epsilon_run = 1.0", "largest_epsilon_run"),
-        ("base_models = ['" + "a" * 64 + "']", "base_models"), ("submitters = []", "submitters"),
+        ("objectives = ['choice']", "objectives", False), ("tasks = ['medqa']", "tasks", False),
+        ("surprise = 1", "policy.toml", False), ("secure_aggregation = true", "secure_aggregation", False),
+        ("least_participants = 3", "least_participants", False), ("submitters = []", "submitters", False),
+        ("base_models = ['" + "b" * 64 + "']", "base_models", False), (f"charter = '{BASE}'", "charter", False),
+        ("largest_adapter = 4", "largest_adapter", True), ("largest_epsilon_run = 1.0", "largest_epsilon_run", True),
+        ("most_steps = 1", "most_steps", True),
     ],
 )  # fmt: skip
-def test_what_the_policy_forbids_is_not_even_begun(tmp_path: Path, policy: str, rule: str) -> None:
+def test_what_the_policy_forbids_is_not_even_begun(tmp_path: Path, policy: str, rule: str, is_opened: bool) -> None:
+    """What can be told without the site's examples is told before they are opened."""
     sites = Federation(tmp_path, policy=policy)
-
-    def never(request: Request) -> Any:
-        raise AssertionError("the work was begun")
-
-    with pytest.raises(PolicyError) as caught:
-        guarded(sites.request(), sites.guard("bank-a"), never)
-    assert caught.value.rule == rule
+    house = sites.house(costs=Facts(5, 2))
+    refused(house, sites.request(), rule)
+    assert house.opens == is_opened
     assert events(tmp_path) == [("request", ""), ("refusal", rule)]
 
 
 def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
-    sites, key = Federation(tmp_path), new_key()
+    sites = Federation(tmp_path)
     sites.policy = f"""
-        base_models = ['{"a" * 64}']
+        base_models = ['{BASE}']
         tasks = ['finance-news']
         objectives = ['sft']
         largest_adapter = 5
@@ -84,145 +116,325 @@ def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
         largest_epsilon_run = 1.0
         largest_epsilon_total = 3.0
         largest_upload_bytes = 500
-        submitters = ['{key.public}']
+        submitters = ['{SUBMITTER.public}']
         charter = '{"c" * 64}'
     """
-    known = {"base_sha256": "a" * 64, "charter": lambda: ("c" * 64, NOW.date())}
-    guard = sites.guard("bank-a", epsilons=lambda request, delta: (1.0, 2.5), **known)
-    body = {**BODY, "job": job(key, charter_sha256="c" * 64).model_dump(mode="json")}
-    assert guarded(sites.request(body=body), guard, work).signature
-    changes = {
-        "largest_epsilon_total": {"epsilons": lambda request, delta: (1.0, 3.5)},
-        "largest_epsilon_run": {"epsilons": lambda request, delta: None},
+    known = {"costs": Facts(5, 1, (1.0, 2.5)), "charter": lambda: ("c" * 64, NOW.date())}
+    request = sites.request(body=under(train_body(), job(charter_sha256="c" * 64)))
+    assert sites.house(**known).serve(request).signature
+    changes: dict[str, dict[str, Any]] = {
+        "largest_epsilon_total": {"costs": Facts(5, 1, (1.0, 3.5))},
+        "largest_epsilon_run": {"costs": Facts(5, 1)},
         "charter": {"charter": lambda: ("c" * 64, NOW.date() - timedelta(days=1))},
-        "largest_adapter": {"adapter_values": 6},
+        "largest_adapter": {"costs": Facts(6, 1, (1.0, 2.5))},
+        "smallest_adapter": {"costs": Facts(4, 1, (1.0, 2.5))},
     }
     for rule, facts in changes.items():
-        with pytest.raises(PolicyError, match=f"'{rule}'"):
-            guarded(sites.request(body=body), replace(guard, **facts), work)
+        refused(sites.house(**{**known, **facts}), request, rule)
 
 
 def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
     """Cohort and threshold are the sum's; the settings to train with stand within its order; keys are no figures."""
-    key = new_key()
-    rules = f"submitters = ['{key.public}']\nleast_participants = 2\nleast_colluding = 1\nmetrics = []"
-    sites = Federation(tmp_path, policy=rules)
-    guard, signed_job = sites.guard("bank-a"), job(key).model_dump(mode="json")
+    sites = Federation(tmp_path, policy="least_participants = 2\nleast_colluding = 1\nmetrics = []")
+    house = sites.house()
 
     def request(kind: str, **body: Any) -> Request:
-        return sites.request(kind=kind, tensors={}, body={"job": signed_job, **body})
+        tensors = dict(START) if kind == "secure_sum.input" else {}
+        return sites.request(kind=kind, tensors=tensors, body=under(body))
 
     def keys(asked: Request) -> Reply:
         return Reply(asked.kind, 1, "bank-a", {}, {"mask": "m" * 64})
 
     terms = {"cohort": ["bank-a", "bank-b"], "threshold": 2 / 3}
-    assert guarded(request("secure_sum.keys", terms=terms), guard, keys).body == {"mask": "m" * 64}
+    assert house.serve(request("secure_sum.keys", terms=terms), keys).body == {"mask": "m" * 64}
     assert "m" * 64 not in (tmp_path / "bank-a" / FILE).read_text()
-    guarded(request("secure_sum.keys", terms={**terms, "noise": {"colluding": 1}}), guard, keys)
-    refused = {
+    house.serve(request("secure_sum.keys", terms={**terms, "noise": {"colluding": 1}}), keys)
+    for rule, changed in {
         "least_participants": {"cohort": ["bank-a"]},
         "least_threshold": {"threshold": 0.6},
         "least_colluding": {"noise": {"colluding": 0}},
-    }
-    for rule, changed in refused.items():
-        with pytest.raises(PolicyError, match=f"'{rule}'"):
-            guarded(request("secure_sum.keys", terms={**terms, **changed}), guard, keys)
-    guarded(request("secure_sum.input", train=BODY), guard, keys)
-    with pytest.raises(PolicyError, match="not those that the submitter signed"):
-        guarded(request("secure_sum.input", train={**BODY, "rounds": 9}), guard, keys)
+    }.items():
+        refused(house, request("secure_sum.keys", terms={**terms, **changed}), rule)
+    house.serve(request("secure_sum.input", train=train_body()), keys)
+    refused(house, request("secure_sum.input", train={**train_body(), "rounds": 9}), "job.order")
+    refused(house, request("secure_sum.input"), "job.order")  # no order to train at all
 
 
-def test_a_job_vouches_for_the_settings(tmp_path: Path) -> None:
-    key = new_key()
-    sites = Federation(tmp_path, policy=f"submitters = ['{key.public}']")
-    guard = sites.guard("bank-a")
-    good = job(key).model_dump(mode="json")
-    guarded(sites.request(body={**BODY, "job": good}), guard, work)
-    late = job(key, expires=NOW - timedelta(seconds=1)).model_dump(mode="json")
-    forged = {**good, "job": {**good["job"], "participants": ["bank-a"]}}
-    cases = {
-        "carries no signed job": {"body": BODY},
-        "cannot be read": {"body": {**BODY, "job": {"job": {}}}},
-        "not among those allowed": {"body": {**BODY, "job": job(new_key()).model_dump(mode="json")}},
-        "not those that the submitter signed": {"body": {**BODY, "rounds": 4, "job": good}},
-        "beyond the 3 rounds": {"body": {**BODY, "job": good}, "round_number": 4},
-        "expired at 2026-03-04 11:59 UTC": {"body": {**BODY, "job": late}},
-        "signature does not fit": {"body": {**BODY, "job": forged}},
-    }
-    for why, changes in cases.items():
-        with pytest.raises(PolicyError, match=why) as caught:
-            guarded(sites.request(**changes), guard, work)
-        assert caught.value.rule == "submitters"
+@pytest.mark.parametrize("kind", [name for name, kind in ALL.items() if kind.cohort])
+def test_the_least_cohort_holds_in_every_step_that_names_the_sites(tmp_path: Path, kind: str) -> None:
+    """Three are asked where four are wanted, at the beginning of a sum or once one has dropped out of it."""
+    sites, names = Federation(tmp_path, policy="least_cohort = 4"), ["bank-a", "bank-b", "bank-c"]
+    body: dict[str, Any] = {"train": train_body()} if ALL[kind].order else {}
+    said: Any = len(names) if kind == "he.input" else names
+    for key in reversed(ALL[kind].cohort):
+        said = {key: said}
+    request = sites.request(kind=kind, body=under({**body, **said}, job(kinds=(kind,))))
+    refused(sites.house(), request, "least_cohort")
 
 
-def test_a_job_vouches_for_the_setup_that_a_site_opened(tmp_path: Path) -> None:
-    key = new_key()
-    sites = Federation(tmp_path, policy=f"submitters = ['{key.public}']")
-    setup = sha256({"config": {"model": {"max_length": 64}}})
-    guard = sites.guard("bank-a", setup_sha256=setup)
-    signed_for = {"it": setup, "another": sha256({"config": {"model": {"max_length": 8}}}), "none": None}
-    bodies = {
-        name: {**BODY, "job": job(key, setup_sha256=digest).model_dump(mode="json")}
-        for name, digest in signed_for.items()
-    }
-    guarded(sites.request(body=bodies["it"]), guard, work)
-    for other in ("another", "none"):
-        with pytest.raises(PolicyError, match="setup is not the one that the submitter signed") as caught:
-            guarded(sites.request(body=bodies[other]), guard, work)
-        assert caught.value.rule == "submitters"
+def another(**changes: Any) -> dict[str, Any]:
+    return under(train_body(), job(**changes))
+
+
+JOBS: dict[str, tuple[dict[str, Any], str]] = {
+    "no job": ({"body": train_body()}, "job"),
+    "an empty job": ({"body": {**train_body(), "job": {"job": {}}}}, "job"),
+    "a job that is a number": ({"body": {**train_body(), "job": 1}}, "job"),
+    "participants changed": (
+        {"body": {**BODY, "job": {**BODY["job"], "job": job(task="x").job.model_dump(mode="json")}}},
+        "job",
+    ),
+    "signed by a stranger": ({"body": under(train_body(), job(new_key()))}, "submitters"),
+    "expired": ({"body": another(expires=NOW - timedelta(seconds=1))}, "job.expired"),
+    "of another run": ({"body": another(run="other")}, "job.run"),
+    "without this site": ({"body": another(participants=("bank-b",))}, "job.site"),
+    "of another setup": ({"body": another(setup_sha256="0" * 64)}, "job.setup"),
+    "of another task": ({"body": another(task="medqa")}, "job.setup"),
+    "of other rounds": ({"body": another(rounds=4)}, "job.setup"),
+    "a kind that is not listed": ({"kind": "personalize"}, "job.kind"),
+    "a kind that another job lists": ({"body": another(kinds=("evaluate",))}, "job.kind"),
+    "round 0": ({"round_number": 0}, "job.round"),
+    "round 4 of 3": ({"round_number": 4}, "job.round"),
+    "other settings": ({"body": {**BODY, "rounds": 4}}, "job.order"),
+    "an order left out": ({"body": another(orders={})}, "job.order"),
+    "another site's request": ({"client": "bank-b"}, "address"),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_request_belongs_to_a_job_that_a_submitter_signed(tmp_path: Path, name: str) -> None:
+    sites, (changes, rule) = Federation(tmp_path), JOBS[name]
+    house = sites.house()
+    refused(house, sites.request(**changes), rule)
+    assert house.opens == 0
+    house.serve(sites.request())  # the same house serves what is in order
+
+
+@pytest.mark.parametrize("number", [True, 1.0, -7, "1", None, 10**400])
+def test_a_round_is_an_integer_and_nothing_that_compares_equal(tmp_path: Path, number: Any) -> None:
+    sites = Federation(tmp_path)
+    house = sites.house()
+    with pytest.raises(MessageError):
+        house.serve(sites.request(round_number=number), never)
+    assert events(tmp_path) == [("request", ""), ("refusal", "message")]
+
+
+def test_what_the_orders_say_is_what_the_setup_says(tmp_path: Path) -> None:
+    """A submitter who signs one thing in the order and another in the setup is refused, whichever a rule looks at."""
+    sites = Federation(tmp_path)
+    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"objective": "choice"})})
+    setup = setup_of(config)
+    signed = job(setup_sha256=sha256(setup))
+    error = refused(sites.house(), sites.request(body=under(train_body(), signed)), "job.order", setup=setup)
+    assert "training.objective" in str(error)
+    both = job(setup_sha256=sha256(setup), orders={"train": order_digest(train_body(config))})
+    assert sites.house().serve(sites.request(body=under(train_body(config), both)), setup=setup).signature
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "data.train": {"data": {"train": "/etc/passwd"}},
+    "data.root": {"data": {"root": "/etc"}},
+    "data.test": {"data": {"test": "/etc/passwd"}},
+    "data.validation": {"data": {"validation": "~/x"}},
+    "data.source": {"data": {"source": "hub"}},
+    "data.partition": {"data": {"partition": {"scheme": "file", "files": {"bank-a": "/etc/passwd"}}}},
+    "data.definition.hub_id": {
+        "data": {"task": "custom", "definition": {"prompt": "{text}", "answer": "label", "hub_id": "evil/data"}}
+    },
+    "adapter.start": {"adapter": {"start": "/home/somebody/run"}},
+    "model.name": {"model": {"name": "/models/other"}},
+    "model.revision": {"model": {"revision": "evil"}},
+    "privacy.ledger": {"privacy": {"dp": "local", "epsilon": 8, "ledger": "/tmp/ledger"}},
+    "federation.policies": {"federation": {"policies": {"bank-a": "/etc/passwd"}}},
+    "federation.clock": {"federation": {"clock": {"trace": "/etc/passwd"}}},
+    "evaluation.gold": {"evaluation": {"gold": "/etc/passwd"}},
+    "evaluation.forgetting": {"evaluation": {"forgetting": "/etc/passwd"}},
+    "record.folder": {"record": {"folder": "/tmp/elsewhere"}},
+    "record.audit_key": {"record": {"audit_key": "/etc/passwd"}},
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_setup_that_names_a_place_is_refused_whoever_signed_it(tmp_path: Path, name: str) -> None:
+    """A site takes what names something on its disk, or elsewhere, from its own site.toml and from nothing else."""
+    sites, setup = Federation(tmp_path), setup_of()
+    for section, values in PLACES[name].items():
+        setup["config"][section] = {**setup["config"][section], **values}
+    request = sites.request(body=another(setup_sha256=sha256(setup), task=setup["config"]["data"]["task"]))
+    house = sites.house(task="")
+    assert name.partition(".")[0] in str(refused(house, request, "setup", setup=setup))
+    assert house.opens == 0
+
+
+@pytest.mark.parametrize("changes", [{"base": ""}, {"base": "x"}, {"more": 1}, {"config": {}}, {"config": 3}])
+def test_a_setup_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sites, setup = Federation(tmp_path), {**setup_of(), **changes}
+    request = sites.request(body=another(setup_sha256=sha256(setup)))
+    if changes == {"config": {}}:  # a whole configuration of defaults: of other rounds than the job
+        refused(sites.house(), request, "job.setup", setup=setup)
+    else:
+        refused(sites.house(), request, "setup", setup=setup)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("learning_rate", 1e9),
+        ("batch_size", 10**9),
+        ("epochs", 1e12),
+        ("gradient_accumulation", 10**7),
+        ("threads", 9999),
+    ],
+)
+def test_settings_that_no_run_needs_are_refused_whoever_signed_them(tmp_path: Path, setting: str, value: Any) -> None:
+    sites = Federation(tmp_path)
+    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={setting: value})})
+    setup, body = setup_of(config), train_body(config)
+    signed = job(setup_sha256=sha256(setup), orders={"train": order_digest(body)})
+    assert setting in str(refused(sites.house(), sites.request(body=under(body, signed)), "bounds", setup=setup))
 
 
 def test_a_coordinator_must_commit_itself(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     stranger = Federation(tmp_path / "other").request().head
-    for head in ("", "1:x:y", stranger):
-        with pytest.raises(PolicyError, match="head of the audit trail is missing or not signed"):
-            guarded(sites.request(head=head), sites.guard("bank-a"), work)
+    for head in ("", "1:x:y", stranger, "9" * 15 + ":" + "0" * 64 + ":x"):
+        refused(sites.house(), sites.request(head=head), "coordinator")
 
 
 def test_a_policy_that_is_changed_holds_from_the_next_request_on(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
-    guard = sites.guard("bank-a")
-    guarded(sites.request(), guard, work)
-    guard.policy.write_text("objectives = ['choice']")
-    with pytest.raises(PolicyError, match="objectives"):
-        guarded(sites.request(), guard, work)
+    house = sites.house()
+    house.serve(sites.request())
+    house.guard.gate.policy.write_text("objectives = ['choice']")
+    refused(house, sites.request(), "objectives")
 
 
 def test_what_leaves_is_limited(tmp_path: Path) -> None:
     sites = Federation(tmp_path, policy="metrics = []")
-    assert guarded(sites.request(), sites.guard("bank-a"), work).body["loss"] is None
+    assert sites.house().serve(sites.request()).body["loss"] is None
     for policy in ("smallest_count = 11", "largest_upload_bytes = 20"):
         sites.policy = policy
         with pytest.raises(PolicyError, match=policy.partition(" ")[0]):
-            guarded(sites.request(), sites.guard("bank-a"), work)
+            sites.house().serve(sites.request())
 
 
-def test_a_failure_stands_in_the_trail_without_its_words(tmp_path: Path) -> None:
+# --- what was served before ------------------------------------------------------------------------------------------
+
+
+def other_model(number: float) -> dict[str, torch.Tensor]:
+    return {name: tensor + number for name, tensor in START.items()}
+
+
+def test_a_round_is_trained_with_few_models_whatever_is_restarted(tmp_path: Path) -> None:
+    """The same model again is free (a site that crashed is asked again); another one is the second of two."""
     sites = Federation(tmp_path)
+    for tensors in (START, START, other_model(1), START, other_model(1)):
+        sites.house().serve(sites.request(tensors=dict(tensors)))  # each time a site that knows its disk alone
+    refused(sites.house(), sites.request(tensors=other_model(2)), "most_models")
+    sites.house().serve(sites.request(tensors=other_model(2), round_number=2))
+    sites.policy = "most_models = 3"
+    sites.house().serve(sites.request(tensors=other_model(2)))
 
-    def fails(request: Request) -> Any:
-        raise ValueError("the patient's name")
 
-    with pytest.raises(ValueError, match="patient"):
-        guarded(sites.request(), sites.guard("bank-a"), fails)
+def test_a_run_is_scored_as_often_as_the_policy_says(tmp_path: Path) -> None:
+    """Figures on the site's own examples for models of somebody's choice are an oracle for who is in them."""
+    sites = Federation(tmp_path)
+    request = sites.request(kind="evaluate", body=under(scoring_body()))
+    for _ in range(3):
+        assert sites.house().serve(request).signature
+    for number in (1, 2, 3):  # nor in another round
+        other = replace(request, tensors=other_model(1), round_number=number)
+        refused(sites.house(), other, "most_scorings")
+    sites.policy = "most_scorings = 0"
+    refused(sites.house(run="demo-2"), sites.request(kind="evaluate", body=under(scoring_body())), "most_scorings")
+
+
+def test_the_name_of_a_run_belongs_to_one_job(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    sites.house().serve(sites.request())
+    number = "2" * 32
+    orders = {"train": order_digest(train_body(number=number))}
+    body = under(train_body(number=number), job(id=number, orders=orders))
+    refused(sites.house(), sites.request(body=body), "job.run")
+
+
+def test_text_is_generated_where_the_policy_allows_it(tmp_path: Path) -> None:
+    sites, scoring = Federation(tmp_path), scoring_body(scoring="generation")
+    signed = job(orders={"evaluate": order_digest(scoring)})
+    request = sites.request(kind="evaluate", body=under(scoring, signed))
+    refused(sites.house(), request, "generation")
+    sites.policy = "generation = true"
+    assert sites.house().serve(request).signature
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": -3}, {"batch_size": 0}, {"batch_size": 1 << 40}, {"max_new_tokens": 10**9}, {"more": 1}]
+)
+def test_an_order_to_score_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sites, scoring = Federation(tmp_path), scoring_body(**changes)
+    body = under(scoring, job(orders={"evaluate": order_digest(scoring)}))
+    with pytest.raises(MessageError, match=next(iter(changes))):
+        sites.house().serve(sites.request(kind="evaluate", body=body), never)
+
+
+# --- the trail -------------------------------------------------------------------------------------------------------
+
+
+def test_whatever_happens_stands_in_the_trail_without_its_words(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    errors = (ValueError("the patient's name"), RecursionError(), MemoryError(), ProtectionError("no"), KeyError(3))
+    for error in errors:
+
+        def fails(request: Request, error: Exception = error) -> Any:
+            raise error
+
+        with pytest.raises(type(error)):
+            sites.house().serve(sites.request(), fails)
     assert "patient" not in (tmp_path / "bank-a" / FILE).read_text()
-    assert events(tmp_path)[-1][0] == "failure"
+    ends = [event for event, _ in events(tmp_path) if event != "request"]
+    assert ends == ["failure", "failure", "failure", "refusal", "failure"]
 
 
-def test_the_client_function_is_guarded(tmp_path: Path, model, start) -> None:
+def test_a_request_that_cannot_be_read_stands_in_the_trail(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    house = sites.house()
+    for setup in (b'{"x": "\\ud800"}', b'{"deep": ' + b"[" * 30 + b"]" * 30 + b"}", b"{", b"\xff", b"[1]"):
+        with pytest.raises(MessageError):
+            house.serve(sites.request(body=another(setup_sha256=sha256({}))), never, setup=setup)
+    entries = read_chain(tmp_path / "bank-a" / FILE)
+    assert [entry.event for entry in entries] == ["request", "refusal"] * 5
+    assert all(len(entry.fields["message"]) == 64 for entry in entries[::2])
+    verify_chain(tmp_path / "bank-a" / FILE, is_open_allowed=True)
+
+
+def test_a_request_is_in_the_trail_before_it_is_served(tmp_path: Path) -> None:
+    sites, seen = Federation(tmp_path), []
+
+    def looks(request: Request) -> Reply:
+        seen.extend(events(tmp_path))
+        return work(request)
+
+    sites.house().serve(sites.request(), looks)
+    assert seen == [("request", "")]
+
+
+def test_the_client_function_is_guarded(tmp_path: Path, model, start) -> None:  # noqa: ANN001
     sites = Federation(tmp_path, policy="objectives = ['sft']\nmetrics = ['accuracy']\nsmallest_count = 3")
-    examples = tiny.encoded(tiny.closed(6))
-    site = Site("bank-a", examples, model, guard=sites.guard("bank-a"))
-    order = TrainOrder(training=tiny.training(), federation=FederationSection(), seed=3, rounds=4)
-    request = sites.request(tensors=start, body=order.model_dump(mode="json"))
-    reply = client_round(request, site)
+    site = Site("bank-a", tiny.encoded(tiny.closed(6)), model)
+    house = sites.house()
+    house.opened.expected = dict.fromkeys(("train", "evaluate"), layout_of(start))
+
+    def does(request: Request) -> Reply:
+        order = TrainOrder(training=tiny.training(), federation=FederationSection(), seed=3, rounds=4)
+        scores = EvaluateOrder(labels=tiny.LABELS, batch_size=4)
+        bodies = {"train": order.model_dump(mode="json"), "evaluate": scores.model_dump(mode="json")}
+        return client_round(replace(request, body=bodies.get(request.kind, {})), site)
+
+    request = sites.request(tensors=start)
+    reply = house.serve(request, does)
     assert reply.signature and reply.body["loss"] is None and reply.body["num_examples"] == 6
-    scores = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
-    figures = client_round(replace(request, kind="evaluate", body=scores), site).body
-    assert figures["accuracy"] is not None and figures["confusion"] is None and figures["num_examples"] == 6
-    assert client_round(replace(request, kind="countersign", tensors={}, body={}), site).signature
-    refused = sites.request(tensors=start, body={**request.body, "training": {"objective": "choice"}})
-    with pytest.raises(PolicyError, match="objectives"):
-        client_round(refused, site)
-    assert [event for event, _ in events(tmp_path)] == ["request", "reply"] * 3 + ["request", "refusal"]
+    figures = house.serve(replace(request, kind="evaluate", body=under(scoring_body())), does).body
+    assert figures["accuracy"] in (0.0, 0.5, 1.0) and figures["confusion"] is None and figures["num_examples"] == 6
+    assert house.serve(replace(request, kind="countersign", tensors={}), does).signature
+    assert [event for event, _ in events(tmp_path)] == ["request", "reply"] * 3
+    assert "countersign" in KINDS

@@ -12,7 +12,7 @@ REPORT = {"num_examples": 5, "loss": 0.25, "steps": 2, "tokens": 90, "seconds": 
 
 def test_a_late_update_shrinks_and_the_change_of_its_control_does_not() -> None:
     sent = {"w": torch.tensor([2.0]), "control/w": torch.tensor([1.0])}
-    incoming = Incoming(4, ("late", "prompt"), {name: sent for name in ("late", "prompt")}, staleness_exponent=0.5)
+    incoming = Incoming(4, ("late", "prompt"), staleness_exponent=0.5)
     replies = [Reply("train", 1, "late", sent, REPORT), Reply("train", 4, "prompt", sent, REPORT)]
     late, prompt = incoming.updates(iter(replies), lambda name, fields: None)
     assert {name: float(tensor) for name, tensor in late.delta.items()} == {"w": 1.0, "control/w": 1.0}

@@ -11,9 +11,10 @@ import torch
 import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
 from silotune.federation.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
 from silotune.federation.messages import layout_of
+from silotune.federation.orders import TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.link_settings import CompressionSection, DownloadSection
 from silotune.methods.algorithms import method

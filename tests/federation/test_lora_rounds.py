@@ -14,9 +14,10 @@ from silotune import tensors as arithmetic
 from silotune.combinations import RESIDUAL_RULES
 from silotune.errors import MessageError
 from silotune.faults import PRODUCT_RULES
-from silotune.federation.client import Site, TrainOrder, client_round, expected_reply
+from silotune.federation.client import Site, client_round, expected_reply
 from silotune.federation.links import RESIDUAL
 from silotune.federation.messages import decode_reply, encode, layout_of
+from silotune.federation.orders import TrainOrder
 from silotune.federation.personal import completed, own_tensors
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method

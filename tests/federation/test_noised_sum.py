@@ -15,7 +15,8 @@ from silotune.errors import BudgetError, ProtectionError
 from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.central import noise_in_shares
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.federation.client import Site, client_round
+from silotune.federation.orders import TrainOrder
 from silotune.federation.private import begin
 from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, run_rounds
@@ -170,7 +171,7 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
     """A coordinator whose sums are under other settings than its orders."""
     plan = Plan(
         rounds=1, method=method(FederationSection(**UNIFORM)), body=order_of(told), seed=3,
-        protected=PROTECTIONS["secure_sum"](terms),
+        protected=PROTECTIONS["secure_sum"](terms, {}),
     )  # fmt: skip
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from silotune.errors import PolicyError
+from silotune.errors import MessageError, PolicyError
 from silotune.federation import client
+from silotune.federation.kinds import KINDS
 from silotune.federation.policy import (
+    COSTS,
     EPSILON_RULES,
-    KINDS,
     RULES,
     Asked,
-    Kind,
     Policy,
-    check,
     check_upload,
     read_policy,
     released,
 )
+from silotune.federation.policy import check as checked
 from silotune.record.signatures import new_key
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         "a" * 64, {"charter_sha256": "a" * 64, "charter_until": date(2026, 3, 4)}, {"charter_sha256": "b" * 64},
     ),
     "base_models": (["a" * 64], {"base_sha256": "a" * 64}, {"base_sha256": "b" * 64}),
-    "tasks": (["fpb"], {"task": "fpb"}, {"task": "medqa"}),
+    "tasks": (["fpb"], {"tasks": ("fpb",)}, {"tasks": ("fpb", "medqa")}),
     "objectives": (["choice"], {"objective": "choice"}, {"objective": "sft"}),
     "smallest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 99}),
     "largest_adapter": (100, {"adapter_values": 100}, {"adapter_values": 101}),
@@ -43,11 +43,21 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "secure_aggregation": (True, {"kind": "evaluate"}, {}),
     "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
-    "generation": (False, {}, {"kind": "generate"}),
+    "generation": (False, {}, {"kind": "evaluate", "generates": True}),
+    "most_steps": (10, {"steps": 10}, {"steps": 11}),
     "least_threshold": (0.75, {"threshold": 0.75}, {"threshold": 0.7}),
     "least_colluding": (2, {"colluding": 2}, {"colluding": 1}),
 }  # fmt: skip
-ALWAYS_KNOWN = ("working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding")
+ALWAYS_KNOWN = (
+    "working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding", "most_steps",
+)  # fmt: skip
+EVERY = {**RULES, **COSTS}
+
+
+def check(policy: Policy, asked: Asked) -> None:
+    """Both tables, as admission asks them one after the other."""
+    for table in (RULES, COSTS):
+        checked(policy, asked, rules=table)
 
 
 def asked(**changes: Any) -> Asked:
@@ -55,9 +65,10 @@ def asked(**changes: Any) -> Asked:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert CASES.keys() == RULES.keys()
+    assert CASES.keys() == EVERY.keys() and not RULES.keys() & COSTS.keys()
     elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes", "delta"}
-    assert Policy.model_fields.keys() == RULES.keys() | elsewhere
+    elsewhere |= {"most_models", "most_scorings", "most_seconds"}
+    assert Policy.model_fields.keys() == EVERY.keys() | elsewhere
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,16 +98,16 @@ def test_exact_figures_are_bounded_by_no_epsilon(name: str) -> None:
 
 
 def test_the_kinds_of_requests_are_those_that_a_client_serves() -> None:
-    assert KINDS.keys() == client.KINDS.keys()
+    assert KINDS.keys() == client.ANSWERS.keys()
+    assert {name for name, kind in KINDS.items() if kind.sends_update} <= client.LAYOUTS.keys()
 
 
 def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:
     check(Policy(smallest_adapter=5, largest_adapter=9), asked(kind="countersign"))
 
 
-def test_an_update_may_leave_within_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("silotune.federation.policy.KINDS", {"sum": Kind(generates=False, is_protected=True)})
-    check(Policy(secure_aggregation=True), asked(kind="sum"))
+def test_an_update_may_leave_within_a_sum() -> None:
+    check(Policy(secure_aggregation=True), asked(kind="secure_sum.input"))
 
 
 def test_a_part_of_an_update_in_the_clear_is_no_protected_sum() -> None:
@@ -116,12 +127,9 @@ def test_a_charter_ends_with_its_last_day_whether_the_policy_names_it_or_not() -
     check(Policy(), asked(**named))
 
 
-def test_a_kind_that_is_not_known_counts_as_training_and_generating() -> None:
-    with pytest.raises(PolicyError, match="'generation'"):
-        check(Policy(), asked(kind="something-new"))
-    check(Policy(generation=True), asked(kind="something-new"))
-    with pytest.raises(PolicyError, match="'objectives'"):
-        check(Policy(generation=True, objectives=("sft",)), asked(kind="something-new"))
+def test_a_kind_that_is_not_known_is_refused() -> None:
+    with pytest.raises(MessageError, match="unknown request 'something-new'"):
+        check(Policy(objectives=("sft",)), asked(kind="something-new"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +171,7 @@ def test_a_policy_that_is_missing_refuses_everything(tmp_path: Path) -> None:
 
 
 SCORES = {
-    "num_examples": 12, "accuracy": 0.5, "macro_f1": 0.4, "confusion": [[9, 0], [1, 2]],
+    "num_examples": 12, "accuracy": 0.5, "macro_f1": 0.25, "confusion": [[9, 0], [1, 2]],
     "per_class": {"a": {"f1": 0.5, "support": 9}, "b": {"f1": 0.1, "support": 3}},
 }  # fmt: skip
 FIGURES = ("accuracy", "macro_f1", "confusion", "per_class")
@@ -176,10 +184,25 @@ def test_metrics_that_are_not_allowed_stay() -> None:
     assert released(Policy(metrics=()), {"num_examples": 3, "loss": 1.0}, figures=("loss",))["loss"] is None
 
 
-@pytest.mark.parametrize(("smallest", "gone"), [(1, ()), (3, ("confusion",)), (4, ("confusion", "per_class"))])
+@pytest.mark.parametrize(("smallest", "gone"), [(1, ()), (3, ("confusion", "per_class"))])
 def test_figures_that_count_few_examples_stay(smallest: int, gone: tuple[str, ...]) -> None:
+    """With the confusion matrix go the figures by class, from which its cells follow."""
     made = released(Policy(smallest_count=smallest), SCORES, figures=FIGURES)
     assert made == {**SCORES, **dict.fromkeys(gone)}
+
+
+@pytest.mark.parametrize("name", ["confusion", "per_class"])
+def test_a_figure_that_metrics_withholds_is_looked_at_too(name: str) -> None:
+    """The matrix stays by ``metrics``; its small cells must not leave in precision and recall, nor the other way."""
+    made = released(Policy(smallest_count=3, metrics=(name,)), SCORES, figures=FIGURES)
+    assert made[name] is None
+
+
+def test_a_rate_does_not_tell_how_few_are_wrong() -> None:
+    """99 of 100 right: with ``smallest_count`` 5, no rate is told finer than 5 of 100."""
+    rates = {"num_examples": 100, "accuracy": 0.99, "accuracy_interval": [0.96, 1.0], "loss": 0.123}
+    made = released(Policy(smallest_count=5), rates, figures=("accuracy", "accuracy_interval", "loss"))
+    assert made == {**rates, "accuracy": 1.0, "accuracy_interval": [0.95, 1.0]}
 
 
 def test_a_reply_that_speaks_of_few_examples_stays() -> None:

@@ -11,12 +11,14 @@ import torch
 
 import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
-from silotune.errors import ProtectionError
-from silotune.federation.client import Site, TrainOrder, client_round
+from silotune.errors import MessageError, ProtectionError, RunFolderError
+from silotune.federation.client import Site, client_round
+from silotune.federation.exchange import Asking
 from silotune.federation.messages import encode
-from silotune.federation.opened import OPENED, put_back
+from silotune.federation.orders import TrainOrder
 from silotune.federation.protections import PROTECTIONS
-from silotune.federation.secure import Asking, terms_of
+from silotune.federation.secure import terms_of
+from silotune.federation.secure_site import check_terms
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
@@ -80,7 +82,7 @@ def test_a_client_may_drop_out_of_any_exchange(model, start, tmp_path: Path, pha
         tmp_path, Net(model, settings, lambda kind, name: kind.endswith(phase) and name == "c"), start, settings
     )
     (row,) = RunFolder(tmp_path).read_rows("clients")
-    assert row["clients_in_sum"] == (4 if phase in ("keys", "shares", "input") else 5)
+    assert row["clients_in_sum"] == (4 if phase in PHASES[:4] else 5)
     (metrics,) = RunFolder(tmp_path).read_rows("metrics")
     assert [(failure["client"], failure["stage"]) for failure in metrics["failures"]] == [("c", f"secure_sum.{phase}")]
     assert (flatten(state.weights) - flatten(start)).abs().max() > 0
@@ -97,16 +99,17 @@ def test_too_few_end_the_run_with_nothing_opened(model, start, tmp_path: Path) -
 def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path) -> None:
     settings = privacy()
     whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
-    run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
+    first = Net(model, settings, memory=tmp_path / "memory")
+    run(tmp_path / "parts", first, start, settings, rounds=1)
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
-    assert set(sites["a"].data["opened"]) == {"secure_sum:1"}
+    assert first.sites["a"].served.opened("secure_sum:1") is not None
     section = FederationSection()
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2, privacy=settings).model_dump(
         mode="json"
     )
-    net = Net(model, settings)
+    net = Net(model, settings, memory=tmp_path / "memory")
     net.restore(sites)
-    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings))
+    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings, {}))
     resumed = run_rounds(plan, net, state, RunFolder(tmp_path / "parts"))
     tiny.assert_same_bits(resumed.weights, whole.weights)
 
@@ -126,10 +129,8 @@ def test_a_round_that_stayed_closed_is_done_again_where_the_run_waits(model, sta
 
 def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path: Path) -> None:
     settings = privacy()
-    first = Net(model, settings)
-    run(tmp_path / "1", first, start, settings)
-    again = Net(model, settings)
-    again.restore(first.states())
+    run(tmp_path / "1", Net(model, settings, memory=tmp_path / "memory"), start, settings)
+    again = Net(model, settings, memory=tmp_path / "memory")
     run(tmp_path / "2", again, start, settings)  # the same clients: the same sum, nothing new
     again.lost = lambda kind, name: kind.endswith("input") and name == "e"
     with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
@@ -141,12 +142,12 @@ def test_a_round_is_never_opened_over_two_sets_of_clients(model, start, tmp_path
 def test_an_encrypted_run_killed_and_resumed_has_the_same_bits_and_memory(model, start, tmp_path: Path) -> None:
     settings = privacy("he")
     whole = run(tmp_path / "whole", Net(model, settings), start, settings, rounds=2)
-    run(tmp_path / "parts", Net(model, settings), start, settings, rounds=1)
+    run(tmp_path / "parts", Net(model, settings, memory=tmp_path / "memory"), start, settings, rounds=1)
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
-    net = Net(model, settings)
+    net = Net(model, settings, memory=tmp_path / "memory")
     net.restore(sites)
-    assert sites["a"].data["opened"] == {"he.weight:1": "opened", "he.update:1": "opened"}
-    assert sites["b"].data["opened"] == {"he.weight:1": "sent", "he.update:1": "sent"}
+    for name, known in (("a", "opened"), ("b", "sent")):
+        assert [net.sites[name].served.opened(f"he.{kind}:1") for kind in ("weight", "update")] == [known, known]
     weight = asked(net, "b", "he.weight", {}).tensors["figures"]
     order = {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2}
     with pytest.raises(ProtectionError, match="has opened a sum of round 1 before"):
@@ -155,25 +156,24 @@ def test_an_encrypted_run_killed_and_resumed_has_the_same_bits_and_memory(model,
     tiny.assert_same_bits(resumed.weights, whole.weights)
 
 
-def test_a_site_put_back_to_an_earlier_round_remembers_what_it_opened(model, start, tmp_path: Path) -> None:
-    """A coordinator that asks for round 1 again over fewer clients: of the state, this alone is not the old one."""
-    settings = privacy()
-    net = Net(model, settings)
-    earlier = {name: site.state for name, site in net.sites.items()}
+def test_a_sum_that_cannot_be_remembered_is_not_opened(model, start, tmp_path: Path, monkeypatch) -> None:
+    """A full disk, or a kill, before the memory is on the disk: no share has left the site, and the next try opens."""
+    settings, memory = privacy(), tmp_path / "memory"
+    net = Net(model, settings, memory=memory)
 
-    def again() -> None:
-        for name, site in net.sites.items():
-            site.state = put_back(earlier[name], site.state)
+    def full(path: Path, line: bytes) -> None:
+        raise RunFolderError("no space left")
 
-    run(tmp_path / "1", net, start, settings)
-    again()
-    net.lost = lambda kind, name: kind.endswith("input") and name == "e"
-    with pytest.raises(ProtectionError, match="0 of 5 clients signed the list of inputs"):
-        run(tmp_path / "2", net, start, settings)
-    assert sum("opened before, over other clients" in failure.reason for failure in net.failures) == 4
-    again()
-    net.lost = lambda kind, name: False
-    run(tmp_path / "3", net, start, settings)  # the same clients: the same sum, nothing new
+    with monkeypatch.context() as patch, pytest.raises(ProtectionError):
+        patch.setattr("silotune.federation.served.append_line", full)
+        run(tmp_path / "1", net, start, settings)
+    assert not [reply for reply in net.seen if reply.kind == "secure_sum.unmask"]
+    restarted = Net(model, settings, lambda kind, name: kind.endswith("input") and name == "e", memory=memory)
+    run(tmp_path / "2", restarted, start, settings)
+    whole = Net(model, settings, memory=memory)
+    with pytest.raises(ProtectionError):  # now it was opened over four, and never over five
+        run(tmp_path / "3", whole, start, settings)
+    assert sum("opened before, over other clients" in failure.reason for failure in whole.failures) == 4
 
 
 @pytest.mark.parametrize("algorithm", SUMMABLE)
@@ -189,7 +189,7 @@ def told_in(folder: Path, model, start, settings) -> tuple[ServerState, list[str
     """A round's state and its notes."""
     section, told = FederationSection(rounds=1), list[str]()
     order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings)
-    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings)
+    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings, {})
     plan = Plan(rounds=1, method=method(section), body=body, seed=3, protected=protected)
     notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
     net = Net(model, settings)
@@ -260,6 +260,53 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=2)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"ring_bits": 64}, "bits = 64"),
+        ({"bound": 1e6}, "bound = 1000000.0"),
+        ({"max_examples": 7}, "max_examples = 7"),
+        ({"threshold": 0.7}, "threshold = 0.7"),
+    ],
+)
+def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
+    model, start, tmp_path: Path, chosen, name: str
+) -> None:
+    """The settings stand in the signed order; nothing is trained under other terms, and no budget is spent."""
+    net = Net(model, privacy())
+    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=privacy())
+    chosen = PROTECTIONS["secure_sum"](privacy(**chosen), net.keys)
+    plan = Plan(
+        rounds=1, method=method(FederationSection()), body=order.model_dump(mode="json"), seed=3, protected=chosen
+    )
+    with pytest.raises(ProtectionError, match="0 of 5 clients sent their input"):
+        run_rounds(plan, net, ServerState(0, start), RunFolder(tmp_path))
+    reasons = {failure.reason for failure in net.failures}
+    assert len(reasons) == 1 and f"the terms of the sum say {name}, the settings of the order to train say" in str(
+        reasons
+    )
+
+
+def test_neighbours_and_weights_follow_from_the_settings(model, start) -> None:
+    settings = privacy()
+    asking = Asking(1, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    terms = terms_of(settings, asking)
+    train = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=settings)
+    check_terms(terms, train.model_dump(mode="json"))
+    with pytest.raises(ProtectionError, match="terms of the sum say degree = 6, .* say 4"):
+        check_terms(terms.model_copy(update={"degree": 6}), train.model_dump(mode="json"))
+    capped = FederationSection(weighting="capped", weight_cap=9)
+    noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
+    for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
+        order = train.model_copy(update={"federation": federation, "privacy": noised}).model_dump(mode="json")
+        made = terms_of(noised.model_copy(update={"max_examples": weight}), asking)
+        check_terms(made, order)
+        with pytest.raises(ProtectionError, match=f"say max_examples = 10, .* say {weight}"):
+            check_terms(made.model_copy(update={"max_examples": 10}), order)
+    with pytest.raises(MessageError, match="no valid sections 'privacy' and 'federation'"):
+        check_terms(terms, {"privacy": {"bound": -1}})
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_protected_site_is_never_seen_alone(model, start, kind: str) -> None:
     net = Net(model, privacy())
@@ -319,8 +366,8 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
 
 
 def test_site_state_is_kept_through_training(model, start) -> None:
-    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={OPENED: {"secure_sum:1": "x"}}))
+    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={"kept": {"by a test": "x"}}))
     order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
     client_round(Request("train", 1, "a", start, order), site)
-    assert site.state.data == {"opened": {"secure_sum:1": "x"}}
+    assert site.state.data == {"kept": {"by a test": "x"}}
     assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

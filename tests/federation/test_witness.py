@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from governed import BODY, NAMES, START, Federation, job, work
+from governed import BODY, NAMES, START, Federation, job, scoring_body, under, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
 from silotune.federation.countersigning import countersign, uncountersigned
@@ -45,7 +45,7 @@ def test_a_run_verifies_and_every_site_s_trail_agrees(tmp_path: Path) -> None:
         own = verify_chain(tmp_path / name / FILE, keys=keys(sites), is_open_allowed=True)
         assert [entry.event for entry in own.entries] == ["request", "reply"] * 2
         assert check_witness(found.entries, own.entries) == 2
-        assert own.entries[0].fields["request"] == found.entries[1 + NAMES.index(name)].fields["request"]
+        assert own.entries[1].fields["request"] == found.entries[1 + NAMES.index(name)].fields["request"]
 
 
 @pytest.mark.parametrize("kept", [5, 6, 8])
@@ -164,7 +164,7 @@ def test_a_signature_of_an_earlier_head_is_none_of_the_end(tmp_path: Path) -> No
 def test_a_site_s_trail_holds_several_runs(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     for name in ("first", "second"):
-        body = {**BODY, JOB: job(sites.coordinator, run=name).model_dump(mode="json")}
+        body = {**BODY, JOB: job(run=name).model_dump(mode="json")}
         plan = replace(sites.plan(), body=body)
         sites.finish(run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run")))
         (tmp_path / "run").rename(tmp_path / name)
@@ -205,7 +205,7 @@ def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
 def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     state = sites.run(rounds=1)
-    requests = {name: Request("evaluate", 1, name, state.weights) for name in NAMES}
+    requests = {name: Request("evaluate", 1, name, state.weights, under(scoring_body())) for name in NAMES}
     plan = sites.plan()
     replies = list(exchange(plan, sites, requests))
     flush(plan.audit)
@@ -222,7 +222,7 @@ def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
     sites = Federation(tmp_path, work=odd)
     sites.run(rounds=1, keep_updates=True)
     entries = verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
-    assert [entry.event for entry in entries[3:]] == ["reply", "failure", "reply", "aggregation", "checkpoint"]
+    assert [entry.event for entry in entries[3:]] == ["failure", "reply", "aggregation", "checkpoint"]
     assert [reply.fields["client"] for _, replies in updates_of(entries) for reply in replies] == ["bank-b"]
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 import tiny
 from silotune.errors import MissingPackageError, ModelError
+from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
 from silotune.models.size import weights_bytes
 from silotune.sections import ModelSection
@@ -186,3 +189,66 @@ def test_int4_prints_nothing_in_a_fresh_process(tiny_folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+AUTO_MAPS = {
+    "config.json": {
+        "AutoConfig": "strange.StrangeConfig",
+        "AutoModelForCausalLM": "strange.StrangeModel",
+        "AutoModelForSequenceClassification": "strange.StrangeModel",
+    },
+    "tokenizer_config.json": {"AutoTokenizer": ["strange.StrangeTokenizer", "strange.StrangeTokenizer"]},
+}
+
+
+@pytest.fixture
+def strange(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a folder with code in it that says when it runs; whoever is asked about it says yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+
+    def make(file: str, **changes: object) -> Path:
+        place = tmp_path / "strange"
+        shutil.copytree(tiny_folder, place)
+        (place / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        known = json.loads((place / file).read_text())
+        kept = {name: value for name, value in {**known, **changes}.items() if value is not None}
+        (place / file).write_text(json.dumps({**kept, "auto_map": AUTO_MAPS[file]}))
+        return place
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"model_type": "strange", "architectures": ["StrangeModel"]}),
+        ("config.json", {"model_type": None}),
+        ("tokenizer_config.json", {"tokenizer_class": "StrangeTokenizer"}),
+    ],
+)
+@pytest.mark.parametrize("classes", [None, Classes(("a", "b"), 0)])
+def test_code_that_comes_with_a_model_is_refused_in_one_line(strange, tmp_path, file, changes, classes) -> None:
+    place = strange(file, **changes)
+    with pytest.raises(ModelError, match="comes with code of its own .* take a model that transformers knows") as error:
+        load_base(section(place), classes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", AUTO_MAPS)
+@pytest.mark.parametrize("classes", [None, Classes(("a", "b"), 0)])
+def test_a_known_kind_is_loaded_without_the_code_beside_it(strange, tmp_path, file, classes) -> None:
+    base = load_base(section(strange(file)), classes)
+    assert type(base.model).__module__.startswith("transformers.")
+    assert type(base.tokenizer).__module__.startswith("transformers.")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "experts_implementation"])
+def test_code_on_the_hub_that_a_configuration_names_is_refused(tiny_folder: Path, tmp_path: Path, key: str) -> None:
+    place = tmp_path / "kernel"
+    shutil.copytree(tiny_folder, place)
+    known = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**known, key: "somebody/attention"}))
+    with pytest.raises(ModelError, match=rf"names code to be fetched from the Hub \({key} = 'somebody/attention'"):
+        load_base(section(place))

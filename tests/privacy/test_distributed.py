@@ -18,6 +18,7 @@ from silotune.privacy.distributed import (
     LENGTH_A_VALUE,
     SharedNoise,
     integer_norms,
+    largest_noised,
     rounded,
     shared_noise,
     skellam,
@@ -141,3 +142,27 @@ def test_what_cannot_be_noised_is_said() -> None:
         shared_noise(1.0, bits=32, clients=3, needed=3, colluding=3, size=10)
     with pytest.raises(ProtectionError, match="do not fit a ring of 16 bits"):
         shared_noise(1.0, bits=16, clients=1000, needed=700, colluding=0, size=1_000_000)
+
+
+@pytest.mark.parametrize(("multiplier", "size"), [(1e-4, 50), (0.5, 50), (0.5, 20_000), (8.0, 3000)])
+def test_a_noised_sum_keeps_within_what_it_can_be_and_comes_near(multiplier: float, size: int) -> None:
+    noise = shared_noise(multiplier, bits=32, clients=4, needed=3, colluding=1, size=size)
+    value, norm = largest_noised(noise, 4, size)
+    scale = Scale(noise.length, 1.0, 1)
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        update = generator.normal(size=size).astype(np.float32)
+        update /= np.linalg.norm(update) * np.float32(1 + 1e-6)
+        total = np.zeros(size)
+        for _ in range(4):  # all of them the same, so that norms add up
+            made = signed(rounded(update, 1, scale, bits=32, generator=generator)).astype(np.int64)
+            total += made + skellam(size, noise.share_variance)
+        assert np.abs(total).max() <= value and np.linalg.norm(total) <= norm
+    assert size < 1000 or norm < 3 * np.linalg.norm(total)  # of few values it is very generous
+
+
+@pytest.mark.parametrize("variance", [1, 4, 1000])
+def test_the_tail_of_the_noise_is_below_the_promised_chance(variance: int) -> None:
+    noise = SharedNoise(4096, (1.0, 0.0), variance, 0)
+    value, _ = largest_noised(noise, 1, 10)
+    assert theory.sf(value, variance / 2, variance / 2) < 1e-29

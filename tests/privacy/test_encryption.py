@@ -40,7 +40,7 @@ def test_sums_of_the_largest_values_are_exact(key: bytes, values: int) -> None:
         vector[:2] = (most, -most)
     total = Adder(packing)
     for vector in inputs:
-        total.add(encrypt(vector, packing, key))
+        total.add(total.read(encrypt(vector, packing, key)))
     np.testing.assert_array_equal(decrypt(total.cells(), 5000, packing, key), sum(inputs))
 
 
@@ -83,7 +83,7 @@ def test_ckks_is_close(key: bytes) -> None:
     inputs = [np.random.default_rng(seed).uniform(-1, 1, 2100) for seed in range(3)]
     total = Adder(packing)
     for vector in inputs:
-        total.add(encrypt(vector, packing, own))
+        total.add(total.read(encrypt(vector, packing, own)))
     assert np.abs(decrypt(total.cells(), 2100, packing, own) - sum(inputs)).max() < 1e-7
 
 
@@ -91,7 +91,7 @@ def test_the_coordinator_cannot_decrypt(key: bytes) -> None:
     packing = Packing("bfv", 3)
     cells = encrypt(np.arange(10), packing, key)
     total = Adder(packing)
-    total.add(cells)
+    total.add(total.read(cells))
     with pytest.raises(ValueError, match="secret_key"):
         total._sums[0].decrypt()
     assert not total._context.has_secret_key()
@@ -111,10 +111,10 @@ def test_broken_ciphertexts_are_refused(key: bytes) -> None:
     cells = encrypt(np.arange(10), packing, key)
     for wrong in (np.zeros_like(cells), np.full_like(cells, 255)):
         with pytest.raises(ProtectionError, match="length cannot be"):
-            Adder(packing).add(wrong)
+            Adder(packing).read(wrong)
     cells[0, 4:200] = 7
     with pytest.raises(ProtectionError, match="does not decode"):
-        Adder(packing).add(cells)
+        Adder(packing).read(cells)
 
 
 def test_encrypted_places_are_the_largest_of_every_tensor() -> None:

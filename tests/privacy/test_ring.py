@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from silotune.errors import ProtectionError
 from silotune.privacy import masks
-from silotune.privacy.figures import from_integers, to_integers
+from silotune.privacy.figures import FIGURES, Limits, from_integers, to_integers
 from silotune.privacy.masks import (
     SEGMENT_BYTES,
     Keystream,
@@ -24,7 +24,7 @@ from silotune.privacy.masks import (
     counter_mode_of_gcm,
     public_half,
 )
-from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise, signed
+from silotune.privacy.ring import RINGS, Scale, largest_of, levels, mean, quantise, signed
 from silotune.privacy.secure_sum.shamir import PRIME, join, split
 
 
@@ -161,18 +161,86 @@ REPORT = {
 def test_figures_are_summed() -> None:
     other = {**REPORT, "num_examples": 1, "loss": 2.5, "energy_source": "estimated"}
     total = to_integers(REPORT, clipped=4, clients=2) + to_integers(other, clipped=0, clients=2)
-    assert from_integers(total, 2) == {
+    assert from_integers(total, limits(2)) == {
         "num_examples": 4, "weight": 4, "loss": 1.0, "steps": 4, "tokens": 180, "seconds": 3.0, "core_seconds": 0.5,
         "joules": 4.0, "energy_source": "estimated", "clipped": 4,
     }  # fmt: skip
     unknown = to_integers({**REPORT, "joules": None}, clipped=0, clients=2)
-    found = from_integers(total + unknown, 3)
+    found = from_integers(total + unknown, limits(3))
     assert found["joules"] is None and found["energy_source"] == "unavailable"
     withheld = to_integers({**REPORT, "loss": None, "seconds": None, "joules": None}, clipped=0, clients=2)
-    found = from_integers(total + withheld, 3)
+    found = from_integers(total + withheld, limits(3))
     assert (found["loss"], found["seconds"], found["num_examples"]) == (1.0, None, 7)
-    assert from_integers(withheld, 1)["loss"] is None
+    assert from_integers(withheld, limits(1))["loss"] is None
     with pytest.raises(ProtectionError, match="too large"):
         to_integers({**REPORT, "tokens": 1 << 61}, clipped=0, clients=4)
-    with pytest.raises(ProtectionError, match="cannot be"):
-        from_integers(total - total, 2)
+    with pytest.raises(ProtectionError, match="cannot be true: its num_examples is 0, and 2 sites send 2 to 200"):
+        from_integers(total - total, limits(2))
+
+
+def limits(clients: int, *, is_capped: bool = False) -> Limits:
+    return Limits(clients, 100, 1000, is_capped=is_capped)
+
+
+REPORTS = st.fixed_dictionaries(
+    {
+        "num_examples": st.integers(1, 100),
+        "loss": st.none() | st.floats(-1e3, 1e3),
+        "steps": st.integers(1, 1 << 20),
+        "tokens": st.integers(0, 1 << 30),
+        "seconds": st.none() | st.floats(0, 1e6),
+        "core_seconds": st.none() | st.floats(0, 1e6),
+        "joules": st.none() | st.floats(0, 1e6),
+        "energy_source": st.sampled_from(["measured", "estimated", "unavailable"]),
+    }
+)
+
+
+@given(st.lists(st.tuples(REPORTS, st.integers(0, 1000)), min_size=1, max_size=5), st.booleans())
+def test_whatever_honest_sites_report_can_be_true(reports: list, is_capped: bool) -> None:
+    clients, total = len(reports), np.zeros(len(FIGURES), "<u8")
+    for report, clipped in reports:
+        weight = min(report["num_examples"], 7) if is_capped else None
+        total += to_integers(report, clipped=clipped, clients=clients, weight=weight)
+    held = Limits(clients, 7 if is_capped else 100, 1000, is_capped=is_capped)
+    found = from_integers(total, held)
+    assert found["num_examples"] == sum(report["num_examples"] for report, _ in reports)
+
+
+@given(st.integers(0, (1 << 64) - 1), st.sampled_from(range(len(FIGURES))))
+def test_no_figure_of_a_random_mask_passes_for_itself_and_the_others(drawn: int, place: int) -> None:
+    """A number as large as a mask's is told by its own limits, but for those that have none upwards."""
+    total = to_integers(REPORT, clipped=4, clients=2) + to_integers(REPORT, clipped=0, clients=2)
+    unbounded = {"weighted_loss", "steps", "tokens", "seconds", "core_seconds", "joules"}
+    name = list(FIGURES)[place]
+    total[place] = drawn
+    value = drawn - (1 << 64) if drawn >> 63 else drawn
+    if name in unbounded and (value > 2 or name == "weighted_loss"):
+        from_integers(total, limits(2))
+    elif abs(value) > 1 << 16:
+        with pytest.raises(ProtectionError, match="cannot be true"):
+            from_integers(total, limits(2))
+
+
+@given(st.integers(1, 5), st.sampled_from([16, 32, 64]), st.integers(1, 50), st.integers(0, 1 << 32))
+def test_no_sum_of_honest_updates_is_larger_than_it_can_be(clients: int, bits: int, most: int, seed: int) -> None:
+    """Values at the bound and beyond, any weights."""
+    scale, generator = Scale(levels(bits, clients), 0.5, most), np.random.default_rng(seed)
+    total, weight = np.zeros(40, RINGS[bits]), 0
+    for _ in range(clients):
+        values = (generator.choice([-1, 1]) * generator.uniform(0.4, 0.7, 40)).astype(np.float32)
+        examples = int(generator.integers(1, most + 1))
+        total += quantise(values, examples, scale, bits=bits, generator=generator)[0]
+        weight += examples
+    largest = largest_of(total)
+    assert largest <= scale.largest_sum(clients, weight)
+    assert largest > 0.75 * scale.largest_sum(clients, weight) - 2 * clients or clients > 1
+    bound = scale.bound + scale.error_bound(clients, weight)
+    assert np.abs(mean(total, weight, scale)).max() <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_the_largest_magnitude_of_a_ring(bits: int) -> None:
+    assert largest_of(np.array([1, (1 << bits) - 3], RINGS[bits])) == 3
+    assert largest_of(np.array([1 << (bits - 1)], RINGS[bits])) == 2.0 ** (bits - 1)
+    assert largest_of(np.zeros(0, RINGS[bits])) == 0

@@ -126,12 +126,13 @@ def test_a_trail_that_is_not_closed(tmp_path: Path) -> None:
         verify_chain(tmp_path / "nothing.jsonl")
 
 
-def test_a_trail_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"actor":"coord', b'{"actor":"coord\0\0\0\n', b"\0" * 5000, b"\n"])
+def test_a_trail_goes_on_behind_a_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes) -> None:
     path = write(tmp_path, closed=False)
     with path.open("ab") as file:
-        file.write(b'{"actor":"coord')
+        file.write(torn)
     trail = Trail(path, KEY, actor="coordinator")
-    assert trail.entries == 8
+    assert trail.entries == 8 and "was torn" in caplog.text
     trail.add(*END)
     trail.flush()
     assert verify_chain(path).is_closed and Trail(path, KEY, actor="coordinator").is_closed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from silotune.errors import RunFolderError
@@ -32,17 +32,45 @@ def test_plain_refuses_what_json_cannot_say():
         files.plain({"a": b"x"})
 
 
-@given(cut=st.integers(min_value=1, max_value=30), rows=st.integers(min_value=0, max_value=3))
-def test_a_torn_line_is_left_out_and_then_written_over(tmp_path_factory, cut, rows):
+TORN = st.one_of(
+    st.integers(1, 30).map(lambda cut: files.to_line({"round": 99, "text": "é" * 10})[:cut]),
+    st.tuples(st.integers(0, 20), st.integers(1, 9000), st.sampled_from([b"", b"\n"])).map(
+        lambda parts: b'{"round": 99, "text": '[: parts[0]] + b"\0" * parts[1] + parts[2]
+    ),
+    st.sampled_from([b"[1]\n", b"1\n", b"\xff\n", b"[" * 100_000 + b"\n", b"\n"]),
+)
+"""What a power cut leaves of a line: its beginning, blocks of zeros, an end of line behind them or none."""
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(torn=TORN, rows=st.integers(min_value=0, max_value=3), size=st.sampled_from([1, 5000, 70_000]))
+def test_a_torn_line_is_left_out_then_cut_and_noted(tmp_path_factory, caplog, torn, rows, size):
     path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
-    whole = [{"round": number, "text": "é" * 10} for number in range(rows)]
+    whole = [{"round": number, "text": "é" * size} for number in range(rows)]
     for row in whole:
         files.append_line(path, files.to_line(row))
-    with path.open("ab") as file:
-        file.write(files.to_line({"round": 99, "text": "é" * 10})[:cut])
-    assert files.read_lines(path) == whole
-    files.append_line(path, files.to_line({"round": rows}))
-    assert files.read_lines(path) == [*whole, {"round": rows}]
+    before = path.read_bytes() if rows else b""
+    for is_mended in (True, False):
+        path.write_bytes(before + torn)
+        assert files.read_lines(path) == whole
+        caplog.clear()
+        if is_mended:
+            note = files.mend(path)
+            assert path.read_bytes() == before
+        files.append_line(path, files.to_line({"round": rows}))
+        assert files.read_lines(path) == [*whole, {"round": rows}]
+        note = note if is_mended else caplog.messages[0]
+        assert note.count("\n") == 0 and f"{str(path)!r} was torn" in note and f"its {len(torn)} bytes" in note
+        assert len(caplog.messages) == (0 if is_mended else 1)
+
+
+def test_nothing_is_cut_where_nothing_is_torn(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    assert files.mend(path) == "" and not path.exists()
+    for number in range(3):
+        files.append_line(path, files.to_line({"round": number}))
+        assert files.mend(path) == ""
+    assert len(files.read_lines(path)) == 3 and not caplog.messages
 
 
 @pytest.mark.parametrize("broken", [b"{nonsense\n", b"[1]\n", b"\xff\n"])

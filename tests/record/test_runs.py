@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disks import disk
 from silotune.errors import RunFolderError
 from silotune.record import checkpoints
 from silotune.record.runs import RunFolder
@@ -170,6 +171,20 @@ def test_leftovers_are_ignored_and_cleaned_under_the_lock(run):
     assert run.load_checkpoint()[0].round_number == 1
 
 
+def test_torn_lines_are_cut_and_noted_but_not_those_of_a_file_with_a_lock_of_its_own(run):
+    rows, ledger = run.path / "federated" / "metrics.jsonl", run.path / "ledger" / "a.jsonl"
+    for name in ("federated", "ledger"):
+        run.part(name).append("metrics" if name == "federated" else "a", {"round": 1})
+    ledger.with_name(".a.lock").touch()
+    for path in (rows, ledger):
+        path.write_bytes(path.read_bytes() + b"\0" * 9)
+    with run.lock():
+        (note,) = run.mend()
+        assert str(rows) in note and "its 9 bytes were cut" in note
+        assert run.mend() == []
+    assert rows.read_bytes() == b'{"round": 1}\n' and ledger.read_bytes().endswith(b"\0")
+
+
 def test_a_damaged_checkpoint_names_its_file_and_is_not_passed_over(run):
     """One that lies beside it from before would be another model: it is not taken in its place."""
     run.save_checkpoint(state(1), {})
@@ -307,13 +322,8 @@ def test_one_writer_at_a_time_and_a_kill_frees_the_lock(run):
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with disk(tmp_path / "disk", size=256 << 10) as place:
+        yield place
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk):

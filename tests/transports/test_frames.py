@@ -36,8 +36,11 @@ def sent(frame: Frame) -> bytes:
     return b"".join(parts)
 
 
+WORDS = st.text(st.characters(blacklist_categories=["Cc", "Cs", "Cf", "Zl", "Zp", "Cn"]), max_size=8)
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.text(max_size=8))), st.binary())
+@given(st.dictionaries(WORDS, st.one_of(st.none(), st.integers(-(2**62), 2**62), WORDS)), st.binary())
 def test_what_is_sent_arrives(header: dict, payload: bytes) -> None:
     frame = passed(sent(Frame(header, payload)))
     assert (frame.header, frame.payload) == (header, payload)
@@ -78,6 +81,18 @@ def test_the_folder_must_be_private(tmp_path: Path) -> None:
     folder.chmod(0o700)
     with frames.listen(folder / "trainer.sock"):
         assert (folder / "trainer.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_socket_is_its_owner_s_alone_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    path = tmp_path / "state" / "trainer.sock"
+    monkeypatch.setattr(os, "chmod", lambda *_, **__: pytest.fail("the mode was changed after the socket was there"))
+    before = os.umask(0)
+    try:
+        with frames.listen(path):
+            assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
 from line import NAMES, Line, line, transport
-from silotune.federation.client import Site, TrainOrder
+from silotune.federation.client import Site
 from silotune.federation.messages import layout_of
+from silotune.federation.orders import TrainOrder
 from silotune.federation.server import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder

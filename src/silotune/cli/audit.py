@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, stdout
+from silotune.cli.output import AsJson, print_json, say
 from silotune.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:
@@ -66,22 +66,20 @@ def verify(
             }
         )
         return
-    typer.echo(
-        f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}"
-    )
+    say(f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}")
     for who, own in chain.keys.items():
-        typer.echo(f"signed by {who}: {', '.join(own)}")
+        say(f"signed by {who}: {', '.join(own)}")
     for who, entries in chain.countersigned.items():
-        typer.echo(f"countersigned by {who}: {entries} entries")
+        say(f"countersigned by {who}: {entries} entries")
     for who in found.uncountersigned:
-        typer.echo(f"NOT countersigned by {who}")
+        say(f"NOT countersigned by {who}")
     for who, heads in found.witnesses.items():
-        typer.echo(f"the trail of {who} agrees: {heads} heads")
+        say(f"the trail of {who} agrees: {heads} heads")
     for line in coverage_lines(found):
-        typer.echo(line)
-    typer.echo("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
+        say(line)
+    say("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
     if found.rounds:
-        typer.echo(f"the updates of {found.rounds} rounds aggregate to it")
+        say(f"the updates of {found.rounds} rounds aggregate to it")
 
 
 def coverage_lines(found: Checked) -> list[str]:
@@ -110,7 +108,7 @@ def show(
         print_json({"entries": [row_of(entry) for entry in chosen]})
         return
     for entry in chosen:
-        stdout().print(line_of(entry), soft_wrap=True)
+        say(line_of(entry))
 
 
 def export(
@@ -127,7 +125,8 @@ def export(
     if as_json:
         print_json({"file": str(out), "verdict": verdict})
         return
-    typer.echo(f"{out}\n{verdict}")
+    say(str(out))
+    say(verdict)
 
 
 def _keys(kit: Path | None, given: Sequence[str]) -> Mapping[str, Sequence[str]] | None:

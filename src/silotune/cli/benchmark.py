@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, quiet, reserved_stdout, stdout
+from silotune.cli.output import AsJson, Settings, print_json, quiet, reserved_stdout, say, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,15 +60,12 @@ def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: 
     console = stdout()
     console.print(_table(found))
     for problem in dict.fromkeys(each.problem for each in found if each.problem):
-        console.print(f"problem: {problem}", soft_wrap=True)
-    console.print(
+        say(f"problem: {problem}")
+    say(
         f"{total['runs']} runs, {total['done']} done, {total['to_do']} to do: about {seconds_text(total['seconds'])} "
-        f"with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory",
-        soft_wrap=True,
+        f"with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory"
     )
-    console.print(
-        "Times are from a few steps of one run of each kind; those of other seeds and partitions are like it."
-    )
+    say("Times are from a few steps of one run of each kind; those of other seeds and partitions are like it.")
 
 
 def _row(each: Forecast) -> dict[str, Any]:
@@ -120,11 +117,10 @@ def _show(place: Path, tally: Tally, *, as_json: bool) -> None:
         print_json({"folder": str(place), "computed": tally.computed, "skipped": tally.skipped,
                     "failures": tally.failures})  # fmt: skip
     else:
-        console = stdout()
         for name, reason in tally.failures.items():
-            console.print(f"failed: {name}: {reason}", soft_wrap=True)
-        console.print(f"grid folder: {place} ({tally.computed} runs done now, {tally.skipped} before)", soft_wrap=True)
-        console.print(f"report:      silotune report {place}", soft_wrap=True)
+            say(f"failed: {name}: {reason}")
+        say(f"grid folder: {place} ({tally.computed} runs done now, {tally.skipped} before)")
+        say(f"report:      silotune report {place}")
     if tally.failures:
         name, reason = next(iter(tally.failures.items()))
         raise GridError(f"{len(tally.failures)} cells failed, the first is {name}: {reason}")

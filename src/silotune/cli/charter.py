@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json
+from silotune.cli.output import AsJson, print_json, say
 from silotune.errors import ConfigError, KitError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def _show(made: SignedCharter, as_json: bool) -> None:
     if as_json:
         print_json({"sha256": made.sha256, "signed": dict(made.signed), "missing": list(made.missing)})
         return
-    typer.echo(f"{made.charter.title}\nsha256 {made.sha256}\nvalid until {made.charter.until.isoformat()}")
+    say(made.charter.title)
+    say(f"sha256 {made.sha256}")
+    say(f"valid until {made.charter.until.isoformat()}")
     for party in made.charter.parties:
-        typer.echo(f"{party:24} {made.signed.get(party, 'not signed yet')}")
+        say(f"{party:24} {made.signed.get(party, 'not signed yet')}")

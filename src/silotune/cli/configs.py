@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, stdout
+from silotune.cli.output import AsJson, print_json, say, stdout, write_text
 from silotune.errors import ConfigError
 
 Name = Annotated[str, typer.Argument(help="A name from 'silotune configs list'.")]
@@ -41,7 +41,7 @@ def show(name: Name) -> None:
     """Print a shipped configuration."""
     from silotune.cli.shipped import shipped
 
-    typer.echo(shipped(name).read_text(encoding="utf-8"), nl=False)
+    write_text(shipped(name).read_text(encoding="utf-8"))
 
 
 def copy(
@@ -58,4 +58,5 @@ def copy(
         raise ConfigError(f"{str(place)!r} is there already: name another file")
     write_bytes(place, source.read_bytes())
     command = "benchmark" if is_grid(name) else "run"
-    typer.echo(f"{place}\nrun it with: silotune {command} {place}")
+    say(str(place))
+    say(f"run it with: silotune {command} {place}")

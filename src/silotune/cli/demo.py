@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, stdout
+from silotune.cli.output import AsJson, Settings, print_json, say, stdout
 
 
 def demo_app() -> typer.Typer:
@@ -53,6 +53,6 @@ def _federation(
         shown = demo_federation(config, place, sites=sites, notify=progress)
     console.print(summary_table(read_summary(RunFolder(shown.folder))))
     seen = ", ".join(f"{name} {count}" for name, count in sorted(shown.witnesses.items()))
-    console.print(f"audit trail: {shown.entries} entries verified; heads that sites hold of it: {seen}", soft_wrap=True)
-    console.print("seconds: " + ", ".join(f"{name} {value:g}" for name, value in shown.seconds.items()))
-    console.print(f"run folder: {shown.folder}", soft_wrap=True)
+    say(f"audit trail: {shown.entries} entries verified; heads that sites hold of it: {seen}")
+    say("seconds: " + ", ".join(f"{name} {value:g}" for name, value in shown.seconds.items()))
+    say(f"run folder: {shown.folder}")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from silotune.cli.output import AsJson, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, print_json, reserved_stdout, say
 from silotune.cli.submitted import print_jobs
 from silotune.errors import require
 
@@ -54,11 +53,10 @@ def _trainer_words(trainer: Mapping[str, Any]) -> str:
 _PARTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"node": _node_words, "trainer": _trainer_words}
 
 
-def _print_process(name: str, said: Mapping[str, Any]) -> Console:
-    """First line of a status: whether the process runs; gives the console for what follows."""
-    console, process = stdout(), said["process"]
-    console.print(f"{name}: {'process ' + str(process) if process else 'stopped'}")
-    return console
+def _print_process(name: str, said: Mapping[str, Any]) -> None:
+    """First line of a status: whether the process runs."""
+    process = said["process"]
+    say(f"{name}: {'process ' + str(process) if process else 'stopped'}")
 
 
 def _coordinator_start(kit: KitFolder) -> None:
@@ -79,11 +77,11 @@ def _coordinator_status(kit: KitFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(said)
         return
-    console = _print_process("coordinator", said)
+    _print_process("coordinator", said)
     if said.get("fault"):
-        console.print(f"fault: {said['fault']}", soft_wrap=True)
+        say(f"fault: {said['fault']}")
     for name, how in sorted(said["sites"].items()):
-        console.print(f"  site {name}: {how}")
+        say(f"  site {name}: {how}")
     print_jobs(said["jobs"])
 
 
@@ -114,10 +112,10 @@ def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(said)
         return
-    console = _print_process(f"site {said['site']}", said)
+    _print_process(f"site {said['site']}", said)
     for part, words in _PARTS.items():
         if part in said:
-            console.print(f"  {part}: {words(said[part])}", soft_wrap=True)
+            say(f"  {part}: {words(said[part])}")
 
 
 def _site_stop(kit: KitFolder) -> None:
@@ -140,9 +138,8 @@ def _site_check(kit: KitFolder, as_json: AsJson = False) -> None:
     if as_json:
         print_json([{"check": item.name, "ok": item.ok, "said": item.said} for item in found])
     else:
-        console = stdout()
         for item in found:
-            console.print(f"{'ok   ' if item.ok else 'FAULT'} {item.name}: {item.said}", soft_wrap=True)
+            say(f"{'ok   ' if item.ok else 'FAULT'} {item.name}: {item.said}")
     if not all(item.ok for item in found):
         raise typer.Exit(12)
 
@@ -152,4 +149,4 @@ def _say(event: str, fields: Mapping[str, Any]) -> None:
         f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items() if value
     )
     with contextlib.suppress(OSError):  # a service goes on where its own output cannot be written: a full disk
-        stdout().print(f"{event.replace('_', ' ')}: {words}", soft_wrap=True)
+        say(f"{event.replace('_', ' ')}: {words}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,11 +44,11 @@ def doctor(
             if found.get(part):
                 console.print(_table(part, {name: value for name, value in found[part].items() if name != "notes"}))
         for note in found.get("estimate", {}).get("notes", ()):
-            console.print(f"note: {note}", soft_wrap=True)
+            say(f"note: {note}")
         for problem in found["problems"]:
-            console.print(f"problem: {problem}", soft_wrap=True)
+            say(f"problem: {problem}")
         if not found["problems"]:
-            console.print("no problems found")
+            say("no problems found")
     if found["problems"]:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout
+from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, say
 
 
 def export(
@@ -26,4 +26,5 @@ def export(
     if as_json:
         print_json({"folder": str(place), "merged": merge, "mode": mode})
         return
-    typer.echo(f"{place}\nload it with {loader_of(folder, place, merge=merge)}")
+    say(str(place))
+    say(f"load it with {loader_of(folder, place, merge=merge)}")

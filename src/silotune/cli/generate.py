@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout
+from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, say, write_text
 from silotune.errors import DataError, ModelError
 
 Messages = tuple[tuple[str, str], ...]
@@ -77,7 +77,7 @@ def chat(
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     model = load_tuned(source, mode=mode, base=base)
-    typer.echo("/reset starts anew, /quit or Ctrl-D ends")
+    say("/reset starts anew, /quit or Ctrl-D ends")
     said: list[tuple[str, str]] = []
     while (line := _next_line()) is not None:
         if line == "/reset":
@@ -87,7 +87,7 @@ def chat(
                 answer = _write(stream_answer(model, [*said, ("user", line)], sampling))
                 said += [("user", line), ("assistant", answer)]
             except (ModelError, DataError) as error:
-                typer.echo(f"error: {error}; /reset starts anew", err=True)
+                say(f"error: {error}; /reset starts anew", is_error=True)
 
 
 def _next_line() -> str | None:
@@ -95,7 +95,7 @@ def _next_line() -> str | None:
     try:
         line = input("> ").strip()
     except EOFError:
-        typer.echo()
+        say("")
         return None
     return None if line in ("/quit", "/exit") else line
 
@@ -104,10 +104,10 @@ def _write(pieces: Iterable[str]) -> str:
     """Prints an answer as it comes, and returns it whole."""
     whole = []
     for piece in pieces:
-        typer.echo(piece, nl=False)
+        write_text(piece)
         sys.stdout.flush()
         whole.append(piece)
-    typer.echo()
+    say("")
     return "".join(whole).strip()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import TaskID
 
+from silotune.cli.output import say_to
 from silotune.cli.progress import bars_with_time, figure_text
 from silotune.record.grids import Cell
 from silotune.report.runs import seconds_text
@@ -40,7 +41,7 @@ class GridProgress:
 
     def _say(self, text: str) -> None:
         if not self._is_silent:
-            self._console.print(text, soft_wrap=True)
+            say_to(self._console, text)
 
     def stage(self, title: str, *, total: int, done: int) -> None:
         """A stage begins."""

@@ -22,7 +22,7 @@ from silotune.cli.doctor import doctor
 from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
-from silotune.cli.output import quiet
+from silotune.cli.output import quiet, say
 from silotune.cli.privacy import privacy_app
 from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
@@ -87,7 +87,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from silotune.record.environment import version_of
 
-        typer.echo(f"silotune {version_of('silotune') or '(source tree, not installed)'}")
+        say(f"silotune {version_of('silotune') or '(source tree, not installed)'}")
         raise typer.Exit
 
 
@@ -118,7 +118,7 @@ def _run(arguments: list[str], *, is_debug: bool) -> int:
         if is_debug:
             raise
         for line in _lines(error):
-            typer.echo(f"error: {line}", err=True)
+            say(f"error: {line}", is_error=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()

@@ -8,11 +8,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from silotune.record.printable import one_line, printable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Settings = Annotated[
@@ -41,9 +44,33 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
+class _PrintableConsole(Console):
+    """A console through which no text acts on the terminal: rich's own styles are no part of a segment's text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Whatever is shown passes here: lines, cells of tables, titles, bars."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def stdout() -> Console:
     """A console on standard output as it is now; square brackets in texts are just that."""
-    return Console(file=sys.stdout, markup=False, highlight=False)
+    return _PrintableConsole(file=sys.stdout, markup=False, highlight=False)
+
+
+def say(text: str, *, is_error: bool = False) -> None:
+    """Prints one line, whatever the text holds: a reason that came with a reply must not look like lines of ours."""
+    typer.echo(one_line(text), err=is_error)
+
+
+def say_to(console: Console, text: str) -> None:
+    """Prints one line, as ``say`` does, above what the console shows; a long one is not cut."""
+    console.print(one_line(text), soft_wrap=True)
+
+
+def write_text(text: str) -> None:
+    """Prints a text of any number of lines, or a piece of one, and no end of line of its own."""
+    typer.echo(printable(text), nl=False)
 
 
 @contextlib.contextmanager
@@ -57,4 +84,4 @@ def print_json(value: Any) -> None:
     """Prints a value as JSON; NaN and infinities become null."""
     from silotune.record.files import plain
 
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

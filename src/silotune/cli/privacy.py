@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def plan(
         return
     _show(made, [*(f"privacy: {line}" for line in lines), *(f"note: {note}" for note in notes)])
     if out is not None:
-        stdout().print(f"picture: {out}", soft_wrap=True)
+        say(f"picture: {out}")
 
 
 def spent(
@@ -97,4 +97,4 @@ def _show(made: Plan, lines: list[str]) -> None:
     console.print(plan_table(document))
     console.print(curve_table(document))
     for line in lines:
-        console.print(line, soft_wrap=True)
+        say(line)

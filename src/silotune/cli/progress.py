@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from silotune.cli.output import say_to
 from silotune.report.runs import KINDS, seconds_text
 
 _TITLES = {"federated": "federated", "isolated": "each alone", "centralized": "centralised"}
@@ -64,7 +65,7 @@ class RunProgress:
     ) -> None:
         self._view.stop()
         if isinstance(error, KeyboardInterrupt) and self.folder:
-            self._console.print(f"interrupted; go on with: silotune resume {self.folder}", soft_wrap=True)
+            say_to(self._console, f"interrupted; go on with: silotune resume {self.folder}")
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         """Takes one event of the run; events it does not know are left out."""
@@ -86,7 +87,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """Prints a line above the bars."""
-        self._console.print(text, soft_wrap=True)
+        say_to(self._console, text)
 
 
 class _Lines:
@@ -102,7 +103,7 @@ class _Lines:
         """Nothing to do."""
 
     def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        say_to(self._console, text)
 
     def mode_started(self, fields: Mapping[str, Any]) -> None:
         clients = fields.get("clients_per_round")

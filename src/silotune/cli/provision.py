@@ -9,7 +9,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from silotune.cli.output import AsJson, print_json
+from silotune.cli.output import AsJson, print_json, say
 
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of this federation's provisioning.")]
 Request = Annotated[Path | None, typer.Option("--csr", help="The site's own request; its kit holds no private key.")]
@@ -31,7 +31,7 @@ def provision_app() -> typer.Typer:
         help="Make and change the certificates, keys and kits of a federation; 'create' may be left out.",
         no_args_is_help=True,
     )
-    for command in (create, add, revoke, rotate, request, members):
+    for command in (create, add, submitter, revoke, rotate, request, members):
         app.command(command.__name__)(command)
     return app
 
@@ -42,7 +42,7 @@ def create(
     csr: Annotated[list[Path] | None, typer.Option("--csr", help="Request of a site; repeatable.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an authority, a kit for the coordinator and one for each site."""
+    """Make an authority, a kit for the coordinator, one for each submitter and one for each site."""
     from silotune.deploy.provision import provision
 
     _show(provision(plan, out, requests=csr or ()), as_json)
@@ -61,13 +61,25 @@ def add(
     _show([add_site(out, site, contact=contact, request=csr)], as_json, members_in=out)
 
 
-def revoke(
-    site: Annotated[str, typer.Argument(help="Name of the site.")], out: Folder, as_json: AsJson = False
+def submitter(
+    name: Annotated[str, typer.Argument(help="Name of who may ask for runs.")],
+    out: Folder,
+    contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Take a site out: a new members.json, with which the coordinator refuses it."""
-    from silotune.deploy.provision import revoke_site
+    """Add a submitter, or give one a new key: a kit, and a new members.json for coordinator and sites."""
+    from silotune.deploy.provision import add_submitter
 
-    revoke_site(out, site)
+    _show([add_submitter(out, name, contact=contact)], as_json, members_in=out)
+
+
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name of the site or submitter.")], out: Folder, as_json: AsJson = False
+) -> None:
+    """Take a site or a submitter out: a new members.json, with which it is refused."""
+    from silotune.deploy.provision import revoke as revoke_member
+
+    revoke_member(out, name)
     _show([], as_json, members_in=out)
 
 
@@ -96,7 +108,8 @@ def request(
     if as_json:
         print_json({"request": str(made)})
         return
-    typer.echo(f"{made}\nsend this file; auth.key and signing.key beside it stay with you")
+    say(str(made))
+    say("send this file; auth.key and signing.key beside it stay with you")
 
 
 def members(
@@ -112,9 +125,9 @@ def members(
     if as_json:
         print_json(listed.model_dump(mode="json"))
         return
-    typer.echo(f"{listed.federation}, version {listed.version}")
+    say(f"{listed.federation}, version {listed.version}")
     for member in listed.members:
-        typer.echo(f"{member.name:24} {member.status:8} {member.signing_public}")
+        say(f"{member.name:24} {member.status:8} {member.signing_public}")
 
 
 def _show(made: list[Any], as_json: bool, *, members_in: Path | None = None) -> None:
@@ -125,6 +138,8 @@ def _show(made: list[Any], as_json: bool, *, members_in: Path | None = None) -> 
         print_json({"kits": rows, "members": str(members_in / MEMBERS) if members_in else None})
         return
     for kit in made:
-        typer.echo(f"{kit.path}\n  sha256 {kit.sha256}")
+        say(str(kit.path))
+        say(f"  sha256 {kit.sha256}")
     if members_in is not None:
-        typer.echo(f"{members_in / MEMBERS}\n  for every kit: silotune provision members KIT {MEMBERS}")
+        say(str(members_in / MEMBERS))
+        say(f"  for every kit: silotune provision members KIT {MEMBERS}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, print_json, reserved_stdout, say, stdout, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +48,8 @@ def quickstart(
     console.print(cost_table(summary))
     console.print(_answers(run, config.evaluation.max_new_tokens))
     for title, place in (("run folder", run.path), *zip(("by round", "by client"), pictures, strict=True)):
-        console.print(f"{title + ':':<12}{place}", soft_wrap=True)
-    console.print(_next_steps(run.path), soft_wrap=True)
+        say(f"{title + ':':<12}{place}")
+    write_text(_next_steps(run.path))
 
 
 def compact(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,4 +93,5 @@ def _next_steps(path: Path) -> str:
   silotune chat {path}
   silotune export {path} my-adapter
   silotune configs list
-  silotune run fpb --set data.root=FOLDER"""
+  silotune run fpb --set data.root=FOLDER
+"""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, print_json, reserved_stdout, say, stdout
 from silotune.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def _runs(folders: list[Path], *, as_json: bool) -> None:
         stdout().print(summary_table(summary))
         stdout().print(cost_table(summary))
         for line in promise_lines(summary):
-            stdout().print(line, soft_wrap=True)
+            say(line)
 
 
 def _grid(folder: Path, out: Path | None, *, as_json: bool) -> None:
@@ -59,9 +59,8 @@ def _grid(folder: Path, out: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json(as_mapping(made))
         return
-    console = stdout()
     for finding in made.findings:
-        console.print(f"- {finding}", soft_wrap=True)
+        say(f"- {finding}")
     for path in made.files[:3]:
-        console.print(f"written: {path}", soft_wrap=True)
-    console.print(f"         and {len(made.files) - 3} figure files beside them")
+        say(f"written: {path}")
+    say(f"         and {len(made.files) - 3} figure files beside them")

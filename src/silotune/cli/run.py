@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,11 +36,15 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(help="The run folder; with --kit, the name of a submitted run.")],
     kit: Annotated[Path | None, typer.Option(help="The coordinator's kit, for a run that was submitted.")] = None,
+    submitter: Annotated[
+        Path | None,
+        typer.Option("--as", metavar="KIT", help="A submitter's kit, to sign the run anew once it expired."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a run that was stopped, from its newest checkpoint; the result is the same to the bit."""
     if kit is not None:
-        _queue_again(str(folder), kit, as_json)
+        _queue_again(str(folder), kit, submitter, as_json)
         return
     from silotune.experiment.run import resume_experiment
 
@@ -48,17 +52,23 @@ def resume(
     _show(done, as_json)
 
 
-def _queue_again(name: str, kit: Path, as_json: bool) -> None:
+def _queue_again(name: str, kit: Path, submitter: Path | None, as_json: bool) -> None:
     """The coordinator takes the run up again; nobody waits for it here."""
     from silotune.deploy.jobs import Jobs
     from silotune.deploy.kits import read_kit
     from silotune.deploy.places import coordinator_folder
 
-    state = Jobs(coordinator_folder(read_kit(kit))).resume(name)
+    jobs = Jobs(coordinator_folder(read_kit(kit)))
+    if submitter is not None:
+        from silotune.deploy.submit import renewed
+
+        jobs.sign(name, renewed(jobs.signed(name), read_kit(submitter)))
+    state = jobs.resume(name)
     if as_json:
         print_json({"name": name, "status": state.status})
         return
-    stdout().print(f"{name}: {state.status}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
+    say(f"{name}: {state.status}")
+    say(f"follow it: silotune logs {name} --kit {kit} --follow")
 
 
 def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) -> RunFolder:
@@ -89,6 +99,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     console.print(cost_table(summary))
     if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
         console.print(tasks_table(summary))
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    console.print(f"by client:  {picture}", soft_wrap=True)
-    console.print(f"try it:     {next_command(folder.path)}", soft_wrap=True)
+    say(f"run folder: {folder.path}")
+    say(f"by client:  {picture}")
+    say(f"try it:     {next_command(folder.path)}")

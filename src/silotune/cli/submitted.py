@@ -7,32 +7,70 @@ from typing import Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, stdout
+from silotune.cli.output import AsJson, Settings, print_json, say, stdout
+from silotune.errors import ConfigError
 
 CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
+Submitter = Annotated[Path | None, typer.Option("--as", metavar="KIT", help="Folder of a submitter's kit, to sign.")]
+ValidDays = Annotated[int, typer.Option("--days", min=1, max=365, help="How long the signed run holds.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="As 'silotune submit' printed it.")]
 
 
 def submit(
-    config: Annotated[str, typer.Argument(help="A TOML file, or a name from 'silotune configs list'.")],
-    kit: CoordinatorKit,
+    config: Annotated[str, typer.Argument(help="A TOML file, a name from 'silotune configs list', or a signed run.")],
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="Folder of the coordinator's kit: hands the run in on this machine.")
+    ] = None,
+    submitter: Submitter = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the signed run to this file, to be handed in.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Fingerprint of the base model, where it is not on this machine.")
+    ] = None,
+    days: ValidDays = 30,
     settings: Settings = None,
     follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a run to the coordinator on this machine: the same configuration as for 'silotune run'."""
+    """Sign a run with a submitter's kit (--as), hand a signed one in at the coordinator (--kit), or both at once."""
     from silotune.cli.shipped import find
     from silotune.config import load_config
     from silotune.deploy.kits import read_kit
-    from silotune.deploy.submit import submit_run
+    from silotune.deploy.submit import hand_in, read_submission, sign_run, submit_run, write_submission
 
-    name = submit_run(read_kit(kit), load_config(find(config), settings or ()))
+    if submitter is None:
+        if kit is None or not config.endswith(".json") or settings:
+            raise ConfigError(
+                "a run is signed first: 'submit CONFIG --as KIT --out RUN.json', then 'submit RUN.json --kit'"
+            )
+        name = hand_in(read_kit(kit), read_submission(Path(config)))
+    elif kit is not None:
+        name = submit_run(
+            read_kit(kit), load_config(find(config), settings or ()), submitter=read_kit(submitter), days=days
+        )
+    elif out is not None:
+        signed = sign_run(load_config(find(config), settings or ()), read_kit(submitter), base=base, days=days)
+        write_submission(signed, out)
+        _show_signed(signed.job.job.run, out, as_json)
+        return
+    else:
+        raise ConfigError("where to? --out FILE writes the signed run, --kit KIT hands it in on this machine")
     if follow:
         _follow(kit, name, as_json)
     elif as_json:
         print_json({"name": name})
     else:
-        stdout().print(f"submitted: {name}\nfollow it: silotune logs {name} --kit {kit} --follow", soft_wrap=True)
+        say(f"submitted: {name}")
+        say(f"follow it: silotune logs {name} --kit {kit} --follow")
+
+
+def _show_signed(name: str, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "file": str(out)})
+        return
+    say(f"signed: {name}")
+    say(f"hand it in on the coordinator's machine: silotune submit {out} --kit KIT")
 
 
 def list_runs(kit: CoordinatorKit, as_json: AsJson = False) -> None:
@@ -65,7 +103,7 @@ def logs(
 
 def cancel(run: RunName, kit: CoordinatorKit) -> None:
     """End a submitted run; its last checkpoint stays."""
-    stdout().print(f"{run}: {_jobs(kit).cancel(run).status}")
+    say(f"{run}: {_jobs(kit).cancel(run).status}")
 
 
 def fetch(
@@ -77,7 +115,7 @@ def fetch(
     from silotune.deploy.submit import fetch_run
 
     place = fetch_run(_jobs(kit), run, out)
-    stdout().print(f"run folder: {place}", soft_wrap=True)
+    say(f"run folder: {place}")
 
 
 def _jobs(kit: Path) -> Any:
@@ -112,10 +150,9 @@ def _follow(kit: Path, name: str, as_json: bool, *, stays: bool = True) -> None:
 
 def print_jobs(jobs: list[dict[str, Any]]) -> None:
     """A line for each of the runs that were submitted."""
-    console = stdout()
     for job in jobs:
         done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
         reason = f": {job['reason']}" if job["reason"] else ""
-        console.print(f"  run {job['name']}: {job['status']}{done}{reason}", soft_wrap=True)
+        say(f"  run {job['name']}: {job['status']}{done}{reason}")
     if not jobs:
-        console.print("  no runs: silotune submit CONFIG --kit KIT")
+        say("  no runs: silotune submit CONFIG --kit KIT")

@@ -12,6 +12,7 @@ from silotune.deploy.link import nodes, register, wait_for_link
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError, RunFolderError
+from silotune.record.signatures import check_secrets
 from silotune.structs import Observer
 
 LINK_SECONDS = 180.0
@@ -37,7 +38,9 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
 
     Raises:
         FederationError: Another coordinator holds the folder, or the SuperLink does not start.
+        SignatureError: Others may read a key of the kit.
     """
+    check_secrets(kit.folder)
     folder = coordinator_folder(kit)
     settings = coordinator_settings(kit)
     follow_parent()

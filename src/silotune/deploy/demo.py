@@ -13,7 +13,7 @@ from typing import Any
 from silotune.config import Config
 from silotune.deploy import coordinator
 from silotune.deploy.jobs import Jobs
-from silotune.deploy.kits import Kit, read_kit, unpack
+from silotune.deploy.kits import FIRST_SUBMITTER, Kit, read_kit, unpack
 from silotune.deploy.places import coordinator_folder, log_of, site_folder
 from silotune.deploy.processes import Child
 from silotune.deploy.provision import provision
@@ -59,10 +59,14 @@ def demo_federation(config: Config, folder: Path, *, sites: int, notify: Observe
     names = [f"client-{number}" for number in range(sites)]
     kits = _provisioned(folder, names)
     mark("provision")
+    submitter = kits.pop(FIRST_SUBMITTER)
     with _started(kits, notify):
         mark("start")
         kit = kits["coordinator"]
-        name, jobs = submit_run(kit, config), Jobs(coordinator_folder(kit))
+        notify(
+            "note", {"text": "one person is submitter and coordinator here; elsewhere they have machines of their own"}
+        )
+        name, jobs = submit_run(kit, config, submitter=submitter), Jobs(coordinator_folder(kit))
         for event, fields in follow_run(jobs, name):
             notify(event, fields)
         ended = jobs.read(name)

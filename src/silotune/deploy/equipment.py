@@ -1,4 +1,4 @@
-"""What a site's kit adds to a run that reaches it: policy, signing key, ledger, and the keys of protected sums."""
+"""What a site's kit adds to a run that reaches it: policy, members, signing key, ledger, keys of protected sums."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from silotune.config import Config
 from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import CHARTER, HE_KEYS, POLICY, SIGNING_KEY, Kit
 from silotune.deploy.places import site_folder
-from silotune.errors import KitError
 from silotune.experiment.site import Holdings
+from silotune.federation.admission import Gate, Membership
 from silotune.federation.budget import Budget
 from silotune.federation.client import Site
 from silotune.federation.guard import Guard
 from silotune.federation.policy import read_policy
-from silotune.federation.priced import priced
 from silotune.federation.secure_site import Protection
 from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member, safe_degree
 from silotune.record.audit import FILE, Trail
-from silotune.record.files import explained
-from silotune.record.signatures import raw_public, read_key
+from silotune.record.signatures import raw_public, read_key, read_secret
 from silotune.sections import HeScheme, PrivacySection
-from silotune.tensors import count
 
 LEDGER = "ledger"
 """Folder of what the site has spent over all runs, in its state folder."""
@@ -39,32 +36,33 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
         SignatureError: The kit's signing key cannot be used.
     """
     key = read_key(kit.path(SIGNING_KEY))
-    trail = Trail(site_folder(kit) / FILE, key, actor=holdings.name)
     own = fingerprint(nano_folder() if holdings.model == "nano" else Path(str(holdings.model)))
-    coordinators = (kit.members().coordinator_now(),)
-    charter = partial(_charter_of, kit)
-    return Guard(
-        kit.path(POLICY), key, trail, coordinators, task=holdings.task or None, base_sha256=own, charter=charter
+    gate = Gate(
+        holdings.name,
+        kit.path(POLICY),
+        partial(_membership, kit),
+        task=holdings.task,
+        base_sha256=own,
+        charter=partial(_charter_of, kit),
     )
+    return Guard(gate, key, Trail(site_folder(kit) / FILE, key, actor=holdings.name))
 
 
-def equip(kit: Kit, guard: Guard, site: Site, config: Config, setup_sha256: str) -> Site:
+def _membership(kit: Kit) -> Membership:
+    """Whose signatures count now, from the list that the authority signed."""
+    members = kit.members()
+    return Membership((members.coordinator_now(),), tuple(members.submitter_keys()))
+
+
+def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
     """The site of a run with what is its own; its list of members is read anew for every run.
 
     Raises:
         PolicyError: The policy cannot be read: nothing may be done.
-        KitError: A key for encrypted sums may be read by others.
-        SignatureError: The list of members is not signed by the authority.
+        SignatureError: The list of members is not signed by the authority, or a key may be read by others.
     """
     made = replace(site, budget=Budget(site_folder(kit) / LEDGER))
     made.protection = protection_of(kit, guard, config.privacy, name=site.name)
-    made.guard = replace(
-        guard,
-        coordinators=(kit.members().coordinator_now(),),
-        adapter_values=count(site.initial),
-        epsilons=partial(priced, made),
-        setup_sha256=setup_sha256,
-    )
     return made
 
 
@@ -76,7 +74,7 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
     """
     if privacy.protection == "none":
         return None
-    policy, members = read_policy(guard.policy), kit.members().active()
+    policy, members = read_policy(guard.gate.policy), kit.members().active()
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
     least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
     own = Member(name, guard.key.private.sign, public, least, policy.least_threshold, safe_degree)
@@ -89,11 +87,7 @@ def _has(kit: Kit, file: str) -> bool:
 
 
 def _secret(kit: Kit, file: str) -> bytes:
-    place = kit.path(file)
-    with explained(place):
-        if place.stat().st_mode & 0o077:
-            raise KitError(f"{str(place)!r} may be read by others: chmod 600 it")
-        return place.read_bytes()
+    return read_secret(kit.path(file))
 
 
 def _charter_of(kit: Kit) -> tuple[str, date] | None:

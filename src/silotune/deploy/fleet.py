@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
@@ -52,6 +53,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from silotune.errors import FederationError, KitError
+from silotune.record.signatures import read_secret
 
 HEARTBEAT_SECONDS = 10.0
 """What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
@@ -78,14 +80,16 @@ class Address:
 
 
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A node's P-384 key from its OpenSSH file.
+    """A node's P-384 key from its OpenSSH file, which nobody but its owner may read.
 
     Raises:
-        KitError: It is not there, or no such key.
+        KitError: It is no such key, or others may read it.
+        RunFolderError: It is not there.
     """
+    content = read_secret(path)
     try:
-        key = load_ssh_private_key(path.read_bytes(), None)
-    except (OSError, ValueError) as error:
+        key = load_ssh_private_key(content, None)
+    except (UnsupportedAlgorithm, TypeError, ValueError) as error:
         raise KitError(f"{str(path)!r} is not a key of this node: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise KitError(f"{str(path)!r} is not an elliptic-curve key")

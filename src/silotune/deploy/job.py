@@ -7,29 +7,26 @@ any moment and started again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from silotune.deploy.jobs import CANNOT_START_AGAIN, Jobs
-from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit, read_kit
+from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.link import flower_run, stop_run
 from silotune.deploy.places import coordinator_folder, link_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout
-from silotune.errors import RunFolderError, SilotuneError
+from silotune.errors import ConfigError, RunFolderError, SilotuneError
 from silotune.experiment.engines import Engine
-from silotune.experiment.run import federate
+from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import setup_of
-from silotune.federation.jobs import Job, order_digest, sign_job
+from silotune.federation.jobs import SignedJob, order_digest
 from silotune.record.canonical import sha256
-from silotune.record.signatures import read_key
 from silotune.sections import FederationSection
 from silotune.transports.flower import Ending, Errand, FlowerTransport
 from silotune.transports.in_process import decode_expected, encode_linked
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from silotune.config import Config
-
-
-LONGEST_SECONDS = 30 * 24 * 3600.0
-"""A job that is signed holds no longer; one that goes on later is signed again."""
 
 
 def over(grid: Grid, sites: Sequence[str], name: str, config: Config, setup: Mapping[str, Any]) -> Engine:
@@ -66,37 +59,32 @@ def ending_of(federation: FederationSection) -> Ending:
     return Ending(wanted, clock.deadline_seconds)
 
 
-def vouched(
-    kit: Kit, name: str, config: Config, setup: Mapping[str, Any], bodies: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The job that the coordinator signs: what it asks of which sites, until when."""
-    charter = kit.path(CHARTER)
-    longest = config.federation.timeout_seconds * (config.federation.rounds + 1)
-    job = Job(
-        run=name,
-        config_sha256=sha256(config.model_dump(mode="json")),
-        task=config.data.task,
-        participants=tuple(sorted(kit.members().active())),
-        rounds=config.federation.rounds,
-        setup_sha256=sha256(setup),
-        orders={kind: order_digest(body) for kind, body in bodies.items()},
-        charter_sha256=hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None,
-        expires=datetime.now(UTC) + timedelta(seconds=min(longest, LONGEST_SECONDS)),
-    )
-    return sign_job(job, read_key(kit.path(SIGNING_KEY))).model_dump(mode="json")
+def vouched(signed: SignedJob, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The job that the submitter signed, where it is for these orders: the coordinator signs none.
+
+    Raises:
+        ConfigError: The run would ask for something else than was signed.
+    """
+    for kind, digest in signed.job.orders.items():
+        if order_digest(bodies[kind]) != digest:
+            raise ConfigError(f"the {kind} order of the run is not the one that its submitter signed: submit it anew")
+    return signed.model_dump(mode="json")
 
 
 def work_on(kit: Kit, name: str) -> None:
     """Does a job to its end, and writes down how it ended."""
     jobs, socket = Jobs(coordinator_folder(kit)), link_socket(kit)
-    config = jobs.config(name)
+    config, signed = jobs.config(name), jobs.signed(name)
     before = jobs.read(name)
     if before.flower_run:
         stop_run(socket, before.flower_run)
     members = kit.members().active()
-    sites = {site: (members[site].signing_public,) for site in sorted(members)}
+    asked = [site for site in sorted(members) if site in signed.job.participants]
+    sites = {site: (members[site].signing_public,) for site in asked}
     try:
         setup = setup_of(config)  # once: it reads all of the base model for its fingerprint
+        if sha256(setup) != signed.job.setup_sha256:
+            raise ConfigError("the base model here is not the one that the run's submitter signed, or its settings")
         with flower_run(socket, name) as (run_id, grid):
             jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
             federate(
@@ -104,7 +92,7 @@ def work_on(kit: Kit, name: str) -> None:
                 sites,
                 connect=over(grid, tuple(sites), name, config, setup),
                 path=jobs.run_path(name),
-                vouch=partial(vouched, kit, name, config, setup),
+                vouched=Vouched(signed.job.id, partial(vouched, signed)),
             )
     except SilotuneError as error:
         logging.getLogger("silotune").error("%s", error)

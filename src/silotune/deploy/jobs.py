@@ -1,22 +1,27 @@
 """The runs that were submitted to a coordinator, as folders on its disk: what is asked, and how far it is.
 
-A job is ``jobs/<name>/`` with ``config.json`` and ``state.json``; its results are the run folder ``runs/<name>/``.
-Only the coordinator's own user can write there: that is who may submit.
+A job is ``jobs/<name>/`` with ``config.json``, ``job.json`` (what its submitter signed) and ``state.json``; its results
+are the run folder ``runs/<name>/``. Only the coordinator's own user can write there, and only a submitter can sign.
 """
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from silotune.config import Config, from_mapping
-from silotune.errors import FederationError, unknown_choice
+from silotune.errors import FederationError, RunFolderError, unknown_choice
+from silotune.federation.jobs import SignedJob
 from silotune.record.files import explained, read_json, write_json
-from silotune.record.runs import RunFolder
+from silotune.record.runs import RunFolder, checked_name
+from silotune.settings import NAME
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 CANNOT_START_AGAIN = 3
@@ -53,21 +58,52 @@ class Jobs:
 
     folder: Path
 
-    def submit(self, config: Config, name: str) -> str:
-        """Queues a run; gives its name, which is ``name`` or that with a number."""
-        root = self.folder / "jobs"
+    def free_name(self, wanted: str) -> str:
+        """The name, or that with a number where a job has it.
+
+        Raises:
+            RunFolderError: It cannot be that of a run folder.
+        """
+        names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+        return next(name for name in names if not (self.folder / "jobs" / checked_name(name)).exists())
+
+    def submit(self, config: Config, signed: SignedJob) -> str:
+        """Queues a run under the name that was signed; gives it.
+
+        Raises:
+            FederationError: There is a job of this name.
+            RunFolderError: The name cannot be that of a run folder, or the disk is full; nothing is queued.
+        """
+        name, root = checked_name(signed.job.run), self.folder / "jobs"
         with explained(root):
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for number in itertools.count(1):
-                chosen = name if number == 1 else f"{name}-{number}"
-                try:
-                    (root / chosen).mkdir(mode=0o700)
-                    break
-                except FileExistsError:
-                    continue
-        write_json(root / chosen / "config.json", config.model_dump(mode="json"))
-        self.write(chosen, JobState())
-        return chosen
+            try:
+                (root / name).mkdir(mode=0o700)
+            except FileExistsError:
+                raise FederationError(f"there is a run {name!r} already: sign it with another record.name") from None
+        try:
+            write_json(root / name / "config.json", config.model_dump(mode="json"))
+            self.sign(name, signed)
+            self.write(name, JobState())
+        except RunFolderError:
+            shutil.rmtree(root / name)
+            raise
+        return name
+
+    def sign(self, name: str, signed: SignedJob) -> None:
+        """Keeps what a submitter signed, in place of what was signed before."""
+        write_json(self.folder / "jobs" / name / "job.json", signed.model_dump(mode="json"))
+
+    def signed(self, name: str) -> SignedJob:
+        """What a job's submitter signed.
+
+        Raises:
+            FederationError: It cannot be read.
+        """
+        try:
+            return SignedJob.model_validate(read_json(self.folder / "jobs" / name / "job.json"))
+        except ValidationError:
+            raise FederationError(f"job.json of run {name!r} is not a signed job: it was changed") from None
 
     def names(self) -> list[str]:
         """All jobs, the oldest first."""
@@ -82,7 +118,7 @@ class Jobs:
             FederationError: There is none of this name.
         """
         path = self.folder / "jobs" / name / "state.json"
-        if "/" in name or not path.is_file():
+        if not NAME.fullmatch(name) or not path.is_file():
             raise FederationError(unknown_choice("run", name, self.names()))
         return JobState(**read_json(path))
 

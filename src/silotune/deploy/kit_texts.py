@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from silotune.deploy.kits import FederationPlan
 from silotune.federation.policy import Policy
@@ -39,6 +40,11 @@ he = {he}           # whether the sites have keys for encrypted sums
 [address]
 host = {host}
 fleet_port = {fleet}
+"""
+_SUBMITTER = """# Who may ask for runs; see README.md.
+format = 1
+federation = {federation}
+submitter = {submitter}
 """
 _POLICY_EXAMPLES = {
     "base_models": '["64 hexadecimal digits"]',
@@ -81,10 +87,35 @@ Unpack this kit into a folder that only you can read, and check it:
 Then:
 
     silotune coordinator start .
-    silotune submit CONFIG --kit .
+    silotune submit RUN.json --kit .
 
-When sites are added, revoked or rotated you get a new `members.json`: silotune provision members . FILE
+A run is signed by a submitter, with a kit of its own that is not on this machine: what it may ask, this kit cannot
+change. When sites are added, revoked or rotated you get a new `members.json`: silotune provision members . FILE
 """
+
+
+_SUBMITTER_README = """# Submitter {submitter} of the federation {federation}
+
+Unpack this kit on your own machine, into a folder that only you can read, and check it:
+
+    tar -xpf {federation}-{submitter}.tar && cd {federation}-{submitter} && sha256sum -c checksums.sha256
+
+`signing.key` signs what you ask of the sites. Nobody else needs it: the coordinator must not have it. Sign a run here
+and hand the file to whoever runs the coordinator:
+
+    silotune submit CONFIG --as . --out run.json
+    silotune submit run.json --kit COORDINATOR       # on the coordinator's machine
+"""
+
+
+def submitter_toml(plan: FederationPlan, submitter: str) -> str:
+    """``submitter.toml``."""
+    return _SUBMITTER.format(federation=json.dumps(plan.name), submitter=json.dumps(submitter))
+
+
+def submitter_readme(plan: FederationPlan, submitter: str) -> str:
+    """``README.md`` of a submitter's kit."""
+    return _SUBMITTER_README.format(federation=plan.name, submitter=submitter)
 
 
 def site_toml(plan: FederationPlan, site: str) -> str:
@@ -107,10 +138,12 @@ def coordinator_readme(plan: FederationPlan) -> str:
     return _COORDINATOR_README.format(federation=plan.name)
 
 
-def policy_toml(site: str, *, submitter: str, charter: str | None) -> str:
+def policy_toml(site: str, *, submitters: Sequence[str], charter: str | None) -> str:
     """The policy that a site begins with: every rule named, those that the kit can set are set."""
-    given = {"submitters": json.dumps([submitter]), **({"charter": json.dumps(charter)} if charter else {})}
+    given = {"submitters": json.dumps(list(submitters)), **({"charter": json.dumps(charter)} if charter else {})}
     given |= {"format": "1", "generation": "false", "secure_aggregation": "false", "smallest_count": "5"}
+    given |= {name: f"{Policy.model_fields[name].default:g}" for name in ("most_models", "most_scorings")}
+    given |= {name: f"{Policy.model_fields[name].default:.0f}" for name in ("most_steps", "most_seconds")}
     lines = [
         f"# The policy of {site}. It belongs to the site and wins over whatever a coordinator asks.",
         "# A key that is unknown, or a value that cannot be, refuses everything. See docs/policy.md.",

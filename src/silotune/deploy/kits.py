@@ -1,8 +1,9 @@
 """What a federation's files say: the plan that is provisioned, the kits, and the list of members.
 
-``federation.toml`` is written by whoever sets the federation up. ``site.toml`` and ``coordinator.toml`` stand in the
-kits, beside files with fixed names: keys, certificates, ``members.json``, ``policy.toml`` and ``checksums.sha256``.
-The list of members is signed with the authority's Ed25519 key, whose public half is in every kit.
+``federation.toml`` is written by whoever sets the federation up. ``site.toml``, ``coordinator.toml`` and
+``submitter.toml`` stand in the kits, beside files with fixed names: keys, certificates, ``members.json``,
+``policy.toml`` and ``checksums.sha256``. The list of members is signed with the authority's Ed25519 key, whose public
+half is in every kit.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_json, write_bytes
 from silotune.record.signatures import normal_public, verify
-from silotune.sections import Device, HeScheme, Precision
+from silotune.sections import Device, HeScheme, Precision, TaskSection
 from silotune.settings import Positive, Section
 
-SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
+SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
 POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"
 AUTHORITY, MEMBERS, CHECKSUMS = "ca.crt", "members.json", "checksums.sha256"
 AUTHORITY_PUBLIC = "authority.pub"
@@ -35,7 +36,7 @@ AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
 SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
 HE_KEYS: Mapping[HeScheme, str] = {"bfv": "he-bfv.key", "ckks": "he-ckks.key"}
 """Scheme of homomorphic encryption -> file in every site's kit; the coordinator's has none of them."""
-EDITABLE = (SITE_FILE, COORDINATOR_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
+EDITABLE = (SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
 """Files of a kit that its owner changes, or that are replaced later: ``check_kit`` does not compare them."""
 
 
@@ -95,6 +96,16 @@ class SitePlan(Section):
     contact: str = Field("", description="whom to ask; stands in the list of members")
 
 
+class SubmitterPlan(Section):
+    """A researcher who may ask for runs."""
+
+    contact: str = Field("", description="whom to ask; stands in the list of members")
+
+
+FIRST_SUBMITTER = "researcher"
+"""The submitter of a plan that names none."""
+
+
 class FederationPlan(Section):
     """``federation.toml``: what ``silotune provision`` reads."""
 
@@ -104,6 +115,16 @@ class FederationPlan(Section):
     charter: Path | None = Field(None, description="the federation's agreement; goes into every kit and policy")
     he: bool = Field(False, description="make the keys of encrypted sums and give them to the sites; needs tenseal")
     sites: dict[Name, SitePlan] = Field(min_length=1, description="[sites.NAME] each")
+    submitters: dict[Name, SubmitterPlan] = Field(
+        {FIRST_SUBMITTER: SubmitterPlan()}, min_length=1, description="[submitters.NAME] each: who may sign runs"
+    )
+
+    @model_validator(mode="after")
+    def _a_name_is_one_member(self) -> FederationPlan:
+        both = sorted(self.sites.keys() & self.submitters.keys())
+        if both:
+            raise ValueError(f"{both[0]!r} is a site and a submitter: give them names of their own")
+        return self
 
 
 class ServerAddress(Section):
@@ -126,6 +147,9 @@ class SiteData(Section):
     """The site's own examples; they never leave it."""
 
     task: str = Field("", description="a name from 'silotune tasks'; what a run may ask for")
+    definition: TaskSection | None = Field(
+        None, description="of task 'custom': which columns make an example; a run must say the same"
+    )
     train: Path | None = Field(None, description="training examples; relative paths begin at the kit")
     validation: Path | None = None
     test: Path | None = None
@@ -137,6 +161,7 @@ class SiteTrainer(Section):
     folder: Path = Field(Path("state"), description="socket, logs, audit chain and state between rounds; mode 0700")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
     idle_seconds: Annotated[float, Field(gt=0)] = Field(600.0, description="free the adapter's memory after so long")
+    largest_message_mb: Positive = Field(2048, description="a longer message is not fetched from the coordinator")
 
 
 class SiteKit(Section):
@@ -162,6 +187,25 @@ class CoordinatorKit(Section):
     he: bool = Field(False, description="the sites have keys for encrypted sums")
 
 
+class SubmitterKit(Section):
+    """``submitter.toml``."""
+
+    format: Literal[1] = 1
+    federation: Name
+    submitter: Name
+
+
+class Submitter(Section):
+    """One key that a submitter had or has."""
+
+    name: Name
+    status: Literal["active", "rotated", "revoked"] = "active"
+    signing_public: str = Field(description="Ed25519, OpenSSH line")
+    since: str = Field(description="UTC, ISO 8601")
+    until: str | None = None
+    contact: str = ""
+
+
 class Member(Section):
     """One key pair that a site had or has."""
 
@@ -182,10 +226,12 @@ class Members(Section):
     version: Positive
     coordinator: tuple[str, ...] = Field(min_length=1, description="its Ed25519 keys, the last one in use")
     members: tuple[Member, ...]
+    submitters: tuple[Submitter, ...] = Field((), description="who may sign jobs; a site serves nobody else's")
 
     @model_validator(mode="after")
     def _one_active_key_a_name(self) -> Members:
-        active = [member.name for member in self.members if member.status == "active"]
+        everybody: tuple[Member | Submitter, ...] = (*self.members, *self.submitters)
+        active = [member.name for member in everybody if member.status == "active"]
         if len(set(active)) != len(active):
             raise ValueError("a member has two active keys")
         return self
@@ -193,6 +239,14 @@ class Members(Section):
     def active(self) -> dict[str, Member]:
         """Site -> its member record, of those that take part now."""
         return {member.name: member for member in self.members if member.status == "active"}
+
+    def active_submitters(self) -> dict[str, Submitter]:
+        """Submitter -> its record, of those who may sign jobs now."""
+        return {member.name: member for member in self.submitters if member.status == "active"}
+
+    def submitter_keys(self) -> tuple[str, ...]:
+        """Public keys that sign jobs that count now."""
+        return tuple(member.signing_public for member in self.active_submitters().values())
 
     def coordinator_now(self) -> str:
         """The coordinator's key in use; with an earlier one, stolen perhaps, nothing is signed that counts."""
@@ -218,7 +272,7 @@ class Kit:
     """An unpacked kit: its folder and what its file says."""
 
     folder: Path
-    settings: SiteKit | CoordinatorKit
+    settings: SiteKit | CoordinatorKit | SubmitterKit
 
     def path(self, name: str) -> Path:
         """A file of the kit."""
@@ -231,7 +285,11 @@ class Kit:
         return read_members(self.path(MEMBERS), authority)
 
 
-_KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit]] = {SITE_FILE: SiteKit, COORDINATOR_FILE: CoordinatorKit}
+_KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit] | type[SubmitterKit]] = {
+    SITE_FILE: SiteKit,
+    COORDINATOR_FILE: CoordinatorKit,
+    SUBMITTER_FILE: SubmitterKit,
+}
 
 
 def read_plan(path: Path) -> FederationPlan:
@@ -249,7 +307,8 @@ def read_kit(folder: Path) -> Kit:
     for name, kind in _KINDS.items():
         if (folder / name).is_file():
             return Kit(folder, validated(kind, read_toml(folder / name), source=str(folder / name)))
-    raise KitError(f"{str(folder)!r} holds no {SITE_FILE} or {COORDINATOR_FILE}: unpack a kit there with tar -xf")
+    files = f"{SITE_FILE}, {COORDINATOR_FILE} or {SUBMITTER_FILE}"
+    raise KitError(f"{str(folder)!r} holds no {files}: unpack a kit there with tar -xpf")
 
 
 def read_members(path: Path, authority: str) -> Members:

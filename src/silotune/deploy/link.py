@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from flwr.superlink.grid import HttpGrid
 
 from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.errors import FederationError
-from silotune.transports.flower import MOST, OWN_ERROR, unpack
+from silotune.transports.flower import BROKEN, MOST, OWN_ERROR, TOO_LARGE, unpack
 
 _BASE = "http://superlink"
 _SECONDS = 30.0
@@ -202,20 +203,22 @@ class _LocalGrid(HttpGrid):
         for number in too_large:
             del self._coming[number]
         whole = [number for number, reply in self._coming.items() if self._fill(reply)]
-        refused = [self._refusal(number) for number in too_large]
-        return refused + [self._made(self._coming.pop(number)) for number in whole]
+        refused = [self._refusal(number, TOO_LARGE) for number in too_large]
+        return refused + [self._made(number, self._coming.pop(number)) for number in whole]
 
     def _is_too_large(self, number: str, reply: _Coming) -> bool:
         """Whether a reply has more parts than its request's bound allows; none of them is fetched then."""
         most = self._most_bytes.get(number, 0) + SPARE_BYTES
-        return sum(1 for _ in iterate_object_tree(reply.tree)) > most / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
+        parts = sum(1 for _ in iterate_object_tree(reply.tree))
+        has = sum(map(len, reply.parts.values()))
+        return has > most or parts > most / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
 
-    def _refusal(self, number: str) -> Message:
+    def _refusal(self, number: str, reason: str) -> Message:
         metadata = Metadata(
             run_id=self.run.run_id, message_id="", src_node_id=self.node.node_id, dst_node_id=self.node.node_id,
             message_type=SYSTEM_MESSAGE_TYPE, group_id="", ttl=0, reply_to_message_id=number, created_at=time.time(),
         )  # fmt: skip
-        return make_message(metadata, error=Error(OWN_ERROR, "the reply announces far more bytes than its request had"))
+        return make_message(metadata, error=Error(OWN_ERROR, reason))
 
     def _fill(self, reply: _Coming) -> bool:
         """Fetches the parts that have arrived; whether all have."""
@@ -228,11 +231,16 @@ class _LocalGrid(HttpGrid):
             reply.parts[name] = bytes(answer.object_content)
         return True
 
-    def _made(self, reply: _Coming) -> Message:
+    def _made(self, number: str, reply: _Coming) -> Message:
+        """The reply from its parts; one that cannot be made of them is that site's failure."""
         request = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=reply.message)
         self._runtime_client.ConfirmMessageReceived(request)
-        made = inflate_object_from_contents(reply.message, reply.parts)
-        assert isinstance(made, Message)
+        try:
+            made = inflate_object_from_contents(reply.message, reply.parts)
+            assert isinstance(made, Message) and made.metadata.reply_to_message_id == number
+        except Exception as error:  # noqa: BLE001  # Flower's own errors over parts that a site chose
+            logging.getLogger("silotune").warning("a reply cannot be made of its parts: %s", type(error).__name__)
+            return self._refusal(number, BROKEN)
         made.metadata.__dict__["_message_id"] = reply.message  # as Flower's own Grid does: it is not in the content
         return made
 

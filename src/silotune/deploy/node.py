@@ -21,7 +21,9 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.deploy.bundle import bundle, bundle_hash
@@ -29,9 +31,9 @@ from silotune.deploy.fleet import Address, Fleet, LostConnectionError, RunEndedE
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
 from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
-from silotune.errors import FederationError, RunFolderError, SilotuneError
+from silotune.errors import FederationError, RunFolderError, SilotuneError, TrainerLostError
 from silotune.record.files import write_json
-from silotune.transports.flower import OWN_ERROR, client_app
+from silotune.transports.flower import OTHER_BUNDLE, OWN_ERROR, client_app
 from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
 
 POLL_SECONDS = 0.2
@@ -43,27 +45,30 @@ TRAINER_SECONDS = 300.0
 """A trainer that died is waited for so long: it reads its base again."""
 WORK_SECONDS = 24 * 3600.0
 MOST_TRIES = 3
+MOST_BYTES = 2 << 30
+SPARE_PARTS = 8
+"""Of a message of Flower's, beside the parts of its array."""
 
 
-def work(socket: Path, envelope: Mapping[str, str], setup: Mapping[str, Any], message: bytes) -> Frame:
+def work(socket: Path, envelope: Mapping[str, str], setup: bytes, message: bytes) -> Frame:
     """Has the trainer do a request's work; a trainer that dies over it is waited for, and asked again.
 
     Raises:
-        FederationError: It died over the same work every time, or did not come back.
+        TrainerLostError: It died over the same work every time, or did not come back.
     """
     for _ in range(MOST_TRIES):
         try:
             return ask(socket, work_frame(envelope.get("job", ""), setup, message), timeout_seconds=WORK_SECONDS)
         except NoAnswerError:
             wait_until_ready(socket, timeout_seconds=TRAINER_SECONDS)
-    raise FederationError(f"the trainer died {MOST_TRIES} times over one request: see its log at the site")
+    raise TrainerLostError(f"the trainer died {MOST_TRIES} times over one request: see its log at the site")
 
 
 class _Node:
     """One connection's loop: which runs it has looked at, and what it answers with."""
 
-    def __init__(self, fleet: Fleet, app: ClientApp) -> None:
-        self._fleet, self._app = fleet, app
+    def __init__(self, fleet: Fleet, app: ClientApp, *, most_bytes: int = MOST_BYTES) -> None:
+        self._fleet, self._app, self._most_bytes = fleet, app, most_bytes
         self._allowed: dict[int, bool] = {}
 
     def once(self) -> bool:
@@ -73,10 +78,21 @@ class _Node:
             return False
         bare, tree = found
         try:
+            if self._is_too_large(tree):
+                raise RunEndedError("a message of it is longer than trainer.largest_message_mb in site.toml")
             self._answer(bare.metadata.run_id, tree)
         except RunEndedError as error:
             logging.getLogger("silotune").info("run %s: %s", bare.metadata.run_id, error)
+        except FederationError:
+            raise
+        except Exception as error:  # noqa: BLE001  # Flower's own errors over parts that a coordinator chose
+            logging.getLogger("silotune").warning("a message cannot be read: %s", type(error).__name__)
         return True
+
+    def _is_too_large(self, tree: ObjectTree) -> bool:
+        """Whether a message has more parts than its longest may have; none of them is fetched then."""
+        parts = sum(1 for _ in iterate_object_tree(tree))
+        return parts > self._most_bytes / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
 
     def _answer(self, run_id: int, tree: ObjectTree) -> None:
         began = time.monotonic()
@@ -87,7 +103,7 @@ class _Node:
             context = Context(run_id, TaskIdentity.node_id, {}, RecordDict(), {})
             reply = self._app(message, context)
         else:
-            reply = Message(Error(OWN_ERROR, "the app bundle is not that of the site's silotune"), reply_to=message)
+            reply = Message(Error(OWN_ERROR, OTHER_BUNDLE), reply_to=message)
         metadata = message.metadata
         logging.getLogger("silotune").info(
             "run %s: %s of round %s answered", run_id, metadata.message_type, metadata.group_id
@@ -120,7 +136,7 @@ def run_node(kit: Kit, stopped: list[int]) -> None:
             try:
                 _sign_on(fleet, folder)
                 losses = 0
-                _serve(fleet, app, folder, stopped)
+                _serve(_Node(fleet, app, most_bytes=settings.trainer.largest_message_mb << 20), fleet, folder, stopped)
             except LostConnectionError as error:
                 _note(folder, {"status": "waiting", "reason": str(error)})
                 _pause(min(LONGEST_REST_SECONDS, POLL_SECONDS * 2 ** min(losses, 10)), stopped)
@@ -136,8 +152,8 @@ def _sign_on(fleet: Fleet, folder: Path) -> None:
     _note(folder, {"status": "connected", "node_id": node_id, "coordinator": fleet.place, "since": time.time()})
 
 
-def _serve(fleet: Fleet, app: ClientApp, folder: Path, stopped: list[int]) -> None:
-    node, quiet_since = _Node(fleet, app), time.monotonic()
+def _serve(node: _Node, fleet: Fleet, folder: Path, stopped: list[int]) -> None:
+    quiet_since = time.monotonic()
     with beating(fleet) as forgotten:
         while not stopped:
             if forgotten.is_set():

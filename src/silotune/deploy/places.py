@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit
+from silotune.deploy.kits import CoordinatorKit, Kit, SiteKit, SubmitterKit
 from silotune.errors import KitError
 from silotune.transports.frames import socket_path
 
@@ -13,10 +13,10 @@ def site_settings(kit: Kit) -> SiteKit:
     """The settings of a site's kit.
 
     Raises:
-        KitError: It is the coordinator's.
+        KitError: It is another one.
     """
     if not isinstance(kit.settings, SiteKit):
-        raise KitError(f"{str(kit.folder)!r} is the coordinator's kit: give a site's")
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a site's")
     return kit.settings
 
 
@@ -24,11 +24,31 @@ def coordinator_settings(kit: Kit) -> CoordinatorKit:
     """The settings of a coordinator's kit.
 
     Raises:
-        KitError: It is a site's.
+        KitError: It is another one.
     """
     if not isinstance(kit.settings, CoordinatorKit):
-        raise KitError(f"{str(kit.folder)!r} is the kit of site {kit.settings.site!r}: give the coordinator's")
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give the coordinator's")
     return kit.settings
+
+
+def submitter_settings(kit: Kit) -> SubmitterKit:
+    """The settings of a submitter's kit.
+
+    Raises:
+        KitError: It is another one.
+    """
+    if not isinstance(kit.settings, SubmitterKit):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a submitter's")
+    return kit.settings
+
+
+def _owner(kit: Kit) -> str:
+    """Whose kit it is, in words."""
+    if isinstance(kit.settings, SiteKit):
+        return f"the kit of site {kit.settings.site!r}"
+    if isinstance(kit.settings, SubmitterKit):
+        return f"the kit of submitter {kit.settings.submitter!r}"
+    return "the coordinator's kit"
 
 
 def site_folder(kit: Kit) -> Path:

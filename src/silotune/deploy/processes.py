@@ -17,6 +17,7 @@ from pathlib import Path
 
 from silotune.errors import FederationError
 from silotune.record.files import explained
+from silotune.record.printable import one_line, printable
 
 STOP_SECONDS = 20.0
 """After so long without an end, a process that was asked to end is killed."""
@@ -104,9 +105,21 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
 
 
+class _Plain(logging.Formatter):
+    """One line an entry but for a traceback, and nothing in it that would act on the terminal of who reads the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is of logging
+        return one_line(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def log_to_stdout() -> None:
     """Lines with the time: what a process of ours prints goes into its log."""
-    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("silotune").setLevel(logging.INFO)
 
 

@@ -18,14 +18,22 @@ from pathlib import Path
 
 from silotune.deploy import kits
 from silotune.deploy.certificates import Pair, new_authority, new_node_key, new_server, read_request, signing_request
-from silotune.deploy.kit_texts import coordinator_readme, coordinator_toml, policy_toml, site_readme, site_toml
-from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers, SitePlan
+from silotune.deploy.kit_texts import (
+    coordinator_readme,
+    coordinator_toml,
+    policy_toml,
+    site_readme,
+    site_toml,
+    submitter_readme,
+    submitter_toml,
+)
+from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers, SitePlan, Submitter
 from silotune.deploy.units import service_files
 from silotune.errors import KitError
 from silotune.privacy.encryption import new_key as new_he_key
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, write_bytes, write_json
-from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, write_secret
+from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, read_secret, write_secret
 
 _AUTHORITY, _KITS, _PLAN = "authority", "kits", "federation.toml"
 _CA_KEY, _SIGNING_KEY = "ca.key", "signing.key"
@@ -80,10 +88,17 @@ def provision(plan_file: Path, out: Path, *, requests: Iterable[Path] = ()) -> l
         write_bytes(out / kits.CHARTER, charter)
     coordinator = new_key()
     sites = {name: _keys_of(name, asked.get(name), entry) for name, entry in plan.sites.items()}
-    made = tuple(site.member for site in sites.values())
-    members = Members(federation=plan.name, version=1, coordinator=(coordinator.public,), members=made)
+    keys = {name: new_key() for name in plan.submitters}
+    members = Members(
+        federation=plan.name,
+        version=1,
+        coordinator=(coordinator.public,),
+        members=tuple(site.member for site in sites.values()),
+        submitters=tuple(_submitter(name, key, plan.submitters[name].contact) for name, key in keys.items()),
+    )
     signed = _write_members(office, members)
     written = [_coordinator_kit(office, coordinator, signed)]
+    written += [_submitter_kit(office, name, key, signed) for name, key in keys.items()]
     return written + [_site_kit(office, site, members, signed) for site in sites.values()]
 
 
@@ -96,7 +111,29 @@ def add_site(folder: Path, name: str, *, contact: str = "", request: Path | None
     office, members = _open(folder)
     if kits.site_name(name) in members.active():
         raise KitError(f"{name!r} is a site already: rotate gives it new keys")
+    _check_free(members, name)
     return _new_keys(office, members, name, entry=SitePlan(contact=contact), request=request)
+
+
+def add_submitter(folder: Path, name: str, *, contact: str = "") -> MadeKit:
+    """Adds somebody who may ask for runs, or gives one who is there a new key; the old one stays verifiable.
+
+    A site's policy lists the keys that it allows under ``submitters``: it takes the new one in by hand.
+
+    Raises:
+        KitError: There is a site of this name.
+    """
+    office, members = _open(folder)
+    if kits.site_name(name) in members.active():
+        raise KitError(f"{name!r} is a site: give the submitter a name of its own")
+    kept, key = _submitters_ended(members, name, "rotated"), new_key()
+    made = _next(kept.model_copy(update={"submitters": (*kept.submitters, _submitter(name, key, contact))}))
+    return _submitter_kit(office, name, key, _write_members(office, made))
+
+
+def _check_free(members: Members, name: str) -> None:
+    if name in members.active_submitters():
+        raise KitError(f"{name!r} is a submitter: give the site a name of its own")
 
 
 def rotate_site(folder: Path, name: str, *, request: Path | None = None) -> MadeKit:
@@ -111,15 +148,18 @@ def rotate_site(folder: Path, name: str, *, request: Path | None = None) -> Made
     return _new_keys(office, kept, name, entry=SitePlan(contact=old.contact), request=request)
 
 
-def revoke_site(folder: Path, name: str) -> Members:
-    """Takes a site out; the coordinator refuses it as soon as it has the new list.
+def revoke(folder: Path, name: str) -> Members:
+    """Takes a site or a submitter out: who has the new list refuses it.
 
     Raises:
-        KitError: There is no such site.
+        KitError: There is no such member.
     """
     office, members = _open(folder)
-    _active(members, name)
-    made = _next(_ended(members, name, "revoked"))
+    if name in members.active_submitters():
+        made = _next(_submitters_ended(members, name, "revoked"))
+    else:
+        _active(members, name)
+        made = _next(_ended(members, name, "revoked"))
     _write_members(office, made)
     return made
 
@@ -199,7 +239,7 @@ def _open(folder: Path) -> tuple[_Office, Members]:
     if not (office / _CA_KEY).is_file():
         raise KitError(f"{str(folder)!r} is not a folder that 'silotune provision' made: it holds no {_AUTHORITY}/")
     with explained(office):
-        authority = Pair((office / _CA_KEY).read_bytes(), (office / kits.AUTHORITY).read_bytes())
+        authority = Pair(read_secret(office / _CA_KEY), (office / kits.AUTHORITY).read_bytes())
     key = read_key(office / _SIGNING_KEY)
     members = kits.read_members(folder / kits.MEMBERS, key.public)
     return _Office(folder, kits.read_plan(folder / _PLAN), authority, key, members), members
@@ -231,6 +271,20 @@ def _ended(members: Members, name: str, status: str) -> Members:
         for member in members.members
     )
     return members.model_copy(update={"members": changed})
+
+
+def _submitters_ended(members: Members, name: str, status: str) -> Members:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    changed = tuple(
+        one.model_copy(update={"status": status, "until": now}) if one.name == name and one.status == "active" else one
+        for one in members.submitters
+    )
+    return members.model_copy(update={"submitters": changed})
+
+
+def _submitter(name: str, key: SigningKey, contact: str) -> Submitter:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return Submitter(name=name, signing_public=key.public, since=since, contact=contact)
 
 
 def _next(members: Members) -> Members:
@@ -279,12 +333,23 @@ def _coordinator_kit(office: _Office, key: SigningKey, members: bytes) -> MadeKi
     return _pack(office, "coordinator", {**files, **units, **_shared(office, members)})
 
 
+def _submitter_kit(office: _Office, name: str, key: SigningKey, members: bytes) -> MadeKit:
+    """The kit of whoever asks for runs: its key is in no other."""
+    files = {
+        kits.SUBMITTER_FILE: submitter_toml(office.plan, name).encode(),
+        kits.SIGNING_KEY: private_bytes(key),
+        kits.SIGNING_PUBLIC: f"{key.public}\n".encode(),
+        "README.md": submitter_readme(office.plan, name).encode(),
+    }
+    return _pack(office, name, {**files, **_shared(office, members)})
+
+
 def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes) -> MadeKit:
     shared, name = _shared(office, signed), site.member.name
     charter = hashlib.sha256(shared[kits.CHARTER]).hexdigest() if kits.CHARTER in shared else None
     files = {
         kits.SITE_FILE: site_toml(office.plan, name).encode(),
-        kits.POLICY: policy_toml(name, submitter=members.coordinator_now(), charter=charter).encode(),
+        kits.POLICY: policy_toml(name, submitters=members.submitter_keys(), charter=charter).encode(),
         kits.AUTH_PUBLIC: f"{site.member.auth_public}\n".encode(),
         kits.SIGNING_PUBLIC: f"{site.member.signing_public}\n".encode(),
         "README.md": site_readme(office.plan, name, holds_keys=bool(site.secrets)).encode(),
@@ -297,8 +362,7 @@ def _shared_secrets(office: _Office) -> dict[str, bytes]:
     """The keys of encrypted sums, which all sites have and the coordinator has not."""
     found = {}
     for file in kits.HE_KEYS.values() if office.plan.he else ():
-        with explained(office.folder / _AUTHORITY / file):
-            found[file] = (office.folder / _AUTHORITY / file).read_bytes()
+        found[file] = read_secret(office.folder / _AUTHORITY / file)
     return found
 
 

@@ -1,48 +1,187 @@
-"""Hands runs to a coordinator on this machine, follows them, and copies their results."""
+"""A run on its way from who asks for it to the coordinator: signed at one, handed in at the other, followed, copied.
+
+Signing needs the submitter's kit alone and may be done on another machine than the coordinator's, which has no key that
+sites take for a submitter's. Handing in needs the coordinator's kit, and can change nothing that was signed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from silotune.config import Config
+from silotune.data.tasks import resolve
 from silotune.deploy.charter import read_charter
 from silotune.deploy.jobs import ENDED, Jobs
 from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
-from silotune.deploy.places import coordinator_folder, coordinator_settings
+from silotune.deploy.places import coordinator_folder, coordinator_settings, submitter_settings
 from silotune.deploy.processes import holder
-from silotune.errors import ConfigError, FederationError, unknown_choice
+from silotune.errors import ConfigError, FederationError, SignatureError, unknown_choice
+from silotune.experiment.site import setup_of
+from silotune.federation.jobs import Job, SignedJob, order_digest, sign_job
+from silotune.federation.kinds import EVALUATE, TRAIN, steps_of
+from silotune.federation.orders import evaluate_order, train_order
 from silotune.reach import limits
-from silotune.record.files import explained
+from silotune.record.canonical import sha256
+from silotune.record.files import explained, read_json, write_json
 from silotune.record.runs import RunFolder
+from silotune.record.signatures import read_key
+from silotune.settings import Section
 
 LOOK_SECONDS = 0.3
 AWAY_SECONDS = 60.0
 """Who follows a run waits so long for a coordinator that does not run: one that was killed may be started again."""
+VALID_DAYS = 30
+"""A job holds for so long unless another number is given; one that goes on later is signed anew."""
 
 
-def submit_run(kit: Kit, config: Config) -> str:
-    """Queues a run of the federated mode; gives its name.
+class Submission(Section):
+    """A run as its submitter hands it in: the configuration, and the job that its key signed over it."""
+
+    format: Literal[1] = 1
+    config: Config
+    job: SignedJob
+
+
+def sign_run(
+    config: Config, submitter: Kit, *, name: str | None = None, base: str | None = None, days: int = VALID_DAYS
+) -> Submission:
+    """A run of the federated mode, signed; on the submitter's own machine.
+
+    Args:
+        config: The whole configuration; paths in it are for the coordinator's machine.
+        submitter: The kit of who asks.
+        name: Of the run; default: the configuration's, or one made of the task and the job's own number.
+        base: Fingerprint of the base model, where the base is not on this machine.
+        days: That the job holds.
 
     Raises:
         ConfigError: It asks for what sites that are elsewhere cannot do, or for more of them than there are.
+        ModelError: The base model is not on this machine, and no fingerprint is given.
     """
-    faults = [
-        *limits("sites", config),
-        *_site_faults(config, sorted(kit.members().active())),
-        *_kit_faults(kit, config),
-    ]
+    submitter_settings(submitter)
+    members = submitter.members()
+    faults = [*limits("sites", config), *_site_faults(config, sorted(members.active())), *_charter_faults(submitter)]
     if faults:
         raise ConfigError("the run cannot be submitted", faults)
     federation = config.federation.model_copy(update={"modes": ("federated",)})
+    chosen, number = config.model_copy(update={"federation": federation}), secrets.token_hex(16)
+    named = name or config.record.name or f"{config.data.task}-seed{config.seed}-{number[:8]}"
+    job = Job(
+        id=number,
+        run=named,
+        config_sha256=sha256(chosen.model_dump(mode="json")),
+        task=chosen.data.task,
+        participants=tuple(sorted(members.active())),
+        rounds=federation.rounds,
+        kinds=kinds_of(chosen),
+        orders={kind: order_digest(body) for kind, body in orders_of(chosen, number).items()},
+        setup_sha256=sha256(setup_of(chosen, base=base)),
+        charter_sha256=_charter_of(submitter),
+        expires=datetime.now(UTC) + timedelta(days=days),
+    )
+    return Submission(config=chosen, job=sign_job(job, read_key(submitter.path(SIGNING_KEY))))
+
+
+def kinds_of(config: Config) -> tuple[str, ...]:
+    """The kinds of requests that a run needs; sites serve it no others."""
+    scores = (EVALUATE,) if config.evaluation.per_client else ()
+    return (*steps_of(config.privacy.protection), *scores, "countersign")
+
+
+def orders_of(config: Config, number: str) -> dict[str, dict[str, Any]]:
+    """The orders of a run under a job of this number, as they stand in requests, without the job."""
+    scoring = evaluate_order(config.evaluation, tuple(resolve(config.data).options))
+    return {
+        TRAIN: train_order(config, run=f"{number}/federated").model_dump(mode="json"),
+        EVALUATE: scoring.model_dump(mode="json"),
+    }
+
+
+def renewed(signed: SignedJob, submitter: Kit, *, days: int = VALID_DAYS) -> SignedJob:
+    """The same job, signed by a submitter to hold for longer."""
+    submitter_settings(submitter)
+    job = signed.job.model_copy(update={"expires": datetime.now(UTC) + timedelta(days=days)})
+    return sign_job(job, read_key(submitter.path(SIGNING_KEY)))
+
+
+def read_submission(path: Path) -> Submission:
+    """The submission in a file that ``sign_run`` made and ``write_submission`` wrote.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return Submission.model_validate(read_json(path))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        raise ConfigError(
+            f"{str(path)!r} is not a signed run: see {where!r}; 'silotune submit --as' makes one"
+        ) from None
+
+
+def write_submission(submission: Submission, path: Path) -> None:
+    """Writes a submission for who runs the coordinator."""
+    write_json(path, submission.model_dump(mode="json"))
+
+
+def hand_in(kit: Kit, submission: Submission) -> str:
+    """Queues a signed run at the coordinator of a kit on this machine; gives its name.
+
+    Raises:
+        ConfigError: The federation was not provisioned for it, or what was signed is another configuration.
+        SignatureError: It is not signed by a submitter of the federation.
+        FederationError: There is a run of this name.
+    """
+    check_submission(kit, submission)
+    faults = _kit_faults(kit, submission.config)
+    if faults:
+        raise ConfigError("the run cannot be submitted", faults)
+    config = submission.config
     record = config.record.model_copy(update={"audit_key": kit.path(SIGNING_KEY).absolute()})
-    name = config.record.name or f"{config.data.task}-seed{config.seed}"
-    chosen = config.model_copy(update={"federation": federation, "record": record})
-    return Jobs(coordinator_folder(kit)).submit(_absolute(chosen), name)
+    whole = _absolute(config.model_copy(update={"record": record}))
+    return Jobs(coordinator_folder(kit)).submit(whole, submission.job)
+
+
+def check_submission(kit: Kit, submission: Submission) -> None:
+    """Whether a submission is what a submitter of the federation has signed, for the sites that there are.
+
+    Raises:
+        SignatureError: The signature does not fit, or is nobody's who may submit.
+        ConfigError: The configuration beside the job is another one.
+    """
+    signed, job = submission.job, submission.job.job
+    if not signed.is_signed() or signed.submitter not in kit.members().submitter_keys():
+        raise SignatureError(
+            "the run is not signed by a submitter of this federation: 'silotune submit --as KIT' signs"
+        )
+    config = submission.config
+    if sha256(config.model_dump(mode="json")) != job.config_sha256:
+        raise ConfigError("the configuration beside the job is not the one that was signed")
+    if {kind: order_digest(body) for kind, body in orders_of(config, job.id).items()} != job.orders:
+        raise ConfigError("the job was signed with another version of silotune: its orders are not those of this one")
+    if (expired := signed.expiry(datetime.now(UTC))) is not None:
+        raise ConfigError(f"{expired}: have it signed anew with 'silotune submit CONFIG --as KIT'")
+
+
+def submit_run(kit: Kit, config: Config, *, submitter: Kit, days: int = VALID_DAYS) -> str:
+    """Signs a run and hands it in, where one person has both kits on one machine; gives its name."""
+    jobs = Jobs(coordinator_folder(kit))
+    wanted = config.record.name or f"{config.data.task}-seed{config.seed}"
+    faults = _kit_faults(kit, config)
+    try:
+        submission = sign_run(config, submitter, name=jobs.free_name(wanted), days=days)
+    except ConfigError as error:
+        raise ConfigError(str(error), [*error.faults, *faults] if error.faults else ()) from None
+    return hand_in(kit, submission)
 
 
 def _absolute(config: Config) -> Config:
@@ -84,18 +223,27 @@ def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
 
 
 def _kit_faults(kit: Kit, config: Config) -> list[str]:
-    """What the federation was not provisioned for, or is over."""
-    faults = []
+    """What the federation was not provisioned for."""
     if config.privacy.protection == "he" and not coordinator_settings(kit).he:
-        faults.append(
+        return [
             "privacy.protection = 'he' needs keys at the sites: provision the federation with he = true, or use "
             "'secure_sum'"
-        )
-    if kit.path(CHARTER).is_file():
-        until = read_charter(kit.path(CHARTER))[0].until
-        if datetime.now(UTC).date() > until:
-            faults.append(f"the charter's last day was {until}: sites refuse runs that name it")
-    return faults
+        ]
+    return []
+
+
+def _charter_faults(kit: Kit) -> list[str]:
+    """What the federation's agreement no longer allows."""
+    if not kit.path(CHARTER).is_file():
+        return []
+    until = read_charter(kit.path(CHARTER))[0].until
+    over = datetime.now(UTC).date() > until
+    return [f"the charter's last day was {until}: sites refuse runs that name it"] if over else []
+
+
+def _charter_of(kit: Kit) -> str | None:
+    charter = kit.path(CHARTER)
+    return hashlib.sha256(charter.read_bytes()).hexdigest() if charter.is_file() else None
 
 
 def follow_run(jobs: Jobs, name: str, *, stays: bool = True) -> Iterator[tuple[str, Mapping[str, Any]]]:

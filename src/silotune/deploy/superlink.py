@@ -18,7 +18,9 @@ from typing import Any
 from silotune.deploy.kits import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY, Kit, read_kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket
 from silotune.deploy.processes import follow_parent
-from silotune.transports.frames import check_folder
+from silotune.deploy.superlink_disk import DATABASE, delete_for_good, kept_clear, make_private
+from silotune.record.signatures import read_secret
+from silotune.transports.frames import listen
 
 FLEET = "/v1/fleet/"
 MOST_BODY_BYTES = 32 << 20
@@ -48,8 +50,8 @@ async def _refuse(send: Any, status: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def build_app(kit: Kit, folder: Path) -> Application:
-    """Flower's application with node authentication, its state in a database of the coordinator's folder."""
+def build_app(kit: Kit, folder: Path) -> Any:
+    """Flower's application (FastAPI) with node authentication, its state in a private database of this folder."""
     from flwr.common.constant import ISOLATION_MODE_PROCESS, TRANSPORT_TYPE_GRPC_RERE
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
@@ -57,42 +59,43 @@ def build_app(kit: Kit, folder: Path) -> Application:
 
     names = (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY)
     authority, certificate, key = (kit.path(name) for name in names)
-    settings = coordinator_settings(kit)
+    settings, database = coordinator_settings(kit), folder / DATABASE
+    make_private(database)
     config = SuperLinkLifespanConfig(
         control_address="", health_server_address=None, host=settings.listen, port=settings.address.fleet_port,
-        insecure=False, certificates=(authority.read_bytes(), certificate.read_bytes(), key.read_bytes()),
+        insecure=False, certificates=(authority.read_bytes(), certificate.read_bytes(), read_secret(key)),
         superexec_auth_secret=None, authn_plugin=load_control_authn_plugin(), event_log_plugin=None,
         fleet_event_log_plugin=None, enable_event_log=False, artifact_provider=None, enable_supernode_auth=True,
         fleet_api_type=TRANSPORT_TYPE_GRPC_RERE, fleet_api_address=None, simulation=False,
         ssl_ca_certfile=str(authority), ssl_certfile=str(certificate), ssl_keyfile=str(key),
-        database=str(folder / "superlink.db"), isolation=ISOLATION_MODE_PROCESS, runtime_dependency_install=False,
+        database=str(database), isolation=ISOLATION_MODE_PROCESS, runtime_dependency_install=False,
     )  # fmt: skip
     return create_app(config, SuperLinkLifespan)
 
 
 async def _serve(kit: Kit, folder: Path) -> None:
     import uvicorn
+    from sqlalchemy import Engine, event
 
+    event.listen(Engine, "connect", delete_for_good)  # Flower makes its engines within, one for each of its stores
     settings = coordinator_settings(kit)
     app = build_app(kit, folder)
-    inside = link_socket(kit)
-    inside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    check_folder(inside.parent)
-    inside.unlink(missing_ok=True)
+    inside = listen(link_socket(kit))
     common: dict[str, Any] = {"workers": 1, "access_log": False, "log_level": "warning", "server_header": False}
-    private = uvicorn.Server(uvicorn.Config(app, uds=str(inside), **common))
+    private = uvicorn.Server(uvicorn.Config(app, **common))
     public = uvicorn.Server(
         uvicorn.Config(
             fleet_only(app), host=settings.listen, port=settings.address.fleet_port, lifespan="off",
             ssl_certfile=str(kit.path(SERVER_CERTIFICATE)), ssl_keyfile=str(kit.path(SERVER_KEY)), **common,
         )
     )  # fmt: skip
-    first, *_ = await asyncio.wait(
-        [asyncio.create_task(private.serve()), asyncio.create_task(public.serve())],
-        return_when=asyncio.FIRST_COMPLETED,
-    )
-    private.should_exit = public.should_exit = True
-    await asyncio.sleep(0.5)
+    with kept_clear(app.state.linkstate_factory.state, folder / DATABASE):
+        first, *_ = await asyncio.wait(
+            [asyncio.create_task(private.serve(sockets=[inside])), asyncio.create_task(public.serve())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        private.should_exit = public.should_exit = True
+        await asyncio.sleep(0.5)
     for task in first:
         task.result()
 

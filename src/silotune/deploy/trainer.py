@@ -28,6 +28,7 @@ def holdings_of(kit: Kit) -> Holdings:
         device=model.device,
         fingerprint=model.sha256,
         task=data.task,
+        definition=data.definition,
         train=None if data.train is None else kit.folder / data.train,
         threads=settings.trainer.threads,
     )
@@ -39,8 +40,14 @@ def main() -> None:
     log_to_stdout()
     kit = read_kit(Path(sys.argv[1]))
     holdings = holdings_of(kit)
-    desk = SiteDesk(holdings, partial(equip, kit, guard_of(kit, holdings)))
-    host = TrainerHost(desk, site_folder(kit) / "rounds", idle_seconds=site_settings(kit).trainer.idle_seconds)
+    guard, trainer = guard_of(kit, holdings), site_settings(kit).trainer
+    host = TrainerHost(
+        SiteDesk(holdings, partial(equip, kit, guard)),
+        site_folder(kit) / "rounds",
+        guard=guard,
+        idle_seconds=trainer.idle_seconds,
+        max_bytes=trainer.largest_message_mb << 20,
+    )
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit(0)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from silotune.config import Config
 from silotune.errors import require
@@ -22,9 +21,11 @@ from silotune.federation.central import LEDGER
 from silotune.federation.client import Site
 from silotune.federation.clock import paces
 from silotune.federation.protections import members
+from silotune.federation.served import Served
 from silotune.federation.transport import Transport
 from silotune.link_settings import CompressionSection, DownloadSection
 from silotune.methods.algorithms import plain
+from silotune.record.canonical import sha256
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
 from silotune.sections import AttackSection, BudgetSection, FederationSection
@@ -33,6 +34,8 @@ from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, decode_expected, encode_linked, workers_for
 from silotune.transports.trainer_host import TrainerHost
 
+SERVED = "served"
+"""Folder of what simulated clients remember of the sums that they have opened, in a part of a run."""
 Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Transport]]
 
 
@@ -56,6 +59,8 @@ def in_process(
         sites[name] = Site(
             name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, dp=prepared.config.privacy.dp
         )
+        if name in keys:
+            sites[name].served = Served(folder.path / SERVED / f"{sha256(name)[:16]}.jsonl")
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, asked=federation.workers)
@@ -123,7 +128,7 @@ def ray(
         yield FlowerTransport(
             grid,
             names,
-            Errand("run", setup_of(config, is_simulated=True)),
+            Errand("run", setup_of(config, is_simulated=True), is_simulated=True),
             encode=functools.partial(encode_linked, links=settings),
             decode=functools.partial(decode_expected, upload=settings.upload),
             name=by_number(names),
@@ -139,7 +144,7 @@ def engine_of(config: Config, crew: Crew) -> Engine:
     return functools.partial(ENGINES[config.federation.engine], crew=crew)
 
 
-def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: Mapping[str, Any], data: bytes) -> Frame:
+def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: bytes, data: bytes) -> Frame:
     """What an actor does with a request: the same as a site's trainer, for whichever client the request names."""
     return _host(states, ledger, envelope.get("client", "")).answer(work_frame(envelope.get("job", ""), setup, data))
 
@@ -149,7 +154,7 @@ def _host(states: str, ledger: str, client: str) -> TrainerHost:
     budget = Budget(Path(ledger))
     desk = SiteDesk(
         Holdings(client, is_simulated=True),
-        lambda site, config, setup_sha256: replace(site, budget=budget),
+        lambda site, config: replace(site, budget=budget),
         resident=_resident(),
     )
     return TrainerHost(desk, Path(states) / client)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
-from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
@@ -20,14 +18,13 @@ from silotune.experiment.crew import crew_of
 from silotune.experiment.engines import Engine, engine_of, federation_of
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.metering import check_budget, metered
-from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
+from silotune.experiment.orders import scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
+from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
 from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
-from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit, close, concludes
@@ -40,10 +37,21 @@ from silotune.record.runs import RunFolder
 from silotune.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
 
-Vouch: TypeAlias = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
-"""Kind of request -> its body, for all bodies of a run: gives the job that the run's submitter signs for them."""
 FEDERATED = ("federated",)
 """Place of the part that keeps a trail, in the run folder."""
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """What a submitter has signed of a run.
+
+    Attributes:
+        number: The job's own, by which ledgers tell the run from others.
+        job: Order -> its body, for the orders of a run: gives the signed job, if it is for them.
+    """
+
+    number: str
+    job: Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -75,7 +83,7 @@ def federate(
     *,
     connect: Engine,
     path: Path,
-    vouch: Vouch | None = None,
+    vouched: Vouched | None = None,
     observer: Observer | None = None,
 ) -> RunFolder:
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
@@ -88,7 +96,7 @@ def federate(
         sites: Site -> the public keys that sign its replies, in a fixed order; replies of a site without any need none.
         connect: Makes the transport that reaches them, for as long as it is used.
         path: The run folder, new or begun.
-        vouch: Signs what is asked of the sites; None where their policies ask for no signature.
+        vouched: The job that goes with all that is asked of the sites; None where they ask for none.
         observer: Told of every event.
 
     Raises:
@@ -109,7 +117,7 @@ def federate(
             RunFolder(path).clear()
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
     with metered(config) as meter:
-        return _run(_Run(prepared, folder, meter, began, connect, keys, vouch), observer)
+        return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
 
 def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> RunFolder:
@@ -141,7 +149,7 @@ class _Run:
     began: float
     connect: Engine
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    vouch: Vouch | None = None
+    vouched: Vouched | None = None
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
@@ -180,11 +188,15 @@ def _work(run: _Run, observer: Observer | None) -> None:
         if observer is not None:
             observer(event, fields)
 
+    torn = folder.mend()
     check_same_data(folder, prepared.skew)
     folder.write_json("partition", prepared.skew)
     notify("run_started", _introduction(prepared, folder))
+    for note in torn:
+        notify("note", {"text": note})
     sizes = {name: len(examples) for name, examples in prepared.clients.items()}
-    planned = spending.declared(prepared.config, folder, sizes)
+    number = None if run.vouched is None else run.vouched.number
+    planned = spending.declared(prepared.config, folder, sizes, run=number)
     notify("privacy", {"statement": planned})
     trained = _trained(prepared, prepared.config.federation)
     exposed = None if prepared.config.adapter.kind == "none" else exposed_by(trained)
@@ -321,64 +333,12 @@ def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
 
 def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> tuple[Plan, Mapping[str, Any]]:
     """What the rounds are to do and how sites score, with the job that vouches for both where sites ask for one."""
-    plan = plan_of(run.prepared, part, run.meter, audit=audit, name=_identity(run, part))
+    plan = plan_of(run.prepared, part, run.meter, audit=audit, name=_identity(run, part), keys=run.keys)
     scored = scoring_of(run.prepared)
-    if run.vouch is None:
+    if run.vouched is None:
         return plan, scored
-    job = run.vouch({"train": plan.body, "evaluate": scored})
+    job = run.vouched.job({"train": plan.body, "evaluate": scored})
     return replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
-
-
-def plan_of(prepared: Prepared, part: Part, meter: Meter, *, audit: Audit | None = None, name: str = "") -> Plan:
-    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
-
-    ``name`` is the part's identity in privacy ledgers.
-    """
-    config, federation = prepared.config, federation_of(prepared, part)
-    clock, target = federation.clock, config.evaluation.target
-    return Plan(
-        rounds=federation.rounds,
-        method=method(federation),
-        body=order_of(prepared, part, name=name).model_dump(mode="json"),
-        seed=config.seed,
-        clients_per_round=_asked_a_round(part, federation),
-        ranks=prepared.ranks if part.sends_updates else {},
-        timeout_seconds=federation.timeout_seconds,
-        below_minimum=federation.below_minimum,
-        min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
-        score=prepared.gold,
-        select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
-        every=config.evaluation.every if part.sends_updates else federation.rounds,
-        select_every=config.evaluation.select_every,
-        patience=config.evaluation.patience,
-        target=None if target is None else signed(prepared.task.metric, target),
-        budget=federation.budget,
-        checkpoint_every=config.record.checkpoint_every,
-        download=federation.download,
-        staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
-        meter=meter,
-        audit=audit,
-        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part))
-        if part.sends_updates
-        else None,
-        privacy=privacy.central_of(config, part, name),
-    )
-
-
-def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
-    """Clients that a round asks, those beyond ``clients_per_round`` included; None for all."""
-    if part.clients_per_round is None or federation.clock is None:
-        return part.clients_per_round
-    return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))
-
-
-def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
-    """The task's metric on the selection set, turned so that higher is better."""
-
-    def select(weights: Tensors) -> float:
-        return signed(metric, float(scorer(weights)[metric]))
-
-    return select
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from silotune.config import Config, validated
 from silotune.data.load import read_examples
@@ -19,25 +17,14 @@ from silotune.experiment.examples import check_objective, encoded_apart, spread
 from silotune.experiment.layouts import expected_of
 from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
 from silotune.federation.client import Site
+from silotune.federation.run_setup import Setup, without_places
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
-from silotune.record.canonical import sha256
-from silotune.sections import EvaluationSection, ModelSection, PartitionSection, RecordSection
-from silotune.settings import Section
+from silotune.sections import ModelSection, TaskSection
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
-
-
-class Setup(Section):
-    """What a run tells its sites, once with every message: the settings they need, none of the coordinator's paths.
-
-    ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk.
-    """
-
-    config: Config
-    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,8 @@ class Holdings:
         model: Folder of the base, or ``nano``; None for the one that the run names.
         device: Where it trains; None for what the run says.
         fingerprint: That the base must have; None for any that the run's coordinator has, too.
-        task: The only task that its examples are for; empty for any.
+        task: The only task that its examples are for; empty where it has none of its own.
+        definition: Of the task ``custom``: which columns of its file make an example.
         train: Its examples; None for its share of a task that is generated.
         threads: CPU threads; None for what the run says.
         is_simulated: It has its share of whatever data the run names: all data are in one place anyway.
@@ -60,36 +48,22 @@ class Holdings:
     device: str | None = None
     fingerprint: str | None = None
     task: str = ""
+    definition: TaskSection | None = None
     train: Path | None = None
     threads: int | None = None
     is_simulated: bool = False
 
 
-def setup_of(config: Config, *, is_simulated: bool = False) -> dict[str, Any]:
+def setup_of(config: Config, *, is_simulated: bool = False, base: str | None = None) -> dict[str, Any]:
     """The setup that a coordinator sends with a run, as plain JSON; a simulation's names its data.
 
-    Left out are paths of the coordinator's, and what is its own business: scoring, its clock, and the adapter that
-    training begins from, whose tensors travel in the first round.
+    Raises:
+        ModelError: The base model is not on this machine, so that its fingerprint cannot be told.
     """
     if is_simulated:
         return Setup(config=config).model_dump(mode="json")
-    nowhere: dict[str, Any] = {"root": None, "train": None, "validation": None, "test": None}
-    if config.data.partition.scheme == "file":
-        nowhere["partition"] = PartitionSection()
-    sent = config.model_copy(
-        update={
-            "data": config.data.model_copy(update=nowhere),
-            "adapter": config.adapter.model_copy(update={"start": None}),
-            "federation": config.federation.model_copy(update={"clock": None}),
-            "evaluation": EvaluationSection(),
-            "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
-        }
-    )
-    try:
-        base = fingerprint(folder_of(config.model))
-    except ModelError:
-        base = ""
-    return Setup(config=sent, base=base).model_dump(mode="json")
+    found = fingerprint(folder_of(config.model)) if base is None else base
+    return Setup(config=without_places(config), base=found).model_dump(mode="json")
 
 
 @dataclass
@@ -102,11 +76,11 @@ class Resident:
     loads: int = 0
 
 
-Equip = Callable[[Site, Config, str], Site]
-"""What a site adds to a run that it opens with a setup of this SHA-256: its policy, its keys, its ledger."""
+Equip = Callable[[Site, Config], Site]
+"""What a site adds to a run that it opens: its keys, its ledger."""
 
 
-def _as_it_is(site: Site, config: Config, setup_sha256: str) -> Site:
+def _as_it_is(site: Site, config: Config) -> Site:
     return site
 
 
@@ -140,9 +114,7 @@ class SiteDesk:
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        site = self._equip(
-            Site(self._holdings.name, own, adapted, initial=initial, dp=config.privacy.dp), config, sha256(setup)
-        )
+        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial, dp=config.privacy.dp), config)
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
         return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)
@@ -175,10 +147,11 @@ class SiteDesk:
         if own.task and own.task not in tasks:
             raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
         if own.train is not None:
-            if not own.task and len(tasks) > 1:
-                raise DataError(f"set data.task in site.toml: the run mixes {', '.join(tasks)}")
-            chosen = tasks[own.task] if own.task else task
-            return [chosen], read_examples(own.train, chosen)
+            if not own.task:
+                raise DataError("set data.task in site.toml: which columns of a file are read is the site's to say")
+            if own.task == "custom" and own.definition != config.data.definition:
+                raise DataError("the run's own task reads other columns than [data.definition] in site.toml says")
+            return [tasks[own.task]], read_examples(own.train, tasks[own.task])
         strange = [name for name, each in tasks.items() if not each.embedded]
         if strange and not own.is_simulated:
             raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")

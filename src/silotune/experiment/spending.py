@@ -23,11 +23,14 @@ FILE = "privacy"
 """Name of the run folder's file: the run's identity in ledgers, the statement, the plan, in the end what was spent."""
 
 
-def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int]) -> list[str]:
-    """What is to be promised; it is written once, with the plan, and a resumed run goes on under the same identity."""
+def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> list[str]:
+    """What is to be promised; it is written once, with the plan, and a resumed run goes on under the same identity.
+
+    ``run`` is that identity where a submitter has signed it; else one is drawn.
+    """
     if not folder.has(FILE):
         plan = plan_of(config, sizes)
-        made = {"run": uuid.uuid4().hex, "statement": statement(config.privacy, plan)}
+        made = {"run": run or uuid.uuid4().hex, "statement": statement(config.privacy, plan)}
         folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})
     return planned_of(folder)
 

@@ -7,7 +7,7 @@ lost or put back does not make anything unspent.
 from __future__ import annotations
 
 import fcntl
-import re
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ from typing import Any
 from silotune.errors import PrivacyError
 from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
-from silotune.record.files import append_line, explained, read_lines, to_line
+from silotune.record.files import append_line, explained, mend, read_lines, to_line
 from silotune.sections import Accountant, PrivacySection, TrainingSection
+from silotune.settings import NAME, NAME_RULE
 from silotune.structs import SiteState
 from silotune.training.local import steps_in_round
 from silotune.training.private import sampling_rate
@@ -197,14 +198,16 @@ def _ledger(
     if folder is None:
         yield [], lambda row: None
         return
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}", name):
-        raise PrivacyError(f"{name!r} cannot name a ledger: use letters, digits and . _ + - (not first)")
+    if not NAME.fullmatch(name):
+        raise PrivacyError(f"{name!r} cannot name a ledger: {NAME_RULE}")
     place = folder / f"{name}.jsonl"
     with explained(place):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / f".{name}.lock").open("w")
     with lock:
         _hold(lock.fileno(), place)
+        if note := mend(place):  # the charge was not on the disk when the process stopped: its round had not begun
+            logging.getLogger("silotune").warning("%s: the charge of a round that had not begun", note)
         yield read_lines(place), lambda row: append_line(place, to_line(row))
 
 

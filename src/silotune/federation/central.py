@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from silotune.errors import BudgetError, ConfigError
+from silotune.federation.exchange import RELEASE
 from silotune.federation.noised_sum import spend_of
 from silotune.federation.policy import EPSILON_RULES
-from silotune.federation.secure import RELEASE
 from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
 from silotune.privacy.distributed import PLANNED_SIZE, shared_noise

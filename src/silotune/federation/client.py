@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from silotune.errors import MessageError, PrivacyError, ProtectionError, unknown_choice
+from silotune.errors import PrivacyError, ProtectionError
 from silotune.evaluation.evaluate import evaluate
 from silotune.federation import encrypted_site, links, secure_site
 from silotune.federation.budget import Budget, has_spent
 from silotune.federation.corrected import train_corrected
-from silotune.federation.guard import Guard, allowed_figures, guarded
-from silotune.federation.jobs import SignedJob
+from silotune.federation.guard import figures_within
+from silotune.federation.kinds import kind_named
 from silotune.federation.messages import Layout, layout_of, read_body
+from silotune.federation.orders import EvaluateOrder, TrainOrder
 from silotune.federation.personal import completed, own_tensors, with_own, without_own
 from silotune.federation.private import begin, check_way, dp_sgd, released, withheld
+from silotune.federation.served import Served
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
@@ -23,16 +25,8 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.cost import Account, Meter
-from silotune.sections import (
-    DifferentialPrivacy,
-    FederationSection,
-    PrivacySection,
-    ProtectionKind,
-    Scoring,
-    TrainingSection,
-)
+from silotune.sections import DifferentialPrivacy, ProtectionKind
 from silotune.seeds import derive
-from silotune.settings import Section
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import put_under, taken_from
 from silotune.training.encode import Encoded
@@ -44,9 +38,10 @@ from silotune.training.private import DpSgd
 class Site:
     """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
-    ``guard`` holds its policy, its key and its audit trail; None in a simulation of one's own. ``budget`` is what it
-    may spend of privacy. ``initial`` is the adapter as drawn from the run's seed: a coordinator need not send what no
-    client ever trains. ``dp`` is the guarantee that the run was opened with: no request gets anything under another.
+    ``budget`` is what it may spend of privacy, ``served`` what it has answered before. ``initial`` is the adapter as
+    drawn from the run's seed: a coordinator need not send what no client ever trains. ``dp`` is the guarantee that the
+    run was opened with: no request gets anything under another. ``metrics`` are the figures that may enter a sum, None
+    for all.
     """
 
     name: str
@@ -55,54 +50,27 @@ class Site:
     state: SiteState = field(default_factory=SiteState)
     protection: secure_site.Protection | None = None
     meter: Meter = field(default_factory=Meter)
-    guard: Guard | None = None
     budget: Budget = Budget()
+    served: Served = field(default_factory=Served)
     initial: Tensors = field(default_factory=dict)
     dp: DifferentialPrivacy = "none"
-
-
-class TrainOrder(Section):
-    """The body of a ``train`` request: the settings of a local round; ``run`` tells runs apart in ledgers."""
-
-    training: TrainingSection
-    federation: FederationSection
-    seed: int
-    rounds: int
-    privacy: PrivacySection = PrivacySection()
-    run: str = ""
-    job: SignedJob | None = None
-
-
-class EvaluateOrder(Section):
-    """The body of an ``evaluate`` request: how to score the client's own examples."""
-
-    labels: tuple[str, ...]
-    batch_size: int
-    scoring: Scoring = "likelihood"
-    max_new_tokens: int = 16
-    job: SignedJob | None = None
+    metrics: tuple[str, ...] | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
     """Does what a request asks with the site's own data; the site's state moves on.
 
+    A deployed site asks ``admission.admit`` before it comes to this.
+
     Raises:
-        PolicyError: The site's policy refuses.
         MessageError: The kind is unknown, or the body does not hold valid settings.
         ProtectionError: The site takes part in protected sums only.
         SilotuneError: What the work itself raises.
     """
-    if site.guard is None:
-        return _work(request, site)
-    return guarded(request, site.guard, lambda allowed: _work(allowed, site))
-
-
-def _work(request: Request, site: Site) -> Reply:
-    if request.kind not in KINDS:
-        raise MessageError(unknown_choice("request", request.kind, KINDS))
-    if site.protection is not None and site.protection.is_required and request.kind in SEEN_ALONE:
+    kind = kind_named(request.kind)
+    if site.protection is not None and site.protection.is_required and kind.is_seen_alone:
         raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
-    return KINDS[request.kind](request, site)
+    return ANSWERS[request.kind](request, site)
 
 
 def _linked_train(request: Request, site: Site) -> Reply:
@@ -255,17 +223,17 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
 def _train_within(way: ProtectionKind, request: Request, site: Site) -> Reply:
     """``_train`` for a protected sum."""
     check_way(read_body(TrainOrder, request).privacy, way)
-    reply = _train(request, site)
-    return reply if site.guard is None else allowed_figures(reply, site.guard)
+    return figures_within(_train(request, site), site.metrics)
 
 
-KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
+ANSWERS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "train": _linked_train,
     "personalize": _personalize,
     "evaluate": _evaluate,
     "countersign": _countersign,
     "secure_sum.keys": secure_site.advertise_keys,
     "secure_sum.shares": secure_site.share_keys,
+    "secure_sum.accept": secure_site.accept_shares,
     "secure_sum.input": _masked_input,
     "secure_sum.check": secure_site.check_survivors,
     "secure_sum.unmask": secure_site.reveal_shares,
@@ -273,6 +241,7 @@ KINDS: Mapping[str, Callable[[Request, Site], Reply]] = {
     "he.input": _encrypted_input,
     "he.open": encrypted_site.open_sum,
 }
+"""Kind of request -> what answers it; a test holds its keys against ``KINDS``."""
 
 
 def expected_reply(request: Request) -> Layout:
@@ -299,7 +268,3 @@ LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
     "he.open": encrypted_site.open_layout,
 }
 """Kinds whose replies carry tensors."""
-METERED = ("train", "personalize")
-"""Kinds whose replies say what the client spent."""
-SEEN_ALONE = ("train", "personalize", "evaluate")
-"""Kinds whose replies show the coordinator one site's own update or figures."""

@@ -13,12 +13,12 @@ from pydantic import Field
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.messages import Layout, read_body
-from silotune.federation.opened import remember, remembered
-from silotune.federation.secure_site import Protection, Seat, SumOrder, protection_of
+from silotune.federation.noised_sum import settings_of
+from silotune.federation.secure_site import Protection, Seat, SumOrder, check_alike, protection_of
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Scale, quantise, signed
-from silotune.sections import HeScheme
+from silotune.sections import HeScheme, PrivacySection
 from silotune.seeds import derive
 from silotune.settings import Fraction, Positive
 from silotune.structs import Reply, Request, Tensors
@@ -80,21 +80,38 @@ def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
 
 
 def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Request], Reply]) -> Reply:
-    """``he.input``: trains, then sends the update and its figures encrypted."""
+    """``he.input``: trains, then sends the update and its figures encrypted.
+
+    Raises:
+        ProtectionError: The coordinator has chosen how to encrypt, and not the run's settings; or the site has more
+            examples than a weight may say.
+    """
     order = read_body(EncryptOrder, request)
-    agreed = order.train.get("privacy", {}).get("he_fraction")
-    if order.fraction != agreed:
-        raise ProtectionError(f"{order.fraction:g} of the values are to be encrypted, the run's settings say {agreed}")
+    privacy, _ = settings_of(order.train)
+    check_alike(
+        "orders to encrypt",
+        {
+            "fraction": (order.fraction, privacy.he_fraction),
+            "scheme": (order.scheme, privacy.he_scheme),
+            "packing": (order.packing, packing_of(privacy).values),
+            "bound": (order.bound, privacy.bound),
+        },
+    )
     protection = protection_of(site)
     key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
     scale = order.scale()
     update = train(replace(request, kind="train", body=order.train))
+    if int(update.body["num_examples"]) > privacy.max_examples:
+        raise ProtectionError(
+            f"this site holds more examples than privacy.max_examples = {privacy.max_examples}: raise it"
+        )
     values = arithmetic.flatten(update.tensors).float().numpy()
     hidden = places({name: request.tensors[name] for name in update.tensors}, order.fraction)
     if (len(hidden), int(hidden.sum())) != (order.size, order.hidden):
         raise ProtectionError(f"the update has {len(hidden)} values, {order.size} are asked for")
     numbers, clipped = _numbers(values[hidden], order, scale, update)
-    figures = to_integers(update.body, clipped=clipped, clients=order.clients, bits=FIGURE_PACKING.bits)
+    clear, beyond = _within(values[~hidden], order.bound)
+    figures = to_integers(update.body, clipped=clipped + beyond, clients=order.clients, bits=FIGURE_PACKING.bits)
     counted = np.concatenate([np.ones(1, np.int64), signed(figures)])
     sent = {
         CELLS: encrypt(numbers, order.packed(), key),
@@ -103,7 +120,7 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
     _note_sent(site, "update", request)
     if order.fraction < 1:
         weight = int(update.body["num_examples"]) / order.num_examples
-        sent[PLAIN] = (values[~hidden].astype(np.float64) * weight).astype(np.float32)
+        sent[PLAIN] = (clear * weight).astype(np.float32)
     return _reply(request, site, sent)
 
 
@@ -120,12 +137,12 @@ def open_sum(request: Request, site: EncryptedSeat) -> Reply:
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
     which = _which("update" if order.size else "weight", request)
-    known = remembered(site, which)
+    known = site.served.opened(which)
     if known is None:
         raise ProtectionError(f"this site has sent nothing in round {request.round_number} that a sum could hold")
     if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
-    remember(site, which, _DONE)
+    site.served.note_opened(which, _DONE)
     figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(
@@ -145,8 +162,13 @@ def _which(kind: str, request: Request) -> str:
 
 def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
     """Allows this site one opening of the round's sum, unless it had that."""
-    if remembered(site, _which(kind, request)) is None:
-        remember(site, _which(kind, request), _SENT)
+    if site.served.opened(_which(kind, request)) is None:
+        site.served.note_opened(_which(kind, request), _SENT)
+
+
+def packing_of(privacy: PrivacySection) -> Packing:
+    """How a run's settings say that numbers lie in slots."""
+    return Packing(privacy.he_scheme, privacy.he_packing if privacy.he_scheme == "bfv" else 1)
 
 
 def places(weights: Tensors, fraction: float) -> Array:
@@ -194,12 +216,16 @@ def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) ->
     """What is encrypted: integers for BFV, weighted values for CKKS; and how many values were cut off."""
     num_examples = int(update.body["num_examples"])
     if order.scheme == "ckks":
-        weight = scale.factor(num_examples) * order.bound
-        clipped = int((np.abs(values) > order.bound).sum())
-        return np.clip(values, -order.bound, order.bound).astype(np.float64) * weight, clipped
+        within, clipped = _within(values, order.bound)
+        return within * (scale.factor(num_examples) * order.bound), clipped
     drawn = derive(int(order.train.get("seed", 0)), "rounding", round_number=update.round_number, client=update.client)
     made, clipped = quantise(values, num_examples, scale, bits=64, generator=np.random.default_rng(drawn))
     return signed(made), clipped
+
+
+def _within(values: Array, bound: float) -> tuple[Array, int]:
+    """The values in float64, cut off at the bound, and how many that were."""
+    return np.clip(values, -bound, bound).astype(np.float64), int((np.abs(values) > bound).sum())
 
 
 def _key(protection: Protection, scheme: HeScheme) -> bytes:

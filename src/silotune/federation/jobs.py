@@ -8,38 +8,45 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field
 
+from silotune.federation.kinds import KINDS
 from silotune.record.canonical import canonical, sha256
 from silotune.record.signatures import SigningKey, verify
-from silotune.settings import Positive, Section
+from silotune.settings import NAME, Positive, Section
 
 JOB, WITHIN = "job", "train"
 """Keys of a request's body: the signed job, and in a protected sum the order to train."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+RunId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+RunName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+MOST_SITES, MOST_ROUNDS = 100_000, 1_000_000
 
 
 class Job(Section):
     """What the submitter vouches for.
 
     Attributes:
+        id: Drawn by the submitter; tells this run from all others, in ledgers too.
         run: Name of the run.
-        config_sha256: Of the run's whole configuration, canonical JSON.
+        config_sha256: Of the run's whole configuration as it was submitted, canonical JSON.
         task: What is learnt.
         participants: The sites that are asked.
         rounds: In all.
-        orders: Kind of request -> SHA-256 of its body without the job, for bodies that stay the same all along.
-        setup_sha256: Of what goes beside every message (model, adapter, data, lengths), canonical JSON; None where
-            nothing does.
+        kinds: The kinds of requests that belong to it; no other is served.
+        orders: ``train`` or ``evaluate`` -> SHA-256 of that order without the job.
+        setup_sha256: Of what goes beside every message (model, adapter, data, lengths), canonical JSON.
         charter_sha256: Of the federation's charter; None where there is none.
         expires: No request of the job is valid later.
     """
 
-    run: str
+    id: RunId
+    run: RunName
     config_sha256: Sha256
-    task: str
-    participants: tuple[str, ...]
-    rounds: Positive
+    task: Annotated[str, Field(max_length=200)]
+    participants: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_SITES)]
+    rounds: Annotated[Positive, Field(le=MOST_ROUNDS)]
+    kinds: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(KINDS))]
     orders: dict[str, Sha256]
-    setup_sha256: Sha256 | None = None
+    setup_sha256: Sha256
     charter_sha256: Sha256 | None = None
     expires: AwareDatetime
 
@@ -48,22 +55,26 @@ class SignedJob(Section):
     """A job with its submitter's public key and signature."""
 
     job: Job
-    submitter: str
-    signature: str
+    submitter: Annotated[str, Field(max_length=200)]
+    signature: Annotated[str, Field(max_length=200)]
 
-    def fault(self, kind: str, round_number: int, body: Mapping[str, Any], *, now: datetime) -> str | None:
-        """What is wrong with the job of a request, in one line; None when nothing is."""
-        if not verify(self.submitter, "job", canonical(self.job.model_dump(mode="json")), self.signature):
-            return "the job's signature does not fit"
-        if now > self.job.expires:
-            return f"the job expired at {self.job.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-        if round_number > self.job.rounds:
-            return f"round {round_number} is beyond the {self.job.rounds} rounds of the job"
-        within = body.get(WITHIN)
-        signed_as, order = (WITHIN, within) if isinstance(within, Mapping) else (kind, body)
-        if signed_as in self.job.orders and self.job.orders[signed_as] != order_digest(order):
-            return f"the settings of the {kind} request are not those that the submitter signed"
-        return None
+    def is_signed(self) -> bool:
+        """Whether the signature is that of the submitter that it names."""
+        return verify(self.submitter, "job", canonical(self.job.model_dump(mode="json")), self.signature)
+
+    def expiry(self, now: datetime) -> str | None:
+        """When the job expired, in words; None while it holds."""
+        if now <= self.job.expires:
+            return None
+        return f"the job expired at {self.job.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+    def has_order(self, kind: str, body: Mapping[str, Any]) -> bool:
+        """Whether the order in a request's body is the one that was signed for its kind."""
+        name = KINDS[kind].order
+        if not name:
+            return True
+        within = body.get(WITHIN) if KINDS[kind].is_protected else body
+        return isinstance(within, Mapping) and self.job.orders.get(name) == order_digest(within)
 
 
 def claimed(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -80,5 +91,5 @@ def sign_job(job: Job, key: SigningKey) -> SignedJob:
 
 
 def order_digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a request's body without the job."""
+    """SHA-256 of an order without the job."""
     return sha256({name: value for name, value in body.items() if name != JOB})

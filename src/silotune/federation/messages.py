@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
-from pydantic import ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from silotune.errors import MessageError, require
 from silotune.federation.strict_json import strict_object
 from silotune.record.energy import EnergySource
-from silotune.settings import Positive, Section
+from silotune.settings import Positive, Section, SectionType, exactly
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart, digest
 
@@ -32,8 +33,12 @@ MAGIC_ZSTD = b"SZ01"
 MAX_HEADER_BYTES = 1 << 20
 MAX_LISTED_BYTES = 256
 """Of one tensor in a safetensors file's list, beside its name."""
-MAX_LIST_BYTES = 16 << 20
-"""Of such a list in a compressed message, which is read before the rest of it."""
+MAX_LIST_BYTES = 4 << 20
+"""Of such a list where the receiver's layout depends on it: 20,000 tensors with long names."""
+MOST_ROUNDS = 1_000_000
+LONGEST_NAME, LONGEST_BESIDE = 200, 512
+"""Characters of a client's name, and of what stands beside a body: a head or a signature."""
+_KIND = re.compile(r"[a-z][a-z_]{0,29}(\.[a-z_]{1,29})?")
 LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -46,7 +51,6 @@ SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
 }
 
-SectionType = TypeVar("SectionType", bound=Section)
 Layout: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> (safetensors dtype, shape) that a receiver expects."""
 
@@ -72,6 +76,13 @@ MOST_COUNTED = 1 << 40
 """Of examples, steps or nats in a report: far above all that is true, and no sum or power of it leaves a float."""
 
 
+MOST_SECONDS = 1e9
+"""Of a report: thirty years, and more cores than any site has."""
+MOST_JOULES = 1e10
+"""Of a report: three megawatt hours in one round."""
+MOST_EPSILON = 1e9
+
+
 class TrainReport(Section):
     """The body of a reply to ``train``: what the update weighs and what it took.
 
@@ -79,17 +90,15 @@ class TrainReport(Section):
     what the run has cost it so far.
     """
 
-    model_config = ConfigDict(strict=True)
-
     num_examples: Annotated[Positive, Field(le=MOST_COUNTED)]
     loss: Annotated[FiniteFloat, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)] | None
     steps: Annotated[Positive, Field(le=MOST_COUNTED)]
-    tokens: Annotated[int, Field(ge=0)]
-    seconds: Annotated[FiniteFloat, Field(ge=0)] | None
-    core_seconds: Annotated[FiniteFloat, Field(ge=0)] | None = 0.0
-    joules: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=0, le=MOST_COUNTED)]
+    seconds: Annotated[FiniteFloat, Field(ge=0, le=MOST_SECONDS)] | None
+    core_seconds: Annotated[FiniteFloat, Field(ge=0, le=MOST_SECONDS)] | None = 0.0
+    joules: Annotated[FiniteFloat, Field(ge=0, le=MOST_JOULES)] | None = None
     energy_source: EnergySource = "unavailable"
-    epsilon: Annotated[float, Field(ge=0)] | None = None
+    epsilon: Annotated[FiniteFloat, Field(ge=0, le=MOST_EPSILON)] | None = None
 
 
 def read_report(reply: Reply) -> TrainReport:
@@ -104,15 +113,16 @@ def read_report(reply: Reply) -> TrainReport:
 def read_body(kind: type[SectionType], message: Request | Reply) -> SectionType:
     """The body of a message, checked: it comes from another institution.
 
+    Every value must be exactly of its field's type, as JSON says it: ``true`` is no number, 3.0 is no integer.
+
     Raises:
         MessageError: A value is missing, left over, or cannot be.
     """
+    side = "request" if isinstance(message, Request) else "reply"
     try:
-        return kind.model_validate(dict(message.body))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        side = "request" if isinstance(message, Request) else "reply"
-        raise MessageError(f"a {message.kind} {side}'s body is not valid at {where!r}") from error
+        return exactly(kind, message.body)
+    except ValueError as error:
+        raise MessageError(f"a {message.kind} {side}'s body is not valid at {str(error)!r}") from error
 
 
 def layout_of(tensors: Tensors) -> Layout:
@@ -130,8 +140,12 @@ def layout_of(tensors: Tensors) -> Layout:
 def longest(layout: Layout) -> int:
     """Most bytes that a safetensors file with this layout takes."""
     widths = {name: dtype.itemsize for dtype, name in SAFETENSORS_DTYPES.items()}
-    listed = sum(len(json.dumps(name)) + MAX_LISTED_BYTES for name in layout)
-    return 64 + listed + sum(widths[dtype] * math.prod(shape) for dtype, shape in layout.values())
+    return longest_list(layout) + sum(widths[dtype] * math.prod(shape) for dtype, shape in layout.values())
+
+
+def longest_list(layout: Layout) -> int:
+    """Most bytes that the list of tensors at the beginning of such a file takes."""
+    return 64 + sum(len(json.dumps(name)) + MAX_LISTED_BYTES for name in layout)
 
 
 def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
@@ -156,7 +170,7 @@ def encode(message: Request | Reply, *, zstd: int = 0) -> bytes:
     }
     try:
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise MessageError(f"a {message.kind} message's body is not plain JSON: {error}") from error
     text += b" " * _slack(header["body"])
     layout_of(message.tensors)
@@ -182,12 +196,14 @@ def _slack(value: Any) -> int:
 
 
 def decode_request(data: bytes, expected: Expected) -> Request:
-    """Decodes a request whose tensors must have the expected layout.
+    """Decodes a request whose tensors must have the expected layout and be finite.
 
     Raises:
         MessageError: Anything is not as expected.
     """
     header, tensors = _decode(data, "request", expected)
+    if not all_finite(tensors):
+        raise MessageError("a request holds values that are not finite")
     return Request(header.kind, header.round_number, header.client, tensors, header.body, head=header.beside)
 
 
@@ -206,13 +222,13 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
     )
 
 
-def kind_of(data: bytes) -> str:
-    """The kind of a message, from its header alone.
+def read_header(data: bytes) -> Header:
+    """What a message says beside its tensors; they are not looked at.
 
     Raises:
         MessageError: It is not a message.
     """
-    return _header(data)[0].kind
+    return _header(data)[0]
 
 
 def _decode(data: bytes, wanted: str, expected: Expected) -> tuple[Header, Tensors]:
@@ -221,10 +237,11 @@ def _decode(data: bytes, wanted: str, expected: Expected) -> tuple[Header, Tenso
         raise MessageError(f"expected a {wanted}, got a {header.type}")
     payload, is_plain = data[start:], data[:4] == MAGIC
     if callable(expected):
-        expected = expected(header, _layout_in(payload if is_plain else _list_in(payload)))
+        listed = payload if is_plain else _list_in(payload)
+        expected = expected(header, _layout_in(listed, MAX_LIST_BYTES))
     if not is_plain:
         payload = _decompressed(payload, expected)
-    _check_layout(_layout_in(payload), expected)
+    _check_layout(_layout_in(payload, longest_list(expected)), expected)
     try:
         tensors = load(payload)
     except SafetensorError as error:
@@ -243,10 +260,15 @@ def _header(data: bytes) -> tuple[Header, int]:
     optional = "head" if fields.get("type") == "request" else "signature"
     if optional in fields:
         expected[optional] = str
-    if fields.keys() != expected.keys() or not all(isinstance(fields[key], expected[key]) for key in expected):
+    if fields.keys() != expected.keys() or not all(type(fields[key]) is expected[key] for key in expected):
         raise MessageError("a message's header does not have the expected fields")
-    beside = fields.get(optional, "")
-    return Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"], beside), 8 + length
+    made = Header(fields["type"], fields["kind"], fields["round"], fields["client"], fields["body"])
+    made = replace(made, beside=fields.get(optional, ""))
+    if not (_KIND.fullmatch(made.kind) and 0 <= made.round_number <= MOST_ROUNDS):
+        raise MessageError("a message's header holds a kind or a round that cannot be")
+    if not 0 < len(made.client) <= LONGEST_NAME or len(made.beside) > LONGEST_BESIDE:
+        raise MessageError("a message's header holds a name or a signature that is too long")
+    return made, 8 + length
 
 
 def _decompressed(frame: bytes, expected: Layout) -> bytes:
@@ -280,19 +302,32 @@ def _list_in(frame: bytes) -> bytes:
     return made
 
 
-def _layout_in(payload: bytes) -> Layout:
-    """Names, dtypes and shapes that a safetensors file claims, read without allocating the tensors."""
+def _layout_in(payload: bytes, most_bytes: int) -> Layout:
+    """Names, dtypes and shapes that a safetensors file claims, read without allocating the tensors.
+
+    Args:
+        payload: The file.
+        most_bytes: Longest list of tensors that is read.
+    """
     if len(payload) < 8:
         raise MessageError("a message ends before its tensors")
     (length,) = struct.unpack("<Q", payload[:8])
     if length > len(payload) - 8:
         raise MessageError("a message ends inside the list of its tensors")
+    if length > most_bytes:
+        raise MessageError(f"a message's list of tensors has {length} bytes, at most {most_bytes} are read")
     listed = strict_object(payload[8 : 8 + length], "tensor list")
-    listed.pop("__metadata__", None)
-    try:
-        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in listed.items()}
-    except (TypeError, KeyError) as error:
-        raise MessageError("a message's tensor list does not have the expected fields") from error
+    return {name: _entry(entry) for name, entry in listed.items()}
+
+
+def _entry(entry: Any) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of one tensor in such a list."""
+    if type(entry) is not dict or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise MessageError("a message's tensor list does not have the expected fields")
+    dtype, shape = entry["dtype"], entry["shape"]
+    if type(dtype) is not str or type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
+        raise MessageError("a message's tensor list holds a dtype or a shape that cannot be")
+    return dtype, tuple(shape)
 
 
 def _check_layout(claimed: Layout, expected: Layout) -> None:

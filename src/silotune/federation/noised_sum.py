@@ -22,7 +22,7 @@ from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
 from silotune.privacy.ring import RINGS, Integers
 from silotune.privacy.secure_sum.terms import Terms
-from silotune.sections import PrivacySection
+from silotune.sections import FederationSection, PrivacySection
 from silotune.structs import Reply, SiteState, Tensors
 
 
@@ -55,17 +55,10 @@ def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
         ProtectionError: The terms promise another noise than the order.
         BudgetError: The round would overspend.
     """
-    try:
-        privacy = PrivacySection.model_validate(train.get("privacy", {}))
-    except ValidationError as error:
-        raise MessageError("an order to train holds no valid section 'privacy'") from error
-    if (terms.noise is None) != (privacy.dp != "distributed"):
-        raise ProtectionError(f"the order says privacy.dp = {privacy.dp!r}, which the terms of the sum do not")
+    privacy, _ = settings_of(train)
+    check_noise(terms, privacy)
     if terms.noise is None:
         return None
-    asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
-    if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
-        raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
     noise = terms.shared_noise(terms.noise)
     planned = planned_of(terms, noise)
     run, number = str(train.get("run", "")), terms.round_number
@@ -74,6 +67,37 @@ def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
     )
     site.state = opened.state
     return Share(noise, opened.identity)
+
+
+def check_noise(terms: Terms, privacy: PrivacySection) -> None:
+    """Raises ``ProtectionError`` unless the noise in the terms of a sum is that of the order to train."""
+    if (terms.noise is None) != (privacy.dp != "distributed"):
+        raise ProtectionError(f"the order says privacy.dp = {privacy.dp!r}, which the terms of the sum do not")
+    if terms.noise is None:
+        return
+    asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
+    if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
+        raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
+
+
+def settings_of(train: Mapping[str, Any]) -> tuple[PrivacySection, FederationSection]:
+    """The settings of an order to train that a sum depends on.
+
+    Raises:
+        MessageError: They cannot be.
+    """
+    try:
+        privacy = PrivacySection.model_validate(train.get("privacy", {}))
+        return privacy, FederationSection.model_validate(train.get("federation", {}))
+    except ValidationError as error:
+        raise MessageError("an order to train holds no valid sections 'privacy' and 'federation'") from error
+
+
+def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:
+    """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
+    if privacy.dp != "distributed":
+        return privacy.max_examples
+    return (federation.weight_cap or 1) if federation.weighting == "capped" else 1
 
 
 def planned_of(terms: Terms, noise: SharedNoise) -> Spend:

@@ -1,7 +1,8 @@
 """The site policy: what a data holder allows, whatever a coordinator asks. It fails closed.
 
 ``policy.toml`` belongs to the site and lies outside every job. A file that is missing, broken or holds an unknown key
-refuses everything; a rule whose fact is not known refuses too. Rules are functions in a table, named like their key.
+refuses everything; a rule whose fact is not known refuses too. Rules are functions in two tables, named like their key:
+those about what is asked, before anything of the site's is opened, and those about what serving it would cost.
 """
 
 from __future__ import annotations
@@ -18,60 +19,26 @@ from pydantic import AfterValidator, Field
 from silotune.config import read_toml, validated
 from silotune.errors import ConfigError, PolicyError, SignatureError
 from silotune.federation.jobs import Sha256
+from silotune.federation.kinds import Kind, kind_named
 from silotune.record.signatures import normal_public
 from silotune.sections import Objective
-from silotune.settings import Positive, Section
+from silotune.settings import Positive, PositiveNumber, Section
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of request does with a site's examples.
-
-    Attributes:
-        trains: What it sends back is learnt from them.
-        generates: Text is written from their prompts.
-        carries_adapter: Its tensors are an adapter.
-        is_protected: What it sends back is seen by nobody but within a sum.
-        scores: Exact figures on them are sent back.
-    """
-
-    trains: bool = True
-    generates: bool = True
-    carries_adapter: bool = True
-    is_protected: bool = False
-    scores: bool = False
-
-
-_STEP = Kind(trains=False, generates=False, carries_adapter=False, is_protected=True)
-KINDS: Mapping[str, Kind] = {
-    "train": Kind(generates=False),
-    "personalize": Kind(generates=False),
-    "evaluate": Kind(trains=False, generates=False, scores=True),
-    "countersign": Kind(trains=False, generates=False, carries_adapter=False),
-    "secure_sum.keys": _STEP,
-    "secure_sum.shares": _STEP,
-    "secure_sum.input": Kind(generates=False, is_protected=True),
-    "secure_sum.check": _STEP,
-    "secure_sum.unmask": _STEP,
-    "he.weight": _STEP,
-    "he.input": Kind(generates=False, is_protected=True),
-    "he.open": _STEP,
-}
-"""Kind of request -> what it does; one that is not in the table counts as doing all of it, unprotected."""
-
-
-def kind_named(name: str) -> Kind:
-    """What a request of this kind does; an unknown one does everything, unprotected."""
-    return KINDS.get(name, Kind())
 
 
 EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
 """Rules that refuse because the owner's privacy budget is spent."""
 COUNTS = ("num_examples", "support", "confusion")
 """Names of figures that count examples, wherever they stand in a reply's body."""
+RATES = (
+    "accuracy", "macro_f1", "unparsed", "ece", "preference_accuracy", "start_accuracy", "gain", "win_rate",
+    "accuracy_interval", "macro_f1_interval", "preference_accuracy_interval", "gain_interval", "win_rate_interval",
+)  # fmt: skip
+"""Figures that are a share of the examples, or made of such shares."""
+BY_CLASS = ("per_class", "confusion", "reliability", "by_task")
+"""Figures of parts of the examples: from any of them the counts of another can be worked out."""
 
 
 def _checked_zone(name: str) -> str:
@@ -108,7 +75,7 @@ class WorkingHours(Section):
 
 
 class Policy(Section):
-    """``policy.toml``; a rule that is left out does not restrict, but for ``generation``, which is off."""
+    """``policy.toml``; a rule that is left out does not restrict, but for those that have a value here."""
 
     format: Literal[1] = 1
     base_models: tuple[Sha256, ...] | None = Field(None, description="fingerprints of base models that may be tuned")
@@ -141,6 +108,14 @@ class Policy(Section):
         None, description="public keys of those who may submit runs"
     )
     generation: bool = Field(False, description="true: text may be generated from the site's prompts")
+    most_models: Positive = Field(
+        2, description="different models that a round may be trained with: one, and one more after a crash"
+    )
+    most_scorings: Annotated[int, Field(ge=0)] = Field(
+        1, description="different models of a run that may be scored on the site's examples"
+    )
+    most_steps: Positive = Field(100_000, description="optimiser steps of one round")
+    most_seconds: PositiveNumber = Field(86400.0, description="of one round or scoring; then it is broken off")
     charter: Sha256 | None = Field(None, description="SHA-256 of the charter that a run must name")
 
 
@@ -151,7 +126,7 @@ class Asked:
     Attributes:
         kind: Of the request.
         now: The site's clock.
-        task: What is to be learnt.
+        tasks: What is to be learnt, all of it.
         objective: What is to be trained with; None where nothing is trained.
         base_sha256: Fingerprint of the base model that the site holds.
         adapter_values: Values in the adapter's tensors.
@@ -160,17 +135,18 @@ class Asked:
         threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
         colluding: Sites whose shares of a sum's noise do not count; None where no sum with noise begins.
         is_open: A part of the update is to travel in the clear beside its encrypted rest.
+        generates: Text is to be written from the site's prompts.
+        steps: Optimiser steps of the round; None where nothing is trained.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
         epsilon_total: The same for all runs of the site.
         submitter: Public key that signed the job, and whose signature fits.
-        submitter_fault: Why there is no such key.
         charter_sha256: Of the charter that the job names.
         charter_until: Last day of that charter; None where the site does not hold it.
     """
 
     kind: str
     now: datetime
-    task: str | None = None
+    tasks: tuple[str, ...] = ()
     objective: str | None = None
     base_sha256: str | None = None
     adapter_values: int | None = None
@@ -179,10 +155,11 @@ class Asked:
     threshold: float | None = None
     colluding: int | None = None
     is_open: bool = False
+    generates: bool = False
+    steps: int | None = None
     epsilon_run: float | None = None
     epsilon_total: float | None = None
     submitter: str | None = None
-    submitter_fault: str = "the request carries no signed job"
     charter_sha256: str | None = None
     charter_until: date | None = None
 
@@ -216,7 +193,14 @@ def _at_least(what: str, given: float | None, limit: float | None) -> str | None
 def _submitters(policy: Policy, asked: Asked) -> str | None:
     if policy.submitters is None or asked.submitter in policy.submitters:
         return None
-    return asked.submitter_fault if asked.submitter is None else "the submitter's key is not among those allowed"
+    return "the submitter's key is not among those allowed"
+
+
+def _tasks(policy: Policy, asked: Asked) -> str | None:
+    if policy.tasks is None:
+        return None
+    found = [_one_of("task", task, policy.tasks) for task in asked.tasks] or ["the task is not known"]
+    return next(filter(None, found), None)
 
 
 def _working_hours(policy: Policy, asked: Asked) -> str | None:
@@ -255,19 +239,9 @@ RULES: Mapping[str, _Rule] = {
     "working_hours": _working_hours,
     "charter": _charter,
     "base_models": lambda policy, asked: _one_of("the base model", asked.base_sha256, policy.base_models),
-    "tasks": lambda policy, asked: _one_of("task", asked.task, policy.tasks),
+    "tasks": _tasks,
     "objectives": lambda policy, asked: (
         _one_of("objective", asked.objective, policy.objectives) if asked.does.trains else None
-    ),
-    "smallest_adapter": lambda policy, asked: (
-        _at_least("the adapter's number of values", asked.adapter_values, policy.smallest_adapter)
-        if asked.does.carries_adapter
-        else None
-    ),
-    "largest_adapter": lambda policy, asked: (
-        _at_most("the adapter's number of values", asked.adapter_values, policy.largest_adapter)
-        if asked.does.carries_adapter
-        else None
     ),
     "least_participants": lambda policy, asked: _at_least(
         "the number of participants", asked.participants, policy.least_participants
@@ -286,17 +260,33 @@ RULES: Mapping[str, _Rule] = {
         if asked.colluding is None
         else _at_least("the number of sites whose noise does not count", asked.colluding, policy.least_colluding)
     ),
+    "generation": lambda policy, asked: (
+        "text may not be generated from this site's prompts" if asked.generates and not policy.generation else None
+    ),
+}
+"""Key of ``policy.toml`` -> what refuses a request before anything of the site's is opened, as one line, or None."""
+COSTS: Mapping[str, _Rule] = {
+    "smallest_adapter": lambda policy, asked: (
+        _at_least("the adapter's number of values", asked.adapter_values, policy.smallest_adapter)
+        if asked.does.carries_adapter
+        else None
+    ),
+    "largest_adapter": lambda policy, asked: (
+        _at_most("the adapter's number of values", asked.adapter_values, policy.largest_adapter)
+        if asked.does.carries_adapter
+        else None
+    ),
     "largest_epsilon_run": lambda policy, asked: _epsilon(
         asked, "epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run
     ),
     "largest_epsilon_total": lambda policy, asked: _epsilon(
         asked, "epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total
     ),
-    "generation": lambda policy, asked: (
-        "text may not be generated from this site's prompts" if asked.does.generates and not policy.generation else None
+    "most_steps": lambda policy, asked: (
+        None if asked.steps is None else _at_most("the number of optimiser steps", asked.steps, policy.most_steps)
     ),
 }
-"""Key of ``policy.toml`` -> what refuses a request, as one line, or None."""
+"""The same for what serving a request would cost, which follows from the site's own examples and model."""
 
 
 def read_policy(path: Path) -> Policy:
@@ -313,9 +303,9 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(path.name, f"everything is refused until this is mended: {error}") from None
 
 
-def check(policy: Policy, asked: Asked) -> None:
-    """Raises ``PolicyError`` with the first rule that refuses."""
-    for name, rule in RULES.items():
+def check(policy: Policy, asked: Asked, *, rules: Mapping[str, _Rule]) -> None:
+    """Raises ``PolicyError`` with the first of these rules that refuses."""
+    for name, rule in rules.items():
         reason = rule(policy, asked)
         if reason is not None:
             raise PolicyError(name, reason)
@@ -324,8 +314,10 @@ def check(policy: Policy, asked: Asked) -> None:
 def released(policy: Policy, body: Mapping[str, Any], *, figures: tuple[str, ...]) -> dict[str, Any]:
     """A reply's body without the figures that may not leave.
 
-    A figure in which any number of examples is above 0 and below ``smallest_count`` is withheld whole: its other
-    parts would give the small one away.
+    Where any number of examples in a figure is above 0 and below ``smallest_count``, that figure is withheld whole, and
+    with it all other figures of parts of the examples: precision, recall and support give the cells of a confusion
+    matrix away. Rates over all examples leave in steps of ``smallest_count`` examples: a share of them tells how many
+    they are.
 
     Args:
         policy: The site's.
@@ -335,15 +327,27 @@ def released(policy: Policy, body: Mapping[str, Any], *, figures: tuple[str, ...
     Raises:
         PolicyError: There are fewer than ``smallest_count`` examples in all.
     """
-    if body.get("num_examples", policy.smallest_count) < policy.smallest_count:
-        raise PolicyError("smallest_count", f"the reply would speak of fewer than {policy.smallest_count} examples")
-    may_leave = policy.metrics is None
+    smallest, count = policy.smallest_count, body.get("num_examples", policy.smallest_count)
+    if count < smallest:
+        raise PolicyError("smallest_count", f"the reply would speak of fewer than {smallest} examples")
+    shown = [name for name in figures if policy.metrics is None or name in policy.metrics]
+    has_small = any(_is_small(name, body[name], smallest) for name in figures if name in body)
     made = dict(body)
     for name in figures:
-        is_allowed = may_leave or name in (policy.metrics or ())
-        if name in made and (not is_allowed or _is_small(name, made[name], policy.smallest_count)):
-            made[name] = None
+        if name not in made:
+            continue
+        is_withheld = name not in shown or (has_small and (name in BY_CLASS or _is_small(name, made[name], smallest)))
+        made[name] = None if is_withheld else made[name]
+        if name in RATES and smallest > 1:
+            made[name] = _coarse(made[name], smallest / count)
     return made
+
+
+def _coarse(figure: Any, step: float) -> Any:
+    """A rate, or an interval of rates, rounded to a multiple of ``step``; None for what is neither."""
+    if isinstance(figure, (list, tuple)):
+        return [_coarse(value, step) for value in figure]
+    return round(round(figure / step) * step, 12) if isinstance(figure, float) else None
 
 
 def check_upload(policy: Policy, num_bytes: int) -> None:

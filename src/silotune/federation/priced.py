@@ -1,4 +1,4 @@
-"""What a request would cost a site in privacy: the fact behind its policy's rules about epsilon."""
+"""What serving a request would cost a site: the facts behind its policy's rules about steps, size and epsilon."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ from dataclasses import replace
 from silotune.combinations import privacy_faults
 from silotune.errors import PrivacyError
 from silotune.federation import noised_sum
+from silotune.federation.admission import Facts
 from silotune.federation.budget import cost_of, kept_noise, release_of
-from silotune.federation.client import Site, TrainOrder
+from silotune.federation.client import Site
 from silotune.federation.jobs import WITHIN
+from silotune.federation.kinds import KINDS
 from silotune.federation.messages import read_body
+from silotune.federation.orders import TrainOrder
 from silotune.federation.secure_site import terms_of
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
 from silotune.sections import SITE_NOISE, EvaluationSection, RecordSection
 from silotune.structs import Request
+from silotune.tensors import count
+from silotune.training.local import steps_in_round
 
-SENDS_UPDATE = ("train", "secure_sum.input", "he.input")
-"""Kinds of request that are answered with an update, which noise is put on."""
 PRICED = (*SITE_NOISE, "distributed")
 """``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
+
+
+def facts_of(site: Site, request: Request, delta: float) -> Facts:
+    """What serving a request would cost; epsilon is counted at this ``delta``.
+
+    Raises:
+        PrivacyError: The request's settings do not go together under its guarantee.
+    """
+    values = count(site.initial or request.tensors)
+    if not KINDS[request.kind].trains:
+        return Facts(values)
+    training = _order(request).training
+    return Facts(values, steps_in_round(len(site.examples), training), priced(site, request, delta))
 
 
 def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | None:
@@ -38,11 +54,9 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     Raises:
         PrivacyError: The request's settings do not go together under its guarantee.
     """
-    if request.kind not in SENDS_UPDATE or not site.examples:
+    if not KINDS[request.kind].sends_update or not site.examples:
         return None
-    within = request.body.get(WITHIN)
-    body = within if isinstance(within, Mapping) else request.body
-    order = read_body(TrainOrder, replace(request, body=body))
+    order = _order(request)
     if order.privacy.dp not in PRICED:
         return None
     faults = privacy_faults(order.privacy, order.federation, order.training, EvaluationSection(), RecordSection())
@@ -53,6 +67,11 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
         return None
     new = entry(order.run, request.round_number, spend)
     return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.accountant)
+
+
+def _order(request: Request) -> TrainOrder:
+    within = request.body.get(WITHIN)
+    return read_body(TrainOrder, replace(request, body=within) if isinstance(within, Mapping) else request)
 
 
 def _release(site: Site, order: TrainOrder) -> Spend | None:

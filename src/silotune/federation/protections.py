@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from silotune.federation.encrypted import encrypted_sum
-from silotune.federation.secure import Collector, secure_sum
+from silotune.federation.exchange import Collector, SigningKeys
+from silotune.federation.secure import secure_sum
 from silotune.federation.secure_site import Protection
 from silotune.privacy.encryption import new_key
 from silotune.privacy.secure_sum.terms import Member, safe_degree
 from silotune.sections import HeScheme, PrivacySection, ProtectionKind
 
-PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection], Collector | None]] = {
-    "none": lambda privacy: None,
+PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection, SigningKeys], Collector | None]] = {
+    "none": lambda privacy, keys: None,
     "secure_sum": secure_sum,
-    "he": encrypted_sum,
+    "he": lambda privacy, keys: encrypted_sum(privacy),
 }
-"""Name -> builder of a round's collector; None where each client's update is seen."""
+"""Name -> builder of a round's collector, from settings and the keys that clients sign with; None where each client's
+update is seen."""
 
 SEES: Mapping[ProtectionKind, str] = {
     "none": "the coordinator sees each institution's update, number of examples and figures",

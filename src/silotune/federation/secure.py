@@ -1,100 +1,62 @@
-"""Collects a round's update as a secure sum: the coordinator's five exchanges, of which one trains.
+"""Collects a round's update as a secure sum: the coordinator's six exchanges, of which one trains.
 
 What comes out is one update for all clients together: its delta is their weighted mean, so every method that uses its
-updates in no other way works on it as on theirs.
+updates in no other way works on it as on theirs. A client that lies is found, booked under its name and left out, where
+it can be told which one it is; the others go on where the threshold allows.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
 from silotune import tensors as arithmetic
-from silotune.errors import MessageError, ProtectionError
-from silotune.federation.jobs import JOB
-from silotune.federation.messages import Layout, layout_of, read_body
+from silotune.errors import ProtectionError
+from silotune.federation.exchange import RELEASE, Asking, Collector, Exchange, Exclusion, SigningKeys, booked
+from silotune.federation.messages import Layout, layout_of
 from silotune.federation.noised_sum import spend_of
 from silotune.federation.secure_site import (
     FIGURES_NAME,
     VALUES,
+    AcceptOrder,
+    AcceptReport,
     CheckOrder,
     CheckReport,
     InputOrder,
+    InputReport,
     KeysOrder,
     SharesOrder,
     SharesReport,
     UnmaskOrder,
     UnmaskReport,
     work_digest,
+    written,
 )
-from silotune.privacy.figures import FIGURES, from_integers
-from silotune.privacy.ring import RINGS, Integers, mean
+from silotune.privacy.distributed import largest_noised
+from silotune.privacy.figures import FIGURES, Limits, from_integers, impossible
+from silotune.privacy.ring import RINGS, Integers, largest_of, mean, signed
 from silotune.privacy.secure_sum import coordinator as protocol
-from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms, all_holders, roster_digest, safe_degree
+from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing
+from silotune.privacy.secure_sum.stages import Sealed
+from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms, degree_of
+from silotune.record.signatures import raw_public
 from silotune.sections import PrivacySection
-from silotune.settings import Section
-from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Tensors
-
-EVERYBODY = "(sum)"
-"""Stands for a client's name in the rows of a run folder, where only the sum is known."""
+from silotune.structs import ClientUpdate, Failure
 
 COARSE = 0.25
 """Share of the largest value of a sum above which the error of rounding is told."""
 
-RELEASE = "release"
-"""Field of the row of a noised sum: what was released, as a ledger counts it."""
 
-_Report = TypeVar("_Report", bound=Section)
-
-
-class Book(Protocol):
-    """Where a round's rows and failures are written."""
-
-    rows: list[dict[str, Any]]
-
-    def fail(self, failure: Failure, notify: Observer) -> None:
-        """A client gave no usable reply."""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """A round as its collector gets it.
-
-    Attributes:
-        number: Of the round.
-        clients: Who is asked.
-        weights: Adapter tensors that are sent.
-        shape: Tensors with the names and shapes of an update.
-        body: Of a ``train`` request.
-        send: Carries requests, gives replies and failures as they arrive.
-        book: Keeps rows and failures.
-        notify: Told of events.
-    """
-
-    number: int
-    clients: tuple[str, ...]
-    weights: Tensors
-    shape: Tensors
-    body: Mapping[str, Any]
-    send: Callable[[Mapping[str, Request]], Iterator[Reply | Failure]]
-    book: Book
-    notify: Observer
-
-
-Collector: TypeAlias = Callable[[Asking], Iterator[ClientUpdate]]
-"""Asks a round's clients and yields what is to be aggregated, as it arrives."""
-
-
-def secure_sum(privacy: PrivacySection) -> Collector:
-    """The collector of the protocol in ``privacy/secure_sum``."""
+def secure_sum(privacy: PrivacySection, keys: SigningKeys) -> Collector:
+    """The collector of the protocol in ``privacy/secure_sum``; ``keys`` are those that clients sign with."""
+    known = {name: tuple(raw_public(line) for line in lines) for name, lines in keys.items()}
 
     def collect(asking: Asking) -> Iterator[ClientUpdate]:
-        yield _Sum(asking, terms_of(privacy, asking)).update()
+        yield _Sum(asking, terms_of(privacy, asking), known).update()
 
     return collect
 
@@ -114,7 +76,7 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         round_number=asking.number,
         cohort=tuple(sorted(asking.clients)),
         threshold=privacy.threshold,
-        degree=max(1, safe_degree(len(asking.clients), privacy.threshold)),
+        degree=degree_of(len(asking.clients), privacy.threshold),
         bits=privacy.ring_bits,
         bound=privacy.bound,
         max_examples=privacy.max_examples,
@@ -131,139 +93,207 @@ def _noise(privacy: PrivacySection) -> NoiseTerms | None:
 
 
 @dataclass
-class Exchange:
-    """One round's exchanges of one kind of protection; counts what they take."""
-
-    asking: Asking
-    bytes_down: int = 0
-    bytes_up: int = 0
-
-    def phase(
-        self, kind: str, bodies: Mapping[str, Section], report: type[_Report], *, tensors: Tensors | None = None
-    ) -> Iterator[tuple[str, _Report, Reply]]:
-        """Sends one request a client; yields the valid answers as they arrive, and books the rest as failures."""
-        number, beside = self.asking.number, {JOB: self.asking.body[JOB]} if JOB in self.asking.body else {}
-        requests = {
-            name: Request(kind, number, name, tensors or {}, {**body.model_dump(mode="json", exclude={JOB}), **beside})
-            for name, body in bodies.items()
-        }
-        waiting = set(requests)
-        for reply in self.asking.send(requests):
-            if isinstance(reply, Failure):
-                self.asking.book.fail(reply, self.asking.notify)
-                continue
-            self.bytes_down += reply.bytes_down
-            self.bytes_up += reply.bytes_up
-            try:
-                if (reply.kind, reply.round_number) != (kind, number) or reply.client not in waiting:
-                    raise MessageError(f"a reply answers no request of round {number}")
-                answer = read_body(report, reply)
-            except MessageError as error:
-                self.fail(reply.client if reply.client in requests else "unknown", kind, str(error))
-                continue
-            waiting.remove(reply.client)
-            yield reply.client, answer, reply
-
-    def fail(self, client: str, stage: str, reason: str) -> None:
-        """Books a client whose answer cannot be used."""
-        self.asking.book.fail(Failure(client, self.asking.number, stage, reason), self.asking.notify)
-
-
-@dataclass
 class _Sum:
     """One secure sum, from the first exchange to the last."""
 
     asking: Asking
     terms: Terms
-    keys: dict[str, SignedKeys] = field(default_factory=dict)
-    commitments: dict[str, str] = field(default_factory=dict)
+    known: Mapping[str, Sequence[bytes]]
+    sharings: dict[str, SignedSharing] = field(default_factory=dict)
+    answers: dict[str, dict[str, tuple[bytes, bytes]]] = field(default_factory=dict)
     survivors: list[str] = field(default_factory=list)
 
     def update(self) -> ClientUpdate:
         """All phases in their order; too few clients at any of them end the sum with nothing opened."""
         wire = Exchange(self.asking)
-        bodies = {name: KeysOrder(terms=self.terms) for name in self.asking.clients}
-        self.keys = {name: keys for name, keys, _ in wire.phase("secure_sum.keys", bodies, SignedKeys)}
-        self._check_enough(self.keys, "advertised keys")
-        sealed = self._shares(wire)
-        sums = self._inputs(wire, protocol.routed(sealed))
-        signatures = self._signatures(wire)
-        protocol.unmask(
-            sums,
-            self.terms,
-            self.keys,
-            commitments=self.commitments,
-            survivors=self.survivors,
-            revealed=self._revealed(wire, signatures),
-        )
+        parties = self._keys(wire)
+        complaints = self._complaints(wire, parties, self._shares(wire, parties))
+        agreed = self._agreed(wire, parties, complaints)
+        sums = self._inputs(wire, parties, agreed, complaints)
+        signatures = self._signatures(wire, parties, agreed.arrived)
+        revealed = self._revealed(wire, parties, agreed, signatures)
+        self._unmask(sums, parties, agreed, revealed)
         return self._opened(sums, wire)
 
-    def _shares(self, wire: Exchange) -> dict[str, dict[str, bytes]]:
-        order = SharesOrder(keys=self.keys)
-        sealed: dict[str, dict[str, bytes]] = {}
-        for name, report, _ in wire.phase("secure_sum.shares", dict.fromkeys(self.keys, order), SharesReport):
-            sealed[name] = {peer: bytes.fromhex(text) for peer, text in report.shares.items()}
-            self.commitments[name] = report.commitment
+    def _keys(self, wire: Exchange) -> protocol.Circle:
+        self._leave_out()
+        kind, keys = "secure_sum.keys", dict[str, SignedKeys]()
+        asked = [name for name in self.asking.clients if name not in self.asking.excluded]
+        for name, report, _ in wire.phase(kind, dict.fromkeys(asked, KeysOrder(terms=self.terms)), SignedKeys):
+            if not wire.has(name, kind, protocol.fault_of_keys(self.terms, name, report, self._known(name))):
+                keys[name] = report
+        self._check_enough(keys, "advertised keys")
+        return protocol.circle(self.terms, keys)
+
+    def _leave_out(self) -> None:
+        for name in self.asking.clients:
+            if name in self.asking.excluded:
+                why = Exclusion.model_validate(self.asking.excluded[name])
+                reason = f"it is asked no more since round {why.round_number}: {why.reason}"
+                self.asking.book.fail(Failure(name, self.asking.number, "secure_sum", reason), self.asking.notify)
+
+    def _shares(self, wire: Exchange, parties: protocol.Circle) -> dict[str, dict[str, Sealed]]:
+        kind, order = "secure_sum.shares", SharesOrder(keys=dict(parties.keys))
+        sealed: dict[str, dict[str, Sealed]] = {}
+        for name, report, _ in wire.phase(kind, dict.fromkeys(parties.keys, order), SharesReport):
+            texts = {peer: one.read() for peer, one in report.shares.items()}
+            fault = protocol.fault_of_sharing(parties, name, texts, report.sharing, self._known(name))
+            if not wire.has(name, kind, fault):
+                sealed[name], self.sharings[name] = texts, report.sharing
         self._check_enough(sealed, "sent shares")
         return sealed
 
-    def _inputs(self, wire: Exchange, routed: Mapping[str, Mapping[str, bytes]]) -> list[Integers]:
-        """Masked inputs, added up as they arrive; memory does not grow with the clients."""
-        arrived, bits = tuple(sorted(routed)), self.terms.bits
-        sums = [np.zeros(self.terms.size, RINGS[bits]), np.zeros(len(FIGURES), RINGS[64])]
+    def _complaints(
+        self, wire: Exchange, parties: protocol.Circle, sealed: Mapping[str, Mapping[str, Sealed]]
+    ) -> dict[str, Mapping[str, str]]:
+        """Each site that has opened its shares -> the owners of those that it does not hold, and its signatures."""
+        kind, arrived = "secure_sum.accept", tuple(sorted(sealed))
         bodies = {
-            name: InputOrder(
-                bits=bits,
-                size=self.terms.size,
-                arrived=arrived,
-                shares={peer: text.hex() for peer, text in texts.items()},
-                train=dict(self.asking.body),
-            )
-            for name, texts in routed.items()
+            name: AcceptOrder(arrived=arrived, shares={owner: written(one) for owner, one in relayed.items()})
+            for name, relayed in protocol.routed(sealed).items()
+        }
+        found: dict[str, Mapping[str, str]] = {}
+        for name, report, _ in wire.phase(kind, bodies, AcceptReport):
+            known, sent = self._known(name), bodies[name].shares
+            fault = protocol.fault_of_complaints(parties, name, report.complaints, known, sent=sent)
+            if not wire.has(name, kind, fault):
+                found[name] = report.complaints
+        self._check_enough(found, "opened their shares")
+        return found
+
+    def _agreed(
+        self, wire: Exchange, parties: protocol.Circle, complaints: Mapping[str, Mapping[str, str]]
+    ) -> protocol.Agreed:
+        """Who shares masks: without those that have lied to their neighbours, or about them."""
+        agreed = protocol.after_complaints(parties, complaints)
+        for name in agreed.liars:
+            wire.fail(name, "secure_sum.accept", "it is in dispute over shares with more sites than may lie")
+        if agreed.disputes:
+            said = "; ".join(f"{holder!r} cannot open those of {owner!r}" for owner, holder in agreed.disputes)
+            text = f"round {self.asking.number}: sites disagree over shares, one of each pair lies: {said}"
+            self.asking.notify("note", {"text": text})
+        self._check_enough(agreed.arrived, "share masks")
+        return agreed
+
+    def _inputs(
+        self,
+        wire: Exchange,
+        parties: protocol.Circle,
+        agreed: protocol.Agreed,
+        complaints: Mapping[str, Mapping[str, str]],
+    ) -> list[Integers]:
+        """Masked inputs, added up as they arrive; memory does not grow with the clients."""
+        bits = self.terms.bits
+        sums = [np.zeros(self.terms.size, RINGS[bits]), np.zeros(len(FIGURES), RINGS[64])]
+        order = InputOrder(bits=bits, size=self.terms.size, arrived=agreed.arrived, train=dict(self.asking.body))
+        against = {name: agreed.against(name) for name in agreed.arrived}
+        bodies = {
+            name: order.model_copy(update={"complaints": {holder: complaints[holder][name] for holder in holders}})
+            for name, holders in against.items()
         }
         expected: Layout = {VALUES: (f"I{bits}", (self.terms.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
-        for name, _, reply in wire.phase("secure_sum.input", bodies, Section, tensors=self.asking.weights):
+        for name, report, reply in wire.phase("secure_sum.input", bodies, InputReport, tensors=self.asking.weights):
+            answers = {holder: one.read() for holder, one in report.answers.items()}
+            fault = protocol.fault_of_answers(parties, name, answers, self.sharings[name], asked=against[name])
+            if fault is not None:
+                self._exclude(name, Exclusion(round_number=self.asking.number, reason=fault))
             if layout_of(reply.tensors) != expected:
-                wire.fail(name, reply.kind, "its tensors are not those of a masked input")
+                fault = "its tensors are not those of a masked input"
+            if wire.has(name, reply.kind, fault):
                 continue
             for total, tensor in zip(sums, (reply.tensors[VALUES], reply.tensors[FIGURES_NAME]), strict=True):
                 total += tensor.numpy().view(total.dtype)
             self.survivors.append(name)
+            self.answers[name] = answers
             self.asking.notify("client_finished", {"round": self.asking.number, "client": name})
         self._check_enough(self.survivors, "sent their input")
         return sums
 
-    def _signatures(self, wire: Exchange) -> dict[str, str]:
-        order = CheckOrder(survivors=tuple(sorted(self.survivors)))
-        answers = wire.phase("secure_sum.check", dict.fromkeys(self.survivors, order), CheckReport)
-        signatures = {name: report.signature for name, report, _ in answers}
+    def _signatures(self, wire: Exchange, parties: protocol.Circle, arrived: Sequence[str]) -> dict[str, str]:
+        kind, lists = "secure_sum.check", {"arrived": arrived, "survivors": self.survivors}
+        order, signatures = CheckOrder(survivors=tuple(sorted(self.survivors)), liars=self._proofs()), dict[str, str]()
+        for name, report, _ in wire.phase(kind, dict.fromkeys(self.survivors, order), CheckReport):
+            fault = protocol.fault_of_signature(parties, report.signature, self._known(name), **lists)
+            if not wire.has(name, kind, fault):
+                signatures[name] = report.signature
         self._check_enough(signatures, "signed the list of inputs")
         return signatures
 
-    def _revealed(self, wire: Exchange, signatures: Mapping[str, str]) -> dict[str, dict[str, tuple[str, bytes]]]:
-        with_shares = all_holders(tuple(self.keys), roster_digest(self.terms, self.keys), self.terms.degree)
+    def _proofs(self) -> dict[str, FalseSharing]:
+        """Of the clients that had lied in a sum of this round that the others have helped to open."""
+        known = {name: Exclusion.model_validate(why) for name, why in self.asking.excluded.items()}
+        now = {name: why.proof for name, why in known.items() if why.round_number == self.asking.number}
+        return {name: proof for name, proof in now.items() if proof is not None}
+
+    def _revealed(
+        self, wire: Exchange, parties: protocol.Circle, agreed: protocol.Agreed, signatures: Mapping[str, str]
+    ) -> dict[str, protocol.Revealed]:
+        """The shares that were revealed as they should be."""
+        kind = "secure_sum.unmask"
         bodies = {
-            name: UnmaskOrder(signatures={peer: signatures[peer] for peer in with_shares[name] if peer in signatures})
+            name: UnmaskOrder(
+                signatures={peer: signatures[peer] for peer in parties.holders[name] if peer in signatures}
+            )
             for name in signatures
         }
-        return {
-            name: {
-                owner: (kind, bytes.fromhex(text))
-                for kind, texts in (("seed", report.seed), ("key", report.key))
-                for owner, text in texts.items()
-            }
-            for name, report, _ in wire.phase("secure_sum.unmask", bodies, UnmaskReport)
-        }
+        revealed = {name: _shares_in(report) for name, report, _ in wire.phase(kind, bodies, UnmaskReport)}
+        expected = protocol.to_reveal(parties, agreed, self.survivors, holders=tuple(revealed))
+        fitting, wrong = protocol.fitting(parties, self.sharings, revealed, expected=expected)
+        for name in wrong:
+            wire.fail(name, kind, "it has revealed other shares than those that it was given and asked for")
+        return protocol.with_answers(fitting, self.answers)
+
+    def _unmask(
+        self,
+        sums: Sequence[Integers],
+        parties: protocol.Circle,
+        agreed: protocol.Agreed,
+        revealed: Mapping[str, protocol.Revealed],
+    ) -> None:
+        """Takes the masks off; whoever is found to have made that impossible is left out of what follows."""
+        number, alive = self.asking.number, self.survivors
+        try:
+            protocol.unmask(sums, parties, self.sharings, arrived=agreed.arrived, survivors=alive, revealed=revealed)
+        except protocol.FalseSharesError as error:
+            self.asking.book.blame(Failure(error.owner, number, "secure_sum.shares", str(error)), self.asking.notify)
+            self._exclude(error.owner, Exclusion(round_number=number, reason=str(error), proof=error.proof))
+            raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
+        except protocol.FewSharesError as error:
+            if error.owner not in alive and error.owner in {owner for owner, _ in agreed.disputes}:
+                reason = "a neighbour says that it cannot open its shares, and it has not answered"
+                self._exclude(error.owner, Exclusion(round_number=number, reason=reason, is_lasting=False))
+            raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
+
+    def _exclude(self, client: str, why: Exclusion) -> None:
+        self.asking.book.excluded.setdefault(client, why.model_dump(mode="json"))
 
     def _opened(self, sums: Sequence[Integers], wire: Exchange) -> ClientUpdate:
-        figures = from_integers(sums[1], len(self.survivors))
+        clients, noise = len(self.survivors), self.terms.noise
+        limits = Limits(clients, self.terms.max_examples, self.terms.size, is_capped=noise is not None)
+        figures = from_integers(sums[1], limits)
+        self._check_possible(sums[0], figures["weight"])
         values = mean(sums[0], figures["weight"], self.terms.scale())
-        if self.terms.noise is not None:
-            noise = self.terms.shared_noise(self.terms.noise)
-            figures[RELEASE] = asdict(spend_of(noise, len(self.survivors)))
+        if noise is not None:
+            figures[RELEASE] = asdict(spend_of(self.terms.shared_noise(noise), clients))
         else:
             self._tell_if_coarse(values, figures["weight"])
-        return booked(self.asking, wire, values, figures, clients=len(self.survivors))
+        return booked(self.asking, wire, values, figures, clients=clients)
+
+    def _check_possible(self, total: Integers, weight: int) -> None:
+        """Raises ``ProtectionError`` where no honest clients' updates can have this sum."""
+        clients, noise, found = len(self.survivors), self.terms.noise, largest_of(total)
+        if noise is None:
+            most = self.terms.scale().largest_sum(clients, weight)
+        else:
+            most, norm = largest_noised(self.terms.shared_noise(noise), clients, self.terms.size)
+            if (long := float(np.linalg.norm(signed(total).astype(np.float64)))) > norm:
+                raise impossible(f"its norm is {long:.4g} integers, {norm:.4g} at most with all the noise")
+        if found > most:
+            unit = self.terms.scale().factor(1) * weight
+            raise impossible(f"a value of the mean update is {found / unit:.6g}, {most / unit:.6g} at most")
+
+    def _known(self, name: str) -> Sequence[bytes]:
+        return self.known.get(name, ())
 
     def _tell_if_coarse(self, values: np.ndarray[Any, Any], weight: int) -> None:
         """An alarm where rounding to the ring's integers is as large as what is summed."""
@@ -281,35 +311,13 @@ class _Sum:
         if len(left) < needed:
             raise ProtectionError(
                 f"round {self.asking.number}: {len(left)} of {len(self.terms.cohort)} clients {what}, {needed} are "
-                "needed: the sum stays closed and nothing of it was revealed"
+                f"needed: the sum stays closed and nothing of it was revealed"
             )
 
 
-def booked(
-    asking: Asking, wire: Exchange, values: np.ndarray[Any, Any], figures: dict[str, Any], *, clients: int
-) -> ClientUpdate:
-    """Writes the one row of an opened sum, tells of values that were cut off, and gives the update of all clients.
-
-    Args:
-        asking: The round.
-        wire: Its exchanges.
-        values: Weighted mean of the updates, float32 [size].
-        figures: Sums of what the clients report; ``clipped`` among them.
-        clients: Whose update is in the sum.
-    """
-    clipped = figures.pop("clipped")
-    figures.pop("weight")
-    row = {"round": asking.number, "client": EVERYBODY, **figures, "clients_in_sum": clients, "clipped": clipped}
-    asking.book.rows.append({**row, "bytes_up": wire.bytes_up, "bytes_down": wire.bytes_down})
-    asking.notify("sum_opened", row)
-    if clipped:
-        share = clipped / (clients * max(1, len(values)))
-        asking.notify(
-            "note",
-            {
-                "text": f"round {asking.number}: {clipped} values ({share:.2%}) were beyond privacy.bound and cut off: "
-                "raise it"
-            },
-        )
-    delta = arithmetic.unflatten(torch.from_numpy(values), asking.shape)
-    return ClientUpdate(EVERYBODY, delta, figures["num_examples"], figures["loss"] or 0.0, figures["steps"])
+def _shares_in(report: UnmaskReport) -> protocol.Revealed:
+    """Owner of the secret -> (of which secret, share)."""
+    of_seed: dict[str, tuple[Secret, bytes]] = {
+        owner: ("seed", bytes.fromhex(text)) for owner, text in report.seed.items()
+    }
+    return {**of_seed, **{owner: ("key", bytes.fromhex(text)) for owner, text in report.key.items()}}

@@ -17,22 +17,23 @@ from silotune.federation import noised_sum
 from silotune.federation.budget import Budget
 from silotune.federation.jobs import SignedJob, order_digest
 from silotune.federation.messages import Layout, read_body
-from silotune.federation.opened import remember, remembered
+from silotune.federation.served import Served
 from silotune.privacy.figures import FIGURES, to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
-from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
+from silotune.privacy.secure_sum import stages
+from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing, check_proof
+from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms, degree_of
 from silotune.record.canonical import sha256
 from silotune.sections import HeScheme
 from silotune.seeds import derive
 from silotune.settings import Positive, Section
 from silotune.structs import Reply, Request, SiteState, Tensors
 
-SealedShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
-OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
+SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
 VALUES, FIGURES_NAME = "values", "figures"
 
-_Stage = TypeVar("_Stage", protocol.Advertised, protocol.Shared, protocol.Masked, protocol.Consistent)
+_Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages.Masked, stages.Consistent)
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Protection:
     """
 
     member: Member
-    stage: protocol.Stage | None = None
+    stage: stages.Stage | None = None
     charged: str | None = None
     is_required: bool = False
     he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
@@ -57,6 +58,7 @@ class Seat(Protocol):
     name: str
     state: SiteState
     budget: Budget
+    served: Served
     protection: Protection | None
 
 
@@ -78,43 +80,92 @@ class SharesOrder(SumOrder):
     keys: dict[str, SignedKeys]
 
 
+class SealedShares(Section):
+    """What an owner sealed for one holder, the commitments to the two shares in it, and its signature over that."""
+
+    text: SealedText
+    seed: Hex32
+    key: Hex32
+    signature: Hex64
+
+    def read(self) -> stages.Sealed:
+        """With the text as bytes."""
+        return stages.Sealed(bytes.fromhex(self.text), self.seed, self.key, self.signature)
+
+
+def written(sealed: stages.Sealed) -> SealedShares:
+    """As it travels."""
+    return SealedShares(text=sealed.text.hex(), seed=sealed.seed, key=sealed.key, signature=sealed.signature)
+
+
+class AcceptOrder(SumOrder):
+    """Phase 3: who sent shares, and those of the neighbours."""
+
+    arrived: tuple[str, ...]
+    shares: dict[str, SealedShares]
+
+
 class InputOrder(SumOrder):
-    """Phase 3: ring and size of the input, who sent shares, the neighbours' shares, and a whole ``train`` order."""
+    """Phase 4: ring and size of the input, with whom masks are shared, complaints of this site, a ``train`` order."""
 
     bits: Literal[16, 32, 64]
     size: Positive
     arrived: tuple[str, ...]
-    shares: dict[str, SealedShare]
+    complaints: dict[str, Hex64] = {}
     train: dict[str, Any]
 
 
 class CheckOrder(SumOrder):
-    """Phase 4: whose inputs are in the sum."""
+    """Phase 5: whose inputs are in the sum; and who is not any more, with the proof that it has lied before."""
 
     survivors: tuple[str, ...]
+    liars: dict[str, FalseSharing] = {}
 
 
 class UnmaskOrder(SumOrder):
-    """Phase 5: who has signed that list."""
+    """Phase 6: who has signed that list."""
 
     signatures: dict[str, Hex64]
 
 
 class SharesReport(Section):
-    """Answer of phase 2."""
+    """Answer of phase 2: sealed shares by holder, and what this site says of them."""
 
-    shares: dict[str, SealedShare]
-    commitment: Hex32
+    shares: dict[str, SealedShares]
+    sharing: SignedSharing
+
+
+class AcceptReport(Section):
+    """Answer of phase 3: the neighbours whose shares this site does not hold, with its signature under that."""
+
+    complaints: dict[str, Hex64]
+
+
+class GivenShares(Section):
+    """The two shares that one holder was given."""
+
+    seed: OpenShare
+    key: OpenShare
+
+    def read(self) -> tuple[bytes, bytes]:
+        """As bytes: (of the seed, of the mask key)."""
+        return bytes.fromhex(self.seed), bytes.fromhex(self.key)
+
+
+class InputReport(Section):
+    """Answer of phase 4, beside its tensors: what the holders that complain were given."""
+
+    answers: dict[str, GivenShares] = {}
 
 
 class CheckReport(Section):
-    """Answer of phase 4."""
+    """Answer of phase 5."""
 
     signature: Hex64
 
 
 class UnmaskReport(Section):
-    """Answer of phase 5: shares by owner, of mask seeds or of mask keys."""
+    """Answer of phase 6: shares by owner, of mask seeds or of mask keys."""
 
     seed: dict[str, OpenShare]
     key: dict[str, OpenShare]
@@ -132,11 +183,20 @@ def advertise_keys(request: Request, site: Seat) -> Reply:
 
 def share_keys(request: Request, site: Seat) -> Reply:
     """``secure_sum.shares``."""
-    protection, stage = _taken(site, protocol.Advertised, request)
+    protection, stage = _taken(site, stages.Advertised, request)
     keys = read_body(SharesOrder, request).keys
-    protection.stage, sealed, seed_commitment = protocol.share(protection.member, stage, keys, os.urandom)
-    shares = {peer: text.hex() for peer, text in sealed.items()}
-    return _reply(request, site, SharesReport(shares=shares, commitment=seed_commitment).model_dump())
+    protection.stage, sealed, sharing = protocol.share(protection.member, stage, keys, os.urandom)
+    shares = {peer: written(one) for peer, one in sealed.items()}
+    return _reply(request, site, SharesReport(shares=shares, sharing=sharing).model_dump())
+
+
+def accept_shares(request: Request, site: Seat) -> Reply:
+    """``secure_sum.accept``."""
+    protection, stage = _taken(site, stages.Shared, request)
+    order = read_body(AcceptOrder, request)
+    relayed = {owner: one.read() for owner, one in order.shares.items()}
+    protection.stage, complaints = protocol.accept(protection.member, stage, order.arrived, relayed)
+    return _reply(request, site, {"complaints": complaints})
 
 
 def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]) -> Reply:
@@ -147,25 +207,54 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
         site: Whose stage moves on.
         train: Answers the ``train`` request that the order holds.
     """
-    protection, stage = _taken(site, protocol.Shared, request)
+    protection, stage = _taken(site, stages.Held, request)
     order = read_body(InputOrder, request)
-    sealed = {peer: bytes.fromhex(text) for peer, text in order.shares.items()}
-    accepted = protocol.accept(protection.member, stage, order.arrived, sealed)
+    confirmed = protocol.confirm(protection.member, stage, order.arrived)
+    answers = protocol.answer(protection.member, stage, order.complaints)
     terms = stage.terms
     if (order.size, order.bits) != (terms.size, terms.bits):
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
     if work_digest(order.train, request.tensors) != terms.work:
         raise ProtectionError("model and settings are not those that all sites of this sum agreed to train with")
+    check_terms(terms, order.train)
     share = noised_sum.begin(terms, order.train, site)
     protection.charged = None if share is None else share.entry
     update = train(replace(request, kind="train", body=order.train))
     if arithmetic.count(update.tensors) != terms.size:
         raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
     arrays, noise = integers_of(update, terms, share, seed=int(order.train.get("seed", 0)))
-    protocol.mask(protection.member, accepted, arrays, noise=noise)
-    protection.stage = accepted
+    protocol.mask(protection.member, confirmed, arrays, noise=noise)
+    protection.stage = confirmed
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
-    return Reply(request.kind, request.round_number, site.name, tensors)
+    shown = {holder: {"seed": of_seed.hex(), "key": of_key.hex()} for holder, (of_seed, of_key) in answers.items()}
+    return Reply(request.kind, request.round_number, site.name, tensors, {"answers": shown} if shown else {})
+
+
+def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
+    """Compares the terms that this site has signed with the settings that it trains under, which a submitter signed.
+
+    Raises:
+        ProtectionError: A coordinator has chosen other terms than the run's settings say.
+    """
+    privacy, federation = noised_sum.settings_of(train)
+    noised_sum.check_noise(terms, privacy)
+    check_alike(
+        "terms of the sum",
+        {
+            "bits": (terms.bits, privacy.ring_bits),
+            "bound": (terms.bound, privacy.bound),
+            "max_examples": (terms.max_examples, noised_sum.largest_weight(privacy, federation)),
+            "threshold": (terms.threshold, privacy.threshold),
+            "degree": (terms.degree, degree_of(len(terms.cohort), privacy.threshold)),
+        },
+    )
+
+
+def check_alike(where: str, said: Mapping[str, tuple[object, object]]) -> None:
+    """Raises ``ProtectionError`` at the first name of which (what was asked, what the settings say) differ."""
+    for name, (asked, agreed) in said.items():
+        if asked != agreed:
+            raise ProtectionError(f"the {where} say {name} = {asked}, the settings of the order to train say {agreed}")
 
 
 def work_digest(order: Mapping[str, Any], tensors: Tensors) -> str:
@@ -198,26 +287,49 @@ def integers_of(
 
 def check_survivors(request: Request, site: Seat) -> Reply:
     """``secure_sum.check``."""
-    protection, stage = _taken(site, protocol.Masked, request)
-    survivors = read_body(CheckOrder, request).survivors
-    agreed, signature = protocol.agree(protection.member, stage, survivors)
-    before = remembered(site, _which(request))
-    if before not in (None, protocol.survivors_digest(agreed)):
-        raise ProtectionError(
-            f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
-            "show single updates"
-        )
+    protection, stage = _taken(site, stages.Masked, request)
+    order = read_body(CheckOrder, request)
+    agreed, signature = protocol.agree(protection.member, stage, order.survivors)
+    _check_same_clients(site, request, agreed, order.liars)
     protection.stage = agreed
     return _reply(request, site, {"signature": signature})
 
 
+def _check_same_clients(
+    site: Seat, request: Request, agreed: stages.Consistent, liars: Mapping[str, FalseSharing]
+) -> None:
+    """Refuses a round that this site has helped to open before, unless it was over the same clients.
+
+    Clients that have provably lied in the sum that was opened may be missing now: of their inputs alone the two sums
+    tell the difference, and for an honest client there is no such proof.
+
+    Raises:
+        ProtectionError: It was over other clients, or what is said to be a proof is none.
+    """
+    before = site.served.opened(_which(request))
+    if before is None:
+        return
+    clients, _, roster = before.partition(" ")
+    members = protection_of(site).member.public_keys
+    for name, proof in liars.items():
+        if name not in members or proof.roster != roster:
+            raise ProtectionError(f"what is said to prove that {name!r} has lied is of another sum than was opened")
+        check_proof(proof, name, members[name])
+    if clients not in (protocol.clients_digest(agreed.survivors), protocol.clients_digest({*agreed.survivors, *liars})):
+        raise ProtectionError(
+            f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
+            "show single updates"
+        )
+
+
 def reveal_shares(request: Request, site: Seat) -> Reply:
     """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
-    protection, stage = _taken(site, protocol.Consistent, request)
+    protection, stage = _taken(site, stages.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
-    remember(site, _which(request), protocol.survivors_digest(stage))
+    clients = protocol.clients_digest(stage.survivors)
+    site.served.note_opened(_which(request), f"{clients} {stage.before.before.roster.hex()}")
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }
@@ -252,7 +364,7 @@ def protection_of(site: Seat) -> Protection:
 def terms_of(site: Seat) -> Terms | None:
     """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
     stage = site.protection.stage if site.protection is not None else None
-    return None if stage is None or isinstance(stage, protocol.Closed) else stage.terms
+    return None if stage is None or isinstance(stage, stages.Closed) else stage.terms
 
 
 def is_amid_sum(site: Seat) -> bool:
@@ -263,7 +375,7 @@ def is_amid_sum(site: Seat) -> bool:
 def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
     """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
     protection = protection_of(site)
-    stage, protection.stage = protection.stage, protocol.Closed()
+    stage, protection.stage = protection.stage, stages.Closed()
     if not isinstance(stage, kind):
         raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
     if request.round_number != stage.terms.round_number:

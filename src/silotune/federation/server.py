@@ -11,11 +11,12 @@ from typing import Any
 from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation import witness
 from silotune.federation.central import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
+from silotune.federation.exchange import Asking, Collector, lasting
 from silotune.federation.incoming import Incoming
 from silotune.federation.links import address
 from silotune.federation.sampling import offered_clients, sample_clients
-from silotune.federation.secure import Asking, Collector
-from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError
+from silotune.federation.settlement import Settlement
+from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError, again_without_liars
 from silotune.federation.stopping import why_stop
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
@@ -136,8 +137,10 @@ def run_rounds(
             state = replace(state, stopped=str(error))
         except TooFewRepliesError as error:
             tries += 1
-            state = replace(state, held={}, holders=())  # some hold this try's model: the next one goes out whole
-            skips = SHORTFALLS[plan.below_minimum](error, state.round_number + 1, tries, notify)
+            excluded = {**state.excluded, **error.incoming.excluded}
+            state = replace(state, held={}, holders=(), excluded=excluded)  # some hold this try's model: send it whole
+            rule = again_without_liars if error.incoming.excluded else SHORTFALLS[plan.below_minimum]
+            skips = rule(error, state.round_number + 1, tries, notify)
             witness.falls_short(plan.audit, state.round_number + 1, skipped=skips)
             if skips:
                 state = _skipped(plan, state, run, notify, incoming=error.incoming)
@@ -145,18 +148,23 @@ def run_rounds(
             witness.flush(plan.audit)
         if state.stopped and not _due(plan, state.round_number, plan.select_every):
             state = _compared(plan, state)
-        if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped:
-            run.save_checkpoint(
-                state, transport.states(), announce=partial(witness.saves, plan.audit, state.round_number)
-            )
+        if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped or state.excluded:
+            vouch = partial(witness.saves, plan.audit, state.round_number)
+            run.save_checkpoint(state, transport.states(), announce=vouch)
     return state
 
 
-def exchange(plan: Plan, transport: Transport, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
-    """Sends requests and yields what comes back; both enter the audit trail, where one is kept."""
+def exchange(
+    plan: Plan, transport: Transport, requests: Mapping[str, Request], *, shapes: Mapping[str, Tensors] | None = None
+) -> Iterator[Reply | Failure]:
+    """Sends requests and yields what is believed of what comes back; both enter the audit trail, where one is kept.
+
+    ``shapes`` has tensors of the shapes that the clients' updates must have.
+    """
     sent = witness.outgoing(plan.audit, requests)
-    replies = transport.exchange(sent, timeout_seconds=plan.timeout_seconds)
-    return witness.incoming(plan.audit, replies, sent)
+    oldest = None if plan.staleness_exponent is None else 1
+    settlement = Settlement(sent, plan.audit, shapes or {}, oldest)
+    return settlement.settled(transport.exchange(sent, timeout_seconds=plan.timeout_seconds))
 
 
 def _begin(plan: Plan, state: ServerState, run: RunFolder, notify: Observer) -> ServerState:
@@ -183,10 +191,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     parts = plan.method.schedule(number)
     down = outgoing(plan.method.sent(state.weights, state.memory), parts)
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
-    incoming = Incoming(number, clients, expected, plan.audit, plan.staleness_exponent)
+    incoming = Incoming(number, clients, plan.staleness_exponent, plan.audit)
 
     shape = returned(down, parts)
-    asking = Asking(number, clients, down, shape, plan.body, partial(exchange, plan, transport), incoming, notify)
+    send = partial(exchange, plan, transport, shapes=expected if plan.protected is None else {})
+    asking = Asking(number, clients, down, shape, plan.body, send, incoming, notify, state.excluded)
     products = Products(state.weights, parts, weigh=plan.method.weigh, keep=plan.method.fold is not None)
     updates, held = _asked(plan, state, asking, incoming, products)
     delta, kept = _aggregated(plan, incoming, updates, kept, shape)
@@ -228,6 +237,7 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         joules=(Spent(0.0, state.joules) + Spent(0.0, incoming.joules()) + (trained - begun)).joules,
         simulated_seconds=state.simulated_seconds if incoming.seconds is None else incoming.seconds,
         privacy=kept,
+        excluded=lasting(state.excluded),
     )
     after = _selected(plan, after)
     if not after.stopped:
@@ -274,7 +284,7 @@ def _aggregated(
     except FederationError as error:
         refuse_overspending(incoming.clients, incoming.failures)
         why = "; ".join(filter(None, [str(error), _why(incoming)]))
-        is_closed = isinstance(error, ProtectionError) and plan.below_minimum == "stop"
+        is_closed = isinstance(error, ProtectionError) and plan.below_minimum == "stop" and not incoming.excluded
         raise (ProtectionError(why) if is_closed else TooFewRepliesError(why, incoming)) from error
     if incoming.usable() < min(plan.min_replies, len(incoming.clients)):
         raise TooFewRepliesError(
@@ -287,7 +297,7 @@ def _aggregated(
 
 def _skipped(plan: Plan, state: ServerState, run: RunFolder, notify: Observer, *, incoming: Incoming) -> ServerState:
     """A round that changes nothing; what it cost is recorded."""
-    after = replace(state, round_number=state.round_number + 1)
+    after = replace(state, round_number=state.round_number + 1, excluded=lasting(state.excluded))
     up, down = incoming.bytes_up(), incoming.bytes_down()
     spent = plan.meter.coordinator()
     record = RoundRecord(

@@ -47,6 +47,16 @@ def _skip(error: TooFewRepliesError, number: int, tries: int, notify: Observer) 
     return True
 
 
+def again_without_liars(error: TooFewRepliesError, number: int, tries: int, notify: Observer) -> bool:
+    """The same round again without the clients that made it fail, whatever else a round with too few replies does.
+
+    Each such try leaves out one more, so there are no more of them than clients.
+    """
+    names = ", ".join(map(repr, sorted(error.incoming.excluded)))
+    notify("note", {"text": f"round {number} is done again without {names}: {error}"})
+    return False
+
+
 SHORTFALLS: Mapping[str, Callable[[TooFewRepliesError, int, int, Observer], bool]] = {
     "stop": _stop,
     "wait": _wait,

@@ -6,12 +6,12 @@ Every function takes the ``Audit`` of the run, or None where no trail is kept: t
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from silotune.errors import MessageError
+from silotune.federation.kinds import kind_named
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.record.audit import CLOSED, FILE, Head, Trail
 from silotune.record.canonical import sha256
@@ -19,9 +19,6 @@ from silotune.record.manifest import write_manifest
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState, Tensors
 from silotune.tensors import digest
-
-_REPORTED = ("train", "evaluate")
-"""Kinds of replies whose body stands in the trail; of others, such as shares of keys, its hash does."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, 
     """The requests with the head of the trail, in which they stand already, and on the disk."""
     if audit is None:
         return dict(requests)
-    known = _Digests()
+    known = Digests()
     for name, request in requests.items():
         tensors = known(request.as_sent().tensors)
         fields = {"kind": request.kind, "round": request.round_number, "client": name, "tensors": tensors}
@@ -60,45 +57,20 @@ def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, 
     return {name: replace(request, head=head) for name, request in requests.items()}
 
 
-def incoming(
-    audit: Audit | None, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
-) -> Iterator[Reply | Failure]:
-    """The replies as they arrive, written down; one that is not signed as it must be becomes a failure.
+def believes(audit: Audit | None, reply: Reply, request: Request | None, digests: Digests) -> None:
+    """Writes a reply down that is signed as it must be.
 
-    Args:
-        audit: The trail.
-        replies: Of the transport.
-        requests: What ``outgoing`` gave.
+    Raises:
+        MessageError: It is not signed by its client for this very request.
     """
     if audit is None:
-        yield from replies
         return
-    known = _Digests()
-    for reply in replies:
-        if isinstance(reply, Failure):
-            fails(audit, reply)
-            yield reply
-            continue
-        try:
-            _answers(audit, reply, requests, known)
-        except MessageError as error:
-            client = reply.client if reply.client in requests else "unknown"
-            sizes = (reply.bytes_down, reply.bytes_up)
-            failure = Failure(client, reply.round_number, "signature", str(error), *sizes)
-            fails(audit, failure)
-            yield failure
-            continue
-        yield reply
-        del reply  # or it would live on until the next one is there
-
-
-def _answers(audit: Audit, reply: Reply, requests: Mapping[str, Request], known: _Digests) -> None:
     fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
-    keys, request = audit.keys.get(reply.client), requests.get(reply.client)
+    keys = audit.keys.get(reply.client)
     if keys is not None and request is not None:
-        said = statement(reply, request=request_digest(request, known(request.as_sent().tensors)), head=request.head)
+        said = statement(reply, request=request_digest(request, digests(request.as_sent().tensors)), head=request.head)
         fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
-    said_of = {"report": reply.body} if reply.kind in _REPORTED else {"body": sha256(reply.body)}
+    said_of = {"report": reply.body} if kind_named(reply.kind).is_seen_alone else {"body": sha256(reply.body)}
     fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}
     if audit.keep_updates and reply.tensors:
         name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
@@ -199,7 +171,7 @@ def close(audit: Audit, root: Path, *, round_number: int) -> Head:
     return audit.trail.head()
 
 
-class _Digests:
+class Digests:
     """The digest of tensors, once for all the requests that share them."""
 
     def __init__(self) -> None:

@@ -79,7 +79,7 @@ def unquantized(config: PreTrainedConfig) -> list[str]:
     from transformers import AutoModelForSequenceClassification
 
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     pooler = _pooler(model)
     return [*_around(model), *([pooler] if pooler else [])]
 

@@ -151,8 +151,26 @@ def _config_of(section: ModelSection, classes: Classes | None) -> PreTrainedConf
 
     with _one_line_errors(section.name):
         config = AutoConfig.from_pretrained(_source(section), **_where(section))
+    _check_kernels(config, section.name)
     check_use(config, section.name, classifies=classes is not None)
     return config
+
+
+def _check_kernels(config: PreTrainedConfig, name: str) -> None:
+    """Refuses a model whose files name code on the Hub for its attention or experts, which would be fetched and run.
+
+    Raises:
+        ModelError: They do.
+    """
+    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
+    for part in filter(None, parts):
+        for kind in ("_attn_implementation", "_experts_implementation"):
+            named = getattr(part, kind, None)
+            if isinstance(named, str) and "/" in named:
+                raise ModelError(
+                    f"model.name = {name!r} names code to be fetched from the Hub ({kind.lstrip('_')} = {named!r} in "
+                    "its config.json), which is never run here: take that line out of a copy of the folder"
+                )
 
 
 def _load_model(
@@ -208,7 +226,12 @@ def _source(section: ModelSection) -> str:
 
 
 def _where(section: ModelSection) -> dict[str, Any]:
-    return {"revision": section.revision or "main", "local_files_only": section.offline or _hub_is_off()}
+    """Where transformers looks for a model's files; code among them is never run, and nobody is asked about it."""
+    return {
+        "revision": section.revision or "main",
+        "local_files_only": section.offline or _hub_is_off(),
+        "trust_remote_code": False,
+    }
 
 
 def _hub_is_off() -> bool:
@@ -286,6 +309,11 @@ def _one_line_errors(name: str) -> Iterator[None]:
             "model.device = 'cpu', or take a smaller model"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model.name = {name!r} comes with code of its own (auto_map in its config.json or "
+                "tokenizer_config.json), which is never run here: take a model that transformers knows by itself"
+            ) from error
         where = Path(name).expanduser()
         if where.is_dir():
             advice = "is a folder, but not one that transformers can load (config.json, weights, tokenizer)"

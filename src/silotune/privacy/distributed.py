@@ -111,6 +111,26 @@ def integer_norms(length: int, size: int) -> tuple[float, float]:
     return min(root * l2, l2**2), l2
 
 
+def largest_noised(noise: SharedNoise, clients: int, size: int) -> tuple[float, float]:
+    """Largest (magnitude of a value, Euclidean norm) that a noised sum of integers has, but with a chance of 1e-29.
+
+    The updates' part is certain: each has at most the integer norm. The noise's is Bernstein's inequality, for a value
+    of variance V and, over d values that keep within t, for the sum of their squares (mean d V, variance below
+    d (3 V^2 + V), each at most t^2): t = 12 sqrt(V) + 48 and d V + 12 sqrt(d (3 V^2 + V)) + 48 t^2 are passed with a
+    chance below e^-70 each.
+
+    Args:
+        noise: That every client added a share of.
+        clients: In the sum.
+        size: Values of an update.
+    """
+    variance = clients * noise.share_variance
+    value = 12 * math.sqrt(variance) + 48
+    squares = size * variance + 12 * math.sqrt(size * (3 * variance**2 + variance)) + 48 * value**2
+    update = clients * noise.norms[1]
+    return update + value, update + math.sqrt(squares)
+
+
 def rounded(values: Array, weight: int, scale: Scale, *, bits: int, generator: np.random.Generator) -> Integers:
     """An update as integers whose norm is surely within ``integer_norms``: rounded again until it is.
 

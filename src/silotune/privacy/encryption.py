@@ -148,15 +148,28 @@ class Adder:
         self._parameters = PARAMETERS[packing.scheme]
         self._sums: list[Any] = []
 
-    def add(self, cells: Array) -> None:
-        """Adds one client's ciphertexts, uint8 [cells, cell_bytes].
+    def read(self, cells: Array) -> list[Any]:
+        """One client's ciphertexts, from uint8 [cells, cell_bytes]; what this gives can be added to any other.
 
         Raises:
-            ProtectionError: They are none of these parameters; the sum is as before.
+            ProtectionError: They are none of these parameters.
         """
         vectors = [_read(self._read, self._context, cell) for cell in cells]
+        if not all(map(self._is_fresh, vectors)):
+            raise ProtectionError("a ciphertext is not one that was made with the agreed parameters")
+        return vectors
+
+    def _is_fresh(self, vector: Any) -> bool:
+        """Whether a vector is as ``encrypt`` makes it: full, of one ciphertext, at the first level and the scale."""
+        chosen, parts = self._parameters, vector.ciphertext()
+        shapes = {(part.size(), part.coeff_modulus_size(), part.poly_modulus_degree(), part.scale) for part in parts}
+        wanted = (2, len(chosen.prime_bits) - 1, chosen.degree, 2.0**chosen.scale_bits)
+        return len(parts) == 1 and vector.size() == chosen.slots and shapes == {wanted}
+
+    def add(self, vectors: list[Any]) -> None:
+        """Adds one client's ciphertexts, as ``read`` gave them."""
         if not self._sums:
-            self._sums = vectors
+            self._sums = list(vectors)
             return
         for total, vector in zip(self._sums, vectors, strict=True):
             total += vector

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,18 +67,43 @@ def to_integers(
     return np.array(made, np.int64).view("<u8")
 
 
-def from_integers(total: Integers, clients: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Limits:
+    """What a sum of figures can be.
+
+    Attributes:
+        clients: In the sum.
+        max_examples: Most that a client weighs, and has, unless it ``is_capped``.
+        size: Values of an update.
+        is_capped: A client with more examples weighs ``max_examples``.
+    """
+
+    clients: int
+    max_examples: int
+    size: int
+    is_capped: bool = False
+
+
+def impossible(what: str) -> ProtectionError:
+    """The refusal of a sum that honest sites cannot have made; what it hides, it hides from the refusal as well."""
+    return ProtectionError(
+        f"the opened sum cannot be true: {what}; the protected input of one of its sites is not what it stands for, "
+        "and nobody can tell which"
+    )
+
+
+def from_integers(total: Integers, limits: Limits) -> dict[str, Any]:
     """The figures of all clients together: sums, and the loss as a mean over examples.
 
     Times and joules are None where any client did not say its own, the loss where none did; ``clipped`` counts values
     that were cut off, ``weight`` is what the sum of the updates is to be divided by.
 
     Raises:
-        ProtectionError: The sum holds no example, which no honest clients send.
+        ProtectionError: No honest clients send figures with this sum.
     """
     sums = {name: int(value) / unit for (name, unit), value in zip(FIGURES.items(), signed(total), strict=True)}
-    if min(sums["num_examples"], sums["weight"]) < clients:
-        raise ProtectionError("the sum of the clients' figures cannot be: a masked input was not what it stands for")
+    clients = limits.clients
+    _check_possible(sums, limits)
     known = sums["measured"] + sums["estimated"] == clients
     source = "measured" if sums["measured"] == clients else "estimated" if known else "unavailable"
     return {
@@ -86,3 +113,23 @@ def from_integers(total: Integers, clients: int) -> dict[str, Any]:
         "joules": sums["joules"] if known else None,
         "energy_source": source,
     }
+
+
+def _check_possible(sums: Mapping[str, float], limits: Limits) -> None:
+    """Raises ``ProtectionError`` where no honest clients can have sent these sums."""
+    clients, examples = limits.clients, sums["num_examples"]
+    most_nats = math.inf if sums["with_loss"] else 0
+    between: dict[str, tuple[float, float]] = {
+        "num_examples": (clients, math.inf if limits.is_capped else clients * limits.max_examples),
+        "weight": (clients if limits.is_capped else examples, min(examples, clients * limits.max_examples)),
+        "with_loss": (0, examples),
+        "weighted_loss": (-most_nats, most_nats),
+        "steps": (clients, math.inf),
+        "clipped": (0, clients * limits.size),
+        **dict.fromkeys(("timed", "measured"), (0, clients)),
+        "estimated": (0, clients - sums["measured"]),
+        **dict.fromkeys(("tokens", "seconds", "core_seconds", "joules"), (0, math.inf)),
+    }
+    for name, (least, most) in between.items():
+        if not least <= sums[name] <= most:
+            raise impossible(f"its {name} is {sums[name]:g}, and {clients} sites send {least:g} to {most:g}")

@@ -67,6 +67,17 @@ class Scale:
             )
         return self.levels * num_examples / (self.max_examples * self.bound)
 
+    def largest_sum(self, clients: int, num_examples: int) -> float:
+        """The largest magnitude that the integers of so many clients can add up to.
+
+        Each client's is at most its weight times the levels, rounded up.
+
+        Args:
+            clients: In the sum.
+            num_examples: Of all of them.
+        """
+        return self.levels * num_examples / self.max_examples + clients
+
     def error_bound(self, clients: int, num_examples: int) -> float:
         """The largest difference of a value of the mean from the unrounded weighted mean, nothing being cut off.
 
@@ -115,6 +126,11 @@ def mean(total: Integers, num_examples: int, scale: Scale) -> np.ndarray[Any, An
         scale: As the clients used it.
     """
     return (signed(total) / (scale.factor(1) * num_examples)).astype(np.float32)
+
+
+def largest_of(total: Integers) -> float:
+    """The largest magnitude in a sum of integers of the ring."""
+    return float(np.abs(signed(total).astype(np.float64)).max(initial=0.0))
 
 
 def signed(total: Integers) -> Integers:

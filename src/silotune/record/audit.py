@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from silotune.errors import AuditError
 from silotune.record.canonical import canonical
-from silotune.record.files import append_line, explained
+from silotune.record.files import append_line, explained, mend
 from silotune.record.signatures import SigningKey, verify
 
 FILE, KEY_FILE, PUBLIC_FILE, COUNTERSIGNED = "audit.jsonl", "audit.key", "audit.pub", "countersigned.json"
@@ -72,7 +73,7 @@ class Trail:
     """A chain that is being written, by one author; call ``flush`` where entries must be on the disk.
 
     Args:
-        path: The chain's file; an existing one is continued.
+        path: The chain's file; an existing one is continued, behind its last whole line.
         key: The author's key.
         actor: Who the author is: ``COORDINATOR`` or a site's name.
 
@@ -118,7 +119,7 @@ class Trail:
         return Head(self._entries, self._hash, signature)
 
     def flush(self) -> None:
-        """Writes what waits, and flushes it to the disk.
+        """Writes what waits, and flushes it to the disk; what finds no room waits on for the next flush.
 
         Raises:
             RunFolderError: The disk is full or the file may not be written.
@@ -129,7 +130,9 @@ class Trail:
 
 
 def _end_of(path: Path) -> tuple[int, str, str]:
-    """Entries, last hash and last event of the chain at ``path``; a last line torn by a kill is no entry."""
+    """Entries, last hash and last event of the chain at ``path``; a torn last line is cut, and the log says so."""
+    if note := mend(path):
+        logging.getLogger("silotune").warning("%s", note)
     with explained(path):
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     if not lines:

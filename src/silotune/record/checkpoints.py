@@ -35,6 +35,7 @@ _SERVER_VALUES = (
     "joules",
     "stopped",
     "privacy",
+    "excluded",
     "holders",
     "simulated_seconds",
 )

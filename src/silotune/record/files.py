@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import secrets
@@ -22,6 +23,7 @@ from silotune.errors import RunFolderError
 from silotune.structs import JSON
 
 TEMPORARY = ".tmp"
+_BLOCK_BYTES = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -167,54 +169,120 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds one line to a file and flushes it to the disk; a line torn by an earlier death is removed first.
+    """Adds one line, or several, to a file and flushes it to the disk, all or nothing.
+
+    A torn last line is cut first, and the log says so.
 
     Raises:
-        RunFolderError: The disk is full or the file may not be written; the file is as it was before.
+        RunFolderError: The disk is full or the file may not be written; the lines that were there are as before.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        with path.open("ab") as file:
-            end = _end_of_lines(path, file.tell())
+        with _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as descriptor:
+            end, torn = _last_torn(descriptor)
+            if torn:
+                _cut(descriptor, end)
+                logging.getLogger("silotune").warning("%s", _cut_note(path, torn))
             try:
-                file.truncate(end)
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), end)
+                _write(descriptor, line)
+                os.fsync(descriptor)
+                if is_new:
+                    sync_folder(path.parent)
+            except BaseException:  # Ctrl-C too: who is not told that a line is there must find none
+                os.ftruncate(descriptor, end)
                 raise
-        if is_new:
-            sync_folder(path.parent)
 
 
-def _end_of_lines(path: Path, size: int) -> int:
-    """The offset behind the last newline: where the next line starts."""
-    if size == 0:
-        return 0
-    with path.open("rb") as file:
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return size
-    return path.read_bytes().rfind(b"\n") + 1
+def mend(path: Path) -> str:
+    """Cuts a torn last line, as a power cut leaves one; only whoever holds the file's lock may do so.
+
+    Nobody was told that such a line is there: ``append_line`` returns when it is on the disk.
+
+    Returns:
+        What was cut, in one line for people; empty where nothing was.
+
+    Raises:
+        RunFolderError: The file may not be written.
+    """
+    with explained(path):
+        if not path.exists():
+            return ""
+        with _opened(path, os.O_RDWR) as descriptor:
+            end, torn = _last_torn(descriptor)
+            if torn:
+                _cut(descriptor, end)
+    return _cut_note(path, torn) if torn else ""
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor without a buffer: what a buffer still holds after an error is written when it is closed."""
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Writes all of it: a disk that is nearly full takes a part, and gives its error at the next call."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _last_torn(descriptor: int) -> tuple[int, int]:
+    """The offset behind the last whole line, and how many torn bytes follow there."""
+    size = os.fstat(descriptor).st_size
+    start, tail = size, b""
+    while start and b"\n" not in tail[:-1]:
+        step = min(start, max(len(tail), _BLOCK_BYTES))
+        start -= step
+        tail = os.pread(descriptor, step, start) + tail
+    last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
+    return (size, 0) if not last or _is_whole(last) else (size - len(last), len(last))
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line is a JSON object and has its end; blocks that a power cut left unwritten hold zeros."""
+    return line.endswith(b"\n") and _row(line) is not None
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _cut(descriptor: int, end: int) -> None:
+    os.ftruncate(descriptor, end)
+    os.fsync(descriptor)
+
+
+def _cut_note(path: Path, torn: int) -> str:
+    return (
+        f"the last line of {str(path)!r} was torn when a process or the machine stopped: its {torn} bytes were cut; "
+        "no later step relied on it"
+    )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, none when it is missing; a last line without its newline is left out.
+    """The rows of a JSON-lines file, none when it is missing; a torn last line is left out.
 
     Raises:
         RunFolderError: Another line is not a JSON object; it is named by its number.
     """
     with explained(path):
-        content = path.read_bytes() if path.exists() else b""
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if not lines.pop() and lines and _row(lines[-1]) is None:
+        lines.pop()
     rows = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None:
             raise RunFolderError(f"{str(path)!r} line {number} is not a JSON object: the file was changed or damaged")
         rows.append(row)
     return rows

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from silotune.record.environment import versions
 from silotune.record.files import (
     append_line,
     explained,
+    mend,
     new_folder,
     read_json,
     read_lines,
@@ -35,9 +35,9 @@ from silotune.record.files import (
     write_json,
 )
 from silotune.record.tensor_files import read_tensors, write_tensors
+from silotune.settings import NAME, NAME_RULE
 from silotune.structs import ServerState, SiteState, Tensors
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 _CONFIG, _VERSIONS, _LOCK = "config", "versions", ".lock"
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS, _ADAPTER_CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
@@ -55,7 +55,7 @@ class RunFolder:
         Raises:
             RunFolderError: The name is not one, the disk is full, or the folder may not be written.
         """
-        place = Path(root) / _checked(name)
+        place = Path(root) / checked_name(name)
         with explained(place):
             place.parent.mkdir(parents=True, exist_ok=True)
         building = temporary_beside(place)
@@ -98,7 +98,7 @@ class RunFolder:
 
     def part(self, *names: str) -> RunFolder:
         """A folder inside, such as ``part("isolated", "client-0")``; it is made when something is written."""
-        return RunFolder(self.path.joinpath(*(_checked(name) for name in names)))
+        return RunFolder(self.path.joinpath(*(checked_name(name) for name in names)))
 
     def parts(self) -> list[str]:
         """Names of the folders inside that ``part`` can give, sorted; checkpoints and adapter left out."""
@@ -106,7 +106,7 @@ class RunFolder:
             found = [path for path in self.path.iterdir() if path.is_dir()] if self.path.is_dir() else []
         marks = (_ADAPTER_CONFIG, checkpoints.STATE)
         parts = [path.name for path in found if not any((path / mark).exists() for mark in marks)]
-        return sorted(name for name in parts if _NAME.fullmatch(name))
+        return sorted(name for name in parts if NAME.fullmatch(name))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -126,6 +126,16 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
+    def mend(self) -> list[str]:
+        """Cuts torn last lines of the folder's files of rows; gives a note about each. Call it within ``lock``.
+
+        A file with a lock of its own, such as a privacy ledger, is left to whoever takes that.
+        """
+        with explained(self.path):
+            found = sorted(self.path.rglob("*.jsonl"))
+            own = [path for path in found if not path.with_name(f".{path.stem}{_LOCK}").exists()]
+        return [note for note in map(mend, own) if note]
+
     def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,7 +151,7 @@ class RunFolder:
             os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def _file(self, name: str, ending: str) -> Path:
-        return self.path / f"{_checked(name)}{ending}"
+        return self.path / f"{checked_name(name)}{ending}"
 
     def has(self, name: str) -> bool:
         """True when ``write_json`` or ``append`` wrote something under this name."""
@@ -164,7 +174,7 @@ class RunFolder:
         append_line(self._file(name, ".jsonl"), b"".join(to_line(row) for row in rows))
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of ``<name>.jsonl``, none when missing; a last line torn by a kill is left out.
+        """The rows of ``<name>.jsonl``, none when missing; a torn last line is left out.
 
         Raises:
             RunFolderError: Another line is broken.
@@ -197,7 +207,7 @@ class RunFolder:
 
     def keep_tensors(self, name: str, tensors: Tensors) -> None:
         """Writes ``updates/<name>.safetensors``, whole; each name is led by its place, as the format forgets it."""
-        place = self.path / "updates" / f"{_checked(name)}.safetensors"
+        place = self.path / "updates" / f"{checked_name(name)}.safetensors"
         numbered = {f"{number:06d}/{key}": tensor for number, (key, tensor) in enumerate(tensors.items())}
         with explained(place):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +224,7 @@ class RunFolder:
         Raises:
             RunFolderError: It is missing or broken.
         """
-        kept = read_tensors(self.path / "updates" / f"{_checked(name)}.safetensors")
+        kept = read_tensors(self.path / "updates" / f"{checked_name(name)}.safetensors")
         return {key.partition("/")[2]: kept[key] for key in sorted(kept)}
 
     def save_adapter(self, tensors: Tensors, config: Mapping[str, Any], *, card: str) -> None:
@@ -240,9 +250,14 @@ class RunFolder:
         return read_tensors(self.path / "adapter" / _ADAPTER_WEIGHTS), config
 
 
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise RunFolderError(f"{name!r} cannot name a file of a run: use letters, digits and . _ + - (not first)")
+def checked_name(name: str) -> str:
+    """The name, which stays within the folder that it is put in.
+
+    Raises:
+        RunFolderError: It cannot name a file or a folder of a run.
+    """
+    if not NAME.fullmatch(name):
+        raise RunFolderError(f"{name!r} cannot name a file of a run: {NAME_RULE}")
     return name
 
 

@@ -60,10 +60,7 @@ def read_key(path: Path) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-    with explained(path):
-        content = path.read_bytes()
-        if path.stat().st_mode & 0o077:
-            raise SignatureError(f"{str(path)!r} may be read by others: chmod 600 it")
+    content = read_secret(path)
     try:
         private = load_ssh_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -98,6 +95,30 @@ def write_secret(path: Path, content: bytes) -> None:
             os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def read_secret(path: Path) -> bytes:
+    """What a file holds that nobody but its owner may read.
+
+    Raises:
+        SignatureError: Others may read it.
+        RunFolderError: It cannot be read.
+    """
+    with explained(path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise SignatureError(f"{str(path)!r} may be read by others: chmod 600 it")
+        return file.read()
+
+
+def check_secrets(folder: Path) -> None:
+    """Looks at every key in a kit's folder, whatever it is for, before anything is started with them.
+
+    Raises:
+        SignatureError: Others may read one.
+        RunFolderError: One cannot be read.
+    """
+    for path in sorted(folder.glob("*.key")):
+        read_secret(path)
 
 
 def verify(public: str, purpose: str, message: bytes, signature: str) -> bool:

@@ -6,6 +6,7 @@ the site then goes on from the state before that round, and gives the same bits.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -48,17 +49,16 @@ def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) 
     again, go when the new one is on the disk: until then a kill leaves the site with all that it knew.
 
     Raises:
-        RunFolderError: The disk is full, or the folder may not be written.
+        RunFolderError: The disk is full, or the folder may not be written; what was there is there still.
     """
     with explained(folder):
         remove_temporary(folder)
-        _remove(folder, [number for number in _rounds(folder) if number < round_number - keep])
+        first = round_number
         if state.tensors or state.data:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             checkpoints.save(folder / str(round_number), ServerState(round_number, {}), {_SITE: state})
-            _remove(folder, [number for number in _rounds(folder) if number > round_number])
-        else:
-            _remove(folder, [number for number in _rounds(folder) if number >= round_number])
+            first = round_number + 1
+        _remove(folder, [number for number in _rounds(folder) if number >= first or number < round_number - keep])
 
 
 def _remove(folder: Path, rounds: list[int]) -> None:
@@ -72,4 +72,4 @@ def _remove(folder: Path, rounds: list[int]) -> None:
 def _rounds(folder: Path) -> list[int]:
     """Rounds that a state was written after; a folder without one is what a kill left of its first moment."""
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit() and checkpoints.newest(path))
+    return sorted(int(path.name) for path in found if re.fullmatch("[0-9]+", path.name) and checkpoints.newest(path))

@@ -1,4 +1,8 @@
-"""An audit trail for people and auditors: one line an entry, and JSON, CSV, HTML and PDF files."""
+"""An audit trail for people and auditors: one line an entry, and JSON, CSV, HTML and PDF files.
+
+Names and reasons in a trail are other parties' words: no character of theirs acts on a terminal, and no cell of theirs
+is a formula.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,12 @@ from silotune.errors import SilotuneError
 from silotune.experiment.audit import trail_of, verify_run
 from silotune.record.chain import Entry, read_chain
 from silotune.record.files import write_bytes
+from silotune.record.printable import one_line, printable
 
 _SHOWN = ("round", "client", "kind", "rule", "reason", "num_examples", "weights", "tensors", "adapter", "request")
 _COLUMNS = ("index", "time", "actor", "event", "round", "client", "details", "key", "signature", "previous", "hash")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a formula begins, in letters of full width too, which some spreadsheets take."""
 _DIGEST = 64
 _LINES_A_PAGE = 62
 _PAGE = """<!doctype html>
@@ -43,7 +50,7 @@ def row_of(entry: Entry) -> dict[str, Any]:
     details = {name: value for name, value in entry.fields.items() if name not in ("round", "client")}
     return {
         "index": entry.index,
-        "time": datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="milliseconds"),
+        "time": _moment(entry.time, timespec="milliseconds"),
         "actor": entry.actor,
         "event": entry.event,
         "round": entry.fields.get("round", ""),
@@ -56,11 +63,24 @@ def row_of(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _shown(entry: Entry) -> dict[str, Any]:
+    """The same for people: each text as ``one_line`` makes it."""
+    return {name: one_line(value) if isinstance(value, str) else value for name, value in row_of(entry).items()}
+
+
 def line_of(entry: Entry) -> str:
-    """An entry in one line; digests are cut to their first 12 characters."""
-    when = datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    """An entry in one line, as ``one_line`` makes it; digests are cut to their first 12 characters."""
+    when = _moment(entry.time, timespec="seconds").removesuffix("+00:00").replace("T", " ")
     shown = ", ".join(f"{name} {_short(entry.fields[name])}" for name in _SHOWN if entry.fields.get(name) is not None)
-    return f"{entry.index:5}  {when}  {entry.actor:14} {entry.event:12} {shown}"
+    return one_line(f"{entry.index:5}  {when}  {entry.actor:14} {entry.event:12} {shown}")
+
+
+def _moment(seconds: float, *, timespec: str) -> str:
+    """A time in UTC; as the number that it is where no calendar has it, as in a trail that was tampered with."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec)
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s"
 
 
 def write_audit(folder: Path, out: Path) -> str:
@@ -82,7 +102,7 @@ def _verdict(folder: Path) -> str:
     try:
         found = verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True)
     except SilotuneError as error:
-        return f"DOES NOT VERIFY: {error}"
+        return one_line(f"DOES NOT VERIFY: {error}")
     chain = found.chain
     signers = "; ".join(f"{who}: {', '.join(own)}" for who, own in chain.keys.items())
     closed = "closed" if chain.is_closed else "not closed: the run had not ended"
@@ -90,7 +110,7 @@ def _verdict(folder: Path) -> str:
     missing = f"; NOT countersigned by {', '.join(found.uncountersigned)}" if found.uncountersigned else ""
     covered = f"; {len(found.coverage.covered)} files of the run are covered"
     beside = f", not covered: {', '.join(map(ascii, found.coverage.uncovered))}" if found.coverage.uncovered else ""
-    return (
+    return one_line(
         f"Verified: {len(chain.entries)} entries in order, {closed}{again}{missing}{covered}{beside}. "
         f"Head {chain.head}. Keys: {signers}"
     )
@@ -98,7 +118,7 @@ def _verdict(folder: Path) -> str:
 
 def _json(entries: Sequence[Entry], verdict: str) -> bytes:
     document = {"verdict": verdict, "entries": [{**row_of(entry), "fields": entry.fields} for entry in entries]}
-    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+    return printable(json.dumps(document, indent=2, ensure_ascii=False)).encode() + b"\n"
 
 
 def _csv(entries: Sequence[Entry], verdict: str) -> bytes:
@@ -106,8 +126,7 @@ def _csv(entries: Sequence[Entry], verdict: str) -> bytes:
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for entry in entries:
-        row = row_of(entry)
-        writer.writerow({**row, **{name: _harmless(row[name]) for name in ("actor", "event", "client", "details")}})
+        writer.writerow({name: _harmless(value) for name, value in _shown(entry).items()})
     return text.getvalue().encode()
 
 
@@ -115,7 +134,7 @@ def _html(entries: Sequence[Entry], verdict: str) -> bytes:
     from jinja2 import Environment
 
     page = Environment(autoescape=True).from_string(_PAGE)
-    return page.render(verdict=verdict, rows=[row_of(entry) for entry in entries]).encode()
+    return page.render(verdict=verdict, rows=[_shown(entry) for entry in entries]).encode()
 
 
 def _pdf(entries: Sequence[Entry], verdict: str) -> bytes:
@@ -151,5 +170,5 @@ def _short(value: Any) -> Any:
 
 
 def _harmless(value: Any) -> Any:
-    """A spreadsheet would run a text that begins like a formula; a client's name or a reason could be one."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    """A spreadsheet would run a text that begins like a formula; a client's name or a signature could be one."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import queue
+import re
 import secrets
 import threading
 import time
@@ -21,24 +23,32 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.clientapp import ClientApp
 
 from silotune.errors import FederationError, MessageError
-from silotune.federation.strict_json import strict_object
+from silotune.federation.reasons import RULES, code_of, sentence_of
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.transports.frames import Frame
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
+_LOG = logging.getLogger(__name__)
 POLL_SECONDS = 0.15
 """Between two looks for replies; the SuperLink is on the same machine."""
 SIMULATION_SECONDS = 120.0
-LARGEST_REASON = 2000
+_STAGE = re.compile(r"[a-z_.]{1,40}")
 ENVELOPE, PAYLOAD = "silotune", "message"
 MOST = "most"
 """In the envelope of a request: bytes that the tensors of its reply take at most."""
 _STYPE = "silotune.message"
 _TYPES: Mapping[str, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 OWN_ERROR = 900
-"""Code of an error that is ours and not Flower's: its reason is one line without any text."""
+"""Code of an error that is ours and not Flower's: its reason is a code."""
+TOO_LARGE, OTHER_BUNDLE, BROKEN = "too-large", "other-bundle", "broken"
+OWN_REASONS: Mapping[str, str] = {
+    TOO_LARGE: "the reply announces far more bytes than its request had",
+    OTHER_BUNDLE: "the app bundle is not that of the site's silotune",
+    BROKEN: "the reply is not made of the parts that it says",
+}
+"""Reason of such an error -> its sentence."""
 _GONE = ("NODE_UNAVAILABLE", "MESSAGE_UNAVAILABLE")
 
 
@@ -89,10 +99,14 @@ def by_name(nodes: Sequence[Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Errand:
-    """What goes beside every message of a run: its name, and its setup as JSON."""
+    """What goes beside every message of a run: its name, and its setup as JSON.
+
+    ``is_simulated`` says that the sites are on one's own machine or cluster: their errors are told in full.
+    """
 
     name: str
     setup: Mapping[str, Any] = field(default_factory=dict)
+    is_simulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,21 +250,30 @@ class FlowerTransport:
                 item.node, item.activated, item.message = 0, "", ""
                 return None
             own = answer.error.code == OWN_ERROR
-            said = answer.error.reason if own else f"Flower's error {answer.error.code}"
-            return self._failure(item, "site", str(said)[:LARGEST_REASON])
+            said = OWN_REASONS.get(str(answer.error.reason)) if own else f"Flower's error {answer.error.code:d}"
+            return self._failure(item, "site", said or sentence_of(""))
         try:
-            envelope, data = unpack(answer.content)
-            if envelope.get("nonce") != item.digest:
-                raise MessageError("a reply answers another request")
-            if envelope.get("status") != "reply":
-                stage, reason = envelope.get("stage", "site"), envelope.get("reason", "no reason given")
-                failure = self._failure(item, stage[:50], reason[:LARGEST_REASON], up=len(data))
-                return replace(failure, rule=envelope.get("rule", "")[:50])
-            reply = self._decode(data, item.request)
-            if reply.client != item.request.client:
-                raise MessageError(f"{item.request.client!r} sent a reply in the name of another")
+            return self._opened(item, answer)
         except MessageError as error:
             return self._failure(item, "reply", str(error))
+        except Exception as error:  # noqa: BLE001  # whatever a site's bytes bring about is that site's failure
+            _LOG.warning("the reply of %s: %s", item.request.client, type(error).__name__, exc_info=True)
+            return self._failure(item, "reply", f"the reply cannot be read: {type(error).__name__}")
+
+    def _opened(self, item: _Waiting, answer: Message) -> Reply | Failure:
+        """What a site's answer holds; of a failure nothing but a code that is on the list is believed."""
+        envelope, data = unpack(answer.content)
+        if envelope.get("nonce") != item.digest:
+            raise MessageError("a reply answers another request")
+        if envelope.get("status") != "reply":
+            code, stage = envelope.get("reason", ""), envelope.get("stage", "")
+            reason = envelope.get("detail", "") if self._job.is_simulated else ""
+            stage = stage if _STAGE.fullmatch(stage) else "site"
+            failure = self._failure(item, stage, reason or sentence_of(code), up=len(data))
+            return replace(failure, rule=code if code in RULES else "")
+        reply = self._decode(data, item.request)
+        if reply.client != item.request.client:
+            raise MessageError(f"{item.request.client!r} sent a reply in the name of another")
         return replace(reply, bytes_down=len(item.sent), bytes_up=len(data))
 
     def _failure(self, item: _Waiting, stage: str, reason: str, *, up: int = 0) -> Failure:
@@ -275,7 +298,7 @@ def _gone_codes() -> set[int]:
 
 # --- the site's side -------------------------------------------------------------------------------------------------
 
-Work = Callable[[Mapping[str, str], Mapping[str, Any], bytes], Frame]
+Work = Callable[[Mapping[str, str], bytes, bytes], Frame]
 """(envelope with the run's and the client's name, setup, encoded request) -> the trainer's answer."""
 
 
@@ -288,16 +311,16 @@ def client_app(work: Work) -> ClientApp:
 
 
 def answer(message: Message, context: Context, work: Work) -> Message:
-    """The reply to one of Flower's messages; what goes wrong at the site is said in it, without any text."""
+    """The reply to one of Flower's messages; of what goes wrong at the site its code is said."""
     nonce = ""
     try:
         envelope, data = unpack(message.content)
         nonce = envelope.get("nonce", "")
-        setup = strict_object(envelope.get("setup", "").encode(), "setup")
-        frame = work(envelope, setup, data)
-    except FederationError as error:
-        frame = Frame({"status": "failure", "stage": "site", "reason": str(error)})
-    said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason", "rule")}
+        frame = work(envelope, envelope.get("setup", "").encode("utf-8", "surrogatepass"), data)
+    except Exception as error:  # noqa: BLE001  # one message never ends a node, and its text must not leave
+        _LOG.warning("a message was not answered: %s", error if isinstance(error, FederationError) else type(error))
+        frame = Frame({"status": "failure", "stage": "site", "reason": code_of(error)})
+    said = {name: str(frame.header.get(name, "")) for name in ("status", "stage", "reason", "detail")}
     return Message(pack({**said, "nonce": nonce}, frame.payload), reply_to=message)
 
 

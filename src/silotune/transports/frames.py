@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from silotune.errors import FederationError, MessageError
+from silotune.errors import FederationError, MessageError, TrainerLostError
 from silotune.federation.strict_json import strict_object
 
 MAGIC = b"SF01"
@@ -53,7 +53,7 @@ def socket_path(folder: Path, name: str) -> Path:
 
 
 def listen(path: Path) -> socket.socket:
-    """Listens at ``path``, whose folder is made with mode 0700 where it is not there.
+    """Listens at ``path``, which has mode 0600 from its first moment; its folder is made with mode 0700 if missing.
 
     Raises:
         FederationError: The folder belongs to somebody else, or others may enter it.
@@ -62,8 +62,8 @@ def listen(path: Path) -> socket.socket:
     check_folder(path.parent)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.fchmod(listener.fileno(), 0o600)  # Linux makes the file with the mode that the socket has when it is bound
     listener.bind(str(path))
-    path.chmod(0o600)
     listener.listen(8)
     return listener
 
@@ -114,7 +114,8 @@ def receive(connection: socket.socket, *, max_bytes: int = MAX_PAYLOAD_BYTES) ->
         raise MessageError("not a silotune frame, or one of another version")
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_bytes:
         raise MessageError(f"a frame announces {header_bytes} and {payload_bytes} bytes; at most {max_bytes} are read")
-    return Frame(strict_object(_read(connection, header_bytes), "frame"), _read(connection, payload_bytes))
+    header = strict_object(_read(connection, header_bytes), "frame", is_prose=True)
+    return Frame(header, _read(connection, payload_bytes))
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
@@ -149,16 +150,17 @@ def ask(path: Path, frame: Frame, *, timeout_seconds: float, max_bytes: int = MA
             raise NoAnswerError(f"no trainer answers at {str(path)!r}: {error.strerror or error}") from None
 
 
-def work_frame(job: str, setup: Mapping[str, Any], message: bytes) -> Frame:
-    """What asks the trainer to do a request's work for a run."""
-    return Frame({"verb": "work", "job": job, "setup": dict(setup)}, message)
+def work_frame(job: str, setup: bytes, message: bytes) -> Frame:
+    """What asks the trainer to do a request's work for a run; name, setup and message are as they came."""
+    named = job if job.isascii() and job.isprintable() else ""
+    return Frame({"verb": "work", "job": named, "setup_bytes": len(setup)}, setup + message)
 
 
 def wait_until_ready(path: Path, *, timeout_seconds: float) -> dict[str, Any]:
     """Waits until the trainer answers, and gives its state.
 
     Raises:
-        FederationError: It did not within the limit.
+        TrainerLostError: It did not within the limit.
     """
     limit = time.monotonic() + timeout_seconds
     while True:
@@ -166,5 +168,5 @@ def wait_until_ready(path: Path, *, timeout_seconds: float) -> dict[str, Any]:
             return dict(ask(path, Frame({"verb": "state"}), timeout_seconds=5).header)
         except NoAnswerError:
             if time.monotonic() > limit:
-                raise FederationError(f"the trainer did not start within {timeout_seconds:g} s") from None
+                raise TrainerLostError(f"the trainer did not start within {timeout_seconds:g} s") from None
             time.sleep(0.1)

@@ -1,5 +1,7 @@
 """The resident trainer of a site: holds the base model, takes one request at a time over a private Unix socket.
 
+Every request passes ``federation.guard.serve``; what goes wrong leaves as a code from a closed list.
+
 Whoever carries messages (Flower's node, or its simulation) stays thin: it imports neither torch nor transformers, and
 a long local round cannot stop its heartbeat. The base is read from disk once and serves all requests and runs that use
 it. What a site keeps between rounds lies on its disk: a trainer that was killed goes on with the same bits.
@@ -8,6 +10,7 @@ it. What a site keeps between rounds lies on its disk: a trainer that was killed
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import queue
 import socket
@@ -16,21 +19,28 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
+from silotune.errors import BudgetError, MessageError, SilotuneError
+from silotune.federation.admission import Admitted, Arrived, Facts
 from silotune.federation.client import Site, client_round
-from silotune.federation.jobs import claimed
-from silotune.federation.messages import Expected, decode_request, encode, kind_of
-from silotune.federation.opened import put_back
-from silotune.federation.policy import kind_named
+from silotune.federation.guard import Guard, serve
+from silotune.federation.kinds import kind_named
+from silotune.federation.messages import Expected, decode_request, encode, read_header
+from silotune.federation.priced import facts_of
+from silotune.federation.reasons import code_of
 from silotune.federation.secure_site import is_amid_sum
+from silotune.federation.served import FILE, Served
+from silotune.federation.strict_json import strict_object
+from silotune.federation.timed import Timed
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.structs import BUDGET, Request
+from silotune.settings import NAME, NAME_RULE
+from silotune.structs import BUDGET, Reply, Request
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
+_LOG = logging.getLogger(__name__)
 READ_SECONDS = 60.0
 """Bound on reading or writing one frame: the other end is on this machine."""
 
@@ -50,6 +60,15 @@ class Opened:
     expected: Mapping[str, Expected]
     keep: int = 1
     zstd: int = 0
+
+    @property
+    def served(self) -> Served:
+        """What was served of the run before."""
+        return self.site.served
+
+    def facts(self, request: Request, delta: float) -> Facts:
+        """What serving a request would cost."""
+        return facts_of(self.site, request, delta)
 
 
 class Desk(Protocol):
@@ -71,17 +90,24 @@ class TrainerHost:
     Args:
         desk: Opens runs.
         states: Folder of the states between rounds; a run's lie below, under its name.
+        guard: What stands between a request and the site; None in a simulation of one's own.
         idle_seconds: After so long without a request, what only the last run needed is freed.
         max_bytes: Longest message that is read.
     """
 
     def __init__(
-        self, desk: Desk, states: Path, *, idle_seconds: float = 600.0, max_bytes: int = MAX_PAYLOAD_BYTES
+        self,
+        desk: Desk,
+        states: Path,
+        *,
+        guard: Guard | None = None,
+        idle_seconds: float = 600.0,
+        max_bytes: int = MAX_PAYLOAD_BYTES,
     ) -> None:
-        self._desk, self._states = desk, states
+        self._desk, self._states, self._guard = desk, states, guard
         self._idle_seconds, self._max_bytes = idle_seconds, max_bytes
         self._waiting: queue.SimpleQueue[tuple[socket.socket, Frame] | None] = queue.SimpleQueue()
-        self._opened: tuple[str, Mapping[str, Any], Opened] | None = None
+        self._opened: tuple[str, bytes, Opened] | None = None
         self._began, self._served, self._works_on = time.time(), 0, ""
 
     def serve(self, listener: socket.socket) -> None:
@@ -129,7 +155,7 @@ class TrainerHost:
         if verb == "stop":
             self.stop()
         elif verb != "state":
-            return _failure("frame", f"unknown verb {verb!r}: allowed: state, stop, work")
+            return Frame({"status": "failure", "stage": "frame", "reason": "form"})
         held = {
             "process": os.getpid(),
             "began": self._began,
@@ -140,52 +166,72 @@ class TrainerHost:
         return Frame({"status": "state", **held})
 
     def answer(self, frame: Frame) -> Frame:
-        """Does the work of a frame; what goes wrong is said in the answer, without any text."""
+        """Does the work of a frame; of what goes wrong its code is told, and the words stay in this site's log."""
+        self._works_on = "frame"
         try:
             return self._work(frame)
-        except SilotuneError as error:
-            rule = error.rule if isinstance(error, PolicyError) else ""
-            stage = BUDGET if isinstance(error, BudgetError) else self._works_on or "frame"
-            return _failure(stage, str(error), rule)
         except Exception as error:  # noqa: BLE001  # the client's outermost edge: its text must not leave
-            return _failure(self._works_on or "frame", type(error).__name__)
+            known = isinstance(error, SilotuneError)
+            _LOG.warning("%s: %s", self._works_on, error if known else type(error).__name__, exc_info=not known)
+            stage = BUDGET if isinstance(error, BudgetError) else self._works_on
+            said = {"status": "failure", "stage": stage, "reason": code_of(error)}
+            detail = {"detail": str(error)[:2000]} if known and self._guard is None else {}
+            return Frame({**said, **detail})
         finally:
             self._works_on = ""
 
     def _work(self, frame: Frame) -> Frame:
-        job, setup = frame.header.get("job"), frame.header.get("setup")
-        if not isinstance(job, str) or not isinstance(setup, dict) or not _is_name(job):
+        run, length = frame.header.get("job"), frame.header.get("setup_bytes")
+        if type(run) is not str or type(length) is not int or not 0 <= length <= len(frame.payload):
             raise MessageError("a frame of work names no run, or holds no setup")
-        self._works_on = "open"
-        opened = self._open(job, setup)
-        self._works_on = "decode"
-        request = decode_request(frame.payload, opened.expected.get(kind_of(frame.payload), {}))
-        site = opened.site
-        if request.client != site.name:
-            raise MessageError(f"a request for {request.client!r} reached {site.name!r}")
-        self._works_on = request.kind
-        _check_job(request, job)
-        states, trains, known = self._states / job, kind_named(request.kind).trains, site.state
-        if trains:
-            site.state = put_back(load_before(states, request.round_number), known)
-        begun_with = site.state
-        try:
-            reply = client_round(request, site)
-        except BaseException:
-            site.state = put_back(known, site.state)  # a request that is refused undoes nothing
-            raise
-        if trains or site.state is not begun_with:
-            save_after(states, request.round_number, site.state, keep=opened.keep)
+        arrived = Arrived(run, frame.payload[:length], frame.payload[length:])
+        self._works_on = "admission"
+        if self._guard is None:
+            reply = self._simulated(arrived)
+        else:
+            reply = serve(arrived, self._guard, lambda: self._open(arrived), lambda it: self._admitted(arrived, it))
         self._served += 1
-        return Frame({"status": "reply"}, encode(reply, zstd=opened.zstd))
+        return Frame({"status": "reply"}, encode(reply, zstd=self._open(arrived).zstd))
 
-    def _open(self, job: str, setup: Mapping[str, Any]) -> Opened:
-        if self._opened is not None and self._opened[:2] == (job, setup):
+    def _simulated(self, arrived: Arrived) -> Reply:
+        """The reply of a site without a guard, which is one of a simulation on one's own machine."""
+        opened = self._open(arrived)
+        header = read_header(arrived.payload)
+        request = decode_request(arrived.payload, opened.expected.get(header.kind, {}))
+        if request.client != opened.site.name:
+            raise MessageError(f"a request for {request.client!r} reached {opened.site.name!r}")
+        return self._done(arrived, request, opened.site)
+
+    def _admitted(self, arrived: Arrived, admitted: Admitted) -> Reply:
+        """The reply to a request that was admitted, within the time and the figures that the policy allows."""
+        site, policy = self._open(arrived).site, admitted.policy
+        timed = Timed(site.examples, policy.most_seconds)
+        return self._done(arrived, admitted.request, site, examples=timed, metrics=policy.metrics)
+
+    def _done(self, arrived: Arrived, request: Request, site: Site, **lent: Any) -> Reply:
+        """Does the work from the state before the request's round; the state after it is on the disk on return."""
+        self._works_on = request.kind
+        states, trains = self._states / arrived.run, kind_named(request.kind).trains
+        at_work = replace(site, **lent)
+        if trains:
+            at_work.state = load_before(states, request.round_number)
+        begun_with = at_work.state
+        reply = client_round(request, at_work)
+        if trains or at_work.state is not begun_with:
+            save_after(states, request.round_number, at_work.state, keep=self._open(arrived).keep)
+        site.state = at_work.state
+        return reply
+
+    def _open(self, arrived: Arrived) -> Opened:
+        if self._opened is not None and self._opened[:2] == (arrived.run, arrived.setup):
             return self._opened[2]
         self._rest()
-        opened = self._desk.open(setup)
-        opened.site.state = load_newest(self._states / job)
-        self._opened = (job, setup, opened)
+        self._works_on = "open"
+        states = self._states / _checked_name(arrived.run)
+        opened = self._desk.open(strict_object(arrived.setup, "setup", is_prose=True))
+        opened.site.state, opened.site.served = load_newest(states), Served(states / FILE)
+        self._opened = (arrived.run, arrived.setup, opened)
+        self._works_on = "admission"
         return opened
 
     def _rest(self) -> None:
@@ -200,13 +246,6 @@ class TrainerHost:
             torch.cuda.empty_cache()
 
 
-def _check_job(request: Request, job: str) -> None:
-    """Raises ``MessageError`` where the signed job is of another run than the one whose state would be used."""
-    signed = claimed(request.body)
-    if signed is not None and signed.get("run") != job:
-        raise MessageError(f"the job of the request is signed for the run {signed.get('run')!r}, not for {job!r}")
-
-
 @contextmanager
 def _woken_at_the_end(listener: socket.socket) -> Iterator[None]:
     """Ends the thread that waits for connections: closing alone would leave it waiting."""
@@ -217,10 +256,12 @@ def _woken_at_the_end(listener: socket.socket) -> Iterator[None]:
             listener.shutdown(socket.SHUT_RDWR)
 
 
-def _is_name(text: str) -> bool:
-    """Whether a run's name can be that of a folder: the coordinator chose it."""
-    return 0 < len(text) <= 200 and text[0] != "." and all(char.isalnum() or char in "._+-" for char in text)
+def _checked_name(run: str) -> str:
+    """The name of a run, which the coordinator chose and a folder is to have.
 
-
-def _failure(stage: str, reason: str, rule: str = "") -> Frame:
-    return Frame({"status": "failure", "stage": stage, "reason": " ".join(reason.split())[:2000], "rule": rule})
+    Raises:
+        MessageError: It cannot be one.
+    """
+    if not NAME.fullmatch(run):
+        raise MessageError(f"a run's name cannot name a folder: {NAME_RULE}")
+    return run

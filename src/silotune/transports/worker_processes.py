@@ -22,7 +22,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save
 
-from silotune.federation.client import METERED, Site
+from silotune.federation.client import Site
+from silotune.federation.kinds import kind_named
 from silotune.models.adapters import Adapted
 from silotune.record.family import Family
 from silotune.sections import FederationSection
@@ -80,7 +81,7 @@ class WorkerProcess:
         Raises:
             WorkerLost: The process has ended; the site is as it was.
         """
-        if request.kind not in METERED:
+        if not kind_named(request.kind).is_metered:
             return self._answer(request, site, handling)
         reply: Reply | Failure
         with suppress(_Failed), site.meter.client() as account:

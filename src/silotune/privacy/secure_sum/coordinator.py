@@ -1,38 +1,285 @@
-"""The coordinator's side of a secure sum: what it relays, what it adds up, and how the masks come off the sum.
+"""The coordinator's side of a secure sum: what it checks and relays, who has lied, and how the masks come off the sum.
 
-It holds no secret. What it learns is the sum, who dropped out when, and sizes and times of messages.
+It holds no secret. What it learns is the sum, who dropped out when, whom which site complains of, and sizes and times
+of messages. Its checks protect the sites that keep to the protocol from those that do not: whatever it would relay and
+an honest site would refuse is found here first, and booked under the name of the site that sent it. They do not protect
+anybody from the coordinator: each site makes its own checks again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from silotune.errors import ProtectionError
-from silotune.privacy.masks import add_streams, commitment, derived, public_half
+from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, derived, public_half
 from silotune.privacy.ring import Integers
-from silotune.privacy.secure_sum.shamir import join
+from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing, complaint_content, secret_of
 from silotune.privacy.secure_sum.site import pair_seed
-from silotune.privacy.secure_sum.terms import SignedKeys, Terms, all_holders, roster_digest
+from silotune.privacy.secure_sum.stages import Sealed
+from silotune.privacy.secure_sum.terms import (
+    SignedKeys,
+    Terms,
+    all_holders,
+    is_signed,
+    roster_digest,
+    survivors_content,
+)
 
-Revealed = Mapping[str, tuple[str, bytes]]
-"""What one site revealed: owner of the secret -> (``seed`` or ``key``, share)."""
+Revealed = Mapping[str, tuple[Secret, bytes]]
+"""What one site revealed: owner of the secret -> (of which secret, share)."""
 
 
-def routed(sealed: Mapping[str, Mapping[str, bytes]]) -> dict[str, dict[str, bytes]]:
-    """Sealed shares by sender and receiver as receiver and sender, among those who sent any."""
-    return {
-        receiver: {sender: texts[receiver] for sender, texts in sealed.items() if receiver in texts}
-        for receiver in sealed
+class FalseSharesError(ProtectionError):
+    """Shares that fit what their owner committed itself to, and do not give its secret: the owner has lied.
+
+    Attributes:
+        owner: Who made the shares.
+        proof: What shows it to the sites; None for a mask key, whose owner is in no sum that would have to be repeated.
+    """
+
+    def __init__(self, owner: str, secret: Secret, proof: FalseSharing | None) -> None:
+        super().__init__(f"the shares that {owner!r} made do not give its {secret}: it has lied in its sharing")
+        self.owner, self.proof = owner, proof
+
+
+class FewSharesError(ProtectionError):
+    """Too few shares of a secret; ``owner`` is whose it is."""
+
+    def __init__(self, owner: str, found: int, needed: int) -> None:
+        super().__init__(f"{found} shares of a secret of {owner!r} are there, {needed} are needed")
+        self.owner = owner
+
+
+@dataclass(frozen=True)
+class Circle:
+    """Whoever has advertised keys that fit, and who holds whose shares: the same for all who saw these keys."""
+
+    terms: Terms
+    keys: Mapping[str, SignedKeys]
+    roster: bytes
+    holders: Mapping[str, tuple[str, ...]]
+
+    def needed(self, owner: str) -> int:
+        """Holders that a party's secrets take."""
+        return self.terms.needed(len(self.holders[owner]))
+
+
+def circle(terms: Terms, keys: Mapping[str, SignedKeys]) -> Circle:
+    """The parties with these keys."""
+    roster = roster_digest(terms, keys)
+    return Circle(terms, dict(keys), roster, all_holders(tuple(keys), roster, terms.degree))
+
+
+def fault_of_keys(terms: Terms, name: str, keys: SignedKeys, known: Sequence[bytes]) -> str | None:
+    """Why no honest site would go on with these keys; None where each would.
+
+    Args:
+        terms: Of the sum.
+        name: Whose keys they are said to be.
+        keys: The keys.
+        known: Raw Ed25519 keys that the site may sign with; empty where the coordinator knows none.
+    """
+    if not _is_known(known, keys.signature, keys.content(terms, name)):
+        return "its keys are not signed by it for this sum"
+    try:
+        for public in (keys.mask, keys.share):
+            agreed(os.urandom(SEED_BYTES), bytes.fromhex(public), "check")
+    except ProtectionError:
+        return "one of its keys is not one: nobody can agree on a secret with it"
+    return None
+
+
+def fault_of_sharing(
+    parties: Circle, name: str, sealed: Mapping[str, Sealed], sharing: SignedSharing, known: Sequence[bytes]
+) -> str | None:
+    """Why shares cannot be used, as far as can be told without opening them; None where they may be relayed."""
+    with_shares = set(parties.holders[name])
+    if sealed.keys() != with_shares - {name} or sharing.seed.keys() != with_shares:
+        return "its shares are not one for each of its neighbours"
+    if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
+        return "what it says of its shares to their holders is not what it says of them here"
+    if sharing.least != parties.needed(name):
+        return f"its secrets are said to take {sharing.least} shares, {parties.needed(name)} are agreed on"
+    signed = [(sharing.signature, sharing.content(parties.roster, name))]
+    signed += [(one.signature, one.content(parties.roster, name, peer)) for peer, one in sealed.items()]
+    if not all(_is_known(known, signature, content) for signature, content in signed):
+        return "what it says of its shares is not signed by it for this sum"
+    return None
+
+
+def fault_of_complaints(
+    parties: Circle, name: str, complaints: Mapping[str, str], known: Sequence[bytes], *, sent: Collection[str]
+) -> str | None:
+    """Why complaints must not be shown to those they are about; None where they may.
+
+    ``sent`` are the neighbours whose shares the site was sent.
+    """
+    if not complaints.keys() <= set(sent):
+        return "it complains of shares that it was not sent"
+    for owner, signature in complaints.items():
+        if not _is_known(known, signature, complaint_content(parties.roster, owner, name)):
+            return "its complaint is not signed by it for this sum"
+    return None
+
+
+def fault_of_answers(
+    parties: Circle,
+    name: str,
+    answers: Mapping[str, tuple[bytes, bytes]],
+    sharing: SignedSharing,
+    asked: Collection[str],
+) -> str | None:
+    """Why an owner's answer to complaints shows that it has lied; None where it gives the shares that it signed."""
+    fits = all(
+        sharing.fits(parties.roster, name, holder, "seed", of_seed)
+        and sharing.fits(parties.roster, name, holder, "key", of_key)
+        for holder, (of_seed, of_key) in answers.items()
+    )
+    if answers.keys() == set(asked) and fits:
+        return None
+    return "its answer to a complaint is not the shares that it has signed"
+
+
+def fault_of_signature(
+    parties: Circle,
+    signature: str,
+    known: Sequence[bytes],
+    *,
+    arrived: Sequence[str],
+    survivors: Sequence[str],
+) -> str | None:
+    """Why a signature of the consistency check must not be relayed; None where it fits."""
+    if _is_known(known, signature, survivors_content(parties.roster, arrived, survivors)):
+        return None
+    return "its signature is not over the list of inputs that it was asked to sign"
+
+
+def _is_known(known: Sequence[bytes], signature: str, content: bytes) -> bool:
+    return not known or any(is_signed(public, signature, content) for public in known)
+
+
+def routed(sealed: Mapping[str, Mapping[str, Sealed]]) -> dict[str, dict[str, Sealed]]:
+    """Sealed shares by owner and holder as holder and owner, among those who sent any."""
+    return {holder: {owner: texts[holder] for owner, texts in sealed.items() if holder in texts} for holder in sealed}
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What comes of the sites' complaints.
+
+    Attributes:
+        arrived: Who goes on; sorted.
+        liars: In more disputes than there can be liars to have them with.
+        left_out: Owners whose secrets too few are left to hold, whoever's fault it is.
+        disputes: (owner, holder that does not hold its shares), of those who go on: one of the two does not keep to the
+            protocol; the owner is to answer.
+    """
+
+    arrived: tuple[str, ...]
+    liars: tuple[str, ...]
+    left_out: tuple[str, ...]
+    disputes: tuple[tuple[str, str], ...]
+
+    def against(self, owner: str) -> tuple[str, ...]:
+        """Who complains of an owner."""
+        return tuple(holder for disputed, holder in self.disputes if disputed == owner)
+
+
+def after_complaints(parties: Circle, complaints: Mapping[str, Collection[str]]) -> Agreed:
+    """Who goes on after each site has said whose shares it does not hold.
+
+    Either the owner or the holder lies. As many neighbours may lie as may drop out, one at least: who is in dispute
+    with more of them lies itself, since an honest site is only in dispute with liars. The others go on: an owner
+    answers with the shares that it gave, or is not in the sum.
+
+    Args:
+        parties: Of the sum.
+        complaints: Each site that answered -> the neighbours whose shares it does not hold.
+    """
+    found = {(owner, holder) for holder, owners in complaints.items() for owner in owners if owner in complaints}
+    against: dict[str, set[str]] = {name: set() for name in complaints}
+    for owner, holder in found:
+        against[owner].add(holder)
+        against[holder].add(owner)
+    liars = {
+        name
+        for name, others in against.items()
+        if len(others) > max(1, len(parties.holders[name]) - parties.needed(name))
     }
+    arrived = set(complaints) - liars
+    while few := {name for name in arrived if len(arrived & set(parties.holders[name])) < parties.needed(name)}:
+        arrived -= few  # and with them shares that they hold
+    disputes = sorted((owner, holder) for owner, holder in found if {owner, holder} <= arrived)
+    left_out = tuple(sorted(complaints.keys() - liars - arrived))
+    return Agreed(tuple(sorted(arrived)), tuple(sorted(liars)), left_out, tuple(disputes))
+
+
+def fitting(
+    parties: Circle,
+    sharings: Mapping[str, SignedSharing],
+    revealed: Mapping[str, Revealed],
+    *,
+    expected: Mapping[str, Mapping[str, Secret]],
+) -> tuple[dict[str, Revealed], tuple[str, ...]]:
+    """The revealed shares that are those that their owners gave, and the sites that have revealed anything else.
+
+    Args:
+        parties: Of the sum.
+        sharings: What every owner has committed itself to.
+        revealed: Shares by the site that sent them.
+        expected: Holder -> owner -> the secret of which it is to reveal its share.
+    """
+    kept: dict[str, Revealed] = {}
+    for holder, shares in revealed.items():
+        kept[holder] = {
+            owner: (secret, share)
+            for owner, (secret, share) in shares.items()
+            if expected[holder].get(owner) == secret
+            and sharings[owner].fits(parties.roster, owner, holder, secret, share)
+        }
+    wrong = (name for name in revealed if not kept[name].keys() == revealed[name].keys() == expected[name].keys())
+    return kept, tuple(wrong)
+
+
+def to_reveal(
+    parties: Circle, agreed_on: Agreed, survivors: Sequence[str], *, holders: Sequence[str]
+) -> dict[str, dict[str, Secret]]:
+    """What each of the holders is to reveal: of its neighbours the seeds of those in the sum, the keys of the rest."""
+    unheld, alive, arrived = set(agreed_on.disputes), set(survivors), set(agreed_on.arrived)
+    return {
+        holder: {
+            owner: "seed" if owner in alive else "key"
+            for owner in parties.holders[holder]  # neighbours are so mutually
+            if owner in arrived and (owner, holder) not in unheld
+        }
+        for holder in holders
+    }
+
+
+def with_answers(
+    revealed: Mapping[str, Revealed], answers: Mapping[str, Mapping[str, tuple[bytes, bytes]]]
+) -> dict[str, Revealed]:
+    """The revealed shares, and of owners in the sum those of their seeds that they have shown themselves.
+
+    Args:
+        revealed: Shares by the site that sent them.
+        answers: Owner -> holder that complained -> its shares (of the seed, of the mask key).
+    """
+    made = dict(revealed)
+    for owner, shown in answers.items():
+        for holder, (of_seed, _) in shown.items():
+            made[holder] = {**made.get(holder, {}), owner: ("seed", of_seed)}
+    return made
 
 
 def unmask(
     sums: Sequence[Integers],
-    terms: Terms,
-    keys: Mapping[str, SignedKeys],
+    parties: Circle,
+    sharings: Mapping[str, SignedSharing],
     *,
-    commitments: Mapping[str, str],
+    arrived: Sequence[str],
     survivors: Sequence[str],
     revealed: Mapping[str, Revealed],
 ) -> None:
@@ -40,52 +287,56 @@ def unmask(
 
     Args:
         sums: Masked inputs of the survivors, added up.
-        terms: Of this sum.
-        keys: Of everybody who advertised some.
-        commitments: To the mask seed, by everybody who sent shares.
+        parties: Of this sum.
+        sharings: What every owner has committed itself to.
+        arrived: Who was to share masks.
         survivors: Whose input is in the sums.
-        revealed: Shares by the site that sent them.
+        revealed: Shares that fit, by the site that sent them.
 
     Raises:
-        ProtectionError: Too few shares of a secret, or shares that do not give what its owner stands for.
+        FewSharesError: Too few shares of a secret.
+        FalseSharesError: Shares that do not give what their owner stands for.
     """
-    add_streams(sums, list(_masks(terms, keys, commitments, set(survivors), revealed)))  # all of them, or none
+    add_streams(sums, list(_masks(parties, sharings, arrived, frozenset(survivors), revealed)))  # all, or none
 
 
 def _masks(
-    terms: Terms,
-    keys: Mapping[str, SignedKeys],
-    commitments: Mapping[str, str],
-    alive: AbstractSet[str],
+    parties: Circle,
+    sharings: Mapping[str, SignedSharing],
+    arrived: Sequence[str],
+    alive: frozenset[str],
     revealed: Mapping[str, Revealed],
 ) -> Iterator[tuple[bytes, bool]]:
     """Seeds of the masks that are left in the sums, and whether to subtract them."""
-    roster = roster_digest(terms, keys)
-    with_shares = all_holders(tuple(keys), roster, terms.degree)
-    for name in sorted(commitments):
-        if not alive & set(with_shares[name]):
+    for name in sorted(arrived):
+        neighbours = alive & set(parties.holders[name])
+        if not neighbours:
             continue  # it dropped out and nobody in the sum has a mask with it
-        secret = _joined(name, with_shares[name], terms, revealed, kind="seed" if name in alive else "key")
         if name in alive:
-            if commitment(secret) != commitments[name]:
-                raise ProtectionError(f"the shares of {name!r} do not give its mask: the sum stays closed")
-            yield derived(secret, "own-mask"), True
+            yield derived(_joined(parties, name, sharings[name], revealed, "seed"), "own-mask"), True
             continue
-        if public_half(secret).hex() != keys[name].mask:
-            raise ProtectionError(f"the shares of {name!r} do not give its key: the sum stays closed")
-        for peer in sorted(alive & set(with_shares[name])):
-            yield pair_seed(secret, keys[peer], roster, name, peer), peer < name  # the peer added it if it comes first
+        secret = _joined(parties, name, sharings[name], revealed, "key")
+        for peer in sorted(neighbours):
+            seed = pair_seed(secret, parties.keys[peer], parties.roster, name, peer)
+            yield seed, peer < name  # the peer added it if it comes first
 
 
 def _joined(
-    owner: str, with_shares: Sequence[str], terms: Terms, revealed: Mapping[str, Revealed], *, kind: str
+    parties: Circle, owner: str, sharing: SignedSharing, revealed: Mapping[str, Revealed], secret: Secret
 ) -> bytes:
     shares = {
-        place: revealed[holder][owner][1]
-        for place, holder in enumerate(with_shares, start=1)
-        if revealed.get(holder, {}).get(owner, ("",))[0] == kind
+        holder: revealed[holder][owner][1]
+        for holder in parties.holders[owner]
+        if revealed.get(holder, {}).get(owner, ("",))[0] == secret
     }
-    try:
-        return join(shares, terms.needed(len(with_shares)))
-    except ProtectionError as error:
-        raise ProtectionError(f"{owner!r}: {error}") from error
+    needed = parties.needed(owner)
+    if len(shares) < needed:
+        raise FewSharesError(owner, len(shares), needed)
+    found = secret_of(shares, sharing, secret)
+    if found is not None and (secret == "seed" or public_half(found).hex() == parties.keys[owner].mask):
+        return found
+    proof = None
+    if secret == "seed":
+        shown = {holder: shares[holder].hex() for holder in sorted(shares)[:needed]}
+        proof = FalseSharing(roster=parties.roster.hex(), sharing=sharing, shares=shown)
+    raise FalseSharesError(owner, secret, proof)

@@ -34,11 +34,14 @@ def split(secret: bytes, threshold: int, count: int, entropy: Callable[[int], by
     return shares
 
 
-def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
+def join(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
     """The secret from its shares by number: Lagrange interpolation at 0 over the first ``threshold`` of them.
 
+    Returns:
+        32 bytes; None where the shares are surely not of one secret.
+
     Raises:
-        ProtectionError: There are too few shares, or they are not of one secret.
+        ProtectionError: There are too few shares.
     """
     if len(shares) < threshold:
         raise ProtectionError(f"{len(shares)} shares of a secret, {threshold} are needed: the sum stays closed")
@@ -51,6 +54,4 @@ def join(shares: Mapping[int, bytes], threshold: int) -> bytes:
                 above, below = above * other % PRIME, below * (other - place) % PRIME
         secret += int.from_bytes(shares[place], "big") * above * pow(below, -1, PRIME)
     secret %= PRIME
-    if secret >> (8 * SECRET_BYTES):
-        raise ProtectionError("the shares of a secret do not belong together: the sum stays closed")
-    return secret.to_bytes(SECRET_BYTES, "big")
+    return None if secret >> (8 * SECRET_BYTES) else secret.to_bytes(SECRET_BYTES, "big")

@@ -2,15 +2,20 @@
 
 Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", the protocol against an
 active server, figure 4) over the sparse graph of Bell et al. 2020 ("Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead"). A stage is a frozen value that the site keeps between two messages. Asking for the same
-phase twice finds another stage and is refused; asking for a new sum forgets the old one's secrets.
+(Poly)Logarithmic Overhead"). Beyond them, a site complains of neighbours whose shares it could not open before
+anything is masked, and commits itself to the shares that it gives, so that a liar among the sites is told from the
+others. A commitment hides its share. A site complains only about what the other has signed, so an honest one never has
+to answer another; and its answer, the two shares that the complainer was to hold, a complainer that lies knows already.
+
+A stage is a frozen value that the site keeps between two messages (``stages``). Asking for the same phase twice finds
+another stage and is refused; asking for a new sum forgets the old one's secrets.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +24,14 @@ from silotune.errors import ProtectionError
 from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, commitment, derived, public_half, seal, unseal
 from silotune.privacy.ring import Integers
 from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
+from silotune.privacy.secure_sum.sharing import (
+    Secret,
+    SignedSharing,
+    complaint_content,
+    sealed_content,
+    share_commitment,
+)
+from silotune.privacy.secure_sum.stages import Advertised, Consistent, Held, Masked, Sealed, Shared
 from silotune.privacy.secure_sum.terms import (
     Member,
     SignedKeys,
@@ -26,72 +39,11 @@ from silotune.privacy.secure_sum.terms import (
     check_signature,
     holders,
     roster_digest,
-    survivors_content,
 )
 
 Entropy: TypeAlias = Callable[[int], bytes]
-
-
-@dataclass(frozen=True)
-class Advertised:
-    """After phase 1: the terms and this sum's fresh keys; secrets are not shown by ``repr``."""
-
-    terms: Terms
-    keys: SignedKeys
-    mask_key: bytes = field(repr=False)
-    share_key: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Shared:
-    """After phase 2: everybody's keys, who holds shares, and the shares of the site's own that it keeps."""
-
-    before: Advertised
-    keys: Mapping[str, SignedKeys]
-    roster: bytes
-    holders: tuple[str, ...]
-    seed: bytes = field(repr=False)
-    own: tuple[bytes, bytes] = field(repr=False)
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Masked:
-    """After phase 3: whose shares arrived, and the shares that this site holds: (of the seed, of the mask key)."""
-
-    before: Shared
-    arrived: tuple[str, ...]
-    held: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Consistent:
-    """After phase 4: the one list of survivors that this site has signed."""
-
-    before: Masked
-    survivors: tuple[str, ...]
-
-    @property
-    def terms(self) -> Terms:
-        """Of the sum."""
-        return self.before.terms
-
-
-@dataclass(frozen=True)
-class Closed:
-    """After phase 5, or after a refusal: nothing more is said about this sum."""
-
-
-Stage: TypeAlias = "Advertised | Shared | Masked | Consistent | Closed"
+_SECRETS: tuple[Secret, Secret] = ("seed", "key")
+"""The order of the two shares in what is sealed."""
 
 
 def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertised, SignedKeys]:
@@ -121,11 +73,11 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
 
 def share(
     member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], entropy: Entropy
-) -> tuple[Shared, dict[str, bytes], str]:
+) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
     """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each neighbour.
 
     Returns:
-        The next stage, sealed shares by receiver, and the commitment to the site's own mask seed.
+        The next stage, sealed shares by holder, and what the site commits itself to, signed.
 
     Raises:
         ProtectionError: A signature is not its alleged author's, keys were swapped, or too many are missing.
@@ -145,54 +97,157 @@ def share(
     of_seed = split(seed, least, len(with_shares), entropy)
     of_key = split(stage.mask_key, least, len(with_shares), entropy)
     pairs = dict(zip(with_shares, zip(of_seed, of_key, strict=True), strict=True))
-    sealed = {
-        peer: seal(
-            _share_key(stage, keys[peer], roster, sender=member.name, receiver=peer),
-            pairs[peer][0] + pairs[peer][1],
-            _route(roster, member.name, peer),
-        )
-        for peer in with_shares
-        if peer != member.name
+    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs)
+    sharing = _committed(member, after)
+    return after, {peer: _sealed(member, after, peer, sharing) for peer in with_shares if peer != member.name}, sharing
+
+
+def _sealed(member: Member, stage: Shared, peer: str, sharing: SignedSharing) -> Sealed:
+    """One neighbour's shares."""
+    key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=member.name, receiver=peer)
+    text = seal(key, b"".join(stage.given[peer]), _route(stage.roster, member.name, peer))
+    said = (sharing.seed[peer], sharing.key[peer])
+    signature = member.sign(sealed_content(stage.roster, member.name, peer, text, said)).hex()
+    return Sealed(text, *said, signature)
+
+
+def _committed(member: Member, stage: Shared) -> SignedSharing:
+    """The commitments to a site's seed and to all shares of its secrets, signed."""
+    of_seed, of_key = (
+        {
+            holder: share_commitment(stage.roster, member.name, holder, secret, pair[place])
+            for holder, pair in stage.given.items()
+        }
+        for place, secret in enumerate(_SECRETS)
+    )
+    said = {
+        "least": stage.terms.needed(len(stage.holders)),
+        "commitment": commitment(stage.seed),
+        "seed": of_seed,
+        "key": of_key,
     }
-    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs[member.name])
-    return after, sealed, commitment(seed)
+    unsigned = SignedSharing(**said, signature="0" * 128)
+    return SignedSharing(**said, signature=member.sign(unsigned.content(stage.roster, member.name)).hex())
 
 
-def accept(member: Member, stage: Shared, arrived: Sequence[str], sealed: Mapping[str, bytes]) -> Masked:
+def accept(
+    member: Member, stage: Shared, arrived: Sequence[str], relayed: Mapping[str, Sealed]
+) -> tuple[Held, dict[str, str]]:
     """Phase 3, before any training: opens the shares that neighbours sent.
+
+    A share that its owner has signed and that does not open, or is not what it has committed itself to, closes
+    nothing: the site complains of the owner and goes on without it. What the owner has not signed is the coordinator's.
 
     Args:
         member: This site.
         stage: Where the last phase ended.
         arrived: Everybody who sent shares, this site too.
-        sealed: What the neighbours among them sealed for this site.
+        relayed: What the neighbours among them sealed for this site.
+
+    Returns:
+        The next stage, and a signed complaint by owner of shares that this site does not hold.
 
     Raises:
         ProtectionError: A share was swapped, replayed or left out, or too many are missing.
     """
-    terms, names = stage.terms, set(arrived)
-    if member.name not in names or not names <= stage.keys.keys():
-        raise ProtectionError("the list of those who sent shares does not fit the list of keys")
-    _check_enough(member, terms, len(names))
-    expected = (names & set(stage.holders)) - {member.name}
-    if sealed.keys() != expected:
+    names = _listed(member, stage.terms, arrived, among=stage.keys, said="who sent shares")
+    expected = _neighbours(stage, names) - {member.name}
+    if relayed.keys() != expected:
         raise ProtectionError("the shares are not those of the neighbours that are said to have sent them")
-    if len(expected) + 1 < terms.needed(len(stage.holders)):
-        raise ProtectionError(f"{len(expected) + 1} of {len(stage.holders)} neighbours are left: too few for this sum")
-    held = {member.name: stage.own}
-    for peer, text in sealed.items():
-        key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=peer, receiver=member.name)
-        both = unseal(key, text, _route(stage.roster, peer, member.name))
-        held[peer] = (both[:SHARE_BYTES], both[SHARE_BYTES:])
-    return Masked(stage, tuple(sorted(names)), held)
+    held, complaints = {member.name: stage.given[member.name]}, dict[str, str]()
+    for owner, sealed in sorted(relayed.items()):
+        content = sealed.content(stage.roster, owner, member.name)
+        check_signature(member.public_keys[owner], sealed.signature, content, owner)
+        pair = _opened(member, stage, owner, sealed)
+        if pair is None:
+            complaints[owner] = member.sign(complaint_content(stage.roster, owner, member.name)).hex()
+        else:
+            held[owner] = pair
+    return Held(stage, tuple(sorted(names)), held), complaints
 
 
-def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
-    """Phase 3, the input: adds the site's own mask and one for each neighbour, in place.
+def _opened(member: Member, stage: Shared, owner: str, sealed: Sealed) -> tuple[bytes, bytes] | None:
+    """A neighbour's two shares; None where they do not open or do not fit their commitments."""
+    key = _share_key(stage.before, stage.keys[owner], stage.roster, sender=owner, receiver=member.name)
+    both = unseal(key, sealed.text, _route(stage.roster, owner, member.name))
+    if both is None:
+        return None
+    pair = (both[:SHARE_BYTES], both[SHARE_BYTES:])
+    made = tuple(
+        share_commitment(stage.roster, owner, member.name, secret, share)
+        for secret, share in zip(_SECRETS, pair, strict=True)
+    )
+    return pair if made == (sealed.seed, sealed.key) else None
+
+
+def answer(member: Member, stage: Held, complaints: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
+    """Phase 4: what this site gave the neighbours that complain of it, for the coordinator to see.
+
+    No honest site complains of another: what it complains of is signed by the other, and an honest site seals and
+    signs what opens and fits. So the answer tells nothing that whoever complains does not know.
 
     Args:
         member: This site.
         stage: Where ``accept`` ended.
+        complaints: Signatures by holder.
+
+    Raises:
+        ProtectionError: Somebody holds no shares of this site's, or has not signed that it complains.
+    """
+    shared = stage.before
+    for holder, signature in complaints.items():
+        if holder not in shared.given or holder == member.name:
+            raise ProtectionError(f"{holder!r} is said to complain of this site, and holds no shares of it")
+        content = complaint_content(shared.roster, member.name, holder)
+        check_signature(member.public_keys[holder], signature, content, holder)
+    return {holder: shared.given[holder] for holder in complaints}
+
+
+def confirm(member: Member, stage: Held, arrived: Sequence[str]) -> Masked:
+    """Phase 4, before any training: the final list of those with whom masks are shared.
+
+    Only shares of their secrets are kept: nothing is ever revealed of a party that was left out before it could mask.
+
+    Args:
+        member: This site.
+        stage: Where the last phase ended.
+        arrived: Those who sent shares, without any that were left out since.
+
+    Raises:
+        ProtectionError: The list holds others, leaves this site out, or is too short.
+    """
+    names = _listed(member, stage.terms, arrived, among=stage.arrived, said="who shares masks")
+    _neighbours(stage.before, names)
+    return Masked(
+        stage.before, tuple(sorted(names)), {owner: stage.held[owner] for owner in stage.held if owner in names}
+    )
+
+
+def _listed(
+    member: Member, terms: Terms, listed: Sequence[str], *, among: Collection[str], said: str
+) -> frozenset[str]:
+    """A list of parties with this site on it, each once and known from before, and enough of them."""
+    names = frozenset(listed)
+    if member.name not in names or len(names) != len(listed) or not names <= set(among):
+        raise ProtectionError(f"the list of {said} does not fit the list before it")
+    _check_enough(member, terms, len(names))
+    return names
+
+
+def _neighbours(stage: Shared, names: AbstractSet[str]) -> AbstractSet[str]:
+    """Those on a list that hold shares of this site's secrets, itself among them; enough to give them back."""
+    left = names & set(stage.holders)
+    if len(left) < stage.terms.needed(len(stage.holders)):
+        raise ProtectionError(f"{len(left)} of {len(stage.holders)} neighbours are left: too few for this sum")
+    return left
+
+
+def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
+    """Phase 4, the input: adds the site's own mask and one for each neighbour, in place.
+
+    Args:
+        member: This site.
+        stage: Where ``confirm`` ended.
         arrays: The site's integers of the ring.
         noise: Integers of the same rings and shapes added before masking: a share of distributed differential privacy.
     """
@@ -202,47 +257,45 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
     own = (derived(shared.seed, "own-mask"), False)
     pairs = (
         (pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer), member.name > peer)
-        for peer in stage.held
-        if peer != member.name
+        for peer in shared.holders
+        if peer in stage.arrived and peer != member.name  # whether or not this site could open its share
     )
     add_streams(arrays, (own, *pairs))
 
 
 def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
-    """Phase 4, the consistency check: signs the list of those whose input is in the sum; one list only.
+    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum; one list of each only.
 
     Raises:
-        ProtectionError: The list holds others than those who sent shares, leaves this site out, or is too short.
+        ProtectionError: The list holds others than those who share masks, leaves this site out, or is too short.
     """
-    names = set(survivors)
-    if member.name not in names or len(names) != len(survivors) or not names <= set(stage.arrived):
-        raise ProtectionError("the list of inputs in the sum does not fit the list of those who sent shares")
-    _check_enough(member, stage.terms, len(names))
-    ordered = tuple(sorted(names))
-    return Consistent(stage, ordered), member.sign(survivors_content(stage.before.roster, ordered)).hex()
+    names = _listed(member, stage.terms, survivors, among=stage.arrived, said="inputs in the sum")
+    after = Consistent(stage, tuple(sorted(names)))
+    return after, member.sign(after.content).hex()
 
 
 def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
-    """Phase 5: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+    """Phase 6: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+
+    A share that this site could not open is not revealed, whoever asks.
 
     Args:
         member: This site.
         stage: Where the check ended; the survivors are those that this site has signed, not those it is told now.
-        signatures: Of the same list by the site's neighbours.
+        signatures: Of the same lists by the site's neighbours.
 
     Returns:
         Owner of the secret -> (``seed`` or ``key``, share).
 
     Raises:
-        ProtectionError: Too few have signed the same list, or a signature is not its alleged author's.
+        ProtectionError: Too few have signed the same lists, or a signature is not its alleged author's.
     """
     shared = stage.before.before
-    content = survivors_content(shared.roster, stage.survivors)
     known = set(stage.survivors) & set(shared.holders)
     for name, signature in signatures.items():
         if name not in known:
             raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it, or is no neighbour")
-        check_signature(member.public_keys[name], signature, content, name)
+        check_signature(member.public_keys[name], signature, stage.content, name)
     least = shared.terms.needed(len(shared.holders))
     if len(signatures.keys() | {member.name}) < least:
         raise ProtectionError(f"{len(signatures)} neighbours have signed the list of inputs, {least} are needed")
@@ -252,9 +305,9 @@ def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> 
     }
 
 
-def survivors_digest(stage: Consistent) -> str:
-    """What a site keeps of a sum that it has opened: SHA-256 over the survivors' names."""
-    return hashlib.sha256("\x1f".join(stage.survivors).encode()).hexdigest()
+def clients_digest(clients: Iterable[str]) -> str:
+    """What a site keeps of who was in a sum that it has opened: SHA-256 over their names."""
+    return hashlib.sha256("\x1f".join(sorted(clients)).encode()).hexdigest()
 
 
 def pair_seed(mask_key: bytes, peer: SignedKeys, roster: bytes, one: str, other: str) -> bytes:

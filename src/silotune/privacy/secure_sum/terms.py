@@ -122,7 +122,7 @@ class SignedKeys(Section):
 
     def content(self, terms: Terms, name: str) -> bytes:
         """What the signature is over."""
-        return _framed("keys", terms.digest(), name.encode(), self.mask.encode(), self.share.encode())
+        return framed("keys", terms.digest(), name.encode(), self.mask.encode(), self.share.encode())
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Member:
     least_degree: Callable[[int, float], int]
 
 
-def _framed(purpose: str, *parts: bytes) -> bytes:
+def framed(purpose: str, *parts: bytes) -> bytes:
     """The parts with their lengths, so that no two lists of parts give the same bytes."""
     return b"".join(
         len(part).to_bytes(4, "big") + part for part in (f"silotune-v1:secure-sum:{purpose}".encode(), *parts)
@@ -156,20 +156,28 @@ def _framed(purpose: str, *parts: bytes) -> bytes:
 def roster_digest(terms: Terms, keys: Mapping[str, SignedKeys]) -> bytes:
     """SHA-256 over the terms and everybody's keys: all who saw the same list have the same digest."""
     parts = [part.encode() for name in sorted(keys) for part in (name, keys[name].mask, keys[name].share)]
-    return hashlib.sha256(_framed("roster", terms.digest(), *parts)).digest()
+    return hashlib.sha256(framed("roster", terms.digest(), *parts)).digest()
 
 
-def survivors_content(roster: bytes, survivors: Sequence[str]) -> bytes:
-    """What each party signs in the consistency check: whose input is in the sum."""
-    return _framed("survivors", roster, *(name.encode() for name in sorted(survivors)))
+def survivors_content(roster: bytes, arrived: Sequence[str], survivors: Sequence[str]) -> bytes:
+    """What each party signs in the consistency check: with whom it shares masks, and whose input is in the sum."""
+    lists = (",".join(name.encode().hex() for name in sorted(names)).encode() for names in (arrived, survivors))
+    return framed("survivors", roster, *lists)
+
+
+def is_signed(public: bytes, signature: str, content: bytes) -> bool:
+    """Whether the signature over the content is the one of this raw Ed25519 key."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(bytes.fromhex(signature), content)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def check_signature(public: bytes, signature: str, content: bytes, name: str) -> None:
     """Raises ``ProtectionError`` unless the signature is the member's."""
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(bytes.fromhex(signature), content)
-    except (InvalidSignature, ValueError) as error:
-        raise ProtectionError(f"what the coordinator relays as {name!r} is not signed by {name!r}") from error
+    if not is_signed(public, signature, content):
+        raise ProtectionError(f"what the coordinator relays as {name!r} is not signed by {name!r}")
 
 
 def holders(name: str, names: Sequence[str], roster: bytes, degree: int) -> tuple[str, ...]:
@@ -187,7 +195,7 @@ def holders(name: str, names: Sequence[str], roster: bytes, degree: int) -> tupl
 
 def ring_order(names: Sequence[str], roster: bytes) -> list[str]:
     """The parties in the order drawn from the digest."""
-    return sorted(names, key=lambda other: hashlib.sha256(_framed("ring", roster, other.encode())).digest())
+    return sorted(names, key=lambda other: hashlib.sha256(framed("ring", roster, other.encode())).digest())
 
 
 def all_holders(names: Sequence[str], roster: bytes, degree: int) -> dict[str, tuple[str, ...]]:
@@ -200,6 +208,11 @@ def all_holders(names: Sequence[str], roster: bytes, degree: int) -> dict[str, t
         name: tuple(sorted(ring[(place + step) % len(ring)] for step in range(-half, half + 1)))
         for place, name in enumerate(ring)
     }
+
+
+def degree_of(parties: int, threshold: float) -> int:
+    """The neighbours of each party in a sum over so many: those that are safe, and one at least."""
+    return max(1, safe_degree(parties, threshold))
 
 
 def safe_degree(parties: int, threshold: float) -> int:

@@ -1,0 +1,89 @@
+"""The orders of a run: how its clients train, and how they score; both follow from the configuration alone.
+
+The coordinator sends them, the submitter signs their hashes, and a site compares them with the run's setup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from silotune.config import Config
+from silotune.federation.jobs import SignedJob
+from silotune.sections import (
+    AttackSection,
+    BudgetSection,
+    EvaluationSection,
+    FederationSection,
+    PrivacySection,
+    Scoring,
+    TrainingSection,
+)
+from silotune.settings import Positive, Section
+
+MOST_LABELS, MOST_NEW_TOKENS, MOST_BATCH = 4096, 4096, 65536
+"""Of an order to score."""
+
+
+class TrainOrder(Section):
+    """The body of a ``train`` request: the settings of a local round; ``run`` tells runs apart in ledgers."""
+
+    training: TrainingSection
+    federation: FederationSection
+    seed: int
+    rounds: int
+    privacy: PrivacySection = PrivacySection()
+    run: str = ""
+    job: SignedJob | None = None
+
+
+class EvaluateOrder(Section):
+    """The body of an ``evaluate`` request: how to score the client's own examples."""
+
+    labels: Annotated[tuple[str, ...], Field(max_length=MOST_LABELS)]
+    batch_size: Annotated[Positive, Field(le=MOST_BATCH)]
+    scoring: Scoring = "likelihood"
+    max_new_tokens: Annotated[Positive, Field(le=MOST_NEW_TOKENS)] = 16
+    job: SignedJob | None = None
+
+
+def train_order(
+    config: Config, *, run: str, training: TrainingSection | None = None, federation: FederationSection | None = None
+) -> TrainOrder:
+    """What every client is told of its local rounds; not budget, simulated attack, clock and the others' ranks.
+
+    Args:
+        config: Of the run.
+        run: Its identity in ledgers.
+        training: In place of the configuration's, for another mode.
+        federation: The same.
+    """
+    not_for_clients: dict[str, Any] = {
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+        "clock": None,
+        "ranks": {},
+        "memory_mb": {},
+        "policies": {},
+    }
+    asked = (federation or config.federation).model_copy(update=not_for_clients)
+    return TrainOrder(
+        training=training or config.training,
+        federation=asked,
+        seed=config.seed,
+        rounds=asked.rounds,
+        privacy=config.privacy,
+        run=run,
+    )
+
+
+def evaluate_order(settings: EvaluationSection, labels: Sequence[str]) -> EvaluateOrder:
+    """How clients score on their own examples: as the gold-standard set is scored."""
+    return EvaluateOrder(
+        labels=tuple(labels),
+        batch_size=settings.batch_size,
+        scoring=settings.scoring,
+        max_new_tokens=settings.max_new_tokens,
+    )

@@ -1,0 +1,110 @@
+"""Why a site gives no reply, as far as anybody else is told: a closed list of codes, each with its one sentence.
+
+What went wrong at a site may hold names, paths, values and numbers of its examples, and a coordinator can make things
+go wrong to learn them. So a code travels and nothing else; the words stand in the site's own log and audit trail. The
+coordinator looks the sentence up, so no text of a site's reaches its records or its terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from silotune.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    KitError,
+    MessageError,
+    MissingPackageError,
+    ModelError,
+    PolicyError,
+    PrivacyError,
+    ProtectionError,
+    RunFolderError,
+    SilotuneError,
+    TrainerLostError,
+    TrainingError,
+)
+
+SEE = "; the site's own log and audit trail say more"
+RULES: Mapping[str, str] = {
+    "submitters": "the job is not signed by a submitter whom the site knows and allows",
+    "coordinator": "the head of the coordinator's audit trail is missing or not signed by the federation's coordinator",
+    "policy.toml": "the site's policy cannot be read, so everything is refused until it is mended",
+    "job": "the request carries no job that can be read, or the job's signature does not fit",
+    "job.expired": "the job has expired: its submitter signs it anew with 'silotune resume RUN --kit KIT --as KIT'",
+    "job.run": "the job is of another run than the one that the request came with",
+    "job.site": "the job does not name this site among its participants",
+    "job.kind": "requests of this kind do not belong to the job",
+    "job.order": "the settings in the request are not those that the submitter signed",
+    "job.round": "the round is not one of the job's",
+    "job.setup": "the run's setup is not the one that the submitter signed",
+    "setup": "the run's setup names a place, or cannot be read",
+    "address": "the request is for another site",
+    "bounds": "a setting of the request is beyond what any run needs",
+    "working_hours": "requests are not served at this hour",
+    "charter": "the run does not name the charter that the site holds, or its last day has passed",
+    "base_models": "the site does not allow its base model to be tuned",
+    "tasks": "the site does not allow this task, or its examples are for another one",
+    "objectives": "the site does not allow this objective",
+    "smallest_adapter": "the site does not allow so small an adapter",
+    "largest_adapter": "the site does not allow so large an adapter",
+    "least_participants": "the run has too few participants for the site",
+    "least_cohort": "the sum has too few sites for this one",
+    "secure_aggregation": "updates of this site leave only inside a secure sum",
+    "least_threshold": "the sum's threshold is too low for the site",
+    "least_colluding": "the sum's noise counts too many sites for this one",
+    "largest_epsilon_run": "the site's privacy budget for one run does not allow it",
+    "largest_epsilon_total": "the site's privacy budget over all runs does not allow it",
+    "largest_upload_bytes": "the reply would be larger than the site allows",
+    "smallest_count": "the reply would speak of fewer examples than the site allows",
+    "generation": "text may not be generated from the site's prompts",
+    "most_models": "the round was trained with other models before, as many as the site allows",
+    "most_scorings": "the run was scored on the site's examples as often as the site allows",
+    "most_steps": "a round of so many steps is not allowed at the site",
+    "most_seconds": "the round took longer than the site allows",
+}
+"""Rule of a refusal -> what the coordinator is told of it: nothing but what it knows already, and the rule."""
+REASONS: Mapping[str, str] = {
+    "form": "the request is not one that the site can read",
+    "data": "the site's examples cannot be used for this run",
+    "model": "the site's base model is not the run's, or cannot be loaded",
+    "training": "the local round gave no usable update: its loss was not finite, or nothing was learnt; "
+    "lower training.learning_rate",
+    "configuration": "the run's settings do not go together at the site",
+    "protection": "the site takes no further part in this sum",
+    "budget": "the privacy budget does not allow the round",
+    "privacy": "the guarantee cannot be given",
+    "disk": "no space left, or no permission, at the site",
+    "package": "a package that the run needs is not installed at the site",
+    "kit": "a key or a file of the site's kit cannot be used",
+    "memory": "the site's memory is too small for the round",
+    "trainer": "the site's trainer died over the request, or did not come back",
+    "federation": "the site could not do the round",
+    "error": "an unexpected error at the site",
+    **RULES,
+}
+"""Code -> its sentence."""
+
+_BY_TYPE: tuple[tuple[type[BaseException], str], ...] = (
+    (MessageError, "form"), (ProtectionError, "protection"), (DataError, "data"), (ModelError, "model"),
+    (TrainingError, "training"), (ConfigError, "configuration"), (BudgetError, "budget"), (PrivacyError, "privacy"),
+    (TrainerLostError, "trainer"),
+    (RunFolderError, "disk"), (MissingPackageError, "package"), (KitError, "kit"), (MemoryError, "memory"),
+    (SilotuneError, "federation"),
+)  # fmt: skip
+"""The first type that an error is of gives its code."""
+
+
+def code_of(error: BaseException) -> str:
+    """The code that a site sends for an error of its own."""
+    if isinstance(error, PolicyError):
+        return error.rule if error.rule in RULES else "error"
+    return next((code for kind, code in _BY_TYPE if isinstance(error, kind)), "error")
+
+
+def sentence_of(code: str) -> str:
+    """What the coordinator records for a code that came from a site; one that is not on the list says nothing."""
+    if code in RULES:
+        return f"policy rule {code!r}: {RULES[code]}{SEE}"
+    return REASONS.get(code, "the site gave a reason that is not on the list") + SEE
