@@ -100,7 +100,8 @@ def test_keys_of_encrypted_sums_are_the_sites_alone(tmp_path: Path) -> None:
         assert name not in files and not any(secret[64:] in content for content in files.values())
         packing = Packing(scheme, 1)
         total = Adder(packing)
-        total.add(encrypt(np.array([3, 4], np.int64 if scheme == "bfv" else np.float64), packing, secret))
+        numbers = np.array([3, 4], np.int64 if scheme == "bfv" else np.float64)
+        total.add(total.read(encrypt(numbers, packing, secret)))
         assert np.allclose(decrypt(total.cells(), 2, packing, secret), [3, 4], atol=1e-4)
         for key in [*files.values(), total._context.serialize()]:
             with pytest.raises(Exception):  # noqa: B017, PT011  # of TenSEAL's kinds, whatever they are called

@@ -48,7 +48,7 @@ def work(grid: Grid, context: Context) -> None:
     from silotune.config import from_mapping
     from silotune.experiment.modes import MODES
     from silotune.experiment.prepare import prepare
-    from silotune.experiment.run import plan_of
+    from silotune.experiment.rounds import plan_of
     from silotune.experiment.site import setup_of
     from silotune.federation.messages import decode_reply, encode, layout_of
     from silotune.record.cost import Meter

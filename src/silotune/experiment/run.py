@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
 from silotune.errors import RunFolderError
-from silotune.evaluation.metrics import signed
 from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
@@ -20,14 +18,13 @@ from silotune.experiment.crew import crew_of
 from silotune.experiment.engines import Engine, engine_of, federation_of
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.metering import check_budget, metered
-from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.orders import order_of, scored_by_clients, scoring_of
+from silotune.experiment.orders import scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
+from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
 from silotune.federation.countersigning import countersign, uncountersigned
 from silotune.federation.jobs import JOB
-from silotune.federation.protections import PROTECTIONS
 from silotune.federation.server import Plan, run_rounds
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit, close, concludes
@@ -120,7 +117,6 @@ def federate(
             RunFolder(path).clear()
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
     with metered(config) as meter:
-        keys = {name: own for name, own in sites.items() if own}
         return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
 
@@ -343,66 +339,6 @@ def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> tuple[Plan, Map
         return plan, scored
     job = run.vouched.job({"train": plan.body, "evaluate": scored})
     return replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
-
-
-def plan_of(
-    prepared: Prepared,
-    part: Part,
-    meter: Meter,
-    *,
-    audit: Audit | None = None,
-    name: str = "",
-    keys: Mapping[str, Sequence[str]] | None = None,
-) -> Plan:
-    """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
-
-    ``name`` is the part's identity in privacy ledgers, ``keys`` what clients sign their part in protected sums with.
-    """
-    config, federation = prepared.config, federation_of(prepared, part)
-    clock, target = federation.clock, config.evaluation.target
-    return Plan(
-        rounds=federation.rounds,
-        method=method(federation),
-        body=order_of(prepared, part, name=name).model_dump(mode="json"),
-        seed=config.seed,
-        clients_per_round=_asked_a_round(part, federation),
-        ranks=prepared.ranks if part.sends_updates else {},
-        timeout_seconds=federation.timeout_seconds,
-        below_minimum=federation.below_minimum,
-        min_replies=min(federation.min_replies, part.clients_per_round or len(part.clients)),
-        score=prepared.gold,
-        select=_selector(prepared.selection, prepared.task.metric) if prepared.selection else None,
-        every=config.evaluation.every if part.sends_updates else federation.rounds,
-        select_every=config.evaluation.select_every,
-        patience=config.evaluation.patience,
-        target=None if target is None else signed(prepared.task.metric, target),
-        budget=federation.budget,
-        checkpoint_every=config.record.checkpoint_every,
-        download=federation.download,
-        staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
-        meter=meter,
-        audit=audit,
-        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part), keys or {})
-        if part.sends_updates
-        else None,
-        privacy=privacy.central_of(config, part, name),
-    )
-
-
-def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
-    """Clients that a round asks, those beyond ``clients_per_round`` included; None for all."""
-    if part.clients_per_round is None or federation.clock is None:
-        return part.clients_per_round
-    return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))
-
-
-def _selector(scorer: SetScorer, metric: str) -> Callable[[Tensors], float]:
-    """The task's metric on the selection set, turned so that higher is better."""
-
-    def select(weights: Tensors) -> float:
-        return signed(metric, float(scorer(weights)[metric]))
-
-    return select
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:

@@ -149,9 +149,8 @@ def run_rounds(
         if state.stopped and not _due(plan, state.round_number, plan.select_every):
             state = _compared(plan, state)
         if _due(plan, state.round_number, plan.checkpoint_every) or state.stopped or state.excluded:
-            run.save_checkpoint(
-                state, transport.states(), announce=partial(witness.saves, plan.audit, state.round_number)
-            )
+            vouch = partial(witness.saves, plan.audit, state.round_number)
+            run.save_checkpoint(state, transport.states(), announce=vouch)
     return state
 
 

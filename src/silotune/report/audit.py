@@ -76,11 +76,7 @@ def line_of(entry: Entry) -> str:
 
 
 def _moment(seconds: float, *, timespec: str) -> str:
-    """A time in UTC; as the number that it is where no calendar has it, as in a trail that was tampered with."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec)
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds:g} s"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec)
 
 
 def write_audit(folder: Path, out: Path) -> str:
