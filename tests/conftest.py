@@ -1,9 +1,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attacks", action="store_true", help="list the attacks that were made, with what refused each")
+
+
+@pytest.fixture
+def refused(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Notes that an attacker's move was made and what refused it, for the list that ``--attacks`` prints."""
+    return lambda who, move, by: record_property("attack", (who, move, by))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--attacks"):
+        return
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    made = [tuple(value) for report in reports for name, value in report.user_properties if name == "attack"]
+    for who in dict.fromkeys(who for who, _, _ in made):
+        own = [(move, by) for other, move, by in made if other == who]
+        terminalreporter.section(f"{who}: {len(own)} attacks")
+        for move, by in own:
+            terminalreporter.line(f"{move}\n    refused by: {by}")
 
 
 @pytest.fixture(scope="session", autouse=True)

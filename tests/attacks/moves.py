@@ -276,4 +276,4 @@ MOVES: Mapping[str, Listed] = {
     "oracle": Listed("25 scorings of models of its choice", an_oracle, "most_scorings"),
     "oracle-restarted": Listed("the same around a restart", an_oracle_after_a_restart, "most_scorings"),
 }  # fmt: skip
-"""Name -> move of a hostile coordinator; ``scripts/attack.py`` runs and prints them all."""
+"""Name -> move of a hostile coordinator; ``pytest tests/attacks --attacks`` prints them with what refused each."""

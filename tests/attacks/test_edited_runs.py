@@ -211,12 +211,13 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_is_detected_and_named(deployed: Deployed, run: Path, name: str) -> None:
+def test_an_edit_is_detected_and_named(deployed: Deployed, run: Path, name: str, refused: Callable[..., None]) -> None:
     edit, said = EDITS[name]
     edit(run)
     for keys in (deployed.kit.members().signing_keys(), None):
-        with pytest.raises(AuditError, match=said):
+        with pytest.raises(AuditError, match=said) as caught:
             verify_run(run, keys=keys)
+    refused("whoever edits a finished run", name, f"audit verify: {str(caught.value).replace(str(run), 'RUN')}")
 
 
 @pytest.mark.parametrize("name", list(EDITS)[:14])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_an_honest_coordinator_is_served(fresh: Coordinator) -> None:
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_a_move_is_refused(fresh: Coordinator, name: str) -> None:
+def test_a_move_is_refused(fresh: Coordinator, name: str, refused: Callable[..., None]) -> None:
     listed, house = MOVES[name], fresh.house
     fresh.model()  # the run is open: imports and model are there before anybody looks
     entries, before = len(house.trail()), set(house.states())
@@ -49,3 +50,4 @@ def test_a_move_is_refused(fresh: Coordinator, name: str) -> None:
     assert new[-1].event == "refusal" and new[-2].event == "request"
     made = {name for path in set(house.states()) - before for name in path.split("/")}
     assert not made & {"-7", "0", "..", "escape"}
+    refused("a hostile coordinator", listed.says, f"{outcome(frame)}: {REASONS[outcome(frame)]}")

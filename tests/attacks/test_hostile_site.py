@@ -177,7 +177,7 @@ def test_a_site_that_lies_in_every_way_fails_alone(
     check(run, away(deployed, tiny_folder, tmp_path, len(LIES)), LIES)
 
 
-def test_the_same_over_tls(deployed: Deployed, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_same_over_tls(deployed: Deployed, tiny_folder: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     """Through real nodes, the SuperLink and TLS."""
     with over_tls(deployed):
         liar = Liar(deployed, [lie for lie, _ in LIES.values()])
@@ -192,3 +192,5 @@ def test_the_same_over_tls(deployed: Deployed, tiny_folder: Path, tmp_path: Path
         patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         check(run, away(deployed, tiny_folder, tmp_path, len(LIES)), LIES)
+    for lie, failure in zip(LIES, failures(run), strict=True):
+        refused("a site that lies in a reply, over TLS", lie, failure["reason"][:200])
