@@ -1,4 +1,4 @@
-"""Reads Markdown files for the tests of the documentation: code blocks, commands and links."""
+"""Reads Markdown files for the tests of the documentation: code blocks, commands, links and tables."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def links(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     return [target for target in targets if "://" not in target]
+
+
+def tables(page: Path) -> list[tuple[list[str], list[list[str]]]]:
+    """The tables: cells of the head, and of every row below it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^(\|.+)\n\|[-| ]+\|\n((?:\|.*\n?)+)", text, flags=re.MULTILINE)
+    return [(_cells(head), [_cells(row) for row in rows.splitlines()]) for head, rows in found]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))]
