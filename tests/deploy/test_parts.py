@@ -30,7 +30,7 @@ from silotune.deploy.node import _Node
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
-from silotune.deploy.superlink import MOST_BODY_BYTES, build_app, fleet_only
+from silotune.deploy.superlink import MOST_BODY_BYTES, MOST_OBJECT_BYTES, OBJECT, build_app, fleet_only
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import write_secret
@@ -83,8 +83,10 @@ def test_only_fleet_is_reached_from_outside(path: str) -> None:
 
 def test_a_node_is_let_through_and_bounded() -> None:
     assert asked("/v1/fleet/pull-messages") == 200
-    assert asked("/v1/fleet/push-object", length=str(MOST_BODY_BYTES + 1)) == 413
-    assert asked("/v1/fleet/push-object", length="") == 413  # a body without a length has no bound
+    assert asked(OBJECT, length=str(MOST_OBJECT_BYTES)) == 200
+    assert asked(OBJECT, length=str(MOST_OBJECT_BYTES + 1)) == 413
+    assert asked("/v1/fleet/push-messages", length=str(MOST_BODY_BYTES + 1)) == 413
+    assert asked(OBJECT, length="") == 413  # a body without a length has no bound
     assert asked("/v1/fleet/x", kind="websocket") is None
 
 

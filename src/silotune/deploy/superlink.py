@@ -18,13 +18,16 @@ from typing import Any
 from silotune.deploy.kits import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY, Kit, read_kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket
 from silotune.deploy.processes import follow_parent
-from silotune.deploy.superlink_disk import DATABASE, delete_for_good, kept_clear, make_private
+from silotune.deploy.superlink_disk import DATABASE, delete_for_good, kept_clear, make_private, wait_for_writers
 from silotune.record.signatures import read_secret
 from silotune.transports.frames import listen
 
 FLEET = "/v1/fleet/"
-MOST_BODY_BYTES = 32 << 20
-"""Of one request of a node: Flower cuts arrays into pieces of 5 MiB."""
+OBJECT = f"{FLEET}push-object"
+MOST_OBJECT_BYTES = 32 << 20
+"""Of one part of a message: Flower cuts arrays into pieces of 5 MiB."""
+MOST_BODY_BYTES = 256 << 10
+"""Of any other request of a node. It may announce some 3,600 parts, 18 GB, and others wait while Flower books them."""
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -36,7 +39,8 @@ def fleet_only(app: Application) -> Application:
             length = dict(scope["headers"]).get(b"content-length", b"")
             if not scope["path"].startswith(FLEET):
                 return await _refuse(send, 404)
-            if not length.isdigit() or int(length) > MOST_BODY_BYTES:
+            most = MOST_OBJECT_BYTES if scope["path"] == OBJECT else MOST_BODY_BYTES
+            if not length.isdigit() or int(length) > most:
                 return await _refuse(send, 413)
         elif scope["type"] != "lifespan":
             return None
@@ -75,9 +79,10 @@ def build_app(kit: Kit, folder: Path) -> Any:
 
 async def _serve(kit: Kit, folder: Path) -> None:
     import uvicorn
-    from sqlalchemy import Engine, event
+    from sqlalchemy import Engine, Pool, event
 
     event.listen(Engine, "connect", delete_for_good)  # Flower makes its engines within, one for each of its stores
+    event.listen(Pool, "checkout", wait_for_writers)
     settings = coordinator_settings(kit)
     app = build_app(kit, folder)
     inside = listen(link_socket(kit))

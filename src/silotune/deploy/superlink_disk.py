@@ -21,6 +21,8 @@ from silotune.record.files import explained
 DATABASE = "superlink.db"
 DELETES_FOR_GOOD = (("secure_delete", "ON"), ("journal_size_limit", "0"))
 """SQLite's settings of each connection: what is deleted is overwritten, and the log keeps no room that it had."""
+WAIT_SECONDS = 60.0
+"""For the lock of writers; Flower's own 5 s end calls of others while it books a message that announces many parts."""
 CLEAR_SECONDS = 1.0
 """Between two times that ended runs are looked for and the log is emptied."""
 STOP_SECONDS = 5.0
@@ -50,29 +52,19 @@ def log_of_changes(database: Path) -> Path:
     return database.with_name(f"{database.name}-wal")
 
 
+def wait_for_writers(connection: Any, *_: object) -> None:
+    """Has a connection of SQLite's wait; SQLAlchemy may call it for each one that it hands out, after Flower set it."""
+    connection.execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000:.0f}").close()
+
+
 def onlooker(database: Path) -> sqlite3.Connection:
-    """A connection for ``clear_log``, which waits for nobody."""
-    return sqlite3.connect(database, timeout=0, isolation_level=None, check_same_thread=False)
+    """A connection for ``clear_log``, which does not wait for long."""
+    return sqlite3.connect(database, timeout=1, isolation_level=None, check_same_thread=False)
 
 
-def clear_log(connection: sqlite3.Connection, seen: int = 0) -> int:
-    """Puts what the write-ahead log holds into the database; empties the log where nobody has written since ``seen``.
-
-    Emptying takes the lock of writers for a moment, in which SQLite refuses whoever has read and is about to write, as
-    Flower's transactions do. Where writes go on, the next one begins the log anew and cuts off what was behind it.
-
-    Args:
-        connection: Of an ``onlooker``, the same each time.
-        seen: What the call before gave.
-
-    Returns:
-        The number of the database's state, which changes when others write.
-    """
-    (state,) = connection.execute("PRAGMA data_version").fetchone()
-    is_busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    if state == seen and pages > 0 and moved == pages and not is_busy:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-    return int(state)
+def clear_log(connection: sqlite3.Connection) -> None:
+    """Puts what the write-ahead log holds into the database, and empties the log, unless somebody reads for long."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 
 def clean_up_ended(state: Any) -> None:
@@ -100,13 +92,13 @@ def kept_clear(state: Callable[[], Any], database: Path) -> Iterator[None]:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    done, said, seen, connection = threading.Event(), "", 0, onlooker(database)
+    done, said, connection = threading.Event(), "", onlooker(database)
 
     def clear() -> None:
-        nonlocal said, seen
+        nonlocal said
         try:
             clean_up_ended(state())
-            seen = clear_log(connection, seen)
+            clear_log(connection)
             said = ""
         except (SQLAlchemyError, sqlite3.Error) as error:  # locked, or a full disk: the next time is soon
             if said != (said := str(error).splitlines()[0]):
@@ -124,5 +116,4 @@ def kept_clear(state: Callable[[], Any], database: Path) -> Iterator[None]:
         done.set()
         thread.join(STOP_SECONDS)
         clear()
-        clear()  # nobody writes any more: the log is emptied the second time
         connection.close()
