@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test lint types unit end-to-end docs clean
+.PHONY: help setup quickstart test lint types unit end-to-end fuzz docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ unit: $(READY)  ## the fast tier on two cores, layer test included
 end-to-end: $(READY)  ## real processes, real kills, the wheel, the README
 	$(BIN)/python -m pytest -m end_to_end --numprocesses=2 --dist=loadfile --cov=silotune --cov-append --cov-report=
 	$(BIN)/coverage report --fail-under=90
+
+fuzz: $(READY)  ## five minutes of wrong messages to a site and a coordinator
+	PYTHONPATH=tests $(BIN)/python -m attacks.fuzz 300
 
 docs: $(READY)  ## write docs/cli.md and docs/configuration.md from the code
 	$(BIN)/python scripts/write_docs.py

@@ -95,12 +95,18 @@ CODE = blocks(ROOT / "CONTRIBUTING.md", "python")
 
 
 def test_recipes_are_short() -> None:
-    assert len(CODE) == 3
+    assert len(CODE) == 4
     assert max(len(code.splitlines()) for code in CODE) < 30
 
 
+def test_the_recipe_for_an_attack_is_the_tier_s_own() -> None:
+    attack, lie = CODE[0].splitlines()
+    assert attack in (ROOT / "tests" / "attacks" / "moves.py").read_text(encoding="utf-8")
+    assert lie in (ROOT / "tests" / "attacks" / "test_hostile_site.py").read_text(encoding="utf-8")
+
+
 def test_the_recipe_for_a_task_works() -> None:
-    (task,) = eval("[" + CODE[0] + "]", vars(tasks).copy())
+    (task,) = eval("[" + CODE[1] + "]", vars(tasks).copy())
     example = tasks.to_example(task, {"text": "We drew lots.", "label": 2, "journal": "A"}, where="x", number=1)
     assert example.answer == "methods" and example.fields["journal"] == "A"
 
@@ -108,7 +114,7 @@ def test_the_recipe_for_a_task_works() -> None:
 @pytest.mark.end_to_end
 def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> None:
     names = dict(vars(adapters))
-    exec(CODE[1], names)
+    exec(CODE[2], names)
     monkeypatch.setattr(adapters, "CONFIGS", {**adapters.CONFIGS, "loha": names["_loha"]})
     base = tiny.base()
     line = torch.tensor([[7, 8, 9]])
@@ -155,7 +161,7 @@ for momentum, algorithm in ((0.5, "diloco"), (0.0, "diloco"), (0.5, "fedavg")):
 @pytest.mark.end_to_end
 def test_the_recipe_for_an_algorithm_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    apply_recipe(CODE[2], tmp_path / "src" / "silotune")
+    apply_recipe(CODE[3], tmp_path / "src" / "silotune")
     document = {
         "model": {"name": str(tiny_folder), "max_length": 128},
         "adapter": {"rank": 2},

@@ -24,7 +24,7 @@ TINY = (
     "data.num_train=40", "data.num_validation=6", "data.num_test=12", "data.partition.clients=2",
     "training.max_steps=1", "federation.rounds=1", "evaluation.bootstrap_samples=0",
 )  # fmt: skip
-PLACEHOLDERS = {"CONFIG", "NAME", "DIR"}
+PLACEHOLDERS = {"CONFIG", "RUN.json", "NAME", "DIR"}
 
 
 def name_of(page: Path) -> str:

@@ -1,6 +1,6 @@
 """Fuzzes the receivers: structured changes of valid messages, against a real trainer host and a coordinator in process.
 
-``PYTHONPATH=tests python -m attacks.fuzz 300`` does so for 300 seconds and prints what it did. Whatever comes, a site
+``make fuzz`` does so for five minutes and prints what it did. Whatever comes, a site
 answers with a reply or with a code from its list, writes it into a trail that verifies, and touches nothing but its own
 files; a coordinator has a believed reply or a failure under the name of the site that answered.
 """
@@ -8,6 +8,7 @@ files; a coordinator has a believed reply or a failure under the name of the sit
 from __future__ import annotations
 
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -365,6 +366,7 @@ def main() -> None:
     import silotune.transports.flower as flower
 
     seconds, seed = float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    logging.getLogger("silotune").setLevel(logging.CRITICAL)  # each refusal is a line of a trainer's log
     torch.set_num_threads(1)
     flower.POLL_SECONDS = 0.0
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1

@@ -170,13 +170,13 @@ class Coordinator:
             "rounds": self.config.federation.rounds,
             "kinds": list(kinds_of(self.config)),
             "orders": {name: order_digest(body) for name, body in self.orders().items()},
-            "setup_sha256": "",
             "charter_sha256": None,
             "expires": (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z"),
             **self.changes,
             **changes,
         }
-        made["setup_sha256"] = made["setup_sha256"] or sha256(self.setup)
+        if "setup_sha256" not in made:
+            made["setup_sha256"] = sha256(self.setup)
         signer = key or self.submitter
         public = name or (self.house.folder / "researcher" / "signing.pub").read_text().strip()
         return {"job": made, "submitter": public, "signature": _signed(signer, "job", canonical(made))}

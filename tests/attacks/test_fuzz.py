@@ -1,4 +1,4 @@
-"""The fuzzer of the receivers for some seconds; ``python -m attacks.fuzz 300`` does so for minutes."""
+"""The fuzzer of the receivers for some seconds; ``make fuzz`` does so for minutes."""
 
 from __future__ import annotations
 

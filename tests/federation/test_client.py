@@ -70,5 +70,5 @@ def test_what_a_client_refuses(model, start) -> None:
     with pytest.raises(MessageError, match="unknown request 'tran': did you mean 'train'"):
         client_round(Request("tran", 1, "bank", start, body()), site)
     for wrong in ({}, {**body(), "more": 1}, {**body(), "training": {"learning_rate": -1}}):
-        with pytest.raises(MessageError, match="train request's body is not valid at '"):
+        with pytest.raises(MessageError, match="body of this train request is not valid at '"):
             client_round(Request("train", 1, "bank", start, wrong), site)

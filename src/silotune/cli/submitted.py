@@ -155,4 +155,4 @@ def print_jobs(jobs: list[dict[str, Any]]) -> None:
         reason = f": {job['reason']}" if job["reason"] else ""
         say(f"  run {job['name']}: {job['status']}{done}{reason}")
     if not jobs:
-        say("  no runs: silotune submit CONFIG --kit KIT")
+        say("  no runs: silotune submit RUN.json --kit KIT")

@@ -122,7 +122,7 @@ def read_body(kind: type[SectionType], message: Request | Reply) -> SectionType:
     try:
         return exactly(kind, message.body)
     except ValueError as error:
-        raise MessageError(f"a {message.kind} {side}'s body is not valid at {str(error)!r}") from error
+        raise MessageError(f"the body of this {message.kind} {side} is not valid at {str(error)!r}") from error
 
 
 def layout_of(tensors: Tensors) -> Layout:
