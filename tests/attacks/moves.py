@@ -268,6 +268,8 @@ MOVES: Mapping[str, Listed] = {
     # --- what no run needs
     "steps": Listed("10**12 steps", with_config(training={"max_steps": 10**12}), "most_steps"),
     "rate": Listed("a rate of 1e9", with_config(training={"learning_rate": 1e9}), "bounds"),
+    "rank": Listed("an adapter of rank 10**9", with_config(adapter={"rank": 10**9}), "bounds"),
+    "examples": Listed("10**12 examples to generate", with_config(data={"num_train": 10**12}), "bounds"),
     "batch": Listed("a batch of -3", with_order(batch_size=-3), "form"),
     "tokens": Listed("10**9 tokens to write", with_order(max_new_tokens=10**9), "form"),
     "generates": Listed("text written from the site's prompts", with_order(scoring="generation"), "generation"),

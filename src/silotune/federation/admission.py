@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from silotune.config import Config
 from silotune.errors import AuditError, PolicyError
 from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, WITHIN, Job, SignedJob
@@ -137,6 +138,7 @@ def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitt
     signed = _job_of(header, gate, members)
     _check_run(signed.job, arrived.run, document)
     setup = read_setup(document)
+    check_bounds(setup.config)
     order = _order_of(header, signed.job, setup)
     asked = _asked(header, signed, setup, gate)
     rules.check(policy, asked, rules=rules.RULES)
@@ -209,35 +211,43 @@ def _order_of(header: Header, job: Job, setup: Setup) -> TrainOrder | EvaluateOr
     if order.model_copy(update={JOB: None}) != wanted:
         said, meant = (each.model_dump(mode="json", exclude={JOB}) for each in (order, wanted))
         raise PolicyError("job.order", f"the order to train says another {next(differing(meant, said), 'value')}")
-    check_bounds(order)
     return order
 
 
 BOUNDS: Mapping[str, float] = {
-    "learning_rate": 1e3,
-    "weight_decay": 1e3,
-    "batch_size": 1 << 16,
-    "gradient_accumulation": 1 << 16,
-    "epochs": 1e4,
-    "clip_norm": 1e9,
-    "beta": 1e4,
-    "desirable_weight": 1e4,
-    "undesirable_weight": 1e4,
-    "threads": 1024,
+    "adapter.rank": 1 << 13,
+    "data.num_train": 1e6,
+    "data.num_validation": 1e6,
+    "data.num_test": 1e6,
+    "data.partition.clients": 1e5,
+    "federation.rounds": 1e6,
+    "model.max_length": 1 << 20,
+    "training.learning_rate": 1e3,
+    "training.weight_decay": 1e3,
+    "training.batch_size": 1 << 16,
+    "training.gradient_accumulation": 1 << 16,
+    "training.epochs": 1e4,
+    "training.clip_norm": 1e9,
+    "training.beta": 1e4,
+    "training.desirable_weight": 1e4,
+    "training.undesirable_weight": 1e4,
+    "training.threads": 1024,
 }
-"""Setting of ``[training]`` -> the largest value that a site trains with; steps are the policy's ``most_steps``."""
+"""Setting of a run -> the largest value that a site takes; steps of a round are the policy's ``most_steps``."""
 
 
-def check_bounds(order: TrainOrder) -> None:
-    """Refuses settings that no run needs and that could hold a site's machine.
+def check_bounds(config: Config) -> None:
+    """Refuses settings that no run needs and that could take a site's memory, or its time.
 
     Raises:
         PolicyError: One is beyond its bound.
     """
     for name, most in BOUNDS.items():
-        value = getattr(order.training, name)
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
         if value is not None and value > most:
-            raise PolicyError("bounds", f"training.{name} = {value:g}, at most {most:g} is served")
+            raise PolicyError("bounds", f"{name} = {value:g}, at most {most:g} is served")
 
 
 def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked:
