@@ -1,8 +1,8 @@
 """Fuzzes the receivers: structured changes of valid messages, against a real trainer host and a coordinator in process.
 
-``make fuzz`` does so for five minutes and prints what it did. Whatever comes, a site
-answers with a reply or with a code from its list, writes it into a trail that verifies, and touches nothing but its own
-files; a coordinator has a believed reply or a failure under the name of the site that answered.
+``make fuzz`` does so for five minutes and prints what it did. Whatever comes, a site answers with a reply or a code of
+its list, writes it into a trail that verifies, and touches nothing but its own files; a coordinator has a believed
+reply or a failure under the name of the site that answered.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safetensors.torch import save
 import tiny
 from attacks.hostile import OTHERS, SITE, Coordinator, House, configuration, leaks, outcome, packed
 from line import NAMES, line, transport
+from silotune.deploy.submit import kinds_of
 from silotune.federation.kinds import KINDS
 from silotune.federation.messages import decode_request, encode, layout_of
 from silotune.federation.reasons import REASONS
@@ -195,13 +196,13 @@ def _request(it: Coordinator, mutator: Mutator, sent: list[tuple[bytes, bytes, s
     draw = mutator.draw
     if sent and draw.random() < 0.05:
         return draw.choice(sent)
-    kind = draw.choice([*KINDS, "train", "evaluate", "train"])
+    kind = draw.choice([*KINDS, *4 * kinds_of(it.config)])
     it, body = _signed(it, kind, mutator)
     fields: dict[str, Any] = {
         "type": "request", "kind": kind, "round": draw.choice([1, 1, 2, 3, 4]), "client": SITE, "body": body,
         "head": it.head(),
     }  # fmt: skip
-    if draw.random() < 0.4:
+    if draw.random() < 0.25:
         fields = mutator.of(fields)
     tensors = it.model(draw.choice([1.0, 1.0, 1.0, 2.0])) if KINDS.get(kind) and KINDS[kind].carries_adapter else {}
     if draw.random() < 0.15:
