@@ -63,7 +63,7 @@ def test_a_plan_for_people(capsys) -> None:
 def test_a_plan_of_a_mixture(capsys) -> None:
     words = ["privacy", "plan", "quickstart", "--json", "--set", "data.task=mixture"]
     words += ["--set", "data.mixture.finance-news=1", "--set", "data.mixture.medical-choice=1"]
-    words += ["--set", "data.partition.field=label"]
+    words += ["--set", "data.partition.field=label", "--set", "federation.rounds=2"]
     words += ["--set", "privacy.dp=example", "--set", "privacy.noise_multiplier=1", *FAST]
     assert _run(words, is_debug=True) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
