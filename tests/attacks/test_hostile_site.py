@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,31 +154,43 @@ def check(run: RunFolder, without: RunFolder, lies: Mapping[str, tuple[Lie, str]
     assert blamed == [LIAR] * len(lies)
 
 
-def away(deployed: Deployed, model: Path, folder: Path, rounds: int) -> RunFolder:
-    """The same run without the liar, whose node is never up."""
-    names, deployed.names = deployed.names, tuple(name for name in NAMES if name != LIAR)
+@contextmanager
+def in_memory() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        yield
+
+
+@pytest.fixture(scope="module")
+def without(deployed: Deployed, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same run without the liar, whose trainer does nothing and says so."""
+    host = deployed.hosts[LIAR]
+    honest, refuses = host.answer, Frame({"status": "failure", "stage": "train", "reason": "generation"})
+    host.answer = lambda frame: refuses  # type: ignore[method-assign]
     try:
-        config = asked(model, folder, f"away-{rounds}", rounds)
-        config["federation"]["timeout_seconds"] = 0.5
-        return deployed.run(from_mapping(config))
+        with in_memory():
+            folder = tmp_path_factory.mktemp("without")
+            return deployed.run(from_mapping(asked(tiny_folder, folder, "without", len(LIES))))
     finally:
-        deployed.names = names
+        host.answer = honest  # type: ignore[method-assign]
 
 
 def test_a_site_that_lies_in_every_way_fails_alone(
-    deployed: Deployed, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployed: Deployed, tiny_folder: Path, tmp_path: Path, without: RunFolder
 ) -> None:
-    monkeypatch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     liar = Liar(deployed, [lie for lie, _ in LIES.values()])
     try:
-        run = deployed.run(from_mapping(asked(tiny_folder, tmp_path, "lies", len(LIES))))
+        with in_memory():
+            run = deployed.run(from_mapping(asked(tiny_folder, tmp_path, "lies", len(LIES))))
     finally:
         liar.host.answer = liar.honest  # type: ignore[method-assign]
-    check(run, away(deployed, tiny_folder, tmp_path, len(LIES)), LIES)
+    check(run, without, LIES)
 
 
-def test_the_same_over_tls(deployed: Deployed, tiny_folder: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_the_same_over_tls(
+    deployed: Deployed, tiny_folder: Path, tmp_path: Path, without: RunFolder, refused: Callable[..., None]
+) -> None:
     """Through real nodes, the SuperLink and TLS."""
     with over_tls(deployed):
         liar = Liar(deployed, [lie for lie, _ in LIES.values()])
@@ -188,9 +201,6 @@ def test_the_same_over_tls(deployed: Deployed, tiny_folder: Path, tmp_path: Path
         keys = deployed.kit.members().signing_keys()
         sites = [site_folder(deployed.site(name)) for name in NAMES]
         assert verify_run(run.path, keys=keys, sites=sites).has_adapter
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        check(run, away(deployed, tiny_folder, tmp_path, len(LIES)), LIES)
+    check(run, without, LIES)
     for lie, failure in zip(LIES, failures(run), strict=True):
         refused("a site that lies in a reply, over TLS", lie, failure["reason"][:200])
