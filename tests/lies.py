@@ -73,7 +73,7 @@ def commits_to_something_else(net: Lying, request: Request, reply: Reply) -> Rep
     if request.kind != "secure_sum.shares":
         return reply
     member, stage = net.liar.member, net.liar.stage
-    sharing = SignedSharing.model_validate({**reply.body["sharing"], "key": dict.fromkeys(stage.holders, "0" * 64)})
+    sharing = SignedSharing.model_validate({**reply.body["sharing"], "key": dict.fromkeys(stage.given, "0" * 64)})
     sharing = sharing.model_copy(update={"signature": member.sign(sharing.content(stage.roster, net.who)).hex()})
     sealed = {
         peer: replace(SealedShares.model_validate(one).read(), key="0" * 64)
@@ -97,7 +97,7 @@ def frames_a_holder(net: Lying, request: Request, sealed: Mapping[str, Any]) -> 
 
 
 def complains(*, of: Callable[[Lying, list[str]], list[str]]) -> Lie:
-    """Signed complaints about neighbours whose shares are fine."""
+    """Signed complaints about others whose shares are fine."""
 
     def complaints(net: Lying, request: Request, value: Any) -> dict[str, str]:
         about = of(net, sorted(request.body["shares"]))
@@ -154,7 +154,7 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
     "a mangled signature of keys": (at("secure_sum.keys", signature=zeros), "its keys are not signed by it", False),
     "too few shares": (
         at("secure_sum.shares", shares=lambda net, request, sealed: dict(list(sealed.items())[1:])),
-        "its shares are not one for each of its neighbours", False,
+        "its shares are not one for each of the others", False,
     ),
     "garbage shares to all": (garbage_shares(to_all=True), "in dispute over shares", False),
     "unsigned garbage": (at("secure_sum.shares", shares=unsigned_garbage), "is not signed by it", False),

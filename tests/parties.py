@@ -15,22 +15,19 @@ from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.shamir import split
 from silotune.privacy.secure_sum.sharing import SignedSharing
 from silotune.privacy.secure_sum.stages import Advertised, Sealed, Shared, Stage
-from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms, all_holders, roster_digest
+from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms
 
 
-def members(count: int, *, least_clients: int = 2, least_degree: int = 1) -> dict[str, Member]:
+def members(count: int, *, least_clients: int = 2) -> dict[str, Member]:
     private = {f"site-{number:03}": Ed25519PrivateKey.generate() for number in range(count)}
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
-    return {
-        name: Member(name, key.sign, public, least_clients, 0.6, lambda parties, threshold: least_degree)
-        for name, key in private.items()
-    }
+    return {name: Member(name, key.sign, public, least_clients, 0.6) for name, key in private.items()}
 
 
 def terms(names: Sequence[str], **changes) -> Terms:
     values = {
         "session": os.urandom(16).hex(), "round_number": 1, "cohort": tuple(sorted(names)), "threshold": 2 / 3,
-        "degree": len(names), "bits": 32, "bound": 1.0, "max_examples": 100, "size": 5,
+        "bits": 32, "bound": 1.0, "max_examples": 100, "size": 5,
         "work": "0" * 64,
     }  # fmt: skip
     return Terms(**{**values, **changes})
@@ -79,7 +76,7 @@ class Sum:
 
     def mask(self, *gone: str) -> None:
         arrived = self.agreed.arrived
-        if len(arrived) < (needed := self.terms.needed(len(self.members))):
+        if len(arrived) < (needed := self.terms.needed):
             raise ProtectionError(f"{len(arrived)} are left, {needed} are needed")
         for name in [name for name in arrived if name not in gone]:
             self.stages[name] = site.confirm(self.members[name], self.stages[name], arrived)
@@ -92,15 +89,13 @@ class Sum:
             self.stages[name], self.signatures[name] = made
 
     def reveal(self, *gone: str) -> None:
-        with_shares = all_holders(tuple(self.keys), roster_digest(self.terms, self.keys), self.terms.degree)
         for name in [name for name in self.signatures if name not in gone]:
-            signed = {peer: self.signatures[peer] for peer in with_shares[name] if peer in self.signatures}
-            self.revealed[name] = site.reveal(self.members[name], self.stages[name], signed)
+            self.revealed[name] = site.reveal(self.members[name], self.stages[name], self.signatures)
 
     def open(self) -> np.ndarray:
         total = sum(self.masked.values(), start=np.zeros(self.terms.size, RINGS[self.terms.bits]))
         alive = tuple(self.masked)
-        expected = coordinator.to_reveal(self.parties, self.agreed, alive, holders=tuple(self.revealed))
+        expected = coordinator.to_reveal(self.agreed, alive, holders=tuple(self.revealed))
         fitting, self.wrong = coordinator.fitting(self.parties, self.sharings, self.revealed, expected=expected)
         coordinator.unmask(
             [total], self.parties, self.sharings, arrived=self.agreed.arrived, survivors=alive, revealed=fitting
@@ -119,7 +114,7 @@ def resealed(
     """As ``site.share`` of a site that gives these shares, commits itself to them and signs for them."""
     made = replace(stage, given=pairs)
     sharing = site._committed(member, made)
-    peers = [peer for peer in stage.holders if peer != member.name]
+    peers = [peer for peer in stage.keys if peer != member.name]
     return made, {peer: site._sealed(member, made, peer, sharing) for peer in peers}, sharing
 
 
@@ -128,7 +123,7 @@ def false_shares(
 ) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
     """As ``site.share``, of a site that gives shares of something else, and commits itself to just these."""
     shared, _, sharing = site.share(member, stage, keys, os.urandom)
-    wrong = split(os.urandom(32), sharing.least, len(shared.holders), os.urandom)
+    wrong = split(os.urandom(32), sharing.least, len(shared.given), os.urandom)
     pairs = {
         holder: (false, pair[1]) if secret == "seed" else (pair[0], false)
         for false, (holder, pair) in zip(wrong, sorted(shared.given.items()), strict=True)

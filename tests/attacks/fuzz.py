@@ -265,7 +265,7 @@ def _steps(it: Coordinator, kind: str, draw: random.Random) -> dict[str, Any]:
     if kind == "secure_sum.keys":
         made = Terms(
             session=f"{draw.getrandbits(128):032x}", round_number=1, cohort=tuple(sorted((SITE, *OTHERS))),
-            threshold=2 / 3, degree=3, bits=32, bound=1.0, max_examples=64, size=100, work="0" * 64,
+            threshold=2 / 3, bits=32, bound=1.0, max_examples=64, size=100, work="0" * 64,
         )  # fmt: skip
         return {"terms": made.model_dump(mode="json")}
     parts: dict[str, dict[str, Any]] = {

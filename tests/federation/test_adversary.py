@@ -101,7 +101,7 @@ def shrinks_the_list(net: Cheating, request: Request) -> Request:
 def shrinks_the_cohort(net: Cheating, request: Request) -> Request:
     if request.kind != "secure_sum.keys":
         return request
-    return within(request, terms={**request.body["terms"], "cohort": ["a", "b"], "degree": 1})
+    return within(request, terms={**request.body["terms"], "cohort": ["a", "b"]})
 
 
 def alive_and_dead(net: Cheating, request: Request) -> Request:
@@ -135,7 +135,7 @@ def other_settings(net: Cheating, request: Request) -> Request:
         (swaps_keys, "secure_sum.shares", "is not signed by 'b'"),
         (replays_a_share, "secure_sum.accept", "is not signed by 'b'"),
         (makes_up_a_complaint, "secure_sum.input", "is not signed by 'b'"),
-        (leaves_out_a_share, "secure_sum.accept", "are not those of the neighbours"),
+        (leaves_out_a_share, "secure_sum.accept", "are not those of the sites"),
         (leaves_out_honest_sites, "secure_sum.input", "2 of 5 are left for this sum, 4 are needed"),
         (brings_back_another, "secure_sum.input", "who shares masks does not fit the list before it"),
         (another_list_of_masks, "secure_sum.check", "does not fit the list before it"),

@@ -159,12 +159,29 @@ def test_an_opener_that_lies_is_booked_and_the_next_one_asked(model, start, tmp_
     net = Lying(model, settings, lie, SITES, liar="a")
     state = run(tmp_path, net, start, settings, notify=net.notify)
     assert {client for client, _ in net.booked} == {"a"}
-    assert all("what it opened cannot be true, and 'b' opened something else" in reason for _, reason in net.booked)
+    assert all("it opened the sum to something else than others did" in reason for _, reason in net.booked)
     honest = run(tmp_path / "honest", Net(model, settings, names=SITES), start, settings)
     if scheme == "bfv":
         tiny.assert_same_bits(state.weights, honest.weights)
     else:
         tiny.assert_close(state.weights, honest.weights, 1e-6)
+
+
+def test_no_opener_books_an_honest_one_with_a_sum_that_cannot_be(model, start, tmp_path: Path) -> None:
+    """The liar counts itself three times, and opens the sum to whatever it likes, as if it had not."""
+    settings = privacy("he")
+
+    def lie(net: Lying, request: Request, reply: Reply) -> Reply:
+        if request.kind == "he.open" and SUM in reply.tensors:
+            counted = reply.tensors[FIGURES_NAME].clone()
+            counted[0] -= 2
+            return replace(reply, tensors={FIGURES_NAME: counted, SUM: torch.full_like(reply.tensors[SUM], 77)})
+        return changed("he.input", FIGURES_NAME, figures(3, *HONEST[1:]))(net, request, reply)
+
+    net = Lying(model, settings, lie, SITES)
+    with pytest.raises(ProtectionError, match="cannot be true: .*6 sites count themselves in it"):
+        run(tmp_path, net, start, settings, notify=net.notify)
+    assert [client for client, _ in net.booked] == [LIAR]
 
 
 @pytest.mark.parametrize(

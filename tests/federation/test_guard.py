@@ -151,7 +151,7 @@ def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
     assert "m" * 64 not in (tmp_path / "bank-a" / FILE).read_text()
     house.serve(request("secure_sum.keys", terms={**terms, "noise": {"colluding": 1}}), keys)
     for rule, changed in {
-        "least_participants": {"cohort": ["bank-a"]},
+        "job.cohort": {"cohort": ["bank-a"]},
         "least_threshold": {"threshold": 0.6},
         "least_colluding": {"noise": {"colluding": 0}},
     }.items():

@@ -205,7 +205,7 @@ def test_a_sum_that_turns_out_cheaper_changes_no_other_entry(tmp_path: Path) -> 
     site = SimpleNamespace(name="a", examples=[1] * 9, state=SiteState(), budget=Budget(tmp_path))
     noise = NoiseTerms(multiplier=500, clip_norm=1, colluding=1)
     terms = Terms(
-        session="0" * 32, round_number=1, cohort=("a", "b", "c", "d", "e"), threshold=2 / 3, degree=4, bits=32, bound=1,
+        session="0" * 32, round_number=1, cohort=("a", "b", "c", "d", "e"), threshold=2 / 3, bits=32, bound=1,
         max_examples=1, size=100, work="0" * 64, noise=noise,
     )  # fmt: skip
     order = {"privacy": distributed(noise_multiplier=500, clip_norm=1).model_dump(mode="json"), "run": "r"}

@@ -287,14 +287,14 @@ def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
     )
 
 
-def test_neighbours_and_weights_follow_from_the_settings(model, start) -> None:
+def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     settings = privacy()
     asking = Asking(1, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, asking)
     train = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=settings)
     check_terms(terms, train.model_dump(mode="json"))
-    with pytest.raises(ProtectionError, match="terms of the sum say degree = 6, .* say 4"):
-        check_terms(terms.model_copy(update={"degree": 6}), train.model_dump(mode="json"))
+    with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
+        check_terms(terms.model_copy(update={"threshold": 0.9}), train.model_dump(mode="json"))
     capped = FederationSection(weighting="capped", weight_cap=9)
     noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
     for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):

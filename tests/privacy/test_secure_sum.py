@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from silotune.errors import ProtectionError
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
 from silotune.privacy.secure_sum.sharing import FalseSharing, check_proof, complaint_content
-from silotune.privacy.secure_sum.terms import holders, ring_order, safe_degree
+from silotune.privacy.secure_sum.terms import needed_of, survivors_content
 
 
 def plain(made: Sum) -> np.ndarray:
@@ -52,26 +54,6 @@ def test_beyond_the_threshold_nothing_is_opened(phase: str) -> None:
     made = begin(7)
     with pytest.raises(ProtectionError, match="needed"):
         made.run({phase: ("site-000", "site-001", "site-002")})
-
-
-def test_a_sparse_graph_opens_the_same_sum() -> None:
-    made = begin(16, degree=6)
-    opened = made.run({"mask": ("site-003",), "agree": ("site-011",)})
-    np.testing.assert_array_equal(opened, plain(made))
-    assert {len(texts) for texts in made.sealed.values()} == {6}
-
-
-def test_graph_is_regular_mutual_and_drawn_from_the_keys() -> None:
-    names = tuple(f"s{number}" for number in range(20))
-    near = {name: holders(name, names, b"x" * 32, 6) for name in names}
-    assert all(len(found) == 7 and name in found for name, found in near.items())
-    assert all(name in near[other] for name, found in near.items() for other in found)
-    assert ring_order(names, b"x" * 32) != ring_order(names, b"y" * 32)
-
-
-@pytest.mark.parametrize(("parties", "degree"), [(2, 1), (10, 9), (32, 31), (100, 30), (1000, 78)])
-def test_safe_degree(parties: int, degree: int) -> None:
-    assert safe_degree(parties, 2 / 3) == degree
 
 
 def test_what_the_coordinator_sees_is_uniform_and_new_in_every_round() -> None:
@@ -170,7 +152,7 @@ def test_replayed_and_misrouted_shares_are_refused() -> None:
             raise AssertionError(what)
     without = {peer: one for peer, one in routed.items() if peer != "site-001"}
     for wrong in (without, {**without, "ghost": of_b}):
-        with pytest.raises(ProtectionError, match="not those of the neighbours"):
+        with pytest.raises(ProtectionError, match="not those of the sites"):
             site.accept(member, stage, tuple(made.sealed), wrong)
 
 
@@ -226,7 +208,7 @@ def test_an_owner_answers_with_what_it_gave_and_the_coordinator_uses_it() -> Non
     assert all(sharing.fits(made.parties.roster, "site-001", name, *one) for name, one in shares.items())
 
 
-def test_a_site_answers_only_what_its_neighbours_have_signed() -> None:
+def test_a_site_answers_only_what_others_have_signed() -> None:
     """A coordinator makes up complaints, to be shown shares: no honest site's, and no other sum's, is ever answered."""
     made, before = until_accepted(4), until_accepted(4)
     member, stage = made.members["site-001"], made.stages["site-001"]
@@ -284,16 +266,6 @@ def test_who_left_before_the_final_list_cannot_come_back_with_it() -> None:
         site.confirm(made.members["site-000"], made.stages["site-000"], tuple(made.members))
 
 
-def test_neighbours_must_be_left_on_the_final_list() -> None:
-    """Enough of the cohort, too few of the ring around one site."""
-    made = until_accepted(16, degree=6)  # 7 holders each, 5 are needed
-    parties = made.parties
-    near = [name for name in parties.holders["site-000"] if name != "site-000"]
-    final = tuple(name for name in made.members if name not in near[:3])
-    with pytest.raises(ProtectionError, match="4 of 7 neighbours are left"):
-        site.confirm(made.members["site-000"], made.stages["site-000"], final)
-
-
 def test_two_final_lists_never_open_a_sum() -> None:
     """Half of the sites share masks with everybody, half without the last: who shares masks is signed, too."""
     made = until_accepted(6)  # 5 are needed
@@ -323,6 +295,50 @@ def test_nobody_is_alive_and_dead() -> None:
     assert all(set(owners) == set(made.members) for owners in made.revealed.values())
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 10, 40])
+def test_two_lists_take_a_third_of_the_sites_to_sign_both(count: int) -> None:
+    """One site is on the first list and not on the second; the others are split as well as can be between the two.
+
+    Of those that sign both, one less than 2 t - n get nothing out of anybody on one of the two sides; so many get both
+    secrets, and no protocol of this kind can do better.
+    """
+    needed = needed_of(count, 2 / 3)
+    for liars in {max(0, 2 * needed - count - 1), min(count - 1, 2 * needed - count)}:
+        honest = count - liars
+        opened = max(
+            min(*(_both_lists(count, liars, on_first) if honest else (0, 0))) for on_first in range(1, honest + 1)
+        )
+        assert (opened >= needed) == (liars >= 2 * needed - count)
+
+
+def _both_lists(count: int, liars: int, on_first: int) -> tuple[int, int]:
+    """Shares of the target's seed and of its key, when so many honest sites see the list that it is on."""
+    made = begin(count)
+    for phase in PHASES[:4]:
+        getattr(made, phase)()
+    names, target = tuple(made.members), tuple(made.members)[-1]
+    both, first = set(names[:liars]), {target, *names[liars : liars + on_first - 1]}
+    lists = {"seed": names, "key": names[:-1]}
+    signed: dict[str, dict[str, str]] = {"seed": {}, "key": {}}
+    agreed = {}
+    for name, (kind, listed) in itertools.product(names, lists.items()):
+        if name in both:
+            content = survivors_content(made.parties.roster, names, listed)
+            signed[kind][name] = made.members[name].sign(content).hex()
+        elif (name in first) == (kind == "seed"):
+            with contextlib.suppress(ProtectionError):  # of three sites all are needed
+                agreed[kind, name], signed[kind][name] = site.agree(made.members[name], made.stages[name], listed)
+    shares = dict.fromkeys(lists, liars)  # who lies shows what it holds, whatever was signed
+    for (kind, name), stage in agreed.items():
+        try:
+            given = site.reveal(made.members[name], stage, signed[kind])
+        except ProtectionError:
+            continue
+        assert given[target][0] == kind
+        shares[kind] += 1
+    return shares["seed"], shares["key"]
+
+
 @pytest.mark.parametrize(
     "survivors", [(), ("site-000",) * 4, ("site-001", "site-002", "site-003", "site-004"), ("site-000", "x")]
 )
@@ -342,7 +358,7 @@ def test_shrunk_sums_and_few_signatures_are_refused() -> None:
         site.agree(made.members["site-000"], made.stages["site-000"], tuple(made.masked)[:3])
     made.agree()
     few = dict(list(made.signatures.items())[:3])
-    with pytest.raises(ProtectionError, match="3 neighbours have signed the list of inputs, 4 are needed"):
+    with pytest.raises(ProtectionError, match="3 sites have signed the list of inputs, 4 are needed"):
         site.reveal(made.members["site-000"], made.stages["site-000"], few)
 
 
@@ -350,9 +366,7 @@ def test_the_site_s_own_rules_win() -> None:
     people = members(4, least_clients=5)
     with pytest.raises(ProtectionError, match="4 of 4 are left for this sum, 5 are needed"):
         site.advertise(people["site-000"], terms(tuple(people)), os.urandom)
-    people = members(6, least_degree=4)
-    with pytest.raises(ProtectionError, match="2 neighbours a site are too few for 6: 4"):
-        site.advertise(people["site-000"], terms(tuple(people), degree=2), os.urandom)
+    people = members(6)
     with pytest.raises(ProtectionError, match="a threshold of 0.550 is below this site's 0.600"):
         site.advertise(people["site-000"], terms(tuple(people), threshold=0.55), os.urandom)
     with pytest.raises(ProtectionError, match="'ghost' is in the cohort and is no member"):
@@ -463,7 +477,7 @@ def test_complaints_name_a_liar_and_hurt_no_honest_site(count: int) -> None:
     made = begin(count)
     made.advertise()
     liar, honest = "site-000", tuple(made.members)[1:]
-    tolerated = max(1, count - made.terms.needed(count))
+    tolerated = max(1, count - made.terms.needed)
     for told in range(2 ** len(honest)):
         against = tuple(name for place, name in enumerate(honest) if told >> place & 1)
         by_others = complaints(made, dict.fromkeys(against, (liar,)))
@@ -471,21 +485,9 @@ def test_complaints_name_a_liar_and_hurt_no_honest_site(count: int) -> None:
         assert by_others.liars == ((liar,) if len(against) > tolerated else ())
         if count == 3 and by_others.liars:
             continue  # of three sites all are needed
-        assert by_others.left_out == () and set(honest) <= set(by_others.arrived)
+        assert set(honest) <= set(by_others.arrived)
         assert len(by_others.disputes) == (0 if by_others.liars else len(against))
         assert by_others.against(liar) == (() if by_others.liars else against)
-
-
-def test_dropouts_leave_out_owners_whose_secrets_too_few_hold() -> None:
-    """Of a ring: the neighbours of those that are away, and in turn of those that are left out."""
-    made = begin(16, degree=6)  # 7 holders each, 5 are needed
-    made.advertise()
-    parties = made.parties
-    away = [name for name in parties.holders["site-000"] if name != "site-000"][:3]
-    agreed = coordinator.after_complaints(parties, {name: () for name in made.members if name not in away})
-    assert agreed.liars == agreed.disputes == () and "site-000" in agreed.left_out
-    for name in agreed.arrived:
-        assert len(set(parties.holders[name]) & set(agreed.arrived)) >= 5
 
 
 def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
@@ -522,7 +524,7 @@ def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
     content = other.content(parties.roster, "site-001", "site-003")
     to_one = {**sealed, "site-003": replace(other, signature=made.members["site-001"].sign(content).hex())}
     for texts, said_of_them, said in (
-        (few, sharing, "one for each of its neighbours"),
+        (few, sharing, "one for each of the others"),
         (sealed, made.sharings["site-002"], "not what it says of them here"),
         (to_one, sharing, "not what it says of them here"),
         (mangled, sharing, "not signed"),

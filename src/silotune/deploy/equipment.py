@@ -20,7 +20,7 @@ from silotune.federation.policy import read_policy
 from silotune.federation.secure_site import Protection
 from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
-from silotune.privacy.secure_sum.terms import Member, safe_degree
+from silotune.privacy.secure_sum.terms import Member
 from silotune.record.audit import FILE, Trail
 from silotune.record.signatures import raw_public, read_key, read_secret
 from silotune.sections import HeScheme, PrivacySection
@@ -77,7 +77,7 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
     policy, members = read_policy(guard.gate.policy), kit.members().active()
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
     least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
-    own = Member(name, guard.key.private.sign, public, least, policy.least_threshold, safe_degree)
+    own = Member(name, guard.key.private.sign, public, least, policy.least_threshold)
     keys: dict[HeScheme, bytes] = {scheme: _secret(kit, file) for scheme, file in HE_KEYS.items() if _has(kit, file)}
     return Protection(own, is_required=True, he_keys=keys)
 

@@ -256,6 +256,9 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked
     tasks = tuple(config.data.mixture) or (config.data.task,)
     if gate.task and gate.task not in tasks:
         raise PolicyError("tasks", f"the run is for task {config.data.task!r}, the site's examples for {gate.task!r}")
+    cohort = _cohort(header)
+    if "terms" in header.body:
+        _check_cohort(job, config, cohort)
     asked = Asked(
         kind=header.kind,
         now=gate.clock(),
@@ -263,7 +266,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked
         objective=config.training.objective,
         base_sha256=gate.base_sha256,
         participants=len(set(job.participants)),
-        cohort=_cohort(header),
+        cohort=cohort,
         is_open=header.body.get("fraction", 1) != 1,
         generates=header.body.get("scoring") == "generation",
         submitter=signed.submitter,
@@ -271,6 +274,16 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked
         charter_until=charter[1] if charter is not None and charter[0] == job.charter_sha256 else None,
     )
     return _with_terms(asked, header.body.get("terms"))
+
+
+def _check_cohort(job: Job, config: Config, cohort: int | None) -> None:
+    """A sum begins over as many sites as the signed settings say: few of them would hide each other badly."""
+    federation, everybody = config.federation, len(set(job.participants))
+    if config.privacy.client_sampling == "poisson":
+        return  # how many are drawn differs by round: the site's least cohort bounds it
+    wanted = min(federation.clients_per_round or everybody, everybody)
+    if cohort is None or cohort < wanted:
+        raise PolicyError("job.cohort", f"a sum over {cohort} sites, the job says {wanted}")
 
 
 def _with_terms(asked: Asked, terms: object) -> Asked:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.encrypted_site import (
     CELLS,
@@ -45,8 +46,8 @@ FLOAT32 = 1e-6
 """Share by which a number in float32 may be larger than what it stands for, after a product or two."""
 CKKS_ERROR = 1e-6
 """Largest error of a sum of 256 clients in CKKS; that of 64 was 4e-9."""
-MOST_REFUSED = 2
-"""Sites that may open a sum to something that cannot be, before it is the sum that cannot."""
+AGREEING = 2
+"""Sites that open a sum alike before the others are said to lie."""
 Opened = TypeVar("Opened")
 
 
@@ -183,26 +184,30 @@ class _EncryptedSum:
     ) -> Opened:
         """Asks one site after the other until one has decrypted the sum to something that can be.
 
-        One that says something else than that has not decrypted it. Where two say what cannot be, the sum cannot.
+        Where the first has not, either it lies or the sum cannot be: then what two sites say alike counts, and who says
+        something else has not decrypted it.
         """
         packing = packing_of(self.privacy)
         order = OpenOrder(scheme=packing.scheme, packing=packing.values, size=size, num_figures=num_figures)
         tensors = {name: torch.from_numpy(array) for name, array in cells.items()}
-        refused: dict[str, ProtectionError] = {}
+        said: dict[str, str] = {}
+        first: ProtectionError | None = None
         for opener in self.openers:
             for reply in self._decrypted(wire, opener, order, tensors):
-                try:
-                    found = read(reply.tensors)
-                except ProtectionError as error:
-                    refused[opener] = error
+                found, error = _tried(read, reply.tensors)
+                if found is not None and not said:
+                    return found
+                said[opener], first = arithmetic.digest(reply.tensors), first or error
+                if list(said.values()).count(said[opener]) < AGREEING:
                     continue
-                for name in refused:
-                    wire.fail(name, reply.kind, f"what it opened cannot be true, and {opener!r} opened something else")
-                return found
-            if len(refused) == MOST_REFUSED:
-                break
-        why = [str(error) for error in refused.values()] or ["no site has opened the sum; nothing of it was revealed"]
-        raise ProtectionError(f"round {self.asking.number}: {why[0]}")
+                for name in said:
+                    if said[name] != said[opener]:
+                        wire.fail(name, reply.kind, "it opened the sum to something else than others did")
+                if found is not None:
+                    return found
+                raise ProtectionError(f"round {self.asking.number}: {error}")
+        why = first or "no site has opened the sum; nothing of it was revealed"
+        raise ProtectionError(f"round {self.asking.number}: {why}")
 
     def _decrypted(self, wire: Exchange, opener: str, order: OpenOrder, tensors: Tensors) -> Iterator[Reply]:
         expected = open_layout(Request("he.open", 0, opener, {}, order.model_dump(mode="json")))
@@ -239,3 +244,11 @@ class _EncryptedSum:
                 f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.least_clients} are "
                 "needed: it stays closed and nothing of it was revealed"
             )
+
+
+def _tried(read: Callable[[Tensors], Opened], tensors: Tensors) -> tuple[Opened | None, ProtectionError | None]:
+    """What an opened sum stands for, or why it cannot be."""
+    try:
+        return read(tensors), None
+    except ProtectionError as error:
+        return None, error

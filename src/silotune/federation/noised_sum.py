@@ -102,7 +102,7 @@ def largest_weight(privacy: PrivacySection, federation: FederationSection) -> in
 
 def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
     """What a round costs at most: the noise of the fewest sites that the sum may be opened over."""
-    return spend_of(noise, terms.needed(len(terms.cohort)))
+    return spend_of(noise, terms.needed)
 
 
 def price_of(terms: Terms) -> Spend | None:

@@ -9,7 +9,7 @@ from silotune.federation.exchange import Collector, SigningKeys
 from silotune.federation.secure import secure_sum
 from silotune.federation.secure_site import Protection
 from silotune.privacy.encryption import new_key
-from silotune.privacy.secure_sum.terms import Member, safe_degree
+from silotune.privacy.secure_sum.terms import Member
 from silotune.sections import HeScheme, PrivacySection, ProtectionKind
 
 PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection, SigningKeys], Collector | None]] = {
@@ -64,7 +64,7 @@ def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protecti
     he_keys = {scheme: new_key(scheme) for scheme in schemes}
     return {
         name: Protection(
-            Member(name, key.sign, public, privacy.least_clients, privacy.threshold, safe_degree),
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
             is_required=True,
             he_keys=he_keys,
         )

@@ -38,6 +38,7 @@ RULES: Mapping[str, str] = {
     "job.kind": "requests of this kind do not belong to the job",
     "job.order": "the settings in the request are not those that the submitter signed",
     "job.round": "the round is not one of the job's",
+    "job.cohort": "the sum is over fewer sites than the job says",
     "job.setup": "the run's setup is not the one that the submitter signed",
     "setup": "the run's setup names a place, or cannot be read",
     "address": "the request is for another site",

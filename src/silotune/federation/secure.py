@@ -42,7 +42,7 @@ from silotune.privacy.ring import RINGS, Integers, largest_of, mean, signed
 from silotune.privacy.secure_sum import coordinator as protocol
 from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedSharing
 from silotune.privacy.secure_sum.stages import Sealed
-from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms, degree_of
+from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms
 from silotune.record.signatures import raw_public
 from silotune.sections import PrivacySection
 from silotune.structs import ClientUpdate, Failure
@@ -76,7 +76,6 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         round_number=asking.number,
         cohort=tuple(sorted(asking.clients)),
         threshold=privacy.threshold,
-        degree=degree_of(len(asking.clients), privacy.threshold),
         bits=privacy.ring_bits,
         bound=privacy.bound,
         max_examples=privacy.max_examples,
@@ -164,7 +163,7 @@ class _Sum:
     def _agreed(
         self, wire: Exchange, parties: protocol.Circle, complaints: Mapping[str, Mapping[str, str]]
     ) -> protocol.Agreed:
-        """Who shares masks: without those that have lied to their neighbours, or about them."""
+        """Who shares masks: without those that have lied to others, or about them."""
         agreed = protocol.after_complaints(parties, complaints)
         for name in agreed.liars:
             wire.fail(name, "secure_sum.accept", "it is in dispute over shares with more sites than may lie")
@@ -230,14 +229,9 @@ class _Sum:
     ) -> dict[str, protocol.Revealed]:
         """The shares that were revealed as they should be."""
         kind = "secure_sum.unmask"
-        bodies = {
-            name: UnmaskOrder(
-                signatures={peer: signatures[peer] for peer in parties.holders[name] if peer in signatures}
-            )
-            for name in signatures
-        }
+        bodies = {name: UnmaskOrder(signatures=signatures) for name in signatures}
         revealed = {name: _shares_in(report) for name, report, _ in wire.phase(kind, bodies, UnmaskReport)}
-        expected = protocol.to_reveal(parties, agreed, self.survivors, holders=tuple(revealed))
+        expected = protocol.to_reveal(agreed, self.survivors, holders=tuple(revealed))
         fitting, wrong = protocol.fitting(parties, self.sharings, revealed, expected=expected)
         for name in wrong:
             wire.fail(name, kind, "it has revealed other shares than those that it was given and asked for")
@@ -260,7 +254,7 @@ class _Sum:
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
         except protocol.FewSharesError as error:
             if error.owner not in alive and error.owner in {owner for owner, _ in agreed.disputes}:
-                reason = "a neighbour says that it cannot open its shares, and it has not answered"
+                reason = "another site says that it cannot open its shares, and it has not answered"
                 self._exclude(error.owner, Exclusion(round_number=number, reason=reason, is_lasting=False))
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
 
@@ -307,7 +301,7 @@ class _Sum:
             self.asking.notify("note", {"text": text})
 
     def _check_enough(self, left: Mapping[str, Any] | Sequence[str], what: str) -> None:
-        needed = self.terms.needed(len(self.terms.cohort))
+        needed = self.terms.needed
         if len(left) < needed:
             raise ProtectionError(
                 f"round {self.asking.number}: {len(left)} of {len(self.terms.cohort)} clients {what}, {needed} are "

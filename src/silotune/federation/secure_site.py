@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing, check_proof
-from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms, degree_of
+from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
 from silotune.record.canonical import sha256
 from silotune.sections import HeScheme
 from silotune.seeds import derive
@@ -99,7 +100,7 @@ def written(sealed: stages.Sealed) -> SealedShares:
 
 
 class AcceptOrder(SumOrder):
-    """Phase 3: who sent shares, and those of the neighbours."""
+    """Phase 3: who sent shares, and their shares for this site."""
 
     arrived: tuple[str, ...]
     shares: dict[str, SealedShares]
@@ -136,7 +137,7 @@ class SharesReport(Section):
 
 
 class AcceptReport(Section):
-    """Answer of phase 3: the neighbours whose shares this site does not hold, with its signature under that."""
+    """Answer of phase 3: the owners whose shares this site does not hold, with its signature under that."""
 
     complaints: dict[str, Hex64]
 
@@ -245,7 +246,6 @@ def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
             "bound": (terms.bound, privacy.bound),
             "max_examples": (terms.max_examples, noised_sum.largest_weight(privacy, federation)),
             "threshold": (terms.threshold, privacy.threshold),
-            "degree": (terms.degree, degree_of(len(terms.cohort), privacy.threshold)),
         },
     )
 
@@ -300,26 +300,25 @@ def _check_same_clients(
 ) -> None:
     """Refuses a round that this site has helped to open before, unless it was over the same clients.
 
-    Clients that have provably lied in the sum that was opened may be missing now: of their inputs alone the two sums
-    tell the difference, and for an honest client there is no such proof.
+    Clients that have provably lied may be missing now: the two sums then tell the difference of their inputs alone,
+    and against an honest client there is no such proof, of whatever sum. Over the same clients as last time nothing
+    has to be proven, so that a try that was cut short can be made again.
 
     Raises:
-        ProtectionError: It was over other clients, or what is said to be a proof is none.
+        ProtectionError: It was over other clients, and none of those that are missing is proven to have lied.
     """
-    before = site.served.opened(_which(request))
-    if before is None:
+    noted = site.served.opened(_which(request))
+    if noted is None:
         return
-    clients, _, roster = before.partition(" ")
-    members = protection_of(site).member.public_keys
-    for name, proof in liars.items():
-        if name not in members or proof.roster != roster:
-            raise ProtectionError(f"what is said to prove that {name!r} has lied is of another sum than was opened")
-        check_proof(proof, name, members[name])
-    if clients not in (protocol.clients_digest(agreed.survivors), protocol.clients_digest({*agreed.survivors, *liars})):
+    before, members = set(json.loads(noted)), protection_of(site).member.public_keys
+    missing = before - set(agreed.survivors)
+    if not missing <= liars.keys() or not before >= set(agreed.survivors):
         raise ProtectionError(
             f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
             "show single updates"
         )
+    for name in sorted(missing):
+        check_proof(liars[name], name, members[name])
 
 
 def reveal_shares(request: Request, site: Seat) -> Reply:
@@ -328,8 +327,7 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
     noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
-    clients = protocol.clients_digest(stage.survivors)
-    site.served.note_opened(_which(request), f"{clients} {stage.before.before.roster.hex()}")
+    site.served.note_opened(_which(request), json.dumps(sorted(stage.survivors)))
     kinds = {
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }

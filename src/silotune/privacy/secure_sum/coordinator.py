@@ -21,7 +21,6 @@ from silotune.privacy.secure_sum.stages import Sealed
 from silotune.privacy.secure_sum.terms import (
     SignedKeys,
     Terms,
-    all_holders,
     is_signed,
     roster_digest,
     survivors_content,
@@ -54,22 +53,16 @@ class FewSharesError(ProtectionError):
 
 @dataclass(frozen=True)
 class Circle:
-    """Whoever has advertised keys that fit, and who holds whose shares: the same for all who saw these keys."""
+    """Whoever has advertised keys that fit: each holds a share of everybody's secrets."""
 
     terms: Terms
     keys: Mapping[str, SignedKeys]
     roster: bytes
-    holders: Mapping[str, tuple[str, ...]]
-
-    def needed(self, owner: str) -> int:
-        """Holders that a party's secrets take."""
-        return self.terms.needed(len(self.holders[owner]))
 
 
 def circle(terms: Terms, keys: Mapping[str, SignedKeys]) -> Circle:
     """The parties with these keys."""
-    roster = roster_digest(terms, keys)
-    return Circle(terms, dict(keys), roster, all_holders(tuple(keys), roster, terms.degree))
+    return Circle(terms, dict(keys), roster_digest(terms, keys))
 
 
 def fault_of_keys(terms: Terms, name: str, keys: SignedKeys, known: Sequence[bytes]) -> str | None:
@@ -95,13 +88,12 @@ def fault_of_sharing(
     parties: Circle, name: str, sealed: Mapping[str, Sealed], sharing: SignedSharing, known: Sequence[bytes]
 ) -> str | None:
     """Why shares cannot be used, as far as can be told without opening them; None where they may be relayed."""
-    with_shares = set(parties.holders[name])
-    if sealed.keys() != with_shares - {name} or sharing.seed.keys() != with_shares:
-        return "its shares are not one for each of its neighbours"
+    if sealed.keys() != parties.keys.keys() - {name} or sharing.seed.keys() != parties.keys.keys():
+        return "its shares are not one for each of the others"
     if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
         return "what it says of its shares to their holders is not what it says of them here"
-    if sharing.least != parties.needed(name):
-        return f"its secrets are said to take {sharing.least} shares, {parties.needed(name)} are agreed on"
+    if sharing.least != parties.terms.needed:
+        return f"its secrets are said to take {sharing.least} shares, {parties.terms.needed} are agreed on"
     signed = [(sharing.signature, sharing.content(parties.roster, name))]
     signed += [(one.signature, one.content(parties.roster, name, peer)) for peer, one in sealed.items()]
     if not all(_is_known(known, signature, content) for signature, content in signed):
@@ -114,7 +106,7 @@ def fault_of_complaints(
 ) -> str | None:
     """Why complaints must not be shown to those they are about; None where they may.
 
-    ``sent`` are the neighbours whose shares the site was sent.
+    ``sent`` are the owners whose shares the site was sent.
     """
     if not complaints.keys() <= set(sent):
         return "it complains of shares that it was not sent"
@@ -172,14 +164,12 @@ class Agreed:
     Attributes:
         arrived: Who goes on; sorted.
         liars: In more disputes than there can be liars to have them with.
-        left_out: Owners whose secrets too few are left to hold, whoever's fault it is.
         disputes: (owner, holder that does not hold its shares), of those who go on: one of the two does not keep to the
             protocol; the owner is to answer.
     """
 
     arrived: tuple[str, ...]
     liars: tuple[str, ...]
-    left_out: tuple[str, ...]
     disputes: tuple[tuple[str, str], ...]
 
     def against(self, owner: str) -> tuple[str, ...]:
@@ -190,30 +180,24 @@ class Agreed:
 def after_complaints(parties: Circle, complaints: Mapping[str, Collection[str]]) -> Agreed:
     """Who goes on after each site has said whose shares it does not hold.
 
-    Either the owner or the holder lies. As many neighbours may lie as may drop out, one at least: who is in dispute
-    with more of them lies itself, since an honest site is only in dispute with liars. The others go on: an owner
-    answers with the shares that it gave, or is not in the sum.
+    Either the owner or the holder lies. As many sites may lie as may drop out, one at least: who is in dispute with
+    more of them lies itself, since an honest site is only in dispute with liars. The others go on: an owner answers
+    with the shares that it gave, or is not in the sum.
 
     Args:
         parties: Of the sum.
-        complaints: Each site that answered -> the neighbours whose shares it does not hold.
+        complaints: Each site that answered -> the owners whose shares it does not hold.
     """
     found = {(owner, holder) for holder, owners in complaints.items() for owner in owners if owner in complaints}
     against: dict[str, set[str]] = {name: set() for name in complaints}
     for owner, holder in found:
         against[owner].add(holder)
         against[holder].add(owner)
-    liars = {
-        name
-        for name, others in against.items()
-        if len(others) > max(1, len(parties.holders[name]) - parties.needed(name))
-    }
+    may_lie = max(1, len(parties.keys) - parties.terms.needed)
+    liars = {name for name, others in against.items() if len(others) > may_lie}
     arrived = set(complaints) - liars
-    while few := {name for name in arrived if len(arrived & set(parties.holders[name])) < parties.needed(name)}:
-        arrived -= few  # and with them shares that they hold
     disputes = sorted((owner, holder) for owner, holder in found if {owner, holder} <= arrived)
-    left_out = tuple(sorted(complaints.keys() - liars - arrived))
-    return Agreed(tuple(sorted(arrived)), tuple(sorted(liars)), left_out, tuple(disputes))
+    return Agreed(tuple(sorted(arrived)), tuple(sorted(liars)), tuple(disputes))
 
 
 def fitting(
@@ -243,16 +227,12 @@ def fitting(
     return kept, tuple(wrong)
 
 
-def to_reveal(
-    parties: Circle, agreed_on: Agreed, survivors: Sequence[str], *, holders: Sequence[str]
-) -> dict[str, dict[str, Secret]]:
-    """What each of the holders is to reveal: of its neighbours the seeds of those in the sum, the keys of the rest."""
-    unheld, alive, arrived = set(agreed_on.disputes), set(survivors), set(agreed_on.arrived)
+def to_reveal(agreed_on: Agreed, survivors: Sequence[str], *, holders: Sequence[str]) -> dict[str, dict[str, Secret]]:
+    """What each of the holders is to reveal: the seeds of those in the sum, the keys of the rest."""
+    unheld, alive = set(agreed_on.disputes), set(survivors)
     return {
         holder: {
-            owner: "seed" if owner in alive else "key"
-            for owner in parties.holders[holder]  # neighbours are so mutually
-            if owner in arrived and (owner, holder) not in unheld
+            owner: "seed" if owner in alive else "key" for owner in agreed_on.arrived if (owner, holder) not in unheld
         }
         for holder in holders
     }
@@ -309,14 +289,11 @@ def _masks(
 ) -> Iterator[tuple[bytes, bool]]:
     """Seeds of the masks that are left in the sums, and whether to subtract them."""
     for name in sorted(arrived):
-        neighbours = alive & set(parties.holders[name])
-        if not neighbours:
-            continue  # it dropped out and nobody in the sum has a mask with it
         if name in alive:
             yield derived(_joined(parties, name, sharings[name], revealed, "seed"), "own-mask"), True
             continue
         secret = _joined(parties, name, sharings[name], revealed, "key")
-        for peer in sorted(neighbours):
+        for peer in sorted(alive):
             seed = pair_seed(secret, parties.keys[peer], parties.roster, name, peer)
             yield seed, peer < name  # the peer added it if it comes first
 
@@ -326,10 +303,10 @@ def _joined(
 ) -> bytes:
     shares = {
         holder: revealed[holder][owner][1]
-        for holder in parties.holders[owner]
+        for holder in parties.keys
         if revealed.get(holder, {}).get(owner, ("",))[0] == secret
     }
-    needed = parties.needed(owner)
+    needed = parties.terms.needed
     if len(shares) < needed:
         raise FewSharesError(owner, len(shares), needed)
     found = secret_of(shares, sharing, secret)

@@ -1,11 +1,14 @@
 """A site's side of a secure sum: one function a phase, from one stage to the next, each answered once.
 
 Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", the protocol against an
-active server, figure 4) over the sparse graph of Bell et al. 2020 ("Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead"). Beyond them, a site complains of neighbours whose shares it could not open before
-anything is masked, and commits itself to the shares that it gives, so that a liar among the sites is told from the
-others. A commitment hides its share. A site complains only about what the other has signed, so an honest one never has
-to answer another; and its answer, the two shares that the complainer was to hold, a complainer that lies knows already.
+active server, figure 4): each shares masks with each, and each holds a share of everybody's secrets. A sparse graph
+(Bell et al. 2020) would be cheaper over hundreds of sites, and was given up: a coordinator that works with a fifth of
+the sites can show its two halves two lists of inputs, or say of all sites around a few that they are gone.
+
+Beyond the paper, a site complains of others whose shares it could not open before anything is masked, and commits
+itself to the shares that it gives, so that a liar among the sites is told from the rest. A commitment hides its share.
+A site complains only about what the other has signed, so an honest one never has to answer another; and its answer,
+the two shares that the complainer was to hold, a complainer that lies knows already.
 
 A stage is a frozen value that the site keeps between two messages (``stages``). Asking for the same phase twice finds
 another stage and is refused; asking for a new sum forgets the old one's secrets.
@@ -13,9 +16,7 @@ another stage and is refused; asking for a new sum forgets the old one's secrets
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -37,7 +38,6 @@ from silotune.privacy.secure_sum.terms import (
     SignedKeys,
     Terms,
     check_signature,
-    holders,
     roster_digest,
 )
 
@@ -50,8 +50,7 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
     """Phase 1: fresh keys for this sum, signed.
 
     Raises:
-        ProtectionError: The terms name somebody who is no member, too small a cohort or threshold, or too few
-            neighbours.
+        ProtectionError: The terms name somebody who is no member, or too small a cohort or threshold.
     """
     _check_enough(member, terms, len(terms.cohort))
     if member.name not in terms.cohort:
@@ -61,9 +60,6 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
         raise ProtectionError(f"{strangers[0]!r} is in the cohort and is no member of the federation")
     if terms.threshold < member.least_threshold:
         raise ProtectionError(f"a threshold of {terms.threshold:.3f} is below this site's {member.least_threshold:.3f}")
-    wanted = min(len(terms.cohort) - 1, member.least_degree(len(terms.cohort), terms.threshold))
-    if terms.degree < wanted:
-        raise ProtectionError(f"{terms.degree} neighbours a site are too few for {len(terms.cohort)}: {wanted}")
     mask_key, share_key = entropy(SEED_BYTES), entropy(SEED_BYTES)
     public = {"mask": public_half(mask_key).hex(), "share": public_half(share_key).hex()}
     unsigned = SignedKeys(**public, signature="0" * 128)
@@ -74,7 +70,7 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
 def share(
     member: Member, stage: Advertised, keys: Mapping[str, SignedKeys], entropy: Entropy
 ) -> tuple[Shared, dict[str, Sealed], SignedSharing]:
-    """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each neighbour.
+    """Phase 2: verifies everybody's keys and encrypts a share of the two secrets for each of the others.
 
     Returns:
         The next stage, sealed shares by holder, and what the site commits itself to, signed.
@@ -91,19 +87,17 @@ def share(
     for name, signed in keys.items():
         check_signature(member.public_keys[name], signed.signature, signed.content(terms, name), name)
     roster = roster_digest(terms, keys)
-    with_shares = holders(member.name, tuple(keys), roster, terms.degree)
     seed = entropy(SEED_BYTES)
-    least = terms.needed(len(with_shares))
-    of_seed = split(seed, least, len(with_shares), entropy)
-    of_key = split(stage.mask_key, least, len(with_shares), entropy)
-    pairs = dict(zip(with_shares, zip(of_seed, of_key, strict=True), strict=True))
-    after = Shared(stage, dict(keys), roster, with_shares, seed, pairs)
+    of_seed = split(seed, terms.needed, len(keys), entropy)
+    of_key = split(stage.mask_key, terms.needed, len(keys), entropy)
+    pairs = dict(zip(sorted(keys), zip(of_seed, of_key, strict=True), strict=True))
+    after = Shared(stage, dict(keys), roster, seed, pairs)
     sharing = _committed(member, after)
-    return after, {peer: _sealed(member, after, peer, sharing) for peer in with_shares if peer != member.name}, sharing
+    return after, {peer: _sealed(member, after, peer, sharing) for peer in pairs if peer != member.name}, sharing
 
 
 def _sealed(member: Member, stage: Shared, peer: str, sharing: SignedSharing) -> Sealed:
-    """One neighbour's shares."""
+    """One other site's shares."""
     key = _share_key(stage.before, stage.keys[peer], stage.roster, sender=member.name, receiver=peer)
     text = seal(key, b"".join(stage.given[peer]), _route(stage.roster, member.name, peer))
     said = (sharing.seed[peer], sharing.key[peer])
@@ -121,7 +115,7 @@ def _committed(member: Member, stage: Shared) -> SignedSharing:
         for place, secret in enumerate(_SECRETS)
     )
     said = {
-        "least": stage.terms.needed(len(stage.holders)),
+        "least": stage.terms.needed,
         "commitment": commitment(stage.seed),
         "seed": of_seed,
         "key": of_key,
@@ -133,7 +127,7 @@ def _committed(member: Member, stage: Shared) -> SignedSharing:
 def accept(
     member: Member, stage: Shared, arrived: Sequence[str], relayed: Mapping[str, Sealed]
 ) -> tuple[Held, dict[str, str]]:
-    """Phase 3, before any training: opens the shares that neighbours sent.
+    """Phase 3, before any training: opens the shares that the others sent.
 
     A share that its owner has signed and that does not open, or is not what it has committed itself to, closes
     nothing: the site complains of the owner and goes on without it. What the owner has not signed is the coordinator's.
@@ -142,7 +136,7 @@ def accept(
         member: This site.
         stage: Where the last phase ended.
         arrived: Everybody who sent shares, this site too.
-        relayed: What the neighbours among them sealed for this site.
+        relayed: What they sealed for this site.
 
     Returns:
         The next stage, and a signed complaint by owner of shares that this site does not hold.
@@ -151,9 +145,8 @@ def accept(
         ProtectionError: A share was swapped, replayed or left out, or too many are missing.
     """
     names = _listed(member, stage.terms, arrived, among=stage.keys, said="who sent shares")
-    expected = _neighbours(stage, names) - {member.name}
-    if relayed.keys() != expected:
-        raise ProtectionError("the shares are not those of the neighbours that are said to have sent them")
+    if relayed.keys() != names - {member.name}:
+        raise ProtectionError("the shares are not those of the sites that are said to have sent them")
     held, complaints = {member.name: stage.given[member.name]}, dict[str, str]()
     for owner, sealed in sorted(relayed.items()):
         content = sealed.content(stage.roster, owner, member.name)
@@ -167,7 +160,7 @@ def accept(
 
 
 def _opened(member: Member, stage: Shared, owner: str, sealed: Sealed) -> tuple[bytes, bytes] | None:
-    """A neighbour's two shares; None where they do not open or do not fit their commitments."""
+    """An owner's two shares; None where they do not open or do not fit their commitments."""
     key = _share_key(stage.before, stage.keys[owner], stage.roster, sender=owner, receiver=member.name)
     both = unseal(key, sealed.text, _route(stage.roster, owner, member.name))
     if both is None:
@@ -181,7 +174,7 @@ def _opened(member: Member, stage: Shared, owner: str, sealed: Sealed) -> tuple[
 
 
 def answer(member: Member, stage: Held, complaints: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
-    """Phase 4: what this site gave the neighbours that complain of it, for the coordinator to see.
+    """Phase 4: what this site gave those that complain of it, for the coordinator to see.
 
     No honest site complains of another: what it complains of is signed by the other, and an honest site seals and
     signs what opens and fits. So the answer tells nothing that whoever complains does not know.
@@ -217,7 +210,6 @@ def confirm(member: Member, stage: Held, arrived: Sequence[str]) -> Masked:
         ProtectionError: The list holds others, leaves this site out, or is too short.
     """
     names = _listed(member, stage.terms, arrived, among=stage.arrived, said="who shares masks")
-    _neighbours(stage.before, names)
     return Masked(
         stage.before, tuple(sorted(names)), {owner: stage.held[owner] for owner in stage.held if owner in names}
     )
@@ -234,16 +226,8 @@ def _listed(
     return names
 
 
-def _neighbours(stage: Shared, names: AbstractSet[str]) -> AbstractSet[str]:
-    """Those on a list that hold shares of this site's secrets, itself among them; enough to give them back."""
-    left = names & set(stage.holders)
-    if len(left) < stage.terms.needed(len(stage.holders)):
-        raise ProtectionError(f"{len(left)} of {len(stage.holders)} neighbours are left: too few for this sum")
-    return left
-
-
 def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Sequence[Integers] = ()) -> None:
-    """Phase 4, the input: adds the site's own mask and one for each neighbour, in place.
+    """Phase 4, the input: adds the site's own mask and one for each of the others, in place.
 
     Args:
         member: This site.
@@ -257,8 +241,8 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
     own = (derived(shared.seed, "own-mask"), False)
     pairs = (
         (pair_seed(shared.before.mask_key, shared.keys[peer], shared.roster, member.name, peer), member.name > peer)
-        for peer in shared.holders
-        if peer in stage.arrived and peer != member.name  # whether or not this site could open its share
+        for peer in stage.arrived
+        if peer != member.name  # whether or not this site could open its share
     )
     add_streams(arrays, (own, *pairs))
 
@@ -275,14 +259,15 @@ def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Cons
 
 
 def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> dict[str, tuple[str, bytes]]:
-    """Phase 6: for each neighbour the share of its seed if its input is in the sum, else of its mask key; never both.
+    """Phase 6: of each site the share of its seed if its input is in the sum, else of its mask key; never both.
 
-    A share that this site could not open is not revealed, whoever asks.
+    A share that this site could not open is not revealed, whoever asks. As many as are needed have signed the same
+    lists, out of the whole cohort: for two lists, twice as many less the cohort would have to sign both.
 
     Args:
         member: This site.
         stage: Where the check ended; the survivors are those that this site has signed, not those it is told now.
-        signatures: Of the same lists by the site's neighbours.
+        signatures: Of the same lists by the others.
 
     Returns:
         Owner of the secret -> (``seed`` or ``key``, share).
@@ -291,23 +276,17 @@ def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> 
         ProtectionError: Too few have signed the same lists, or a signature is not its alleged author's.
     """
     shared = stage.before.before
-    known = set(stage.survivors) & set(shared.holders)
     for name, signature in signatures.items():
-        if name not in known:
-            raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it, or is no neighbour")
+        if name not in stage.survivors:
+            raise ProtectionError(f"{name!r} has signed the list of inputs and is not on it")
         check_signature(member.public_keys[name], signature, stage.content, name)
-    least = shared.terms.needed(len(shared.holders))
-    if len(signatures.keys() | {member.name}) < least:
-        raise ProtectionError(f"{len(signatures)} neighbours have signed the list of inputs, {least} are needed")
+    least, signed = shared.terms.needed, len(signatures.keys() | {member.name})
+    if signed < least:
+        raise ProtectionError(f"{signed} sites have signed the list of inputs, {least} are needed")
     return {
         owner: ("seed", held[0]) if owner in stage.survivors else ("key", held[1])
         for owner, held in stage.before.held.items()
     }
-
-
-def clients_digest(clients: Iterable[str]) -> str:
-    """What a site keeps of who was in a sum that it has opened: SHA-256 over their names."""
-    return hashlib.sha256("\x1f".join(sorted(clients)).encode()).hexdigest()
 
 
 def pair_seed(mask_key: bytes, peer: SignedKeys, roster: bytes, one: str, other: str) -> bytes:
@@ -330,6 +309,6 @@ def _route(roster: bytes, sender: str, receiver: str) -> bytes:
 
 
 def _check_enough(member: Member, terms: Terms, count: int) -> None:
-    least = max(terms.needed(len(terms.cohort)), member.least_clients)
+    least = max(terms.needed, member.least_clients)
     if count < least:
         raise ProtectionError(f"{count} of {len(terms.cohort)} are left for this sum, {least} are needed")

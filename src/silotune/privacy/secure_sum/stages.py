@@ -22,12 +22,11 @@ class Advertised:
 
 @dataclass(frozen=True)
 class Shared:
-    """After phase 2: everybody's keys, who holds shares, and the shares that were given: (of seed, of mask key)."""
+    """After phase 2: everybody's keys, and the shares that each of them was given: (of seed, of mask key)."""
 
     before: Advertised
     keys: Mapping[str, SignedKeys]
     roster: bytes
-    holders: tuple[str, ...]
     seed: bytes = field(repr=False)
     given: Mapping[str, tuple[bytes, bytes]] = field(repr=False)
 
