@@ -52,7 +52,9 @@ def test_three_lines_say_what_is_promised() -> None:
     assert "even if it does not keep to the protocol" in sees and protected.startswith(
         "no record is protected: the sum"
     )
-    assert trusted.startswith("trusted: more than the threshold's share of the institutions")
+    assert trusted.startswith(
+        "trusted: the institutions, of which fewer than 2 x privacy.threshold - 1 work with the server"
+    )
     assert trusted.endswith("not the server")
     trusted = statement(from_mapping({"privacy": {"protection": "he"}}).privacy, None)[2]
     assert "the server, not to have a single update opened" in trusted and "key" in trusted

@@ -32,7 +32,7 @@ SEES: Mapping[ProtectionKind, str] = {
 
 TRUSTED: Mapping[ProtectionKind, str] = {
     "none": "the server, and whoever gets the model",
-    "secure_sum": "more than the threshold's share of the institutions, not to work with the server against one of "
+    "secure_sum": "the institutions, of which fewer than 2 x privacy.threshold - 1 work with the server against one of "
     "them, and whoever gets the model; not the server",
     "he": "the server, not to have a single update opened; every institution, with the key that all of them share; and "
     "whoever gets the model",
