@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import kits
 from silotune.cli.deployed import _node_words, _trainer_words
+from silotune.config import from_mapping
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import read_kit
 from silotune.deploy.places import coordinator_folder
+from silotune.deploy.submit import renewed, submit_run
 from silotune.record.runs import RunFolder
 
 
@@ -70,7 +75,7 @@ def test_a_run_is_signed_on_one_machine_and_handed_in_on_another(
     forged["job"]["job"]["rounds"] += 1
     (tmp_path / "forged.json").write_text(json.dumps(forged))
     refused = silotune("submit", tmp_path / "forged.json", "--kit", kit)
-    assert refused.code == 12 and "is not signed by a submitter of this federation" in refused.err
+    assert refused.code == 12 and "was changed after it was signed" in refused.err
     assert "is signed first" in silotune("submit", "quickstart", "--kit", kit).err
     assert "where to?" in silotune("submit", "quickstart", "--as", submitter).err
     wrong = silotune("submit", "quickstart", "--as", kit, "--out", signed)
@@ -96,6 +101,81 @@ def test_every_command_that_takes_a_name_says_what_one_is(
         assert said.code == 2 and said.err.count("\n") == 1, said.err
         assert f"record.name = {name!r}: it cannot name a folder" in said.err
     assert jobs.names() == before and not list(folder.rglob("*esc*"))
+
+
+# --- a run that goes on ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(folder: Path, jobs: Jobs) -> Iterator[str]:
+    """A run that failed; it is gone when the test ends."""
+    name = submit_run(
+        read_kit(folder / "coordinator"),
+        from_mapping({"record": {"name": "stopped"}}),
+        submitter=read_kit(folder / "researcher"),
+    )
+    jobs.change(name, status="failed", reason="a test", exit_code=6)
+    yield name
+    shutil.rmtree(jobs.folder / "jobs" / name)
+
+
+def below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_signed_anew_by_a_submitter_of_its_federation_alone(
+    silotune, folder: Path, jobs: Jobs, stopped: str, tmp_path: Path
+) -> None:
+    other, before = kits.make(tmp_path / "other", ["bank-a"]), below(jobs.folder)
+    refused = silotune("resume", stopped, "--kit", folder / "coordinator", "--as", other / "researcher")
+    assert refused.code == 12 and "is not signed by a submitter of this federation" in refused.err
+    assert refused.err.count("\n") == 1 and below(jobs.folder) == before
+    place = jobs.folder / "jobs" / stopped / "job.json"
+    changed = json.loads(place.read_text())
+    changed["job"]["rounds"] += 1
+    place.write_text(json.dumps(changed))
+    refused = silotune("resume", stopped, "--kit", folder / "coordinator", "--as", folder / "researcher")
+    assert refused.code == 12 and "was changed after it was signed" in refused.err
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "finished"])
+def test_a_run_that_does_not_go_on_is_left_as_it_is(
+    silotune, folder: Path, jobs: Jobs, stopped: str, status: str
+) -> None:
+    jobs.write(stopped, replace(jobs.read(stopped), status=status))
+    before = below(jobs.folder)
+    refused = silotune("resume", stopped, "--kit", folder / "coordinator", "--as", folder / "researcher")
+    assert refused.code == 6 and f"run 'stopped' is {status}" in refused.err and below(jobs.folder) == before
+
+
+@pytest.mark.parametrize("name", ["nobody", "../../outside", "..", ".", "a/b"])
+@pytest.mark.parametrize("command", ["resume", "sign", "status", "logs", "cancel", "fetch"])
+def test_no_name_of_a_run_leads_out_of_the_coordinators_folder(
+    silotune, folder: Path, jobs: Jobs, stopped: str, tmp_path: Path, name: str, command: str
+) -> None:
+    outside = folder / "coordinator" / "outside"
+    if not outside.is_dir():
+        shutil.copytree(jobs.folder / "jobs" / stopped, outside)
+    before, signs = below(folder), ["--as", folder / "researcher"] if command == "sign" else []
+    more = [tmp_path / "out"] if command == "fetch" else signs
+    said = silotune("resume" if command == "sign" else command, name, *more, "--kit", folder / "coordinator")
+    assert said.code == 6 and f"unknown run {name!r}" in said.err and said.err.count("\n") == 1
+    assert below(folder) == before
+
+
+def test_a_run_that_expired_says_how_it_is_signed_anew(silotune, folder: Path, jobs: Jobs, stopped: str) -> None:
+    kit, submitter = folder / "coordinator", folder / "researcher"
+    jobs.sign(stopped, renewed(jobs.signed(stopped), read_kit(submitter), days=-1))
+    before = below(jobs.folder)
+    refused = silotune("resume", stopped, "--kit", kit)
+    assert refused.code == 2 and f"'silotune resume stopped --kit {kit} --as KIT'" in refused.err
+    assert "the job expired at" in refused.err and below(jobs.folder) == before
+    assert silotune("resume", stopped, "--kit", kit, "--as", submitter).out.startswith("stopped: queued")
+
+
+def test_as_alone_is_refused(silotune, folder: Path, tmp_path: Path) -> None:
+    refused = silotune("resume", tmp_path, "--as", folder / "researcher")
+    assert refused.code == 2 and "--kit" in refused.err
 
 
 def test_what_does_not_run_says_so(silotune, folder: Path) -> None:

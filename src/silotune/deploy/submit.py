@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from silotune.config import Config
 from silotune.data.tasks import resolve
 from silotune.deploy.charter import read_charter
-from silotune.deploy.jobs import ENDED, Jobs
+from silotune.deploy.jobs import ENDED, Jobs, JobState
 from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, submitter_settings
 from silotune.deploy.processes import holder
@@ -106,6 +106,31 @@ def orders_of(config: Config, number: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:
+    """Queues a run again that failed or was cancelled; nothing is written before all was looked at.
+
+    Args:
+        kit: The coordinator's.
+        name: Of the run.
+        submitter: The kit of who signs it anew, to hold for longer; None where what was signed holds still.
+
+    Raises:
+        FederationError: There is no run of this name, it goes on already, or is finished.
+        SignatureError: Nobody who may submit has signed it, or it was changed afterwards.
+        ConfigError: It expired.
+    """
+    jobs = Jobs(coordinator_folder(kit))
+    jobs.stopped(name)
+    signed = jobs.signed(name)
+    if submitter is not None:
+        _check_unchanged(signed)
+        signed = renewed(signed, submitter)
+    _check_signed(kit, signed, anew=f"silotune resume {name} --kit {kit.folder} --as KIT")
+    if submitter is not None:
+        jobs.sign(name, signed)
+    return jobs.resume(name)
+
+
 def renewed(signed: SignedJob, submitter: Kit, *, days: int = VALID_DAYS) -> SignedJob:
     """The same job, signed by a submitter to hold for longer."""
     submitter_settings(submitter)
@@ -158,18 +183,31 @@ def check_submission(kit: Kit, submission: Submission) -> None:
         SignatureError: The signature does not fit, or is nobody's who may submit.
         ConfigError: The configuration beside the job is another one.
     """
-    signed, job = submission.job, submission.job.job
-    if not signed.is_signed() or signed.submitter not in kit.members().submitter_keys():
-        raise SignatureError(
-            "the run is not signed by a submitter of this federation: 'silotune submit --as KIT' signs"
-        )
-    config = submission.config
+    job, config = submission.job.job, submission.config
+    _check_signed(kit, submission.job, anew="silotune submit CONFIG --as KIT")
     if sha256(config.model_dump(mode="json")) != job.config_sha256:
         raise ConfigError("the configuration beside the job is not the one that was signed")
     if {kind: order_digest(body) for kind, body in orders_of(config, job.id).items()} != job.orders:
         raise ConfigError("the job was signed with another version of silotune: its orders are not those of this one")
+
+
+def _check_unchanged(signed: SignedJob) -> None:
+    if not signed.is_signed():
+        raise SignatureError(
+            "the run was changed after it was signed: have it signed anew with 'silotune submit CONFIG --as KIT'"
+        )
+
+
+def _check_signed(kit: Kit, signed: SignedJob, *, anew: str) -> None:
+    """Whether sites will take a job now; ``anew`` is the command that signs it once more."""
+    _check_unchanged(signed)
+    if signed.submitter not in kit.members().submitter_keys():
+        raise SignatureError(
+            f"the run is not signed by a submitter of this federation, as its list of members names them: '{anew}' "
+            "signs with the kit of one"
+        )
     if (expired := signed.expiry(datetime.now(UTC))) is not None:
-        raise ConfigError(f"{expired}: have it signed anew with 'silotune submit CONFIG --as KIT'")
+        raise ConfigError(f"{expired}: have it signed anew with '{anew}'")
 
 
 def submit_run(kit: Kit, config: Config, *, submitter: Kit, days: int = VALID_DAYS) -> str:
