@@ -86,7 +86,7 @@ def _show(folder: RunFolder, as_json: bool) -> None:
 
     summary = read_summary(folder)
     with reserved_stdout(as_json):
-        picture = draw_skew(folder, folder.path / "skew.png")
+        picture = None if folder.is_of_sites() else draw_skew(folder, folder.path / "skew.png")
     if as_json:
         print_json({"folder": str(folder.path), **summary})
         return
@@ -96,5 +96,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
         console.print(tasks_table(summary))
     say(f"run folder: {folder.path}")
-    say(f"by client:  {picture}")
+    if picture is not None:
+        say(f"by client:  {picture}")
     say(f"try it:     {next_command(folder.path)}")

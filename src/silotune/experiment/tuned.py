@@ -9,7 +9,7 @@ from typing import Any
 
 from silotune.config import Config, from_mapping
 from silotune.data.load import Dataset, read_examples
-from silotune.data.mixture import load_examples
+from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
@@ -103,6 +103,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores the adapter of a run on a split of its data, or on a file of examples of the same task.
 
+    Of a run over sites, the training examples are not here: it is scored on what its coordinator scores on.
+
     Returns:
         The figures, with ``model`` (which adapter) and ``split`` (on what).
 
@@ -120,7 +122,8 @@ def evaluate(
         dataset = Dataset(task, {name: read_examples(data, task)})
         changes["max_examples"] = None
     else:
-        dataset, name = load_examples(config.data, seed=config.seed), split
+        read = load_scored_examples if folder.is_of_sites() else load_examples
+        dataset, name = read(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     adapted = _load(folder, config, mode, knows_start=True)
     examples = scored_examples(config, dataset, name)

@@ -169,6 +169,10 @@ class RunFolder:
         """
         return read_json(self._file(name, ".json"))
 
+    def is_of_sites(self) -> bool:
+        """Whether the training examples are at sites, so that nobody here knows who holds what."""
+        return self.has("partition") and "clients" not in self.read_json("partition")
+
     def append(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Adds rows to ``<name>.jsonl``; on return they are on the disk."""
         append_line(self._file(name, ".jsonl"), b"".join(to_line(row) for row in rows))
