@@ -171,8 +171,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not raw.strip():
         return keys, None
     try:
-        return keys, tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        return keys, parsed_toml(f"value = {raw}")["value"]
+    except ValueError:
         return keys, raw.strip()
 
 
@@ -290,13 +290,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a TOML file; ``ConfigError`` with line and column when it cannot be."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {str(path)!r}; 'silotune configs list' shows those shipped") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    try:
+        return parsed_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """A TOML document; ``ValueError`` says where it is none, or that it nests deeper than can be read."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists and tables are nested too deep") from None
 
 
 def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:

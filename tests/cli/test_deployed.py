@@ -13,10 +13,12 @@ import pytest
 import kits
 from silotune.cli.deployed import _node_words, _trainer_words
 from silotune.config import from_mapping
+from silotune.data.files import read_rows
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import read_kit
 from silotune.deploy.places import coordinator_folder
-from silotune.deploy.submit import renewed, submit_run
+from silotune.deploy.submit import hand_in, renewed, sign_run, submit_run, write_submission
+from silotune.errors import ConfigError, DataError
 from silotune.record.runs import RunFolder
 
 
@@ -78,7 +80,7 @@ def test_a_run_is_signed_on_one_machine_and_handed_in_on_another(
     assert refused.code == 12 and "was changed after it was signed" in refused.err
     assert "is signed first" in silotune("submit", "quickstart", "--kit", kit).err
     assert "where to?" in silotune("submit", "quickstart", "--as", submitter).err
-    wrong = silotune("submit", "quickstart", "--as", kit, "--out", signed)
+    wrong = silotune("submit", "quickstart", "--as", kit, "--out", tmp_path / "other.json")
     assert "is the coordinator's kit: give a submitter's" in wrong.err
     (tmp_path / "none.json").write_text("{}")
     assert "is not a signed run" in silotune("submit", tmp_path / "none.json", "--kit", kit).err
@@ -101,6 +103,152 @@ def test_every_command_that_takes_a_name_says_what_one_is(
         assert said.code == 2 and said.err.count("\n") == 1, said.err
         assert f"record.name = {name!r}: it cannot name a folder" in said.err
     assert jobs.names() == before and not list(folder.rglob("*esc*"))
+
+
+# --- what is given to submit -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def signed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is signed and not handed in."""
+    place = tmp_path_factory.mktemp("signed") / "run.json"
+    write_submission(sign_run(from_mapping({}), read_kit(folder / "researcher"), name="once"), place)
+    return place
+
+
+@pytest.mark.parametrize("option", [("--out", "x.json"), ("--base", "0" * 64), ("--days", "3"), ("--set", "seed=1")])
+def test_no_option_is_taken_with_a_signed_run(silotune, folder: Path, signed: Path, jobs: Jobs, option) -> None:
+    before = jobs.names()
+    said = silotune("submit", signed, "--kit", folder / "coordinator", *option)
+    assert said.code == 2 and option[0] in said.err and said.err.count("\n") == 1 and jobs.names() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--kit", "KIT", "--out", "x.json"), "--out would do nothing"),
+        (("--kit", "KIT", "--base", "0" * 64), "--base would do nothing"),
+        (("--out", "x.json", "--follow"), "--follow would do nothing"),
+        (("--out", "x.signed"), "name a new file that ends in .json"),
+        (("--out", "x.json", "--base", "zzz"), "'zzz' is not the fingerprint of a base model"),
+        (("--out", "x.json", "--set", "federation.rounds=2000000"), "rounds = 2000000"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_when_a_run_is_signed(
+    silotune, folder: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, kit = jobs.names(), folder / "coordinator"
+    said = silotune("submit", "quickstart", "--as", folder / "researcher", *(kit if m == "KIT" else m for m in more))
+    assert said.code == 2 and words in said.err and said.err.count("\n") == 1, said.err
+    assert jobs.names() == before and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_not_written_over(silotune, folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "kept.json"
+    place.write_text("kept")
+    said = silotune("submit", "quickstart", "--as", folder / "researcher", "--out", place)
+    assert said.code == 2 and "name a new file" in said.err and place.read_text() == "kept"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "there is no file"),
+        ("[]", "is not a signed run, which is a JSON object"),
+        ("{", "is not valid JSON"),
+        (DEEP, "nests more than"),
+        ("[" * 100 + "]" * 100, "nests more than"),
+    ],
+)
+def test_a_file_that_is_no_signed_run_is_said_in_one_line(
+    silotune, folder: Path, tmp_path: Path, text: str | None, words: str
+) -> None:
+    place = tmp_path / "given.json"
+    if text is not None:
+        place.write_text(text)
+    said = silotune("submit", place, "--kit", folder / "coordinator")
+    assert said.code == 2 and words in said.err and str(place) in said.err and said.err.count("\n") == 1
+
+
+def test_a_folder_and_what_is_signed_already_are_named_as_such(silotune, folder: Path, signed: Path) -> None:
+    for more in (("--kit", folder / "coordinator"), ("--as", folder / "researcher", "--kit", folder / "coordinator")):
+        assert "is a folder: give a TOML file" in silotune("submit", signed.parent, *more).err
+    said = silotune("submit", signed, "--as", folder / "researcher", "--kit", folder / "coordinator")
+    assert said.code == 2 and f"silotune submit {signed} --kit KIT" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("config.json", "status"), ("state.json", "status"), ("job.json", "resume")]
+)
+def test_files_of_a_run_that_nest_too_deep_are_named(
+    silotune, folder: Path, jobs: Jobs, stopped: str, name: str, command: str
+) -> None:
+    (jobs.folder / "jobs" / stopped / name).write_text(DEEP)
+    said = silotune(command, stopped, "--kit", folder / "coordinator")
+    assert said.code == 7 and name in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"test": "gone.jsonl"}},
+        {"data": {"validation": "gone.jsonl"}},
+        {"evaluation": {"gold": "gone.jsonl"}},
+        {"evaluation": {"forgetting": "gone.txt"}},
+        {"adapter": {"start": "gone"}},
+    ],
+)
+def test_a_run_whose_files_are_not_at_the_coordinator_is_not_registered(
+    folder: Path, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections
+) -> None:
+    """Nothing is used up: with the files put there, the same signed run is taken."""
+    monkeypatch.chdir(tmp_path)
+    kit, name = read_kit(folder / "coordinator"), f"files-{'-'.join(next(iter(sections.values())))}"
+    submission = sign_run(from_mapping(sections), read_kit(folder / "researcher"), name=name)
+    before = below(jobs.folder)
+    with pytest.raises(ConfigError) as caught:
+        hand_in(kit, submission)
+    (fault,) = caught.value.faults
+    (given,) = next(iter(sections.values())).values()
+    assert str(tmp_path / given) in fault and below(jobs.folder) == before
+    if "adapter" in sections:
+        (tmp_path / "gone").mkdir()
+        (tmp_path / "gone" / "adapter_config.json").write_text("{}")
+    else:
+        (tmp_path / given).write_text("")
+    assert hand_in(kit, submission) == name
+    shutil.rmtree(jobs.folder / "jobs" / name)
+
+
+def test_a_model_that_is_not_at_the_coordinator_is_told_when_the_run_is_handed_in(folder: Path, jobs: Jobs) -> None:
+    config = from_mapping({"model": {"name": "/no/such/folder"}})
+    submission = sign_run(config, read_kit(folder / "researcher"), name="base", base="0" * 64)
+    with pytest.raises(ConfigError) as caught:
+        hand_in(read_kit(folder / "coordinator"), submission)
+    assert "model.name" in caught.value.faults[0] and "base" not in jobs.names()
+
+
+def test_the_reason_of_a_failed_run_does_not_list_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").write_text("")
+    with pytest.raises(DataError) as caught:
+        read_rows(tmp_path / "gone.jsonl")
+    assert "patients.csv" in str(caught.value) and "patients.csv" not in caught.value.told
+    assert "gone.jsonl" in caught.value.told
+
+
+def test_a_run_is_not_fetched_into_another(silotune, folder: Path, jobs: Jobs, stopped: str, tmp_path: Path) -> None:
+    RunFolder.create(jobs.folder / "runs", stopped, config={})
+    first = tmp_path / "first"
+    assert silotune("fetch", stopped, first, "--kit", folder / "coordinator").code == 0
+    before = below(first)
+    for out in (first / "in", first / "federated" / "in"):
+        said = silotune("fetch", stopped, out, "--kit", folder / "coordinator")
+        assert said.code == 6 and "is inside the run folder" in said.err and below(first) == before
+    shutil.rmtree(jobs.folder / "runs" / stopped)
 
 
 # --- a run that goes on ----------------------------------------------------------------------------------------------

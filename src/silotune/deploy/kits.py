@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from silotune.config import read_toml, validated
 from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
-from silotune.record.files import explained, read_json, write_bytes
+from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.signatures import normal_public, verify
 from silotune.sections import Device, HeScheme, Precision, TaskSection
 from silotune.settings import Positive, Section
@@ -280,9 +280,21 @@ class Kit:
 
     def members(self) -> Members:
         """Who belongs to the federation, the authority's signature checked."""
-        with explained(self.path(AUTHORITY_PUBLIC)):
-            authority = self.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
-        return read_members(self.path(MEMBERS), authority)
+        return read_members(self.path(MEMBERS), self.authority())
+
+    def authority(self) -> str:
+        """The public key of the federation's authority.
+
+        Raises:
+            KitError: It cannot be read.
+        """
+        place = self.path(AUTHORITY_PUBLIC)
+        try:
+            return place.read_text(encoding="ascii")
+        except OSError as error:
+            raise KitError(f"cannot read {str(place)!r}: {error.strerror or error}; unpack the kit again") from None
+        except UnicodeDecodeError:
+            raise KitError(f"{str(place)!r} is not a public key: unpack the kit again") from None
 
 
 _KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit] | type[SubmitterKit]] = {
@@ -320,11 +332,10 @@ def read_members(path: Path, authority: str) -> Members:
 
     Raises:
         SignatureError: The authority did not sign it.
-        KitError: It is not such a list.
-        RunFolderError: It cannot be read.
+        KitError: It is not such a list, or cannot be read.
     """
     try:
-        read = SignedMembers.model_validate(read_json(path))
+        read = SignedMembers.model_validate(read_document(path, KitError))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise KitError(f"{str(path)!r} is not a list of members: see {where!r}") from None
@@ -339,9 +350,7 @@ def replace_members(kit: Kit, path: Path) -> Members:
     Raises:
         KitError: The list is of another federation, or older than the one that is there.
     """
-    with explained(kit.path(AUTHORITY_PUBLIC)):
-        authority = kit.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
-    old, new = kit.members(), read_members(path, authority)
+    old, new = kit.members(), read_members(path, kit.authority())
     if new.federation != old.federation:
         raise KitError(f"{str(path)!r} is of the federation {new.federation!r}, not {old.federation!r}")
     if new.version < old.version:

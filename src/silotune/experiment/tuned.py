@@ -21,15 +21,10 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
-from silotune.record.runs import RunFolder
+from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
 from silotune.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether ``path`` is a run folder, rather than a model's folder or name."""
-    return (Path(path) / "config.json").is_file() and (Path(path) / "versions.json").is_file()
 
 
 def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:

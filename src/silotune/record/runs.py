@@ -254,6 +254,11 @@ class RunFolder:
         return read_tensors(self.path / "adapter" / _ADAPTER_WEIGHTS), config
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is a run folder, rather than a model's folder or name."""
+    return (Path(path) / "config.json").is_file() and (Path(path) / "versions.json").is_file()
+
+
 def checked_name(name: str) -> str:
     """The name, which stays within the folder that it is put in.
 
