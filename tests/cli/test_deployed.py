@@ -326,6 +326,48 @@ def test_as_alone_is_refused(silotune, folder: Path, tmp_path: Path) -> None:
     assert refused.code == 2 and "--kit" in refused.err
 
 
+COMMON = ("signing.key", "ca.crt", "authority.pub", "members.json")
+STARTED = {"bank-a": (*COMMON, "auth.key", "policy.toml"), "coordinator": (*COMMON, "server.key", "server.crt")}
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "broken": lambda path: path.write_text("= nothing"),
+    "open to others": lambda path: path.chmod(0o644),
+}
+
+
+@pytest.mark.parametrize(
+    ("kit", "name", "damage"),
+    [
+        (kit, name, damage)
+        for kit, names in STARTED.items()
+        for name in names
+        for damage in DAMAGES
+        if (damage != "open to others" or name.endswith(".key")) and (damage, name) != ("broken", "policy.toml")
+    ],
+)
+def test_nothing_starts_with_a_kit_that_is_not_whole(
+    silotune, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kit: str, name: str, damage: str
+) -> None:
+    monkeypatch.setattr("silotune.deploy.processes.Child.start", lambda child: pytest.fail("a process was started"))
+    copy = Path(shutil.copytree(folder / kit, tmp_path / "kit"))
+    DAMAGES[damage](copy / name)
+    said = silotune("coordinator" if kit == "coordinator" else "site", "start", copy)
+    assert said.code == 12 and name in said.err and not said.out and said.err.count("\n") == 1, said.err
+
+
+@pytest.mark.parametrize("name", ["signing.key", "authority.pub"])
+def test_a_charter_is_not_signed_without_a_key(silotune, folder: Path, tmp_path: Path, name: str) -> None:
+    copy, charter = Path(shutil.copytree(folder / "bank-a", tmp_path / "kit")), tmp_path / "charter.toml"
+    charter.write_text(
+        'title = "t"\nfederation = "test"\nparties = ["bank-a"]\nowner = "o"\nusers = []\npurpose = "p"\n'
+        "until = 2999-01-01\n"
+    )
+    (copy / name).unlink()
+    command = ("sign",) if name == "signing.key" else ("verify",)
+    said = silotune("charter", *command, charter, "--kit", copy)
+    assert said.code == 12 and name in said.err and said.err.count("\n") == 1
+
+
 def test_what_does_not_run_says_so(silotune, folder: Path) -> None:
     for kind, kit in (("coordinator", "coordinator"), ("site", "bank-a")):
         assert "stopped" in silotune(kind, "status", folder / kit).out

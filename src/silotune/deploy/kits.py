@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import ssl
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from silotune.config import read_toml, validated
 from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_document, write_bytes
-from silotune.record.signatures import normal_public, verify
+from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.sections import Device, HeScheme, Precision, TaskSection
 from silotune.settings import Positive, Section
 
@@ -290,10 +291,10 @@ class Kit:
         """
         place = self.path(AUTHORITY_PUBLIC)
         try:
-            return place.read_text(encoding="ascii")
+            return normal_public(place.read_text(encoding="utf-8"))
         except OSError as error:
             raise KitError(f"cannot read {str(place)!r}: {error.strerror or error}; unpack the kit again") from None
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, SignatureError):
             raise KitError(f"{str(place)!r} is not a public key: unpack the kit again") from None
 
 
@@ -371,6 +372,35 @@ def site_name(text: str) -> str:
         return _checked_name(text)
     except ValueError as error:
         raise KitError(str(error)) from None
+
+
+def check_start(kit: Kit) -> None:
+    """Looks at all that the processes of a kit read from it, before any is started.
+
+    Raises:
+        KitError: A file is missing, a key is none or may be read by others, or the list of members does not hold.
+    """
+    missing = [name for name in _STARTS_WITH[type(kit.settings)] if not kit.path(name).is_file()]
+    if missing:
+        raise KitError(
+            f"{str(kit.folder)!r} lacks {', '.join(missing)}: unpack the kit again, or put there the keys that were "
+            "made with 'silotune provision request'"
+        )
+    check_secrets(kit.folder)
+    read_key(kit.path(SIGNING_KEY))
+    kit.members()
+    try:
+        ssl.create_default_context(cafile=kit.path(AUTHORITY))
+    except OSError:
+        raise KitError(f"{str(kit.path(AUTHORITY))!r} is no certificate: unpack the kit again") from None
+
+
+_EVERYBODY = (AUTHORITY, AUTHORITY_PUBLIC, MEMBERS, SIGNING_KEY)
+_STARTS_WITH: Mapping[type[Section], tuple[str, ...]] = {
+    SiteKit: (*_EVERYBODY, AUTH_KEY, POLICY),
+    CoordinatorKit: (*_EVERYBODY, SERVER_CERTIFICATE, SERVER_KEY),
+}
+"""Kit -> the files without which nothing starts."""
 
 
 def check_kit(folder: Path) -> list[str]:
