@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from silotune.data.files import read_rows
 from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import read_kit
 from silotune.deploy.places import coordinator_folder
+from silotune.deploy.processes import only_one
 from silotune.deploy.submit import hand_in, renewed, sign_run, submit_run, write_submission
 from silotune.errors import ConfigError, DataError
 from silotune.record.runs import RunFolder
@@ -319,6 +321,19 @@ def test_a_run_that_expired_says_how_it_is_signed_anew(silotune, folder: Path, j
     assert refused.code == 2 and f"'silotune resume stopped --kit {kit} --as KIT'" in refused.err
     assert "the job expired at" in refused.err and below(jobs.folder) == before
     assert silotune("resume", stopped, "--kit", kit, "--as", submitter).out.startswith("stopped: queued")
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+def test_a_run_that_nobody_works_on_says_so(silotune, folder: Path, jobs: Jobs, stopped: str, status: str) -> None:
+    """A coordinator that was killed leaves its run as it was; whether one is there, its lock says."""
+    jobs.write(stopped, replace(jobs.read(stopped), status=status, reason=""))
+    kit = folder / "coordinator"
+    for command in (("status", stopped, "--kit", kit), ("list", "--kit", kit), ("coordinator", "status", kit)):
+        assert f"run stopped: {status}; the coordinator is stopped" in silotune(*command).out
+    assert json.loads(silotune("status", stopped, "--kit", kit, "--json").out)["coordinator"] is None
+    with only_one(jobs.folder, "the coordinator"):
+        assert "the coordinator is stopped" not in silotune("status", stopped, "--kit", kit).out
+        assert json.loads(silotune("status", stopped, "--kit", kit, "--json").out)["coordinator"] == os.getpid()
 
 
 def test_as_alone_is_refused(silotune, folder: Path, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def print_jobs(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
         reason = f": {job['reason']}" if job["reason"] else ""
-        say(f"  run {job['name']}: {job['status']}{done}{reason}")
+        waits = job["status"] in ("queued", "running") and job["coordinator"] is None
+        stopped = "; the coordinator is stopped: the run goes on once it is started" if waits else ""
+        say(f"  run {job['name']}: {job['status']}{done}{reason}{stopped}")
     if not jobs:
         say("  no runs: silotune submit RUN.json --kit KIT")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from silotune.config import Config, from_mapping
+from silotune.deploy.processes import holder
 from silotune.errors import FederationError, RunFolderError, unknown_choice
 from silotune.federation.jobs import SignedJob
 from silotune.record.files import explained, read_json, write_json
@@ -197,8 +198,13 @@ class Jobs:
         return self.folder / "runs" / self._known(name).name
 
     def progress(self, name: str) -> Mapping[str, Any]:
-        """A job's state and, where it has begun, its last round and that round's metrics."""
-        state = {"name": name, **asdict(self.read(name)), "folder": str(self.run_path(name))}
+        """A job's state, the process of the coordinator that works on it, and its last round where it has begun."""
+        state = {
+            "name": name,
+            **asdict(self.read(name)),
+            "folder": str(self.run_path(name)),
+            "coordinator": holder(self.folder),
+        }
         part = RunFolder(self.run_path(name)).part("federated")
         rows = part.read_rows("metrics") if part.has("metrics") else []
         return {**state, "round": rows[-1]["round"] if rows else None, "rounds": self.config(name).federation.rounds}
