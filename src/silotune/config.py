@@ -213,12 +213,22 @@ def from_mapping(document: Mapping[str, Any], *, source: str = "configuration") 
     return validated(Config, document, source=source)
 
 
-def validated(schema: type[SectionType], document: Mapping[str, Any], *, source: str) -> SectionType:
+def validated(
+    schema: type[SectionType], document: Mapping[str, Any], *, source: str, is_named: bool = False
+) -> SectionType:
     """A mapping as the given section, every key checked.
+
+    Args:
+        schema: The section.
+        document: The mapping.
+        source: Where it comes from, such as a file's path.
+        is_named: Every fault says the source: a file that the command line does not name itself.
 
     Raises:
         ConfigError: With every fault, one line each, in ``faults``.
     """
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{source}: holds no keys with values")
     try:
         return schema.model_validate(document)
     except ValidationError as error:
@@ -230,7 +240,7 @@ def validated(schema: type[SectionType], document: Mapping[str, Any], *, source:
     except ValidationError as error:
         more = [line for fault in error.errors() if not fault["loc"] for line in _explain(fault, schema)]
         lines += [line for line in more if line not in lines and not any(name in line for name in dropped)]
-    raise faulty(lines, source=source)
+    raise faulty(lines, source=source, is_named=is_named)
 
 
 def _own(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -268,10 +278,10 @@ def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> b
     )
 
 
-def faulty(faults: Sequence[str], *, source: str) -> ConfigError:
-    """The error that lists these faults."""
+def faulty(faults: Sequence[str], *, source: str, is_named: bool = False) -> ConfigError:
+    """The error that lists these faults; each says the source where ``is_named``."""
     summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
-    return ConfigError(f"{source}: {summary}", faults)
+    return ConfigError(f"{source}: {summary}", [f"{source}: {fault}" for fault in faults] if is_named else faults)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -314,6 +324,10 @@ def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
         return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1], schema))}"]
+    if fault["type"] == "missing":
+        return [f"{dotted}: this key is missing, and has no default: add it"]
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return [f"{dotted} = {fault['input']!r}: a section with keys is needed, such as [{dotted}]"]
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"]).splitlines()
     if fault["type"] == "tuple_type":

@@ -370,6 +370,27 @@ def test_nothing_starts_with_a_kit_that_is_not_whole(
     assert said.code == 12 and name in said.err and not said.out and said.err.count("\n") == 1, said.err
 
 
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("site.toml", "host =", "hosst ="),
+        ("coordinator.toml", "host =", "hosst ="),
+        ("submitter.toml", "submitter =", "submiter ="),
+    ],
+)
+def test_every_fault_of_a_kit_s_file_names_the_file_and_the_key(
+    silotune, folder: Path, tmp_path: Path, file: str, before: str, after: str
+) -> None:
+    owner = {"site.toml": "bank-a", "submitter.toml": "researcher"}.get(file, "coordinator")
+    place = Path(shutil.copytree(folder / owner, tmp_path / "kit")) / file
+    place.write_text(place.read_text().replace(before, after, 1))
+    said = silotune("provision", "members", place.parent)
+    lines = said.err.splitlines()
+    assert said.code == 2 and len(lines) == 2 and all(line.startswith(f"error: {place}: ") for line in lines), said.err
+    assert "this key is missing" in said.err and f"unknown key {after.split()[0]!r}" in said.err
+    assert "{" not in said.err
+
+
 @pytest.mark.parametrize("name", ["signing.key", "authority.pub"])
 def test_a_charter_is_not_signed_without_a_key(silotune, folder: Path, tmp_path: Path, name: str) -> None:
     copy, charter = Path(shutil.copytree(folder / "bank-a", tmp_path / "kit")), tmp_path / "charter.toml"

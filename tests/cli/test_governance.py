@@ -43,6 +43,8 @@ def test_provision_add_revoke_rotate_request_members(silotune, office: Path, tmp
     shown = silotune("provision", "members", kit, office / "members.json").out
     assert "version 5" in shown and "bank-b" in shown and "revoked" in shown and "rotated" in shown
     assert json.loads(silotune("provision", "members", kit, "--json").out)["version"] == 5
+    wrong = silotune("provision", "rotate", "researcher", "--out", office)
+    assert wrong.code == 12 and "'silotune provision submitter researcher' gives it a new key" in wrong.err
     again = silotune("provision", tmp_path / "federation.toml", "--out", office)
     assert again.code == 12 and "is not empty" in again.err
 

@@ -66,7 +66,7 @@ def read_charter(path: Path) -> tuple[Charter, str]:
         document = parsed_toml(content.decode())
     except ValueError as error:  # also text that is not UTF-8
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return validated(Charter, document, source=str(path)), hashlib.sha256(content).hexdigest()
+    return validated(Charter, document, source=str(path), is_named=True), hashlib.sha256(content).hexdigest()
 
 
 def sign_charter(path: Path, key: SigningKey, *, party: str) -> SignedCharter:

@@ -307,7 +307,7 @@ _KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit] | type[SubmitterKit]] 
 
 def read_plan(path: Path) -> FederationPlan:
     """Reads ``federation.toml``; ``ConfigError`` lists every fault."""
-    return validated(FederationPlan, read_toml(path), source=str(path))
+    return validated(FederationPlan, read_toml(path), source=str(path), is_named=True)
 
 
 def read_kit(folder: Path) -> Kit:
@@ -319,7 +319,8 @@ def read_kit(folder: Path) -> Kit:
     """
     for name, kind in _KINDS.items():
         if (folder / name).is_file():
-            return Kit(folder, validated(kind, read_toml(folder / name), source=str(folder / name)))
+            place = folder / name
+            return Kit(folder, validated(kind, read_toml(place), source=str(place), is_named=True))
     files = f"{SITE_FILE}, {COORDINATOR_FILE} or {SUBMITTER_FILE}"
     raise KitError(f"{str(folder)!r} holds no {files}: unpack a kit there with tar -xpf")
 
