@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silotune.config import Config, from_mapping, load_config, merge, parse_override, read_toml
+from silotune.config import Config, from_mapping, load_config, merge, parse_override, read_toml, validated
 from silotune.errors import ConfigError
+from silotune.settings import Section
 
 
 def faults(document: dict[str, Any]) -> tuple[str, ...]:
@@ -434,3 +435,33 @@ def test_algorithms_that_need_single_updates_are_refused_under_protection() -> N
     assert ["aggregation = 'median'" in found[0], "weighting = 'uniform'" in found[1], "sign-flip" in found[2]] == [
         True
     ] * 3
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"a": 1}, "part: this key is missing"),
+        ({"part": {}}, "part.host: this key is missing"),
+        ({"part": {"hosst": "x"}}, "part.host: this key is missing|part.hosst: unknown key 'hosst'"),
+        ({"part": 3}, "part = 3: a section with keys is needed, such as [part]"),
+    ],
+)
+def test_a_file_that_the_command_does_not_name_is_named_by_every_fault(document, said) -> None:
+    class Part(Section):
+        host: str
+
+    class Whole(Section):
+        part: Part
+        a: int = 0
+
+    with pytest.raises(ConfigError) as caught:
+        validated(Whole, document, source="kit/site.toml", is_named=True)
+    assert len(caught.value.faults) == len(said.split("|"))
+    for words in said.split("|"):
+        assert any(fault.startswith(f"kit/site.toml: {words}") for fault in caught.value.faults), caught.value.faults
+    assert "hosst'}" not in str(caught.value)
+
+
+def test_what_is_no_mapping_is_said_so() -> None:
+    with pytest.raises(ConfigError, match="config.json: holds no keys"):
+        from_mapping([], source="config.json")  # type: ignore[arg-type]

@@ -171,8 +171,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not raw.strip():
         return keys, None
     try:
-        return keys, tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        return keys, parsed_toml(f"value = {raw}")["value"]
+    except ValueError:
         return keys, raw.strip()
 
 
@@ -213,12 +213,22 @@ def from_mapping(document: Mapping[str, Any], *, source: str = "configuration") 
     return validated(Config, document, source=source)
 
 
-def validated(schema: type[SectionType], document: Mapping[str, Any], *, source: str) -> SectionType:
+def validated(
+    schema: type[SectionType], document: Mapping[str, Any], *, source: str, is_named: bool = False
+) -> SectionType:
     """A mapping as the given section, every key checked.
+
+    Args:
+        schema: The section.
+        document: The mapping.
+        source: Where it comes from, such as a file's path.
+        is_named: Every fault says the source: a file that the command line does not name itself.
 
     Raises:
         ConfigError: With every fault, one line each, in ``faults``.
     """
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{source}: holds no keys with values")
     try:
         return schema.model_validate(document)
     except ValidationError as error:
@@ -230,7 +240,7 @@ def validated(schema: type[SectionType], document: Mapping[str, Any], *, source:
     except ValidationError as error:
         more = [line for fault in error.errors() if not fault["loc"] for line in _explain(fault, schema)]
         lines += [line for line in more if line not in lines and not any(name in line for name in dropped)]
-    raise faulty(lines, source=source)
+    raise faulty(lines, source=source, is_named=is_named)
 
 
 def _own(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -268,10 +278,10 @@ def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> b
     )
 
 
-def faulty(faults: Sequence[str], *, source: str) -> ConfigError:
-    """The error that lists these faults."""
+def faulty(faults: Sequence[str], *, source: str, is_named: bool = False) -> ConfigError:
+    """The error that lists these faults; each says the source where ``is_named``."""
     summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
-    return ConfigError(f"{source}: {summary}", faults)
+    return ConfigError(f"{source}: {summary}", [f"{source}: {fault}" for fault in faults] if is_named else faults)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -290,13 +300,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a TOML file; ``ConfigError`` with line and column when it cannot be."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {str(path)!r}; 'silotune configs list' shows those shipped") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    try:
+        return parsed_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """A TOML document; ``ValueError`` says where it is none, or that it nests deeper than can be read."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("lists and tables are nested too deep") from None
 
 
 def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
@@ -304,6 +324,10 @@ def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
         return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1], schema))}"]
+    if fault["type"] == "missing":
+        return [f"{dotted}: this key is missing, and has no default: add it"]
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return [f"{dotted} = {fault['input']!r}: a section with keys is needed, such as [{dotted}]"]
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"]).splitlines()
     if fault["type"] == "tuple_type":

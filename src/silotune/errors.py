@@ -36,6 +36,11 @@ class SilotuneError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    @property
+    def told(self) -> str:
+        """The line for people at other machines than the one where it happened."""
+        return str(self)
+
 
 class ConfigError(SilotuneError):
     """The configuration holds one or more faults; ``faults`` lists every one of them."""
@@ -48,9 +53,21 @@ class ConfigError(SilotuneError):
 
 
 class DataError(SilotuneError):
-    """Examples that are missing or do not fit their task."""
+    """Examples that are missing or do not fit their task; ``beside`` says what a folder holds in place of a file."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, beside: str = "") -> None:
+        super().__init__(message)
+        self.beside = beside
+
+    def __str__(self) -> str:
+        return f"{self.told}; {self.beside}" if self.beside else self.told
+
+    @property
+    def told(self) -> str:
+        """The line without what else lies in a folder: that is for who is at this machine."""
+        return super().__str__()
 
 
 class ModelError(SilotuneError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,3 +142,23 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_one_line_and_its_code(
     left = RunFolder.open(tmp_path / "quickstart")
     assert not left.has("summary") and not list(left.path.rglob(".*tmp"))
     assert silotune("resume", left.path).code == 6  # the cause is still there, and so is the run
+
+
+def test_the_commands_take_a_run_that_was_fetched_from_sites(
+    silotune: Callable[..., Any], run: RunFolder, tmp_path: Path
+) -> None:
+    """Nobody here knows who holds what; all else is there, and it is scored on what the coordinator scored on."""
+    fetched = RunFolder(Path(shutil.copytree(run.path, tmp_path / "fetched")))
+    fetched.write_json("partition", {"data_sha256": fetched.read_json("partition")["data_sha256"]})
+    resumed = silotune("resume", fetched.path)
+    assert resumed.code == 0 and "run folder: " in resumed.out and "by client" not in resumed.out
+    figures = json.loads(silotune("evaluate", fetched.path, "--json").out)
+    assert figures["accuracy"] == fetched.part("federated").read_json("result")["metrics"]["accuracy"]
+    for command in (("report",), ("export", tmp_path / "out"), ("generate", "--prompt", PROMPT)):
+        done = silotune(command[0], fetched.path, *command[1:])
+        assert done.code == 0, done.err
+    refused = silotune("evaluate", fetched.path, "--split", "train")
+    assert refused.code == 3 and "'train' holds no examples" in refused.err
+    (fetched.path / "summary.json").unlink()
+    refused = silotune("resume", fetched.path)
+    assert refused.code == 7 and "silotune resume NAME --kit KIT" in refused.err

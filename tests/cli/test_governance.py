@@ -43,6 +43,8 @@ def test_provision_add_revoke_rotate_request_members(silotune, office: Path, tmp
     shown = silotune("provision", "members", kit, office / "members.json").out
     assert "version 5" in shown and "bank-b" in shown and "revoked" in shown and "rotated" in shown
     assert json.loads(silotune("provision", "members", kit, "--json").out)["version"] == 5
+    wrong = silotune("provision", "rotate", "researcher", "--out", office)
+    assert wrong.code == 12 and "'silotune provision submitter researcher' gives it a new key" in wrong.err
     again = silotune("provision", tmp_path / "federation.toml", "--out", office)
     assert again.code == 12 and "is not empty" in again.err
 
@@ -87,6 +89,33 @@ def test_audit_verify(silotune, run: Path) -> None:
     assert open_one.code == 11
     site = silotune("audit", "verify", run / "bank-a", "--unfinished")
     assert site.code == 0 and "not closed, so the verdict is about the trail alone" in site.out
+
+
+DEEP = "[" * 100_000
+
+
+def test_what_nests_too_deep_is_named_with_the_code_of_its_kind(silotune, office: Path, tmp_path: Path) -> None:
+    kit, deep = tmp_path / "kits" / "duo-bank-a", tmp_path / "deep.json"
+    deep.write_text(DEEP)
+    charter = tmp_path / "charter.toml"
+    charter.write_text(CHARTER)
+    (tmp_path / "charter.signatures.json").write_text(DEEP)
+    for code, name, command in (
+        (12, "deep.json", ("provision", "members", kit, deep)),
+        (12, "charter.signatures.json", ("charter", "verify", charter)),
+        (12, "charter.signatures.json", ("charter", "sign", charter, "--kit", kit)),
+    ):
+        said = silotune(*command)
+        assert said.code == code and name in said.err and said.err.count("\n") == 1, said.err
+    charter.write_text(f"a = {DEEP}")
+    (kit / "members.json").write_text(DEEP)
+    for code, name, command in (
+        (2, "charter.toml", ("charter", "verify", charter)),
+        (2, "charter.toml", ("run", charter)),
+        (12, "members.json", ("provision", "members", kit)),
+    ):
+        said = silotune(*command)
+        assert said.code == code and name in said.err and said.err.count("\n") == 1, said.err
 
 
 def test_audit_verify_asks_for_the_sites_signatures(silotune, run: Path, tmp_path: Path) -> None:

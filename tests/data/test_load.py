@@ -204,7 +204,7 @@ def test_client_names_and_files_must_differ(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_with_what_is_there(root: Path) -> None:
     with pytest.raises(DataError, match=r"no folder '.*nowhere' \(data.root\); .* holds fpb/"):
         run(root / "nowhere")
-    with pytest.raises(DataError, match=r"task 'tfns': no train file in .*, which holds fpb/"):
+    with pytest.raises(DataError, match=r"task 'tfns': no train file in .*; it holds fpb/"):
         run(root, task="tfns")
     with pytest.raises(DataError, match="is a file; data.root takes a folder"):
         run(root / "fpb" / "train.jsonl")

@@ -228,6 +228,8 @@ def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").symlink_to(tiny_folder)
+    for name in ("gold.jsonl", "chosen.csv"):
+        (tmp_path / name).touch()
     asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
     jobs = Jobs(coordinator_folder(coordinator))
     config = jobs.config(submit_run(coordinator, Config.model_validate(asked), submitter=submitter))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from silotune.errors import RunFolderError
+from silotune.errors import KitError, RunFolderError
 from silotune.record import files
 
 
@@ -94,6 +94,18 @@ def test_read_json_says_what_is_wrong(tmp_path):
         files.read_json(tmp_path / "summary.json")
     with pytest.raises(RunFolderError, match="cannot use"):
         files.read_json(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 65 + "]" * 65, '{"a":' * 65 + "1" + "}" * 65])
+def test_json_is_read_to_a_bounded_depth(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(RunFolderError, match="config.json.* nests more than 64"):
+        files.read_json(path)
+    with pytest.raises(KitError, match="config.json.* nests more than 64"):
+        files.read_document(path, KitError)
+    path.write_text("[" * 64 + "]" * 64)
+    assert files.read_json(path) == files.read_document(path, KitError)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -149,5 +149,5 @@ def _from_row(line: str, where: str) -> Messages:
         if not turns:
             raise ValueError("no message")
         return tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{where} is no JSON object with 'prompt' or 'messages' (role, content)") from None

@@ -46,6 +46,8 @@ def resume(
     if kit is not None:
         _queue_again(str(folder), kit, submitter, as_json)
         return
+    if submitter is not None:
+        raise ConfigError("--as signs a submitted run anew: name the coordinator's kit, too (--kit)")
     from silotune.experiment.run import resume_experiment
 
     done = watched(lambda observer: resume_experiment(folder, observer=observer), is_silent=as_json)
@@ -54,16 +56,10 @@ def resume(
 
 def _queue_again(name: str, kit: Path, submitter: Path | None, as_json: bool) -> None:
     """The coordinator takes the run up again; nobody waits for it here."""
-    from silotune.deploy.jobs import Jobs
     from silotune.deploy.kits import read_kit
-    from silotune.deploy.places import coordinator_folder
+    from silotune.deploy.submit import resume_run
 
-    jobs = Jobs(coordinator_folder(read_kit(kit)))
-    if submitter is not None:
-        from silotune.deploy.submit import renewed
-
-        jobs.sign(name, renewed(jobs.signed(name), read_kit(submitter)))
-    state = jobs.resume(name)
+    state = resume_run(read_kit(kit), name, submitter=None if submitter is None else read_kit(submitter))
     if as_json:
         print_json({"name": name, "status": state.status})
         return
@@ -90,7 +86,7 @@ def _show(folder: RunFolder, as_json: bool) -> None:
 
     summary = read_summary(folder)
     with reserved_stdout(as_json):
-        picture = draw_skew(folder, folder.path / "skew.png")
+        picture = None if folder.is_of_sites() else draw_skew(folder, folder.path / "skew.png")
     if as_json:
         print_json({"folder": str(folder.path), **summary})
         return
@@ -100,5 +96,6 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
         console.print(tasks_table(summary))
     say(f"run folder: {folder.path}")
-    say(f"by client:  {picture}")
+    if picture is not None:
+        say(f"by client:  {picture}")
     say(f"try it:     {next_command(folder.path)}")

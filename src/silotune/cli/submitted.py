@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,9 @@ from silotune.errors import ConfigError
 
 CoordinatorKit = Annotated[Path, typer.Option("--kit", help="Folder of the coordinator's kit.")]
 Submitter = Annotated[Path | None, typer.Option("--as", metavar="KIT", help="Folder of a submitter's kit, to sign.")]
-ValidDays = Annotated[int, typer.Option("--days", min=1, max=365, help="How long the signed run holds.")]
+ValidDays = Annotated[
+    int | None, typer.Option("--days", min=1, max=365, help="How long the signed run holds; default: 30.")
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="As 'silotune submit' printed it.")]
 
 
@@ -28,7 +31,7 @@ def submit(
     base: Annotated[
         str | None, typer.Option(help="Fingerprint of the base model, where it is not on this machine.")
     ] = None,
-    days: ValidDays = 30,
+    days: ValidDays = None,
     settings: Settings = None,
     follow: Annotated[bool, typer.Option("--follow", help="Stay and show the run until it ends.")] = False,
     as_json: AsJson = False,
@@ -37,20 +40,35 @@ def submit(
     from silotune.cli.shipped import find
     from silotune.config import load_config
     from silotune.deploy.kits import read_kit
-    from silotune.deploy.submit import hand_in, read_submission, sign_run, submit_run, write_submission
+    from silotune.deploy.submit import VALID_DAYS, hand_in, read_submission, sign_run, submit_run, write_submission
 
+    if Path(config).is_dir():
+        raise ConfigError(f"{config!r} is a folder: give a TOML file, a name from 'silotune configs list', or RUN.json")
+    is_signed = config.endswith(".json")
     if submitter is None:
-        if kit is None or not config.endswith(".json") or settings:
+        if kit is None or not is_signed:
             raise ConfigError(
                 "a run is signed first: 'submit CONFIG --as KIT --out RUN.json', then 'submit RUN.json --kit'"
             )
+        unused = {"--set": settings, "--base": base, "--out": out, "--days": days}
+        _refuse_unused("a signed run is handed in as it is", unused)
         name = hand_in(read_kit(kit), read_submission(Path(config)))
+    elif is_signed:
+        raise ConfigError(f"{config!r} is a signed run, or no configuration: 'silotune submit {config} --kit KIT'")
     elif kit is not None:
+        _refuse_unused("--as with --kit signs a run and hands it in at once", {"--base": base, "--out": out})
         name = submit_run(
-            read_kit(kit), load_config(find(config), settings or ()), submitter=read_kit(submitter), days=days
+            read_kit(kit),
+            load_config(find(config), settings or ()),
+            submitter=read_kit(submitter),
+            days=days or VALID_DAYS,
         )
     elif out is not None:
-        signed = sign_run(load_config(find(config), settings or ()), read_kit(submitter), base=base, days=days)
+        _refuse_unused("--out signs a run and does not hand it in", {"--follow": follow})
+        if out.suffix != ".json" or out.exists():
+            raise ConfigError(f"--out {str(out)!r}: name a new file that ends in .json")
+        asked = load_config(find(config), settings or ())
+        signed = sign_run(asked, read_kit(submitter), base=base, days=days or VALID_DAYS)
         write_submission(signed, out)
         _show_signed(signed.job.job.run, out, as_json)
         return
@@ -63,6 +81,13 @@ def submit(
     else:
         say(f"submitted: {name}")
         say(f"follow it: silotune logs {name} --kit {kit} --follow")
+
+
+def _refuse_unused(why: str, options: Mapping[str, object]) -> None:
+    """No option is taken that would do nothing."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"{why}, so {' and '.join(given)} would do nothing: leave it out")
 
 
 def _show_signed(name: str, out: Path, as_json: bool) -> None:
@@ -153,6 +178,8 @@ def print_jobs(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         done = "" if job["round"] is None else f", round {job['round']} of {job['rounds']}"
         reason = f": {job['reason']}" if job["reason"] else ""
-        say(f"  run {job['name']}: {job['status']}{done}{reason}")
+        waits = job["status"] in ("queued", "running") and job["coordinator"] is None
+        stopped = "; the coordinator is stopped: the run goes on once it is started" if waits else ""
+        say(f"  run {job['name']}: {job['status']}{done}{reason}{stopped}")
     if not jobs:
         say("  no runs: silotune submit RUN.json --kit KIT")

@@ -23,7 +23,7 @@ def read_rows(path: str | Path) -> list[Row]:
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise DataError(f"no file {str(path)!r}; {path.parent} holds {listing(path.parent)}")
+        raise DataError(f"no file {str(path)!r}", beside=f"{path.parent} holds {listing(path.parent)}")
     try:
         rows = reader(path)
     except UnicodeDecodeError:

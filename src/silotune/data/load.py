@@ -223,7 +223,7 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
     if "train" not in found and "train" not in files and pooled:
         return {**files, "pooled": [(path, "") for path in pooled]}
     if "train" not in found and "train" not in files:
-        raise DataError(f"task {task.name!r}: no train file in {folder}, which holds {listing(folder)}")
+        raise DataError(f"task {task.name!r}: no train file in {folder}", beside=f"it holds {listing(folder)}")
     return {**files, **{split: [(path, "")] for split, path in found.items()}}
 
 
@@ -250,7 +250,7 @@ def _folder(root: Path, task: Task) -> Path:
     if root.is_file():
         raise DataError(f"data.root = {str(root)!r} is a file; data.root takes a folder, data.train a file")
     if not root.is_dir():
-        raise DataError(f"no folder {str(root)!r} (data.root); {root.parent} holds {listing(root.parent)}")
+        raise DataError(f"no folder {str(root)!r} (data.root)", beside=f"{root.parent} holds {listing(root.parent)}")
     own = root / task.folder
     return own if task.folder and own.is_dir() else root
 

@@ -289,7 +289,7 @@ def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:
     if isinstance(value, str):  # a CSV file holds them as JSON
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = None
     if isinstance(value, list):
         value = {chr(ord("A") + index): option for index, option in enumerate(value)}
@@ -338,7 +338,7 @@ def _turns(turns: Any, spot: str) -> tuple[tuple[str, str], ...]:
     if isinstance(turns, str):
         try:
             turns = json.loads(turns)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             turns = None
     if not isinstance(turns, Iterable) or isinstance(turns, (str, Mapping)):
         raise DataError(f"{spot}: is not a list of messages with role and content")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -12,11 +11,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from silotune.config import validated
+from silotune.config import parsed_toml, validated
 from silotune.deploy.kits import CHARTER_SIGNATURES, Name
 from silotune.errors import ConfigError, KitError, SignatureError
 from silotune.record.canonical import canonical
-from silotune.record.files import explained, read_json, write_json
+from silotune.record.files import read_document, write_json
 from silotune.record.signatures import SigningKey, verify
 from silotune.settings import Section
 
@@ -57,15 +56,17 @@ def read_charter(path: Path) -> tuple[Charter, str]:
     """The charter in a file, and the SHA-256 of the file, as ``sha256sum`` prints it.
 
     Raises:
-        ConfigError: The file is broken or holds faults (all of them are listed).
+        ConfigError: The file is missing or broken, or holds faults (all of them are listed).
     """
-    with explained(path):
-        content = path.read_bytes()
     try:
-        document = tomllib.loads(content.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    try:
+        document = parsed_toml(content.decode())
+    except ValueError as error:  # also text that is not UTF-8
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return validated(Charter, document, source=str(path)), hashlib.sha256(content).hexdigest()
+    return validated(Charter, document, source=str(path), is_named=True), hashlib.sha256(content).hexdigest()
 
 
 def sign_charter(path: Path, key: SigningKey, *, party: str) -> SignedCharter:
@@ -111,7 +112,7 @@ def _signatures(path: Path) -> list[CharterSignature]:
     place = path.with_name(CHARTER_SIGNATURES)
     if not place.is_file():
         return []
-    rows: Any = read_json(place)
+    rows: Any = read_document(place, SignatureError)
     try:
         return [CharterSignature.model_validate(row) for row in rows]
     except (ValidationError, TypeError):

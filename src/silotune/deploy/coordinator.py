@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from pathlib import Path
 from typing import Any
 
 from silotune.deploy.jobs import CANNOT_START_AGAIN, ENDED, Jobs
-from silotune.deploy.kits import MEMBERS, Kit
+from silotune.deploy.kits import MEMBERS, SERVER_CERTIFICATE, SERVER_KEY, Kit, check_start
 from silotune.deploy.link import nodes, register, wait_for_link
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
-from silotune.errors import FederationError, RunFolderError
-from silotune.record.signatures import check_secrets
+from silotune.errors import FederationError, KitError, RunFolderError
 from silotune.structs import Observer
 
 LINK_SECONDS = 180.0
@@ -38,11 +38,12 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
 
     Raises:
         FederationError: Another coordinator holds the folder, or the SuperLink does not start.
-        SignatureError: Others may read a key of the kit.
+        KitError: A file of the kit is missing, or a key is none or may be read by others; nothing was started.
     """
-    check_secrets(kit.folder)
     folder = coordinator_folder(kit)
     settings = coordinator_settings(kit)
+    check_start(kit)
+    check_server(kit)
     follow_parent()
     with only_one(folder, "the coordinator"), told_to_stop() as stopped:
         link = Child("superlink", ("silotune.deploy.superlink", str(kit.folder)), log_of(folder, "superlink"))
@@ -57,6 +58,22 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
                 time.sleep(LOOK_SECONDS)
         finally:
             keeper.stop()
+
+
+def check_server(kit: Kit) -> None:
+    """Whether the server's certificate and key can be used together.
+
+    Raises:
+        KitError: One is none, or they are not a pair.
+    """
+    certificate, key = kit.path(SERVER_CERTIFICATE), kit.path(SERVER_KEY)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError:
+        raise KitError(
+            f"{str(certificate)!r} and {str(key)!r} are no certificate with its key: unpack the kit again, or ask for "
+            "'provision rotate coordinator'"
+        ) from None
 
 
 class _Keeper:

@@ -83,8 +83,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A node's P-384 key from its OpenSSH file, which nobody but its owner may read.
 
     Raises:
-        KitError: It is no such key, or others may read it.
-        RunFolderError: It is not there.
+        KitError: It is no such key, others may read it, or it is not there.
     """
     content = read_secret(path)
     try:

@@ -97,7 +97,7 @@ def work_on(kit: Kit, name: str) -> None:
     except SilotuneError as error:
         logging.getLogger("silotune").error("%s", error)
         with contextlib.suppress(RunFolderError):  # a full disk: the coordinator writes it down when there is room
-            jobs.change(name, status="failed", reason=" ".join(str(error).split()), exit_code=error.exit_code)
+            jobs.change(name, status="failed", reason=" ".join(error.told.split()), exit_code=error.exit_code)
         sys.exit(CANNOT_START_AGAIN)
     jobs.change(name, status="finished")
 

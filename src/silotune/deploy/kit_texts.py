@@ -65,7 +65,8 @@ _POLICY_EXAMPLES = {
 }
 _SITE_README = """# {site} in the federation {federation}
 
-Unpack this kit where the examples are, into a folder that only you can read, and check it:
+Unpack this kit where the examples are, into a folder that only you can read, and check it before you
+change any file (later: `silotune site check .`):
 
     tar -xpf {federation}-{site}.tar && cd {federation}-{site} && sha256sum -c checksums.sha256
 
@@ -80,7 +81,8 @@ Nobody else needs a file of this kit. `auth.key` and `signing.key` never leave t
 _OWN_KEYS = "Put `auth.key` and `signing.key`, which `silotune provision request` made here, into the folder.\n\n"
 _COORDINATOR_README = """# Coordinator of the federation {federation}
 
-Unpack this kit into a folder that only you can read, and check it:
+Unpack this kit into a folder that only you can read, and check it before you change a
+file:
 
     tar -xpf {federation}-coordinator.tar && cd {federation}-coordinator && sha256sum -c checksums.sha256
 
@@ -96,7 +98,8 @@ change. When sites are added, revoked or rotated you get a new `members.json`: s
 
 _SUBMITTER_README = """# Submitter {submitter} of the federation {federation}
 
-Unpack this kit on your own machine, into a folder that only you can read, and check it:
+Unpack this kit on your own machine, into a folder that only you can read, and check it before you change a
+file:
 
     tar -xpf {federation}-{submitter}.tar && cd {federation}-{submitter} && sha256sum -c checksums.sha256
 

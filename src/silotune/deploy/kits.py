@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import ssl
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from silotune.config import read_toml, validated
 from silotune.errors import KitError, SignatureError
 from silotune.record.canonical import canonical
-from silotune.record.files import explained, read_json, write_bytes
-from silotune.record.signatures import normal_public, verify
+from silotune.record.files import explained, read_document, write_bytes
+from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.sections import Device, HeScheme, Precision, TaskSection
 from silotune.settings import Positive, Section
 
@@ -280,9 +281,21 @@ class Kit:
 
     def members(self) -> Members:
         """Who belongs to the federation, the authority's signature checked."""
-        with explained(self.path(AUTHORITY_PUBLIC)):
-            authority = self.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
-        return read_members(self.path(MEMBERS), authority)
+        return read_members(self.path(MEMBERS), self.authority())
+
+    def authority(self) -> str:
+        """The public key of the federation's authority.
+
+        Raises:
+            KitError: It cannot be read.
+        """
+        place = self.path(AUTHORITY_PUBLIC)
+        try:
+            return normal_public(place.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise KitError(f"cannot read {str(place)!r}: {error.strerror or error}; unpack the kit again") from None
+        except (UnicodeDecodeError, SignatureError):
+            raise KitError(f"{str(place)!r} is not a public key: unpack the kit again") from None
 
 
 _KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit] | type[SubmitterKit]] = {
@@ -294,7 +307,7 @@ _KINDS: Mapping[str, type[SiteKit] | type[CoordinatorKit] | type[SubmitterKit]] 
 
 def read_plan(path: Path) -> FederationPlan:
     """Reads ``federation.toml``; ``ConfigError`` lists every fault."""
-    return validated(FederationPlan, read_toml(path), source=str(path))
+    return validated(FederationPlan, read_toml(path), source=str(path), is_named=True)
 
 
 def read_kit(folder: Path) -> Kit:
@@ -306,7 +319,8 @@ def read_kit(folder: Path) -> Kit:
     """
     for name, kind in _KINDS.items():
         if (folder / name).is_file():
-            return Kit(folder, validated(kind, read_toml(folder / name), source=str(folder / name)))
+            place = folder / name
+            return Kit(folder, validated(kind, read_toml(place), source=str(place), is_named=True))
     files = f"{SITE_FILE}, {COORDINATOR_FILE} or {SUBMITTER_FILE}"
     raise KitError(f"{str(folder)!r} holds no {files}: unpack a kit there with tar -xpf")
 
@@ -320,11 +334,10 @@ def read_members(path: Path, authority: str) -> Members:
 
     Raises:
         SignatureError: The authority did not sign it.
-        KitError: It is not such a list.
-        RunFolderError: It cannot be read.
+        KitError: It is not such a list, or cannot be read.
     """
     try:
-        read = SignedMembers.model_validate(read_json(path))
+        read = SignedMembers.model_validate(read_document(path, KitError))
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise KitError(f"{str(path)!r} is not a list of members: see {where!r}") from None
@@ -339,9 +352,7 @@ def replace_members(kit: Kit, path: Path) -> Members:
     Raises:
         KitError: The list is of another federation, or older than the one that is there.
     """
-    with explained(kit.path(AUTHORITY_PUBLIC)):
-        authority = kit.path(AUTHORITY_PUBLIC).read_text(encoding="utf-8")
-    old, new = kit.members(), read_members(path, authority)
+    old, new = kit.members(), read_members(path, kit.authority())
     if new.federation != old.federation:
         raise KitError(f"{str(path)!r} is of the federation {new.federation!r}, not {old.federation!r}")
     if new.version < old.version:
@@ -362,6 +373,35 @@ def site_name(text: str) -> str:
         return _checked_name(text)
     except ValueError as error:
         raise KitError(str(error)) from None
+
+
+def check_start(kit: Kit) -> None:
+    """Looks at all that the processes of a kit read from it, before any is started.
+
+    Raises:
+        KitError: A file is missing, a key is none or may be read by others, or the list of members does not hold.
+    """
+    missing = [name for name in _STARTS_WITH[type(kit.settings)] if not kit.path(name).is_file()]
+    if missing:
+        raise KitError(
+            f"{str(kit.folder)!r} lacks {', '.join(missing)}: unpack the kit again, or put there the keys that were "
+            "made with 'silotune provision request'"
+        )
+    check_secrets(kit.folder)
+    read_key(kit.path(SIGNING_KEY))
+    kit.members()
+    try:
+        ssl.create_default_context(cafile=kit.path(AUTHORITY))
+    except OSError:
+        raise KitError(f"{str(kit.path(AUTHORITY))!r} is no certificate: unpack the kit again") from None
+
+
+_EVERYBODY = (AUTHORITY, AUTHORITY_PUBLIC, MEMBERS, SIGNING_KEY)
+_STARTS_WITH: Mapping[type[Section], tuple[str, ...]] = {
+    SiteKit: (*_EVERYBODY, AUTH_KEY, POLICY),
+    CoordinatorKit: (*_EVERYBODY, SERVER_CERTIFICATE, SERVER_KEY),
+}
+"""Kit -> the files without which nothing starts."""
 
 
 def check_kit(folder: Path) -> list[str]:

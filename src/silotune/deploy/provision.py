@@ -140,9 +140,11 @@ def rotate_site(folder: Path, name: str, *, request: Path | None = None) -> Made
     """Gives a site new keys; the old ones stay in the list, so that what they signed stays verifiable.
 
     Raises:
-        KitError: There is no such site, or the request is of another one.
+        KitError: There is no such site, it is a submitter, or the request is of another one.
     """
     office, members = _open(folder)
+    if name in members.active_submitters():
+        raise KitError(f"{name!r} is a submitter: 'silotune provision submitter {name}' gives it a new key")
     old = _active(members, name)
     kept = _ended(members, name, "rotated")
     return _new_keys(office, kept, name, entry=SitePlan(contact=old.contact), request=request)

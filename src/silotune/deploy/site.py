@@ -6,11 +6,10 @@ import json
 import time
 from typing import Any
 
-from silotune.deploy.kits import Kit
+from silotune.deploy.kits import AUTH_KEY, Kit, check_start
 from silotune.deploy.places import log_of, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
-from silotune.record.signatures import check_secrets
 from silotune.structs import Observer
 from silotune.transports.frames import Frame, NoAnswerError, ask
 
@@ -22,10 +21,13 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
 
     Raises:
         FederationError: The site runs already, or the coordinator refuses it.
-        SignatureError: Others may read a key of the kit.
+        KitError: A file of the kit is missing, or a key is none or may be read by others; nothing was started.
     """
+    from silotune.deploy.fleet import read_node_key
+
     settings, folder = site_settings(kit), site_folder(kit)
-    check_secrets(kit.folder)
+    check_start(kit)
+    read_node_key(kit.path(AUTH_KEY))
     follow_parent()
     with only_one(folder, f"site {settings.site}"), told_to_stop() as stopped:
         trainer, node = (

@@ -7,32 +7,35 @@ sites take for a submitter's. Handing in needs the coordinator's kit, and can ch
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from silotune.config import Config
+from silotune.config import Config, validated
 from silotune.data.tasks import resolve
 from silotune.deploy.charter import read_charter
-from silotune.deploy.jobs import ENDED, Jobs
+from silotune.deploy.jobs import ENDED, Jobs, JobState
 from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
 from silotune.deploy.places import coordinator_folder, coordinator_settings, submitter_settings
 from silotune.deploy.processes import holder
-from silotune.errors import ConfigError, FederationError, SignatureError, unknown_choice
+from silotune.errors import ConfigError, FederationError, ModelError, SignatureError, unknown_choice
 from silotune.experiment.site import setup_of
+from silotune.experiment.start import adapter_folder
 from silotune.federation.jobs import Job, SignedJob, order_digest, sign_job
 from silotune.federation.kinds import EVALUATE, TRAIN, steps_of
 from silotune.federation.orders import evaluate_order, train_order
+from silotune.models.fingerprint import folder_of
 from silotune.reach import limits
 from silotune.record.canonical import sha256
-from silotune.record.files import explained, read_json, write_json
-from silotune.record.runs import RunFolder
+from silotune.record.files import explained, read_document, write_json
+from silotune.record.runs import RunFolder, is_run
 from silotune.record.signatures import read_key
 from silotune.settings import Section
 
@@ -41,6 +44,7 @@ AWAY_SECONDS = 60.0
 """Who follows a run waits so long for a coordinator that does not run: one that was killed may be started again."""
 VALID_DAYS = 30
 """A job holds for so long unless another number is given; one that goes on later is signed anew."""
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 class Submission(Section):
@@ -64,10 +68,16 @@ def sign_run(
         days: That the job holds.
 
     Raises:
-        ConfigError: It asks for what sites that are elsewhere cannot do, or for more of them than there are.
+        ConfigError: It asks for what sites that are elsewhere cannot do, or for more of them than there are; or the
+            fingerprint is none.
         ModelError: The base model is not on this machine, and no fingerprint is given.
     """
     submitter_settings(submitter)
+    if base is not None and not _FINGERPRINT.fullmatch(base):
+        raise ConfigError(
+            f"{base!r} is not the fingerprint of a base model: give the 64 digits 0-9 a-f that 'silotune site check' "
+            "shows"
+        )
     members = submitter.members()
     faults = [*limits("sites", config), *_site_faults(config, sorted(members.active())), *_charter_faults(submitter)]
     if faults:
@@ -75,19 +85,20 @@ def sign_run(
     federation = config.federation.model_copy(update={"modes": ("federated",)})
     chosen, number = config.model_copy(update={"federation": federation}), secrets.token_hex(16)
     named = name or config.record.name or f"{config.data.task}-seed{config.seed}-{number[:8]}"
-    job = Job(
-        id=number,
-        run=named,
-        config_sha256=sha256(chosen.model_dump(mode="json")),
-        task=chosen.data.task,
-        participants=tuple(sorted(members.active())),
-        rounds=federation.rounds,
-        kinds=kinds_of(chosen),
-        orders={kind: order_digest(body) for kind, body in orders_of(chosen, number).items()},
-        setup_sha256=sha256(setup_of(chosen, base=base)),
-        charter_sha256=_charter_of(submitter),
-        expires=datetime.now(UTC) + timedelta(days=days),
-    )
+    asked = {
+        "id": number,
+        "run": named,
+        "config_sha256": sha256(chosen.model_dump(mode="json")),
+        "task": chosen.data.task,
+        "participants": tuple(sorted(members.active())),
+        "rounds": federation.rounds,
+        "kinds": kinds_of(chosen),
+        "orders": {kind: order_digest(body) for kind, body in orders_of(chosen, number).items()},
+        "setup_sha256": sha256(setup_of(chosen, base=base)),
+        "charter_sha256": _charter_of(submitter),
+        "expires": datetime.now(UTC) + timedelta(days=days),
+    }
+    job = validated(Job, asked, source="the run cannot be submitted")
     return Submission(config=chosen, job=sign_job(job, read_key(submitter.path(SIGNING_KEY))))
 
 
@@ -106,6 +117,31 @@ def orders_of(config: Config, number: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:
+    """Queues a run again that failed or was cancelled; nothing is written before all was looked at.
+
+    Args:
+        kit: The coordinator's.
+        name: Of the run.
+        submitter: The kit of who signs it anew, to hold for longer; None where what was signed holds still.
+
+    Raises:
+        FederationError: There is no run of this name, it goes on already, or is finished.
+        SignatureError: Nobody who may submit has signed it, or it was changed afterwards.
+        ConfigError: It expired.
+    """
+    jobs = Jobs(coordinator_folder(kit))
+    jobs.stopped(name)
+    signed = jobs.signed(name)
+    if submitter is not None:
+        _check_unchanged(signed)
+        signed = renewed(signed, submitter)
+    _check_signed(kit, signed, anew=f"silotune resume {name} --kit {kit.folder} --as KIT")
+    if submitter is not None:
+        jobs.sign(name, signed)
+    return jobs.resume(name)
+
+
 def renewed(signed: SignedJob, submitter: Kit, *, days: int = VALID_DAYS) -> SignedJob:
     """The same job, signed by a submitter to hold for longer."""
     submitter_settings(submitter)
@@ -119,13 +155,13 @@ def read_submission(path: Path) -> Submission:
     Raises:
         ConfigError: It is none.
     """
+    read = read_document(path, ConfigError)
     try:
-        return Submission.model_validate(read_json(path))
+        return Submission.model_validate(read)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-        raise ConfigError(
-            f"{str(path)!r} is not a signed run: see {where!r}; 'silotune submit --as' makes one"
-        ) from None
+        see = f": see {where!r}" if where else ", which is a JSON object"
+        raise ConfigError(f"{str(path)!r} is not a signed run{see}; 'silotune submit --as' makes one") from None
 
 
 def write_submission(submission: Submission, path: Path) -> None:
@@ -137,17 +173,18 @@ def hand_in(kit: Kit, submission: Submission) -> str:
     """Queues a signed run at the coordinator of a kit on this machine; gives its name.
 
     Raises:
-        ConfigError: The federation was not provisioned for it, or what was signed is another configuration.
+        ConfigError: The federation was not provisioned for it, what was signed is another configuration, or a file
+            that the coordinator will open is not there.
         SignatureError: It is not signed by a submitter of the federation.
         FederationError: There is a run of this name.
     """
     check_submission(kit, submission)
-    faults = _kit_faults(kit, submission.config)
-    if faults:
-        raise ConfigError("the run cannot be submitted", faults)
     config = submission.config
     record = config.record.model_copy(update={"audit_key": kit.path(SIGNING_KEY).absolute()})
     whole = _absolute(config.model_copy(update={"record": record}))
+    faults = [*_kit_faults(kit, config), *_absent(whole)]
+    if faults:
+        raise ConfigError("the run cannot be submitted", faults)
     return Jobs(coordinator_folder(kit)).submit(whole, submission.job)
 
 
@@ -158,18 +195,31 @@ def check_submission(kit: Kit, submission: Submission) -> None:
         SignatureError: The signature does not fit, or is nobody's who may submit.
         ConfigError: The configuration beside the job is another one.
     """
-    signed, job = submission.job, submission.job.job
-    if not signed.is_signed() or signed.submitter not in kit.members().submitter_keys():
-        raise SignatureError(
-            "the run is not signed by a submitter of this federation: 'silotune submit --as KIT' signs"
-        )
-    config = submission.config
+    job, config = submission.job.job, submission.config
+    _check_signed(kit, submission.job, anew="silotune submit CONFIG --as KIT")
     if sha256(config.model_dump(mode="json")) != job.config_sha256:
         raise ConfigError("the configuration beside the job is not the one that was signed")
     if {kind: order_digest(body) for kind, body in orders_of(config, job.id).items()} != job.orders:
         raise ConfigError("the job was signed with another version of silotune: its orders are not those of this one")
+
+
+def _check_unchanged(signed: SignedJob) -> None:
+    if not signed.is_signed():
+        raise SignatureError(
+            "the run was changed after it was signed: have it signed anew with 'silotune submit CONFIG --as KIT'"
+        )
+
+
+def _check_signed(kit: Kit, signed: SignedJob, *, anew: str) -> None:
+    """Whether sites will take a job now; ``anew`` is the command that signs it once more."""
+    _check_unchanged(signed)
+    if signed.submitter not in kit.members().submitter_keys():
+        raise SignatureError(
+            f"the run is not signed by a submitter of this federation, as its list of members names them: '{anew}' "
+            "signs with the kit of one"
+        )
     if (expired := signed.expiry(datetime.now(UTC))) is not None:
-        raise ConfigError(f"{expired}: have it signed anew with 'silotune submit CONFIG --as KIT'")
+        raise ConfigError(f"{expired}: have it signed anew with '{anew}'")
 
 
 def submit_run(kit: Kit, config: Config, *, submitter: Kit, days: int = VALID_DAYS) -> str:
@@ -191,8 +241,7 @@ def _absolute(config: Config) -> Config:
         return None if path is None else path.absolute()
 
     data = {name: whole(getattr(config.data, name)) for name in ("root", "validation", "test")}
-    scored = {name: getattr(config.evaluation, name) for name in ("gold", "selection")}
-    files = {name: str(Path(text).absolute()) for name, text in scored.items() if Path(text).suffix}
+    files = {name: str(path.absolute()) for name, path in _scored_files(config).items()}
     model = {"name": str(Path(config.model.name).absolute())} if Path(config.model.name).is_dir() else {}
     start = {} if config.adapter.start is None else {"start": str(Path(config.adapter.start).absolute())}
     return config.model_copy(
@@ -203,6 +252,38 @@ def _absolute(config: Config) -> Config:
             "model": config.model.model_copy(update=model),
         }
     )
+
+
+def _scored_files(config: Config) -> dict[str, Path]:
+    """Key of ``[evaluation]`` -> the file that it names; one that names a split or a text of silotune's names none."""
+    named = {name: getattr(config.evaluation, name) for name in ("gold", "selection", "forgetting")}
+    return {name: Path(text) for name, text in named.items() if Path(text).suffix}
+
+
+def _absent(config: Config) -> list[str]:
+    """What the coordinator will open, by whole paths, and is not on its machine; the run would fail for it later."""
+    data = config.data
+    files = {
+        **{f"data.{name}": getattr(data, name) for name in ("validation", "test")},
+        **{f"evaluation.{name}": path for name, path in _scored_files(config).items()},
+    }
+    faults = [
+        f"{name} = {str(path)!r} is not on this machine: name a file that the coordinator can open; a relative path "
+        "begins in the folder in which the run is handed in"
+        for name, path in files.items()
+        if path is not None and not path.is_file()
+    ]
+    if data.task == "mixture" and data.root is not None and not data.root.is_dir():
+        faults.append(f"data.root = {str(data.root)!r} is not a folder on this machine")
+    looks: list[Callable[[], object]] = [lambda: folder_of(config.model)]
+    if (start := config.adapter.start) is not None:
+        looks.append(lambda: adapter_folder(start))
+    for look in looks:
+        try:
+            look()
+        except ModelError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
@@ -284,6 +365,9 @@ def fetch_run(jobs: Jobs, name: str, out: Path) -> Path:
         raise FederationError(f"run {name!r} has no folder yet: it has not begun")
     if out.exists():
         raise FederationError(f"{str(out)!r} is there already: name a new folder")
+    inside = next((place for place in out.absolute().resolve().parents if is_run(place)), None)
+    if inside is not None:
+        raise FederationError(f"{str(out)!r} is inside the run folder {str(inside)!r}: name a place outside of it")
     with explained(out):
         shutil.copytree(source, out)
     return out

@@ -126,7 +126,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     The result is bit for bit that of a run that was never stopped.
 
     Raises:
-        RunFolderError: ``path`` is no run folder, or another process is writing to it.
+        RunFolderError: ``path`` is no run folder, another process is writing to it, or its clients are sites.
     """
     began = time.perf_counter()
     folder = RunFolder.open(path)
@@ -134,6 +134,11 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     if has_ended(folder.path):
         forget_key(folder.part(*FEDERATED))
         return folder
+    if folder.is_of_sites():
+        raise RunFolderError(
+            f"{str(path)!r} is of a run over sites, whose examples are not here: it goes on where its coordinator is, "
+            "with 'silotune resume NAME --kit KIT'"
+        )
     with metered(config) as meter, crew_of(config, meter.family) as crew:
         check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began, engine_of(config, crew)), observer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from silotune.errors import DataError, ModelError
+from silotune.record.files import read_document
 from silotune.record.runs import RunFolder
 from silotune.record.tensor_files import read_tensors
 from silotune.sections import AdapterSection
@@ -25,7 +25,7 @@ def read_adapter(source: str) -> Tensors:
     Raises:
         ModelError: There is none.
     """
-    return read_tensors(_folder(source) / "adapter_model.safetensors")
+    return read_tensors(adapter_folder(source) / "adapter_model.safetensors")
 
 
 def check_same_function(source: str, section: AdapterSection) -> None:
@@ -34,7 +34,7 @@ def check_same_function(source: str, section: AdapterSection) -> None:
     Raises:
         ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
     """
-    saved = json.loads((_folder(source) / "adapter_config.json").read_text(encoding="utf-8"))
+    saved = read_document(adapter_folder(source) / "adapter_config.json", ModelError)
     if section.kind not in ("lora", "qlora") or saved.get("r") != section.rank:
         return
     alpha, rslora, dora = saved["lora_alpha"], bool(saved.get("use_rslora")), bool(saved.get("use_dora"))
@@ -53,7 +53,12 @@ def _factor(alpha: float, rank: int, *, is_rank_stable: bool) -> float:
     return alpha / (math.sqrt(rank) if is_rank_stable else rank)
 
 
-def _folder(source: str) -> Path:
+def adapter_folder(source: str) -> Path:
+    """The folder in peft's format of a trained adapter, as ``read_adapter`` finds it.
+
+    Raises:
+        ModelError: There is none.
+    """
     for folder in (Path(source), Path(source) / "adapter", Path(source) / "federated" / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder

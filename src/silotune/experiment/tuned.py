@@ -9,7 +9,7 @@ from typing import Any
 
 from silotune.config import Config, from_mapping
 from silotune.data.load import Dataset, read_examples
-from silotune.data.mixture import load_examples
+from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
@@ -21,15 +21,10 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
 from silotune.record.files import new_folder
-from silotune.record.runs import RunFolder
+from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
 from silotune.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether ``path`` is a run folder, rather than a model's folder or name."""
-    return (Path(path) / "config.json").is_file() and (Path(path) / "versions.json").is_file()
 
 
 def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:
@@ -103,6 +98,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores the adapter of a run on a split of its data, or on a file of examples of the same task.
 
+    Of a run over sites, the training examples are not here: it is scored on what its coordinator scores on.
+
     Returns:
         The figures, with ``model`` (which adapter) and ``split`` (on what).
 
@@ -120,7 +117,8 @@ def evaluate(
         dataset = Dataset(task, {name: read_examples(data, task)})
         changes["max_examples"] = None
     else:
-        dataset, name = load_examples(config.data, seed=config.seed), split
+        read = load_scored_examples if folder.is_of_sites() else load_examples
+        dataset, name = read(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     adapted = _load(folder, config, mode, knows_start=True)
     examples = scored_examples(config, dataset, name)

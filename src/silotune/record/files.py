@@ -15,14 +15,17 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from silotune.errors import RunFolderError
+from silotune.errors import RunFolderError, SilotuneError
 from silotune.structs import JSON
 
 TEMPORARY = ".tmp"
+MOST_DEPTH = 64
+"""Objects and lists within one another in a JSON file; what is written here has ten at most."""
+_TOO_DEEP = f"is not a JSON file of ours: it nests more than {MOST_DEPTH} lists and objects"
 _BLOCK_BYTES = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -159,13 +162,48 @@ def read_json(path: Path) -> Any:
         RunFolderError: The file is missing, unreadable or broken.
     """
     try:
-        return json.loads(path.read_bytes())
+        return _parsed(path.read_bytes())
     except FileNotFoundError:
         raise RunFolderError(f"{str(path.parent)!r} holds no {path.name}: the run did not get that far") from None
     except OSError as error:
         raise RunFolderError(_explain(error, path)) from None
+    except ValueError as error:
+        raise RunFolderError(f"{str(path)!r} {error}: the file was changed or damaged") from None
+
+
+def read_document(path: Path, fault: Callable[[str], SilotuneError]) -> Any:
+    """The value in a JSON file that no run wrote, such as one that a person gives.
+
+    Args:
+        path: The file.
+        fault: Makes the error from its line, for a file that is missing, unreadable or broken.
+    """
+    try:
+        return _parsed(path.read_bytes())
+    except FileNotFoundError:
+        raise fault(f"there is no file {str(path)!r}") from None
+    except OSError as error:
+        raise fault(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise fault(f"{str(path)!r} {error}") from None
+
+
+def _parsed(content: bytes) -> Any:
+    """The value, of a depth that whatever reads it later can go down; ``ValueError`` says what it is not."""
+    try:
+        document = json.loads(content)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
     except ValueError:
-        raise RunFolderError(f"{str(path)!r} is not valid JSON: the file was changed or damaged") from None
+        raise ValueError("is not valid JSON") from None
+    waiting: list[tuple[Any, int]] = [(document, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, (dict, list)):
+            if depth > MOST_DEPTH:
+                raise ValueError(_TOO_DEEP)
+            waiting.extend((inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+    return document
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -169,6 +169,10 @@ class RunFolder:
         """
         return read_json(self._file(name, ".json"))
 
+    def is_of_sites(self) -> bool:
+        """Whether the training examples are at sites, so that nobody here knows who holds what."""
+        return self.has("partition") and "clients" not in self.read_json("partition")
+
     def append(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Adds rows to ``<name>.jsonl``; on return they are on the disk."""
         append_line(self._file(name, ".jsonl"), b"".join(to_line(row) for row in rows))
@@ -248,6 +252,11 @@ class RunFolder:
         """
         config = read_json(self.path / "adapter" / _ADAPTER_CONFIG)
         return read_tensors(self.path / "adapter" / _ADAPTER_WEIGHTS), config
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is a run folder, rather than a model's folder or name."""
+    return (Path(path) / "config.json").is_file() and (Path(path) / "versions.json").is_file()
 
 
 def checked_name(name: str) -> str:

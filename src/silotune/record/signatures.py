@@ -53,8 +53,7 @@ def read_key(path: Path) -> SigningKey:
     """The private key in an OpenSSH file that nobody but its owner may read.
 
     Raises:
-        SignatureError: It is no Ed25519 key, or others may read the file.
-        RunFolderError: It cannot be read.
+        SignatureError: It is no Ed25519 key, others may read the file, or it cannot be read.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -101,21 +100,24 @@ def read_secret(path: Path) -> bytes:
     """What a file holds that nobody but its owner may read.
 
     Raises:
-        SignatureError: Others may read it.
-        RunFolderError: It cannot be read.
+        SignatureError: Others may read it, or it cannot be read.
     """
-    with explained(path), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            raise SignatureError(f"{str(path)!r} may be read by others: chmod 600 it")
-        return file.read()
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise SignatureError(f"{str(path)!r} may be read by others: chmod 600 it")
+            return file.read()
+    except OSError as error:
+        raise SignatureError(
+            f"cannot read the key {str(path)!r}: {error.strerror or error}; put it back where it belongs"
+        ) from None
 
 
 def check_secrets(folder: Path) -> None:
     """Looks at every key in a kit's folder, whatever it is for, before anything is started with them.
 
     Raises:
-        SignatureError: Others may read one.
-        RunFolderError: One cannot be read.
+        SignatureError: Others may read one, or one cannot be read.
     """
     for path in sorted(folder.glob("*.key")):
         read_secret(path)

@@ -80,8 +80,10 @@ def draw_skew(folder: RunFolder, out: Path) -> Path:
         out: The picture's path.
 
     Raises:
-        RunFolderError: There is no ``partition.json``.
+        RunFolderError: There is no ``partition.json``, or the training examples are at sites.
     """
+    if folder.is_of_sites():
+        raise RunFolderError(f"{str(folder.path)!r} is of a run over sites: how many examples each holds is not in it")
     skew = folder.read_json("partition")
     return save_picture(
         skew_figure(skew, title=f"Who holds what: training examples by {skew.get('field', 'label')}"), out
