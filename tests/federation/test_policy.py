@@ -14,6 +14,7 @@ from silotune.federation.kinds import KINDS
 from silotune.federation.policy import (
     COSTS,
     EPSILON_RULES,
+    PRIVACY,
     RULES,
     Asked,
     Policy,
@@ -51,12 +52,12 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 ALWAYS_KNOWN = (
     "working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding", "most_steps",
 )  # fmt: skip
-EVERY = {**RULES, **COSTS}
+EVERY = {**RULES, **COSTS, **PRIVACY}
 
 
 def check(policy: Policy, asked: Asked) -> None:
-    """Both tables, as admission asks them one after the other."""
-    for table in (RULES, COSTS):
+    """All tables, as admission asks them one after the other."""
+    for table in (RULES, COSTS, PRIVACY):
         checked(policy, asked, rules=table)
 
 
@@ -65,7 +66,7 @@ def asked(**changes: Any) -> Asked:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert CASES.keys() == EVERY.keys() and not RULES.keys() & COSTS.keys()
+    assert CASES.keys() == EVERY.keys() and len(EVERY) == len(RULES) + len(COSTS) + len(PRIVACY)
     elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes", "delta"}
     elsewhere |= {"most_models", "most_scorings", "most_seconds"}
     assert Policy.model_fields.keys() == EVERY.keys() | elsewhere

@@ -1,8 +1,9 @@
 """The site policy: what a data holder allows, whatever a coordinator asks. It fails closed.
 
 ``policy.toml`` belongs to the site and lies outside every job. A file that is missing, broken or holds an unknown key
-refuses everything; a rule whose fact is not known refuses too. Rules are functions in two tables, named like their key:
-those about what is asked, before anything of the site's is opened, and those about what serving it would cost.
+refuses everything; a rule whose fact is not known refuses too. Rules are functions in three tables, named like their
+key: those about what is asked, before anything of the site's is opened; those about what serving it would cost; and
+those about its privacy loss, which takes long to count.
 """
 
 from __future__ import annotations
@@ -276,17 +277,20 @@ COSTS: Mapping[str, _Rule] = {
         if asked.does.carries_adapter
         else None
     ),
+    "most_steps": lambda policy, asked: (
+        None if asked.steps is None else _at_most("the number of optimiser steps", asked.steps, policy.most_steps)
+    ),
+}
+"""The same for what serving a request would cost, which follows from the site's own examples and model."""
+PRIVACY: Mapping[str, _Rule] = {
     "largest_epsilon_run": lambda policy, asked: _epsilon(
         asked, "epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run
     ),
     "largest_epsilon_total": lambda policy, asked: _epsilon(
         asked, "epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total
     ),
-    "most_steps": lambda policy, asked: (
-        None if asked.steps is None else _at_most("the number of optimiser steps", asked.steps, policy.most_steps)
-    ),
 }
-"""The same for what serving a request would cost, which follows from the site's own examples and model."""
+"""The same for what it would cost in privacy, which is counted only once all other rules let a request pass."""
 
 
 def read_policy(path: Path) -> Policy:
