@@ -91,7 +91,8 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
     [
         ("objectives = ['choice']", "objectives", False), ("tasks = ['medqa']", "tasks", False),
         ("surprise = 1", "policy.toml", False), ("secure_aggregation = true", "secure_aggregation", False),
-        ("least_participants = 3", "least_participants", False), ("submitters = []", "submitters", False),
+        ("least_participants = 3", "least_participants", False),
+        (f"submitters = ['{new_key().public}']", "submitters", False),
         ("base_models = ['" + "b" * 64 + "']", "base_models", False), (f"charter = '{BASE}'", "charter", False),
         ("largest_adapter = 4", "largest_adapter", True), ("largest_epsilon_run = 1.0", "largest_epsilon_run", True),
         ("most_steps = 1", "most_steps", True),
