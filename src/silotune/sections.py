@@ -168,7 +168,10 @@ class DataSection(Section):
         None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
     )
     holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
-    prompt: str | None = Field(None, description="another template for a known task, over the same columns")
+    prompt: str | None = Field(
+        None,
+        description="another template for a known task, over the same columns; at most 4,096 characters, 32 columns",
+    )
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="with task = 'mixture': task -> its share of the examples"
     )
