@@ -89,12 +89,16 @@ class Opened:
 
     served: Served
     costs: Facts = COSTS
+    lost: tuple[float, float] | None = None
     expected: Mapping[str, Expected] = field(
         default_factory=lambda: dict.fromkeys(("train", "evaluate", "secure_sum.input"), layout_of(START))
     )
 
-    def facts(self, request: Request, delta: float) -> Facts:
+    def facts(self, request: Request) -> Facts:
         return self.costs
+
+    def epsilons(self, request: Request, delta: float) -> tuple[float, float] | None:
+        return self.lost
 
 
 @dataclass
@@ -135,16 +139,24 @@ class Federation:
     work: Answer = work
     kept: dict[str, SiteState] = field(default_factory=dict)
 
-    def house(self, name: str = "bank-a", *, costs: Facts = COSTS, run: str = "demo", **changes: Any) -> House:
+    def house(
+        self,
+        name: str = "bank-a",
+        *,
+        costs: Facts = COSTS,
+        lost: tuple[float, float] | None = None,
+        run: str = "demo",
+        **changes: Any,
+    ) -> House:
         """A site as it starts: it remembers what is on its disk."""
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
         (place / "policy.toml").write_text(self.policy)
         known = {"task": "finance-news", "base_sha256": BASE, "clock": lambda: NOW}
-        members = Membership((self.coordinator.public,), self.submitters)
+        members = Membership((self.coordinator.public,), self.submitters, NAMES)
         gate = Gate(name, place / "policy.toml", lambda: members, **{**known, **changes})
         trail = Trail(place / FILE, self.keys[name], actor=name)
-        return House(Guard(gate, self.keys[name], trail), Opened(Served(place / f"{run}.jsonl"), costs))
+        return House(Guard(gate, self.keys[name], trail), Opened(Served(place / f"{run}.jsonl"), costs, lost))
 
     def clients(self) -> Sequence[str]:
         return NAMES

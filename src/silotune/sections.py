@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from silotune.link_settings import ClockSection, CompressionSection, DownloadSection
 from silotune.settings import FolderName, Fraction, Momentum, Place, Positive, PositiveNumber, Section
@@ -50,6 +51,26 @@ LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "
 
 SUMMABLE: tuple[Algorithm, ...] = (*LINEAR, "feddyn")
 """Algorithms that use updates in no other way than in their sum weighted by examples."""
+
+
+LONGEST_PROMPT, MOST_PLACES = 4096, 32
+"""Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
+
+
+def _check_length(text: str, name: str) -> None:
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name}: a text of {len(text)} characters, at most {LONGEST_PROMPT} are taken")
+
+
+def _check_template(text: str, name: str) -> None:
+    """Refuses a template larger than any prompt needs; braces that do not fit are told where it is resolved."""
+    _check_length(text, name)
+    try:
+        places = sum(field is not None for _, field, _, _ in Formatter().parse(text))
+    except ValueError:
+        return
+    if places > MOST_PLACES:
+        raise ValueError(f"{name}: a template of {places} placeholders, at most {MOST_PLACES} are taken")
 
 
 class ModelSection(Section):
@@ -105,6 +126,18 @@ class TaskSection(Section):
     hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
     hub_config: str | None = Field(None, description="configuration of that data set")
 
+    @field_validator("prompt")
+    @classmethod
+    def _is_no_flood(cls, text: str) -> str:
+        _check_template(text, "data.definition.prompt")
+        return text
+
+    @field_validator("system")
+    @classmethod
+    def _is_short(cls, text: str) -> str:
+        _check_length(text, "data.definition.system")
+        return text
+
 
 class PartitionSection(Section):
     """How the training examples are spread over clients."""
@@ -135,12 +168,22 @@ class DataSection(Section):
         None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
     )
     holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
-    prompt: str | None = Field(None, description="another template for a known task, over the same columns")
+    prompt: str | None = Field(
+        None,
+        description="another template for a known task, over the same columns; at most 4,096 characters, 32 columns",
+    )
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="with task = 'mixture': task -> its share of the examples"
     )
     definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
     partition: PartitionSection = PartitionSection()
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_no_flood(cls, text: str | None) -> str | None:
+        if text is not None:
+            _check_template(text, "data.prompt")
+        return text
 
 
 class TrainingSection(Section):

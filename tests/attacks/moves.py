@@ -146,6 +146,11 @@ def another_job_s_run(it: Coordinator) -> Frame:
     return other.send(other.request())
 
 
+def a_flood_of_setup(it: Coordinator) -> Frame:
+    """48 MB of empty lists, which would be 2 GB once they are parsed."""
+    return it.send(it.request(), setup=b'{"a":[' + b"[]," * (16 << 20) + b"[]]}")
+
+
 def three_million_names(it: Coordinator) -> Frame:
     listed = ",".join(f'"{number}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for number in range(3_000_000))
     text = ("{" + listed + "}").encode()
@@ -214,6 +219,7 @@ MOVES: Mapping[str, Listed] = {
     "nan": Listed("a model that is not finite", not_finite, "form"),
     "setup-surrogate": Listed("a surrogate in the setup", raw_setup(b'{"a":"\\ud800"}'), "form"),
     "setup-deep": Listed("a setup nested 900 deep", raw_setup(b'{"a":' * 900 + b"1" + b"}" * 900), "form"),
+    "setup-flood": Listed("a setup of 48 MB of empty lists", a_flood_of_setup, "setup"),
     "setup-bytes": Listed("a setup that is no text", raw_setup(b"\xff\xfe"), "form"),
     # --- a path from elsewhere, work before admission
     "train": Listed("a file of the site's disk to train on", with_setup("data", "train", value="/nope.jsonl"), "setup"),
@@ -270,6 +276,14 @@ MOVES: Mapping[str, Listed] = {
     "rate": Listed("a rate of 1e9", with_config(training={"learning_rate": 1e9}), "bounds"),
     "rank": Listed("an adapter of rank 10**9", with_config(adapter={"rank": 10**9}), "bounds"),
     "examples": Listed("10**12 examples to generate", with_config(data={"num_train": 10**12}), "bounds"),
+    "prompt": Listed(
+        "a prompt that shows its text 10,000 times", with_setup("data", "prompt", value="{text}" * 10_000), "setup"
+    ),
+    "prompt-long": Listed("a prompt of 60,000 characters", with_setup("data", "prompt", value="x" * 60_000), "setup"),
+    "states": Listed("a state of every round kept", with_config(record={"checkpoint_every": 10**9}), "bounds"),
+    "labels": Listed("4,096 labels to score with", with_order(labels=[f"{n}" for n in range(4096)]), "form"),
+    "labels-other": Listed("labels that the examples have not", with_order(labels=["yes", "no"]), "job.order"),
+    "labels-few": Listed("fewer labels than the examples have", with_order(labels=["positive"]), "job.order"),
     "batch": Listed("a batch of -3", with_order(batch_size=-3), "form"),
     "tokens": Listed("10**9 tokens to write", with_order(max_new_tokens=10**9), "form"),
     "generates": Listed("text written from the site's prompts", with_order(scoring="generation"), "generation"),

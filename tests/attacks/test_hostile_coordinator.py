@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from attacks.hostile import Coordinator, House, configuration, leaks, outcome
 from attacks.moves import MOVES
 from silotune.federation.reasons import REASONS
+from silotune.record.environment import cores
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,21 @@ def test_an_honest_coordinator_is_served(fresh: Coordinator) -> None:
     assert outcome(fresh.send(fresh.request("evaluate"))) == "reply"
     assert outcome(fresh.send(fresh.request("countersign", tensors={}))) == "reply"
     assert fresh.house.trail()[-1].event == "reply"
+
+
+def test_threads_of_a_run_are_at_most_the_machine_s_and_end_with_it(fresh: Coordinator, tiny_folder: Path) -> None:
+    house = fresh.house
+    house.resident.use_threads(None)
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for asked, given in ((1024, cores()), (None, 1)):
+            config = configuration(tiny_folder, training={"threads": asked})
+            other = replace(fresh, config=config, run=f"threads-{asked}", number=f"{asked or 0:032x}")
+            assert outcome(other.send(other.request("countersign", tensors={}, body={"job": other.job()}))) == "reply"
+            assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(own)
 
 
 @pytest.mark.parametrize("name", MOVES)

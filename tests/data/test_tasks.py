@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from silotune.config import from_mapping
 from silotune.data.rows import Task, placeholders, render, unit_of
 from silotune.data.tasks import TASKS, resolve, to_example
 from silotune.errors import ConfigError, DataError
-from silotune.sections import DataSection, TaskSection
+from silotune.sections import MOST_PLACES, DataSection, TaskSection
 from silotune.structs import Example
 
 OPTIONS = {"A": "iron", "B": "zinc", "C": "salt", "D": "none"}
@@ -159,6 +160,28 @@ def test_prompts_end_with_a_cue_and_name_every_option(task: Task) -> None:
         filled = set(layout.columns) | ({"options"} if task.answer == "letter" else set())
         assert set(placeholders(layout.prompt or task.prompt)) == filled
         assert not {"exp", "long_answer", "gpt4_exp"} & set(layout.required())
+
+
+FLOODS = {"text of 4097 characters, at most 4096": "x" * 4097, "template of 33 placeholders, at most 32": "{text}" * 33}
+FLOODED = [("data.prompt", flood) for flood in FLOODS] + [("data.definition.prompt", flood) for flood in FLOODS]
+
+
+@pytest.mark.parametrize(("name", "said"), [*FLOODED, ("data.definition.system", next(iter(FLOODS)))])
+def test_a_template_is_bounded_wherever_it_is_validated(name: str, said: str) -> None:
+    """Every example is written out so long; one line says so, without the template."""
+    section: dict[str, Any] = {"task": "custom", "definition": {"prompt": "{text}", "answer": "label"}}
+    if name == "data.prompt":
+        section = {"prompt": FLOODS[said]}
+    else:
+        section["definition"][name.rpartition(".")[2]] = FLOODS[said]
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"data": section})
+    assert caught.value.faults == (f"{name}: a {said} are taken",) and len(str(caught.value)) < 200
+
+
+def test_a_template_may_have_as_many_places_as_are_allowed_and_braces_of_its_own() -> None:
+    template = "{text}" * MOST_PLACES + "{{}}" * 100
+    assert resolve(from_mapping({"data": {"prompt": template}}).data).prompt == template
 
 
 def test_prompts_as_they_read() -> None:

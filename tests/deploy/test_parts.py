@@ -33,7 +33,7 @@ from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.deploy.superlink import MOST_BODY_BYTES, MOST_OBJECT_BYTES, OBJECT, build_app, fleet_only
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.record.runs import RunFolder
-from silotune.record.signatures import write_secret
+from silotune.record.signatures import new_key, write_secret
 from silotune.sections import FederationSection
 from silotune.transports.flower import Ending, client_app
 from silotune.transports.frames import Frame
@@ -367,6 +367,29 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         "data format": "none.jsonl",
     }.items():  # fmt: skip
         assert not found[name].ok and words in found[name].said, name
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (f"submitters = ['{new_key().public}']", "submitters lists nobody who may submit runs in this federation"),
+        ("tasks = ['medqa']", "tasks does not list 'finance-news', which site.toml says the examples are for"),
+        (f"base_models = ['{'a' * 64}']", "base_models does not list the base model of site.toml"),
+        ("least_participants = 9", "asks for 9 sites, the federation has"),
+        ("least_cohort = 9", "asks for 9 sites, the federation has"),
+        (f"charter = '{'a' * 64}'", "charter is not the one in this kit"),
+        ("smallest_adapter = 9\nlargest_adapter = 5", "everything is refused"),
+    ],
+)
+def test_check_tells_of_a_policy_that_no_run_can_meet(tmp_path: Path, rule: str, said: str) -> None:
+    kit = read_kit(kits.make(tmp_path, ["bank-a", "bank-b"]) / "bank-a")
+    settings = kit.path("site.toml").read_text().replace("# task = ", "task = ")
+    kit.path("site.toml").write_text(settings)
+    kit.path("policy.toml").write_text("")
+    assert CHECKS["policy"](read_kit(kit.folder)) == "restricts nothing but generation"
+    kit.path("policy.toml").write_text(rule)
+    found = {item.name: item for item in check_site(read_kit(kit.folder))}["policy"]
+    assert not found.ok and said in found.said
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])

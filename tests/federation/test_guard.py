@@ -29,13 +29,14 @@ from governed import (
     work,
 )
 from silotune.config import from_mapping
-from silotune.errors import MessageError, PolicyError, ProtectionError
+from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionError
+from silotune.federation import run_setup
 from silotune.federation.admission import BOUNDS, Facts
 from silotune.federation.client import Site, client_round
 from silotune.federation.jobs import order_digest
 from silotune.federation.kinds import KINDS as ALL
 from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.orders import EvaluateOrder, TrainOrder
+from silotune.federation.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order
 from silotune.federation.reasons import RULES, code_of
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
@@ -51,7 +52,7 @@ def events(folder: Path, name: str = "bank-a") -> list[tuple[str, str]]:
     return [(entry.event, str(entry.fields.get("rule", ""))) for entry in read_chain(folder / name / FILE)]
 
 
-def never(request: Request) -> Any:
+def never(*_: object, **__: object) -> Any:
     raise AssertionError("the work was begun")
 
 
@@ -90,7 +91,8 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
     [
         ("objectives = ['choice']", "objectives", False), ("tasks = ['medqa']", "tasks", False),
         ("surprise = 1", "policy.toml", False), ("secure_aggregation = true", "secure_aggregation", False),
-        ("least_participants = 3", "least_participants", False), ("submitters = []", "submitters", False),
+        ("least_participants = 3", "least_participants", False),
+        (f"submitters = ['{new_key().public}']", "submitters", False),
         ("base_models = ['" + "b" * 64 + "']", "base_models", False), (f"charter = '{BASE}'", "charter", False),
         ("largest_adapter = 4", "largest_adapter", True), ("largest_epsilon_run = 1.0", "largest_epsilon_run", True),
         ("most_steps = 1", "most_steps", True),
@@ -120,15 +122,15 @@ def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
         submitters = ['{SUBMITTER.public}']
         charter = '{"c" * 64}'
     """
-    known = {"costs": Facts(5, 1, (1.0, 2.5)), "charter": lambda: ("c" * 64, NOW.date())}
+    known = {"costs": Facts(5, 1), "lost": (1.0, 2.5), "charter": lambda: ("c" * 64, NOW.date())}
     request = sites.request(body=under(train_body(), job(charter_sha256="c" * 64)))
     assert sites.house(**known).serve(request).signature
     changes: dict[str, dict[str, Any]] = {
-        "largest_epsilon_total": {"costs": Facts(5, 1, (1.0, 3.5))},
-        "largest_epsilon_run": {"costs": Facts(5, 1)},
+        "largest_epsilon_total": {"costs": Facts(5, 1), "lost": (1.0, 3.5)},
+        "largest_epsilon_run": {"lost": None},
         "charter": {"charter": lambda: ("c" * 64, NOW.date() - timedelta(days=1))},
-        "largest_adapter": {"costs": Facts(6, 1, (1.0, 2.5))},
-        "smallest_adapter": {"costs": Facts(4, 1, (1.0, 2.5))},
+        "largest_adapter": {"costs": Facts(6, 1), "lost": (1.0, 2.5)},
+        "smallest_adapter": {"costs": Facts(4, 1), "lost": (1.0, 2.5)},
     }
     for rule, facts in changes.items():
         refused(sites.house(**{**known, **facts}), request, rule)
@@ -291,6 +293,33 @@ def test_settings_that_no_run_needs_are_refused_whoever_signed_them(tmp_path: Pa
     assert setting in str(refused(sites.house(), sites.request(body=under(body, signed)), "bounds", setup=setup))
 
 
+def test_a_setup_is_neither_parsed_before_the_job_is_read_nor_where_it_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has no job costs the site nothing; whoever has one, no more than the bytes that a setup may have."""
+    monkeypatch.setattr(run_setup, "strict_object", never)
+    sites, long = Federation(tmp_path), b'{"a":[' + b"[]," * (run_setup.MOST_SETUP_BYTES // 3) + b"[]]}"
+    refused(sites.house(), sites.request(body=train_body()), "job", setup=long)
+    refused(sites.house(), sites.request(), "setup", setup=long)
+
+
+def test_an_epsilon_is_not_counted_of_more_steps_than_are_allowed(tmp_path: Path) -> None:
+    """Counting may take a site minutes and its memory."""
+    sites = Federation(tmp_path, policy="most_steps = 1\nlargest_epsilon_run = 1.0")
+    house = sites.house(costs=Facts(5, 2))
+    house.opened.epsilons = never  # type: ignore[method-assign,assignment]
+    refused(house, sites.request(), "most_steps")
+
+
+def test_names_that_nobody_has_are_no_participants(tmp_path: Path) -> None:
+    invented = another(participants=("bank-a", *(f"nobody-{number}" for number in range(9))))
+    for least, body in ((2, invented), (3, BODY)):
+        sites = Federation(tmp_path / str(least), policy=f"least_participants = {least}")
+        refused(sites.house(), sites.request(body=body), "least_participants")
+    sites.policy = "least_participants = 2"
+    assert sites.house().serve(sites.request()).signature
+
+
 def test_a_coordinator_must_commit_itself(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     stranger = Federation(tmp_path / "other").request().head
@@ -365,13 +394,34 @@ def test_text_is_generated_where_the_policy_allows_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_size": -3}, {"batch_size": 0}, {"batch_size": 1 << 40}, {"max_new_tokens": 10**9}, {"more": 1}]
-)
+    "changes",
+    [
+        {"batch_size": -3}, {"batch_size": 0}, {"batch_size": 1 << 40}, {"max_new_tokens": 10**9}, {"more": 1},
+        {"labels": [f"{number}" for number in range(MOST_LABELS + 1)]}, {"labels": ["negative", "x" * 257]},
+        {"labels": ["neutral", "negative", "neutral"]},
+    ],
+)  # fmt: skip
 def test_an_order_to_score_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     sites, scoring = Federation(tmp_path), scoring_body(**changes)
     body = under(scoring, job(orders={"evaluate": order_digest(scoring)}))
     with pytest.raises(MessageError, match=next(iter(changes))):
         sites.house().serve(sites.request(kind="evaluate", body=body), never)
+
+
+@pytest.mark.parametrize("labels", [[], ["positive"], ["positive", "neutral", "negative"], ["a", "b", "c", "d"]])
+def test_the_labels_to_score_with_are_the_options_of_the_task(tmp_path: Path, labels: list[str]) -> None:
+    """Their number makes the reply, and others than the examples' own cannot be counted with."""
+    sites, scoring = Federation(tmp_path), scoring_body(labels=labels)
+    body = under(scoring, job(orders={"evaluate": order_digest(scoring)}))
+    house = sites.house()
+    refused(house, sites.request(kind="evaluate", body=body), "job.order")
+    assert house.opens == 0
+
+
+def test_a_task_of_more_options_than_a_site_scores_over_is_told_to_its_user() -> None:
+    for labels in (["x" * 257], [f"{number}" for number in range(MOST_LABELS + 1)]):
+        with pytest.raises(ConfigError, match=r"at most 256 options of 256 characters"):
+            evaluate_order(CONFIG.evaluation, labels)
 
 
 # --- the trail -------------------------------------------------------------------------------------------------------

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from silotune.errors import MessageError, PolicyError
+from silotune.evaluation.metrics import calibration, classification, language_modelling, preference
 from silotune.federation import client
+from silotune.federation.guard import NOT_FIGURES
 from silotune.federation.kinds import KINDS
+from silotune.federation.messages import TrainReport
 from silotune.federation.policy import (
     COSTS,
     EPSILON_RULES,
+    PRIVACY,
     RULES,
     Asked,
     Policy,
@@ -51,12 +55,12 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 ALWAYS_KNOWN = (
     "working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding", "most_steps",
 )  # fmt: skip
-EVERY = {**RULES, **COSTS}
+EVERY = {**RULES, **COSTS, **PRIVACY}
 
 
 def check(policy: Policy, asked: Asked) -> None:
-    """Both tables, as admission asks them one after the other."""
-    for table in (RULES, COSTS):
+    """All tables, as admission asks them one after the other."""
+    for table in (RULES, COSTS, PRIVACY):
         checked(policy, asked, rules=table)
 
 
@@ -65,7 +69,7 @@ def asked(**changes: Any) -> Asked:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert CASES.keys() == EVERY.keys() and not RULES.keys() & COSTS.keys()
+    assert CASES.keys() == EVERY.keys() and len(EVERY) == len(RULES) + len(COSTS) + len(PRIVACY)
     elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes", "delta"}
     elsewhere |= {"most_models", "most_scorings", "most_seconds"}
     assert Policy.model_fields.keys() == EVERY.keys() | elsewhere
@@ -161,6 +165,65 @@ def test_a_policy_with_a_fault_refuses_everything(tmp_path: Path, text: str) -> 
     with pytest.raises(PolicyError, match="everything is refused until this is mended") as caught:
         read_policy(tmp_path / "policy.toml")
     assert caught.value.rule == "policy.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("generation = 'yes'", "generation = 'yes': input should be a valid boolean"),
+        ("generation = 1", "generation = 1: input should be a valid boolean"),
+        ("secure_aggregation = 'yes'", "secure_aggregation = 'yes': input should be a valid boolean"),
+        ("least_participants = 2.0", "least_participants = 2.0: input should be a valid integer"),
+        ("smallest_count = 5.0", "smallest_count = 5.0: input should be a valid integer"),
+        ("least_colluding = 1.0", "least_colluding = 1.0: input should be a valid integer"),
+        ("most_steps = '9'", "most_steps = '9': a number is needed"),
+        ("format = true", "format = True: a number is needed"),
+        ("[working_hours]\nbegin = 8\nend = '18:00'", "8 is not a time of day, such as '08:00'"),
+        ("[working_hours]\nbegin = '8'\nend = '18:00'", "'8' is not a time of day, such as '08:00'"),
+        ("delta = 0.5", "delta = 0.5: input should be less than or equal to 0.01"),
+        ("metrics = ['acuracy']", "metrics: unknown figure 'acuracy': did you mean 'accuracy'?"),
+        ("smallest_adapter = 9\nlargest_adapter = 5", "smallest_adapter = 9 is above largest_adapter = 5"),
+        (
+            "largest_epsilon_run = 4.0\nlargest_epsilon_total = 2.0",
+            "largest_epsilon_run = 4 is above largest_epsilon_total = 2",
+        ),
+        *(
+            (f"{name} = []", f"{name} = []: nothing is ever allowed; name at least one, or leave it out")
+            for name in ("base_models", "tasks", "objectives", "submitters")
+        ),
+        (
+            "[working_hours]\nbegin = '08:00'\nend = '08:00'",
+            "working_hours: begin and end are the same, so that nothing is ever served",
+        ),
+        (
+            "[working_hours]\nbegin = '08:00'\nend = '18:00'\ndays = []",
+            "working_hours.days = []: nothing is ever served; name days, or leave it out",
+        ),
+        (
+            "[working_hours]\nbegin = '08:00+02:00'\nend = '18:00'",
+            "working_hours: begin and end are times of the zone and name none of their own",
+        ),
+    ],
+)
+def test_what_is_meant_otherwise_or_can_never_be_met_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "policy.toml").write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        read_policy(tmp_path / "policy.toml")
+    said_before = "everything is refused until this is mended: policy.toml: "
+    assert str(caught.value).startswith(f"policy rule 'policy.toml': {said_before}{said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_figure_of_a_reply_can_be_named_by_metrics() -> None:
+    made = {
+        **classification([0, 1, 1], [0, 1, 0], ("a", "b"), bootstrap_samples=10),
+        **calibration([0.5, 0.9, 0.8], [True, True, False]),
+        **language_modelling([1.0, 2.0], [3, 4], bootstrap_samples=10),
+        **preference([0.1, -0.2], [0.0, 0.1], bootstrap_samples=10),
+        **dict.fromkeys(TrainReport.model_fields),
+    }
+    named = tuple(name for name in made if name not in NOT_FIGURES)
+    assert Policy(metrics=named).metrics == named
 
 
 def test_a_policy_that_is_missing_refuses_everything(tmp_path: Path) -> None:

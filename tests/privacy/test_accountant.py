@@ -62,6 +62,39 @@ def test_next_to_no_noise_is_counted_at_once_and_never_below_what_more_noise_cos
     assert found == epsilon([spend, Spend(1.0)], 1e-5, accountant="rdp") > epsilon([Spend(0.2, 0.1, 3)], 1e-5)
 
 
+@pytest.mark.parametrize(
+    "spend", [Spend(0.2, 0.5, 10**11), Spend(0.3, 0.99, 10**6), Spend(0.2, 1.0, 10**6), Spend(1.0, 0.5, 10**7)]
+)
+def test_so_many_steps_that_a_grid_would_take_the_memory_are_counted_at_once(spend: Spend) -> None:
+    """By RDP, an upper bound as well."""
+    began = time.process_time()
+    assert epsilon([spend, Spend(2.0)], DELTA) == epsilon([spend, Spend(2.0)], DELTA, accountant="rdp")
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    "spend",
+    [Spend(1.0, 0.01, 1000), Spend(1.1, 0.1, 100), Spend(0.5, 0.1, 1000), Spend(1.0, 0.01, 10**5), Spend(4.0, 1.0, 100),
+     Spend(0.2, 0.01, 3), Spend(2.0, 0.5, 1)],
+)  # fmt: skip
+def test_the_size_of_a_grid_is_never_larger_than_it_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, spend: Spend
+) -> None:
+    from dp_accounting.pld import pld_pmf
+
+    sizes, dense = [], pld_pmf.DensePLDPmf.__init__
+
+    def watched(
+        it: pld_pmf.DensePLDPmf, interval: float, lower: int, probabilities: list[float], *rest: object
+    ) -> None:
+        sizes.append(len(probabilities))
+        dense(it, interval, lower, probabilities, *rest)
+
+    monkeypatch.setattr(pld_pmf.DensePLDPmf, "__init__", watched)
+    epsilon([spend], DELTA)
+    assert sizes and max(sizes) <= accountant._points(spend, accountant.GRID) <= accountant.MOST_POINTS
+
+
 def test_an_epsilon_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accountant, "LARGEST_NOISE", 2.0)
     with pytest.raises(ConfigError, match="no noise keeps epsilon = 0.1"):

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from silotune.deploy.kits import AUTH_KEY, AUTHORITY, POLICY, Kit, check_kit
+from silotune.deploy.charter import read_charter
+from silotune.deploy.kits import AUTH_KEY, AUTHORITY, CHARTER, POLICY, Kit, check_kit
 from silotune.deploy.places import site_folder, site_settings
 from silotune.errors import SilotuneError
+from silotune.federation.policy import Policy, read_policy
 
 MOST_SECONDS_OFF = 240.0
 """Flower accepts signatures that are at most 305 s old."""
@@ -172,10 +174,33 @@ def _data(kit: Kit) -> str:
 
 
 def _policy(kit: Kit) -> str:
-    from silotune.federation.policy import read_policy
-
-    rules = read_policy(kit.path(POLICY)).model_dump(exclude_defaults=True)
+    policy = read_policy(kit.path(POLICY))
+    faults = [said for said, is_so in _never_met(kit, policy).items() if is_so]
+    if faults:
+        raise _FaultError("; ".join(faults))
+    rules = policy.model_dump(exclude_defaults=True)
     return f"{len(rules)} rules: {', '.join(sorted(rules))}" if rules else "restricts nothing but generation"
+
+
+def _never_met(kit: Kit, policy: Policy) -> dict[str, bool]:
+    """What makes the policy refuse every run of this site's, and whether it is so."""
+    members, task = kit.members(), site_settings(kit).data.task
+    sites = len(members.active())
+    least = max(policy.least_participants or 0, policy.least_cohort or 0)
+    held = read_charter(kit.path(CHARTER))[1] if kit.path(CHARTER).is_file() else None
+    return {
+        "submitters lists nobody who may submit runs in this federation": (
+            policy.submitters is not None and not set(policy.submitters) & set(members.submitter_keys())
+        ),
+        f"tasks does not list {task!r}, which site.toml says the examples are for": (
+            bool(task) and policy.tasks is not None and task not in policy.tasks
+        ),
+        "base_models does not list the base model of site.toml": (
+            policy.base_models is not None and _base(kit) not in policy.base_models
+        ),
+        f"least_participants or least_cohort asks for {least} sites, the federation has {sites}": least > sites,
+        "charter is not the one in this kit": policy.charter is not None and policy.charter != held,
+    }
 
 
 def _folder(kit: Kit) -> str:

@@ -49,9 +49,9 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
 
 
 def _membership(kit: Kit) -> Membership:
-    """Whose signatures count now, from the list that the authority signed."""
+    """Whose signatures count now, and who takes part, from the list that the authority signed."""
     members = kit.members()
-    return Membership((members.coordinator_now(),), tuple(members.submitter_keys()))
+    return Membership((members.coordinator_now(),), members.submitter_keys(), tuple(members.active()))
 
 
 def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:

@@ -22,6 +22,7 @@ from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
+from silotune.record.environment import cores
 from silotune.sections import ModelSection, TaskSection
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
@@ -68,12 +69,27 @@ def setup_of(config: Config, *, is_simulated: bool = False, base: str | None = N
 
 @dataclass
 class Resident:
-    """The base model in memory with its adapter, what it was made for, and how often a base was read from disk."""
+    """The base model in memory with its adapter, what it was made for, and how often a base was read from disk.
+
+    ``threads`` are the process's own, while a run has others.
+    """
 
     needs: Any = None
     adapted: Adapted | None = None
     initial: Tensors = field(default_factory=dict)
     loads: int = 0
+    threads: int | None = None
+
+    def use_threads(self, asked: int | None) -> None:
+        """As many CPU threads as are asked for, and never more than there are cores; the process's own for None."""
+        import torch
+
+        if asked is not None:
+            self.threads = self.threads or torch.get_num_threads()
+            torch.set_num_threads(min(asked, cores()))
+        elif self.threads is not None:
+            torch.set_num_threads(self.threads)
+            self.threads = None
 
 
 Equip = Callable[[Site, Config], Site]
@@ -120,7 +136,8 @@ class SiteDesk:
         return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)
 
     def rest(self) -> None:
-        """Keeps the base and its adapter: nothing else is held."""
+        """Keeps the base and its adapter; the threads are the process's own again."""
+        self._resident.use_threads(None)
 
     def state(self) -> dict[str, Any]:
         """The base that is held, and how often one was read from disk."""
@@ -163,10 +180,7 @@ class SiteDesk:
 
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
-        if config.training.threads or self._holdings.threads:
-            import torch
-
-            torch.set_num_threads(self._holdings.threads or config.training.threads or 1)
+        self._resident.use_threads(self._holdings.threads or config.training.threads)
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
         drawn = () if config.federation.lora == "factors" else (config.federation.lora, config.seed)
         needs = (config.model, config.adapter, head, drawn, base)

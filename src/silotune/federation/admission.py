@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from silotune.config import Config
+from silotune.data.tasks import resolve
 from silotune.errors import AuditError, PolicyError
 from silotune.federation import policy as rules
 from silotune.federation.jobs import JOB, WITHIN, Job, SignedJob
@@ -22,9 +23,8 @@ from silotune.federation.kinds import KINDS, TRAIN, kind_named
 from silotune.federation.messages import Expected, Header, decode_request, read_body, read_header
 from silotune.federation.orders import EvaluateOrder, TrainOrder, train_order
 from silotune.federation.policy import Asked, Policy
-from silotune.federation.run_setup import Setup, differing, read_setup
+from silotune.federation.run_setup import Setup, differing, read_setup, setup_object
 from silotune.federation.served import SCORED, TRAINED, Served
-from silotune.federation.strict_json import strict_object
 from silotune.record.audit import Head
 from silotune.record.canonical import sha256
 from silotune.settings import exactly
@@ -39,10 +39,12 @@ class Membership:
     Attributes:
         coordinators: Public keys of the coordinator that count now.
         submitters: Public keys of those who may sign jobs.
+        sites: Names of those who take part now: no other name counts as a participant.
     """
 
     coordinators: tuple[str, ...]
     submitters: tuple[str, ...]
+    sites: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,10 @@ class Facts:
     Attributes:
         adapter_values: Values of the adapter that the site has made for the run.
         steps: Optimiser steps of the round that the order asks for; None for an order that trains nothing.
-        epsilons: Privacy loss of the run and of all runs once the request is served; None where nothing bounds it.
     """
 
     adapter_values: int
     steps: int | None = None
-    epsilons: tuple[float, float] | None = None
 
 
 class Ready(Protocol):
@@ -103,8 +103,11 @@ class Ready(Protocol):
     def served(self) -> Served:
         """What was served of the run before."""
 
-    def facts(self, request: Request, delta: float) -> Facts:
-        """What serving a request would cost; epsilon is counted at this ``delta``."""
+    def facts(self, request: Request) -> Facts:
+        """What serving a request would cost, but for privacy, which takes long to tell."""
+
+    def epsilons(self, request: Request, delta: float) -> tuple[float, float] | None:
+        """Privacy loss of the run and of all runs at ``delta``, once it is served; None where nothing bounds it."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,21 @@ def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitt
     header = read_header(arrived.payload)
     kind_named(header.kind)
     _check_sender(header, gate, members)
-    document = strict_object(arrived.setup, "setup", is_prose=True)
     signed = _job_of(header, gate, members)
+    document = setup_object(arrived.setup)
     _check_run(signed.job, arrived.run, document)
     setup = read_setup(document)
     check_bounds(setup.config)
     order = _order_of(header, signed.job, setup)
-    asked = _asked(header, signed, setup, gate)
+    asked = _asked(header, signed, setup, gate, members)
     rules.check(policy, asked, rules=rules.RULES)
     opened = open_run()
     opened.served.begin(signed.job.id)
     request = decode_request(arrived.payload, opened.expected.get(header.kind, {}))
-    asked = _with_costs(asked, opened.facts(request, policy.delta), order)
+    asked = _with_costs(asked, opened.facts(request), order)
     rules.check(policy, asked, rules=rules.COSTS)
+    asked = _with_epsilons(asked, opened.epsilons(request, policy.delta))
+    rules.check(policy, asked, rules=rules.PRIVACY)
     _note_served(request, opened.served, policy)
     return Admitted(request, policy, asked)
 
@@ -205,7 +210,10 @@ def _order_of(header: Header, job: Job, setup: Setup) -> TrainOrder | EvaluateOr
     within = header.body[WITHIN] if kind.is_protected else header.body
     message = Request(header.kind, header.round_number, header.client, {}, within)
     if kind.order != TRAIN:
-        return read_body(EvaluateOrder, message)
+        scoring = read_body(EvaluateOrder, message)
+        if scoring.labels != resolve(config.data).options:
+            raise PolicyError("job.order", "the labels to score with are not the options of the run's task")
+        return scoring
     order = read_body(TrainOrder, message)
     wanted = train_order(config, run=f"{job.id}/federated")
     if order.model_copy(update={JOB: None}) != wanted:
@@ -232,6 +240,7 @@ BOUNDS: Mapping[str, float] = {
     "training.desirable_weight": 1e4,
     "training.undesirable_weight": 1e4,
     "training.threads": 1024,
+    "record.checkpoint_every": 1000,
 }
 """Setting of a run -> the largest value that a site takes; steps of a round are the policy's ``most_steps``."""
 
@@ -250,7 +259,7 @@ def check_bounds(config: Config) -> None:
             raise PolicyError("bounds", f"{name} = {value:g}, at most {most:g} is served")
 
 
-def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked:
+def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members: Membership) -> Asked:
     """What a request asks, in the policy's terms, but for what it costs."""
     job, config, charter = signed.job, setup.config, gate.charter()
     tasks = tuple(config.data.mixture) or (config.data.task,)
@@ -265,7 +274,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate) -> Asked
         tasks=(gate.task,) if gate.task else tasks,
         objective=config.training.objective,
         base_sha256=gate.base_sha256,
-        participants=len(set(job.participants)),
+        participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,
         is_open=header.body.get("fraction", 1) != 1,
         generates=header.body.get("scoring") == "generation",
@@ -316,14 +325,15 @@ def _cohort(header: Header) -> int | None:
 
 
 def _with_costs(asked: Asked, facts: Facts, order: TrainOrder | EvaluateOrder | None) -> Asked:
-    made = replace(
+    return replace(
         asked,
         adapter_values=facts.adapter_values,
         steps=facts.steps if isinstance(order, TrainOrder) else None,
     )
-    if facts.epsilons is None:
-        return made
-    return replace(made, epsilon_run=facts.epsilons[0], epsilon_total=facts.epsilons[1])
+
+
+def _with_epsilons(asked: Asked, epsilons: tuple[float, float] | None) -> Asked:
+    return asked if epsilons is None else replace(asked, epsilon_run=epsilons[0], epsilon_total=epsilons[1])
 
 
 def _note_served(request: Request, served: Served, policy: Policy) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from silotune.config import Config
+from silotune.errors import ConfigError
 from silotune.federation.jobs import SignedJob
 from silotune.sections import (
     AttackSection,
@@ -23,8 +24,8 @@ from silotune.sections import (
 )
 from silotune.settings import Positive, Section
 
-MOST_LABELS, MOST_NEW_TOKENS, MOST_BATCH = 4096, 4096, 65536
-"""Of an order to score."""
+MOST_LABELS, LONGEST_LABEL, MOST_NEW_TOKENS, MOST_BATCH = 256, 256, 4096, 65536
+"""Of an order to score; a reply holds a number for every pair of labels."""
 
 
 class TrainOrder(Section):
@@ -39,10 +40,19 @@ class TrainOrder(Section):
     job: SignedJob | None = None
 
 
+def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) != len(labels):
+        raise ValueError("a label stands twice")
+    return labels
+
+
+_Label = Annotated[str, Field(max_length=LONGEST_LABEL)]
+
+
 class EvaluateOrder(Section):
     """The body of an ``evaluate`` request: how to score the client's own examples."""
 
-    labels: Annotated[tuple[str, ...], Field(max_length=MOST_LABELS)]
+    labels: Annotated[tuple[_Label, ...], Field(max_length=MOST_LABELS), AfterValidator(_each_once)]
     batch_size: Annotated[Positive, Field(le=MOST_BATCH)]
     scoring: Scoring = "likelihood"
     max_new_tokens: Annotated[Positive, Field(le=MOST_NEW_TOKENS)] = 16
@@ -80,7 +90,16 @@ def train_order(
 
 
 def evaluate_order(settings: EvaluationSection, labels: Sequence[str]) -> EvaluateOrder:
-    """How clients score on their own examples: as the gold-standard set is scored."""
+    """How clients score on their own examples: as the gold-standard set is scored.
+
+    Raises:
+        ConfigError: The task has more options, or longer ones, than a site scores over.
+    """
+    if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
+        raise ConfigError(
+            f"clients score over at most {MOST_LABELS} options of {LONGEST_LABEL} characters each: "
+            "leave evaluation.per_client out"
+        )
     return EvaluateOrder(
         labels=tuple(labels),
         batch_size=settings.batch_size,

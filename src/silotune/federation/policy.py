@@ -1,8 +1,9 @@
 """The site policy: what a data holder allows, whatever a coordinator asks. It fails closed.
 
 ``policy.toml`` belongs to the site and lies outside every job. A file that is missing, broken or holds an unknown key
-refuses everything; a rule whose fact is not known refuses too. Rules are functions in two tables, named like their key:
-those about what is asked, before anything of the site's is opened, and those about what serving it would cost.
+refuses everything; a rule whose fact is not known refuses too. Rules are functions in three tables, named like their
+key: those about what is asked, before anything of the site's is opened; those about what serving it would cost; and
+those about its privacy loss, which takes long to count.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from silotune.config import read_toml, validated
-from silotune.errors import ConfigError, PolicyError, SignatureError
+from silotune.errors import ConfigError, PolicyError, SignatureError, unknown_choice
 from silotune.federation.jobs import Sha256
 from silotune.federation.kinds import Kind, kind_named
 from silotune.record.signatures import normal_public
 from silotune.sections import Objective
-from silotune.settings import Positive, PositiveNumber, Section
+from silotune.settings import PositiveNumber, Section
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -41,6 +42,12 @@ BY_CLASS = ("per_class", "confusion", "reliability", "by_task")
 """Figures of parts of the examples: from any of them the counts of another can be worked out."""
 
 
+FIGURES = (*RATES, *BY_CLASS, "loss", "loss_interval", "perplexity", "perplexity_interval", "margin", "epsilon")
+"""All figures that a reply may hold, besides what an aggregate or the books need."""
+_Count = Annotated[int, Field(ge=1, strict=True)]
+_CountOrZero = Annotated[int, Field(ge=0, strict=True)]
+
+
 def _checked_zone(name: str) -> str:
     try:
         ZoneInfo(name)
@@ -56,13 +63,42 @@ def _checked_key(line: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _checked_time(value: Any) -> Any:
+    """Takes no number for a time of day, which pydantic would."""
+    if not isinstance(value, time) and not (isinstance(value, str) and ":" in value):
+        raise ValueError(f"{value!r} is not a time of day, such as '08:00'")
+    return value
+
+
+def _checked_figure(name: str) -> str:
+    if name not in FIGURES:
+        raise ValueError(f"metrics: {unknown_choice('figure', name, FIGURES)}")
+    return name
+
+
+_Clock = Annotated[time, BeforeValidator(_checked_time)]
+
+
 class WorkingHours(Section):
     """When requests are served, by the site's clock."""
 
-    begin: time
-    end: time
+    begin: _Clock
+    end: _Clock
     days: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri")
     zone: Annotated[str, AfterValidator(_checked_zone)] = "UTC"
+
+    @model_validator(mode="after")
+    def _are_some(self) -> WorkingHours:
+        faults = []
+        if self.begin.tzinfo or self.end.tzinfo:
+            faults.append("working_hours: begin and end are times of the zone and name none of their own")
+        elif self.begin == self.end:
+            faults.append("working_hours: begin and end are the same, so that nothing is ever served")
+        if not self.days:
+            faults.append("working_hours.days = []: nothing is ever served; name days, or leave it out")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
 
     def holds(self, now: datetime) -> bool:
         """True within the hours; hours that pass midnight belong to the day on which they begin."""
@@ -77,46 +113,65 @@ class WorkingHours(Section):
 class Policy(Section):
     """``policy.toml``; a rule that is left out does not restrict, but for those that have a value here."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
     base_models: tuple[Sha256, ...] | None = Field(None, description="fingerprints of base models that may be tuned")
     tasks: tuple[str, ...] | None = Field(None, description="tasks that may be learnt")
     objectives: tuple[Objective, ...] | None = Field(None, description="objectives that may be trained with")
-    smallest_adapter: Positive | None = Field(None, description="fewest values of an adapter")
-    largest_adapter: Positive | None = Field(None, description="most values of an adapter")
-    least_participants: Positive | None = Field(None, description="fewest sites of a run, this one counted in")
-    least_cohort: Positive | None = Field(None, description="fewest sites of a sum that an update goes into")
+    smallest_adapter: _Count | None = Field(None, description="fewest values of an adapter")
+    largest_adapter: _Count | None = Field(None, description="most values of an adapter")
+    least_participants: _Count | None = Field(None, description="fewest sites of a run, this one counted in")
+    least_cohort: _Count | None = Field(None, description="fewest sites of a sum that an update goes into")
     secure_aggregation: bool = Field(
         False,
+        strict=True,
         description="true: no update leaves but inside a protected sum (secure_sum, or he of all values)",
     )
     least_threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         2 / 3, description="least share of a secure sum's sites that must stay to its end"
     )
-    least_colluding: Annotated[int, Field(ge=0)] | None = Field(
+    least_colluding: _CountOrZero | None = Field(
         None, description="sites without whose shares a sum's noise must be enough: they may work with the coordinator"
     )
     largest_epsilon_run: Annotated[float, Field(ge=0)] | None = Field(None, description="privacy loss of one run")
     largest_epsilon_total: Annotated[float, Field(ge=0)] | None = Field(None, description="of all runs together")
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+    delta: Annotated[float, Field(gt=0, le=0.01)] = Field(
         1e-5, description="at which these two are counted, whatever a run says: below 1 / your examples"
     )
-    largest_upload_bytes: Positive | None = Field(None, description="most bytes of one reply")
-    metrics: tuple[str, ...] | None = Field(None, description="figures that may leave; others are withheld")
-    smallest_count: Annotated[int, Field(ge=0)] = Field(0, description="figures that count fewer examples stay here")
+    largest_upload_bytes: _Count | None = Field(None, description="most bytes of one reply")
+    metrics: tuple[Annotated[str, AfterValidator(_checked_figure)], ...] | None = Field(
+        None, description="figures that may leave; others are withheld"
+    )
+    smallest_count: _CountOrZero = Field(0, description="figures that count fewer examples stay here")
     working_hours: WorkingHours | None = None
     submitters: tuple[Annotated[str, AfterValidator(_checked_key)], ...] | None = Field(
         None, description="public keys of those who may submit runs"
     )
-    generation: bool = Field(False, description="true: text may be generated from the site's prompts")
-    most_models: Positive = Field(
+    generation: bool = Field(False, strict=True, description="true: text may be generated from the site's prompts")
+    most_models: _Count = Field(
         2, description="different models that a round may be trained with: one, and one more after a crash"
     )
-    most_scorings: Annotated[int, Field(ge=0)] = Field(
+    most_scorings: _CountOrZero = Field(
         1, description="different models of a run that may be scored on the site's examples"
     )
-    most_steps: Positive = Field(100_000, description="optimiser steps of one round")
+    most_steps: _Count = Field(100_000, description="optimiser steps of one round")
     most_seconds: PositiveNumber = Field(86400.0, description="of one round or scoring; then it is broken off")
     charter: Sha256 | None = Field(None, description="SHA-256 of the charter that a run must name")
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Policy:
+        """Refuses rules that no request can ever satisfy: their owner means something else."""
+        faults = [
+            f"{name} = []: nothing is ever allowed; name at least one, or leave it out"
+            for name in ("base_models", "tasks", "objectives", "submitters")
+            if getattr(self, name) == ()
+        ]
+        for low, high in (("smallest_adapter", "largest_adapter"), ("largest_epsilon_run", "largest_epsilon_total")):
+            less, more = getattr(self, low), getattr(self, high)
+            if less is not None and more is not None and less > more:
+                faults.append(f"{low} = {less:g} is above {high} = {more:g}")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
 
 
 @dataclass(frozen=True)
@@ -276,17 +331,20 @@ COSTS: Mapping[str, _Rule] = {
         if asked.does.carries_adapter
         else None
     ),
+    "most_steps": lambda policy, asked: (
+        None if asked.steps is None else _at_most("the number of optimiser steps", asked.steps, policy.most_steps)
+    ),
+}
+"""The same for what serving a request would cost, which follows from the site's own examples and model."""
+PRIVACY: Mapping[str, _Rule] = {
     "largest_epsilon_run": lambda policy, asked: _epsilon(
         asked, "epsilon of the run", asked.epsilon_run, policy.largest_epsilon_run
     ),
     "largest_epsilon_total": lambda policy, asked: _epsilon(
         asked, "epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total
     ),
-    "most_steps": lambda policy, asked: (
-        None if asked.steps is None else _at_most("the number of optimiser steps", asked.steps, policy.most_steps)
-    ),
 }
-"""The same for what serving a request would cost, which follows from the site's own examples and model."""
+"""The same for what it would cost in privacy, which is counted only once all other rules let a request pass."""
 
 
 def read_policy(path: Path) -> Policy:

@@ -27,17 +27,12 @@ PRICED = (*SITE_NOISE, "distributed")
 """``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
 
 
-def facts_of(site: Site, request: Request, delta: float) -> Facts:
-    """What serving a request would cost; epsilon is counted at this ``delta``.
-
-    Raises:
-        PrivacyError: The request's settings do not go together under its guarantee.
-    """
+def facts_of(site: Site, request: Request) -> Facts:
+    """What serving a request would cost, but for privacy."""
     values = count(site.initial or request.tensors)
     if not KINDS[request.kind].trains:
         return Facts(values)
-    training = _order(request).training
-    return Facts(values, steps_in_round(len(site.examples), training), priced(site, request, delta))
+    return Facts(values, steps_in_round(len(site.examples), _order(request).training))
 
 
 def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | None:

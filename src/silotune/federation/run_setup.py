@@ -13,8 +13,12 @@ from pydantic import Field
 
 from silotune.config import Config
 from silotune.errors import PolicyError
+from silotune.federation.strict_json import strict_object
 from silotune.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
 from silotune.settings import Section, exactly
+
+MOST_SETUP_BYTES = 1 << 20
+"""Of a setup as JSON, looked at before it is parsed: a configuration takes a few thousand."""
 
 
 class Setup(Section):
@@ -54,6 +58,18 @@ def without_places(config: Config) -> Config:
 
 _OF_DATA = ("source", "root", "train", "validation", "test")
 _OF_MODEL = ("name", "revision", "device", "offline")
+
+
+def setup_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that came beside a request as its run's setup, in its canonical form.
+
+    Raises:
+        PolicyError: It is longer than any run needs.
+        MessageError: It is not an object within bounds.
+    """
+    if len(data) > MOST_SETUP_BYTES:
+        raise PolicyError("setup", f"the run's setup has {len(data)} bytes, at most {MOST_SETUP_BYTES} are read")
+    return strict_object(data, "setup", is_prose=True)
 
 
 def read_setup(document: Mapping[str, Any]) -> Setup:

@@ -21,6 +21,8 @@ LONGEST_TEXT = 4096
 """Characters of one text in a message."""
 LONGEST_PROSE = 1 << 16
 """The same in a run's setup, which may hold the template of a prompt."""
+MOST_COMMAS = 1 << 19
+"""In the whole text, which bounds its values before any is made: a megabyte of `[],` would take thirty."""
 _MOST_DIGITS = len(str(LARGEST_INTEGER)) + 1
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
 _UNFIT = re.compile(rf"[{_CONTROLS}\t\n]")
@@ -38,6 +40,8 @@ def strict_object(data: bytes, what: str, *, is_prose: bool = False) -> dict[str
     Raises:
         MessageError: It is not JSON, not an object, holds a name twice, or a value that is out of bounds.
     """
+    if data.count(b",") > MOST_COMMAS:
+        raise MessageError(f"a message's {what} holds too many values")
     try:
         document = json.loads(
             data,

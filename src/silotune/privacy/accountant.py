@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from silotune.errors import ConfigError, require
 from silotune.privacy.distributed import ORDERS, skellam_rdp
 from silotune.sections import Accountant
@@ -23,6 +25,12 @@ GRID = 1e-3
 LARGEST_NOISE = 1e4
 LEAST_NOISE = 0.2
 """Less protects next to nothing, epsilon above 25 in a single step, and takes a PLD minutes: RDP counts it."""
+MOST_POINTS = 1 << 20
+"""On the grid of a PLD, as `_points` bounds them: seconds and some hundred MB. Beyond, where many steps have little
+noise and epsilon is in the hundreds, RDP counts."""
+_REACH, _TAIL = 10.0, 1e-15
+"""Standard deviations of noise that dp-accounting keeps (all but a mass of exp(-50)), and the mass that it cuts off a
+sum."""
 _CLOSE = 2e-3
 """How near above the least noise that keeps an epsilon `noise_for` comes, as a share."""
 
@@ -80,14 +88,40 @@ def _gaussian_epsilon(spends: Sequence[Spend], delta: float, accountant: Account
         return math.inf
     events = require("dp_accounting", extra="dp")
     with _silent():
-        is_fine = min(spend.noise_multiplier for spend in spends) >= LEAST_NOISE
-        made = _empty(accountant if is_fine else "rdp", grid)
+        made = _empty(accountant if _is_within(spends, grid) else "rdp", grid)
         for spend in spends:
             event = events.GaussianDpEvent(spend.noise_multiplier)
             if spend.sampling_rate < 1:
                 event = events.PoissonSampledDpEvent(spend.sampling_rate, event)
             made.compose(event, spend.steps)
         return float(made.get_epsilon(delta))
+
+
+def _is_within(spends: Sequence[Spend], grid: float) -> bool:
+    """Whether a PLD of these releases takes bounded memory and time, whatever their noise and number."""
+    is_fine = min(spend.noise_multiplier for spend in spends) >= LEAST_NOISE
+    return is_fine and sum(_points(spend, grid) for spend in spends) <= MOST_POINTS
+
+
+def _points(spend: Spend, grid: float) -> float:
+    """At most so many points has the grid on which dp-accounting composes these releases.
+
+    Plain Gaussian releases are one with less noise. The loss of a sampled one has a range and a variance. The sum of
+    many is cut by Chernoff's bound at the orders 1 to 20 over that range, which Bennett's inequality bounds in turn.
+    """
+    noise, rate, steps = spend.noise_multiplier, spend.sampling_rate, spend.steps
+    if rate >= 1:
+        alone = noise / math.sqrt(steps)
+        return (1 + 2 * _REACH * alone) / alone**2 / grid + 2
+    sums = np.linspace(-_REACH * noise, 1 + _REACH * noise, 4001)
+    losses = np.logaddexp(math.log1p(-rate), math.log(rate) + (sums - 0.5) / noise**2) / grid
+    reach = float(losses[-1] - losses[0]) + 2
+    without, within = (np.exp(-(((sums - mean) / noise) ** 2) / 2) for mean in (0, 1))
+    variance = max(
+        float(np.cov(losses, aweights=weights, ddof=0)) for weights in (without, (1 - rate) * without + rate * within)
+    )
+    spread, tails = 2 * steps * variance / reach**2, 2 * math.log(2 / _TAIL)
+    return reach * min(steps, *((spread * (math.exp(order) - 1 - order) + tails) / order for order in range(1, 21)))
 
 
 def _skellam_epsilon(spends: Sequence[Spend], delta: float) -> float:

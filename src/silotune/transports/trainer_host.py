@@ -29,11 +29,11 @@ from silotune.federation.client import Site, client_round
 from silotune.federation.guard import Guard, serve
 from silotune.federation.kinds import kind_named
 from silotune.federation.messages import Expected, decode_request, encode, read_header
-from silotune.federation.priced import facts_of
+from silotune.federation.priced import facts_of, priced
 from silotune.federation.reasons import code_of
+from silotune.federation.run_setup import setup_object
 from silotune.federation.secure_site import is_amid_sum
 from silotune.federation.served import FILE, Served
-from silotune.federation.strict_json import strict_object
 from silotune.federation.timed import Timed
 from silotune.record.site_states import load_before, load_newest, save_after
 from silotune.settings import NAME, NAME_RULE
@@ -66,9 +66,13 @@ class Opened:
         """What was served of the run before."""
         return self.site.served
 
-    def facts(self, request: Request, delta: float) -> Facts:
-        """What serving a request would cost."""
-        return facts_of(self.site, request, delta)
+    def facts(self, request: Request) -> Facts:
+        """What serving a request would cost, but for privacy."""
+        return facts_of(self.site, request)
+
+    def epsilons(self, request: Request, delta: float) -> tuple[float, float] | None:
+        """What it would cost in privacy, of the run and of all runs."""
+        return priced(self.site, request, delta)
 
 
 class Desk(Protocol):
@@ -228,7 +232,7 @@ class TrainerHost:
         self._rest()
         self._works_on = "open"
         states = self._states / _checked_name(arrived.run)
-        opened = self._desk.open(strict_object(arrived.setup, "setup", is_prose=True))
+        opened = self._desk.open(setup_object(arrived.setup))
         opened.site.state, opened.site.served = load_newest(states), Served(states / FILE)
         self._opened = (arrived.run, arrived.setup, opened)
         self._works_on = "admission"
