@@ -12,6 +12,7 @@ import torch
 
 from silotune.config import Config
 from silotune.errors import PolicyError
+from silotune.evaluation.evaluate import Answers, figures
 from silotune.federation.admission import Arrived, Facts, Gate, Membership
 from silotune.federation.guard import Guard, serve
 from silotune.federation.jobs import JOB, Job, SignedJob, order_digest, sign_job
@@ -30,6 +31,7 @@ from silotune.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 
 NAMES = ("bank-a", "bank-b")
+LABELS = ("negative", "neutral", "positive")
 START = {"w": torch.tensor([1.0, -2.0, 0.5]), "b": torch.zeros(2)}
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
 NUMBER, BASE = "1" * 32, "a" * 64
@@ -49,7 +51,7 @@ def train_body(config: Config = CONFIG, number: str = NUMBER) -> dict[str, Any]:
 
 
 def scoring_body(**changes: Any) -> dict[str, Any]:
-    made = evaluate_order(CONFIG.evaluation, ("negative", "neutral", "positive"))
+    made = evaluate_order(CONFIG.evaluation, LABELS)
     return {**made.model_dump(mode="json", exclude={JOB}), **changes}
 
 
@@ -74,10 +76,17 @@ def report(examples: int) -> dict[str, Any]:
     return {"num_examples": examples, "loss": 0.5, "steps": 1, "tokens": 10, "seconds": 0.1}
 
 
+def scores() -> dict[str, Any]:
+    """What a site says of its own five examples, as its labels are those of ``scoring_body``."""
+    answered = Answers(LABELS, "likelihood", (0, 1, 2, 0, 1), (0, 1, 2, 2, 1), (0.9, 0.5, 0.7, 0.4, 1.0))
+    return figures(answered)
+
+
 def work(request: Request) -> Reply:
     """Moves half-way to the client's own target."""
     if request.kind != "train":
-        return Reply(request.kind, request.round_number, request.client, {})
+        body = scores() if request.kind == "evaluate" else {}
+        return Reply(request.kind, request.round_number, request.client, {}, body)
     place = float(NAMES.index(request.client))
     delta = {name: 0.5 * (place - tensor) for name, tensor in request.tensors.items()}
     return Reply("train", request.round_number, request.client, delta, report(10 + int(place)))

@@ -84,7 +84,7 @@ def exactly(kind: type[SectionType], document: Mapping[str, Any]) -> SectionType
     except ValidationError as error:
         where = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
         raise ValueError(".".join(map(str, where))) from None
-    odd = _read_otherwise(document, made.model_dump(mode="json"))
+    odd = _read_otherwise(document, made.model_dump(mode="json", by_alias=True))
     if odd is not None:
         raise ValueError(odd.lstrip("."))
     return made

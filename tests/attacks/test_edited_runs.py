@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -127,6 +128,36 @@ def linked(run: Path) -> None:
     (run / "summary.json").symlink_to(run / "elsewhere")
 
 
+def link_of(place: str) -> Edit:
+    def edit(run: Path) -> None:
+        (run / place).rename(run / "elsewhere")
+        (run / place).symlink_to(run / "elsewhere")
+
+    return edit
+
+
+def in_signatures(change: Callable[[list[Any]], list[Any]]) -> Edit:
+    def edit(run: Path) -> None:
+        place = run / "federated/countersigned.json"
+        rows = sorted(json.loads(place.read_bytes()), key=lambda row: str(row["client"]))
+        place.write_bytes(canonical(change(rows)) + b"\n")
+
+    return edit
+
+
+def stranger(row: dict[str, Any]) -> dict[str, Any]:
+    """A signature of the end in a made-up name, with a key of its own."""
+    key, said = new_key(), {**row["statement"], "client": "FDA"}
+    return {"client": "FDA", "key": key.public, "statement": said, "signature": key.sign("reply", canonical(said))}
+
+
+def site_trail(run: Path) -> bytes:
+    trail = Trail(run.parent / "of-a-site.jsonl", new_key(), actor="client-0")
+    trail.add("request", {"round": 1})
+    trail.flush()
+    return (run.parent / "of-a-site.jsonl").read_bytes()
+
+
 EDITS: Mapping[str, tuple[Edit, str]] = {
     "result.json deleted": (lambda run: (run / "federated/result.json").unlink(), "missing: 'federated/result.json'"),
     "lora_alpha 4 to 400": (
@@ -199,6 +230,17 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
         "countersigned.json is not what was written",
     ),
     "a file in place of which a link stands": (linked, "missing: 'summary.json'"),
+    "a link in place of countersigned.json": (link_of("federated/countersigned.json"), "countersigned.json is a link"),
+    "a link in place of the trail": (link_of(f"federated/{FILE}"), f"federated/{FILE}: it is a link"),
+    "a countersignature twice": (in_signatures(lambda rows: rows * 2), "countersigned.json: 'client-0' stands in it"),
+    "a countersignature by nobody of the run": (
+        in_signatures(lambda rows: [*rows, stranger(rows[0])]),
+        "countersigned.json: 'FDA' is no site of this run",
+    ),
+    "a site's trail in place of the run's": (
+        lambda run: (run / FILE).write_bytes(site_trail(run)),
+        "it is the trail of 'client-0', in a run folder",
+    ),
     "two files at once": (
         lambda run: [(run / name).unlink() for name in ("versions.json", "partition.json")],
         "2 files are not what the trail was closed over; missing: 'partition.json', 'versions.json'",
@@ -249,6 +291,42 @@ def test_what_came_later_is_told_as_not_covered(run: Path, capsys: pytest.Captur
     assert told["uncountersigned"] == []
 
 
+def test_whatever_lies_beside_is_told_as_not_covered(deployed: Deployed, run: Path, tmp_path: Path) -> None:
+    """Links, pipes, files with the names of what a run leaves out, and a lock with more in it than its holder."""
+    (tmp_path / "evil").mkdir()
+    (run / "federated/adapter-final").symlink_to(tmp_path / "evil")
+    (run / "summary-corrected.json").symlink_to("/etc/hostname")
+    (run / "federated/final.tmp").mkdir()
+    for place in ("results.json.tmp", "federated/final.tmp/a.json", "federated/audit.key", "federated/.lock"):
+        (run / place).write_text("forged")
+    os.mkfifo(run / "pipe")
+    told = {
+        "federated/.lock", "federated/adapter-final", "federated/audit.key", "federated/final.tmp/a.json", "pipe",
+        "results.json.tmp", "summary-corrected.json",
+    }  # fmt: skip
+    assert set(checked(deployed, run).coverage.uncovered) == told
+    (run / ".lock").write_text("forged")
+    assert set(checked(deployed, run).coverage.uncovered) == {*told, ".lock"}
+
+
+def test_no_countersignature_can_be_taken_out_unseen(deployed: Deployed, tiny_folder: Path, tmp_path: Path) -> None:
+    """Nor that of a site that no round drew: the end of the trail names all who are to sign it."""
+    drawn_one = {"rounds": 1, "clients_per_round": 1}
+    with quickly() as patch:
+        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        made = document(tiny_folder, tmp_path, federation=drawn_one, record={"name": "drawn"})
+        run = deployed.run(from_mapping(made)).path
+    assert set(checked(deployed, run).chain.countersigned) == set(NAMES)
+    place = run / "federated/countersigned.json"
+    rows = json.loads(place.read_bytes())
+    for row in rows:
+        place.write_bytes(canonical([other for other in rows if other != row]) + b"\n")
+        for keys in (deployed.kit.members().signing_keys(), None):
+            with pytest.raises(AuditError, match=f"^countersignatures missing: {row['client']}: "):
+                verify_run(run, keys=keys)
+
+
 # --- by the coordinator, with its own key -----------------------------------------------------------------------------
 
 
@@ -288,7 +366,7 @@ def test_forged_accuracy_signed_again_lacks_the_sites_signatures(deployed: Deplo
     with pytest.raises(AuditError, match=f"the trail was written anew|is not the one that site '{NAMES[0]}' saw"):
         checked(deployed, run)
     (run / "federated/countersigned.json").unlink()
-    with pytest.raises(AuditError, match="^countersignatures missing: client-0, client-1, client-2: each signed"):
+    with pytest.raises(AuditError, match="^countersignatures missing: client-0, client-1, client-2: each was asked"):
         checked(deployed, run)
     found = checked(deployed, run, is_uncountersigned_allowed=True)  # and then it is said
     assert found.uncountersigned == NAMES

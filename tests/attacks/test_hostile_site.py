@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from deployed import Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
 from silotune.deploy.places import site_folder
 from silotune.experiment.audit import verify_run
+from silotune.federation.client import ANSWERS, Site
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
+from silotune.structs import Reply, Request
 from silotune.transports.frames import Frame
 
 pytestmark = pytest.mark.end_to_end
@@ -123,6 +126,15 @@ def asked(model: Path, folder: Path, name: str, rounds: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+SIGNED_LIES: Mapping[str, tuple[str, dict[str, Any], str]] = {
+    "an accuracy of 31,337": ("evaluate", {"accuracy": 31337.0}, "not valid at 'accuracy'"),
+    "another's failure": ("evaluate", {"failed": "client-0 cheats"}, "not valid at 'failed'"),
+    "filler": ("evaluate", {"x": ["y" * 4000] * 200}, "not valid at 'x'"),
+    "a guarantee that there is not": ("train", {"epsilon": 0.001}, "the sites of this run add no noise"),
+}
+"""Lie -> in which reply, what the site puts into its body and signs, and what the coordinator books it with."""
+
+
 class Liar:
     """What the trainer of one site answers, changed before its node sends it, round after round."""
 
@@ -135,6 +147,20 @@ class Liar:
         made = self.honest(frame)
         is_training = made.payload[:4] == b"ST01" and b'"kind":"train"' in made.payload
         return next(self.lies)(made) if is_training else made
+
+
+@contextmanager
+def signing(kind: str, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the liar's own program puts this into its answers to one kind, before they are signed."""
+    honest = ANSWERS[kind]
+
+    def answer(request: Request, site: Site) -> Reply:
+        reply = honest(request, site)
+        return replace(reply, body={**reply.body, **changes}) if site.name == LIAR else reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ANSWERS, kind, answer)  # type: ignore[arg-type]
+        yield
 
 
 def failures(run: RunFolder) -> list[dict[str, str]]:
@@ -186,6 +212,27 @@ def test_a_site_that_lies_in_every_way_fails_alone(
     finally:
         liar.host.answer = liar.honest  # type: ignore[method-assign]
     check(run, without, LIES)
+
+
+@pytest.mark.parametrize("name", SIGNED_LIES)
+def test_a_lie_that_a_site_signs_stands_in_no_file_of_the_run(
+    deployed: Deployed, tiny_folder: Path, tmp_path: Path, name: str, refused: Callable[..., None]
+) -> None:
+    """Nor in the trail, but as that site's failure in the coordinator's own words; the others' figures are there."""
+    kind, changes, said = SIGNED_LIES[name]
+    made = asked(tiny_folder, tmp_path, f"signed-{name.replace(' ', '-').replace(',', '')}".replace("'", ""), 1)
+    with signing(kind, changes), in_memory():
+        run = deployed.run(from_mapping({**made, "evaluation": {"bootstrap_samples": 0, "per_client": True}}))
+    entries = read_chain(run.part("federated").path / "audit.jsonl")
+    booked = [entry.fields for entry in entries if entry.event == "failure"]
+    assert [fields["client"] for fields in booked] == [LIAR] and said in booked[0]["reason"]
+    assert not [e for e in entries if e.event == "reply" and (e.fields["client"], e.fields["kind"]) == (LIAR, kind)]
+    scored = run.part("federated").read_json("per_client")
+    assert {name for name, row in scored.items() if 0 <= row.get("accuracy", -1) <= 1} >= {*NAMES} - {LIAR}
+    if kind == "evaluate":
+        assert scored[LIAR] == {"failed": booked[0]["reason"]}
+    assert "privacy" not in run.part("federated").read_json("result")
+    refused("a site that signs its lie", name, booked[0]["reason"][:200])
 
 
 def test_the_same_over_tls(

@@ -11,7 +11,10 @@ import pytest
 from governed import NAMES, Federation
 from silotune.deploy.kits import unpack
 from silotune.federation.countersigning import countersign
+from silotune.record.audit import Trail
+from silotune.record.chain import read_chain
 from silotune.record.files import write_json
+from silotune.record.signatures import new_key
 
 PLAN = 'name = "duo"\n[coordinator]\nhost = "127.0.0.1"\n[sites.bank-a]\n[sites.bank-b]\n'
 CHARTER = (
@@ -82,13 +85,72 @@ def test_audit_verify(silotune, run: Path) -> None:
     found = json.loads(silotune("audit", "verify", run / "run", "--key", f"coordinator={key}", "--json").out)
     assert found["closed"] and found["entries"] == 15 and found["keys"]["coordinator"] == [key]
     wrong = silotune("audit", "verify", run / "run", "--key", f"bank-a={key}")
-    assert wrong.code == 11 and "entry 0 is signed with a key that is not 'coordinator'" in wrong.err
+    assert wrong.code == 11 and "entry 0 is signed with none of the keys known for 'coordinator'" in wrong.err
     assert silotune("audit", "verify", run / "run", "--key", "x").code == 2
     assert silotune("audit", "verify", run).code == 11
-    open_one = silotune("audit", "verify", run / "bank-a")
-    assert open_one.code == 11
-    site = silotune("audit", "verify", run / "bank-a", "--unfinished")
-    assert site.code == 0 and "not closed, so the verdict is about the trail alone" in site.out
+
+
+def test_audit_verify_of_a_site_s_own_trail(silotune, run: Path, tmp_path: Path) -> None:
+    """It holds all runs of the site, so it never ends; in the place of a run's it is refused."""
+    site = silotune("audit", "verify", run / "bank-a")
+    assert site.code == 0 and site.out.startswith(
+        "6 entries in order, the trail of site bank-a, which is never closed;"
+    )
+    assert "a site's own trail, so the verdict is about the trail alone" in site.out and "adapter" not in site.out
+    assert (
+        "Verified: 6 entries in order, never closed"
+        in silotune("audit", "export", run / "bank-a", tmp_path / "x.json").out
+    )
+    copy = shutil.copytree(run / "run", tmp_path / "copy")
+    shutil.copy(run / "bank-a" / "audit.jsonl", copy)
+    for more in ((), ("--unfinished",)):
+        refused = silotune("audit", "verify", copy, *more)
+        assert refused.code == 11 and "it is the trail of 'bank-a', in a run folder" in refused.err
+
+
+def test_audit_verify_prints_the_keys_that_signed(silotune, run: Path) -> None:
+    key, stranger = json.loads((run / "keys.json").read_text())["coordinator"], new_key().public
+    given = ("--key", f"coordinator={key}", "--key", f"coordinator={stranger}", "--key", f"bank-z={stranger}")
+    said = silotune("audit", "verify", run / "run", *given).out
+    assert f"signed by coordinator: {key}\n" in said and stranger not in said and "bank-z" not in said
+
+
+def lines_of(run: Path, count: int, actor: str = "bank-a") -> bytes:
+    return b"".join((run / actor / "audit.jsonl").read_bytes().splitlines(keepends=True)[:count])
+
+
+def test_audit_verify_takes_no_trail_of_a_site_that_says_less(silotune, run: Path, tmp_path: Path) -> None:
+    """Than the site has signed: one that is empty, another's, cut off before its last reply, or before the end."""
+    faults = {
+        0: "a site's trail without any entry says nothing of this run",
+        3: "the trail of 'bank-a' lacks the head of 15 entries, which 'bank-a' has signed: it was cut off",
+        1: "the trail of 'bank-a' lacks the head of 9 entries, which 'bank-a' has signed: it was cut off",
+    }
+    for count, said in faults.items():
+        (tmp_path / "audit.jsonl").write_bytes(lines_of(run, count))
+        outcome = silotune("audit", "verify", run / "run", "--site", tmp_path)
+        assert outcome.code == 11 and said in outcome.err and len(outcome.err.splitlines()) == 1, (count, outcome)
+    itself = silotune("audit", "verify", run / "run", "--site", run / "run")
+    assert itself.code == 11 and "the trail of 'coordinator', which is no site of this run" in itself.err
+
+
+def test_audit_verify_takes_no_trail_of_a_site_under_another_key(silotune, run: Path, tmp_path: Path) -> None:
+    """Nor needs it a kit for that: the replies in the run say with which key the site signs."""
+    trail = Trail(tmp_path / "audit.jsonl", new_key(), actor="bank-a")
+    for entry in read_chain(run / "bank-a" / "audit.jsonl"):
+        trail.add(entry.event, entry.fields)
+    trail.flush()
+    outcome = silotune("audit", "verify", run / "run", "--site", tmp_path)
+    assert outcome.code == 11 and "signed with another key than the replies of 'bank-a'" in outcome.err
+
+
+def test_audit_export_of_a_trail_that_does_not_verify(silotune, run: Path, tmp_path: Path) -> None:
+    """The file is there and says so; the command says so, too."""
+    copy = shutil.copytree(run / "run", tmp_path / "copy")
+    (copy / "result.json").write_text("{}")
+    outcome = silotune("audit", "export", copy, tmp_path / "trail.json")
+    assert outcome.code == 11 and "trail.json was written; its trail DOES NOT VERIFY: " in outcome.err
+    assert json.loads((tmp_path / "trail.json").read_text())["verdict"].startswith("DOES NOT VERIFY: ")
 
 
 DEEP = "[" * 100_000
@@ -137,7 +199,7 @@ def test_audit_verify_asks_for_the_sites_signatures(silotune, run: Path, tmp_pat
 
 def test_audit_verify_takes_the_keys_of_a_kit(silotune, run: Path, office: Path, tmp_path: Path) -> None:
     outcome = silotune("audit", "verify", run / "run", "--kit", tmp_path / "kits" / "duo-bank-a")
-    assert outcome.code == 11 and "not 'coordinator'" in outcome.err
+    assert outcome.code == 11 and "known for 'coordinator'" in outcome.err
 
 
 def test_audit_show(silotune, run: Path) -> None:

@@ -18,12 +18,13 @@ from silotune.federation.budget import Budget, cost_of, open_round, release_of, 
 from silotune.federation.central import LEDGER, central_privacy
 from silotune.federation.client import Site, client_round
 from silotune.federation.orders import EvaluateOrder, TrainOrder
+from silotune.federation.reported import Reported
 from silotune.federation.server import run_rounds
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry, from_row, spent, union
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection, PrivacySection
+from silotune.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
 from silotune.transports.in_process import InProcess
 
@@ -276,7 +277,8 @@ def plan(rounds: int = 3, **more: Any):
     from silotune.federation.server import Plan
     from silotune.methods.algorithms import method
 
-    return Plan(rounds=rounds, method=method(FederationSection()), body={}, seed=1, **more)
+    reported = Reported(PrivacySection(dp="local", epsilon=2.0), TrainingSection(), rounds)
+    return Plan(rounds=rounds, method=method(FederationSection()), body={}, seed=1, reported=reported, **more)
 
 
 def test_a_run_whose_clients_have_spent_all_ends_and_keeps_its_model(tmp_path: Path) -> None:

@@ -33,14 +33,14 @@ from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionEr
 from silotune.federation import run_setup
 from silotune.federation.admission import BOUNDS, Facts
 from silotune.federation.client import Site, client_round
-from silotune.federation.jobs import order_digest
+from silotune.federation.jobs import JOB, order_digest
 from silotune.federation.kinds import KINDS as ALL
 from silotune.federation.messages import decode_reply, encode, layout_of
 from silotune.federation.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order
 from silotune.federation.reasons import RULES, code_of
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
-from silotune.record.canonical import sha256
+from silotune.record.canonical import canonical, sha256
 from silotune.record.chain import read_chain, verify_chain
 from silotune.record.signatures import new_key
 from silotune.sections import FederationSection
@@ -485,3 +485,15 @@ def test_the_client_function_is_guarded(tmp_path: Path, model, start) -> None:  
     assert house.serve(replace(request, kind="countersign", tensors={}), does).signature
     assert [event for event, _ in events(tmp_path)] == ["request", "reply"] * 3
     assert "countersign" in KINDS
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00"])
+def test_a_moment_that_utc_does_not_know_is_no_expiry(tmp_path: Path, moment: str) -> None:
+    """It is refused like whatever cannot be read, and nothing is opened."""
+    sites = Federation(tmp_path)
+    house, carried = sites.house(), job().model_dump(mode="json")
+    carried["job"]["expires"] = moment
+    carried["signature"] = SUBMITTER.sign("job", canonical(carried["job"]))
+    with pytest.raises((PolicyError, MessageError)):
+        house.serve(sites.request(body={**BODY, JOB: carried}))
+    assert house.opens == 0

@@ -109,7 +109,11 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
         with pytest.raises(AuditError, match=f"countersigned.json.*{why}"):
             verify_chain(place, keys=keys(sites))
     beside.write_bytes(canonical([stranger(rows[0])]) + b"\n")
-    assert verify_chain(place, keys=keys(sites)).countersigned == {}  # of somebody whose key nobody knows
+    with pytest.raises(AuditError, match="countersigned.json: 'mallory' is no site of this run"):
+        verify_chain(place, keys=keys(sites))
+    beside.write_bytes(canonical([*rows, rows[0]]) + b"\n")
+    with pytest.raises(AuditError, match="countersigned.json: 'bank-a' stands in it twice"):
+        verify_chain(place, keys=keys(sites))
     for content in (json.dumps(rows).encode(), b"[" * 100_000, b"\xff", canonical(rows)):
         beside.write_bytes(content)
         with pytest.raises(AuditError, match="countersigned.json is not what was written"):

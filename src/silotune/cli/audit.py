@@ -66,7 +66,7 @@ def verify(
             }
         )
         return
-    say(f"{len(chain.entries)} entries in order, {'closed' if chain.is_closed else 'not closed'}; head {chain.head}")
+    say(f"{len(chain.entries)} entries in order, {_state_of(found)}; head {chain.head}")
     for who, own in chain.keys.items():
         say(f"signed by {who}: {', '.join(own)}")
     for who, entries in chain.countersigned.items():
@@ -77,14 +77,24 @@ def verify(
         say(f"the trail of {who} agrees: {heads} heads")
     for line in coverage_lines(found):
         say(line)
-    say("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
+    if not found.site:
+        say("adapter and result are those that were signed" if found.has_adapter else "no adapter to compare")
     if found.rounds:
         say(f"the updates of {found.rounds} rounds aggregate to it")
+
+
+def _state_of(found: Checked) -> str:
+    """Whether the trail has an end; a site's has none."""
+    if found.chain.is_closed:
+        return "closed"
+    return f"the trail of site {found.site}, which is never closed" if found.site else "not closed"
 
 
 def coverage_lines(found: Checked) -> list[str]:
     """Which files the verdict is about, and which it is not."""
     covered, uncovered = found.coverage.covered, found.coverage.uncovered
+    if found.site:
+        return ["a site's own trail, so the verdict is about the trail alone, as far as it goes"]
     if not found.chain.is_closed:
         about = ", ".join(map(ascii, covered)) or "the trail alone"
         return [f"not closed, so the verdict is about {about}"]
@@ -116,7 +126,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The file to write: .json, .csv, .html or .pdf.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a trail for an auditor, with what verifying it said."""
+    """Write a trail for an auditor, with what verifying it said; exit code 11 where it does not verify."""
     from silotune.report.audit import FORMATS, write_audit
 
     if out.suffix not in FORMATS:

@@ -17,7 +17,7 @@ from silotune.record.canonical import sha256
 from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain, updates_of, verify_chain
 from silotune.record.course import check_rounds
 from silotune.record.files import explained, write_bytes
-from silotune.record.manifest import Coverage, check_manifest
+from silotune.record.manifest import MANIFEST, Coverage, check_manifest
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, read_key, write_secret
 from silotune.sections import RecordSection
@@ -38,7 +38,7 @@ class Checked:
         rounds: Rounds whose updates were kept and aggregate to what the chain says.
         has_adapter: The saved adapter is the one that the chain ends with.
         coverage: Which files of the run folder the verdict is about, and which it is not.
-        uncountersigned: Sites with keys that took part and have not signed the end of the chain.
+        uncountersigned: Sites with keys that have not signed the end of the chain.
     """
 
     chain: Verified
@@ -47,6 +47,12 @@ class Checked:
     has_adapter: bool
     coverage: Coverage
     uncountersigned: tuple[str, ...] = ()
+
+    @property
+    def site(self) -> str:
+        """Whose own trail it is; empty where it is a run's."""
+        first = self.chain.entries[0].actor if self.chain.entries else COORDINATOR
+        return "" if first == COORDINATOR else first
 
 
 def can_go_on(folder: RunFolder, record: RecordSection) -> bool:
@@ -148,14 +154,17 @@ def verify_run(
     """
     place = trail_of(path)
     with _about(place):
-        chain = verify_chain(place, keys=keys, is_open_allowed=is_open_allowed)
+        is_of_site = _is_of_site(place)
+        chain = verify_chain(place, keys=keys, is_open_allowed=is_open_allowed or is_of_site)
     witnesses = {}
     for site in sites:
         own_place = trail_of(site)
         with _about(own_place):
             own = verify_chain(own_place, keys=keys, is_open_allowed=True)
-            if own.entries:
-                witnesses[own.entries[0].actor] = check_witness(chain.entries, own.entries)
+            who = own.entries[0].actor if own.entries else ""
+            witnesses[who] = check_witness(chain.entries, own.entries, has_countersigned=who in chain.countersigned)
+            if who in chain.keys and not set(own.keys[who]) & set(chain.keys[who]):
+                raise AuditError(f"it is signed with another key than the replies of {who!r} in this run")
     folder, is_run = RunFolder(place.parent), bool(chain.entries) and chain.entries[0].actor == COORDINATOR
     last = next((entry for entry in reversed(chain.entries) if entry.event == "result"), None) if is_run else None
     with _about(place):
@@ -164,7 +173,7 @@ def verify_run(
         rounds = _check_updates(folder, chain.entries, last) if is_run else 0
     if chain.uncountersigned and not is_uncountersigned_allowed:
         raise AuditError(
-            f"countersignatures missing: {', '.join(chain.uncountersigned)}: each signed replies, none has signed the "
+            f"countersignatures missing: {', '.join(chain.uncountersigned)}: each was asked to, none has signed the "
             "end of the trail; a site that was away at the end is accepted with --uncountersigned"
         )
     if not chain.is_closed and has_adapter:
@@ -184,6 +193,23 @@ def _about(trail: Path) -> Iterator[None]:
         raise AuditError(
             f"{name}: it, or a file that it names, is not what a run writes ({type(error).__name__})"
         ) from None
+
+
+def _is_of_site(trail: Path) -> bool:
+    """Whether it is a site's own, which holds all its runs and so is never closed.
+
+    Raises:
+        AuditError: It is a link, or lies in the place of a run's.
+    """
+    if trail.is_symlink():
+        raise AuditError("it is a link: nothing says what it leads to")
+    first = next(iter(read_chain(trail)), None)
+    if first is None or first.actor == COORDINATOR:
+        return False
+    around = (trail.absolute().parent, trail.absolute().parent.parent)
+    if any((folder / name).exists() for folder in around for name in (MANIFEST, "config.json")):
+        raise AuditError(f"it is the trail of {first.actor!r}, in a run folder: the run's own is missing")
+    return True
 
 
 def _sealed(trail: Path, chain: Verified) -> Coverage:

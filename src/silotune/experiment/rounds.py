@@ -13,6 +13,7 @@ from silotune.experiment.modes import Part
 from silotune.experiment.orders import order_of
 from silotune.experiment.prepare import Prepared
 from silotune.federation.protections import PROTECTIONS
+from silotune.federation.reported import Reported
 from silotune.federation.server import Plan
 from silotune.federation.witness import Audit
 from silotune.methods.algorithms import method
@@ -58,6 +59,7 @@ def plan_of(
         staleness_exponent=clock.staleness_exponent if clock and clock.buffer else None,
         meter=meter,
         audit=audit,
+        reported=Reported(config.privacy, part.training, federation.rounds, federation.below_minimum == "wait"),
         protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part), keys or {})
         if part.sends_updates
         else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from silotune.errors import MessageError, RunFolderError
 from silotune.federation.jobs import JOB
+from silotune.federation.replies import check_body
 from silotune.federation.signing import check_signature, request_digest, statement
 from silotune.federation.transport import Transport
 from silotune.federation.witness import Audit
@@ -78,6 +79,7 @@ def _keep(audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[st
         request = requests[reply.client]
         said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
         try:
+            check_body(reply, request)
             key = check_signature(reply, said, audit.keys[reply.client])
         except MessageError:
             continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from silotune.federation.kinds import KINDS
 from silotune.record.canonical import canonical, sha256
@@ -19,6 +19,15 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 RunName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 MOST_SITES, MOST_ROUNDS = 100_000, 1_000_000
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """The same moment by the clock of UTC, on which the first and last of some other clocks do not stand."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no moment of the years 1 to 9999 in UTC") from None
+    return moment
 
 
 class Job(Section):
@@ -48,7 +57,7 @@ class Job(Section):
     orders: dict[str, Sha256]
     setup_sha256: Sha256
     charter_sha256: Sha256 | None = None
-    expires: AwareDatetime
+    expires: Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class SignedJob(Section):

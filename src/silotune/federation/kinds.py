@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from silotune.errors import MessageError, unknown_choice
 
 TRAIN, EVALUATE = "train", "evaluate"
 """The orders that a submitter signs: how to train, and how to score."""
+ReplyForm = Literal["nothing", "report", "scores", "keys", "shares", "complaints", "answers", "agreement", "opened"]
+"""What the body of a reply may hold; ``replies.FORMS`` checks each of them."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Kind:
     """What is true of one kind of request.
 
     Attributes:
+        reply: What the body of its reply may hold: nothing is believed of a body without a form.
         trains: What a site sends back is learnt from its examples.
         scores: Exact figures on its examples are sent back.
         sends_update: A change of the model is sent back.
@@ -28,6 +32,7 @@ class Kind:
             may come after none.
     """
 
+    reply: ReplyForm
     trains: bool = False
     scores: bool = False
     sends_update: bool = False
@@ -48,22 +53,21 @@ class Kind:
         return self.trains and not self.is_protected
 
 
-_STEP = Kind(is_protected=True)
 _INPUT = {"trains": True, "sends_update": True, "carries_adapter": True, "is_protected": True, "order": TRAIN}
 KINDS: Mapping[str, Kind] = {
-    "train": Kind(trains=True, sends_update=True, carries_adapter=True, order=TRAIN),
-    "personalize": Kind(trains=True, carries_adapter=True, order=TRAIN),
-    "evaluate": Kind(scores=True, carries_adapter=True, order=EVALUATE, first_round=0),
-    "countersign": Kind(first_round=0),
-    "secure_sum.keys": Kind(is_protected=True, cohort=("terms", "cohort")),
-    "secure_sum.shares": Kind(is_protected=True, cohort=("keys",)),
-    "secure_sum.accept": Kind(is_protected=True, cohort=("arrived",)),
-    "secure_sum.input": Kind(**_INPUT, cohort=("arrived",)),  # type: ignore[arg-type]
-    "secure_sum.check": Kind(is_protected=True, cohort=("survivors",)),
-    "secure_sum.unmask": _STEP,
-    "he.weight": _STEP,
-    "he.input": Kind(**_INPUT, cohort=("clients",)),  # type: ignore[arg-type]
-    "he.open": _STEP,
+    "train": Kind("report", trains=True, sends_update=True, carries_adapter=True, order=TRAIN),
+    "personalize": Kind("report", trains=True, carries_adapter=True, order=TRAIN),
+    "evaluate": Kind("scores", scores=True, carries_adapter=True, order=EVALUATE, first_round=0),
+    "countersign": Kind("nothing", first_round=0),
+    "secure_sum.keys": Kind("keys", is_protected=True, cohort=("terms", "cohort")),
+    "secure_sum.shares": Kind("shares", is_protected=True, cohort=("keys",)),
+    "secure_sum.accept": Kind("complaints", is_protected=True, cohort=("arrived",)),
+    "secure_sum.input": Kind("answers", **_INPUT, cohort=("arrived",)),  # type: ignore[arg-type]
+    "secure_sum.check": Kind("agreement", is_protected=True, cohort=("survivors",)),
+    "secure_sum.unmask": Kind("opened", is_protected=True),
+    "he.weight": Kind("nothing", is_protected=True),
+    "he.input": Kind("nothing", **_INPUT, cohort=("clients",)),  # type: ignore[arg-type]
+    "he.open": Kind("nothing", is_protected=True),
 }
 """Kind of request -> its record."""
 

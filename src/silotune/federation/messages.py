@@ -83,6 +83,10 @@ MOST_JOULES = 1e10
 MOST_EPSILON = 1e9
 
 
+Nats = Annotated[FiniteFloat, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)]
+"""Of a loss or a margin."""
+
+
 class TrainReport(Section):
     """The body of a reply to ``train``: what the update weighs and what it took.
 
@@ -91,7 +95,7 @@ class TrainReport(Section):
     """
 
     num_examples: Annotated[Positive, Field(le=MOST_COUNTED)]
-    loss: Annotated[FiniteFloat, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)] | None
+    loss: Nats | None
     steps: Annotated[Positive, Field(le=MOST_COUNTED)]
     tokens: Annotated[int, Field(ge=0, le=MOST_COUNTED)]
     seconds: Annotated[FiniteFloat, Field(ge=0, le=MOST_SECONDS)] | None

@@ -14,6 +14,7 @@ from silotune.federation.central import CentralPrivacy, begin_round, refuse_over
 from silotune.federation.exchange import Asking, Collector, lasting
 from silotune.federation.incoming import Incoming
 from silotune.federation.links import address
+from silotune.federation.reported import Reported
 from silotune.federation.sampling import offered_clients, sample_clients
 from silotune.federation.settlement import Settlement
 from silotune.federation.shortfall import SHORTFALLS, TooFewRepliesError, again_without_liars
@@ -69,6 +70,7 @@ class Plan:
         staleness_exponent: An update that is s rounds late is scaled by (1 + s)^-exponent; None: none may be late.
         meter: Counts what this process spends.
         privacy: Noise on the mean update; None for none, or where the sites add it.
+        reported: What bounds an epsilon that a client reports; None where no client may report one.
         audit: The trail to keep, and the keys of clients; None for no trail.
         protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
     """
@@ -94,6 +96,7 @@ class Plan:
     staleness_exponent: float | None = None
     meter: Meter = field(default_factory=Meter)
     privacy: CentralPrivacy | None = None
+    reported: Reported | None = None
     audit: Audit | None = None
     protected: Collector | None = None
 
@@ -163,7 +166,7 @@ def exchange(
     """
     sent = witness.outgoing(plan.audit, requests)
     oldest = None if plan.staleness_exponent is None else 1
-    settlement = Settlement(sent, plan.audit, shapes or {}, oldest)
+    settlement = Settlement(sent, plan.audit, shapes or {}, oldest, plan.reported)
     return settlement.settled(transport.exchange(sent, timeout_seconds=plan.timeout_seconds))
 
 

@@ -1,9 +1,9 @@
 """What a coordinator believes of what comes back. ``settle`` stands in front of everything that it uses.
 
 A reply is believed where it answers a request that was made, once, in the site's own name and under its own signature;
-where its report is one that can be true; and where its tensors have the shapes that were asked for and values that can
-be added up. Whatever else goes wrong while one site's answer is looked at is that site's failure, under its name, and
-the others' answers go on.
+where its body has the form of its kind and says what can be true; and where its tensors have the shapes that were asked
+for and values that can be added up. Whatever else goes wrong while one site's answer is looked at is that site's
+failure, under its name, and the others' answers go on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from silotune.errors import MessageError
 from silotune.federation import witness
 from silotune.federation.kinds import kind_named
 from silotune.federation.messages import read_report
+from silotune.federation.replies import check_body
+from silotune.federation.reported import Reported, check_epsilon
 from silotune.federation.strict_json import check_form
 from silotune.federation.witness import Audit, Digests
 from silotune.structs import Failure, Reply, Request, Tensors
@@ -41,6 +43,7 @@ class Settlement:
         audit: The trail that believed replies and failures enter; None where none is kept.
         shapes: Client -> tensors of the shapes that its update must have; of kinds without updates nothing.
         oldest_round: Rounds from which replies may still come, where rounds are asynchronous; None for this one alone.
+        reported: What bounds an epsilon in a report; None where sites add no noise, so that there is none.
         clock: Seconds that only grow.
     """
 
@@ -48,6 +51,7 @@ class Settlement:
     audit: Audit | None = None
     shapes: Mapping[str, Tensors] = field(default_factory=dict)
     oldest_round: int | None = None
+    reported: Reported | None = None
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -92,6 +96,7 @@ class Settlement:
         if reply.client in self._answered:
             raise MessageError(f"{reply.client!r} replied twice in round {reply.round_number}")
         check_form(_plain(reply.body), "reply")
+        check_body(reply, request)
         if kind_named(reply.kind).is_metered:
             self._check_report(reply)
         if reply.client in self.shapes and kind_named(reply.kind).sends_update:
@@ -103,11 +108,12 @@ class Settlement:
         return oldest <= reply.round_number <= request.round_number
 
     def _check_report(self, reply: Reply) -> None:
-        """A report that can be true: in bounds, with no more energy than a site can have drawn since it was asked."""
+        """A report that can be true: no more energy than a site can have drawn since it was asked, no more epsilon."""
         report = read_report(reply)
         most = SPARE_JOULES + MOST_WATTS * (self.clock() - self._began)
         if report.joules is not None and report.joules > most and self.oldest_round is None:
             raise MessageError(f"{report.joules:.3g} joules are more than {reply.client!r} can have used meanwhile")
+        check_epsilon(report, self.reported)
 
 
 def check_values(reply: Reply) -> None:

@@ -141,6 +141,8 @@ def concludes(
 ) -> None:
     """The rounds are over: the global model, the adapter that was saved of it, the result, and what holds of privacy.
 
+    The sites with keys stand beside it: it is they who are to sign the end.
+
     Args:
         audit: The trail.
         weights: The model that is the result.
@@ -148,10 +150,12 @@ def concludes(
         result: The part's ``result.json``.
         promise: What the run kept, in lines, from what was spent.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "round": result["round"], "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)
     }  # fmt: skip
-    audit.trail.add("result", {**fields, **({"promise": list(promise)} if promise else {})})
+    fields |= {"promise": list(promise)} if promise else {}
+    fields |= {"sites": {name: list(own) for name, own in audit.keys.items()}} if audit.keys else {}
+    audit.trail.add("result", fields)
     audit.trail.flush()
 
 

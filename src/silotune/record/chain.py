@@ -51,9 +51,10 @@ class Verified:
     Attributes:
         entries: All of them.
         is_closed: The chain was ended by its author, so none is missing at its end.
-        keys: Public keys that signed, by actor.
+        keys: Public keys that signed, by who signed: the author, sites their replies or the end.
         countersigned: Site -> entries that the site countersigned: all of them.
-        uncountersigned: Sites that signed replies in a chain that is closed, and not its end.
+        uncountersigned: Sites that were asked to sign the end of a chain that is closed, or signed replies in it, and
+            have not signed its end.
     """
 
     entries: tuple[Entry, ...]
@@ -130,9 +131,11 @@ def verify_chain(
     ended = bool(entries) and (entries[-1].event, entries[-1].actor) == (CLOSED, COORDINATOR)
     if not ended and not is_open_allowed:
         raise AuditError(f"entry {len(entries)} is missing: the trail was cut off, or its run has not ended")
-    countersigned = _check_countersigned(path.with_name(COUNTERSIGNED), entries, {**_first_keys(entries), **known})
-    unsigned = tuple(sorted(_signers(entries) - set(countersigned))) if ended else ()
-    return Verified(tuple(entries), ended, known, dict.fromkeys(countersigned, len(entries)), unsigned)
+    own = {**sites_of(entries), **_first_keys(entries), **known}
+    countersigned = _check_countersigned(path.with_name(COUNTERSIGNED), entries, own)
+    unsigned = tuple(sorted((_signers(entries) | _with_keys(entries).keys()) - set(countersigned))) if ended else ()
+    signed = _signed(entries, known, countersigned)
+    return Verified(tuple(entries), ended, signed, dict.fromkeys(countersigned, len(entries)), unsigned)
 
 
 def check_own(entries: Sequence[Entry], key: str) -> None:
@@ -146,25 +149,79 @@ def check_own(entries: Sequence[Entry], key: str) -> None:
     check_rounds(entries)
 
 
-def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry]) -> int:
+def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry], *, has_countersigned: bool = False) -> int:
     """Compares a coordinator's chain with the heads of its run that a site saw and kept in its own.
+
+    Args:
+        coordinator: Its chain.
+        site: The site's own.
+        has_countersigned: The site has signed the end of the coordinator's chain, so it saw that, too.
 
     Returns:
         Heads that were compared.
 
     Raises:
         AuditError: The coordinator's chain is not the one whose heads the site saw: it was cut off or written anew;
-            or the site saw heads of other runs alone.
+            or the site's does not hold what the site signed, or heads of other runs alone.
     """
+    if not site:
+        raise AuditError("a site's trail without any entry says nothing of this run")
+    name = site[0].actor
+    if name not in sites_of(coordinator):
+        raise AuditError(f"this is the trail of {name!r}, which is no site of this run")
     known = {name: coordinator[0].fields.get(name) for name in OF_RUN} if coordinator else {}
     seen = [entry for entry in site if entry.fields.get("head")]
     own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
-    if seen and not own:
-        raise AuditError(f"site {site[0].actor!r} saw no head of this run: it took no part, or this is another run")
+    if not own:
+        raise AuditError(f"site {name!r} saw no head of this run: it took no part, or this is another run")
     heads = [Head.parse(str(entry.fields["head"])) for entry in own]
     for head in heads:
-        _check_head(head, coordinator, who=f"site {site[0].actor!r}")
+        _check_head(head, coordinator, who=f"site {name!r}")
+    signed = {head.entries for head in _heads_signed_by(name, coordinator)}
+    signed |= {len(coordinator)} if has_countersigned else set()
+    if lacking := sorted(signed - {head.entries for head in heads}):
+        raise AuditError(
+            f"the trail of {name!r} lacks the head of {lacking[0]} entries, which {name!r} has signed: it was cut off"
+        )
     return len(heads)
+
+
+def sites_of(entries: Sequence[Entry]) -> dict[str, tuple[str, ...]]:
+    """Every site that a coordinator's chain names, with its keys as far as the chain says them."""
+    asked = [entry for entry in entries if (entry.event, entry.actor) == ("request", COORDINATOR)]
+    return {**{str(entry.fields.get("client")): () for entry in asked}, **_with_keys(entries)}
+
+
+def _with_keys(entries: Sequence[Entry]) -> dict[str, tuple[str, ...]]:
+    """The sites whose replies had to be signed, and their keys, as the entry of the result says."""
+    last = next((entry for entry in reversed(entries) if (entry.event, entry.actor) == ("result", COORDINATOR)), None)
+    said = last.fields.get("sites", {}) if last is not None else {}
+    if not isinstance(said, Mapping) or not all(isinstance(own, list) for own in said.values()):
+        raise AuditError("the entry of the result does not say which sites have keys")
+    return {str(name): tuple(map(str, own)) for name, own in said.items()}
+
+
+def _heads_signed_by(name: str, entries: Iterable[Entry]) -> Iterator[Head]:
+    """The heads that a site's signed replies in a coordinator's chain cover."""
+    for entry in entries:
+        said = entry.fields.get("statement") if entry.event == "reply" else None
+        if entry.fields.get("client") == name and isinstance(said, Mapping) and said.get("head"):
+            yield Head.parse(str(said["head"]))
+
+
+def _signed(
+    entries: Iterable[Entry], known: Mapping[str, Sequence[str]], countersigned: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Who signed, with which keys: entries, replies whose signatures were checked, and the end."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        found.setdefault(entry.actor, {})[entry.key] = None
+        client = str(entry.fields.get("client"))
+        if entry.event == "reply" and entry.actor == COORDINATOR and client in known:
+            found.setdefault(client, {})[str(entry.fields.get("key"))] = None
+    for client, key in countersigned.items():
+        found.setdefault(client, {})[key] = None
+    return {who: tuple(own) for who, own in found.items()}
 
 
 def _entry(index: int, line: bytes) -> Entry:
@@ -207,7 +264,7 @@ def _check_links(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -
         if entry.index != index:
             raise AuditError(f"entry {index} calls itself {entry.index}: one was removed, inserted or moved")
         if entry.key not in known.get(entry.actor, ()):
-            raise AuditError(f"entry {index} is signed with a key that is not {entry.actor!r}'s")
+            raise AuditError(f"entry {index} is signed with none of the keys known for {entry.actor!r}")
         previous = entry.hash
 
 
@@ -237,7 +294,7 @@ def _check_replies(entries: Sequence[Entry], known: Mapping[str, Sequence[str]])
         if not fields.get("signature") or not isinstance(said, Mapping):
             raise AuditError(f"entry {entry.index}: the reply of {client!r} is not signed")
         if fields.get("key") not in known[client]:
-            raise AuditError(f"entry {entry.index}: the reply is signed with a key that is not {client!r}'s")
+            raise AuditError(f"entry {entry.index}: the reply is signed with none of the keys known for {client!r}")
         if not verify(str(fields["key"]), "reply", canonical_json(dict(said)), str(fields["signature"])):
             raise AuditError(f"entry {entry.index}: the signature of {client!r} does not fit its reply")
         shown = {name: fields.get(name) for name in ("kind", "round", "client", "tensors")}
@@ -265,18 +322,26 @@ def _check_head(head: Head, entries: Sequence[Entry], *, who: str) -> None:
         raise AuditError(f"entry {head.entries - 1} is not the one that {who} saw: the trail was written anew")
 
 
-def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> list[str]:
-    """Sites that signed the last entry's head; somebody whose key nobody knows may have, and does not count."""
-    found: list[str] = []
+def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Sites that signed the last entry's head, each once, with the key; nobody else may have signed there."""
+    found: dict[str, str] = {}
+    if place.is_symlink():
+        raise AuditError(f"{COUNTERSIGNED} is a link: nothing says what it leads to")
     if not place.is_file():
         return found
+    sites = sites_of(entries)
     for item in _countersignatures(place):
         try:
             client, key, said, signature = (item[name] for name in ("client", "key", "statement", "signature"))
             head, is_signed = Head.parse(said["head"]), verify(key, "reply", canonical_json(said), signature)
-            is_known = key in known.get(client, (key,))
+            is_known = key in (known.get(client) or (key,))
+            is_site = client in sites
         except (KeyError, TypeError, AttributeError, ValueError, AuditError):
             raise _not_countersigned() from None
+        if not is_site or client in found:
+            raise AuditError(
+                f"{COUNTERSIGNED}: {client!r} {'stands in it twice' if is_site else 'is no site of this run'}"
+            )
         if not is_known or not is_signed or said.get("client") != client or said.get("kind") != "countersign":
             raise AuditError(f"{COUNTERSIGNED}: the countersignature of {client!r} does not fit")
         _check_head(head, entries, who=f"site {client!r}")
@@ -284,8 +349,7 @@ def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[s
             raise AuditError(
                 f"{COUNTERSIGNED}: {client!r} signed the head of {head.entries} entries, not that of all {len(entries)}"
             )
-        if client in known:
-            found.append(client)
+        found[client] = key
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from silotune.record.files import TEMPORARY, explained, read_json, write_json
 
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
+_HELD, _LONGEST_LOCK = re.compile(rb"(\d{1,20} on [\w.-]+\n)?"), 300
 _MOST_NAMED = 8
 """Files that one error names; their number is told in any case."""
 
@@ -25,7 +27,7 @@ class Coverage:
 
     Attributes:
         covered: Files, by their place in the run folder, that are to the byte what they were when it was written.
-        uncovered: Files in the run folder of which it says nothing, such as pictures that were drawn later.
+        uncovered: All else in the run folder, of which it says nothing: pictures that were drawn later, links, pipes.
     """
 
     covered: tuple[str, ...] = ()
@@ -70,6 +72,7 @@ def check_manifest(root: Path, sha256: str, *, trail: str) -> Coverage:
         if file_sha256(place) != sha256:
             raise AuditError(f"{MANIFEST} is not the one that the trail was closed over: it was changed")
         listed, there = _listed(place), _files(root, trail)
+        beside = _walked(root, _is_told).keys() - {MANIFEST, trail, _countersigned(trail)}
         missing = sorted(listed.keys() - there.keys())
         changed = sorted(name for name in listed.keys() & there.keys() if _is_other(there[name], listed[name]))
     faults = [f"{which} {_named(names)}" for which, names in (("changed:", changed), ("missing:", missing)) if names]
@@ -78,22 +81,29 @@ def check_manifest(root: Path, sha256: str, *, trail: str) -> Coverage:
         raise AuditError(
             f"{count} file{' is' if count == 1 else 's are'} not what the trail was closed over; {'; '.join(faults)}"
         )
-    return Coverage(tuple(sorted(listed)), tuple(sorted(there.keys() - listed.keys())))
+    if _is_own_lock(root / _LOCK):
+        beside -= {_LOCK}
+    return Coverage(tuple(sorted(listed)), tuple(sorted(beside - listed.keys())))
 
 
 def _files(root: Path, trail: str) -> dict[str, Path]:
     """The files that a manifest covers, by name; what is written or removed after it is left out."""
-    beside = {(Path(trail).parent / name).as_posix() for name in (COUNTERSIGNED, KEY_FILE)}
-    out = {MANIFEST, _LOCK, trail, *beside}
-    return {name: path for name, path in _walked(root).items() if name not in out and not name.endswith(TEMPORARY)}
+    out = {MANIFEST, _LOCK, trail, _countersigned(trail), (Path(trail).parent / KEY_FILE).as_posix()}
+    found = _walked(root, _is_file)
+    return {name: path for name, path in found.items() if name not in out and not name.endswith(TEMPORARY)}
 
 
-def _walked(root: Path) -> dict[str, Path]:
-    """Place in the folder -> file; links are not followed, and a name that is no UTF-8 is written with escapes."""
+def _countersigned(trail: str) -> str:
+    """Place of the sites' signatures under a trail, which verify themselves."""
+    return (Path(trail).parent / COUNTERSIGNED).as_posix()
+
+
+def _walked(root: Path, is_meant: Callable[[Path], bool]) -> dict[str, Path]:
+    """Place in the folder -> what is meant there; links are not followed, a name that is no UTF-8 has escapes."""
     found = {}
-    for folder, _, names in os.walk(root, onerror=_fail):
-        for path in (Path(folder) / name for name in names):
-            if _is_file(path):
+    for folder, folders, names in os.walk(root, onerror=_fail):
+        for path in (Path(folder) / name for name in (*folders, *names)):
+            if is_meant(path):
                 name = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
                 found[name] = path
     return found
@@ -106,6 +116,16 @@ def _fail(error: OSError) -> None:
 
 def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def _is_told(path: Path) -> bool:
+    """Whether this could be taken for something of the run: anything but a folder whose own files are told."""
+    return path.is_symlink() or not path.is_dir()
+
+
+def _is_own_lock(path: Path) -> bool:
+    """The file that a writer of the folder holds, and no more in it than who that is, or was."""
+    return _is_file(path) and path.stat().st_size < _LONGEST_LOCK and bool(_HELD.fullmatch(path.read_bytes()))
 
 
 def _facts(path: Path) -> dict[str, Any]:

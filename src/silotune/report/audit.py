@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from silotune.errors import SilotuneError
-from silotune.experiment.audit import trail_of, verify_run
+from silotune.errors import AuditError, SilotuneError
+from silotune.experiment.audit import Checked, trail_of, verify_run
 from silotune.record.chain import Entry, read_chain
 from silotune.record.files import write_bytes
 from silotune.record.printable import one_line, printable
@@ -86,22 +86,24 @@ def write_audit(folder: Path, out: Path) -> str:
         What verifying the trail said, which stands in the file as well (but for CSV, which is the bare rows).
 
     Raises:
-        AuditError: There is no trail, or a line of it is no entry.
+        AuditError: There is no trail, or a line of it is no entry; or it does not verify, which the file says too.
     """
     entries = read_chain(trail_of(folder))
-    verdict = _verdict(folder)
+    try:
+        verdict = _verdict(verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True))
+    except SilotuneError as error:
+        fault = one_line(f"DOES NOT VERIFY: {error}")
+        write_bytes(out, FORMATS[out.suffix](entries, fault))
+        raise AuditError(f"{out} was written; its trail {fault}") from None
     write_bytes(out, FORMATS[out.suffix](entries, verdict))
     return verdict
 
 
-def _verdict(folder: Path) -> str:
-    try:
-        found = verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True)
-    except SilotuneError as error:
-        return one_line(f"DOES NOT VERIFY: {error}")
+def _verdict(found: Checked) -> str:
     chain = found.chain
     signers = "; ".join(f"{who}: {', '.join(own)}" for who, own in chain.keys.items())
-    closed = "closed" if chain.is_closed else "not closed: the run had not ended"
+    is_open = f"never closed: it is that of site {found.site}" if found.site else "not closed: the run had not ended"
+    closed = "closed" if chain.is_closed else is_open
     again = f"; the updates of {found.rounds} rounds aggregate to its weights" if found.rounds else ""
     missing = f"; NOT countersigned by {', '.join(found.uncountersigned)}" if found.uncountersigned else ""
     covered = f"; {len(found.coverage.covered)} files of the run are covered"
