@@ -372,7 +372,7 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        (f"submitters = ['{new_key().public}']", "submitters lists nobody who may submit runs in this federation"),
+        ("submitters = ['A STRANGER']", "submitters lists nobody who may submit runs in this federation"),
         ("tasks = ['medqa']", "tasks does not list 'finance-news', which site.toml says the examples are for"),
         (f"base_models = ['{'a' * 64}']", "base_models does not list the base model of site.toml"),
         ("least_participants = 9", "asks for 9 sites, the federation has"),
@@ -387,7 +387,7 @@ def test_check_tells_of_a_policy_that_no_run_can_meet(tmp_path: Path, rule: str,
     kit.path("site.toml").write_text(settings)
     kit.path("policy.toml").write_text("")
     assert CHECKS["policy"](read_kit(kit.folder)) == "restricts nothing but generation"
-    kit.path("policy.toml").write_text(rule)
+    kit.path("policy.toml").write_text(rule.replace("A STRANGER", new_key().public))
     found = {item.name: item for item in check_site(read_kit(kit.folder))}["policy"]
     assert not found.ok and said in found.said
 

@@ -92,7 +92,7 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
         ("objectives = ['choice']", "objectives", False), ("tasks = ['medqa']", "tasks", False),
         ("surprise = 1", "policy.toml", False), ("secure_aggregation = true", "secure_aggregation", False),
         ("least_participants = 3", "least_participants", False),
-        (f"submitters = ['{new_key().public}']", "submitters", False),
+        ("submitters = ['A STRANGER']", "submitters", False),
         ("base_models = ['" + "b" * 64 + "']", "base_models", False), (f"charter = '{BASE}'", "charter", False),
         ("largest_adapter = 4", "largest_adapter", True), ("largest_epsilon_run = 1.0", "largest_epsilon_run", True),
         ("most_steps = 1", "most_steps", True),
@@ -100,7 +100,7 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_the_policy_forbids_is_not_even_begun(tmp_path: Path, policy: str, rule: str, is_opened: bool) -> None:
     """What can be told without the site's examples is told before they are opened."""
-    sites = Federation(tmp_path, policy=policy)
+    sites = Federation(tmp_path, policy=policy.replace("A STRANGER", new_key().public))
     house = sites.house(costs=Facts(5, 2))
     refused(house, sites.request(), rule)
     assert house.opens == is_opened

@@ -402,10 +402,10 @@ def released(policy: Policy, body: Mapping[str, Any], *, figures: tuple[str, ...
 
 
 def _coarse(figure: Any, step: float) -> Any:
-    """A rate, or an interval of rates, rounded to a multiple of ``step``; None for what is neither."""
+    """A rate, or an interval of rates, rounded to a multiple of ``step`` and at most 1; None for what is neither."""
     if isinstance(figure, (list, tuple)):
         return [_coarse(value, step) for value in figure]
-    return round(round(figure / step) * step, 12) if isinstance(figure, float) else None
+    return max(-1.0, min(1.0, round(round(figure / step) * step, 12))) if isinstance(figure, float) else None
 
 
 def check_upload(policy: Policy, num_bytes: int) -> None:

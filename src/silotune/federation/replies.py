@@ -26,9 +26,7 @@ from silotune.structs import Reply, Request
 
 Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Rate = Annotated[FiniteFloat, Field(ge=0, le=1.5)]
-"""A share of the examples as a policy lets it leave: rounded to steps of at most 1, so up to half a step above 1."""
-Change = Annotated[FiniteFloat, Field(ge=-1.5, le=1.5)]
+Change = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 """The difference of two such shares."""
 
 
@@ -61,9 +59,9 @@ class OptionScores(Scores):
     """Of answers out of a closed set, as far as they were generated."""
 
     scoring: Scoring
-    accuracy: Rate | None
-    macro_f1: Rate | None
-    unparsed: Rate | None
+    accuracy: Share | None
+    macro_f1: Share | None
+    unparsed: Share | None
     per_class: dict[str, OneClass] | None
     confusion: tuple[tuple[Count, ...], ...] | None
 
@@ -71,7 +69,7 @@ class OptionScores(Scores):
 class LikelihoodScores(OptionScores):
     """The same where the likeliest option was taken, so that its probability is known."""
 
-    ece: Rate | None
+    ece: Share | None
     reliability: Annotated[tuple[OneBin, ...], Field(max_length=CALIBRATION_BINS)] | None
 
 
@@ -85,10 +83,10 @@ class OpenScores(Scores):
 class PairScores(Scores):
     """Of pairs of answers."""
 
-    preference_accuracy: Rate | None
+    preference_accuracy: Share | None
     gain: Change | None
-    win_rate: Rate | None
-    start_accuracy: Rate | None
+    win_rate: Share | None
+    start_accuracy: Share | None
     margin: Nats | None
 
 
