@@ -134,7 +134,7 @@ def test_a_round_whose_charge_finds_no_room_does_not_begin(place: Path) -> None:
 
     def charge(number: int) -> None:
         open_round(
-            "a", SiteState(), Budget(place / "ledger"), privacy, run="r", round_number=number,
+            "a", SiteState(), Budget(place / "ledger"), privacy, run="r" * 1000, round_number=number,
             release=lambda noise: Spend(1.0, 0.5, 1),
         )  # fmt: skip
 
