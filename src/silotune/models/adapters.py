@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -355,9 +353,7 @@ def _saved_names(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def _as_json(peft_config: PeftConfig) -> dict[str, Any]:
     """The configuration as peft writes it to disk, so that a saved adapter is peft's own format."""
-    with TemporaryDirectory() as folder:
-        peft_config.save_pretrained(folder)
-        document: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(json.dumps(peft_config.to_dict(), sort_keys=True, default=sorted))
     # peft keeps sets, whose order differs by process, and names the common heads a second time
     for name in ("target_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(document.get(name), list):
