@@ -10,6 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from attacks.fuzz import fuzz_coordinator, fuzz_site
 from attacks.hostile import Coordinator, House, configuration
 
+pytestmark = pytest.mark.end_to_end
+
 SECONDS = 8.0
 
 

@@ -21,6 +21,8 @@ from silotune.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import count
 
+pytestmark = pytest.mark.end_to_end
+
 pytest.importorskip("tenseal")
 SITES = NAMES[:4]
 

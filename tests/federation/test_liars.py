@@ -29,6 +29,8 @@ from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import flatten
 
+pytestmark = pytest.mark.end_to_end
+
 SITES = (*NAMES, "f")
 COUNTS = (3, 4, 6)
 """Of sites: all of them are needed, all but one, and all but two."""

@@ -21,6 +21,8 @@ from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.sections import PrivacySection
 from silotune.structs import ServerState, SiteState
 
+pytestmark = pytest.mark.end_to_end
+
 
 @pytest.fixture(params=[16, 64], ids=lambda pages: f"{pages} pages")
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:

@@ -22,6 +22,8 @@ from silotune.structs import ServerState
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.trainer_host import Opened, TrainerHost
 
+pytestmark = pytest.mark.end_to_end
+
 EXAMPLES = tiny.encoded(tiny.closed(9))
 BODY = TrainOrder(
     training=tiny.training(learning_rate=0.01, optimizer_state="keep"), federation=FederationSection(), seed=3, rounds=3
