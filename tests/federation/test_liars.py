@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,22 @@ def test_a_sum_is_opened_anew_without_whoever_has_lied_in_another_one(model, sta
         site.protection = net.sites[name].protection  # the keys that the proof is signed with
     done = run(tmp_path / "3", truthful, start, privacy(), state=ServerState(0, start, excluded=before))
     tiny.assert_same_bits(done.weights, honest(5, "keys").weights)
+
+
+def test_a_liar_that_was_revoked_meanwhile_is_told_in_a_line(model, start, tmp_path: Path) -> None:
+    """Its key is not on the list any more, so nobody can look at the proof: the sites refuse, and none breaks."""
+    net = Lying(model, privacy(), gives_false_shares("seed"), SITES[:5])
+    run(tmp_path / "1", net, start, privacy(), notify=net.notify)
+    state, _ = RunFolder(tmp_path / "1").load_checkpoint()
+    truthful = Lying(model, privacy(), lambda net, request, reply: reply, SITES[:5])
+    run(tmp_path / "2", truthful, start, privacy())
+    for site in truthful.sites.values():
+        assert site.protection is not None
+        left = {name: key for name, key in site.protection.member.public_keys.items() if name != LIAR}
+        site.protection.member = replace(site.protection.member, public_keys=left)
+    with pytest.raises(ProtectionError):
+        run(tmp_path / "3", truthful, start, privacy(), state=ServerState(0, start, excluded=state.excluded))
+    assert all("is no member" in failure.reason for failure in truthful.failures)
 
 
 @pytest.mark.parametrize("lost", ["", "a", "ac", "acde"])

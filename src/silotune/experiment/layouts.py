@@ -92,7 +92,7 @@ def _with_residuals(known: Known, layout: Layout, claimed: Layout) -> Layout:
         a, b = known.initial[module + lora.A], known.initial[module + lora.B]
         dtype = layout_of({"a": a})["a"][0]
         width, (_, shape) = min(b.shape[0], a.shape[1]), claimed[module + lora.RESIDUAL_A]
-        if not shape or not isinstance(shape[0], int) or not 1 <= shape[0] <= width:
+        if not shape or type(shape[0]) is not int or not 1 <= shape[0] <= width:
             raise MessageError(f"the residual of {module!r} came with a rank that is not one of 1 to {width}")
         made[module + lora.RESIDUAL_A] = (dtype, (shape[0], a.shape[1]))
         made[module + lora.RESIDUAL_B] = (dtype, (b.shape[0], shape[0]))

@@ -300,7 +300,7 @@ def _with_terms(asked: Asked, terms: object) -> Asked:
     if not isinstance(terms, Mapping) or asked.cohort is None:
         return asked
     threshold = terms.get("threshold")
-    found = float(threshold) if isinstance(threshold, (int, float)) else 0.0
+    found = float(threshold) if isinstance(threshold, (int, float)) and threshold is not True else 0.0
     participants = asked.cohort if asked.participants is None else min(asked.participants, asked.cohort)
     return replace(asked, participants=participants, threshold=found, colluding=_colluding(terms.get("noise")))
 
@@ -310,7 +310,7 @@ def _colluding(noise: object) -> int | None:
     if noise is None:
         return None
     found = noise.get("colluding") if isinstance(noise, Mapping) else None
-    return found if isinstance(found, int) else 0
+    return found if type(found) is int else 0
 
 
 def _cohort(header: Header) -> int | None:

@@ -421,4 +421,4 @@ def _is_small(name: str, value: Any, smallest: int) -> bool:
         return any(_is_small(key, item, smallest) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return any(_is_small(name, item, smallest) for item in value)
-    return name in COUNTS and not isinstance(value, bool) and isinstance(value, int) and 0 < value < smallest
+    return name in COUNTS and type(value) is int and 0 < value < smallest

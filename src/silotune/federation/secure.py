@@ -229,7 +229,7 @@ class _Sum:
     ) -> dict[str, protocol.Revealed]:
         """The shares that were revealed as they should be."""
         kind = "secure_sum.unmask"
-        bodies = {name: UnmaskOrder(signatures=signatures) for name in signatures}
+        bodies = dict.fromkeys(signatures, UnmaskOrder(signatures=signatures))
         revealed = {name: _shares_in(report) for name, report, _ in wire.phase(kind, bodies, UnmaskReport)}
         expected = protocol.to_reveal(agreed, self.survivors, holders=tuple(revealed))
         fitting, wrong = protocol.fitting(parties, self.sharings, revealed, expected=expected)

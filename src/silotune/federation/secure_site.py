@@ -318,6 +318,8 @@ def _check_same_clients(
             "show single updates"
         )
     for name in sorted(missing):
+        if name not in members:
+            raise ProtectionError(f"{name!r} is said to have lied, and is no member of the federation any more")
         check_proof(liars[name], name, members[name])
 
 
