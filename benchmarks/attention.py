@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from measure import Result, in_turn, of_shapes, speed_up
 
-from silotune.models import attention
+from silotune.models.fast import attention
 
 SHAPES = (
     ("stories260K behind an instruction", 16, 8, 4, 72, 215, 8),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from silotune.federation.signing import signed, statement
+from silotune.federation.wire.signing import signed, statement
 from silotune.record.audit import FILE, Trail
 from silotune.record.chain import verify_chain
 from silotune.record.signatures import new_key

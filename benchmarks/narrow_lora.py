@@ -17,7 +17,7 @@ import torch
 from measure import Result, in_turn, of_shapes, speed_up
 from peft.tuners.lora import Linear, LoraConfig
 
-from silotune.models import narrow_lora
+from silotune.models.fast import narrow_lora
 
 SHAPES = (
     ("stories260K: attention", 1152, 64, 64, 8),

@@ -24,7 +24,7 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.load import load_base
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
-from silotune.sections import AdapterSection, ModelSection, TrainingSection
+from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import gradients, losses_of

@@ -123,7 +123,7 @@ def make_silotune(settings: Settings, pairs: Sequence[Pair]) -> Callable[[], tup
     """One epoch of silotune's local round, ready to be run again and again from the same adapter."""
     from silotune.models import adapters
     from silotune.models.load import load_base
-    from silotune.sections import AdapterSection, ModelSection, TrainingSection
+    from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
     from silotune.structs import Example
     from silotune.training.encoder import Encoder
     from silotune.training.local import RoundPlace, train_round

@@ -15,8 +15,8 @@ from pathlib import Path
 import atheris
 import torch
 
-with atheris.instrument_imports(include=["silotune.federation.messages"]):
-    from silotune.federation.messages import MAGIC, decode_reply, decode_request, encode, layout_of, read_report
+with atheris.instrument_imports(include=["silotune.federation.wire.messages"]):
+    from silotune.federation.wire.messages import MAGIC, decode_reply, decode_request, encode, layout_of, read_report
 from silotune.errors import MessageError
 from silotune.structs import Reply, Request
 

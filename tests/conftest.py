@@ -59,7 +59,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path):  # noqa: ANN201
     """The tiny Llama as a loaded base; read it, but put no adapter on it."""
     from silotune.models.load import load_base
-    from silotune.sections import ModelSection
+    from silotune.settings.sections import ModelSection
 
     return load_base(ModelSection(name=str(tiny_folder), max_length=128))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from silotune.federation.client import Site
-from silotune.federation.orders import TrainOrder
-from silotune.sections import FederationSection, TrainingSection
+from silotune.federation.site.client import Site
+from silotune.federation.wire.orders import TrainOrder
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.transports.in_process import InProcess
 

@@ -16,20 +16,20 @@ import kits
 from line import line
 from silotune.config import Config, from_mapping
 from silotune.data.mixture import load_examples
-from silotune.deploy import link
 from silotune.deploy.coordinator import public_keys
 from silotune.deploy.equipment import equip, guard_of
-from silotune.deploy.job import over, vouched, work_on
-from silotune.deploy.jobs import Jobs
+from silotune.deploy.flower import grid as link
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
 from silotune.deploy.processes import Child
+from silotune.deploy.queue import Jobs
+from silotune.deploy.queued_run import over, vouched, work_on
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import holdings_of
 from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.record.runs import RunFolder
-from silotune.sections import DataSection
+from silotune.settings.sections import DataSection
 from silotune.transports.frames import Frame, listen, work_frame
 from silotune.transports.trainer_host import TrainerHost
 
@@ -158,7 +158,7 @@ def over_tls(made: Deployed) -> Iterator[None]:
     socket = link_socket(made.kit)
     coordinator_folder(made.kit).mkdir(exist_ok=True)
     coordinator_folder(made.kit).chmod(0o700)
-    children = [Child("link", ("silotune.deploy.superlink", str(made.kit.folder)), made.folder / "link.log")]
+    children = [Child("link", ("silotune.deploy.flower.superlink", str(made.kit.folder)), made.folder / "link.log")]
     for name, host in made.hosts.items():
         kit = made.site(name)
         threading.Thread(target=host.serve, args=(listen(trainer_socket(kit)),), daemon=True).start()

@@ -13,21 +13,21 @@ import torch
 from silotune.config import Config
 from silotune.errors import PolicyError
 from silotune.evaluation.evaluate import Answers, figures
-from silotune.federation.admission import Arrived, Facts, Gate, Membership
-from silotune.federation.guard import Guard, serve
-from silotune.federation.jobs import JOB, Job, SignedJob, order_digest, sign_job
-from silotune.federation.messages import Expected, decode_reply, encode, layout_of
-from silotune.federation.orders import evaluate_order, train_order
-from silotune.federation.run_setup import Setup, without_places
-from silotune.federation.served import Served
-from silotune.federation.server import Plan, run_rounds
-from silotune.federation.witness import Audit, close, concludes
+from silotune.federation.coordinator.audit import Audit, close, concludes
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.admission import Arrived, Facts, Gate, Membership
+from silotune.federation.site.guard import Guard, serve
+from silotune.federation.site.served import Served
+from silotune.federation.wire.messages import Expected, decode_reply, encode, layout_of
+from silotune.federation.wire.orders import evaluate_order, train_order
+from silotune.federation.wire.run_setup import Setup, without_places
+from silotune.federation.wire.signed_job import JOB, Job, SignedJob, order_digest, sign_job
 from silotune.methods.algorithms import method
 from silotune.record.audit import FILE, Trail
-from silotune.record.canonical import canonical_json, sha256
+from silotune.record.plain_json import canonical_json, sha256
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import SigningKey, new_key
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 
 NAMES = ("bank-a", "bank-b")

@@ -11,7 +11,7 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from silotune.federation.messages import encode
+from silotune.federation.wire.messages import encode
 from silotune.transports.flower import Errand, FlowerTransport, client_app
 from silotune.transports.in_process import decode_expected
 

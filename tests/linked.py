@@ -18,14 +18,14 @@ import kits
 import tiny
 from silotune.deploy import certificates
 from silotune.deploy.coordinator import public_keys
-from silotune.deploy.fleet import Address, Fleet, read_node_key
+from silotune.deploy.flower.fleet import Address, Fleet, read_node_key
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
 from silotune.deploy.processes import Child
-from silotune.federation.client import Site
-from silotune.federation.messages import layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.sections import FederationSection
+from silotune.federation.site.client import Site
+from silotune.federation.wire.messages import layout_of
+from silotune.federation.wire.orders import TrainOrder
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request
 from silotune.transports.flower import FlowerTransport
 from silotune.transports.frames import Frame, listen
@@ -174,7 +174,7 @@ class Federation:
         self.port: int = self.kit.settings.address.fleet_port  # type: ignore[union-attr]
         self.network = Network(self.port)
         self.lead("far", self.network.port)
-        self.link = Child("link", ("silotune.deploy.superlink", str(self.kit.folder)), folder / "link.log")
+        self.link = Child("link", ("silotune.deploy.flower.superlink", str(self.kit.folder)), folder / "link.log")
         self.desks = {name: Desk(name, tiny.adapted(), start) for name in EXAMPLES}
         self.trainers = {name: self._trainer(name) for name in EXAMPLES}
         self.nodes = {name: self._child(name, "silotune.deploy.node") for name in (*HONEST, *STRANGERS)}
@@ -202,7 +202,7 @@ class Federation:
         return host
 
     def register(self, *left_out: str) -> None:
-        from silotune.deploy import link
+        from silotune.deploy.flower import grid as link
 
         keys = public_keys(self.kit)
         link.register(self.socket, {name: key for name, key in keys.items() if name not in left_out})

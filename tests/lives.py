@@ -1,8 +1,8 @@
 """The process that works on a submitted run, killed where a test says: ``python -m lives KIT``.
 
 Every line of standard input is ``NAME PHASE NUMBER``: a fresh fork of this process works on the run NAME as
-``silotune.deploy.job`` does, and gets SIGKILL when it comes to that phase for the NUMBERth time; with phase ``-`` it
-works to the end. Its wait status is answered in one line.
+``silotune.deploy.queued_run`` does, and gets SIGKILL when it comes to that phase for the NUMBERth time; with phase
+``-`` it works to the end. Its wait status is answered in one line.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import peft  # noqa: F401  # every life would import it anew
 import torch
 import transformers  # noqa: F401
 
-from silotune.deploy.job import work_on
 from silotune.deploy.kits import read_kit
+from silotune.deploy.queued_run import work_on
 
 PHASES: Mapping[str, tuple[str, str, bool]] = {
     "preparing": ("silotune.experiment.run", "prepare", False),
@@ -28,13 +28,13 @@ PHASES: Mapping[str, tuple[str, str, bool]] = {
     "waiting": ("silotune.transports.flower:FlowerTransport", "_look", False),
     "receiving": ("silotune.transports.flower:FlowerTransport", "_read", True),
     "scoring": ("silotune.experiment.prepare:Scorer", "__call__", False),
-    "recording": ("silotune.federation.server", "_write", False),
+    "recording": ("silotune.federation.coordinator.rounds", "_write", False),
     "before a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", False),
     "after a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", True),
     "concluding": ("silotune.experiment.run", "concludes", True),
     "finished": ("silotune.experiment.results", "summarize", False),
     "closing the trail": ("silotune.experiment.run", "close", False),
-    "closing over a manifest": ("silotune.federation.witness", "write_manifest", True),
+    "closing over a manifest": ("silotune.federation.coordinator.audit", "write_manifest", True),
     "countersigning": ("silotune.experiment.run", "countersign", False),
     "countersigned": ("silotune.experiment.run", "countersign", True),
 }

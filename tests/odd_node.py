@@ -16,7 +16,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supernode import node_auth_http_interceptor as authentication
 
-from silotune.deploy import fleet, node
+from silotune.deploy import node
+from silotune.deploy.flower import fleet
 from silotune.transports import flower
 
 PARTS = 10_000_000_000 // (5 << 20)

@@ -10,17 +10,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tiny
-from silotune.federation.budget import Budget
-from silotune.federation.central import central_privacy
-from silotune.federation.client import Site, client_round
-from silotune.federation.orders import TrainOrder
-from silotune.federation.protections import PROTECTIONS, members
-from silotune.federation.secure_site import Protection
-from silotune.federation.served import Served
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.privacy import central_privacy
+from silotune.federation.coordinator.protection import PROTECTIONS, members
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.secure_sum import Protection
+from silotune.federation.site.served import Served
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection, PrivacySection
+from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import Failure, Observer, Reply, Request, ServerState, Tensors
 from silotune.transports.in_process import InProcess
 

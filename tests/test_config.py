@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from silotune.config import Config, from_mapping, load_config, merge, parse_override, read_toml, validated
 from silotune.errors import ConfigError
-from silotune.settings import Section
+from silotune.settings.base import Section
 
 
 def faults(document: dict[str, Any]) -> tuple[str, ...]:

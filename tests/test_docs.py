@@ -24,11 +24,11 @@ from silotune.config import validated
 from silotune.data import tasks
 from silotune.deploy.charter import Charter
 from silotune.deploy.kits import FederationPlan
-from silotune.federation.policy import Policy
+from silotune.federation.site.policy import Policy
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.sections import AdapterSection
+from silotune.settings.sections import AdapterSection
 
 
 def script() -> ModuleType:

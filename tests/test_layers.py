@@ -10,12 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
-    ("errors", "structs", "seeds", "settings"),
-    ("tensors", "lora", "link_settings"),
-    ("sections",),
-    ("faults",),
-    ("combinations",),
-    ("reach",),
+    ("errors", "structs", "seeds"),
+    ("tensors", "lora", "settings"),
     ("config",),
     ("data", "models", "privacy", "methods", "record"),
     ("training",),

@@ -17,12 +17,14 @@ import kits
 import silotune
 from governed import job
 from silotune.config import Config
-from silotune.deploy import check, demo, fleet, link, processes, submit
-from silotune.deploy.jobs import Jobs
+from silotune.deploy import check, demo, processes, submit
+from silotune.deploy.flower import fleet
+from silotune.deploy.flower import grid as link
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import site_settings
+from silotune.deploy.queue import Jobs
 from silotune.errors import FederationError, PrivacyError
-from silotune.federation import budget
+from silotune.federation.site import ledger as budget
 from silotune.transports.frames import Frame, ask, listen, wait_until_ready
 
 SOURCE = Path(silotune.__file__).parent
@@ -35,7 +37,7 @@ FOREVER = {
     "deploy/node.py:_pause": "a service runs until it is stopped; 'site status' says what it waits for",
     "deploy/processes.py:Child.stop": "for a process that was killed",
     "deploy/site.py:start": "a service runs until it is stopped",
-    "deploy/superlink.py:_serve": "a service runs until it is stopped",
+    "deploy/flower/superlink.py:_serve": "a service runs until it is stopped",
     "evaluation/generate.py:stream_answer": "for as many tokens as were asked for",
     "methods/aggregate.py:beside_controls.aggregate": "no wait: a sum's result",
     "methods/aggregate.py:weighted_mean": "no wait: a sum's result",
@@ -95,7 +97,7 @@ def test_what_waits_without_a_limit_is_known() -> None:
         for path in sorted(SOURCE.rglob("*.py"))
         for where in unlimited(ast.parse(path.read_text(encoding="utf-8")))
     }
-    accepts = {"federation/secure_site.py:accept_shares"}  # the protocol's word for a message
+    accepts = {"federation/site/secure_sum.py:accept_shares"}  # the protocol's word for a message
     assert found - accepts == set(FOREVER)
 
 

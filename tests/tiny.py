@@ -11,7 +11,7 @@ import torch
 
 from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.load import Base
-from silotune.sections import AdapterSection, TrainingSection
+from silotune.settings.sections import AdapterSection, TrainingSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.encoder import Encoder

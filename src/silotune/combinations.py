@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from silotune.faults import PRODUCT_RULES
-from silotune.link_settings import DownloadSection
-from silotune.sections import (
+from silotune.settings.limits import PRODUCT_RULES
+from silotune.settings.links import DownloadSection
+from silotune.settings.sections import (
     BY_EXAMPLE,
     LINEAR,
     EvaluationSection,

@@ -12,7 +12,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
-from silotune.faults import (
+from silotune.reach import limits
+from silotune.settings.base import Section
+from silotune.settings.limits import (
     PRODUCT_RULES,
     algorithm_faults,
     classify_faults,
@@ -22,8 +24,7 @@ from silotune.faults import (
     rule_faults,
     unused_faults,
 )
-from silotune.reach import limits
-from silotune.sections import (
+from silotune.settings.sections import (
     SUMMABLE,
     AdapterSection,
     DataSection,
@@ -34,7 +35,6 @@ from silotune.sections import (
     RecordSection,
     TrainingSection,
 )
-from silotune.settings import Section
 
 SectionType = TypeVar("SectionType", bound=Section)
 

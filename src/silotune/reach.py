@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from silotune.sections import (
+from silotune.settings.sections import (
     AdapterSection,
     DataSection,
     Engine,

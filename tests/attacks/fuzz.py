@@ -26,12 +26,12 @@ import tiny
 from attacks.hostile import OTHERS, SITE, Coordinator, House, configuration, leaks, outcome, packed
 from line import NAMES, line, transport
 from silotune.deploy.submit import kinds_of
+from silotune.federation.coordinator.settlement import Settlement
 from silotune.federation.kinds import KINDS
-from silotune.federation.messages import decode_request, encode, layout_of
-from silotune.federation.reasons import REASONS
-from silotune.federation.settlement import Settlement
+from silotune.federation.wire.messages import decode_request, encode, layout_of
+from silotune.federation.wire.reasons import REASONS
 from silotune.privacy.secure_sum.terms import Terms
-from silotune.record.canonical import sha256
+from silotune.record.plain_json import sha256
 from silotune.structs import Failure, Reply, Request
 from silotune.transports.frames import Frame
 
@@ -348,8 +348,8 @@ def _lie(mutator: Mutator, reply: Reply) -> Frame:
 
 def tiny_body() -> dict[str, Any]:
     """The body of an honest ``train`` request."""
-    from silotune.federation.orders import TrainOrder
-    from silotune.sections import FederationSection
+    from silotune.federation.wire.orders import TrainOrder
+    from silotune.settings.sections import FederationSection
 
     made = TrainOrder(training=tiny.training(), federation=FederationSection(), seed=3, rounds=2)
     return made.model_dump(mode="json")

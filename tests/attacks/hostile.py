@@ -32,9 +32,9 @@ from silotune.deploy.places import site_folder
 from silotune.deploy.submit import kinds_of, orders_of
 from silotune.deploy.trainer import holdings_of
 from silotune.experiment.site import Resident, SiteDesk, setup_of
-from silotune.federation.jobs import order_digest
-from silotune.record.canonical import sha256
+from silotune.federation.wire.signed_job import order_digest
 from silotune.record.chain import read_chain, verify_chain
+from silotune.record.plain_json import sha256
 from silotune.transports.frames import Frame
 from silotune.transports.trainer_host import TrainerHost
 

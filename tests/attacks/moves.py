@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from attacks.hostile import OTHERS, SITE, Coordinator, configuration, key_of, packed
-from silotune.federation.jobs import order_digest
+from silotune.federation.wire.signed_job import order_digest
 from silotune.transports.frames import Frame
 
 Move = Callable[[Coordinator], Frame]

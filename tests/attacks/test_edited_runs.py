@@ -24,10 +24,10 @@ from silotune.cli import main as entry
 from silotune.config import from_mapping
 from silotune.errors import AuditError
 from silotune.experiment.audit import Checked, verify_run
-from silotune.federation.witness import Audit, close, concludes
+from silotune.federation.coordinator.audit import Audit, close, concludes
 from silotune.record.audit import FILE, Trail
-from silotune.record.canonical import canonical
 from silotune.record.chain import read_chain
+from silotune.record.plain_json import canonical
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import SigningKey, new_key, read_key
 

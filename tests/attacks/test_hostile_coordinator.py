@@ -11,7 +11,7 @@ import torch
 
 from attacks.hostile import Coordinator, House, configuration, leaks, outcome
 from attacks.moves import MOVES
-from silotune.federation.reasons import REASONS
+from silotune.federation.wire.reasons import REASONS
 from silotune.record.environment import cores
 
 

@@ -19,7 +19,7 @@ from deployed import Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
 from silotune.deploy.places import site_folder
 from silotune.experiment.audit import verify_run
-from silotune.federation.client import ANSWERS, Site
+from silotune.federation.site.client import ANSWERS, Site
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 from silotune.structs import Reply, Request

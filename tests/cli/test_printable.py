@@ -21,9 +21,9 @@ from silotune.cli import benchmark
 from silotune.cli.progress import RunProgress
 from silotune.config import Config
 from silotune.deploy.check import Found
-from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import read_kit
 from silotune.deploy.places import coordinator_folder
+from silotune.deploy.queue import Jobs
 from silotune.errors import RunFolderError
 from silotune.record.audit import FILE, Trail
 from silotune.record.files import append_line, to_line, write_json

@@ -16,7 +16,7 @@ from silotune.data.load import Dataset, load
 from silotune.data.partition import find_faults, partition
 from silotune.data.tasks import TASKS
 from silotune.errors import ConfigError, DataError
-from silotune.sections import DataSection, PartitionSection, TaskSection
+from silotune.settings.sections import DataSection, PartitionSection, TaskSection
 from silotune.structs import Row
 
 SHARED = Path(os.environ.get("SILOTUNE_SHARED", Path(__file__).parents[2].parent / "shared"))

@@ -13,7 +13,7 @@ from silotune.data.load import load, read_examples
 from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError
-from silotune.sections import DataSection
+from silotune.settings.sections import DataSection
 
 SHARES = {"finance-news": 3.0, "client-notes": 1.0}
 

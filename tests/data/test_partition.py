@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from silotune.data import partition as module
 from silotune.data.partition import deal_alike, dealt_by, find_faults, partition, skew
 from silotune.errors import DataError
-from silotune.sections import PartitionSection
+from silotune.settings.sections import PartitionSection
 from silotune.structs import Example
 
 LABELS = ("negative", "neutral", "positive")

@@ -10,7 +10,7 @@ from silotune.config import from_mapping
 from silotune.data.rows import Task, placeholders, render, unit_of
 from silotune.data.tasks import TASKS, resolve, to_example
 from silotune.errors import ConfigError, DataError
-from silotune.sections import MOST_PLACES, DataSection, TaskSection
+from silotune.settings.sections import MOST_PLACES, DataSection, TaskSection
 from silotune.structs import Example
 
 OPTIONS = {"A": "iron", "B": "zinc", "C": "salt", "D": "none"}

@@ -19,12 +19,12 @@ import pytest
 import kits
 import tiny
 from silotune.config import from_mapping
-from silotune.deploy import link
 from silotune.deploy.coordinator import public_keys
-from silotune.deploy.jobs import Jobs
+from silotune.deploy.flower import grid as link
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
 from silotune.deploy.processes import ENVIRONMENT, Child, holder
+from silotune.deploy.queue import Jobs
 from silotune.deploy.site import node_state, status
 from silotune.deploy.submit import submit_run
 from silotune.experiment.audit import verify_run
@@ -182,8 +182,8 @@ def test_a_killed_trainer_a_full_disk_and_a_killed_coordinator_change_no_bit(
     until("a round is done", lambda: rounds_of(jobs, name) >= 1)
     process = holder(coordinator_folder(kit))
     assert process is not None
-    with no_room(process, children(process)["silotune.deploy.job"]):
-        until("the job has no room", lambda: "silotune.deploy.job" not in children(process))
+    with no_room(process, children(process)["silotune.deploy.queued_run"]):
+        until("the job has no room", lambda: "silotune.deploy.queued_run" not in children(process))
         time.sleep(0.5)
         assert jobs.read(name).status == "running" and processes.running["coordinator"].poll() is None
     failed = until("it is written down", lambda: (state := jobs.read(name)).status == "failed" and state)
@@ -229,7 +229,7 @@ def superlink(processes: Processes) -> Iterator[Kit]:
     kit = processes.kit
     if "coordinator" in processes.running:
         processes.stop("coordinator")
-    child = Child("link", ("silotune.deploy.superlink", str(kit.folder)), processes.folder / "link.log")
+    child = Child("link", ("silotune.deploy.flower.superlink", str(kit.folder)), processes.folder / "link.log")
     child.start()
     try:
         link.wait_for_link(link_socket(kit), limit_seconds=LIMIT)

@@ -24,8 +24,8 @@ from silotune.config import from_mapping
 from silotune.deploy.places import site_folder
 from silotune.errors import ProtectionError
 from silotune.experiment.audit import verify_run
-from silotune.federation.client import Site
-from silotune.federation.secure_site import Protection
+from silotune.federation.site.client import Site
+from silotune.federation.site.secure_sum import Protection
 from silotune.privacy.secure_sum.stages import Stage
 from silotune.record.audit import FILE
 from silotune.record.chain import read_chain

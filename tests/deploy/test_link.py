@@ -22,15 +22,15 @@ import torch
 import kits
 import tiny
 from linked import BODY, EXAMPLES, HONEST, LIMIT, ODD, STRANGERS, Federation, Weather, out_of_date, unchanged
-from silotune.deploy import link
 from silotune.deploy.check import check_site
+from silotune.deploy.flower import grid as link
 from silotune.errors import FederationError
-from silotune.federation.client import Site, client_round
-from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.transports.flower import Errand, FlowerTransport
 from silotune.transports.in_process import decode_expected

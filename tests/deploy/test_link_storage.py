@@ -14,10 +14,10 @@ import pytest
 from flwr.superlink.grid import HttpGrid
 
 from linked import HONEST, LIMIT, Federation
-from silotune.deploy import link
+from silotune.deploy.flower import grid as link
+from silotune.deploy.flower.disk import DATABASE, log_of_changes
 from silotune.deploy.places import coordinator_folder
-from silotune.deploy.superlink_disk import DATABASE, log_of_changes
-from silotune.federation.messages import encode
+from silotune.federation.wire.messages import encode
 from silotune.structs import Failure, Reply, Tensors
 from silotune.transports.flower import Errand, FlowerTransport
 from silotune.transports.in_process import decode_expected

@@ -19,22 +19,22 @@ from governed import job
 from silotune.config import Config
 from silotune.deploy import coordinator as coordinators
 from silotune.deploy import site
-from silotune.deploy.bundle import bundle, bundle_hash
 from silotune.deploy.check import CHECKS, check_site
 from silotune.deploy.coordinator import _Keeper
-from silotune.deploy.fleet import read_node_key
-from silotune.deploy.job import ending_of
-from silotune.deploy.jobs import ENDED, Jobs
+from silotune.deploy.flower.bundle import bundle, bundle_hash
+from silotune.deploy.flower.fleet import read_node_key
+from silotune.deploy.flower.superlink import MOST_BODY_BYTES, MOST_OBJECT_BYTES, OBJECT, build_app, fleet_only
 from silotune.deploy.kits import Kit, read_kit
 from silotune.deploy.node import _Node
 from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
+from silotune.deploy.queue import ENDED, Jobs
+from silotune.deploy.queued_run import ending_of
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
-from silotune.deploy.superlink import MOST_BODY_BYTES, MOST_OBJECT_BYTES, OBJECT, build_app, fleet_only
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, write_secret
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.transports.flower import Ending, client_app
 from silotune.transports.frames import Frame
 

@@ -34,7 +34,7 @@ from silotune.deploy.provision import (
     rotate_site,
 )
 from silotune.errors import ConfigError, KitError, RunFolderError, SignatureError
-from silotune.federation.policy import Policy, read_policy
+from silotune.federation.site.policy import Policy, read_policy
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt
 from silotune.record.signatures import read_key
 

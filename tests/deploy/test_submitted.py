@@ -22,7 +22,7 @@ from silotune.deploy.trainer import holdings_of
 from silotune.errors import FederationError, ProtectionError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment
-from silotune.federation.messages import decode_request, encode, read_header
+from silotune.federation.wire.messages import decode_request, encode, read_header
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 

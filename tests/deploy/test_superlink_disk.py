@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from silotune.deploy.superlink_disk import (
+from silotune.deploy.flower.disk import (
     clear_log,
     delete_for_good,
     log_of_changes,

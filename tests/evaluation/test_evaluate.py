@@ -12,7 +12,7 @@ from silotune.errors import ConfigError, DataError
 from silotune.evaluation.evaluate import SCORINGS, answers, evaluate, figures, parse_option
 from silotune.evaluation.metrics import UNPARSED, calibration
 from silotune.models import adapters
-from silotune.sections import Scoring
+from silotune.settings.sections import Scoring
 from silotune.training.local import RoundPlace, train_round
 
 

@@ -9,12 +9,12 @@ import torch
 
 from silotune import lora
 from silotune.errors import MessageError
-from silotune.experiment.layouts import expected_of
-from silotune.federation.links import address
-from silotune.federation.messages import Header, decode_request, encode, layout_of
+from silotune.federation.site.layouts import expected_of
+from silotune.federation.wire.links import address
+from silotune.federation.wire.messages import Header, decode_request, encode, layout_of
 from silotune.methods.algorithms import method
 from silotune.methods.schedule import outgoing
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Request, Tensors
 
 INITIAL: Tensors = {

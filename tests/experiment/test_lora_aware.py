@@ -18,7 +18,7 @@ from silotune.experiment.prepare import prepare
 from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
 from silotune.report.runs import summary_table
-from silotune.sections import LoraRule, Personalization
+from silotune.settings.sections import LoraRule, Personalization
 
 Make = Callable[..., Config]
 

@@ -18,8 +18,8 @@ from silotune.experiment.engines import _host, actor_work
 from silotune.experiment.prepare import adapted_of
 from silotune.experiment.run import run_experiment
 from silotune.experiment.site import setup_of
-from silotune.federation.messages import encode
-from silotune.federation.orders import TrainOrder
+from silotune.federation.wire.messages import encode
+from silotune.federation.wire.orders import TrainOrder
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.runs import RunFolder

@@ -23,7 +23,7 @@ from silotune.experiment.modes import MODES, budget, pooled_steps, steps_by_mode
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
-from silotune.federation.messages import encode
+from silotune.federation.wire.messages import encode
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.report.runs import summary_table

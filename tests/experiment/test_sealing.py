@@ -60,8 +60,8 @@ MOMENTS = {
     "before the result is in the trail": ("silotune.experiment.run.concludes", False),
     "after it": ("silotune.experiment.run.concludes", True),
     "before the other parts are compared": ("silotune.experiment.results.summarize", False),
-    "before the manifest": ("silotune.federation.witness.write_manifest", False),
-    "after the manifest": ("silotune.federation.witness.write_manifest", True),
+    "before the manifest": ("silotune.federation.coordinator.audit.write_manifest", False),
+    "after the manifest": ("silotune.federation.coordinator.audit.write_manifest", True),
     "after the trail is closed": ("silotune.experiment.run.close", True),
     "before the key is forgotten": ("silotune.experiment.run.forget_key", False),
 }
@@ -92,7 +92,7 @@ def test_a_run_killed_before_it_is_sealed_is_sealed_by_resume(
 def test_a_cell_of_a_grid_is_done_when_it_is_sealed(
     configuration: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = killed(monkeypatch, configuration(), "silotune.federation.witness.write_manifest")
+    folder = killed(monkeypatch, configuration(), "silotune.federation.coordinator.audit.write_manifest")
     grid = GridFolder(tmp_path)
     digest = config_digest(RunFolder(folder).read_json("config"))
     cell = Cell("t", "m", "a", "g", "p", 0, ("federated",), folder.relative_to(tmp_path).as_posix(), digest)

@@ -13,10 +13,10 @@ import torch
 import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
-from silotune.federation.client import Site
-from silotune.federation.messages import layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site
+from silotune.federation.wire.messages import layout_of
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import ALGORITHMS, method
 from silotune.methods.robust import AGGREGATIONS
 from silotune.methods.weighting import WEIGHTINGS
@@ -25,7 +25,7 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
-from silotune.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
+from silotune.settings.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
 from silotune.training.gradient import mean_gradient

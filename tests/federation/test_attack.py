@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from silotune.errors import ConfigError
-from silotune.federation.attack import Attacked, attackers, with_flipped_labels
-from silotune.sections import AttackSection
+from silotune.federation.simulation.attack import Attacked, attackers, with_flipped_labels
+from silotune.settings.sections import AttackSection
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.training.encode import Encoded
 

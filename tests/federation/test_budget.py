@@ -14,17 +14,17 @@ import torch
 
 import tiny
 from silotune.errors import PrivacyError
-from silotune.federation.budget import Budget, cost_of, open_round, release_of, spent_in
-from silotune.federation.central import LEDGER, central_privacy
-from silotune.federation.client import Site, client_round
-from silotune.federation.orders import EvaluateOrder, TrainOrder
-from silotune.federation.reported import Reported
-from silotune.federation.server import run_rounds
+from silotune.federation.coordinator.privacy import LEDGER, central_privacy
+from silotune.federation.coordinator.reported import Reported
+from silotune.federation.coordinator.rounds import run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.ledger import Budget, cost_of, open_round, release_of, spent_in
+from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry, from_row, spent, union
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection, PrivacySection, TrainingSection
+from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
 from silotune.transports.in_process import InProcess
 
@@ -274,7 +274,7 @@ class Clients:
 
 
 def plan(rounds: int = 3, **more: Any):
-    from silotune.federation.server import Plan
+    from silotune.federation.coordinator.rounds import Plan
     from silotune.methods.algorithms import method
 
     reported = Reported(PrivacySection(dp="local", epsilon=2.0), TrainingSection(), rounds)

@@ -4,10 +4,10 @@ import pytest
 
 import tiny
 from silotune.errors import MessageError
-from silotune.federation.client import Site, client_round
-from silotune.federation.orders import EvaluateOrder, TrainOrder
-from silotune.sections import FederationSection
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
 from silotune.seeds import derive
+from silotune.settings.sections import FederationSection
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from silotune.errors import ConfigError
-from silotune.federation.clock import Pace, paces
-from silotune.link_settings import ClockSection
+from silotune.federation.simulation.pace import Pace, paces
+from silotune.settings.links import ClockSection
 
 OFFICE = Pace(2.0, 10.0, 100.0, 0.5, available=((10.0, 20.0), (50.0, 60.0)), period_seconds=100.0)
 

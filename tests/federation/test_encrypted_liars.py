@@ -13,11 +13,11 @@ import torch
 import tiny
 from protected import LIAR, NAMES, Lie, Lying, Net, asked, privacy, run
 from silotune.errors import ProtectionError
-from silotune.federation.client import TrainOrder
-from silotune.federation.encrypted_site import CELLS, FIGURE_PACKING, FIGURES_NAME, PLAIN, SUM
+from silotune.federation.site.client import TrainOrder
+from silotune.federation.site.encrypted_sum import CELLS, FIGURE_PACKING, FIGURES_NAME, PLAIN, SUM
 from silotune.privacy.encryption import Packing, encrypt
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import count
 

@@ -30,20 +30,20 @@ from governed import (
 )
 from silotune.config import from_mapping
 from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionError
-from silotune.federation import run_setup
-from silotune.federation.admission import BOUNDS, Facts
-from silotune.federation.client import Site, client_round
-from silotune.federation.jobs import JOB, order_digest
 from silotune.federation.kinds import KINDS as ALL
-from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order
-from silotune.federation.reasons import RULES, code_of
-from silotune.federation.signing import check_signature, request_digest, statement
+from silotune.federation.site.admission import BOUNDS, Facts
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire import run_setup
+from silotune.federation.wire.messages import decode_reply, encode, layout_of
+from silotune.federation.wire.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order
+from silotune.federation.wire.reasons import RULES, code_of
+from silotune.federation.wire.signed_job import JOB, order_digest
+from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
-from silotune.record.canonical import canonical, sha256
 from silotune.record.chain import read_chain, verify_chain
+from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import new_key
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import digest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from silotune.federation.incoming import Incoming
+from silotune.federation.coordinator.replies import Incoming
 from silotune.structs import Reply
 
 REPORT = {"num_examples": 5, "loss": 0.25, "steps": 2, "tokens": 90, "seconds": 0.1}

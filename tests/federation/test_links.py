@@ -11,16 +11,16 @@ import torch
 import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
-from silotune.federation.client import Site, client_round
-from silotune.federation.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
-from silotune.federation.messages import layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.server import Plan, run_rounds
-from silotune.link_settings import CompressionSection, DownloadSection
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
+from silotune.federation.wire.messages import layout_of
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import put_under, taken_from
 from silotune.transports.in_process import InProcess

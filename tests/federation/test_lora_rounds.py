@@ -13,20 +13,20 @@ from silotune import lora
 from silotune import tensors as arithmetic
 from silotune.combinations import RESIDUAL_RULES
 from silotune.errors import MessageError
-from silotune.faults import PRODUCT_RULES
-from silotune.federation.client import Site, client_round, expected_reply
-from silotune.federation.links import RESIDUAL
-from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.personal import completed, own_tensors
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round, expected_reply
+from silotune.federation.site.state import completed, own_tensors
+from silotune.federation.wire.links import RESIDUAL
+from silotune.federation.wire.messages import decode_reply, encode, layout_of
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.methods.lora_rules import LORA_RULES
 from silotune.methods.schedule import outgoing
 from silotune.models import adapters, lora_layers
 from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
-from silotune.sections import AdapterSection, FederationSection, LoraRule
+from silotune.settings.limits import PRODUCT_RULES
+from silotune.settings.sections import AdapterSection, FederationSection, LoraRule
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
 from silotune.tensors import taken_from
 from silotune.training.local import RoundPlace, train_round

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from silotune.errors import MessageError
-from silotune.federation import messages
-from silotune.federation.messages import (
+from silotune.federation.wire import messages
+from silotune.federation.wire.messages import (
     MAX_HEADER_BYTES,
     SAFETENSORS_DTYPES,
     decode_reply,

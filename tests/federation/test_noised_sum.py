@@ -12,21 +12,21 @@ import pytest
 
 from protected import EXAMPLES, NAMES, TRAINING, Net, asked, privacy, run
 from silotune.errors import BudgetError, ProtectionError
-from silotune.federation import noised_sum
-from silotune.federation.budget import Budget
-from silotune.federation.central import noise_in_shares
-from silotune.federation.client import Site, client_round
-from silotune.federation.orders import TrainOrder
-from silotune.federation.private import begin
-from silotune.federation.protections import PROTECTIONS
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.privacy import noise_in_shares
+from silotune.federation.coordinator.protection import PROTECTIONS
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site import noised_sum
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.privacy import begin
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
 from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection, PrivacySection, TrainingSection
+from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten
 from tiny import assert_close

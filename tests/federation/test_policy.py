@@ -10,11 +10,10 @@ import pytest
 
 from silotune.errors import MessageError, PolicyError
 from silotune.evaluation.metrics import calibration, classification, language_modelling, preference
-from silotune.federation import client
-from silotune.federation.guard import NOT_FIGURES
 from silotune.federation.kinds import KINDS
-from silotune.federation.messages import TrainReport
-from silotune.federation.policy import (
+from silotune.federation.site import client
+from silotune.federation.site.guard import NOT_FIGURES
+from silotune.federation.site.policy import (
     COSTS,
     EPSILON_RULES,
     PRIVACY,
@@ -25,7 +24,8 @@ from silotune.federation.policy import (
     read_policy,
     released,
 )
-from silotune.federation.policy import check as checked
+from silotune.federation.site.policy import check as checked
+from silotune.federation.wire.messages import TrainReport
 from silotune.record.signatures import new_key
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday

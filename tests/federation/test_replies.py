@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from governed import LABELS, report, scores, scoring_body
 from silotune.errors import MessageError
 from silotune.evaluation.evaluate import Answers, figures
-from silotune.federation.budget import Budget, open_round, release_of
-from silotune.federation.guard import NOT_FIGURES
+from silotune.federation.coordinator.forms import FORMS, check_body
+from silotune.federation.coordinator.reported import Reported
+from silotune.federation.coordinator.settlement import Settlement
 from silotune.federation.kinds import KINDS, ReplyForm
-from silotune.federation.policy import Policy, released
-from silotune.federation.replies import FORMS, check_body
-from silotune.federation.reported import Reported
-from silotune.federation.settlement import Settlement
-from silotune.sections import PrivacySection, TrainingSection
+from silotune.federation.site.guard import NOT_FIGURES
+from silotune.federation.site.ledger import Budget, open_round, release_of
+from silotune.federation.site.policy import Policy, released
+from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, SiteState
 
 START = {"w": torch.zeros(2)}

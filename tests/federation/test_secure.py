@@ -12,18 +12,18 @@ import torch
 import tiny
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import MessageError, ProtectionError, RunFolderError
-from silotune.federation.client import Site, client_round
-from silotune.federation.exchange import Asking
-from silotune.federation.messages import encode
-from silotune.federation.orders import TrainOrder
-from silotune.federation.protections import PROTECTIONS
-from silotune.federation.secure import terms_of
-from silotune.federation.secure_site import check_terms
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.exchange import Asking
+from silotune.federation.coordinator.protection import PROTECTIONS
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.coordinator.secure_sum import terms_of
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.secure_sum import check_terms
+from silotune.federation.wire.messages import encode
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
-from silotune.sections import SUMMABLE, FederationSection
+from silotune.settings.sections import SUMMABLE, FederationSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten
 
@@ -165,7 +165,7 @@ def test_a_sum_that_cannot_be_remembered_is_not_opened(model, start, tmp_path: P
         raise RunFolderError("no space left")
 
     with monkeypatch.context() as patch, pytest.raises(ProtectionError):
-        patch.setattr("silotune.federation.served.append_line", full)
+        patch.setattr("silotune.federation.site.served.append_line", full)
         run(tmp_path / "1", net, start, settings)
     assert not [reply for reply in net.seen if reply.kind == "secure_sum.unmask"]
     restarted = Net(model, settings, lambda kind, name: kind.endswith("input") and name == "e", memory=memory)

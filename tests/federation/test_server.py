@@ -13,10 +13,10 @@ import torch
 
 import tiny
 from silotune.errors import FederationError
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import BudgetSection, FederationSection
+from silotune.settings.sections import BudgetSection, FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState, Tensors
 
 NAMES = ("a", "b", "c", "d")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from silotune.errors import BudgetError, FederationError
-from silotune.federation.shortfall import MOST_TRIES, SHORTFALLS, TooFewRepliesError
+from silotune.federation.coordinator.decisions import MOST_TRIES, SHORTFALLS, TooFewRepliesError
 from silotune.structs import BUDGET, Failure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from silotune.federation.stopping import why_stop
-from silotune.sections import BudgetSection
+from silotune.settings.sections import BudgetSection
 from silotune.structs import ServerState
 
 

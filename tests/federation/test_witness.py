@@ -13,18 +13,18 @@ import torch
 from governed import BODY, NAMES, START, Federation, job, scoring_body, under, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
-from silotune.federation.countersigning import countersign, uncountersigned
-from silotune.federation.jobs import JOB
-from silotune.federation.replay import replayed
-from silotune.federation.server import exchange, run_rounds
-from silotune.federation.witness import close, concludes, flush
+from silotune.federation.coordinator.audit import close, concludes, flush
+from silotune.federation.coordinator.countersigning import countersign, uncountersigned
+from silotune.federation.coordinator.replay import replayed
+from silotune.federation.coordinator.rounds import exchange, run_rounds
+from silotune.federation.wire.signed_job import JOB
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
-from silotune.record.canonical import canonical
 from silotune.record.chain import check_witness, read_chain, updates_of, verify_chain
+from silotune.record.plain_json import canonical
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, Reply, Request, ServerState
 from silotune.tensors import digest
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from silotune.errors import MessageError
-from silotune.federation.messages import MAGIC_ZSTD, Header, Layout, decode_reply, decode_request, encode, layout_of
+from silotune.federation.wire.messages import (
+    MAGIC_ZSTD,
+    Header,
+    Layout,
+    decode_reply,
+    decode_request,
+    encode,
+    layout_of,
+)
 from silotune.structs import Reply, Request
 
 zstandard = pytest.importorskip("zstandard")

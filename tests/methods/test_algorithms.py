@@ -10,7 +10,7 @@ from silotune.experiment.modes import MODES
 from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
-from silotune.sections import Algorithm, FederationSection, Mode, Objective
+from silotune.settings.sections import Algorithm, FederationSection, Mode, Objective
 from silotune.structs import ClientUpdate
 from silotune.training.objectives import OBJECTIVES
 

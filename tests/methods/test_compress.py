@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import tiny
 from silotune.errors import MessageError
-from silotune.federation.messages import layout_of
-from silotune.link_settings import CompressionSection, Reduction, ValueFormat
+from silotune.federation.wire.messages import layout_of
 from silotune.methods.compress.formats import FORMATS
 from silotune.methods.compress.pack import (
     PACKED,
@@ -26,6 +25,7 @@ from silotune.methods.compress.pack import (
     unpack,
 )
 from silotune.methods.compress.reductions import REDUCERS, decode_places, encode_places, places_bytes
+from silotune.settings.links import CompressionSection, Reduction, ValueFormat
 
 few = settings(max_examples=20, deadline=None)
 shapes = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4)

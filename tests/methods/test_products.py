@@ -19,7 +19,7 @@ from silotune.methods.algorithms import PERSONAL_TERMS, Method, method
 from silotune.methods.lora_rules import LORA_RULES
 from silotune.methods.products import Products
 from silotune.methods.schedule import in_turns, outgoing, returned, whole, without_a, without_own_b
-from silotune.sections import FederationSection, LoraRule, Personalization
+from silotune.settings.sections import FederationSection, LoraRule, Personalization
 from silotune.structs import ClientUpdate, ServerState, Tensors
 
 SHAPES = {"m.q": (12, 9), "m.v": (7, 10)}

@@ -18,7 +18,7 @@ from silotune.methods import robust
 from silotune.methods.algorithms import method
 from silotune.methods.robust import AGGREGATIONS
 from silotune.methods.weighting import WEIGHTINGS
-from silotune.sections import Aggregation, FederationSection, Weighting
+from silotune.settings.sections import Aggregation, FederationSection, Weighting
 from silotune.structs import ClientUpdate
 
 

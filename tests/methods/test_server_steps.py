@@ -11,7 +11,7 @@ import tiny
 from silotune.methods.algorithms import ALGORITHMS, Method, method
 from silotune.methods.corrections import LocalWork, control_variates, dynamic_regulariser
 from silotune.methods.server_step import adam_moment, adaptive_step, control_step, dynamic_step
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, Tensors
 
 START = {"w": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)}

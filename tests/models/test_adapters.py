@@ -16,7 +16,7 @@ from silotune.errors import MessageError, ModelError
 from silotune.models.adapters import CONFIGS, attach, linear_names, read, write
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
-from silotune.sections import AdapterKind, AdapterSection, ModelSection
+from silotune.settings.sections import AdapterKind, AdapterSection, ModelSection
 from silotune.training.local import RoundPlace, train_round
 
 KINDS = {

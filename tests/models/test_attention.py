@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import tiny
-from silotune.models import attention
 from silotune.models.adapters import Adapted, attach, write
+from silotune.models.fast import attention
 from silotune.models.load import load_base
-from silotune.sections import AdapterSection, ModelSection
+from silotune.settings.sections import AdapterSection, ModelSection
 from silotune.training.encode import Encoded
 from silotune.training.scores import answer_losses, option_scores, sees_branches
 

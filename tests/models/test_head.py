@@ -16,7 +16,7 @@ from silotune.models.adapters import Adapted, attach, merged, read, write
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
 from silotune.record.runs import RunFolder
-from silotune.sections import AdapterSection, ModelSection
+from silotune.settings.sections import AdapterSection, ModelSection
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.objectives import encoder_of
 from silotune.training.scores import class_logits

@@ -21,7 +21,7 @@ CODE = """
 import json, os, sys
 from silotune.errors import ModelError
 from silotune.models.load import load_base
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 
 def load(**more):
     try:

@@ -17,7 +17,7 @@ from silotune.errors import MissingPackageError, ModelError
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
 from silotune.models.size import weights_bytes
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 
 
 def section(folder: Path, **changes) -> ModelSection:
@@ -50,7 +50,7 @@ def test_precision_attention_and_checkpointing(tiny_folder: Path) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> None:
     from silotune.models.adapters import attach, read, write
-    from silotune.sections import AdapterSection
+    from silotune.settings.sections import AdapterSection
     from silotune.training.scores import answer_losses
 
     made = []

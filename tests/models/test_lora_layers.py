@@ -13,7 +13,7 @@ from silotune.errors import MessageError, ModelError
 from silotune.models import adapters
 from silotune.models.adapters import attach, exported, frozen, read, replicate, write
 from silotune.record.runs import RunFolder
-from silotune.sections import AdapterSection
+from silotune.settings.sections import AdapterSection
 from silotune.structs import Tensors
 from silotune.training.local import RoundPlace, train_round
 
@@ -68,7 +68,7 @@ def test_plain_peft_loads_what_is_exported(options: dict, tiny_folder: Path, tmp
     from transformers import AutoModelForCausalLM
 
     from silotune.models.load import load_base
-    from silotune.sections import ModelSection
+    from silotune.settings.sections import ModelSection
 
     base = load_base(ModelSection(name=str(tiny_folder), max_length=64))
     model = attach(base, AdapterSection(**SECTION, **options), seed=0)

@@ -11,9 +11,9 @@ import torch
 from peft.tuners.lora import Linear
 
 import tiny
-from silotune.models import narrow_lora
 from silotune.models.adapters import Adapted, frozen, merged, replicate
-from silotune.models.narrow_lora import MergedLinear, NarrowLora, is_worth_it
+from silotune.models.fast import narrow_lora
+from silotune.models.fast.narrow_lora import MergedLinear, NarrowLora, is_worth_it
 from silotune.training.encode import Encoded
 from silotune.training.scores import answer_losses
 

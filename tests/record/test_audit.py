@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from silotune.errors import AuditError
 from silotune.record.audit import FILE, Head, Trail
-from silotune.record.canonical import canonical, canonical_json, sha256
 from silotune.record.chain import has_ended, is_closed, read_chain, verify_chain
 from silotune.record.course import check_rounds
+from silotune.record.plain_json import canonical, canonical_json, sha256
 from silotune.record.signatures import new_key
 
 KEY, OTHER = new_key(), new_key()

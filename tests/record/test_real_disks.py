@@ -11,14 +11,14 @@ import torch
 
 from disks import PAGE, disk, fill, make_room
 from silotune.errors import RunFolderError
-from silotune.federation.budget import Budget, open_round, spent_in
+from silotune.federation.site.ledger import Budget, open_round, spent_in
 from silotune.privacy.accountant import Spend
 from silotune.record import checkpoints, files
 from silotune.record.audit import FILE, Trail
 from silotune.record.chain import verify_chain
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
-from silotune.sections import PrivacySection
+from silotune.settings.sections import PrivacySection
 from silotune.structs import ServerState, SiteState
 
 pytestmark = pytest.mark.end_to_end

@@ -16,7 +16,7 @@ from silotune.methods.corrections import proximal
 from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.head import Classes
 from silotune.models.load import load_base
-from silotune.sections import AdapterSection, ModelSection
+from silotune.settings.sections import AdapterSection, ModelSection
 from silotune.structs import Example
 from silotune.training.encode import Encoded, truncation_note
 from silotune.training.local import RoundPlace, train_round

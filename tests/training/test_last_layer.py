@@ -12,9 +12,9 @@ import torch
 import tiny
 from silotune.models import lora_layers
 from silotune.models.adapters import Adapted
+from silotune.models.fast.last_layer import last_layer, needed_only
 from silotune.training.batches import Batch
 from silotune.training.encode import Encoded
-from silotune.training.last_layer import last_layer, needed_only
 from silotune.training.scores import answer_losses, logits_at, option_scores
 
 INSTRUCTION = tuple(range(30, 44))

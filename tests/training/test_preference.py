@@ -13,7 +13,7 @@ import tiny
 from silotune.errors import DataError, ModelError
 from silotune.models import adapters
 from silotune.models.adapters import at_start, attach, begin_from
-from silotune.sections import AdapterSection
+from silotune.settings.sections import AdapterSection
 from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.objectives import OBJECTIVES

@@ -21,7 +21,7 @@ from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
-from silotune.sections import BY_EXAMPLE, AdapterSection, ModelSection
+from silotune.settings.sections import BY_EXAMPLE, AdapterSection, ModelSection
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import LOSSES, _one_by_one, clipped_sum, gradients, linear_places, losses_of, norms
 from silotune.training.local import RoundPlace, train_round

@@ -12,14 +12,14 @@ import torch
 
 import tiny
 from silotune.errors import FederationError
-from silotune.federation.clock import Pace
-from silotune.federation.server import Plan, run_rounds
-from silotune.link_settings import ClockSection
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.simulation.clocked import Clocked
+from silotune.federation.simulation.pace import Pace
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.links import ClockSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
-from silotune.transports.clocked import Clocked
 
 NAMES = ("a", "b", "c", "d")
 START = {"w": torch.tensor([1.0, -2.0, 0.5])}

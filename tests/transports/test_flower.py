@@ -16,14 +16,14 @@ from flwr.supercore.task_identity import TaskIdentity
 import tiny
 from line import NAMES, Line, line, node, transport
 from silotune.errors import MessageError, TrainerLostError
-from silotune.federation.client import Site, client_round
-from silotune.federation.messages import decode_request, encode, layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.reasons import sentence_of
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire.messages import decode_request, encode, layout_of
+from silotune.federation.wire.orders import TrainOrder
+from silotune.federation.wire.reasons import sentence_of
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.transports.flower import Ending, answer, pack, unpack
 from silotune.transports.frames import Frame

@@ -13,14 +13,14 @@ import tiny
 from crowd import EXAMPLES, SETTINGS, ask, many, order
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
-from silotune.federation.client import Site, client_round
-from silotune.federation.messages import encode
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
 from silotune.seeds import derive
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState, SiteState
 from silotune.training.local import RoundPlace, train_round
 from silotune.transports import in_process

@@ -11,13 +11,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
 from line import NAMES, Line, line, transport
-from silotune.federation.client import Site
-from silotune.federation.messages import layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.server import Plan, run_rounds
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.site.client import Site
+from silotune.federation.wire.messages import layout_of
+from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import ServerState
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.trainer_host import Opened, TrainerHost

@@ -14,13 +14,13 @@ import pytest
 
 import tiny
 from silotune.errors import BudgetError, DataError, PolicyError, RunFolderError
-from silotune.federation.client import Site, client_round
-from silotune.federation.messages import decode_reply, encode, layout_of
-from silotune.federation.orders import TrainOrder
-from silotune.federation.reasons import REASONS
-from silotune.federation.served import FILE, OPENED, Served
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.served import FILE, OPENED, Served
+from silotune.federation.wire.messages import decode_reply, encode, layout_of
+from silotune.federation.wire.orders import TrainOrder
+from silotune.federation.wire.reasons import REASONS
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import BUDGET, Request, SiteState
 from silotune.transports.frames import Frame, ask, listen, wait_until_ready, work_frame
 from silotune.transports.trainer_host import Opened, TrainerHost

@@ -50,7 +50,7 @@ def work(grid: Grid, context: Context) -> None:
     from silotune.experiment.prepare import prepare
     from silotune.experiment.rounds import plan_of
     from silotune.experiment.site import setup_of
-    from silotune.federation.messages import decode_reply, encode, layout_of
+    from silotune.federation.wire.messages import decode_reply, encode, layout_of
     from silotune.record.cost import Meter
     from silotune.structs import ClientUpdate, Request
     from silotune.tensors import digest

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from silotune.config import read_toml, validated
 from silotune.errors import unknown_choice
-from silotune.sections import Mode, PartitionSection
-from silotune.settings import Positive, Section
+from silotune.settings.base import Positive, Section
+from silotune.settings.sections import Mode, PartitionSection
 
 AXES = ("task", "model", "adapter", "algorithm", "partition")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

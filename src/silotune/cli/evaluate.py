@@ -25,7 +25,7 @@ def evaluate(
 ) -> None:
     """Score a trained model on a split or a file."""
     from silotune.experiment.tuned import evaluate as score
-    from silotune.sections import Scoring
+    from silotune.settings.sections import Scoring
 
     if scoring is not None and scoring not in get_args(Scoring):
         raise ConfigError(unknown_choice("scoring", scoring, get_args(Scoring)))

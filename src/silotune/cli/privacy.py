@@ -76,7 +76,7 @@ def spent(
     as_json: AsJson = False,
 ) -> None:
     """Say what the sites' ledgers add up to: epsilon of all runs together, and of the run that cost most."""
-    from silotune.federation.budget import spent_in
+    from silotune.federation.site.ledger import spent_in
     from silotune.report.privacy import spent_table
 
     if not 0 < delta < 1:

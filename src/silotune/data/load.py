@@ -16,8 +16,8 @@ from silotune.data.files import SUFFIXES, listing, read_rows
 from silotune.data.rows import SPLITS, Task, to_example, unit_of
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError
-from silotune.sections import DataSection
 from silotune.seeds import derive
+from silotune.settings.sections import DataSection
 from silotune.structs import Example, Row
 
 __all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]

@@ -10,8 +10,8 @@ from silotune.data.load import Dataset, load, load_scored
 from silotune.data.rows import Task
 from silotune.data.tasks import resolve
 from silotune.errors import DataError
-from silotune.sections import DataSection
 from silotune.seeds import derive
+from silotune.settings.sections import DataSection
 from silotune.structs import Example
 
 

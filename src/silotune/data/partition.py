@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from silotune.data.rows import UNKNOWN
 from silotune.errors import DataError
-from silotune.sections import PartitionSection
 from silotune.seeds import derive
+from silotune.settings.sections import PartitionSection
 from silotune.structs import Example
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from silotune.errors import DataError
-from silotune.sections import AnswerFormat, Metric
+from silotune.settings.sections import AnswerFormat, Metric
 from silotune.structs import Example, Row
 
 UNKNOWN: Final = "unknown"

@@ -13,7 +13,7 @@ from typing import Final
 
 from silotune.data.rows import SPLITS, Hub, Layout, Task, placeholders, to_example
 from silotune.errors import ConfigError, unknown_choice
-from silotune.sections import AnswerFormat, DataSection, Metric, TaskSection
+from silotune.settings.sections import AnswerFormat, DataSection, Metric, TaskSection
 
 __all__ = ["TASKS", "Task", "resolve", "to_example"]
 

@@ -14,10 +14,10 @@ from pydantic import Field, ValidationError
 from silotune.config import parsed_toml, validated
 from silotune.deploy.kits import CHARTER_SIGNATURES, Name
 from silotune.errors import ConfigError, KitError, SignatureError
-from silotune.record.canonical import canonical
 from silotune.record.files import read_document, write_json
+from silotune.record.plain_json import canonical
 from silotune.record.signatures import SigningKey, verify
-from silotune.settings import Section
+from silotune.settings.base import Section
 
 
 class Charter(Section):

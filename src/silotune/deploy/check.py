@@ -16,7 +16,7 @@ from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, CHARTER, POLICY, Kit, check_kit
 from silotune.deploy.places import site_folder, site_settings
 from silotune.errors import SilotuneError
-from silotune.federation.policy import Policy, read_policy
+from silotune.federation.site.policy import Policy, read_policy
 
 MOST_SECONDS_OFF = 240.0
 """Flower accepts signatures that are at most 305 s old."""
@@ -108,7 +108,7 @@ def _clock(kit: Kit) -> str:
 
 
 def _authentication(kit: Kit) -> str:
-    from silotune.deploy.fleet import Address, Fleet, read_node_key
+    from silotune.deploy.flower.fleet import Address, Fleet, read_node_key
     from silotune.deploy.processes import holder
     from silotune.deploy.site import node_state
 
@@ -162,7 +162,7 @@ def _base(kit: Kit) -> str:
 def _data(kit: Kit) -> str:
     from silotune.data.load import read_examples
     from silotune.data.tasks import resolve
-    from silotune.sections import DataSection
+    from silotune.settings.sections import DataSection
 
     data = site_settings(kit).data
     if data.train is None:

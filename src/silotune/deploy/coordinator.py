@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from silotune.deploy.jobs import CANNOT_START_AGAIN, ENDED, Jobs
+from silotune.deploy.flower.grid import nodes, register, wait_for_link
 from silotune.deploy.kits import MEMBERS, SERVER_CERTIFICATE, SERVER_KEY, Kit, check_start
-from silotune.deploy.link import nodes, register, wait_for_link
 from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
+from silotune.deploy.queue import CANNOT_START_AGAIN, ENDED, Jobs
 from silotune.errors import FederationError, KitError, RunFolderError
 from silotune.structs import Observer
 
@@ -46,7 +46,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
     check_server(kit)
     follow_parent()
     with only_one(folder, "the coordinator"), told_to_stop() as stopped:
-        link = Child("superlink", ("silotune.deploy.superlink", str(kit.folder)), log_of(folder, "superlink"))
+        link = Child("superlink", ("silotune.deploy.flower.superlink", str(kit.folder)), log_of(folder, "superlink"))
         keeper = _Keeper(kit, folder, link, notify)
         try:
             link.start()
@@ -154,7 +154,7 @@ class _Keeper:
     def _begin_next(self) -> None:
         for name in self._jobs.names():
             if self._jobs.read(name).status not in ENDED:
-                arguments = ("silotune.deploy.job", str(self._kit.folder), name)
+                arguments = ("silotune.deploy.queued_run", str(self._kit.folder), name)
                 child = Child(f"job {name}", arguments, log_of(self._folder, f"job-{name}"))
                 child.start()
                 self._job = (name, child)

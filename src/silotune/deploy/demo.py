@@ -12,11 +12,11 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.deploy import coordinator
-from silotune.deploy.jobs import Jobs
 from silotune.deploy.kits import FIRST_SUBMITTER, Kit, read_kit, unpack
 from silotune.deploy.places import coordinator_folder, log_of, site_folder
 from silotune.deploy.processes import Child
 from silotune.deploy.provision import provision
+from silotune.deploy.queue import Jobs
 from silotune.deploy.submit import follow_run, submit_run
 from silotune.errors import FederationError
 from silotune.experiment.audit import verify_run

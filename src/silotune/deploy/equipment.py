@@ -12,18 +12,18 @@ from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import CHARTER, HE_KEYS, POLICY, SIGNING_KEY, Kit
 from silotune.deploy.places import site_folder
 from silotune.experiment.site import Holdings
-from silotune.federation.admission import Gate, Membership
-from silotune.federation.budget import Budget
-from silotune.federation.client import Site
-from silotune.federation.guard import Guard
-from silotune.federation.policy import read_policy
-from silotune.federation.secure_site import Protection
+from silotune.federation.site.admission import Gate, Membership
+from silotune.federation.site.client import Site
+from silotune.federation.site.guard import Guard
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.policy import read_policy
+from silotune.federation.site.secure_sum import Protection
 from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.audit import FILE, Trail
 from silotune.record.signatures import raw_public, read_key, read_secret
-from silotune.sections import HeScheme, PrivacySection
+from silotune.settings.sections import HeScheme, PrivacySection
 
 LEDGER = "ledger"
 """Folder of what the site has spent over all runs, in its state folder."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from silotune.deploy.kits import FederationPlan
-from silotune.federation.policy import Policy
+from silotune.federation.site.policy import Policy
 
 _SITE = """# What this site brings. [model] and [data] are yours to fill in; then: silotune site check .
 format = 1

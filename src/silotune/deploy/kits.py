@@ -22,11 +22,11 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from silotune.config import read_toml, validated
 from silotune.errors import KitError, SignatureError
-from silotune.record.canonical import canonical
 from silotune.record.files import explained, read_document, write_bytes
+from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
-from silotune.sections import Device, HeScheme, Precision, TaskSection
-from silotune.settings import Positive, Section
+from silotune.settings.base import Positive, Section
+from silotune.settings.sections import Device, HeScheme, Precision, TaskSection
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
 POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"

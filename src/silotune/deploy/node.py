@@ -26,8 +26,8 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.task_identity import TaskIdentity
 
-from silotune.deploy.bundle import bundle, bundle_hash
-from silotune.deploy.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
+from silotune.deploy.flower.bundle import bundle, bundle_hash
+from silotune.deploy.flower.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
 from silotune.deploy.places import site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop

@@ -31,8 +31,8 @@ from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers,
 from silotune.deploy.units import service_files
 from silotune.errors import KitError
 from silotune.privacy.encryption import new_key as new_he_key
-from silotune.record.canonical import canonical
 from silotune.record.files import explained, write_bytes, write_json
+from silotune.record.plain_json import canonical
 from silotune.record.signatures import SigningKey, new_key, private_bytes, read_key, read_secret, write_secret
 
 _AUTHORITY, _KITS, _PLAN = "authority", "kits", "federation.toml"

@@ -23,7 +23,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
         FederationError: The site runs already, or the coordinator refuses it.
         KitError: A file of the kit is missing, or a key is none or may be read by others; nothing was started.
     """
-    from silotune.deploy.fleet import read_node_key
+    from silotune.deploy.flower.fleet import read_node_key
 
     settings, folder = site_settings(kit), site_folder(kit)
     check_start(kit)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from silotune.config import Config, from_mapping
 from silotune.errors import AuditError, RunFolderError, SilotuneError
-from silotune.federation.replay import replayed
-from silotune.federation.witness import Audit
+from silotune.federation.coordinator.audit import Audit
+from silotune.federation.coordinator.replay import replayed
 from silotune.record import checkpoints
 from silotune.record.audit import COORDINATOR, FILE, KEY_FILE, PUBLIC_FILE, Trail
-from silotune.record.canonical import sha256
 from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain, updates_of, verify_chain
 from silotune.record.course import check_rounds
 from silotune.record.files import explained, write_bytes
 from silotune.record.manifest import MANIFEST, Coverage, check_manifest
+from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, read_key, write_secret
-from silotune.sections import RecordSection
+from silotune.settings.sections import RecordSection
 from silotune.structs import ServerState
 from silotune.tensors import digest
 

@@ -9,9 +9,9 @@ from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.experiment.privacy import spent_text
 from silotune.experiment.results import COMPARED
-from silotune.federation.protections import guarantee
+from silotune.federation.coordinator.protection import guarantee
 from silotune.methods.algorithms import title_of
-from silotune.sections import AdapterSection
+from silotune.settings.sections import AdapterSection
 from silotune.training.objectives import OBJECTIVES
 
 

@@ -15,21 +15,21 @@ from silotune.experiment.crew import Crew
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
-from silotune.federation.attack import Attacked, Simulated, attackers, with_flipped_labels
-from silotune.federation.budget import Budget
-from silotune.federation.central import LEDGER
-from silotune.federation.client import Site
-from silotune.federation.clock import paces
-from silotune.federation.protections import members
-from silotune.federation.served import Served
-from silotune.federation.transport import Transport
-from silotune.link_settings import CompressionSection, DownloadSection
+from silotune.federation.coordinator.privacy import LEDGER
+from silotune.federation.coordinator.protection import members
+from silotune.federation.simulation.attack import Attacked, Simulated, attackers, with_flipped_labels
+from silotune.federation.simulation.clocked import Clocked
+from silotune.federation.simulation.pace import paces
+from silotune.federation.site.client import Site
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.served import Served
+from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
-from silotune.record.canonical import sha256
 from silotune.record.cost import Meter
+from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
-from silotune.sections import AttackSection, BudgetSection, FederationSection
-from silotune.transports.clocked import Clocked
+from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.sections import AttackSection, BudgetSection, FederationSection
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, decode_expected, encode_linked, workers_for
 from silotune.transports.trainer_host import TrainerHost

@@ -13,7 +13,7 @@ from silotune.config import Config
 from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import steps_by_mode
 from silotune.experiment.prepare import Prepared, prepare
-from silotune.federation.messages import encode
+from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned

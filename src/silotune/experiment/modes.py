@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from silotune.experiment.prepare import Prepared
-from silotune.sections import Mode, TrainingSection
+from silotune.settings.sections import Mode, TrainingSection
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
 

@@ -8,9 +8,9 @@ from typing import Any
 from silotune.experiment.engines import federation_of
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared
-from silotune.federation.orders import TrainOrder, evaluate_order, train_order
-from silotune.federation.server import Plan, exchange
-from silotune.federation.transport import Transport
+from silotune.federation.coordinator.rounds import Plan, exchange
+from silotune.federation.wire.orders import TrainOrder, evaluate_order, train_order
+from silotune.federation.wire.transport import Transport
 from silotune.structs import Reply, Request, Tensors
 
 

@@ -14,9 +14,9 @@ from silotune.evaluation.evaluate import Answers, answers_together, figures
 from silotune.experiment.engines import federation_of
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import Prepared, Scorer
-from silotune.federation.personal import own_tensors
-from silotune.federation.server import Plan, exchange
-from silotune.federation.transport import Transport
+from silotune.federation.coordinator.rounds import Plan, exchange
+from silotune.federation.site.state import own_tensors
+from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
 from silotune.methods.algorithms import method
 from silotune.models import adapters

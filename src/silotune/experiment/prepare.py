@@ -22,9 +22,8 @@ from silotune.experiment.examples import Places, check_objective, encoded_apart,
 from silotune.experiment.mixture import MixtureScorer, SetScorer
 from silotune.experiment.needs import check_packages
 from silotune.experiment.start import check_same_function, read_adapter
-from silotune.faults import RANK_TABLES
-from silotune.federation.clock import paces
-from silotune.federation.policy import read_policy
+from silotune.federation.simulation.pace import paces
+from silotune.federation.site.policy import read_policy
 from silotune.methods.algorithms import method
 from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
 from silotune.methods.ranks import client_ranks
@@ -32,7 +31,8 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
-from silotune.sections import AttackSection, EvaluationSection, FederationSection
+from silotune.settings.limits import RANK_TABLES
+from silotune.settings.sections import AttackSection, EvaluationSection, FederationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note

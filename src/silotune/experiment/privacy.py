@@ -14,11 +14,11 @@ from silotune.data.mixture import load_examples
 from silotune.experiment.exposure import Exposed, sgd_warnings
 from silotune.experiment.modes import Part
 from silotune.experiment.prepare import client_shares
-from silotune.federation.budget import release_of
-from silotune.federation.central import CentralPrivacy, central_privacy, noise_in_shares
-from silotune.federation.protections import TRUSTED, guarantee
+from silotune.federation.coordinator.privacy import CentralPrivacy, central_privacy, noise_in_shares
+from silotune.federation.coordinator.protection import TRUSTED, guarantee
+from silotune.federation.site.ledger import release_of
 from silotune.privacy.accountant import Spend, curve
-from silotune.sections import PrivacySection
+from silotune.settings.sections import PrivacySection
 
 CURVE_POINTS = 12
 """Rounds at which a curve is computed, at most: each takes a tenth of a second."""

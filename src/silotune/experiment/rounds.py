@@ -12,13 +12,13 @@ from silotune.experiment.mixture import SetScorer
 from silotune.experiment.modes import Part
 from silotune.experiment.orders import order_of
 from silotune.experiment.prepare import Prepared
-from silotune.federation.protections import PROTECTIONS
-from silotune.federation.reported import Reported
-from silotune.federation.server import Plan
-from silotune.federation.witness import Audit
+from silotune.federation.coordinator.audit import Audit
+from silotune.federation.coordinator.protection import PROTECTIONS
+from silotune.federation.coordinator.reported import Reported
+from silotune.federation.coordinator.rounds import Plan
 from silotune.methods.algorithms import method
 from silotune.record.cost import Meter
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Tensors
 
 

@@ -23,18 +23,18 @@ from silotune.experiment.orders import scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
-from silotune.federation.countersigning import countersign, uncountersigned
-from silotune.federation.jobs import JOB
-from silotune.federation.server import Plan, run_rounds
-from silotune.federation.transport import Transport
-from silotune.federation.witness import Audit, close, concludes
+from silotune.federation.coordinator.audit import Audit, close, concludes
+from silotune.federation.coordinator.countersigning import countersign, uncountersigned
+from silotune.federation.coordinator.rounds import Plan, run_rounds
+from silotune.federation.wire.signed_job import JOB
+from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.chain import has_ended
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
 
 FEDERATED = ("federated",)

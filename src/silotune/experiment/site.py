@@ -14,16 +14,16 @@ from silotune.data.rows import Task
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, spread
-from silotune.experiment.layouts import expected_of
 from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
-from silotune.federation.client import Site
-from silotune.federation.run_setup import Setup, without_places
+from silotune.federation.site.client import Site
+from silotune.federation.site.layouts import expected_of
+from silotune.federation.wire.run_setup import Setup, without_places
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
 from silotune.record.environment import cores
-from silotune.sections import ModelSection, TaskSection
+from silotune.settings.sections import ModelSection, TaskSection
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
 

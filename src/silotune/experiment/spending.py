@@ -12,12 +12,12 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.experiment.privacy import achieved, as_json, plan_of, statement
-from silotune.federation.central import ENTRIES, LEDGER
+from silotune.federation.coordinator.privacy import ENTRIES, LEDGER
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import Entry, from_row, spent, union
 from silotune.record.files import read_lines
 from silotune.record.runs import RunFolder
-from silotune.sections import SITE_NOISE
+from silotune.settings.sections import SITE_NOISE
 
 FILE = "privacy"
 """Name of the run folder's file: the run's identity in ledgers, the statement, the plan, in the end what was spent."""

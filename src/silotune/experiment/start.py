@@ -11,7 +11,7 @@ from silotune.errors import DataError, ModelError
 from silotune.record.files import read_document
 from silotune.record.runs import RunFolder
 from silotune.record.tensor_files import read_tensors
-from silotune.sections import AdapterSection
+from silotune.settings.sections import AdapterSection
 from silotune.structs import Tensors
 
 

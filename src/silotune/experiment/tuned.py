@@ -23,7 +23,7 @@ from silotune.models.load import load_base
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES
 
 

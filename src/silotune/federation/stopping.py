@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from silotune.sections import BudgetSection
+from silotune.settings.sections import BudgetSection
 from silotune.structs import ServerState
 
 

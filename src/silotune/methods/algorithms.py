@@ -36,7 +36,7 @@ from silotune.methods.server_step import (
     yogi_moment,
 )
 from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
-from silotune.sections import Algorithm, FederationSection, Personalization
+from silotune.settings.sections import Algorithm, FederationSection, Personalization
 from silotune.structs import ClientUpdate, Tensors
 from silotune.tensors import put_under
 

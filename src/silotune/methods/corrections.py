@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from silotune.sections import ScaffoldOption
+from silotune.settings.sections import ScaffoldOption
 from silotune.structs import Tensors
 from silotune.tensors import add_scaled, scale, subtract
 

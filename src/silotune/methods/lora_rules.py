@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from silotune.methods.products import Fold, into_base, into_factors, into_residual
 from silotune.methods.schedule import Schedule, in_turns, whole, without_a, without_own_b
-from silotune.sections import LoraRule
+from silotune.settings.sections import LoraRule
 
 
 @dataclass(frozen=True)

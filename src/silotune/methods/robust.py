@@ -15,7 +15,7 @@ import torch
 
 from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule, RunningMean, weighted_mean
-from silotune.sections import Aggregation, FederationSection
+from silotune.settings.sections import Aggregation, FederationSection
 from silotune.structs import ClientUpdate, Tensors
 from silotune.tensors import check_alike, clip, norm
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule
 from silotune.methods.products import Weigh
-from silotune.sections import FederationSection, Weighting
+from silotune.settings.sections import FederationSection, Weighting
 from silotune.structs import ClientUpdate, Tensors
 
 _LEAST_LOSS = 1e-10

@@ -21,8 +21,8 @@ from silotune.errors import MessageError, ModelError, unknown_choice
 from silotune.lora import residuals, without_residuals
 from silotune.models import lora_layers
 from silotune.models.load import Base
-from silotune.sections import AdapterSection
 from silotune.seeds import derive
+from silotune.settings.sections import AdapterSection
 from silotune.structs import Tensors
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
-    from silotune.models.narrow_lora import use_for_narrow_layers
+    from silotune.models.fast.narrow_lora import use_for_narrow_layers
 
     peft_config = CONFIGS[section.kind](base, section)
     with torch.random.fork_rng(), warnings.catch_warnings():

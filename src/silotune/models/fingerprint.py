@@ -8,7 +8,7 @@ from pathlib import Path
 
 from silotune.errors import ModelError
 from silotune.models.load import nano_folder
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 
 _PLAIN = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import ModelError, require
-from silotune.models.attention import use_for_short_texts
+from silotune.models.fast.attention import use_for_short_texts
 from silotune.models.head import Classes, check_use, draw, find_head, is_encoder, keep_float32, prepare, unquantized
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

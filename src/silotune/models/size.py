@@ -7,7 +7,7 @@ from typing import Final
 
 from silotune.errors import ModelError
 from silotune.models.fingerprint import folder_of
-from silotune.sections import ModelSection
+from silotune.settings.sections import ModelSection
 
 BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
 """Of a value by ``model.precision``; of int4 the least: embedding, head and scales take more."""

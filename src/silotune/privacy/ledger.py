@@ -15,7 +15,7 @@ from typing import Any
 
 from silotune.errors import BudgetError, PrivacyError
 from silotune.privacy.accountant import Spend, epsilon
-from silotune.sections import Accountant
+from silotune.settings.sections import Accountant
 
 
 @dataclass(frozen=True, slots=True)

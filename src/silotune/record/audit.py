@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import AuditError
-from silotune.record.canonical import canonical
 from silotune.record.files import append_line, explained, mend
+from silotune.record.plain_json import canonical
 from silotune.record.signatures import SigningKey, verify
 
 FILE, KEY_FILE, PUBLIC_FILE, COUNTERSIGNED = "audit.jsonl", "audit.key", "audit.pub", "countersigned.json"

@@ -14,9 +14,9 @@ from typing import Any
 
 from silotune.errors import AuditError
 from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, FILE, OF_RUN, START, Head
-from silotune.record.canonical import canonical_json
 from silotune.record.course import check_rounds
 from silotune.record.files import explained
+from silotune.record.plain_json import canonical_json
 from silotune.record.signatures import verify
 
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {

@@ -35,7 +35,7 @@ from silotune.record.files import (
     write_json,
 )
 from silotune.record.tensor_files import read_tensors, write_tensors
-from silotune.settings import NAME, NAME_RULE
+from silotune.settings.base import NAME, NAME_RULE
 from silotune.structs import ServerState, SiteState, Tensors
 
 _CONFIG, _VERSIONS, _LOCK = "config", "versions", ".lock"

@@ -18,7 +18,7 @@ import torch
 
 from silotune.errors import PrivacyError
 from silotune.models.adapters import Adapted
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.preference import pair_losses

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from silotune import tensors as arithmetic
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.objectives import OBJECTIVES

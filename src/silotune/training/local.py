@@ -22,7 +22,7 @@ from silotune.errors import DataError, TrainingError
 from silotune.methods.corrections import Correction
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from silotune.models.adapters import Adapted
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.training.encode import Encoded
 
 DEFAULTS = TrainingSection()

@@ -16,7 +16,7 @@ import torch
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Example
 from silotune.training.classify import ClassEncoder
 from silotune.training.encode import Encoded

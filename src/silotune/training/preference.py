@@ -19,7 +19,7 @@ import torch
 
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted, at_start
-from silotune.sections import TrainingSection
+from silotune.settings.sections import TrainingSection
 from silotune.training.encode import Encoded
 from silotune.training.losses import DEFAULTS, Loss
 from silotune.training.scores import option_scores

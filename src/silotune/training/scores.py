@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import DataError
-from silotune.models import attention
 from silotune.models.adapters import Adapted
+from silotune.models.fast import attention
+from silotune.models.fast.last_layer import last_layer, needed_only
 from silotune.training.batches import (
     Batch,
     OptionBatch,
@@ -27,7 +28,6 @@ from silotune.training.batches import (
     shared_prefix,
 )
 from silotune.training.encode import Encoded
-from silotune.training.last_layer import last_layer, needed_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,7 +23,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.clientapp import ClientApp
 
 from silotune.errors import FederationError, MessageError
-from silotune.federation.reasons import RULES, code_of, sentence_of
+from silotune.federation.wire.reasons import RULES, code_of, sentence_of
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.transports.frames import Frame
 
@@ -284,8 +284,8 @@ class FlowerTransport:
 
 def _most_bytes(request: Request) -> int:
     """Of the tensors of a reply to this request."""
-    from silotune.federation.client import expected_reply  # both bring torch, which a site's node does without
-    from silotune.federation.messages import longest
+    from silotune.federation.site.client import expected_reply  # both bring torch, which a site's node does without
+    from silotune.federation.wire.messages import longest
 
     return longest(expected_reply(request))
 

@@ -22,14 +22,14 @@ from typing import Protocol
 import torch
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
-from silotune.federation.client import Site, client_round, expected_reply
-from silotune.federation.links import open_reply
-from silotune.federation.messages import decode_reply, decode_request, encode, layout_of
-from silotune.link_settings import CompressionSection
+from silotune.federation.site.client import Site, client_round, expected_reply
+from silotune.federation.wire.links import open_reply
+from silotune.federation.wire.messages import decode_reply, decode_request, encode, layout_of
 from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.sections import FederationSection
+from silotune.settings.links import CompressionSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import BUDGET, Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
 

@@ -24,19 +24,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from silotune.errors import BudgetError, MessageError, SilotuneError
-from silotune.federation.admission import Admitted, Arrived, Facts
-from silotune.federation.client import Site, client_round
-from silotune.federation.guard import Guard, serve
 from silotune.federation.kinds import kind_named
-from silotune.federation.messages import Expected, decode_request, encode, read_header
-from silotune.federation.priced import facts_of, priced
-from silotune.federation.reasons import code_of
-from silotune.federation.run_setup import setup_object
-from silotune.federation.secure_site import is_amid_sum
-from silotune.federation.served import FILE, Served
-from silotune.federation.timed import Timed
+from silotune.federation.site.admission import Admitted, Arrived, Facts
+from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.costs import facts_of, priced
+from silotune.federation.site.guard import Guard, serve
+from silotune.federation.site.secure_sum import is_amid_sum
+from silotune.federation.site.served import FILE, Served
+from silotune.federation.site.timed import Timed
+from silotune.federation.wire.messages import Expected, decode_request, encode, read_header
+from silotune.federation.wire.reasons import code_of
+from silotune.federation.wire.run_setup import setup_object
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.settings import NAME, NAME_RULE
+from silotune.settings.base import NAME, NAME_RULE
 from silotune.structs import BUDGET, Reply, Request
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 

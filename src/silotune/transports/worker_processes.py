@@ -22,11 +22,11 @@ from pydantic import TypeAdapter
 from safetensors.torch import load as tensors_in
 from safetensors.torch import save
 
-from silotune.federation.client import Site
 from silotune.federation.kinds import kind_named
+from silotune.federation.site.client import Site
 from silotune.models.adapters import Adapted
 from silotune.record.family import Family
-from silotune.sections import FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, SiteState, Tensors
 from silotune.tensors import apart
 from silotune.training.encode import Encoded

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from silotune.errors import MessageError
-from silotune.link_settings import ValueFormat
+from silotune.settings.links import ValueFormat
 
 SCALE_BYTES = 2
 

@@ -12,9 +12,9 @@ from typing import TypeAlias
 import torch
 
 from silotune.errors import MessageError
-from silotune.link_settings import CompressionSection
 from silotune.methods.compress.formats import FORMATS
 from silotune.methods.compress.reductions import REDUCERS, Shapes
+from silotune.settings.links import CompressionSection
 from silotune.structs import Tensors
 from silotune.tensors import add, all_finite, check_alike, largest, subtract
 

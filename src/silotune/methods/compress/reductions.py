@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from silotune.errors import MessageError
-from silotune.link_settings import CompressionSection, Reduction
+from silotune.settings.links import CompressionSection, Reduction
 
 Shapes: TypeAlias = Sequence[tuple[int, ...]]
 

@@ -19,7 +19,7 @@ from silotune.errors import ProtectionError
 from silotune.privacy.masks import commitment
 from silotune.privacy.secure_sum.shamir import join
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, check_signature, framed
-from silotune.settings import Positive, Section
+from silotune.settings.base import Positive, Section
 
 OpenShare = Annotated[str, Field(pattern="^([0-9a-f]{2}){33}$")]
 Secret: TypeAlias = Literal["seed", "key"]

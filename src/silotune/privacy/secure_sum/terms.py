@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from silotune.errors import ProtectionError
 from silotune.privacy.distributed import SharedNoise, shared_noise
 from silotune.privacy.ring import Scale, levels
-from silotune.settings import Positive, PositiveNumber, Section
+from silotune.settings.base import Positive, PositiveNumber, Section
 
 Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]

@@ -1,0 +1,188 @@
+"""What a coordinator writes into its audit trail while rounds go on, and how it checks what sites sign.
+
+Every function takes the ``Audit`` of the run, or None where no trail is kept: then it does nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from silotune.federation.kinds import kind_named
+from silotune.federation.wire.signing import check_signature, request_digest, statement
+from silotune.record.audit import CLOSED, FILE, Head, Trail
+from silotune.record.manifest import write_manifest
+from silotune.record.plain_json import sha256
+from silotune.record.runs import RunFolder
+from silotune.structs import Failure, Reply, Request, ServerState, Tensors
+from silotune.tensors import digest
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a coordinator needs to keep a trail.
+
+    Attributes:
+        trail: Its chain.
+        run: Folder of the run of rounds.
+        keys: Client -> its public signing keys; the replies of clients named here must be signed.
+        keep_updates: Keep every update, so that the aggregation can be done again.
+        promise: What the run guarantees, in lines.
+    """
+
+    trail: Trail
+    run: RunFolder
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keep_updates: bool = False
+    promise: tuple[str, ...] = ()
+
+
+def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
+    """The requests with the head of the trail, in which they stand already, and on the disk."""
+    if audit is None:
+        return dict(requests)
+    known = Digests()
+    for name, request in requests.items():
+        tensors = known(request.as_sent().tensors)
+        fields = {"kind": request.kind, "round": request.round_number, "client": name, "tensors": tensors}
+        made = request_digest(request, tensors)
+        audit.trail.add("request", {**fields, "body": sha256(request.body), "request": made})
+    if not audit.keys:
+        return dict(requests)
+    audit.trail.flush()
+    head = audit.trail.head().text()
+    return {name: replace(request, head=head) for name, request in requests.items()}
+
+
+def believes(audit: Audit | None, reply: Reply, request: Request | None, digests: Digests) -> None:
+    """Writes a reply down that is signed as it must be.
+
+    Raises:
+        MessageError: It is not signed by its client for this very request.
+    """
+    if audit is None:
+        return
+    fields: dict[str, Any] = {"kind": reply.kind, "round": reply.round_number, "client": reply.client}
+    keys = audit.keys.get(reply.client)
+    if keys is not None and request is not None:
+        said = statement(reply, request=request_digest(request, digests(request.as_sent().tensors)), head=request.head)
+        fields |= {"key": check_signature(reply, said, keys), "signature": reply.signature, "statement": said}
+    said_of = {"report": reply.body} if kind_named(reply.kind).is_seen_alone else {"body": sha256(reply.body)}
+    fields |= {"tensors": reply.digest or digest(reply.tensors), **said_of, "bytes": reply.bytes_up}
+    if audit.keep_updates and reply.tensors:
+        name = f"round-{reply.round_number}-{sha256(reply.client)[:16]}"
+        fields |= {"update": digest(reply.tensors), "file": name}
+        audit.run.keep_tensors(name, reply.tensors)
+    audit.trail.add("reply", fields)
+
+
+def fails(audit: Audit | None, failure: Failure) -> None:
+    """A client gave no usable reply; a refusal by its policy has the rule's name."""
+    if audit is not None:
+        fields = {"round": failure.round_number, "client": failure.client, "stage": failure.stage}
+        event = "refusal" if failure.rule else "failure"
+        rule = {"rule": failure.rule} if failure.rule else {}
+        audit.trail.add(event, {**fields, **rule, "reason": failure.reason})
+
+
+def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any]) -> None:
+    """A run starts, or goes on after the round that its checkpoint holds."""
+    if audit is None:
+        return
+    fields: dict[str, Any] = {"round": state.round_number, "weights": digest(state.weights)}
+    if state.round_number == 0:
+        job = (settings.get("job") or {}).get("job", {})
+        fields |= {"settings": sha256(settings), "python": platform.python_version()}
+        fields |= {"promise": list(audit.promise)} if audit.promise else {}
+        fields |= {name: job[name] for name in ("run", "config_sha256", "charter_sha256") if job.get(name)}
+        if audit.keep_updates:
+            audit.run.keep_tensors("round-0-weights", state.weights)
+    audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
+
+
+def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors, *, share: float) -> None:
+    """The updates of these clients, in this order, a share of all clients, became new weights."""
+    if audit is not None:
+        fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
+        audit.trail.add("aggregation", fields)
+
+
+def falls_short(audit: Audit | None, number: int, *, skipped: bool) -> None:
+    """A round had too few usable replies: what came in is dropped; the round is passed over, or done again."""
+    if audit is not None:
+        audit.trail.add("shortfall", {"round": number if skipped else number - 1, "tried": number})
+
+
+def scores(audit: Audit | None, number: int, metrics: Mapping[str, Any]) -> None:
+    """The model of a round was evaluated; the figures stand in the run folder."""
+    if audit is not None and metrics:
+        fields = {"round": number, "metrics": sha256(metrics), "num_examples": metrics.get("num_examples")}
+        audit.trail.add("evaluation", fields)
+
+
+def flush(audit: Audit | None) -> None:
+    """Everything so far is on the disk afterwards."""
+    if audit is not None:
+        audit.trail.flush()
+
+
+def saves(audit: Audit | None, number: int, sha256: str) -> None:
+    """A checkpoint of this hash is about to take its place; the entry is on the disk before it does."""
+    if audit is not None:
+        audit.trail.add("checkpoint", {"round": number, "sha256": sha256})
+        audit.trail.flush()
+
+
+def concludes(
+    audit: Audit, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any], promise: Sequence[str] = ()
+) -> None:
+    """The rounds are over: the global model, the adapter that was saved of it, the result, and what holds of privacy.
+
+    The sites with keys stand beside it: it is they who are to sign the end.
+
+    Args:
+        audit: The trail.
+        weights: The model that is the result.
+        adapter: As it was saved.
+        result: The part's ``result.json``.
+        promise: What the run kept, in lines, from what was spent.
+    """
+    fields: dict[str, Any] = {
+        "round": result["round"], "weights": digest(weights), "adapter": digest(adapter), "result": sha256(result)
+    }  # fmt: skip
+    fields |= {"promise": list(promise)} if promise else {}
+    fields |= {"sites": {name: list(own) for name, own in audit.keys.items()}} if audit.keys else {}
+    audit.trail.add("result", fields)
+    audit.trail.flush()
+
+
+def close(audit: Audit, root: Path, *, round_number: int) -> Head:
+    """Ends a trail over the manifest of the whole run folder, in which nothing may be written afterwards.
+
+    Returns:
+        The head that sites countersign.
+
+    Raises:
+        RunFolderError: A file of the run cannot be read, or the disk is full.
+    """
+    place = (audit.run.path / FILE).relative_to(root).as_posix()
+    made, files = write_manifest(root, trail=place)
+    audit.trail.add(CLOSED, {"round": round_number, "manifest": made, "files": files, "trail": place})
+    audit.trail.flush()
+    return audit.trail.head()
+
+
+class Digests:
+    """The digest of tensors, once for all the requests that share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def __call__(self, tensors: Tensors) -> str:
+        place = tuple(map(id, tensors.values()))
+        if place not in self._known:
+            self._known[place] = digest(tensors)
+        return self._known[place]

@@ -1,0 +1,254 @@
+"""Collects a round's update as a sum of ciphertexts: weights, updates, and a site that opens the sum.
+
+The coordinator never holds a key. A site decrypts the sum for it, so an honest coordinator sees what a secure sum
+shows; one that cheats could have a single update opened, which ``secure_sum`` does not allow. What no honest sites can
+have sent is refused: with the name of the site where its part is seen, without one where only the sum is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from silotune import tensors as arithmetic
+from silotune.errors import ProtectionError
+from silotune.federation.coordinator.exchange import Asking, Collector, Exchange, booked
+from silotune.federation.site.encrypted_sum import (
+    CELLS,
+    FIGURE_PACKING,
+    FIGURES_NAME,
+    NUM_FIGURES,
+    PLAIN,
+    SUM,
+    EncryptOrder,
+    OpenOrder,
+    WeightOrder,
+    open_layout,
+    packing_of,
+    places,
+    update_layout,
+    weight_layout,
+)
+from silotune.federation.wire.messages import Layout, layout_of
+from silotune.privacy.encryption import Adder, Array
+from silotune.privacy.figures import Limits, from_integers, impossible
+from silotune.privacy.ring import mean
+from silotune.settings.base import Section
+from silotune.settings.sections import PrivacySection
+from silotune.structs import ClientUpdate, Reply, Request, Tensors
+
+FLOAT32 = 1e-6
+"""Share by which a number in float32 may be larger than what it stands for, after a product or two."""
+CKKS_ERROR = 1e-6
+"""Largest error of a sum of 256 clients in CKKS; that of 64 was 4e-9."""
+AGREEING = 2
+"""Sites that open a sum alike before the others are said to lie."""
+Opened = TypeVar("Opened")
+
+
+def encrypted_sum(privacy: PrivacySection) -> Collector:
+    """The collector of sums under homomorphic encryption."""
+
+    def collect(asking: Asking) -> Iterator[ClientUpdate]:
+        yield _EncryptedSum(asking, privacy).update()
+
+    return collect
+
+
+@dataclass
+class _EncryptedSum:
+    """One encrypted sum, from the weights to the opened update."""
+
+    asking: Asking
+    privacy: PrivacySection
+    openers: list[str] = field(default_factory=list)
+
+    def update(self) -> ClientUpdate:
+        wire = Exchange(self.asking)
+        (clients, num_examples), hidden = self._weights(wire), self._hidden()
+        order = EncryptOrder(
+            scheme=self.privacy.he_scheme,
+            packing=packing_of(self.privacy).values,
+            fraction=self.privacy.he_fraction,
+            bound=self.privacy.bound,
+            clients=clients,
+            num_examples=num_examples,
+            size=len(hidden),
+            hidden=int(hidden.sum()),
+            train=dict(self.asking.body),
+        )
+        cells, figures, plain = self._updates(wire, order)
+        return self._opened(wire, order, {CELLS: cells, FIGURES_NAME: figures}, plain)
+
+    def _hidden(self) -> Array:
+        """Which values of an update travel encrypted."""
+        return places({name: self.asking.weights[name] for name in self.asking.shape}, self.privacy.he_fraction)
+
+    def _weights(self, wire: Exchange) -> tuple[int, int]:
+        """How many clients there are, and their examples together."""
+        total = Adder(FIGURE_PACKING)
+        bodies = dict.fromkeys(self.asking.clients, WeightOrder())
+        for name, _, reply in wire.phase("he.weight", bodies, Section):
+            read = self._read(wire, reply, weight_layout(Request("he.weight", 0, name, {})), {FIGURES_NAME: total})
+            if read is not None:
+                total.add(read[FIGURES_NAME])
+                self.openers.append(name)
+        self._check_enough(len(self.openers))
+        return self._open(wire, {FIGURES_NAME: total.cells()}, self._weight_in, size=0, num_figures=2)
+
+    def _weight_in(self, opened: Tensors) -> tuple[int, int]:
+        """Clients and examples that an opened sum of weights stands for."""
+        clients, num_examples = map(int, opened[FIGURES_NAME].tolist())
+        self._check_count(clients)
+        most = clients * self.privacy.max_examples
+        if not clients <= num_examples <= most:
+            raise impossible(
+                f"{clients} sites hold {num_examples} examples, and may hold {clients} to {most} under "
+                f"privacy.max_examples = {self.privacy.max_examples}"
+            )
+        return clients, num_examples
+
+    def _updates(self, wire: Exchange, order: EncryptOrder) -> tuple[Array, Array, Array]:
+        """Encrypted updates, figures and values in the clear, added up as they arrive."""
+        values, figures = Adder(order.packed()), Adder(FIGURE_PACKING)
+        plain = np.zeros(order.size - order.hidden, np.float64)
+        body = order.model_dump(mode="json")
+        expected = update_layout(Request("he.input", self.asking.number, "", self.asking.weights, body))
+        present: list[str] = []
+        asked = dict.fromkeys(self.openers, order)
+        for name, _, reply in wire.phase("he.input", asked, Section, tensors=self.asking.weights):
+            read = self._read(wire, reply, expected, {CELLS: values, FIGURES_NAME: figures})
+            if read is None or wire.has(name, reply.kind, self._fault_of_plain(order, reply)):
+                continue
+            values.add(read[CELLS])
+            figures.add(read[FIGURES_NAME])
+            if PLAIN in reply.tensors:
+                plain += reply.tensors[PLAIN].numpy()
+            present.append(name)
+            self.asking.notify("client_finished", {"round": self.asking.number, "client": name})
+        self.openers = present
+        self._check_enough(len(present))
+        return values.cells(), figures.cells(), plain
+
+    def _fault_of_plain(self, order: EncryptOrder, reply: Reply) -> str | None:
+        """Why the values that a site sends in the clear cannot be; None where they can."""
+        if PLAIN not in reply.tensors:
+            return None
+        largest = float(np.abs(reply.tensors[PLAIN].numpy()).max(initial=0.0))
+        most = self.privacy.bound * min(1.0, self.privacy.max_examples / order.num_examples)
+        if largest <= most * (1 + FLOAT32):
+            return None
+        return f"a value in the clear is {largest:.6g} times its weight, at most {most:.6g} can be"
+
+    def _opened(self, wire: Exchange, order: EncryptOrder, cells: Mapping[str, Array], plain: Array) -> ClientUpdate:
+        opened = partial(self._mean_in, order, plain)
+        values, figures = self._open(wire, cells, opened, size=order.hidden, num_figures=NUM_FIGURES)
+        return booked(self.asking, wire, values, figures, clients=len(self.openers))
+
+    def _mean_in(self, order: EncryptOrder, plain: Array, opened: Tensors) -> tuple[Array, dict[str, Any]]:
+        """The mean update and the figures that an opened sum stands for."""
+        hidden, counted = self._hidden(), opened[FIGURES_NAME].numpy()
+        self._check_count(int(counted[0]))
+        clients, is_whole = len(self.openers), len(self.openers) == order.clients
+        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.max_examples, len(hidden)))
+        examples = figures["num_examples"]
+        if examples > order.num_examples or (is_whole and examples < order.num_examples):
+            raise impossible(f"{examples} examples are in it, {order.num_examples} were said to be in all")
+        share = order.num_examples / examples  # weights are shares of those who were there at first
+        values = np.empty(len(hidden), np.float32)
+        values[~hidden] = plain * share
+        if order.scheme == "bfv":
+            total = opened[SUM].numpy().astype(np.int64).view("<u8")
+            values[hidden] = mean(total, examples, order.scale())
+        else:
+            values[hidden] = opened[SUM].numpy() * share
+        error = order.scale().error_bound(clients, examples) if order.scheme == "bfv" else CKKS_ERROR * share
+        largest, most = float(np.abs(values).max(initial=0.0)), order.bound * (1 + FLOAT32) + error
+        if largest > most:
+            raise impossible(f"a value of the mean update is {largest:.6g}, {most:.6g} at most")
+        return values, figures
+
+    def _open(
+        self,
+        wire: Exchange,
+        cells: Mapping[str, Array],
+        read: Callable[[Tensors], Opened],
+        *,
+        size: int,
+        num_figures: int,
+    ) -> Opened:
+        """Asks one site after the other until one has decrypted the sum to something that can be.
+
+        Where the first has not, either it lies or the sum cannot be: then what two sites say alike counts, and who says
+        something else has not decrypted it.
+        """
+        packing = packing_of(self.privacy)
+        order = OpenOrder(scheme=packing.scheme, packing=packing.values, size=size, num_figures=num_figures)
+        tensors = {name: torch.from_numpy(array) for name, array in cells.items()}
+        said: dict[str, str] = {}
+        first: ProtectionError | None = None
+        for opener in self.openers:
+            for reply in self._decrypted(wire, opener, order, tensors):
+                found, error = _tried(read, reply.tensors)
+                if found is not None and not said:
+                    return found
+                said[opener], first = arithmetic.digest(reply.tensors), first or error
+                if list(said.values()).count(said[opener]) < AGREEING:
+                    continue
+                for name in said:
+                    if said[name] != said[opener]:
+                        wire.fail(name, reply.kind, "it opened the sum to something else than others did")
+                if found is not None:
+                    return found
+                raise ProtectionError(f"round {self.asking.number}: {error}")
+        why = first or "no site has opened the sum; nothing of it was revealed"
+        raise ProtectionError(f"round {self.asking.number}: {why}")
+
+    def _decrypted(self, wire: Exchange, opener: str, order: OpenOrder, tensors: Tensors) -> Iterator[Reply]:
+        expected = open_layout(Request("he.open", 0, opener, {}, order.model_dump(mode="json")))
+        for _, _, reply in wire.phase("he.open", {opener: order}, Section, tensors=tensors):
+            if self._fits(wire, reply, expected):
+                yield reply
+
+    def _read(
+        self, wire: Exchange, reply: Reply, expected: Layout, adders: Mapping[str, Adder]
+    ) -> dict[str, list[Any]] | None:
+        """A site's ciphertexts by name, all of them ready to be added; None for a site that was booked."""
+        if not self._fits(wire, reply, expected):
+            return None
+        try:
+            return {name: adder.read(reply.tensors[name].numpy()) for name, adder in adders.items()}
+        except ProtectionError as error:
+            wire.fail(reply.client, reply.kind, str(error))
+            return None
+
+    def _fits(self, wire: Exchange, reply: Reply, expected: Layout) -> bool:
+        if layout_of(reply.tensors) == expected:
+            return True
+        wire.fail(reply.client, reply.kind, "its tensors are not those that were asked for")
+        return False
+
+    def _check_count(self, clients: int) -> None:
+        """Every site counts itself in the sum; the coordinator knows how many it has added up."""
+        if clients != len(self.openers):
+            raise impossible(f"{clients} sites count themselves in it, {len(self.openers)} have sent their part")
+
+    def _check_enough(self, count: int) -> None:
+        if count < self.privacy.least_clients:
+            raise ProtectionError(
+                f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.least_clients} are "
+                "needed: it stays closed and nothing of it was revealed"
+            )
+
+
+def _tried(read: Callable[[Tensors], Opened], tensors: Tensors) -> tuple[Opened | None, ProtectionError | None]:
+    """What an opened sum stands for, or why it cannot be."""
+    try:
+        return read(tensors), None
+    except ProtectionError as error:
+        return None, error

@@ -1,0 +1,212 @@
+"""The coordinator's part of client-level differential privacy: who is drawn, what it costs, the noised mean.
+
+Of noise in shares, which the sites add inside a secure sum, the coordinator keeps the account alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from silotune.errors import BudgetError, ConfigError
+from silotune.federation.coordinator.exchange import RELEASE
+from silotune.federation.site.noised_sum import spend_of
+from silotune.federation.site.policy import EPSILON_RULES
+from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for
+from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
+from silotune.privacy.distributed import PLANNED_SIZE, shared_noise
+from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union
+from silotune.privacy.noise import Entropy, drawn, system
+from silotune.privacy.secure_sum.terms import needed_of
+from silotune.record.runs import RunFolder
+from silotune.settings.sections import FederationSection, PrivacySection
+from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
+
+LEDGER = "ledger"
+"""Name of the rows in the run's folder."""
+ENTRIES = "entries"
+"""Where the rounds' state keeps the same rows."""
+_CLIP = "clip_norm"
+_ROOM_FOR_SIZE = 1 - 1e-4
+"""Of an epsilon, so that noise planned for one number of values keeps it for another."""
+
+
+@dataclass(frozen=True)
+class CentralPrivacy:
+    """Noise on the sum of a round's updates, by a coordinator that all institutions trust, or in shares by the sites.
+
+    Attributes:
+        privacy: The ``[privacy]`` section.
+        mechanism: Noise and weights; None where the sum comes noised.
+        release: What one round costs, at most.
+        run: The run's identity in the ledger.
+        entropy: Where draws and noise come from.
+    """
+
+    privacy: PrivacySection
+    mechanism: ClientMechanism | None
+    release: Spend
+    run: str
+    entropy: Entropy = system
+
+    def sample(self, clients: Sequence[str]) -> tuple[str, ...] | None:
+        """The round's clients by independent draws; None where the run samples as it does without privacy.
+
+        Sites know the run's seed, so it must not draw them: amplification is for those who do not know who took part.
+        """
+        if self.privacy.client_sampling == "fixed":
+            return None
+        return tuple(clients[place] for place in drawn(len(clients), self.release.sampling_rate, self.entropy))
+
+    def open(self, kept: Mapping[str, Any], number: int, folder: RunFolder) -> dict[str, Any]:
+        """Writes the round's cost to the ledger, and gives what the state is to keep.
+
+        Raises:
+            BudgetError: The round would pass ``privacy.epsilon``; nothing is written.
+        """
+        known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(ENTRIES, ())))
+        new = entry(self.run, number, self.release)
+        delta, accountant = self.privacy.delta, self.privacy.accountant
+        if self.privacy.epsilon is None:
+            cost = spent([*known, new], delta, accountant=accountant)
+        else:
+            cap = Cap(self.privacy.epsilon, "privacy.epsilon")
+            cost = check([*known, new], delta, cap, accountant=accountant)
+        folder.append(LEDGER, as_row(new))
+        return {**kept, ENTRIES: [as_row(item) for item in (*known, new)], "epsilon": cost}
+
+    def aggregate(
+        self, updates: Iterable[ClientUpdate], like: Tensors, kept: Mapping[str, Any]
+    ) -> tuple[Tensors, dict[str, Any]]:
+        """The noised mean, and what the state is to keep."""
+        if self.mechanism is None:
+            (summed,) = updates
+            return summed.delta, dict(kept)
+        bound = float(kept.get(_CLIP, self.privacy.clip_norm))
+        mean, bound = private_mean(updates, like, self.mechanism, clip_norm=bound, entropy=self.entropy)
+        return mean, {**kept, _CLIP: bound}
+
+    def settled(self, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: RunFolder) -> dict[str, Any]:
+        """What the state is to keep once the round's cost is certain: of noise in shares, that of those in the sum."""
+        released = [row[RELEASE] for row in rows if RELEASE in row]
+        if not released:
+            return dict(kept)
+        entries = [*map(from_row, kept[ENTRIES])]
+        entries[-1] = replace(entries[-1], spend=Spend(**released[0]))
+        folder.append(LEDGER, as_row(entries[-1]))
+        cost = spent(entries, self.privacy.delta, accountant=self.privacy.accountant)
+        return {**kept, ENTRIES: [as_row(item) for item in entries], "epsilon": cost}
+
+
+def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend:
+    """What a round of distributed noise costs at most: that of the fewest sites that a sum is opened for.
+
+    Args:
+        privacy: The ``[privacy]`` section; without a noise multiplier the noise is made to fit its epsilon.
+        clients: Of a round.
+        rounds: Of the run.
+
+    Raises:
+        ConfigError: No noise keeps ``privacy.epsilon``.
+        ProtectionError: The noise does not fit the ring, or nobody's is left when some collude.
+    """
+    needed = needed_of(clients, privacy.threshold)
+
+    def release(multiplier: float) -> Spend:
+        made = shared_noise(
+            multiplier, bits=privacy.ring_bits, clients=clients, needed=needed, colluding=privacy.colluding,
+            size=PLANNED_SIZE,
+        )  # fmt: skip
+        return replace(spend_of(made, needed), noise_multiplier=multiplier)
+
+    if privacy.noise_multiplier is not None:
+        return release(privacy.noise_multiplier)
+    target = float(privacy.epsilon or 0) * _ROOM_FOR_SIZE
+    found = least_noise(
+        lambda noise: epsilon([replace(release(noise), steps=rounds)], privacy.delta) <= target, rounds**0.5 / target
+    )
+    if found is None:
+        raise ConfigError(
+            f"no noise keeps privacy.epsilon = {privacy.epsilon:g} at delta = {privacy.delta:g} over {rounds} rounds; "
+            "allow a larger epsilon or fewer rounds"
+        )
+    return release(found)
+
+
+def central_privacy(
+    privacy: PrivacySection, federation: FederationSection, sizes: Mapping[str, int], *, run: str
+) -> CentralPrivacy:
+    """The mechanism for these clients; noise that fits ``privacy.epsilon`` over all rounds unless it is given.
+
+    Args:
+        privacy: The ``[privacy]`` section.
+        federation: The ``[federation]`` section: rounds, clients a round (on average), and what a client weighs.
+        sizes: Examples by client; what they weigh together is the divisor of every round.
+        run: Its identity in the ledger.
+    """
+    expected = federation.clients_per_round or len(sizes)
+    if privacy.dp == "distributed":
+        return CentralPrivacy(privacy, None, noise_in_shares(privacy, expected, federation.rounds), run)
+    share = expected / len(sizes)
+    rate = share if privacy.client_sampling == "poisson" else 1.0
+    noise = privacy.noise_multiplier
+    if noise is None:
+        asked = float(privacy.epsilon or 0)
+        noise = noise_for(
+            asked, privacy.delta, sampling_rate=rate, steps=federation.rounds, accountant=privacy.accountant
+        )
+    cap = federation.weight_cap if federation.weighting == "capped" else None
+    weight = share * sum(weight_of(size, cap) for size in sizes.values())
+    mechanism = ClientMechanism(
+        noise,
+        weight,
+        cap,
+        quantile=privacy.clip_quantile,
+        clip_learning_rate=privacy.clip_learning_rate,
+    )
+    if privacy.clipping == "adaptive":
+        mechanism = with_bound(mechanism, expected)
+    return CentralPrivacy(privacy, mechanism, Spend(noise, rate, 1), run)
+
+
+def begin_round(
+    privacy: CentralPrivacy | None, clients: Sequence[str], kept: Mapping[str, Any], *, number: int, run: RunFolder
+) -> tuple[Mapping[str, Any], tuple[str, ...] | None]:
+    """What privacy keeps, the round's cost written down, and its clients where privacy draws them.
+
+    Raises:
+        BudgetError: The round would overspend.
+    """
+    if privacy is None:
+        return kept, None
+    return privacy.open(kept, number, run), privacy.sample(clients)
+
+
+def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What privacy keeps, with the largest epsilon that a client has reported so far, where clients do."""
+    known = [row["epsilon"] for row in rows if row.get("epsilon") is not None]  # a protected sum's row has none
+    if not known:
+        return kept
+    return {**kept, "epsilon": max(*known, kept.get("epsilon", 0.0))}
+
+
+def refuse_overspending(clients: Sequence[str], failures: Sequence[Failure]) -> None:
+    """Tells a round that nobody's budget allows, the run's or its owner's, from one that failed.
+
+    Args:
+        clients: Of the round.
+        failures: In it.
+
+    Raises:
+        BudgetError: Every client refused because of its budget.
+    """
+    spent = over_budget(failures)
+    if spent and {failure.client for failure in spent} >= set(clients):
+        first = spent[0]
+        raise BudgetError(f"no client's privacy budget allows round {first.round_number}: {first.reason}")
+
+
+def over_budget(failures: Sequence[Failure]) -> list[Failure]:
+    """Those of clients whose budget, the run's or the owner's, does not allow the round."""
+    return [failure for failure in failures if failure.stage == BUDGET or failure.rule in EPSILON_RULES]

@@ -1,0 +1,72 @@
+"""The table of protections: how a round's updates are collected under each, and the keys that sites need for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from silotune.federation.coordinator.encrypted_sum import encrypted_sum
+from silotune.federation.coordinator.exchange import Collector, SigningKeys
+from silotune.federation.coordinator.secure_sum import secure_sum
+from silotune.federation.site.secure_sum import Protection
+from silotune.privacy.encryption import new_key
+from silotune.privacy.secure_sum.terms import Member
+from silotune.settings.sections import HeScheme, PrivacySection, ProtectionKind
+
+PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection, SigningKeys], Collector | None]] = {
+    "none": lambda privacy, keys: None,
+    "secure_sum": secure_sum,
+    "he": lambda privacy, keys: encrypted_sum(privacy),
+}
+"""Name -> builder of a round's collector, from settings and the keys that clients sign with; None where each client's
+update is seen."""
+
+SEES: Mapping[ProtectionKind, str] = {
+    "none": "the coordinator sees each institution's update, number of examples and figures",
+    "secure_sum": "the coordinator sees the sum of the institutions' updates, examples and figures, and who took part; "
+    "of a single institution it sees masked integers, even if it does not keep to the protocol",
+    "he": "the coordinator sees ciphertexts and, opened by one of the institutions, their sum; it holds no key, and is "
+    "trusted not to have a single update opened",
+}
+"""Name -> what the coordinator sees of a round, in one sentence."""
+
+
+TRUSTED: Mapping[ProtectionKind, str] = {
+    "none": "the server, and whoever gets the model",
+    "secure_sum": "the institutions, of which fewer than 2 x privacy.threshold - 1 work with the server against one of "
+    "them, and whoever gets the model; not the server",
+    "he": "the server, not to have a single update opened; every institution, with the key that all of them share; and "
+    "whoever gets the model",
+}
+"""Name -> who must be trusted where nothing is noised."""
+
+
+def guarantee(privacy: PrivacySection) -> str:
+    """What the coordinator sees under these settings, in one line."""
+    text = SEES[privacy.protection]
+    if privacy.protection == "he" and privacy.he_fraction < 1:
+        return f"{text}; {1 - privacy.he_fraction:.0%} of each update travel unencrypted and are seen"
+    return text
+
+
+def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
+    """Fresh keys for sites that live in one process; real sites have theirs from their kits.
+
+    Returns:
+        Site -> its keys; empty where nothing is protected.
+    """
+    if privacy.protection == "none":
+        return {}
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = {name: Ed25519PrivateKey.generate() for name in names}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
+    he_keys = {scheme: new_key(scheme) for scheme in schemes}
+    return {
+        name: Protection(
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
+            is_required=True,
+            he_keys=he_keys,
+        )
+        for name, key in private.items()
+    }

@@ -1,0 +1,73 @@
+"""The largest epsilon that a site can have reached truthfully: a report above it is a lie about the run's guarantee."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from silotune.errors import MessageError, require
+from silotune.federation.coordinator.decisions import MOST_TRIES
+from silotune.federation.site.ledger import release_of
+from silotune.federation.wire.messages import TrainReport
+from silotune.privacy.accountant import Spend, epsilon
+from silotune.settings.sections import SITE_NOISE, PrivacySection, TrainingSection
+
+SPARE_ROUNDS = 10
+"""Rounds that a run which was killed may have begun beside its own: sites were charged for them."""
+_ROUNDING = 1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What bounds an epsilon in a report.
+
+    Attributes:
+        privacy: The run's ``[privacy]`` section.
+        training: Its ``[training]`` section.
+        rounds: Of the run.
+        is_tried_again: Whether a round with too few replies is done again, which costs its sites once more.
+    """
+
+    privacy: PrivacySection
+    training: TrainingSection
+    rounds: int
+    is_tried_again: bool = False
+
+    def __post_init__(self) -> None:
+        if self.privacy.dp in SITE_NOISE and self.privacy.epsilon is None:
+            require("dp_accounting", extra="dp")
+
+    def most(self, num_examples: int) -> float:
+        """For a site with so many examples: ``privacy.epsilon``, or what all rounds of such a site cost.
+
+        Counted by moments, which is quick, and looser than the accountant that a site may count with.
+        """
+        if self.privacy.epsilon is not None:
+            return self.privacy.epsilon * _ROUNDING
+        spend = release_of(self.privacy, self.training, num_examples=num_examples, rounds=self.rounds)
+        rounds = (self.rounds + SPARE_ROUNDS) * (MOST_TRIES if self.is_tried_again else 1)
+        return _cost(spend.noise_multiplier, spend.sampling_rate, spend.steps * rounds, self.privacy.delta)
+
+
+def check_epsilon(report: TrainReport, facts: Reported | None) -> None:
+    """Refuses an epsilon that no site of the run can have reached.
+
+    Args:
+        report: A site's.
+        facts: Of the run; None where its sites add no noise of their own.
+
+    Raises:
+        MessageError: It is too large, or there can be none.
+    """
+    if report.epsilon is None:
+        return
+    if facts is None or facts.privacy.dp not in SITE_NOISE:
+        raise MessageError("a report names an epsilon, and the sites of this run add no noise")
+    most = facts.most(report.num_examples)
+    if report.epsilon > most:
+        raise MessageError(f"a report names epsilon = {report.epsilon:.4g}: at most {most:.4g} can have been spent")
+
+
+@lru_cache(1024)
+def _cost(noise: float, rate: float, steps: int, delta: float) -> float:
+    return epsilon([Spend(noise, rate, steps)], delta, accountant="rdp")

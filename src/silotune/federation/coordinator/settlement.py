@@ -1,0 +1,138 @@
+"""What a coordinator believes of what comes back. ``settle`` stands in front of everything that it uses.
+
+A reply is believed where it answers a request that was made, once, in the site's own name and under its own signature;
+where its body has the form of its kind and says what can be true; and where its tensors have the shapes that were asked
+for and values that can be added up. Whatever else goes wrong while one site's answer is looked at is that site's
+failure, under its name, and the others' answers go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from silotune.errors import MessageError
+from silotune.federation.coordinator import audit as audit_trail
+from silotune.federation.coordinator.audit import Audit, Digests
+from silotune.federation.coordinator.forms import check_body
+from silotune.federation.coordinator.reported import Reported, check_epsilon
+from silotune.federation.kinds import kind_named
+from silotune.federation.strict_json import check_form
+from silotune.federation.wire.messages import read_report
+from silotune.structs import Failure, Reply, Request, Tensors
+from silotune.tensors import all_finite, check_alike, largest
+
+_LOG = logging.getLogger(__name__)
+LARGEST_VALUE = 1e12
+"""In an update: the squares of a billion such values still add up in 32 bits, and no adapter comes near it."""
+MOST_WATTS, SPARE_JOULES = 2e5, 1e5
+"""Of one site, by this side's clock: more than a site draws ends nobody's budget of joules."""
+UNKNOWN = "unknown"
+"""The name under which an answer stands that is nobody's."""
+
+
+@dataclass
+class Settlement:
+    """The requests of one exchange, and who has been believed so far.
+
+    Attributes:
+        requests: What was sent, by client.
+        audit: The trail that believed replies and failures enter; None where none is kept.
+        shapes: Client -> tensors of the shapes that its update must have; of kinds without updates nothing.
+        oldest_round: Rounds from which replies may still come, where rounds are asynchronous; None for this one alone.
+        reported: What bounds an epsilon in a report; None where sites add no noise, so that there is none.
+        clock: Seconds that only grow.
+    """
+
+    requests: Mapping[str, Request]
+    audit: Audit | None = None
+    shapes: Mapping[str, Tensors] = field(default_factory=dict)
+    oldest_round: int | None = None
+    reported: Reported | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._answered: set[str] = set()
+        self._digests = Digests()
+        self._began = self.clock()
+
+    def settled(self, outcomes: Iterator[Reply | Failure]) -> Iterator[Reply | Failure]:
+        """What came in, one after the other, as it is believed."""
+        for outcome in outcomes:
+            yield self.settle(outcome)
+            del outcome  # or a reply would live on until the next one is there
+
+    def settle(self, outcome: Reply | Failure) -> Reply | Failure:
+        """A reply that is believed, or a failure; either stands in the trail."""
+        if isinstance(outcome, Failure):
+            failure = outcome if outcome.client in self.requests else replace(outcome, client=UNKNOWN)
+        else:
+            try:
+                self._check(outcome)
+                audit_trail.believes(self.audit, outcome, self.requests.get(outcome.client), self._digests)
+                self._answered.add(outcome.client)
+                return outcome
+            except MessageError as error:
+                failure = self._failure(outcome, str(error))
+            except Exception as error:  # noqa: BLE001  # whatever a site's answer brings about is that site's failure
+                _LOG.warning("an answer of %s: %s", outcome.client, type(error).__name__, exc_info=True)
+                failure = self._failure(outcome, f"the answer cannot be used: {type(error).__name__}")
+        audit_trail.fails(self.audit, failure)
+        return failure
+
+    def _failure(self, reply: Reply, reason: str) -> Failure:
+        client = reply.client if reply.client in self.requests else UNKNOWN
+        number = max((request.round_number for request in self.requests.values()), default=0)
+        return Failure(client, number, "reply", reason, reply.bytes_down, reply.bytes_up)
+
+    def _check(self, reply: Reply) -> None:
+        request = self.requests.get(reply.client)
+        if request is None or reply.kind != request.kind or not self._is_of_round(reply, request):
+            number = request.round_number if request is not None else "this exchange"
+            raise MessageError(f"a reply answers no request of round {number}")
+        if reply.client in self._answered:
+            raise MessageError(f"{reply.client!r} replied twice in round {reply.round_number}")
+        check_form(_plain(reply.body), "reply")
+        check_body(reply, request)
+        if kind_named(reply.kind).is_metered:
+            self._check_report(reply)
+        if reply.client in self.shapes and kind_named(reply.kind).sends_update:
+            check_alike(self.shapes[reply.client], reply.tensors)
+        check_values(reply)
+
+    def _is_of_round(self, reply: Reply, request: Request) -> bool:
+        oldest = request.round_number if self.oldest_round is None else self.oldest_round
+        return oldest <= reply.round_number <= request.round_number
+
+    def _check_report(self, reply: Reply) -> None:
+        """A report that can be true: no more energy than a site can have drawn since it was asked, no more epsilon."""
+        report = read_report(reply)
+        most = SPARE_JOULES + MOST_WATTS * (self.clock() - self._began)
+        if report.joules is not None and report.joules > most and self.oldest_round is None:
+            raise MessageError(f"{report.joules:.3g} joules are more than {reply.client!r} can have used meanwhile")
+        check_epsilon(report, self.reported)
+
+
+def check_values(reply: Reply) -> None:
+    """Refuses tensors that cannot be added up.
+
+    Raises:
+        MessageError: A value is not finite, or larger than any of an update.
+    """
+    if not all_finite(reply.tensors):
+        raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
+    floating = {name: tensor for name, tensor in reply.tensors.items() if tensor.is_floating_point()}
+    if (found := largest(floating)) > LARGEST_VALUE:
+        raise MessageError(
+            f"the update of {reply.client!r} holds a value of {found:.3g}: at most {LARGEST_VALUE:g} is taken"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A body of this process's own as plain JSON: tuples as lists; one that was decoded is that already."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

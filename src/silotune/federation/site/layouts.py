@@ -1,0 +1,100 @@
+"""What the tensors of a request must look like at a site, by its kind and the run's settings, never by its own word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from silotune import lora
+from silotune.errors import MessageError
+from silotune.federation.site import encrypted_sum
+from silotune.federation.wire import links
+from silotune.federation.wire.messages import Expected, Header, Layout, layout_of
+from silotune.methods.algorithms import method
+from silotune.methods.compress.pack import packed_layout
+from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.schedule import outgoing
+from silotune.settings.sections import FederationSection
+from silotune.structs import Request, Tensors
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a site knows of a run before a request comes: settings, the adapter's first tensors, its own rank."""
+
+    federation: FederationSection
+    initial: Tensors
+    rank: int | None
+
+
+def expected_of(federation: FederationSection, initial: Tensors, *, rank: int | None = None) -> Mapping[str, Expected]:
+    """Kind of request -> what gives the layout that its tensors must have; kinds that are left out carry none.
+
+    Args:
+        federation: The run's ``[federation]`` section.
+        initial: The adapter's tensors at their full rank.
+        rank: Of this site, where it has one of its own.
+    """
+    known = Known(federation, initial, rank)
+    return {kind: partial(made, known) for kind, made in _KINDS.items()}
+
+
+def _model(known: Known, header: Header, claimed: Layout) -> Layout:
+    """The round's part of the model, as it is."""
+    made = method(known.federation)
+    down = outgoing(made.sent(known.initial, {}), made.schedule(header.round_number), known.rank)
+    return _with_residuals(known, layout_of(down), claimed)
+
+
+def _linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
+    """The same as its link packs it: the model, or the change to what this site received last."""
+    download, whole = known.federation.download, _model(known, header, claimed)
+    packed = packed_layout(whole, download)
+    if not download.delta:
+        return packed
+    change = links.change_layout(packed)
+    return change if claimed.keys() == change.keys() else whole
+
+
+def _whole(known: Known, header: Header, claimed: Layout) -> Layout:
+    """The whole adapter, which is scored."""
+    return _with_residuals(known, layout_of(known.initial), claimed)
+
+
+def _sum(known: Known, header: Header, claimed: Layout) -> Layout:
+    """The ciphertexts of a sum."""
+    return encrypted_sum.sum_layout(Request(header.kind, header.round_number, header.client, {}, header.body))
+
+
+_Gives: TypeAlias = Callable[[Known, Header, Layout], Layout]
+_KINDS: Mapping[str, _Gives] = {
+    "train": _linked_model,
+    "evaluate": _whole,
+    "secure_sum.input": _model,
+    "he.input": _model,
+    "he.open": _sum,
+}
+
+
+def _with_residuals(known: Known, layout: Layout, claimed: Layout) -> Layout:
+    """The layout with the residuals that are claimed, where the rule makes such: their rank alone is the sender's.
+
+    Raises:
+        MessageError: A residual has no rank, or a larger one than its module's width.
+    """
+    if LORA_RULES[known.federation.lora].fold is None:
+        return layout
+    made = dict(layout)
+    for module in lora.modules(known.initial):
+        if module + lora.RESIDUAL_A not in claimed:
+            continue
+        a, b = known.initial[module + lora.A], known.initial[module + lora.B]
+        dtype = layout_of({"a": a})["a"][0]
+        width, (_, shape) = min(b.shape[0], a.shape[1]), claimed[module + lora.RESIDUAL_A]
+        if not shape or type(shape[0]) is not int or not 1 <= shape[0] <= width:
+            raise MessageError(f"the residual of {module!r} came with a rank that is not one of 1 to {width}")
+        made[module + lora.RESIDUAL_A] = (dtype, (shape[0], a.shape[1]))
+        made[module + lora.RESIDUAL_B] = (dtype, (b.shape[0], shape[0]))
+    return made

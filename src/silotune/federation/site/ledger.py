@@ -1,0 +1,226 @@
+"""What a site does before it trains under differential privacy: it makes the noise fit, checks, and writes down.
+
+The site's own file is what counts; what it knew at the last checkpoint is counted as well, so that a file that was
+lost or put back does not make anything unspent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import PrivacyError
+from silotune.privacy.accountant import Spend, noise_for
+from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
+from silotune.record.files import append_line, explained, mend, read_lines, to_line
+from silotune.settings.base import NAME, NAME_RULE
+from silotune.settings.sections import Accountant, PrivacySection, TrainingSection
+from silotune.structs import SiteState
+from silotune.training.local import steps_in_round
+from silotune.training.private import sampling_rate
+
+_ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
+LOCK_SECONDS = 60.0
+"""Another process holds a ledger for as long as it takes to add a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Where a site keeps its ledger; the most that its owner allows over all runs stands in the site's policy.
+
+    Attributes:
+        folder: Of the ledgers, one file a site; None where what a checkpoint keeps is all there is.
+    """
+
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A round whose cost is written down: its entry, what may be released, the run's epsilon, the state to keep."""
+
+    identity: str
+    spend: Spend
+    epsilon: float
+    state: SiteState
+
+
+def release_of(
+    privacy: PrivacySection, training: TrainingSection, *, num_examples: int, rounds: int, noise: float | None = None
+) -> Spend:
+    """What one round of a site releases, with noise that fits ``privacy.epsilon`` over all rounds unless it is given.
+
+    Raises:
+        ConfigError: No noise is enough.
+    """
+    if privacy.dp == "example":
+        rate = sampling_rate(num_examples, training.batch_size, training.gradient_accumulation)
+        steps = steps_in_round(num_examples, training)
+    else:
+        rate, steps = 1.0, 1
+    found = privacy.noise_multiplier or noise
+    if found is None:
+        found = noise_for(
+            float(privacy.epsilon or 0),
+            privacy.delta,
+            sampling_rate=rate,
+            steps=rounds * steps,
+            accountant=privacy.accountant,
+        )
+    return Spend(found, rate, steps)
+
+
+def open_round(
+    name: str, state: SiteState, budget: Budget, privacy: PrivacySection, *, run: str, round_number: int,
+    release: Callable[[float | None], Spend],
+) -> Opened:  # fmt: skip
+    """Writes a round's cost to the site's ledger, or refuses it.
+
+    Args:
+        name: The site's.
+        state: What it keeps; its entries are counted, too.
+        budget: Its ledger.
+        privacy: The run's ``[privacy]`` section.
+        run: The run's identity.
+        round_number: The round.
+        release: Gives what the round releases from the noise multiplier that the state keeps, if any.
+
+    Raises:
+        BudgetError: The round would pass the run's epsilon; nothing is written, nothing is to be trained.
+        PrivacyError: The ledger is damaged, or the site's name cannot name one.
+    """
+    planned = release(kept_noise(state))
+    with _ledger(budget.folder, name) as (rows, append):
+        known = _known(rows, state)
+        new = entry(run, round_number, planned)
+        own = [item for item in (*known, new) if item.run == run]
+        counted = {"accountant": privacy.accountant}
+        if privacy.epsilon is not None:
+            cost = check(own, privacy.delta, Cap(privacy.epsilon, "privacy.epsilon"), **counted)
+        else:
+            cost = spent(own, privacy.delta, **counted)
+        append(as_row(new))
+    kept = {**state.data, _ENTRIES: [as_row(item) for item in own], _NOISE: planned.noise_multiplier}
+    return Opened(new.identity, planned, cost, replace(state, data=kept))
+
+
+def settle_round(name: str, state: SiteState, budget: Budget, *, identity: str, spend: Spend) -> SiteState:
+    """Puts the cost of one entry right that turned out cheaper; the state to keep.
+
+    An entry that this state knows nothing of stays charged as it was written.
+    """
+    kept = {item.identity: item for item in map(from_row, state.data.get(_ENTRIES, ()))}
+    if identity not in kept:
+        return state
+    settled = {**kept, identity: replace(kept[identity], spend=spend)}
+    with _ledger(budget.folder, name) as (_, append):
+        append(as_row(settled[identity]))
+    return replace(state, data={**state.data, _ENTRIES: [as_row(item) for item in settled.values()]})
+
+
+def cost_of(name: str, state: SiteState, budget: Budget, new: Entry, **counted: Any) -> tuple[float, float]:
+    """Epsilon of the entry's run and of all runs of a site, the entry counted in; nothing is written.
+
+    Args:
+        name: The site's.
+        state: What it keeps.
+        budget: Its ledger.
+        new: The release that is asked for.
+        counted: ``delta`` and ``accountant``.
+
+    Raises:
+        PrivacyError: The ledger is damaged.
+    """
+    with _ledger(budget.folder, name) as (rows, _):
+        known = _known(rows, state)
+    every = [*known, new]
+    total = spent(every, **counted)
+    return (total if all(item.run == new.run for item in known) else spent(every, run=new.run, **counted)), total
+
+
+def spent_in(folder: Path, *, delta: float, accountant: Accountant = "pld") -> dict[str, dict[str, Any]]:
+    """What the ledgers of a folder say that each site spent, on all runs together and on each.
+
+    Args:
+        folder: With one file a site, as ``privacy.ledger`` and a site's state have it.
+        delta: At which epsilon is told.
+        accountant: How it is counted.
+
+    Returns:
+        Site -> ``epsilon`` of all its releases together, ``releases``, and ``runs``: run -> its own ``epsilon`` and
+        ``releases``.
+
+    Raises:
+        PrivacyError: The folder holds no ledger, or a damaged one.
+    """
+    places = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    if not places:
+        raise PrivacyError(f"{str(folder)!r} holds no privacy ledger (one SITE.jsonl a site)")
+    found = {}
+    for place in places:
+        entries = union(map(from_row, read_lines(place)))
+        runs = {item.run: [other for other in entries if other.run == item.run] for item in entries}
+        each = {run: _told(own, delta, accountant) for run, own in runs.items()}
+        found[place.stem] = {**_told(entries, delta, accountant), "runs": each}
+    return found
+
+
+def _told(entries: Sequence[Entry], delta: float, accountant: Accountant) -> dict[str, Any]:
+    return {"epsilon": spent(entries, delta, accountant=accountant), "releases": len(entries)}
+
+
+def _known(rows: Iterable[Mapping[str, Any]], state: SiteState) -> list[Entry]:
+    """Entries of the ledger's file and of what a checkpoint kept, each once."""
+    return union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
+
+
+def kept_noise(state: SiteState) -> float | None:
+    """The noise multiplier that the run's first round settled on; None before it."""
+    return state.data.get(_NOISE)
+
+
+def has_spent(state: SiteState) -> bool:
+    """Whether the site has released anything under a guarantee in this run."""
+    return bool(state.data.get(_ENTRIES))
+
+
+@contextmanager
+def _ledger(
+    folder: Path | None, name: str
+) -> Iterator[tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], None]]]:
+    """The rows of a site's file and a way to add one, while nobody else can."""
+    if folder is None:
+        yield [], lambda row: None
+        return
+    if not NAME.fullmatch(name):
+        raise PrivacyError(f"{name!r} cannot name a ledger: {NAME_RULE}")
+    place = folder / f"{name}.jsonl"
+    with explained(place):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f".{name}.lock").open("w")
+    with lock:
+        _hold(lock.fileno(), place)
+        if note := mend(place):  # the charge was not on the disk when the process stopped: its round had not begun
+            logging.getLogger("silotune").warning("%s: the charge of a round that had not begun", note)
+        yield read_lines(place), lambda row: append_line(place, to_line(row))
+
+
+def _hold(lock: int, place: Path) -> None:
+    """Waits for the lock of a ledger, within a limit."""
+    limit = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise PrivacyError(
+                    f"{str(place)!r} was held by another process for {LOCK_SECONDS:g} s: end it, then start again"
+                ) from None
+            time.sleep(0.02)

@@ -1,0 +1,76 @@
+"""A local round under a method's correction: what the client keeps for it, receives for it and sends back.
+
+A request of a method with controls carries the coordinator's beside the adapter's tensors, as ``control/<name>``; the
+reply carries the change of the client's own under the same names, so both messages have one layout. The client's own
+control is kept in its state as ``control/<name>``, beside the optimiser's moments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from silotune.errors import TrainingError
+from silotune.methods.aggregate import CONTROL
+from silotune.methods.corrections import Corrector, LocalWork
+from silotune.models.adapters import Adapted
+from silotune.settings.sections import TrainingSection
+from silotune.structs import SiteState, Tensors
+from silotune.tensors import all_finite, put_under, subtract, taken_from, without, zeros_like
+from silotune.training.encode import Encoded
+from silotune.training.gradient import mean_gradient
+from silotune.training.local import LocalResult, RoundPlace, learning_rate, train_round
+
+
+def train_corrected(
+    adapted: Adapted,
+    received: Tensors,
+    examples: Sequence[Encoded],
+    *,
+    settings: TrainingSection,
+    place: RoundPlace,
+    correction: Corrector | None,
+    state: SiteState,
+) -> LocalResult:
+    """Trains for one round; the result's state holds the client's control, too.
+
+    Args:
+        adapted: The resident model.
+        received: Tensors of the request.
+        examples: The client's encoded examples.
+        settings: The ``[training]`` section.
+        place: Seed and round.
+        correction: The client's side of the method; None for none.
+        state: What this client kept from its last round.
+
+    Raises:
+        SilotuneError: What the local round raises.
+        TrainingError: The client's control is no longer finite.
+    """
+    began = time.perf_counter()
+    weights, server = without(CONTROL, received), taken_from(CONTROL, received)
+    own = taken_from(CONTROL, state.tensors) or zeros_like(weights)
+    result = train_round(
+        adapted,
+        weights,
+        examples,
+        settings=settings,
+        place=place,
+        correction=correction.begin(own, server) if correction else None,
+        state=replace(state, tensors=without(CONTROL, state.tensors)),
+    )
+    if correction is None or correction.end is None:
+        return result
+    work = LocalWork(
+        result.delta,
+        result.steps,
+        learning_rate(settings, place),
+        lambda: mean_gradient(adapted, weights, examples, settings=settings),
+    )
+    renewed = correction.end(own, server, work)
+    if not all_finite(renewed):
+        raise TrainingError("the client's control is no longer finite; lower training.learning_rate")
+    change = put_under(CONTROL, subtract(renewed, own)) if correction.sends_change else {}
+    kept = replace(result.state, tensors={**result.state.tensors, **put_under(CONTROL, renewed)})
+    return replace(result, delta={**result.delta, **change}, state=kept, seconds=time.perf_counter() - began)

@@ -1,0 +1,149 @@
+"""A site's part of distributed differential privacy: the round's cost, the update within its bound, a share of noise.
+
+The noise stands in the terms of the secure sum, which every site signs: each knows that the others add theirs. What a
+round costs is written down as that of the fewest sites that may open the sum, before anything is trained; once the
+sites have agreed whose inputs are in the sum, and before it is opened, the cost is put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from silotune import tensors as arithmetic
+from silotune.errors import MessageError, ProtectionError
+from silotune.federation.site.ledger import Budget, open_round, settle_round
+from silotune.privacy.accountant import Spend
+from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
+from silotune.privacy.noise import Entropy, system
+from silotune.privacy.ring import RINGS, Integers
+from silotune.privacy.secure_sum.terms import Terms
+from silotune.settings.sections import FederationSection, PrivacySection
+from silotune.structs import Reply, SiteState, Tensors
+
+
+class Holder(Protocol):
+    """Of a site, what its budget needs."""
+
+    name: str
+    state: SiteState
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Share:
+    """A site's share of a sum's noise, the entry of the ledger that it was charged with, and where it comes from."""
+
+    noise: SharedNoise
+    entry: str
+    entropy: Entropy = system
+
+
+def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
+    """Writes the round's cost to the site's ledger before anything is trained; None for an exact sum.
+
+    Args:
+        terms: Of the sum that the site takes part in.
+        train: The order to train.
+        site: Whose state moves on.
+
+    Raises:
+        ProtectionError: The terms promise another noise than the order.
+        BudgetError: The round would overspend.
+    """
+    privacy, _ = settings_of(train)
+    check_noise(terms, privacy)
+    if terms.noise is None:
+        return None
+    noise = terms.shared_noise(terms.noise)
+    planned = planned_of(terms, noise)
+    run, number = str(train.get("run", "")), terms.round_number
+    opened = open_round(
+        site.name, site.state, site.budget, privacy, run=run, round_number=number, release=lambda kept: planned
+    )
+    site.state = opened.state
+    return Share(noise, opened.identity)
+
+
+def check_noise(terms: Terms, privacy: PrivacySection) -> None:
+    """Raises ``ProtectionError`` unless the noise in the terms of a sum is that of the order to train."""
+    if (terms.noise is None) != (privacy.dp != "distributed"):
+        raise ProtectionError(f"the order says privacy.dp = {privacy.dp!r}, which the terms of the sum do not")
+    if terms.noise is None:
+        return
+    asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
+    if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
+        raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
+
+
+def settings_of(train: Mapping[str, Any]) -> tuple[PrivacySection, FederationSection]:
+    """The settings of an order to train that a sum depends on.
+
+    Raises:
+        MessageError: They cannot be.
+    """
+    try:
+        privacy = PrivacySection.model_validate(train.get("privacy", {}))
+        return privacy, FederationSection.model_validate(train.get("federation", {}))
+    except ValidationError as error:
+        raise MessageError("an order to train holds no valid sections 'privacy' and 'federation'") from error
+
+
+def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:
+    """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
+    if privacy.dp != "distributed":
+        return privacy.max_examples
+    return (federation.weight_cap or 1) if federation.weighting == "capped" else 1
+
+
+def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
+    """What a round costs at most: the noise of the fewest sites that the sum may be opened over."""
+    return spend_of(noise, terms.needed)
+
+
+def price_of(terms: Terms) -> Spend | None:
+    """What taking part in a sum costs at most; None for an exact sum, whose noise is nobody's."""
+    return None if terms.noise is None else planned_of(terms, terms.shared_noise(terms.noise))
+
+
+def spend_of(noise: SharedNoise, present: int) -> Spend:
+    """What a sum of so many sites releases."""
+    return Spend(noise.multiplier(present), skellam_norms=noise.norms)
+
+
+def settle(terms: Terms, present: int, site: Holder, entry: str | None) -> None:
+    """Puts the sum's own entry right: the noise of all that are in the sum is in it."""
+    if terms.noise is None or entry is None:
+        return
+    spend = spend_of(terms.shared_noise(terms.noise), present)
+    site.state = settle_round(site.name, site.state, site.budget, identity=entry, spend=spend)
+
+
+def noised(
+    update: Reply, terms: Terms, share: Share, *, generator: np.random.Generator
+) -> tuple[Integers, Integers, int]:
+    """An update as integers within the bound, a share of the noise, and what the update weighs.
+
+    Args:
+        update: A ``train`` reply, its tensors clipped.
+        terms: Of the sum.
+        share: As ``begin`` gave it.
+        generator: For the rounding.
+    """
+    weight = min(int(update.body["num_examples"]), terms.max_examples)
+    values = arithmetic.flatten(update.tensors).float().numpy()
+    integers = rounded(values, weight, terms.scale(), bits=terms.bits, generator=generator)
+    drawn: Array = skellam(values.size, share.noise.share_variance, share.entropy)
+    return integers, drawn.astype(RINGS[terms.bits]), weight
+
+
+def within(delta: Tensors, clip_norm: float) -> Tensors:
+    """The update scaled down to the clip norm; zeros in place of one that is not finite."""
+    if not arithmetic.all_finite(delta):
+        return {name: tensor.new_zeros(tensor.shape) for name, tensor in delta.items()}
+    exact = arithmetic.clip({name: tensor.double() for name, tensor in delta.items()}, clip_norm)
+    return {name: tensor.to(delta[name].dtype) for name, tensor in exact.items()}

@@ -1,0 +1,97 @@
+"""What differential privacy changes in a client's round: before training, in it, and in what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from silotune.errors import DataError, ProtectionError
+from silotune.federation.site.ledger import Budget, Opened, open_round, release_of
+from silotune.federation.site.noised_sum import within
+from silotune.privacy.accountant import Spend
+from silotune.privacy.client_dp import private_update
+from silotune.settings.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
+from silotune.structs import SiteState, Tensors
+from silotune.training.encode import Encoded
+from silotune.training.private import DpSgd
+
+
+class Holder(Protocol):
+    """Of a site, what its budget needs."""
+
+    name: str
+    examples: Sequence[Encoded]
+    state: SiteState
+    budget: Budget
+
+
+def begin(
+    privacy: PrivacySection, training: TrainingSection, site: Holder, *, rounds: int, place: tuple[str, int]
+) -> Opened | None:
+    """Writes the round's cost to the site's ledger before anything is trained; None where the site adds no noise.
+
+    Args:
+        privacy: The run's ``[privacy]`` section.
+        training: Its ``[training]`` section.
+        site: Whose state moves on.
+        rounds: Of the run.
+        place: The run's identity and the round.
+
+    Raises:
+        BudgetError: The round would overspend.
+        DataError: There are no examples.
+    """
+    if privacy.dp not in SITE_NOISE:
+        return None
+    if not site.examples:
+        raise DataError("a client has no examples to train on")
+
+    def release(noise: float | None) -> Spend:
+        return release_of(privacy, training, num_examples=len(site.examples), rounds=rounds, noise=noise)
+
+    run, number = place
+    opened = open_round(site.name, site.state, site.budget, privacy, run=run, round_number=number, release=release)
+    site.state = opened.state
+    return opened
+
+
+def dp_sgd(privacy: PrivacySection, opened: Opened | None) -> DpSgd | None:
+    """What protects single examples in the steps of the round; None where nothing does."""
+    if opened is None or privacy.dp != "example":
+        return None
+    return DpSgd(opened.spend.noise_multiplier, privacy.clip_norm)
+
+
+def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> Tensors:
+    """The update as it may leave the site; of noise in shares, as it may enter the sum."""
+    if privacy.dp == "distributed":
+        return within(delta, privacy.clip_norm)
+    if opened is None or privacy.dp != "local":
+        return delta
+    return private_update(delta, clip_norm=privacy.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
+
+
+def check_way(privacy: PrivacySection, way: ProtectionKind) -> None:
+    """Refuses an update that would leave in another way than its order says: alone, in a secure or an encrypted sum.
+
+    Raises:
+        ProtectionError: The order asks for another protection, or for noise that this way does not carry.
+    """
+    if privacy.protection != way:
+        raise ProtectionError(
+            f"the order says privacy.protection = {privacy.protection!r}: no update of it leaves with {way!r}"
+        )
+    if privacy.dp == "distributed" and way != "secure_sum":
+        raise ProtectionError("privacy.dp = 'distributed' noises sums: no update leaves but inside a secure sum")
+
+
+def withheld(privacy: PrivacySection, opened: Opened | None) -> dict[str, Any]:
+    """Figures of a reply to put in place of those that no noise was put on, and what the run has cost so far.
+
+    Those are a mean loss, counts of tokens, and time and energy, which follow from them.
+    """
+    if privacy.dp == "none":
+        return {}
+    costs = {"seconds": None, "core_seconds": None, "joules": None, "energy_source": "unavailable"}
+    kept = {"loss": None, "tokens": 0, "epsilon": None if opened is None else opened.epsilon}
+    return kept if privacy.report_costs else {**kept, **costs}

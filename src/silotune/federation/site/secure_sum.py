@@ -1,0 +1,387 @@
+"""A site's answers to the requests of a secure sum: messages in, one phase of the protocol, messages out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from silotune import tensors as arithmetic
+from silotune.errors import ProtectionError
+from silotune.federation.site import noised_sum
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.served import Served
+from silotune.federation.wire.messages import Layout, read_body
+from silotune.federation.wire.signed_job import SignedJob, order_digest
+from silotune.privacy.figures import FIGURES, to_integers
+from silotune.privacy.ring import Integers, quantise
+from silotune.privacy.secure_sum import site as protocol
+from silotune.privacy.secure_sum import stages
+from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing, check_proof
+from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
+from silotune.record.plain_json import sha256
+from silotune.seeds import derive
+from silotune.settings.base import Positive, Section
+from silotune.settings.sections import HeScheme
+from silotune.structs import Reply, Request, SiteState, Tensors
+
+SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
+VALUES, FIGURES_NAME = "values", "figures"
+
+_Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages.Masked, stages.Consistent)
+
+
+@dataclass
+class Protection:
+    """What a site needs for protected sums, and the stage of the one that is going on.
+
+    ``is_required`` refuses whatever would show the coordinator this site alone.
+    ``he_keys`` are the secret keys that all sites share, by scheme. ``charged`` is the ledger's entry of the noised sum
+    that is going on.
+    """
+
+    member: Member
+    stage: stages.Stage | None = None
+    charged: str | None = None
+    is_required: bool = False
+    he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
+
+
+class Seat(Protocol):
+    """The part of a site that these phases use."""
+
+    name: str
+    state: SiteState
+    budget: Budget
+    served: Served
+    protection: Protection | None
+
+
+class SumOrder(Section):
+    """What the body of every request of a protected sum may hold: the job that its submitter signed."""
+
+    job: SignedJob | None = None
+
+
+class KeysOrder(SumOrder):
+    """Phase 1: the terms."""
+
+    terms: Terms
+
+
+class SharesOrder(SumOrder):
+    """Phase 2: everybody's keys."""
+
+    keys: dict[str, SignedKeys]
+
+
+class SealedShares(Section):
+    """What an owner sealed for one holder, the commitments to the two shares in it, and its signature over that."""
+
+    text: SealedText
+    seed: Hex32
+    key: Hex32
+    signature: Hex64
+
+    def read(self) -> stages.Sealed:
+        """With the text as bytes."""
+        return stages.Sealed(bytes.fromhex(self.text), self.seed, self.key, self.signature)
+
+
+def written(sealed: stages.Sealed) -> SealedShares:
+    """As it travels."""
+    return SealedShares(text=sealed.text.hex(), seed=sealed.seed, key=sealed.key, signature=sealed.signature)
+
+
+class AcceptOrder(SumOrder):
+    """Phase 3: who sent shares, and their shares for this site."""
+
+    arrived: tuple[str, ...]
+    shares: dict[str, SealedShares]
+
+
+class InputOrder(SumOrder):
+    """Phase 4: ring and size of the input, with whom masks are shared, complaints of this site, a ``train`` order."""
+
+    bits: Literal[16, 32, 64]
+    size: Positive
+    arrived: tuple[str, ...]
+    complaints: dict[str, Hex64] = {}
+    train: dict[str, Any]
+
+
+class CheckOrder(SumOrder):
+    """Phase 5: whose inputs are in the sum; and who is not any more, with the proof that it has lied before."""
+
+    survivors: tuple[str, ...]
+    liars: dict[str, FalseSharing] = {}
+
+
+class UnmaskOrder(SumOrder):
+    """Phase 6: who has signed that list."""
+
+    signatures: dict[str, Hex64]
+
+
+class SharesReport(Section):
+    """Answer of phase 2: sealed shares by holder, and what this site says of them."""
+
+    shares: dict[str, SealedShares]
+    sharing: SignedSharing
+
+
+class AcceptReport(Section):
+    """Answer of phase 3: the owners whose shares this site does not hold, with its signature under that."""
+
+    complaints: dict[str, Hex64]
+
+
+class GivenShares(Section):
+    """The two shares that one holder was given."""
+
+    seed: OpenShare
+    key: OpenShare
+
+    def read(self) -> tuple[bytes, bytes]:
+        """As bytes: (of the seed, of the mask key)."""
+        return bytes.fromhex(self.seed), bytes.fromhex(self.key)
+
+
+class InputReport(Section):
+    """Answer of phase 4, beside its tensors: what the holders that complain were given."""
+
+    answers: dict[str, GivenShares] = {}
+
+
+class CheckReport(Section):
+    """Answer of phase 5."""
+
+    signature: Hex64
+
+
+class UnmaskReport(Section):
+    """Answer of phase 6: shares by owner, of mask seeds or of mask keys."""
+
+    seed: dict[str, OpenShare]
+    key: dict[str, OpenShare]
+
+
+def advertise_keys(request: Request, site: Seat) -> Reply:
+    """``secure_sum.keys``; begins a sum and forgets one that was not finished."""
+    terms = read_body(KeysOrder, request).terms
+    protection = protection_of(site)
+    if terms.round_number != request.round_number:
+        raise ProtectionError("the terms of a sum are for another round")
+    protection.stage, keys = protocol.advertise(protection.member, terms, os.urandom)
+    return _reply(request, site, keys.model_dump())
+
+
+def share_keys(request: Request, site: Seat) -> Reply:
+    """``secure_sum.shares``."""
+    protection, stage = _taken(site, stages.Advertised, request)
+    keys = read_body(SharesOrder, request).keys
+    protection.stage, sealed, sharing = protocol.share(protection.member, stage, keys, os.urandom)
+    shares = {peer: written(one) for peer, one in sealed.items()}
+    return _reply(request, site, SharesReport(shares=shares, sharing=sharing).model_dump())
+
+
+def accept_shares(request: Request, site: Seat) -> Reply:
+    """``secure_sum.accept``."""
+    protection, stage = _taken(site, stages.Shared, request)
+    order = read_body(AcceptOrder, request)
+    relayed = {owner: one.read() for owner, one in order.shares.items()}
+    protection.stage, complaints = protocol.accept(protection.member, stage, order.arrived, relayed)
+    return _reply(request, site, {"complaints": complaints})
+
+
+def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]) -> Reply:
+    """``secure_sum.input``: trains, then sends the update and its figures as masked integers.
+
+    Args:
+        request: With the adapter's tensors.
+        site: Whose stage moves on.
+        train: Answers the ``train`` request that the order holds.
+    """
+    protection, stage = _taken(site, stages.Held, request)
+    order = read_body(InputOrder, request)
+    confirmed = protocol.confirm(protection.member, stage, order.arrived)
+    answers = protocol.answer(protection.member, stage, order.complaints)
+    terms = stage.terms
+    if (order.size, order.bits) != (terms.size, terms.bits):
+        raise ProtectionError("size and ring are not those of the terms that this site agreed to")
+    if work_digest(order.train, request.tensors) != terms.work:
+        raise ProtectionError("model and settings are not those that all sites of this sum agreed to train with")
+    check_terms(terms, order.train)
+    share = noised_sum.begin(terms, order.train, site)
+    protection.charged = None if share is None else share.entry
+    update = train(replace(request, kind="train", body=order.train))
+    if arithmetic.count(update.tensors) != terms.size:
+        raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
+    arrays, noise = integers_of(update, terms, share, seed=int(order.train.get("seed", 0)))
+    protocol.mask(protection.member, confirmed, arrays, noise=noise)
+    protection.stage = confirmed
+    tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
+    shown = {holder: {"seed": of_seed.hex(), "key": of_key.hex()} for holder, (of_seed, of_key) in answers.items()}
+    return Reply(request.kind, request.round_number, site.name, tensors, {"answers": shown} if shown else {})
+
+
+def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
+    """Compares the terms that this site has signed with the settings that it trains under, which a submitter signed.
+
+    Raises:
+        ProtectionError: A coordinator has chosen other terms than the run's settings say.
+    """
+    privacy, federation = noised_sum.settings_of(train)
+    noised_sum.check_noise(terms, privacy)
+    check_alike(
+        "terms of the sum",
+        {
+            "bits": (terms.bits, privacy.ring_bits),
+            "bound": (terms.bound, privacy.bound),
+            "max_examples": (terms.max_examples, noised_sum.largest_weight(privacy, federation)),
+            "threshold": (terms.threshold, privacy.threshold),
+        },
+    )
+
+
+def check_alike(where: str, said: Mapping[str, tuple[object, object]]) -> None:
+    """Raises ``ProtectionError`` at the first name of which (what was asked, what the settings say) differ."""
+    for name, (asked, agreed) in said.items():
+        if asked != agreed:
+            raise ProtectionError(f"the {where} say {name} = {asked}, the settings of the order to train say {agreed}")
+
+
+def work_digest(order: Mapping[str, Any], tensors: Tensors) -> str:
+    """SHA-256 of what a sum is made from: the ``train`` order, without its job, and the tensors that training begins
+    with."""
+    return sha256({"order": order_digest(order), "tensors": arithmetic.digest(tensors)})
+
+
+def integers_of(
+    update: Reply, terms: Terms, share: noised_sum.Share | None, *, seed: int
+) -> tuple[list[Integers], list[Integers]]:
+    """A ``train`` reply as integers before masking: values of the update and figures; and the noise on the values.
+
+    The rounding is drawn from the run's seed, so that a repeated round gives the same sum; it hides nothing.
+    """
+    drawn = derive(seed, "rounding", round_number=update.round_number, client=update.client)
+    generator, clients = np.random.default_rng(drawn), len(terms.cohort)
+    if share is not None:
+        values, noise, weight = noised_sum.noised(update, terms, share, generator=generator)
+        return [values, to_integers(update.body, clipped=0, clients=clients, weight=weight)], [noise]
+    quantised, clipped = quantise(
+        arithmetic.flatten(update.tensors).float().numpy(),
+        int(update.body["num_examples"]),
+        terms.scale(),
+        bits=terms.bits,
+        generator=generator,
+    )
+    return [quantised, to_integers(update.body, clipped=clipped, clients=clients)], []
+
+
+def check_survivors(request: Request, site: Seat) -> Reply:
+    """``secure_sum.check``."""
+    protection, stage = _taken(site, stages.Masked, request)
+    order = read_body(CheckOrder, request)
+    agreed, signature = protocol.agree(protection.member, stage, order.survivors)
+    _check_same_clients(site, request, agreed, order.liars)
+    protection.stage = agreed
+    return _reply(request, site, {"signature": signature})
+
+
+def _check_same_clients(
+    site: Seat, request: Request, agreed: stages.Consistent, liars: Mapping[str, FalseSharing]
+) -> None:
+    """Refuses a round that this site has helped to open before, unless it was over the same clients.
+
+    Clients that have provably lied may be missing now: the two sums then tell the difference of their inputs alone,
+    and against an honest client there is no such proof, of whatever sum. Over the same clients as last time nothing
+    has to be proven, so that a try that was cut short can be made again.
+
+    Raises:
+        ProtectionError: It was over other clients, and none of those that are missing is proven to have lied.
+    """
+    noted = site.served.opened(_which(request))
+    if noted is None:
+        return
+    before, members = set(json.loads(noted)), protection_of(site).member.public_keys
+    missing = before - set(agreed.survivors)
+    if not missing <= liars.keys() or not before >= set(agreed.survivors):
+        raise ProtectionError(
+            f"round {request.round_number} was opened before, over other clients: the difference of two sums would "
+            "show single updates"
+        )
+    for name in sorted(missing):
+        if name not in members:
+            raise ProtectionError(f"{name!r} is said to have lied, and is no member of the federation any more")
+        check_proof(liars[name], name, members[name])
+
+
+def reveal_shares(request: Request, site: Seat) -> Reply:
+    """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
+    protection, stage = _taken(site, stages.Consistent, request)
+    signatures = read_body(UnmaskOrder, request).signatures
+    shares = protocol.reveal(protection.member, stage, signatures)
+    noised_sum.settle(stage.terms, len(stage.survivors), site, protection.charged)
+    site.served.note_opened(_which(request), json.dumps(sorted(stage.survivors)))
+    kinds = {
+        kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
+    }
+    return _reply(request, site, UnmaskReport(**kinds).model_dump())
+
+
+def input_layout(request: Request) -> Layout:
+    """What the tensors of an answer to ``secure_sum.input`` must be."""
+    order = read_body(InputOrder, request)
+    return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
+
+
+def _which(request: Request) -> str:
+    return f"secure_sum:{request.round_number}"
+
+
+_NAMES = (VALUES, FIGURES_NAME)
+
+
+def _signed(array: np.ndarray[Any, Any]) -> str:
+    """torch has few unsigned types: the same bits travel as signed numbers."""
+    return str(array.dtype.str).replace("u", "i")
+
+
+def protection_of(site: Seat) -> Protection:
+    """The site's keys; ``ProtectionError`` where it has none."""
+    if site.protection is None:
+        raise ProtectionError(f"{site.name!r} has no keys for protected sums: its kit brings them")
+    return site.protection
+
+
+def terms_of(site: Seat) -> Terms | None:
+    """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
+    stage = site.protection.stage if site.protection is not None else None
+    return None if stage is None or isinstance(stage, stages.Closed) else stage.terms
+
+
+def is_amid_sum(site: Seat) -> bool:
+    """Whether the site holds secrets of a sum that is not at its end: they are in its memory alone."""
+    return terms_of(site) is not None
+
+
+def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
+    """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
+    protection = protection_of(site)
+    stage, protection.stage = protection.stage, stages.Closed()
+    if not isinstance(stage, kind):
+        raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
+    if request.round_number != stage.terms.round_number:
+        raise ProtectionError(f"{request.kind} is asked for another round than the terms of this sum: it is closed")
+    return protection, stage
+
+
+def _reply(request: Request, site: Seat, body: Mapping[str, Any]) -> Reply:
+    return Reply(request.kind, request.round_number, site.name, {}, body)

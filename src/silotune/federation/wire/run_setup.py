@@ -1,0 +1,103 @@
+"""The setup of a run: what its sites are told of its configuration, and nothing that names a place.
+
+One function takes out of a configuration all that names a file, a folder or a service. A coordinator sends what it
+leaves; a site refuses what it would change. So no path of a coordinator's reaches a site, whoever wrote the setup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from silotune.config import Config
+from silotune.errors import PolicyError
+from silotune.federation.strict_json import strict_object
+from silotune.settings.base import Section, exactly
+from silotune.settings.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
+
+MOST_SETUP_BYTES = 1 << 20
+"""Of a setup as JSON, looked at before it is parsed: a configuration takes a few thousand."""
+
+
+class Setup(Section):
+    """What a run tells its sites, once with every message: the settings they need, none of the coordinator's places.
+
+    ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk.
+    """
+
+    config: Config
+    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+def without_places(config: Config) -> Config:
+    """The configuration without all that names a file, a folder, a model or a service, and what is the coordinator's
+    own business: scoring, records, its simulated clock, and the adapter that training begins from, whose tensors
+    travel in the first round. A site brings its own base model and its own examples.
+    """
+    data, definition = config.data, config.data.definition
+    nowhere: dict[str, Any] = {name: DataSection.model_fields[name].default for name in _OF_DATA}
+    if data.partition.scheme == "file" or data.partition.files:
+        nowhere["partition"] = PartitionSection()
+    if definition is not None:
+        nowhere["definition"] = definition.model_copy(update={"hub_id": None, "hub_config": None})
+    of_model = {name: ModelSection.model_fields[name].default for name in _OF_MODEL}
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update=of_model),
+            "adapter": config.adapter.model_copy(update={"start": None}),
+            "data": data.model_copy(update=nowhere),
+            "federation": config.federation.model_copy(update={"clock": None, "policies": {}, "engine": "in_process"}),
+            "privacy": config.privacy.model_copy(update={"ledger": None}),
+            "evaluation": EvaluationSection(),
+            "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
+        }
+    )
+
+
+_OF_DATA = ("source", "root", "train", "validation", "test")
+_OF_MODEL = ("name", "revision", "device", "offline")
+
+
+def setup_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that came beside a request as its run's setup, in its canonical form.
+
+    Raises:
+        PolicyError: It is longer than any run needs.
+        MessageError: It is not an object within bounds.
+    """
+    if len(data) > MOST_SETUP_BYTES:
+        raise PolicyError("setup", f"the run's setup has {len(data)} bytes, at most {MOST_SETUP_BYTES} are read")
+    return strict_object(data, "setup", is_prose=True)
+
+
+def read_setup(document: Mapping[str, Any]) -> Setup:
+    """The setup that came with a request, every value exactly of its type, and none that names a place.
+
+    Raises:
+        PolicyError: It is not one, or names a place at this site.
+    """
+    try:
+        setup = exactly(Setup, document)
+    except ValueError as error:
+        raise PolicyError("setup", f"the run's setup is not valid at {str(error)!r}") from None
+    if not setup.base:
+        raise PolicyError("setup", "the run's setup names no base model by its fingerprint")
+    wanted = without_places(setup.config)
+    if wanted != setup.config:
+        odd = next(differing(wanted.model_dump(mode="json"), setup.config.model_dump(mode="json")), "it")
+        raise PolicyError("setup", f"the run's setup sets {odd}: what names a place, a site takes from its site.toml")
+    return setup
+
+
+def differing(left: Mapping[str, Any], right: Mapping[str, Any], *, within: str = "") -> Iterator[str]:
+    """Dotted names of the values that differ."""
+    for name in (*left, *(name for name in right if name not in left)):
+        one, other = left.get(name), right.get(name)
+        if one == other:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from differing(one, other, within=f"{within}{name}.")
+        else:
+            yield f"{within}{name}"

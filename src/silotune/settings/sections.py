@@ -1,0 +1,424 @@
+"""The strict sections of a run's configuration: every choice and setting, with its limits and what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from silotune.settings.base import FolderName, Fraction, Momentum, Place, Positive, PositiveNumber, Section
+from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
+
+Precision = Literal["float32", "bfloat16", "int4"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+AdapterKind = Literal["lora", "qlora", "ia3", "none"]
+Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
+Objective = Literal["sft", "choice", "classify", "dpo", "kto", "pretrain"]
+PreferenceLoss = Literal["sigmoid", "robust", "ipo"]
+Turns = Literal["all", "last"]
+Wording = Literal["auto", "prompt", "text"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
+Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fednova", "feddyn"]
+Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
+Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
+ScaffoldOption = Literal["I", "II"]
+Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
+LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
+Personalization = Literal["none", "ditto", "fine-tune"]
+Mode = Literal["federated", "isolated", "centralized"]
+Engine = Literal["in_process", "ray"]
+Shortfall = Literal["stop", "wait", "skip"]
+Scoring = Literal["likelihood", "generation"]
+Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
+ProtectionKind = Literal["none", "secure_sum", "he"]
+HeScheme = Literal["bfv", "ckks"]
+AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
+DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed"]
+Accountant = Literal["pld", "rdp"]
+Clipping = Literal["fixed", "adaptive"]
+
+BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify", "dpo")
+"""Objectives whose loss is a sum over examples, each term a function of its example alone."""
+SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
+"""Guarantees whose noise is added at the site, so that the server need not be trusted."""
+LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
+"""Algorithms that learn of the clients nothing but the mean of their updates."""
+
+SUMMABLE: tuple[Algorithm, ...] = (*LINEAR, "feddyn")
+"""Algorithms that use updates in no other way than in their sum weighted by examples."""
+
+
+LONGEST_PROMPT, MOST_PLACES = 4096, 32
+"""Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
+
+
+def _check_length(text: str, name: str) -> None:
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name}: a text of {len(text)} characters, at most {LONGEST_PROMPT} are taken")
+
+
+def _check_template(text: str, name: str) -> None:
+    """Refuses a template larger than any prompt needs; braces that do not fit are told where it is resolved."""
+    _check_length(text, name)
+    try:
+        places = sum(field is not None for _, field, _, _ in Formatter().parse(text))
+    except ValueError:
+        return
+    if places > MOST_PLACES:
+        raise ValueError(f"{name}: a template of {places} placeholders, at most {MOST_PLACES} are taken")
+
+
+class ModelSection(Section):
+    """The base model that all institutions share."""
+
+    name: str = Field("nano", description="Hub id, local folder, or 'nano' (shipped)")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
+    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
+    attention: Attention = Field("auto", description="auto: as transformers, with short texts faster on a CPU")
+    max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
+    gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
+    autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
+    offline: bool = Field(False, description="never ask the Hub for the model; HF_HUB_OFFLINE=1 holds for data, too")
+
+
+class AdapterSection(Section):
+    """The small part that is trained and sent."""
+
+    kind: AdapterKind = Field("lora", description="qlora is lora on an int4 base; none trains all weights")
+    rank: Positive = Field(8, description="of lora and qlora")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16, description="of lora and qlora: the update is scaled by alpha / rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of lora and qlora")
+    targets: Literal["auto", "all-linear"] | tuple[str, ...] = Field(
+        "auto", description="'auto' (peft's map for the architecture), 'all-linear', or module names"
+    )
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
+    dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
+    start: str | None = Field(
+        None, description="run folder (or RUN/centralized), or exported adapter, whose adapter training goes on from"
+    )
+
+
+class TaskSection(Section):
+    """A task of the user's own: how a row becomes a prompt and an answer."""
+
+    prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
+    answer: str = Field(description="column that holds the answer, of pairs the preferred one")
+    columns: dict[str, str] = Field({}, description="name in the prompt -> column, where they differ")
+    choices: tuple[str, ...] = Field(
+        (), description="columns of a row's own options, or one column with all; the prompt shows them as {options}"
+    )
+    rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
+    system: str = Field("", description="system message before every prompt")
+    options: tuple[str, ...] = Field(
+        (), description="closed set of answers, with choices their letters; empty for open answers"
+    )
+    label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
+    metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
+    fields: tuple[str, ...] = Field((), description="columns that a partition may use")
+    hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
+    hub_config: str | None = Field(None, description="configuration of that data set")
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_no_flood(cls, text: str) -> str:
+        _check_template(text, "data.definition.prompt")
+        return text
+
+    @field_validator("system")
+    @classmethod
+    def _is_short(cls, text: str) -> str:
+        _check_length(text, "data.definition.system")
+        return text
+
+
+class PartitionSection(Section):
+    """How the training examples are spread over clients."""
+
+    scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
+    clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
+    alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
+    field: str = Field("label", description="label, a field of the task such as subject, or both: subject+label")
+    min_examples: Positive = Field(4, description="fewest examples a client may hold")
+    files: dict[str, Place] = Field({}, description="scheme 'file': client name -> training file")
+
+
+class DataSection(Section):
+    """Where the examples come from."""
+
+    task: str = Field("finance-news", description="a name from 'silotune tasks', 'custom', or 'mixture'")
+    source: Literal["auto", "embedded", "local", "hub"] = Field(
+        "auto", description="auto: local where files are given, else embedded, else hub"
+    )
+    root: Place | None = Field(None, description="folder that holds the task's own folder or files")
+    train: Place | None = Field(None, description="training file instead of the task's own")
+    validation: Place | None = Field(None, description="validation file; without one, 10 % of train are carved off")
+    test: Place | None = Field(None, description="test file; without one, 20 % of train are carved off")
+    num_train: Positive | None = Field(None, description="most training examples (all clients together)")
+    num_validation: Positive | None = Field(None, description="most validation examples")
+    num_test: Positive | None = Field(None, description="most test examples")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="pool all splits and draw this share as the test set, as datasets' train_test_split does"
+    )
+    holdout_seed: Annotated[int, Field(ge=0)] = Field(42, description="of that draw; it stays when the run's changes")
+    prompt: str | None = Field(
+        None,
+        description="another template for a known task, over the same columns; at most 4,096 characters, 32 columns",
+    )
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="with task = 'mixture': task -> its share of the examples"
+    )
+    definition: TaskSection | None = Field(None, description="a task of your own, used with task = 'custom'")
+    partition: PartitionSection = PartitionSection()
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_no_flood(cls, text: str | None) -> str | None:
+        if text is not None:
+            _check_template(text, "data.prompt")
+        return text
+
+
+class TrainingSection(Section):
+    """One local round at a client."""
+
+    objective: Objective = Field(
+        "sft",
+        description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model; "
+        "dpo: pairs of answers; kto: answers that are wanted or not; pretrain: all tokens of plain text",
+    )
+    turns: Turns = Field("all", description="of sft: which of an assistant's turns in a chat are learnt")
+    packing: bool = Field(False, description="of sft and pretrain: put short examples into one row, each by itself")
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="of dpo and kto: how strongly the model is held to where training began"
+    )
+    preference_loss: PreferenceLoss = Field(
+        "sigmoid", description="of dpo: sigmoid (smoothed by label_smoothing), robust (Chowdhury 2024), ipo (Azar 2023)"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="of dpo with sigmoid or robust: share of pairs that may be the wrong way round"
+    )
+    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are wanted")
+    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are not")
+    wording: Wording = Field(
+        "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
+    )
+    optimizer: Optimizer = Field("adamw", description="of the local steps")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
+    batch_size: Positive = Field(16, description="examples a batch")
+    gradient_accumulation: Positive = Field(1, description="batches an optimiser step")
+    max_steps: Positive | None = Field(None, description="optimiser steps a round; instead of epochs")
+    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="passes over a client's examples a round")
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="bound on a step's gradient norm; 0 for none")
+    schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
+    optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
+    threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
+
+
+class AttackSection(Section):
+    """For simulation only: clients of this process that work against the others, to see what a rule withstands."""
+
+    kind: Attack = Field("none", description="sign-flip and scaled change the update, label-flip the labels")
+    clients: Positive = Field(1, description="malicious clients, drawn by the run's seed")
+    factor: PositiveNumber = Field(10.0, description="malicious updates are multiplied by it; sign-flip: by minus it")
+
+
+class BudgetSection(Section):
+    """What the federated mode may spend; it stops before a round that, costing what the last one did, would pass it."""
+
+    bytes: Positive | None = Field(None, description="of all messages, both ways")
+    joules: PositiveNumber | None = Field(None, description="of training and aggregation; needs a meter")
+
+
+ADAPTIVE_RATE = 0.01
+"""Server's learning rate of the adaptive algorithms unless it is given: their steps are about that long in every
+value, however short the mean update is."""
+UNWEIGHTED: tuple[Aggregation, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
+"""Rules that count every update once, as they were published."""
+ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
+
+
+class FederationSection(Section):
+    """Who takes part, and how updates become one model."""
+
+    engine: Engine = Field("in_process", description="where clients train: this process, or Flower's simulation on Ray")
+    ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
+    ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
+    modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
+    algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
+    weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
+    aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
+    rounds: Positive = Field(5, description="of every mode")
+    clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
+    lora: LoraRule = Field("factors", description="of lora and qlora: what of the factors travels and is averaged")
+    ranks: dict[str, Positive] = Field(
+        {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
+    )
+    memory_mb: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="in place of ranks: client name -> megabytes for weights, gradients and moments of its adapter"
+    )
+    policies: dict[str, Path] = Field(
+        {}, description="in place of ranks: client name -> its policy.toml, whose largest_adapter bounds its rank"
+    )
+    personalization: Personalization = Field(
+        "none", description="a model of each client's own: beside the global one, or from it after the last round"
+    )
+    ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
+    scaffold_option: ScaffoldOption = Field(
+        "II",
+        description="scaffold: a client's control is its gradient at the received model (I) or over its steps (II)",
+    )
+    feddyn_alpha: Annotated[float, Field(ge=0)] = Field(0.1, description="feddyn: weight of the dynamic regulariser")
+    server_learning_rate: PositiveNumber = Field(
+        1.0, description="the update is scaled by it; unless given, 0.01 for fedadagrad, fedyogi and fedadam"
+    )
+    server_momentum: Momentum = Field(0.9, description="fedavgm: share of the last step")
+    server_beta1: Momentum = Field(0.9, description="fedadagrad, fedyogi, fedadam: decay of the mean update")
+    server_beta2: Momentum = Field(0.99, description="fedyogi, fedadam: decay of the squared update")
+    server_tau: PositiveNumber = Field(1e-3, description="fedadagrad, fedyogi, fedadam: least divisor of a step")
+    fairness_q: Annotated[float, Field(ge=0)] = Field(1.0, description="q-ffl: power of the loss; 0 is by examples")
+    weight_cap: Positive | None = Field(None, description="capped: most examples that count")
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.2, description="trimmed-mean: share left out on either side")
+    norm_bound: PositiveNumber | None = Field(
+        None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
+    )
+    malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
+    min_replies: Positive = Field(1, description="fewest usable replies of a round")
+    below_minimum: Shortfall = Field(
+        "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
+    )
+    encode: bool = Field(True, description="pass messages through the real encoder even in one process")
+    workers: Positive | None = Field(
+        None, description="clients trained side by side in one process; default: a core each for small models"
+    )
+    worker_processes: bool | None = Field(
+        None,
+        description="train them in processes, which hold the base each, not in threads; default: if a run is long",
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        3600.0, description="wait for a reply; unused in one process"
+    )
+    upload: CompressionSection = CompressionSection()
+    download: DownloadSection = DownloadSection()
+    clock: ClockSection | None = Field(None, description="simulated time; none without the section")
+    budget: BudgetSection = BudgetSection()
+    attack: AttackSection = AttackSection()
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether clients may have LoRA ranks of their own."""
+        return bool(self.ranks or self.memory_mb or self.policies)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adaptive_steps_are_short(cls, document: Any) -> Any:
+        """An adaptive server step of rate 1 would move every value by about 1."""
+        if not isinstance(document, Mapping) or document.get("algorithm") not in ADAPTIVE:
+            return document
+        return {"server_learning_rate": ADAPTIVE_RATE, **document}
+
+
+class PrivacySection(Section):
+    """What is promised about single records or institutions (dp), and what the coordinator may see of one update."""
+
+    protection: ProtectionKind = Field(
+        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
+    )
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
+    )
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
+    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
+    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
+    he_fraction: Fraction = Field(
+        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
+    )
+    dp: DifferentialPrivacy = Field(
+        "none",
+        description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
+        "local (noise on each update before it leaves), distributed (each site adds a share of the sum's noise)",
+    )
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most that a run may cost; without noise_multiplier the noise is made to fit it"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="below 1 / examples, or 1 / clients")
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="standard deviation of the noise over the sensitivity; default: made to fit epsilon"
+    )
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        1.0, description="bound on an example's gradient, or on a client's update; of adaptive clipping the first one"
+    )
+    clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of adaptive clipping")
+    clip_learning_rate: Annotated[float, Field(gt=0)] = Field(0.2, description="of adaptive clipping")
+    client_sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="of client: poisson draws each client by itself, clients_per_round on average, and is counted as "
+        "amplification; fixed is not",
+    )
+    colluding: Annotated[int, Field(ge=0)] = Field(
+        1, description="of distributed: sites that may work with the coordinator; their shares of noise do not count"
+    )
+    accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
+    ledger: Place | None = Field(
+        None, description="folder in which sites keep what they spent over all runs; default: of this run only"
+    )
+    report_costs: bool = Field(
+        False, description="let sites under DP send seconds and joules, which the guarantee does not cover"
+    )
+
+
+class EvaluationSection(Section):
+    """On what, how and when models are scored."""
+
+    gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
+    selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
+    scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
+    batch_size: Positive = Field(64, description="examples a forward pass")
+    max_examples: Positive | None = Field(None, description="most examples of a scored set")
+    every: Positive = Field(1, description="rounds between two scorings of the global model")
+    per_client: bool = Field(False, description="score the global model on each client's own examples at the end")
+    select_every: Positive = Field(1, description="rounds between two scorings on the selection set")
+    patience: Positive | None = Field(None, description="stop after so many rounds without a better selection metric")
+    target: float | None = Field(None, description="stop once the selection metric is as good as this")
+    keep: Literal["last", "best"] = Field("last", description="which round's adapter is the result")
+    forgetting: str = Field(
+        "",
+        description="general text whose perplexity is taken before and after: a .txt or .jsonl file (key text), "
+        "'embedded' (everyday chats), or nothing",
+    )
+    forgetting_tokens: Annotated[int, Field(ge=2)] = Field(8192, description="most tokens of that text")
+    max_new_tokens: Positive = Field(16, description="of a generated answer")
+    bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
+
+
+class RecordSection(Section):
+    """Where results go."""
+
+    folder: Place = Field(Path("runs"), description="where run folders are made")
+    name: FolderName | None = Field(None, description="name of the run folder; default: made from task, model, adapter")
+    checkpoint_every: Positive = Field(1, description="rounds between checkpoints")
+    audit: bool = Field(True, description="keep a signed audit trail of the federated mode")
+    audit_key: Place | None = Field(
+        None, description="Ed25519 key that signs the trail; default: made for the run, thrown away at its end"
+    )
+    keep_updates: bool = Field(False, description="keep every update, so that 'audit verify' can aggregate them again")
+    energy: bool = Field(True, description="meter joules and CO2 with codecarbon, where silotune[energy] is installed")
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
+        "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
+    )
