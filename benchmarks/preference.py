@@ -20,8 +20,8 @@ from silotune.data.load import load
 from silotune.errors import RunFolderError
 from silotune.evaluation.generate import greedy_answers
 from silotune.evaluation.statistics import paired
-from silotune.experiment.prepare import encoder_for
 from silotune.experiment.run import run_experiment
+from silotune.experiment.scoring import encoder_for
 from silotune.experiment.tuned import config_of, load_tuned
 from silotune.record.runs import RunFolder
 

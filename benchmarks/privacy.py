@@ -25,8 +25,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from measure import Result, all_passed, as_document, from_document, machine, read_document, seconds_of, speed_up, table
 
-from silotune.federation.site.secure_sum import SharesReport, UnmaskReport, written
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
+from silotune.federation.wire.sum_orders import SharesReport, UnmaskReport, written
 from silotune.privacy.encryption import Adder, Packing, decrypt, encrypt, new_key
 from silotune.privacy.masks import BLOCK_BYTES, PIECE_BYTES, SEGMENT_BYTES, ZEROS, add_streams, fastest_keystream
 from silotune.privacy.ring import RINGS, Scale, levels, mean, quantise

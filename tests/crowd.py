@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tiny
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import TrainOrder
 from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import Failure, Reply, Request, Tensors

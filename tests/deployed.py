@@ -17,15 +17,13 @@ from line import line
 from silotune.config import Config, from_mapping
 from silotune.data.mixture import load_examples
 from silotune.deploy.coordinator import public_keys
-from silotune.deploy.equipment import equip, guard_of
 from silotune.deploy.flower import grid as link
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
+from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit, site_folder, trainer_socket
 from silotune.deploy.processes import Child
 from silotune.deploy.queue import Jobs
 from silotune.deploy.queued_run import over, vouched, work_on
 from silotune.deploy.submit import submit_run
-from silotune.deploy.trainer import holdings_of
+from silotune.deploy.trainer import equip, guard_of, holdings_of
 from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.record.runs import RunFolder

@@ -11,7 +11,7 @@ import torch
 
 from parties import false_shares, spoilt
 from protected import Lie, Lying
-from silotune.federation.site.secure_sum import SealedShares, SharesOrder, SharesReport, written
+from silotune.federation.wire.sum_orders import SealedShares, SharesOrder, SharesReport, written
 from silotune.privacy.secure_sum.sharing import SignedSharing, complaint_content
 from silotune.privacy.secure_sum.terms import SignedKeys, survivors_content
 from silotune.structs import Reply, Request

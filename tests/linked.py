@@ -19,10 +19,9 @@ import tiny
 from silotune.deploy import certificates
 from silotune.deploy.coordinator import public_keys
 from silotune.deploy.flower.fleet import Address, Fleet, read_node_key
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
+from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit, site_folder, trainer_socket
 from silotune.deploy.processes import Child
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.settings.sections import FederationSection

@@ -11,12 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tiny
 from silotune.federation.coordinator.privacy import central_privacy
-from silotune.federation.coordinator.protection import PROTECTIONS, members
+from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.simulation.keys import members
+from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget
-from silotune.federation.site.secure_sum import Protection
 from silotune.federation.site.served import Served
+from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder

@@ -182,7 +182,7 @@ def test_the_grids_of_algorithms_and_rules_hold_no_fault():
     from silotune.benchmark.schema import Grid
     from silotune.config import validated
     from silotune.methods import algorithms
-    from silotune.methods.lora_rules import LORA_RULES
+    from silotune.methods.algorithms import LORA_RULES
     from silotune.methods.robust import AGGREGATIONS
 
     cells = expand(validated(Grid, algorithms_grid([0, 1, 2], ALGORITHMS), source="test"), Changes())

@@ -23,6 +23,14 @@ ROWS = (
     ("dashboard",),
     ("cli",),
 )
+ROOMS = {
+    "kinds": (),
+    "wire": ("kinds",),
+    "coordinator": ("kinds", "wire"),
+    "site": ("kinds", "wire"),
+    "simulation": ("kinds", "wire", "coordinator", "site"),
+}
+"""Rooms of federation/ -> the others that a module there may import: neither side sees into the other one."""
 ROW = {name: number for number, names in enumerate(ROWS, start=1) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
@@ -57,6 +65,31 @@ def test_imports_point_down(path: Path) -> None:
         if other in ("__version__", own):
             continue
         assert ROW[other] < ROW[own], f"{own} (row {ROW[own]}) imports {other} (row {ROW[other]})"
+
+
+def room(module: str) -> str:
+    """The room of federation/ that a module such as ``silotune.federation.site.guard`` lies in; empty outside."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["silotune", "federation"] and len(parts) > 2 else ""
+
+
+def modules(tree: ast.AST) -> Iterator[str]:
+    """The dotted names that a file imports anywhere, with what it imports from them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "federation").rglob("*.py")), ids=lambda path: path.stem)
+def test_neither_side_of_the_trust_boundary_imports_the_other(path: Path) -> None:
+    if path == ROOT / "federation" / "__init__.py":
+        return
+    own = room("silotune." + ".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for module in modules(ast.parse(path.read_text(encoding="utf-8"))):
+        other = room(module)
+        assert other in ("", own, *ROOMS[own]), f"{path.relative_to(ROOT)} in {own!r} imports {module}"
 
 
 def test_package_files_are_empty_and_there() -> None:

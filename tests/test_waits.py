@@ -20,8 +20,7 @@ from silotune.config import Config
 from silotune.deploy import check, demo, processes, submit
 from silotune.deploy.flower import fleet
 from silotune.deploy.flower import grid as link
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import site_settings
+from silotune.deploy.kits import Kit, read_kit, site_settings
 from silotune.deploy.queue import Jobs
 from silotune.errors import FederationError, PrivacyError
 from silotune.federation.site import ledger as budget

@@ -10,17 +10,20 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from silotune.combinations import clock_faults, is_linked, link_faults, privacy_faults
 from silotune.errors import ConfigError, unknown_choice
-from silotune.reach import limits
 from silotune.settings.base import Section
 from silotune.settings.limits import (
     PRODUCT_RULES,
     algorithm_faults,
     classify_faults,
+    clock_faults,
+    is_linked,
+    limits,
+    link_faults,
     lora_faults,
     mixture_faults,
     objective_faults,
+    privacy_faults,
     rule_faults,
     unused_faults,
 )

@@ -26,11 +26,9 @@ from safetensors.torch import save
 
 import kits
 from silotune.config import Config, from_mapping
-from silotune.deploy.equipment import equip, guard_of
-from silotune.deploy.kits import read_kit
-from silotune.deploy.places import site_folder
+from silotune.deploy.kits import read_kit, site_folder
 from silotune.deploy.submit import kinds_of, orders_of
-from silotune.deploy.trainer import holdings_of
+from silotune.deploy.trainer import equip, guard_of, holdings_of
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.federation.wire.signed_job import order_digest
 from silotune.record.chain import read_chain, verify_chain

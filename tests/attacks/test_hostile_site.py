@@ -17,9 +17,10 @@ import tiny
 from attacks.hostile import packed
 from deployed import Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
-from silotune.deploy.places import site_folder
+from silotune.deploy.kits import site_folder
 from silotune.experiment.audit import verify_run
-from silotune.federation.site.client import ANSWERS, Site
+from silotune.federation.site.client import ANSWERS
+from silotune.federation.site.state import Site
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 from silotune.structs import Reply, Request

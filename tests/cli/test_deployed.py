@@ -15,8 +15,7 @@ import kits
 from silotune.cli.deployed import _node_words, _trainer_words
 from silotune.config import from_mapping
 from silotune.data.files import read_rows
-from silotune.deploy.kits import read_kit
-from silotune.deploy.places import coordinator_folder
+from silotune.deploy.kits import coordinator_folder, read_kit
 from silotune.deploy.processes import only_one
 from silotune.deploy.queue import Jobs
 from silotune.deploy.submit import hand_in, renewed, sign_run, submit_run, write_submission

@@ -21,8 +21,7 @@ from silotune.cli import benchmark
 from silotune.cli.progress import RunProgress
 from silotune.config import Config
 from silotune.deploy.check import Found
-from silotune.deploy.kits import read_kit
-from silotune.deploy.places import coordinator_folder
+from silotune.deploy.kits import coordinator_folder, read_kit
 from silotune.deploy.queue import Jobs
 from silotune.errors import RunFolderError
 from silotune.record.audit import FILE, Trail

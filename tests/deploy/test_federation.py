@@ -21,8 +21,7 @@ import tiny
 from silotune.config import from_mapping
 from silotune.deploy.coordinator import public_keys
 from silotune.deploy.flower import grid as link
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import coordinator_folder, link_socket, site_folder, trainer_socket
+from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit, site_folder, trainer_socket
 from silotune.deploy.processes import ENVIRONMENT, Child, holder
 from silotune.deploy.queue import Jobs
 from silotune.deploy.site import node_state, status

@@ -21,11 +21,10 @@ from lies import (
 )
 from protected import Lie
 from silotune.config import from_mapping
-from silotune.deploy.places import site_folder
+from silotune.deploy.kits import site_folder
 from silotune.errors import ProtectionError
 from silotune.experiment.audit import verify_run
-from silotune.federation.site.client import Site
-from silotune.federation.site.secure_sum import Protection
+from silotune.federation.site.state import Protection, Site
 from silotune.privacy.secure_sum.stages import Stage
 from silotune.record.audit import FILE
 from silotune.record.chain import read_chain

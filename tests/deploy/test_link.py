@@ -26,7 +26,8 @@ from silotune.deploy.check import check_site
 from silotune.deploy.flower import grid as link
 from silotune.errors import FederationError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder

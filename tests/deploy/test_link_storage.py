@@ -16,7 +16,7 @@ from flwr.superlink.grid import HttpGrid
 from linked import HONEST, LIMIT, Federation
 from silotune.deploy.flower import grid as link
 from silotune.deploy.flower.disk import DATABASE, log_of_changes
-from silotune.deploy.places import coordinator_folder
+from silotune.deploy.kits import coordinator_folder
 from silotune.federation.wire.messages import encode
 from silotune.structs import Failure, Reply, Tensors
 from silotune.transports.flower import Errand, FlowerTransport

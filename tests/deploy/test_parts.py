@@ -24,9 +24,8 @@ from silotune.deploy.coordinator import _Keeper
 from silotune.deploy.flower.bundle import bundle, bundle_hash
 from silotune.deploy.flower.fleet import read_node_key
 from silotune.deploy.flower.superlink import MOST_BODY_BYTES, MOST_OBJECT_BYTES, OBJECT, build_app, fleet_only
-from silotune.deploy.kits import Kit, read_kit
+from silotune.deploy.kits import Kit, coordinator_folder, coordinator_settings, read_kit, site_settings
 from silotune.deploy.node import _Node
-from silotune.deploy.places import coordinator_folder, coordinator_settings, site_settings
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.queue import ENDED, Jobs
 from silotune.deploy.queued_run import ending_of

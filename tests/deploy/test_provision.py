@@ -19,11 +19,11 @@ from silotune.deploy.kits import (
     SiteKit,
     SubmitterKit,
     check_kit,
+    coordinator_settings,
     read_kit,
     replace_members,
     unpack,
 )
-from silotune.deploy.places import coordinator_settings
 from silotune.deploy.provision import (
     add_site,
     add_submitter,

@@ -15,10 +15,9 @@ from flwr.supercore.task_identity import TaskIdentity
 import tiny
 from deployed import NAMES, Deployed, document, quickly
 from silotune.config import Config, from_mapping
-from silotune.deploy.equipment import guard_of, protection_of
-from silotune.deploy.places import site_folder
+from silotune.deploy.kits import site_folder
 from silotune.deploy.submit import submit_run
-from silotune.deploy.trainer import holdings_of
+from silotune.deploy.trainer import guard_of, holdings_of, protection_of
 from silotune.errors import FederationError, ProtectionError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment

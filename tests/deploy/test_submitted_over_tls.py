@@ -10,7 +10,7 @@ import pytest
 import tiny
 from deployed import NAMES, Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
-from silotune.deploy.places import site_folder
+from silotune.deploy.kits import site_folder
 from silotune.experiment.audit import verify_run
 from silotune.experiment.run import run_experiment
 from silotune.record.runs import RunFolder

@@ -17,7 +17,7 @@ from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
-from silotune.report.mixtures import tasks_table
+from silotune.report.runs import tasks_table
 
 pytestmark = pytest.mark.end_to_end
 Make = Callable[..., Config]

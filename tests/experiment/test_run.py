@@ -19,7 +19,7 @@ from silotune.data.embedded import finance
 from silotune.errors import AuditError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate, least_memory
-from silotune.experiment.modes import MODES, budget, pooled_steps, steps_by_mode
+from silotune.experiment.parts import MODES, budget, pooled_steps, steps_by_mode
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts

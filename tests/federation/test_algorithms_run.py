@@ -14,7 +14,7 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import ALGORITHMS, method

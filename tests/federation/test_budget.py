@@ -17,8 +17,9 @@ from silotune.errors import PrivacyError
 from silotune.federation.coordinator.privacy import LEDGER, central_privacy
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.rounds import run_rounds
-from silotune.federation.site.client import Site, client_round
-from silotune.federation.site.ledger import Budget, cost_of, open_round, release_of, spent_in
+from silotune.federation.site.client import client_round
+from silotune.federation.site.ledger import Budget, cost_of, open_round, spent_in
+from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
@@ -26,6 +27,7 @@ from silotune.privacy.ledger import as_row, entry, from_row, spent, union
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
+from silotune.training.private import release_of
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed())

@@ -4,7 +4,8 @@ import pytest
 
 import tiny
 from silotune.errors import MessageError
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
 from silotune.seeds import derive
 from silotune.settings.sections import FederationSection

@@ -14,7 +14,8 @@ import tiny
 from protected import LIAR, NAMES, Lie, Lying, Net, asked, privacy, run
 from silotune.errors import ProtectionError
 from silotune.federation.site.client import TrainOrder
-from silotune.federation.site.encrypted_sum import CELLS, FIGURE_PACKING, FIGURES_NAME, PLAIN, SUM
+from silotune.federation.site.encrypted_sum import FIGURES_NAME
+from silotune.federation.wire.sum_orders import CELLS, FIGURE_PACKING, PLAIN, SUM
 from silotune.privacy.encryption import Packing, encrypt
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection

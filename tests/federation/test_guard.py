@@ -32,7 +32,8 @@ from silotune.config import from_mapping
 from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionError
 from silotune.federation.kinds import KINDS as ALL
 from silotune.federation.site.admission import BOUNDS, Facts
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire import run_setup
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order

@@ -12,7 +12,8 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder

@@ -11,21 +11,19 @@ import torch
 import tiny
 from silotune import lora
 from silotune import tensors as arithmetic
-from silotune.combinations import RESIDUAL_RULES
 from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round, expected_reply
-from silotune.federation.site.state import completed, own_tensors
+from silotune.federation.site.client import client_round, expected_reply
+from silotune.federation.site.state import Site, completed, own_tensors
 from silotune.federation.wire.links import RESIDUAL
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.orders import TrainOrder
-from silotune.methods.algorithms import method
-from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.algorithms import LORA_RULES, method
 from silotune.methods.schedule import outgoing
 from silotune.models import adapters, lora_layers
 from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
-from silotune.settings.limits import PRODUCT_RULES
+from silotune.settings.limits import PRODUCT_RULES, RESIDUAL_RULES
 from silotune.settings.sections import AdapterSection, FederationSection, LoraRule
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
 from silotune.tensors import taken_from

@@ -16,9 +16,10 @@ from silotune.federation.coordinator.privacy import noise_in_shares
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site import noised_sum
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.privacy import begin
+from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.privacy.accountant import Spend, epsilon

@@ -10,20 +10,10 @@ import pytest
 
 from silotune.errors import MessageError, PolicyError
 from silotune.evaluation.metrics import calibration, classification, language_modelling, preference
-from silotune.federation.kinds import KINDS
+from silotune.federation.kinds import EPSILON_RULES, KINDS
 from silotune.federation.site import client
 from silotune.federation.site.guard import NOT_FIGURES
-from silotune.federation.site.policy import (
-    COSTS,
-    EPSILON_RULES,
-    PRIVACY,
-    RULES,
-    Asked,
-    Policy,
-    check_upload,
-    read_policy,
-    released,
-)
+from silotune.federation.site.policy import COSTS, PRIVACY, RULES, Asked, Policy, check_upload, read_policy, released
 from silotune.federation.site.policy import check as checked
 from silotune.federation.wire.messages import TrainReport
 from silotune.record.signatures import new_key

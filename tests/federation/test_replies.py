@@ -19,10 +19,11 @@ from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.settlement import Settlement
 from silotune.federation.kinds import KINDS, ReplyForm
 from silotune.federation.site.guard import NOT_FIGURES
-from silotune.federation.site.ledger import Budget, open_round, release_of
+from silotune.federation.site.ledger import Budget, open_round
 from silotune.federation.site.policy import Policy, released
 from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, SiteState
+from silotune.training.private import release_of
 
 START = {"w": torch.zeros(2)}
 TRAINING = TrainingSection(batch_size=4, epochs=2.0)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from silotune.errors import FederationError
-from silotune.federation.sampling import sample_clients
+from silotune.federation.coordinator.decisions import sample_clients
 
 CLIENTS = tuple(f"c{number}" for number in range(10))
 

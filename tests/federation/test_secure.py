@@ -16,8 +16,9 @@ from silotune.federation.coordinator.exchange import Asking
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.coordinator.secure_sum import terms_of
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
 from silotune.federation.site.secure_sum import check_terms
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import encode
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from silotune.federation.stopping import why_stop
+from silotune.federation.coordinator.decisions import why_stop
 from silotune.settings.sections import BudgetSection
 from silotune.structs import ServerState
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from silotune.errors import FederationError
-from silotune.experiment.modes import MODES
+from silotune.experiment.parts import MODES
 from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step

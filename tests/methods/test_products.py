@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from silotune import lora
 from silotune.methods import products as module
-from silotune.methods.advance import advance
-from silotune.methods.algorithms import PERSONAL_TERMS, Method, method
-from silotune.methods.lora_rules import LORA_RULES
+from silotune.methods.algorithms import LORA_RULES, PERSONAL_TERMS, Method, advance, method
 from silotune.methods.products import Products
 from silotune.methods.schedule import in_turns, outgoing, returned, whole, without_a, without_own_b
 from silotune.settings.sections import FederationSection, LoraRule, Personalization

@@ -17,7 +17,8 @@ import tiny
 from line import NAMES, Line, line, node, transport
 from silotune.errors import MessageError, TrainerLostError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import decode_request, encode, layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.federation.wire.reasons import sentence_of

@@ -14,7 +14,8 @@ from crowd import EXAMPLES, SETTINGS, ask, many, order
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.models import adapters

@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 import tiny
 from line import NAMES, Line, line, transport
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method

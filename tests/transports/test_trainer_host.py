@@ -14,8 +14,9 @@ import pytest
 
 import tiny
 from silotune.errors import BudgetError, DataError, PolicyError, RunFolderError
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
 from silotune.federation.site.served import FILE, OPENED, Served
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.federation.wire.reasons import REASONS

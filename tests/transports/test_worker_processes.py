@@ -19,7 +19,7 @@ import torch
 
 import tiny
 from crowd import SETTINGS, ask, many, order
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.models import adapters
 from silotune.record.cost import Meter
 from silotune.record.family import Family

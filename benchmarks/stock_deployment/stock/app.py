@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 def work(grid: Grid, context: Context) -> None:
     """Rounds as a template has them: send to all, wait for all, average."""
     from silotune.config import from_mapping
-    from silotune.experiment.modes import MODES
+    from silotune.experiment.parts import MODES
     from silotune.experiment.prepare import prepare
     from silotune.experiment.rounds import plan_of
     from silotune.experiment.site import setup_of

@@ -87,8 +87,7 @@ def _coordinator_status(kit: KitFolder, as_json: AsJson = False) -> None:
 
 def _coordinator_stop(kit: KitFolder) -> None:
     """Stop the coordinator; its runs go on at the next start."""
-    from silotune.deploy.kits import read_kit
-    from silotune.deploy.places import coordinator_folder
+    from silotune.deploy.kits import coordinator_folder, read_kit
     from silotune.deploy.processes import stop_holder
 
     stop_holder(coordinator_folder(read_kit(kit)), "the coordinator")
@@ -120,8 +119,7 @@ def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
 
 def _site_stop(kit: KitFolder) -> None:
     """Stop the site; it finishes nothing, and is asked again when it is back."""
-    from silotune.deploy.kits import read_kit
-    from silotune.deploy.places import site_folder, site_settings
+    from silotune.deploy.kits import read_kit, site_folder, site_settings
     from silotune.deploy.processes import stop_holder
 
     opened = read_kit(kit)

@@ -48,7 +48,7 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and text of each figure: shares in percent, one line a class; the confusion matrix is for ``--json``."""
-    from silotune.report.mixtures import main_text
+    from silotune.report.runs import main_text
 
     lines = []
     for name, value in figures.items():

@@ -80,9 +80,8 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
-    from silotune.report.mixtures import tasks_table
     from silotune.report.pictures import draw_skew
-    from silotune.report.runs import cost_table, read_summary, summary_table
+    from silotune.report.runs import cost_table, read_summary, summary_table, tasks_table
 
     summary = read_summary(folder)
     with reserved_stdout(as_json):

@@ -144,8 +144,7 @@ def fetch(
 
 
 def _jobs(kit: Path) -> Any:
-    from silotune.deploy.kits import read_kit
-    from silotune.deploy.places import coordinator_folder
+    from silotune.deploy.kits import coordinator_folder, read_kit
     from silotune.deploy.queue import Jobs
 
     return Jobs(coordinator_folder(read_kit(kit)))

@@ -13,8 +13,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from silotune.deploy.charter import read_charter
-from silotune.deploy.kits import AUTH_KEY, AUTHORITY, CHARTER, POLICY, Kit, check_kit
-from silotune.deploy.places import site_folder, site_settings
+from silotune.deploy.kits import AUTH_KEY, AUTHORITY, CHARTER, POLICY, Kit, check_kit, site_folder, site_settings
 from silotune.errors import SilotuneError
 from silotune.federation.site.policy import Policy, read_policy
 

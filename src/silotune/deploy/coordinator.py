@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from silotune.deploy.flower.grid import nodes, register, wait_for_link
-from silotune.deploy.kits import MEMBERS, SERVER_CERTIFICATE, SERVER_KEY, Kit, check_start
-from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket, log_of
+from silotune.deploy.kits import (
+    MEMBERS,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    Kit,
+    check_start,
+    coordinator_folder,
+    coordinator_settings,
+    link_socket,
+    log_of,
+)
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.deploy.queue import CANNOT_START_AGAIN, ENDED, Jobs
 from silotune.errors import FederationError, KitError, RunFolderError

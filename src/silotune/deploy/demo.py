@@ -12,8 +12,7 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.deploy import coordinator
-from silotune.deploy.kits import FIRST_SUBMITTER, Kit, read_kit, unpack
-from silotune.deploy.places import coordinator_folder, log_of, site_folder
+from silotune.deploy.kits import FIRST_SUBMITTER, Kit, coordinator_folder, log_of, read_kit, site_folder, unpack
 from silotune.deploy.processes import Child
 from silotune.deploy.provision import provision
 from silotune.deploy.queue import Jobs

@@ -1,9 +1,9 @@
-"""The texts within a kit: its settings, the policy that a site begins with, and what to type."""
+"""The texts within a kit: its settings, the policy that a site begins with, what to type, and what keeps it running."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from silotune.deploy.kits import FederationPlan
 from silotune.federation.site.policy import Policy
@@ -167,4 +167,65 @@ def _address(plan: FederationPlan) -> dict[str, str]:
         "federation": json.dumps(plan.name),
         "host": json.dumps(coordinator.host),
         "fleet": str(coordinator.fleet_port),
+    }
+
+
+PLACE = "/srv/silotune"
+"""Where the unit expects kits to be unpacked."""
+
+
+_UNIT = """# sudo cp {name}.service /etc/systemd/system/ && sudo systemctl enable --now {name}
+# Expects this kit in {place}/{top}, a user 'silotune' that owns it, and silotune in {place}/venv.
+[Unit]
+Description=silotune {kind} {top}
+After=network-online.target time-sync.target
+Wants=network-online.target
+
+[Service]
+User=silotune
+WorkingDirectory={place}/{top}
+Environment=FLWR_TELEMETRY_ENABLED=0
+ExecStart={place}/venv/bin/silotune {kind} start {place}/{top}
+Restart=on-failure
+RestartSec=5
+TimeoutStopSec=60
+UMask=0077
+NoNewPrivileges=true
+PrivateTmp=true
+ProtectSystem=strict
+ProtectHome=true
+ReadWritePaths={place}/{top}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+_COMPOSE = """# docker compose up -d, in this folder; the image is one that you build with silotune[deploy] in it.
+services:
+  {kind}:
+    image: ${{SILOTUNE_IMAGE:?name an image that has silotune}}
+    command: ["silotune", "{kind}", "start", "/kit"]
+    user: "${{SILOTUNE_USER:?the id of the user that owns this folder, as 'id -u' prints it}}"
+    volumes: [".:/kit"]
+    environment:
+      FLWR_TELEMETRY_ENABLED: "0"
+    restart: on-failure
+    stop_grace_period: 60s
+{ports}"""
+
+
+def service_files(kind: str, top: str, *, port: int | None = None) -> dict[str, bytes]:
+    """The files by name.
+
+    Args:
+        kind: ``coordinator`` or ``site``.
+        top: Name of the kit's folder.
+        port: That the coordinator listens at; None for a site, which listens nowhere.
+    """
+    ports = "" if port is None else f'    ports: ["{port}:{port}"]\n'
+    values: Mapping[str, str] = {"kind": kind, "top": top, "place": PLACE, "name": f"silotune-{kind}", "ports": ports}
+    return {
+        f"silotune-{kind}.service": _UNIT.format(**values).encode(),
+        "compose.yaml": _COMPOSE.format(**values).encode(),
     }

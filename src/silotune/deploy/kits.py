@@ -27,6 +27,7 @@ from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import Device, HeScheme, Precision, TaskSection
+from silotune.transports.frames import socket_path
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
 POLICY, CHARTER, CHARTER_SIGNATURES = "policy.toml", "charter.toml", "charter.signatures.json"
@@ -419,3 +420,70 @@ def check_kit(folder: Path) -> list[str]:
         if name.endswith(".key") and path.is_file() and path.stat().st_mode & 0o077:
             faults.append(f"{name} may be read by others: chmod 600 {path}")
     return faults
+
+
+def site_settings(kit: Kit) -> SiteKit:
+    """The settings of a site's kit.
+
+    Raises:
+        KitError: It is another one.
+    """
+    if not isinstance(kit.settings, SiteKit):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a site's")
+    return kit.settings
+
+
+def coordinator_settings(kit: Kit) -> CoordinatorKit:
+    """The settings of a coordinator's kit.
+
+    Raises:
+        KitError: It is another one.
+    """
+    if not isinstance(kit.settings, CoordinatorKit):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give the coordinator's")
+    return kit.settings
+
+
+def submitter_settings(kit: Kit) -> SubmitterKit:
+    """The settings of a submitter's kit.
+
+    Raises:
+        KitError: It is another one.
+    """
+    if not isinstance(kit.settings, SubmitterKit):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a submitter's")
+    return kit.settings
+
+
+def _owner(kit: Kit) -> str:
+    """Whose kit it is, in words."""
+    if isinstance(kit.settings, SiteKit):
+        return f"the kit of site {kit.settings.site!r}"
+    if isinstance(kit.settings, SubmitterKit):
+        return f"the kit of submitter {kit.settings.submitter!r}"
+    return "the coordinator's kit"
+
+
+def site_folder(kit: Kit) -> Path:
+    """Where a site keeps its state; mode 0700."""
+    return kit.folder / site_settings(kit).trainer.folder
+
+
+def coordinator_folder(kit: Kit) -> Path:
+    """Where a coordinator keeps its state; mode 0700."""
+    return kit.folder / coordinator_settings(kit).folder
+
+
+def trainer_socket(kit: Kit) -> Path:
+    """Where a site's trainer listens."""
+    return socket_path(site_folder(kit), "trainer.sock")
+
+
+def link_socket(kit: Kit) -> Path:
+    """Where the coordinator's own processes reach the SuperLink."""
+    return socket_path(coordinator_folder(kit), "superlink.sock")
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """Where a process writes what it prints."""
+    return folder / "logs" / f"{name}.log"

@@ -28,8 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.deploy.flower.bundle import bundle, bundle_hash
 from silotune.deploy.flower.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
-from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit
-from silotune.deploy.places import site_folder, site_settings, trainer_socket
+from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
 from silotune.errors import FederationError, RunFolderError, SilotuneError, TrainerLostError
 from silotune.record.files import write_json

@@ -22,13 +22,13 @@ from silotune.deploy.kit_texts import (
     coordinator_readme,
     coordinator_toml,
     policy_toml,
+    service_files,
     site_readme,
     site_toml,
     submitter_readme,
     submitter_toml,
 )
 from silotune.deploy.kits import FederationPlan, Member, Members, SignedMembers, SitePlan, Submitter
-from silotune.deploy.units import service_files
 from silotune.errors import KitError
 from silotune.privacy.encryption import new_key as new_he_key
 from silotune.record.files import explained, write_bytes, write_json

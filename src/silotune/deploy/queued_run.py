@@ -17,8 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from silotune.deploy.flower.grid import flower_run, stop_run
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import coordinator_folder, link_socket
+from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.deploy.queue import CANNOT_START_AGAIN, Jobs
 from silotune.errors import ConfigError, RunFolderError, SilotuneError

@@ -6,8 +6,7 @@ import json
 import time
 from typing import Any
 
-from silotune.deploy.kits import AUTH_KEY, Kit, check_start
-from silotune.deploy.places import log_of, site_folder, site_settings, trainer_socket
+from silotune.deploy.kits import AUTH_KEY, Kit, check_start, log_of, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
 from silotune.structs import Observer

@@ -21,8 +21,7 @@ from pydantic import ValidationError
 from silotune.config import Config, validated
 from silotune.data.tasks import resolve
 from silotune.deploy.charter import read_charter
-from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit
-from silotune.deploy.places import coordinator_folder, coordinator_settings, submitter_settings
+from silotune.deploy.kits import CHARTER, SIGNING_KEY, Kit, coordinator_folder, coordinator_settings, submitter_settings
 from silotune.deploy.processes import holder
 from silotune.deploy.queue import ENDED, Jobs, JobState
 from silotune.errors import ConfigError, FederationError, ModelError, SignatureError, unknown_choice
@@ -32,12 +31,12 @@ from silotune.federation.kinds import EVALUATE, TRAIN, steps_of
 from silotune.federation.wire.orders import evaluate_order, train_order
 from silotune.federation.wire.signed_job import Job, SignedJob, order_digest, sign_job
 from silotune.models.fingerprint import folder_of
-from silotune.reach import limits
 from silotune.record.files import explained, read_document, write_json
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.signatures import read_key
 from silotune.settings.base import Section
+from silotune.settings.limits import limits
 
 LOOK_SECONDS = 0.3
 AWAY_SECONDS = 60.0

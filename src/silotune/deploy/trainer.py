@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from silotune.deploy.equipment import equip, guard_of
-from silotune.deploy.kits import Kit, read_kit
-from silotune.deploy.places import site_folder, site_settings, trainer_socket
+from silotune.config import Config
+from silotune.deploy.charter import read_charter
+from silotune.deploy.kits import (
+    CHARTER,
+    HE_KEYS,
+    POLICY,
+    SIGNING_KEY,
+    Kit,
+    read_kit,
+    site_folder,
+    site_settings,
+    trainer_socket,
+)
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.experiment.site import Holdings, SiteDesk
+from silotune.federation.site.admission import Gate, Membership
+from silotune.federation.site.guard import Guard
+from silotune.federation.site.ledger import Budget
+from silotune.federation.site.policy import read_policy
+from silotune.federation.site.state import Protection, Site
+from silotune.models.fingerprint import fingerprint
+from silotune.models.load import nano_folder
+from silotune.privacy.secure_sum.terms import Member
+from silotune.record.audit import FILE, Trail
+from silotune.record.signatures import raw_public, read_key, read_secret
+from silotune.settings.sections import HeScheme, PrivacySection
 from silotune.transports.frames import listen
 from silotune.transports.trainer_host import TrainerHost
 
@@ -60,3 +83,76 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+LEDGER = "ledger"
+"""Folder of what the site has spent over all runs, in its state folder."""
+
+
+def guard_of(kit: Kit, holdings: Holdings) -> Guard:
+    """What the site puts around every request: its policy, its key, its own audit trail.
+
+    Raises:
+        SignatureError: The kit's signing key cannot be used.
+    """
+    key = read_key(kit.path(SIGNING_KEY))
+    own = fingerprint(nano_folder() if holdings.model == "nano" else Path(str(holdings.model)))
+    gate = Gate(
+        holdings.name,
+        kit.path(POLICY),
+        partial(_membership, kit),
+        task=holdings.task,
+        base_sha256=own,
+        charter=partial(_charter_of, kit),
+    )
+    return Guard(gate, key, Trail(site_folder(kit) / FILE, key, actor=holdings.name))
+
+
+def _membership(kit: Kit) -> Membership:
+    """Whose signatures count now, and who takes part, from the list that the authority signed."""
+    members = kit.members()
+    return Membership((members.coordinator_now(),), members.submitter_keys(), tuple(members.active()))
+
+
+def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
+    """The site of a run with what is its own; its list of members is read anew for every run.
+
+    Raises:
+        PolicyError: The policy cannot be read: nothing may be done.
+        SignatureError: The list of members is not signed by the authority, or a key may be read by others.
+    """
+    made = replace(site, budget=Budget(site_folder(kit) / LEDGER))
+    made.protection = protection_of(kit, guard, config.privacy, name=site.name)
+    return made
+
+
+def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str) -> Protection | None:
+    """The site's part in protected sums; None where the run protects nothing.
+
+    Who the others are comes from the list that the authority signed, never from a message. The least number of sites
+    and the least threshold are the policy's; a run may ask for more, not for less.
+    """
+    if privacy.protection == "none":
+        return None
+    policy, members = read_policy(guard.gate.policy), kit.members().active()
+    public = {other: raw_public(member.signing_public) for other, member in members.items()}
+    least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
+    own = Member(name, guard.key.private.sign, public, least, policy.least_threshold)
+    keys: dict[HeScheme, bytes] = {scheme: _secret(kit, file) for scheme, file in HE_KEYS.items() if _has(kit, file)}
+    return Protection(own, is_required=True, he_keys=keys)
+
+
+def _has(kit: Kit, file: str) -> bool:
+    return kit.path(file).is_file()
+
+
+def _secret(kit: Kit, file: str) -> bytes:
+    return read_secret(kit.path(file))
+
+
+def _charter_of(kit: Kit) -> tuple[str, date] | None:
+    """Hash and last day of the kit's charter."""
+    if not kit.path(CHARTER).is_file():
+        return None
+    charter, digest = read_charter(kit.path(CHARTER))
+    return digest, charter.until

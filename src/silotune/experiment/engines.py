@@ -12,24 +12,21 @@ from pathlib import Path
 from silotune.config import Config
 from silotune.errors import require
 from silotune.experiment.crew import Crew
-from silotune.experiment.modes import Part
+from silotune.experiment.parts import Part, federation_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
 from silotune.federation.coordinator.privacy import LEDGER
-from silotune.federation.coordinator.protection import members
 from silotune.federation.simulation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.simulation.clocked import Clocked
+from silotune.federation.simulation.keys import members
 from silotune.federation.simulation.pace import paces
-from silotune.federation.site.client import Site
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
+from silotune.federation.site.state import Site
 from silotune.federation.wire.transport import Transport
-from silotune.methods.algorithms import plain
 from silotune.record.cost import Meter
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
-from silotune.settings.links import CompressionSection, DownloadSection
-from silotune.settings.sections import AttackSection, BudgetSection, FederationSection
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, decode_expected, encode_linked, workers_for
 from silotune.transports.trainer_host import TrainerHost
@@ -76,21 +73,6 @@ def in_process(
         told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)
         transport = Clocked(transport, told, settings=federation.clock, wanted=sampled, now=_simulated_seconds(folder))
     yield transport
-
-
-def federation_of(prepared: Prepared, part: Part) -> FederationSection:
-    """The ``[federation]`` section of a part: where nothing travels, one client trains all of the adapter, plainly."""
-    federation = prepared.config.federation
-    if part.sends_updates:
-        return federation
-    alone = {
-        "upload": CompressionSection(),
-        "download": DownloadSection(),
-        "clock": None,
-        "budget": BudgetSection(),
-        "attack": AttackSection(),
-    }
-    return plain(federation).model_copy(update=alone)
 
 
 def _simulated_seconds(folder: RunFolder) -> float:

@@ -10,9 +10,9 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.config import Config
-from silotune.experiment.mixture import SetScorer
-from silotune.experiment.modes import steps_by_mode
+from silotune.experiment.parts import steps_by_mode
 from silotune.experiment.prepare import Prepared, prepare
+from silotune.experiment.scoring import SetScorer
 from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack

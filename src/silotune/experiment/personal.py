@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from silotune.evaluation.evaluate import Answers, answers_together, figures
-from silotune.experiment.engines import federation_of
-from silotune.experiment.modes import Part
-from silotune.experiment.prepare import Prepared, Scorer
+from silotune.experiment.parts import Part, federation_of
+from silotune.experiment.prepare import Prepared
+from silotune.experiment.scoring import Scorer
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.site.state import own_tensors
 from silotune.federation.wire.transport import Transport

@@ -3,136 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from silotune.config import Config
-from silotune.data.load import Dataset, read_examples
+from silotune.data.load import Dataset
 from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import counted_by, deal_alike, dealt_by, digest_of, find_faults, partition, skew
-from silotune.data.rows import SPLITS, Task
-from silotune.data.text import EMBEDDED, documents
-from silotune.errors import ConfigError, DataError, unknown_choice
-from silotune.evaluation.evaluate import Answers, answers, figures
-from silotune.evaluation.forgetting import perplexity, windows
-from silotune.experiment.examples import Places, check_objective, encoded_apart, spread
-from silotune.experiment.mixture import MixtureScorer, SetScorer
+from silotune.data.rows import Task
+from silotune.errors import ConfigError, unknown_choice
+from silotune.experiment.examples import check_objective, encoded_apart, spread
 from silotune.experiment.needs import check_packages
+from silotune.experiment.scoring import (
+    Forgetting,
+    SetScorer,
+    closed_labels,
+    encoder_for,
+    forgetting_of,
+    scored_examples,
+    scorer_of,
+)
 from silotune.experiment.start import check_same_function, read_adapter
 from silotune.federation.simulation.pace import paces
 from silotune.federation.site.policy import read_policy
-from silotune.methods.algorithms import method
-from silotune.methods.lora_rules import LORA_RULES, LoraAggregation
+from silotune.methods.algorithms import LORA_RULES, LoraAggregation, method
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
 from silotune.settings.limits import RANK_TABLES
-from silotune.settings.sections import AttackSection, EvaluationSection, FederationSection
+from silotune.settings.sections import AttackSection, FederationSection
 from silotune.structs import Example, Tensors
-from silotune.tensors import digest
 from silotune.training.encode import Encoded, truncation_note
-from silotune.training.objectives import OBJECTIVES, Encode, encoder_of
-
-FORGETTING_WINDOW = 512
-"""Tokens of general text that are read together at most."""
-FORGETTING_TOKENS_A_PASS = 2048
-"""Every one of them has a row of logits over the vocabulary: they are what bounds memory."""
-
-
-@dataclass
-class Scorer:
-    """Scores adapter tensors on one set of examples, and remembers what it has scored.
-
-    Attributes:
-        adapted: The resident model.
-        examples: The set.
-        split: Its name, as it stands in results.
-        labels: The options' names; empty for open answers.
-        settings: The ``[evaluation]`` section.
-        known: Metrics by digest of the scored tensors.
-        answers: What the model said to each example, by the same.
-    """
-
-    adapted: Adapted
-    examples: Sequence[Encoded]
-    split: str
-    labels: Sequence[str]
-    settings: EvaluationSection
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: dict[str, Answers] = field(default_factory=dict)
-
-    def __call__(self, weights: Tensors) -> dict[str, Any]:
-        """Metrics of the model with these adapter tensors."""
-        key = digest(weights)
-        if key not in self.known:
-            adapters.write(self.adapted, weights)
-            self.answers[key] = answers(
-                self.adapted,
-                self.examples,
-                labels=self.labels,
-                batch_size=self.settings.batch_size,
-                scoring=self.settings.scoring,
-                max_new_tokens=self.settings.max_new_tokens,
-                start_margins=next((known.start_margins for known in self.answers.values()), ()),
-            )
-            made = figures(self.answers[key], bootstrap_samples=self.settings.bootstrap_samples)
-            self.known[key] = {"split": self.split, **made}
-        return dict(self.known[key])
-
-    def by_client(self, weights: Tensors, shares: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
-        """Figures on each client's own share of the set, from the same answers: nothing is scored again.
-
-        Without intervals and bins: a share can be small. A client whose share is empty has ``num_examples`` 0 alone.
-        """
-        self(weights)
-        answered = self.answers[digest(weights)]
-        left_out = ("scoring", "reliability")
-        made = {name: figures(answered.of(share)) if share else {"num_examples": 0} for name, share in shares.items()}
-        return {name: {key: own[key] for key in own if key not in left_out} for name, own in made.items()}
-
-
-@dataclass
-class Forgetting:
-    """Perplexity of adapter tensors on a general text, against that of the base; remembers what it has scored.
-
-    Attributes:
-        adapted: The resident model.
-        source: The text, as it stands in results.
-        text: Its windows.
-        initial: Adapter tensors that leave the base as it is.
-        batch_size: Windows a forward pass.
-        known: Perplexity by digest of the scored tensors.
-    """
-
-    adapted: Adapted
-    source: str
-    text: Sequence[Encoded]
-    initial: Tensors
-    batch_size: int
-    known: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, weights: Tensors) -> dict[str, Any]:
-        """Both perplexities, and by what factor the tuned model's is higher."""
-        base, tuned = self._perplexity(self.initial), self._perplexity(weights)
-        return {
-            "text": self.source,
-            "num_tokens": sum(len(window.answer) for window in self.text),
-            "base_perplexity": base,
-            "tuned_perplexity": tuned,
-            "ratio": tuned / base,
-        }
-
-    def _perplexity(self, weights: Tensors) -> float:
-        key = digest(weights)
-        if key not in self.known:
-            adapters.write(self.adapted, weights)
-            self.known[key] = perplexity(self.adapted, self.text, batch_size=self.batch_size)
-        return self.known[key]
+from silotune.training.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -221,42 +128,13 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         gold=gold,
         own_shares={name: spread(share, gold_places) for name, share in own_shares.items()},
         selection=selection,
-        forgetting=_forgetting(config, adapted, initial),
+        forgetting=forgetting_of(config, adapted, initial),
         skew={
             **(skew(train, shares, field=counted_by(config.data.partition, train)) if train else {}),
             "data_sha256": digest_of(dataset.splits, shares),
         },
         notes=tuple(notes),
     )
-
-
-def scorer_of(
-    config: Config, adapted: Adapted, dataset: Dataset, examples: Sequence[Example], *, name: str
-) -> tuple[SetScorer, Places, str | None]:
-    """Scores on the examples of a set; for a mixture, one scorer a task.
-
-    Returns:
-        The scorer, the places of each example among the encoded ones, and a note on those that were cut.
-    """
-    encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
-    note = truncation_note(encoded, name)
-    alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
-    if not dataset.tasks:
-        return alone, places, note
-    parts, own_places = {}, {}
-    for task in dataset.tasks:
-        share = [number for number, example in enumerate(examples) if example.fields["task"] == task.name]
-        if share:
-            own_places[task.name] = spread(share, places)
-            chosen = [encoded[place] for place in own_places[task.name]]
-            parts[task.name] = replace(alone, examples=chosen, labels=closed_labels(task), known={}, answers={})
-    return MixtureScorer(parts, own_places, dataset.task.metric, name), places, note
-
-
-def encoder_for(config: Config, base: Base) -> Encode:
-    """What turns a run's examples into ids for its model."""
-    training = config.training
-    return encoder_of(base, max_length=config.model.max_length, wording=training.wording, turns=training.turns)
 
 
 def adapted_of(config: Config, task: Task) -> Adapted:
@@ -278,17 +156,6 @@ def base_of(config: Config, task: Task) -> Base:
     """The base model of a run, with a head for the task's classes where the objective trains one."""
     has_head = OBJECTIVES[config.training.objective].has_head
     return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
-
-
-def _forgetting(config: Config, adapted: Adapted, initial: Tensors) -> Forgetting | None:
-    settings = config.evaluation
-    if not settings.forgetting:
-        return None
-    length = min(config.model.max_length, FORGETTING_WINDOW)
-    text = windows(adapted, documents(settings.forgetting), max_tokens=settings.forgetting_tokens, max_length=length)
-    name = settings.forgetting if settings.forgetting == EMBEDDED else Path(settings.forgetting).name
-    batch_size = max(1, min(settings.batch_size, FORGETTING_TOKENS_A_PASS // length))
-    return Forgetting(adapted, name, text, initial, batch_size)
 
 
 def client_shares(config: Config, dataset: Dataset) -> Mapping[str, tuple[int, ...]]:
@@ -340,32 +207,6 @@ def _attack_notes(attack: AttackSection) -> list[str]:
     if attack.kind == "none":
         return []
     return [f"simulated attack: {attack.clients} of the clients are malicious ({attack.kind}, x {attack.factor:g})"]
-
-
-def closed_labels(task: Task) -> tuple[str, ...]:
-    """Names of the classes that a task's examples are scored over; empty for open answers."""
-    return tuple(task.options)
-
-
-def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Example]:
-    """The examples that ``evaluation.gold`` or ``evaluation.selection`` names: a split, or a file.
-
-    Raises:
-        DataError: It is neither, or holds nothing.
-    """
-    if name in dataset.splits:
-        examples: Sequence[Example] = dataset.splits[name]
-    elif Path(name).suffix:
-        examples = read_examples(name, dataset.task)
-    else:
-        remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
-        if name == "validation":
-            remedy += "; without evaluation.keep = 'best', patience and target, no validation examples are needed"
-        raise DataError(f"{name!r} is neither a split that is there ({', '.join(dataset.splits)}) nor a file{remedy}")
-    if not examples:
-        raise DataError(f"{name!r} holds no examples to evaluate on")
-    most = min(config.evaluation.max_examples or len(examples), len(examples))
-    return [examples[place * len(examples) // most] for place in range(most)]  # from all of it: it may be sorted
 
 
 def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any
 from silotune.config import Config
 from silotune.data.mixture import load_examples
 from silotune.experiment.exposure import Exposed, sgd_warnings
-from silotune.experiment.modes import Part
+from silotune.experiment.parts import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.coordinator.privacy import CentralPrivacy, central_privacy, noise_in_shares
 from silotune.federation.coordinator.protection import TRUSTED, guarantee
-from silotune.federation.site.ledger import release_of
 from silotune.privacy.accountant import Spend, curve
 from silotune.settings.sections import PrivacySection
+from silotune.training.private import release_of
 
 CURVE_POINTS = 12
 """Rounds at which a curve is computed, at most: each takes a tenth of a second."""

@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from silotune.evaluation.metrics import signed
 from silotune.experiment import privacy
-from silotune.experiment.engines import federation_of
-from silotune.experiment.mixture import SetScorer
-from silotune.experiment.modes import Part
-from silotune.experiment.orders import order_of
+from silotune.experiment.parts import Part, federation_of, order_of
 from silotune.experiment.prepare import Prepared
+from silotune.experiment.scoring import SetScorer
 from silotune.federation.coordinator.audit import Audit
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.reported import Reported

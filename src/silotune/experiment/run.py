@@ -15,11 +15,10 @@ from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.crew import crew_of
-from silotune.experiment.engines import Engine, engine_of, federation_of
+from silotune.experiment.engines import Engine, engine_of
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.metering import check_budget, metered
-from silotune.experiment.modes import MODES, Part, budget
-from silotune.experiment.orders import scored_by_clients, scoring_of
+from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients, scoring_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data

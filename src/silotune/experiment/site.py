@@ -14,9 +14,10 @@ from silotune.data.rows import Task
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, spread
-from silotune.experiment.prepare import adapted_of, client_shares, encoder_for
-from silotune.federation.site.client import Site
+from silotune.experiment.prepare import adapted_of, client_shares
+from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
+from silotune.federation.site.state import Site
 from silotune.federation.wire.run_setup import Setup, without_places
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters

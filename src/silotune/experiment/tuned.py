@@ -14,7 +14,8 @@ from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
 from silotune.experiment.card import model_card
-from silotune.experiment.prepare import base_of, closed_labels, scored_examples, scorer_of
+from silotune.experiment.prepare import base_of
+from silotune.experiment.scoring import closed_labels, scored_examples, scorer_of
 from silotune.experiment.start import read_adapter
 from silotune.lora import padded
 from silotune.models import adapters

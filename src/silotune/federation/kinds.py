@@ -86,3 +86,7 @@ def kind_named(name: str) -> Kind:
     if name not in KINDS:
         raise MessageError(unknown_choice("request", name, KINDS))
     return KINDS[name]
+
+
+EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
+"""Rules that refuse because the owner's privacy budget is spent."""

@@ -1,4 +1,4 @@
-"""The table of federated algorithms: each name is a combination of small values.
+"""The tables of federated algorithms and of LoRA rules, and one aggregate's way into the global model.
 
 A method is a weighting, an aggregation rule, a server step and a correction at the clients. The algorithm's name says
 the last two; weighting and rule have names of their own, and go with (nearly) every algorithm.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
+from silotune.lora import without_residuals
 from silotune.methods.aggregate import CONTROL, Rule, beside_controls, per_step
 from silotune.methods.corrections import (
     Anchored,
@@ -18,10 +21,9 @@ from silotune.methods.corrections import (
     towards,
     towards_received,
 )
-from silotune.methods.lora_rules import LORA_RULES
-from silotune.methods.products import Fold
+from silotune.methods.products import Fold, Products, into_base, into_factors, into_residual
 from silotune.methods.robust import AGGREGATIONS
-from silotune.methods.schedule import Schedule, whole
+from silotune.methods.schedule import Schedule, in_turns, whole, without_a, without_own_b
 from silotune.methods.server_step import (
     SecondMoment,
     ServerStep,
@@ -36,8 +38,8 @@ from silotune.methods.server_step import (
     yogi_moment,
 )
 from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
-from silotune.settings.sections import Algorithm, FederationSection, Personalization
-from silotune.structs import ClientUpdate, Tensors
+from silotune.settings.sections import Algorithm, FederationSection, LoraRule, Personalization
+from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
 
 
@@ -174,3 +176,60 @@ def plain(section: FederationSection) -> FederationSection:
     chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
     chosen |= {"lora", "ranks", "memory_mb", "policies", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))
+
+
+@dataclass(frozen=True)
+class LoraAggregation:
+    """How LoRA's factors become one model.
+
+    Attributes:
+        schedule: Which tensors train and travel in a round.
+        fold: Puts the mean product into the model after the server step; None where averaging is all.
+        has_core: The adapter is B R A with fixed factors, and R alone is trained.
+    """
+
+    schedule: Schedule = whole
+    fold: Fold | None = None
+    has_core: bool = False
+
+
+LORA_RULES: Mapping[LoraRule, LoraAggregation] = {
+    "factors": LoraAggregation(),
+    "exact-residual": LoraAggregation(fold=into_residual),
+    "stack": LoraAggregation(fold=into_base),
+    "svd": LoraAggregation(fold=into_factors),
+    "freeze-a": LoraAggregation(without_a),
+    "alternate": LoraAggregation(in_turns),
+    "share-a": LoraAggregation(without_own_b),
+    "sb": LoraAggregation(has_core=True),
+}
+"""Name -> rule; the names are those of ``sections.LoraRule`` (a test compares them)."""
+
+
+def advance(
+    method: Method, state: ServerState, delta: Tensors, *, products: Products, share: float, seed: int
+) -> tuple[Tensors, Tensors, float | None]:
+    """The global model after a round.
+
+    A tensor that was not sent rests: the server step sees a delta of zero, and what it makes of it is not taken.
+
+    Args:
+        method: Server step and fold.
+        state: Weights and memory before the round.
+        delta: The aggregated delta of what was sent in the round.
+        products: The clients' products of this round.
+        share: Part of all clients whose updates are in the delta.
+        seed: Of the round, for what a rule draws anew.
+
+    Returns:
+        Weights and memory, and the aggregation error; None where there are no products.
+    """
+    trained = without_residuals(state.weights)
+    whole = {name: delta[name] if name in delta else torch.zeros_like(tensor) for name, tensor in trained.items()}
+    whole |= {name: tensor for name, tensor in delta.items() if name not in trained}  # what is sent beside the adapter
+    stepped, memory = method.step(trained, whole, state.memory, share)
+    weights = {name: stepped[name] if name in delta else tensor for name, tensor in state.weights.items()}
+    if method.fold is None:
+        return weights, memory, products.error()
+    folded = method.fold(weights, products, seed)
+    return folded, memory, products.error(folded)

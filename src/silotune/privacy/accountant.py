@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from silotune.errors import ConfigError, require
-from silotune.privacy.distributed import ORDERS, skellam_rdp
+from silotune.privacy.distributed import ORDERS, SharedNoise, skellam_rdp
 from silotune.settings.sections import Accountant
 
 GRID = 1e-3
@@ -208,3 +208,8 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def spend_of(noise: SharedNoise, present: int) -> Spend:
+    """What a sum of so many sites releases."""
+    return Spend(noise.multiplier(present), skellam_norms=noise.norms)

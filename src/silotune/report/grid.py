@@ -18,7 +18,7 @@ from silotune.record.grids import GridFolder
 from silotune.record.runs import RunFolder
 from silotune.report.figures import Picture, apart, pictures
 from silotune.report.findings import Facts, findings
-from silotune.report.promises import epsilon_pictures
+from silotune.report.privacy import epsilon_pictures
 from silotune.report.runs import seconds_text
 from silotune.report.tables import CELL_HEADS, TextTable, cell_rows, tables
 

@@ -1,7 +1,9 @@
-"""Chats with several answers as token ids: every turn of the assistant is learnt, with its end, and nothing else.
+"""Chats with several answers, and plain text, as token ids.
 
-Where one speaks and the other begins is taken from the tokenizer's template, rendered up to each turn, never searched
-in the ids. A template that words earlier turns differently once later ones follow cannot be read so, and is refused.
+Every turn of the assistant in a chat is learnt, with its end, and nothing else. Where one speaks and the other begins
+is taken from the tokenizer's template, rendered up to each turn, never searched in the ids. A template that words
+earlier turns differently once later ones follow cannot be read so, and is refused. Plain text becomes windows of which
+every id is learnt.
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
 from silotune.training.encode import Encoded, answer_ids, prompt_ids, render, templated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,3 +101,24 @@ def _between(
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int) -> list[Encoded]:
+    """A document with its end, in windows of at most ``max_length`` ids, the last of each being the next one's first.
+
+    So every id but the very first is predicted once; that one too, where the tokenizer begins texts with a mark.
+
+    Raises:
+        DataError: The text has fewer than two ids.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is not None and ids[:1] != [begin] and begin in tokenizer("")["input_ids"][:1]:
+        ids.insert(0, begin)
+    if end is not None:
+        ids.append(end)
+    if len(ids) < 2:
+        raise DataError(f"example {number}: its text has no tokens to learn from")
+    step = max_length - 1
+    parts = [ids[start : start + max_length] for start in range(0, len(ids) - 1, step)]
+    return [Encoded(tuple(part[:1]), tuple(part[1:])) for part in parts]

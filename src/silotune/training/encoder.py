@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
 from silotune.structs import Example
-from silotune.training.chats import chat
+from silotune.training.chats import chat, windows_of
 from silotune.training.encode import Encoded, TemplateError, answer_ids, cut_left, prompt_ids
-from silotune.training.texts import windows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

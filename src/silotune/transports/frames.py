@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import FederationError, MessageError, TrainerLostError
-from silotune.federation.strict_json import strict_object
+from silotune.record.plain_json import strict_object
 
 MAGIC = b"SF01"
 MAX_HEADER_BYTES = 1 << 20

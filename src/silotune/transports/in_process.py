@@ -22,7 +22,8 @@ from typing import Protocol
 import torch
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
-from silotune.federation.site.client import Site, client_round, expected_reply
+from silotune.federation.site.client import client_round, expected_reply
+from silotune.federation.site.state import Site
 from silotune.federation.wire.links import open_reply
 from silotune.federation.wire.messages import decode_reply, decode_request, encode, layout_of
 from silotune.methods.compress.pack import packed_layout

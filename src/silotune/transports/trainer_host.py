@@ -26,11 +26,12 @@ from typing import Any, Protocol
 from silotune.errors import BudgetError, MessageError, SilotuneError
 from silotune.federation.kinds import kind_named
 from silotune.federation.site.admission import Admitted, Arrived, Facts
-from silotune.federation.site.client import Site, client_round
+from silotune.federation.site.client import client_round
 from silotune.federation.site.costs import facts_of, priced
 from silotune.federation.site.guard import Guard, serve
 from silotune.federation.site.secure_sum import is_amid_sum
 from silotune.federation.site.served import FILE, Served
+from silotune.federation.site.state import Site
 from silotune.federation.site.timed import Timed
 from silotune.federation.wire.messages import Expected, decode_request, encode, read_header
 from silotune.federation.wire.reasons import code_of

@@ -23,7 +23,7 @@ from safetensors.torch import load as tensors_in
 from safetensors.torch import save
 
 from silotune.federation.kinds import kind_named
-from silotune.federation.site.client import Site
+from silotune.federation.site.state import Site
 from silotune.models.adapters import Adapted
 from silotune.record.family import Family
 from silotune.settings.sections import FederationSection

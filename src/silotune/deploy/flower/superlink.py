@@ -16,8 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from silotune.deploy.flower.disk import DATABASE, delete_for_good, kept_clear, make_private, wait_for_writers
-from silotune.deploy.kits import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY, Kit, read_kit
-from silotune.deploy.places import coordinator_folder, coordinator_settings, link_socket
+from silotune.deploy.kits import (
+    AUTHORITY,
+    SERVER_CERTIFICATE,
+    SERVER_KEY,
+    Kit,
+    coordinator_folder,
+    coordinator_settings,
+    link_socket,
+    read_kit,
+)
 from silotune.deploy.processes import follow_parent
 from silotune.record.signatures import read_secret
 from silotune.transports.frames import listen

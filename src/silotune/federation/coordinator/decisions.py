@@ -1,13 +1,16 @@
-"""What becomes of a round with fewer usable replies than ``federation.min_replies``."""
+"""What a coordinator decides: who takes part in a round, what becomes of one that falls short, when a run ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from silotune.errors import BudgetError, FederationError
 from silotune.federation.coordinator.privacy import over_budget
-from silotune.structs import Observer
+from silotune.seeds import derive
+from silotune.settings.sections import BudgetSection
+from silotune.structs import Observer, ServerState
 
 MOST_TRIES = 20
 """Of one round, with ``below_minimum = 'wait'``; each is bounded by ``timeout_seconds``."""
@@ -63,3 +66,52 @@ SHORTFALLS: Mapping[str, Callable[[TooFewRepliesError, int, int, Observer], bool
     "skip": _skip,
 }
 """``federation.below_minimum`` -> (error, round, tries, observer) to whether the round is passed over; may raise."""
+
+
+def sample_clients(clients: Sequence[str], count: int | None, *, seed: int, round_number: int) -> tuple[str, ...]:
+    """A uniform sample without replacement, in the order of ``clients``; all of them when ``count`` is None.
+
+    Raises:
+        FederationError: More clients are asked for than there are.
+    """
+    if count is None or count == len(clients):
+        return tuple(clients)
+    if count > len(clients):
+        raise FederationError(
+            f"federation.clients_per_round = {count}, but there are {len(clients)} clients; ask for at most that many"
+        )
+    generator = random.Random(derive(seed, "sample-clients", round_number=round_number))  # noqa: S311
+    chosen = set(generator.sample(range(len(clients)), count))
+    return tuple(name for place, name in enumerate(clients) if place in chosen)
+
+
+def offered_clients(clients: Sequence[str], count: int | None, *, seed: int, round_number: int) -> tuple[str, ...]:
+    """All clients, in the order in which an asynchronous round offers them work; ``count`` bounds those at work."""
+    generator = random.Random(derive(seed, "sample-clients", round_number=round_number))  # noqa: S311
+    return tuple(generator.sample(list(clients), len(clients)))
+
+
+def why_stop(before: ServerState, after: ServerState, *, target: float | None, budget: BudgetSection) -> str:
+    """Why the run stops after a round; empty where it goes on.
+
+    A budget is kept, not passed: the run stops when another round like this one would pass it. Only the first round
+    is not known beforehand.
+
+    Args:
+        before: The state before the round.
+        after: The state after it.
+        target: Selection metric that is good enough, the higher the better; None for none.
+        budget: What the rounds may spend.
+    """
+    if target is not None and after.best_metric is not None and after.best_metric >= target:
+        return f"the selection metric reached evaluation.target = {abs(target):g}"
+    spent, before_it = after.bytes_up + after.bytes_down, before.bytes_up + before.bytes_down
+    if budget.bytes is not None and 2 * spent - before_it > budget.bytes:
+        return f"another round would pass federation.budget.bytes = {budget.bytes}: {spent} are spent"
+    if budget.joules is None:
+        return ""
+    if after.joules is None or before.joules is None:
+        return "a client's joules are not known, so federation.budget.joules cannot be kept"
+    if 2 * after.joules - before.joules > budget.joules:
+        return f"another round would pass federation.budget.joules = {budget.joules:g}: {after.joules:.0f} are spent"
+    return ""

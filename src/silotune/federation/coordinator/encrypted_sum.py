@@ -18,7 +18,8 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.coordinator.exchange import Asking, Collector, Exchange, booked
-from silotune.federation.site.encrypted_sum import (
+from silotune.federation.wire.messages import Layout, layout_of
+from silotune.federation.wire.sum_orders import (
     CELLS,
     FIGURE_PACKING,
     FIGURES_NAME,
@@ -34,7 +35,6 @@ from silotune.federation.site.encrypted_sum import (
     update_layout,
     weight_layout,
 )
-from silotune.federation.wire.messages import Layout, layout_of
 from silotune.privacy.encryption import Adder, Array
 from silotune.privacy.figures import Limits, from_integers, impossible
 from silotune.privacy.ring import mean

@@ -16,9 +16,9 @@ from pydantic import Field, FiniteFloat
 from silotune.errors import MessageError
 from silotune.evaluation.metrics import CALIBRATION_BINS
 from silotune.federation.kinds import ReplyForm, kind_named
-from silotune.federation.site.secure_sum import AcceptReport, CheckReport, InputReport, SharesReport, UnmaskReport
 from silotune.federation.wire.messages import MOST_COUNTED, Nats, read_body, read_report
 from silotune.federation.wire.orders import EvaluateOrder
+from silotune.federation.wire.sum_orders import AcceptReport, CheckReport, InputReport, SharesReport, UnmaskReport
 from silotune.privacy.secure_sum.terms import SignedKeys
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import Scoring

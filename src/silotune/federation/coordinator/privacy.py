@@ -11,9 +11,8 @@ from typing import Any
 
 from silotune.errors import BudgetError, ConfigError
 from silotune.federation.coordinator.exchange import RELEASE
-from silotune.federation.site.noised_sum import spend_of
-from silotune.federation.site.policy import EPSILON_RULES
-from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for
+from silotune.federation.kinds import EPSILON_RULES
+from silotune.privacy.accountant import Spend, epsilon, least_noise, noise_for, spend_of
 from silotune.privacy.client_dp import ClientMechanism, private_mean, weight_of, with_bound
 from silotune.privacy.distributed import PLANNED_SIZE, shared_noise
 from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, union

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from silotune.federation.coordinator.encrypted_sum import encrypted_sum
 from silotune.federation.coordinator.exchange import Collector, SigningKeys
 from silotune.federation.coordinator.secure_sum import secure_sum
-from silotune.federation.site.secure_sum import Protection
-from silotune.privacy.encryption import new_key
-from silotune.privacy.secure_sum.terms import Member
-from silotune.settings.sections import HeScheme, PrivacySection, ProtectionKind
+from silotune.settings.sections import PrivacySection, ProtectionKind
 
 PROTECTIONS: Mapping[ProtectionKind, Callable[[PrivacySection, SigningKeys], Collector | None]] = {
     "none": lambda privacy, keys: None,
@@ -46,27 +43,3 @@ def guarantee(privacy: PrivacySection) -> str:
     if privacy.protection == "he" and privacy.he_fraction < 1:
         return f"{text}; {1 - privacy.he_fraction:.0%} of each update travel unencrypted and are seen"
     return text
-
-
-def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
-    """Fresh keys for sites that live in one process; real sites have theirs from their kits.
-
-    Returns:
-        Site -> its keys; empty where nothing is protected.
-    """
-    if privacy.protection == "none":
-        return {}
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    private = {name: Ed25519PrivateKey.generate() for name in names}
-    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
-    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
-    he_keys = {scheme: new_key(scheme) for scheme in schemes}
-    return {
-        name: Protection(
-            Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
-            is_required=True,
-            he_keys=he_keys,
-        )
-        for name, key in private.items()
-    }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from silotune.errors import AuditError
-from silotune.methods.advance import advance
-from silotune.methods.algorithms import method
+from silotune.methods.algorithms import advance, method
 from silotune.methods.products import Products
 from silotune.methods.schedule import outgoing, returned
 from silotune.record.chain import Entry

@@ -11,19 +11,23 @@ from typing import Any
 from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation.coordinator import audit as audit_trail
 from silotune.federation.coordinator.audit import Audit
-from silotune.federation.coordinator.decisions import SHORTFALLS, TooFewRepliesError, again_without_liars
+from silotune.federation.coordinator.decisions import (
+    SHORTFALLS,
+    TooFewRepliesError,
+    again_without_liars,
+    offered_clients,
+    sample_clients,
+    why_stop,
+)
 from silotune.federation.coordinator.exchange import Asking, Collector, lasting
 from silotune.federation.coordinator.privacy import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
 from silotune.federation.coordinator.replies import Incoming
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.settlement import Settlement
-from silotune.federation.sampling import offered_clients, sample_clients
-from silotune.federation.stopping import why_stop
 from silotune.federation.wire.links import address
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
-from silotune.methods.advance import advance
-from silotune.methods.algorithms import Method
+from silotune.methods.algorithms import Method, advance
 from silotune.methods.products import Products
 from silotune.methods.schedule import outgoing, returned
 from silotune.record.cost import Meter

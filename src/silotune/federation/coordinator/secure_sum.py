@@ -25,8 +25,8 @@ from silotune.federation.coordinator.exchange import (
     SigningKeys,
     booked,
 )
-from silotune.federation.site.noised_sum import spend_of
-from silotune.federation.site.secure_sum import (
+from silotune.federation.wire.messages import Layout, layout_of
+from silotune.federation.wire.sum_orders import (
     FIGURES_NAME,
     VALUES,
     AcceptOrder,
@@ -43,7 +43,7 @@ from silotune.federation.site.secure_sum import (
     work_digest,
     written,
 )
-from silotune.federation.wire.messages import Layout, layout_of
+from silotune.privacy.accountant import spend_of
 from silotune.privacy.distributed import largest_noised
 from silotune.privacy.figures import FIGURES, Limits, from_integers, impossible
 from silotune.privacy.ring import RINGS, Integers, largest_of, mean, signed

@@ -20,8 +20,8 @@ from silotune.federation.coordinator.audit import Audit, Digests
 from silotune.federation.coordinator.forms import check_body
 from silotune.federation.coordinator.reported import Reported, check_epsilon
 from silotune.federation.kinds import kind_named
-from silotune.federation.strict_json import check_form
 from silotune.federation.wire.messages import read_report
+from silotune.record.plain_json import check_form
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.tensors import all_finite, check_alike, largest
 

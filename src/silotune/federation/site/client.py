@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from silotune.errors import PrivacyError, ProtectionError
@@ -11,51 +11,26 @@ from silotune.evaluation.evaluate import evaluate
 from silotune.federation.kinds import kind_named
 from silotune.federation.site import encrypted_sum, secure_sum
 from silotune.federation.site.guard import figures_within
-from silotune.federation.site.ledger import Budget, has_spent
+from silotune.federation.site.ledger import has_spent
 from silotune.federation.site.local_round import train_corrected
 from silotune.federation.site.privacy import begin, check_way, dp_sgd, released, withheld
-from silotune.federation.site.served import Served
-from silotune.federation.site.state import completed, own_tensors, with_own, without_own
+from silotune.federation.site.state import Site, completed, own_tensors, with_own, without_own
 from silotune.federation.wire import links
 from silotune.federation.wire.messages import Layout, layout_of, read_body
 from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
+from silotune.federation.wire.sum_orders import input_layout, open_layout, update_layout, weight_layout
 from silotune.lora import cut, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
 from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
-from silotune.models.adapters import Adapted
-from silotune.record.cost import Account, Meter
+from silotune.record.cost import Account
 from silotune.seeds import derive
-from silotune.settings.sections import DifferentialPrivacy, ProtectionKind
+from silotune.settings.sections import ProtectionKind
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import put_under, taken_from
-from silotune.training.encode import Encoded
 from silotune.training.local import LocalResult, RoundPlace
 from silotune.training.private import DpSgd
-
-
-@dataclass
-class Site:
-    """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
-
-    ``budget`` is what it may spend of privacy, ``served`` what it has answered before. ``initial`` is the adapter as
-    drawn from the run's seed: a coordinator need not send what no client ever trains. ``dp`` is the guarantee that the
-    run was opened with: no request gets anything under another. ``metrics`` are the figures that may enter a sum, None
-    for all.
-    """
-
-    name: str
-    examples: Sequence[Encoded]
-    adapted: Adapted
-    state: SiteState = field(default_factory=SiteState)
-    protection: secure_sum.Protection | None = None
-    meter: Meter = field(default_factory=Meter)
-    budget: Budget = Budget()
-    served: Served = field(default_factory=Served)
-    initial: Tensors = field(default_factory=dict)
-    dp: DifferentialPrivacy = "none"
-    metrics: tuple[str, ...] | None = None
 
 
 def client_round(request: Request, site: Site) -> Reply:
@@ -263,9 +238,9 @@ def _trained_layout(request: Request) -> Layout:
 
 LAYOUTS: Mapping[str, Callable[[Request], Layout]] = {
     "train": _trained_layout,
-    "secure_sum.input": secure_sum.input_layout,
-    "he.weight": encrypted_sum.weight_layout,
-    "he.input": encrypted_sum.update_layout,
-    "he.open": encrypted_sum.open_layout,
+    "secure_sum.input": input_layout,
+    "he.weight": weight_layout,
+    "he.input": update_layout,
+    "he.open": open_layout,
 }
 """Kinds whose replies carry tensors."""

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from silotune.combinations import privacy_faults
 from silotune.errors import PrivacyError
 from silotune.federation.kinds import KINDS
 from silotune.federation.site import noised_sum
 from silotune.federation.site.admission import Facts
-from silotune.federation.site.client import Site
-from silotune.federation.site.ledger import cost_of, kept_noise, release_of
+from silotune.federation.site.ledger import cost_of, kept_noise
 from silotune.federation.site.secure_sum import terms_of
+from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import read_body
 from silotune.federation.wire.orders import TrainOrder
 from silotune.federation.wire.signed_job import WITHIN
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
+from silotune.settings.limits import privacy_faults
 from silotune.settings.sections import SITE_NOISE, EvaluationSection, RecordSection
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
+from silotune.training.private import release_of
 
 PRICED = (*SITE_NOISE, "distributed")
 """``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""

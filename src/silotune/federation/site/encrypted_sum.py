@@ -4,70 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.site.noised_sum import settings_of
-from silotune.federation.site.secure_sum import Protection, Seat, SumOrder, check_alike, protection_of
-from silotune.federation.wire.messages import Layout, read_body
-from silotune.privacy.encryption import PARAMETERS, Array, Packing, decrypt, encrypt, encrypted_places
-from silotune.privacy.figures import FIGURES, to_integers
+from silotune.federation.site.secure_sum import Seat, check_alike, protection_of
+from silotune.federation.site.state import Protection
+from silotune.federation.wire.messages import read_body
+from silotune.federation.wire.sum_orders import (
+    _SUM_TYPES,
+    CELLS,
+    FIGURE_PACKING,
+    FIGURES_NAME,
+    PLAIN,
+    SUM,
+    EncryptOrder,
+    OpenOrder,
+    WeightOrder,
+    packing_of,
+    places,
+)
+from silotune.privacy.encryption import Array, Packing, decrypt, encrypt
+from silotune.privacy.figures import to_integers
 from silotune.privacy.ring import Scale, quantise, signed
 from silotune.seeds import derive
-from silotune.settings.base import Fraction, Positive
-from silotune.settings.sections import HeScheme, PrivacySection
-from silotune.structs import Reply, Request, Tensors
+from silotune.settings.sections import HeScheme
+from silotune.structs import Reply, Request
 
-CELLS, FIGURES_NAME, PLAIN, SUM = "cells", "figures", "plain", "sum"
 _SENT, _DONE = "sent", "opened"
-FIGURE_PACKING = Packing("bfv", 1)
-"""Figures need whole slots, whatever the scheme of the values: sums of them may take 57 bits."""
 
 
 class EncryptedSeat(Seat, Protocol):
     """The part of a site that these answers use."""
 
     examples: Sequence[Any]
-
-
-class WeightOrder(SumOrder):
-    """``he.weight`` has no settings."""
-
-
-class EncryptOrder(SumOrder):
-    """``he.input``: how to encrypt; all examples; values of an update, and the encrypted ones of them; the training."""
-
-    scheme: HeScheme
-    packing: Positive
-    fraction: Fraction
-    bound: float
-    clients: Positive
-    num_examples: Positive
-    size: Positive
-    hidden: Positive
-    train: dict[str, Any]
-
-    def packed(self) -> Packing:
-        """How numbers lie in slots."""
-        return Packing(self.scheme, self.packing)
-
-    def scale(self) -> Scale:
-        """Weights are shares of the cohort's examples, so that they sum to 1 at most."""
-        return Scale(self.packed().levels(self.clients), self.bound, self.num_examples)
-
-
-class OpenOrder(SumOrder):
-    """``he.open``: what the ciphertexts hold."""
-
-    scheme: HeScheme
-    packing: Positive
-    size: Annotated[int, Field(ge=0)]
-    num_figures: Positive
 
 
 def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
@@ -164,52 +138,6 @@ def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
     """Allows this site one opening of the round's sum, unless it had that."""
     if site.served.opened(_which(kind, request)) is None:
         site.served.note_opened(_which(kind, request), _SENT)
-
-
-def packing_of(privacy: PrivacySection) -> Packing:
-    """How a run's settings say that numbers lie in slots."""
-    return Packing(privacy.he_scheme, privacy.he_packing if privacy.he_scheme == "bfv" else 1)
-
-
-def places(weights: Tensors, fraction: float) -> Array:
-    """Which values of an update travel encrypted, bool [size]; from the model's tensors that are trained."""
-    return encrypted_places([weights[name].reshape(-1).float().cpu().numpy() for name in sorted(weights)], fraction)
-
-
-def weight_layout(request: Request) -> Layout:
-    """Of an answer to ``he.weight``."""
-    return {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
-
-
-def update_layout(request: Request) -> Layout:
-    """Of an answer to ``he.input``."""
-    order = read_body(EncryptOrder, request)
-    made: dict[str, tuple[str, tuple[int, ...]]] = {
-        CELLS: ("U8", (order.packed().cells(order.hidden), PARAMETERS[order.scheme].cell_bytes)),
-        FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes)),
-    }
-    return {**made, PLAIN: ("F32", (order.size - order.hidden,))} if order.fraction < 1 else made
-
-
-def open_layout(request: Request) -> Layout:
-    """Of an answer to ``he.open``."""
-    order = read_body(OpenOrder, request)
-    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
-    return {**figures, SUM: (_SUM_TYPES[order.scheme][1], (order.size,))} if order.size else figures
-
-
-def sum_layout(request: Request) -> Layout:
-    """Of the ciphertexts in an ``he.open`` request itself."""
-    order = read_body(OpenOrder, request)
-    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
-    if not order.size:
-        return figures
-    cells = Packing(order.scheme, order.packing).cells(order.size)
-    return {**figures, CELLS: ("U8", (cells, PARAMETERS[order.scheme].cell_bytes))}
-
-
-NUM_FIGURES = 1 + len(FIGURES)
-_SUM_TYPES: dict[HeScheme, tuple[type[Any], str]] = {"bfv": (np.int32, "I32"), "ckks": (np.float32, "F32")}
 
 
 def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) -> tuple[Array, int]:

@@ -9,12 +9,11 @@ from typing import TypeAlias
 
 from silotune import lora
 from silotune.errors import MessageError
-from silotune.federation.site import encrypted_sum
 from silotune.federation.wire import links
 from silotune.federation.wire.messages import Expected, Header, Layout, layout_of
-from silotune.methods.algorithms import method
+from silotune.federation.wire.sum_orders import sum_layout
+from silotune.methods.algorithms import LORA_RULES, method
 from silotune.methods.compress.pack import packed_layout
-from silotune.methods.lora_rules import LORA_RULES
 from silotune.methods.schedule import outgoing
 from silotune.settings.sections import FederationSection
 from silotune.structs import Request, Tensors
@@ -65,7 +64,7 @@ def _whole(known: Known, header: Header, claimed: Layout) -> Layout:
 
 def _sum(known: Known, header: Header, claimed: Layout) -> Layout:
     """The ciphertexts of a sum."""
-    return encrypted_sum.sum_layout(Request(header.kind, header.round_number, header.client, {}, header.body))
+    return sum_layout(Request(header.kind, header.round_number, header.client, {}, header.body))
 
 
 _Gives: TypeAlias = Callable[[Known, Header, Layout], Layout]

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import PrivacyError
-from silotune.privacy.accountant import Spend, noise_for
+from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
 from silotune.record.files import append_line, explained, mend, read_lines, to_line
 from silotune.settings.base import NAME, NAME_RULE
-from silotune.settings.sections import Accountant, PrivacySection, TrainingSection
+from silotune.settings.sections import Accountant, PrivacySection
 from silotune.structs import SiteState
-from silotune.training.local import steps_in_round
-from silotune.training.private import sampling_rate
 
 _ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
 LOCK_SECONDS = 60.0
@@ -49,31 +47,6 @@ class Opened:
     spend: Spend
     epsilon: float
     state: SiteState
-
-
-def release_of(
-    privacy: PrivacySection, training: TrainingSection, *, num_examples: int, rounds: int, noise: float | None = None
-) -> Spend:
-    """What one round of a site releases, with noise that fits ``privacy.epsilon`` over all rounds unless it is given.
-
-    Raises:
-        ConfigError: No noise is enough.
-    """
-    if privacy.dp == "example":
-        rate = sampling_rate(num_examples, training.batch_size, training.gradient_accumulation)
-        steps = steps_in_round(num_examples, training)
-    else:
-        rate, steps = 1.0, 1
-    found = privacy.noise_multiplier or noise
-    if found is None:
-        found = noise_for(
-            float(privacy.epsilon or 0),
-            privacy.delta,
-            sampling_rate=rate,
-            steps=rounds * steps,
-            accountant=privacy.accountant,
-        )
-    return Spend(found, rate, steps)
 
 
 def open_round(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError, ProtectionError
 from silotune.federation.site.ledger import Budget, open_round, settle_round
-from silotune.privacy.accountant import Spend
+from silotune.privacy.accountant import Spend, spend_of
 from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
 from silotune.privacy.ring import RINGS, Integers
@@ -108,11 +108,6 @@ def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
 def price_of(terms: Terms) -> Spend | None:
     """What taking part in a sum costs at most; None for an exact sum, whose noise is nobody's."""
     return None if terms.noise is None else planned_of(terms, terms.shared_noise(terms.noise))
-
-
-def spend_of(noise: SharedNoise, present: int) -> Spend:
-    """What a sum of so many sites releases."""
-    return Spend(noise.multiplier(present), skellam_norms=noise.norms)
 
 
 def settle(terms: Terms, present: int, site: Holder, entry: str | None) -> None:

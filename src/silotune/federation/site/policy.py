@@ -29,8 +29,6 @@ Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
-EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
-"""Rules that refuse because the owner's privacy budget is spent."""
 COUNTS = ("num_examples", "support", "confusion")
 """Names of figures that count examples, wherever they stand in a reply's body."""
 RATES = (

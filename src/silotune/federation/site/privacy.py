@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from silotune.errors import DataError, ProtectionError
-from silotune.federation.site.ledger import Budget, Opened, open_round, release_of
+from silotune.federation.site.ledger import Budget, Opened, open_round
 from silotune.federation.site.noised_sum import within
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
 from silotune.settings.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
-from silotune.training.private import DpSgd
+from silotune.training.private import DpSgd, release_of
 
 
 class Holder(Protocol):

@@ -5,52 +5,43 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.site import noised_sum
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
-from silotune.federation.wire.messages import Layout, read_body
-from silotune.federation.wire.signed_job import SignedJob, order_digest
-from silotune.privacy.figures import FIGURES, to_integers
+from silotune.federation.site.state import Protection
+from silotune.federation.wire.messages import read_body
+from silotune.federation.wire.sum_orders import (
+    FIGURES_NAME,
+    VALUES,
+    AcceptOrder,
+    CheckOrder,
+    InputOrder,
+    KeysOrder,
+    SharesOrder,
+    SharesReport,
+    UnmaskOrder,
+    UnmaskReport,
+    work_digest,
+    written,
+)
+from silotune.privacy.figures import to_integers
 from silotune.privacy.ring import Integers, quantise
 from silotune.privacy.secure_sum import site as protocol
 from silotune.privacy.secure_sum import stages
-from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing, check_proof
-from silotune.privacy.secure_sum.terms import Hex32, Hex64, Member, SignedKeys, Terms
-from silotune.record.plain_json import sha256
+from silotune.privacy.secure_sum.sharing import FalseSharing, check_proof
+from silotune.privacy.secure_sum.terms import Terms
 from silotune.seeds import derive
-from silotune.settings.base import Positive, Section
-from silotune.settings.sections import HeScheme
-from silotune.structs import Reply, Request, SiteState, Tensors
-
-SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
-VALUES, FIGURES_NAME = "values", "figures"
+from silotune.structs import Reply, Request, SiteState
 
 _Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages.Masked, stages.Consistent)
-
-
-@dataclass
-class Protection:
-    """What a site needs for protected sums, and the stage of the one that is going on.
-
-    ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme. ``charged`` is the ledger's entry of the noised sum
-    that is going on.
-    """
-
-    member: Member
-    stage: stages.Stage | None = None
-    charged: str | None = None
-    is_required: bool = False
-    he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
 
 
 class Seat(Protocol):
@@ -61,115 +52,6 @@ class Seat(Protocol):
     budget: Budget
     served: Served
     protection: Protection | None
-
-
-class SumOrder(Section):
-    """What the body of every request of a protected sum may hold: the job that its submitter signed."""
-
-    job: SignedJob | None = None
-
-
-class KeysOrder(SumOrder):
-    """Phase 1: the terms."""
-
-    terms: Terms
-
-
-class SharesOrder(SumOrder):
-    """Phase 2: everybody's keys."""
-
-    keys: dict[str, SignedKeys]
-
-
-class SealedShares(Section):
-    """What an owner sealed for one holder, the commitments to the two shares in it, and its signature over that."""
-
-    text: SealedText
-    seed: Hex32
-    key: Hex32
-    signature: Hex64
-
-    def read(self) -> stages.Sealed:
-        """With the text as bytes."""
-        return stages.Sealed(bytes.fromhex(self.text), self.seed, self.key, self.signature)
-
-
-def written(sealed: stages.Sealed) -> SealedShares:
-    """As it travels."""
-    return SealedShares(text=sealed.text.hex(), seed=sealed.seed, key=sealed.key, signature=sealed.signature)
-
-
-class AcceptOrder(SumOrder):
-    """Phase 3: who sent shares, and their shares for this site."""
-
-    arrived: tuple[str, ...]
-    shares: dict[str, SealedShares]
-
-
-class InputOrder(SumOrder):
-    """Phase 4: ring and size of the input, with whom masks are shared, complaints of this site, a ``train`` order."""
-
-    bits: Literal[16, 32, 64]
-    size: Positive
-    arrived: tuple[str, ...]
-    complaints: dict[str, Hex64] = {}
-    train: dict[str, Any]
-
-
-class CheckOrder(SumOrder):
-    """Phase 5: whose inputs are in the sum; and who is not any more, with the proof that it has lied before."""
-
-    survivors: tuple[str, ...]
-    liars: dict[str, FalseSharing] = {}
-
-
-class UnmaskOrder(SumOrder):
-    """Phase 6: who has signed that list."""
-
-    signatures: dict[str, Hex64]
-
-
-class SharesReport(Section):
-    """Answer of phase 2: sealed shares by holder, and what this site says of them."""
-
-    shares: dict[str, SealedShares]
-    sharing: SignedSharing
-
-
-class AcceptReport(Section):
-    """Answer of phase 3: the owners whose shares this site does not hold, with its signature under that."""
-
-    complaints: dict[str, Hex64]
-
-
-class GivenShares(Section):
-    """The two shares that one holder was given."""
-
-    seed: OpenShare
-    key: OpenShare
-
-    def read(self) -> tuple[bytes, bytes]:
-        """As bytes: (of the seed, of the mask key)."""
-        return bytes.fromhex(self.seed), bytes.fromhex(self.key)
-
-
-class InputReport(Section):
-    """Answer of phase 4, beside its tensors: what the holders that complain were given."""
-
-    answers: dict[str, GivenShares] = {}
-
-
-class CheckReport(Section):
-    """Answer of phase 5."""
-
-    signature: Hex64
-
-
-class UnmaskReport(Section):
-    """Answer of phase 6: shares by owner, of mask seeds or of mask keys."""
-
-    seed: dict[str, OpenShare]
-    key: dict[str, OpenShare]
 
 
 def advertise_keys(request: Request, site: Seat) -> Reply:
@@ -257,12 +139,6 @@ def check_alike(where: str, said: Mapping[str, tuple[object, object]]) -> None:
             raise ProtectionError(f"the {where} say {name} = {asked}, the settings of the order to train say {agreed}")
 
 
-def work_digest(order: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256 of what a sum is made from: the ``train`` order, without its job, and the tensors that training begins
-    with."""
-    return sha256({"order": order_digest(order), "tensors": arithmetic.digest(tensors)})
-
-
 def integers_of(
     update: Reply, terms: Terms, share: noised_sum.Share | None, *, seed: int
 ) -> tuple[list[Integers], list[Integers]]:
@@ -334,12 +210,6 @@ def reveal_shares(request: Request, site: Seat) -> Reply:
         kind: {owner: text.hex() for owner, (of, text) in shares.items() if of == kind} for kind in ("seed", "key")
     }
     return _reply(request, site, UnmaskReport(**kinds).model_dump())
-
-
-def input_layout(request: Request) -> Layout:
-    """What the tensors of an answer to ``secure_sum.input`` must be."""
-    order = read_body(InputOrder, request)
-    return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
 
 
 def _which(request: Request) -> str:

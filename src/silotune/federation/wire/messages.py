@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from silotune.errors import MessageError, require
-from silotune.federation.strict_json import strict_object
 from silotune.record.energy import EnergySource
+from silotune.record.plain_json import strict_object
 from silotune.settings.base import Positive, Section, SectionType, exactly
 from silotune.structs import Reply, Request, Tensors
 from silotune.tensors import all_finite, apart, digest

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from silotune.config import Config
 from silotune.errors import PolicyError
-from silotune.federation.strict_json import strict_object
+from silotune.record.plain_json import strict_object
 from silotune.settings.base import Section, exactly
 from silotune.settings.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
 

@@ -1,8 +1,9 @@
-"""The three modes as federations of different clients, so that one loop serves all and only the data differ.
+"""The modes of a run as federations of different clients, so that one loop serves all and only the data differ.
 
 ``federated``: every institution is a client. ``centralized``: one client holds everybody's examples.
 ``isolated``: as many federations as institutions, each with that institution alone. All start from the same
-adapter, see the same examples, and do the same number of optimiser steps in total.
+adapter, see the same examples, and do the same number of optimiser steps in total. What the clients of each are told
+follows from the configuration.
 """
 
 from __future__ import annotations
@@ -10,9 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from silotune.experiment.prepare import Prepared
-from silotune.settings.sections import Mode, TrainingSection
+from silotune.federation.coordinator.rounds import Plan, exchange
+from silotune.federation.wire.orders import TrainOrder, evaluate_order, train_order
+from silotune.federation.wire.transport import Transport
+from silotune.methods.algorithms import plain
+from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.sections import AttackSection, BudgetSection, FederationSection, Mode, TrainingSection
+from silotune.structs import Reply, Request, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
 
@@ -92,3 +100,40 @@ def budget(prepared: Prepared) -> str:
         f"isolated: each institution does its own {'steps' if more else 'share of these steps'} on its own examples, "
         f"in every round{resting}"
     )
+
+
+def federation_of(prepared: Prepared, part: Part) -> FederationSection:
+    """The ``[federation]`` section of a part: where nothing travels, one client trains all of the adapter, plainly."""
+    federation = prepared.config.federation
+    if part.sends_updates:
+        return federation
+    alone = {
+        "upload": CompressionSection(),
+        "download": DownloadSection(),
+        "clock": None,
+        "budget": BudgetSection(),
+        "attack": AttackSection(),
+    }
+    return plain(federation).model_copy(update=alone)
+
+
+def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
+    """What every client of a part is told of its local rounds; ``name`` is the part's identity in ledgers."""
+    asked = federation_of(prepared, part)
+    return train_order(prepared.config, run=name, training=part.training, federation=asked)
+
+
+def scoring_of(prepared: Prepared) -> dict[str, Any]:
+    """The body of the requests to score on one's own examples: as the gold-standard set is scored."""
+    return evaluate_order(prepared.config.evaluation, prepared.gold.labels).model_dump(mode="json")
+
+
+def scored_by_clients(
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
+    requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
+    replies = exchange(plan, transport, requests)
+    return {
+        reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
+    }

@@ -1,0 +1,34 @@
+"""Fresh keys of protected sums for sites that live in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from silotune.federation.site.state import Protection
+from silotune.privacy.encryption import new_key
+from silotune.privacy.secure_sum.terms import Member
+from silotune.settings.sections import HeScheme, PrivacySection
+
+
+def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
+    """Fresh keys for sites that live in one process; real sites have theirs from their kits.
+
+    Returns:
+        Site -> its keys; empty where nothing is protected.
+    """
+    if privacy.protection == "none":
+        return {}
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = {name: Ed25519PrivateKey.generate() for name in names}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
+    he_keys = {scheme: new_key(scheme) for scheme in schemes}
+    return {
+        name: Protection(
+            Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
+            is_required=True,
+            he_keys=he_keys,
+        )
+        for name, key in private.items()
+    }
