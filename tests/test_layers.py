@@ -92,6 +92,26 @@ def test_neither_side_of_the_trust_boundary_imports_the_other(path: Path) -> Non
         assert other in ("", own, *ROOMS[own]), f"{path.relative_to(ROOT)} in {own!r} imports {module}"
 
 
+def at_the_top(tree: ast.Module) -> Iterator[str]:
+    """The modules that a file imports when it is imported itself: neither late ones, nor those for types alone."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("silotune"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield str(node.module)
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    named = {"silotune." + ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    graph = {
+        name: {other for other in at_the_top(ast.parse(path.read_text(encoding="utf-8"))) if other in named} - {name}
+        for name, path in named.items()
+    }
+    while leaves := [name for name, others in graph.items() if not others & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"these modules import each other in a circle: {sorted(graph)}"
+
+
 def test_package_files_are_empty_and_there() -> None:
     folders = {path.parent for path in FILES} - {ROOT}
     assert {"experiment", "embedded"} <= {folder.name for folder in folders}

@@ -27,7 +27,7 @@ from silotune.privacy.ledger import as_row, entry, from_row, spent, union
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
-from silotune.training.private import release_of
+from silotune.training.release import release_of
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed())

@@ -23,7 +23,7 @@ from silotune.federation.site.ledger import Budget, open_round
 from silotune.federation.site.policy import Policy, released
 from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, SiteState
-from silotune.training.private import release_of
+from silotune.training.release import release_of
 
 START = {"w": torch.zeros(2)}
 TRAINING = TrainingSection(batch_size=4, epochs=2.0)

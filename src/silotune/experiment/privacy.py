@@ -18,7 +18,7 @@ from silotune.federation.coordinator.privacy import CentralPrivacy, central_priv
 from silotune.federation.coordinator.protection import TRUSTED, guarantee
 from silotune.privacy.accountant import Spend, curve
 from silotune.settings.sections import PrivacySection
-from silotune.training.private import release_of
+from silotune.training.release import release_of
 
 CURVE_POINTS = 12
 """Rounds at which a curve is computed, at most: each takes a tenth of a second."""

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 import torch
 
 from silotune.models.adapters import Adapted
-from silotune.privacy.accountant import Spend, noise_for
 from silotune.privacy.client_dp import with_noise
 from silotune.privacy.noise import Entropy, drawn, system
-from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Tensors
 from silotune.tensors import add
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import Losses, clipped_sum, gradients, moving
-from silotune.training.local import steps_in_round
 
 
 @dataclass(frozen=True)
@@ -75,28 +72,3 @@ def private_gradient(
     noised = with_noise(total, deviation, dp.entropy)
     made = {name: tensor / expected for name, tensor in noised.items()}
     return {name: tensor.to(parameters[name].dtype) for name, tensor in made.items()}
-
-
-def release_of(
-    privacy: PrivacySection, training: TrainingSection, *, num_examples: int, rounds: int, noise: float | None = None
-) -> Spend:
-    """What one round of a site releases, with noise that fits ``privacy.epsilon`` over all rounds unless it is given.
-
-    Raises:
-        ConfigError: No noise is enough.
-    """
-    if privacy.dp == "example":
-        rate = sampling_rate(num_examples, training.batch_size, training.gradient_accumulation)
-        steps = steps_in_round(num_examples, training)
-    else:
-        rate, steps = 1.0, 1
-    found = privacy.noise_multiplier or noise
-    if found is None:
-        found = noise_for(
-            float(privacy.epsilon or 0),
-            privacy.delta,
-            sampling_rate=rate,
-            steps=rounds * steps,
-            accountant=privacy.accountant,
-        )
-    return Spend(found, rate, steps)

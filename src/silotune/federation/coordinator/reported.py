@@ -10,7 +10,7 @@ from silotune.federation.coordinator.decisions import MOST_TRIES
 from silotune.federation.wire.messages import TrainReport
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.settings.sections import SITE_NOISE, PrivacySection, TrainingSection
-from silotune.training.private import release_of
+from silotune.training.release import release_of
 
 SPARE_ROUNDS = 10
 """Rounds that a run which was killed may have begun beside its own: sites were charged for them."""

@@ -22,7 +22,7 @@ from silotune.settings.sections import SITE_NOISE, EvaluationSection, RecordSect
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
-from silotune.training.private import release_of
+from silotune.training.release import release_of
 
 PRICED = (*SITE_NOISE, "distributed")
 """``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""

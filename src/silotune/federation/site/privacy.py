@@ -13,7 +13,8 @@ from silotune.privacy.client_dp import private_update
 from silotune.settings.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
-from silotune.training.private import DpSgd, release_of
+from silotune.training.private import DpSgd
+from silotune.training.release import release_of
 
 
 class Holder(Protocol):
