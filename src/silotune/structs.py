@@ -74,7 +74,7 @@ class Reply:
 
     ``simulated_seconds`` is when it arrived, since the run began, where a simulated clock runs.
     ``signature`` is the site's, where it has a key; ``digest`` that of the tensors as they travelled, where one is
-    signed.
+    signed. ``read`` is what the coordinator has read in the body, once it believes it.
     """
 
     kind: str
@@ -87,6 +87,7 @@ class Reply:
     signature: str = ""
     digest: str = ""
     simulated_seconds: float | None = None
+    read: Any = None
 
 
 BUDGET = "privacy"

@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,10 @@ from silotune.errors import ConfigError, RunFolderError, SilotuneError
 from silotune.experiment.engines import Engine
 from silotune.experiment.run import Vouched, federate
 from silotune.experiment.site import setup_of
-from silotune.federation.wire.signed_job import SignedJob, order_digest
 from silotune.record.plain_json import sha256
 from silotune.settings.sections import FederationSection
 from silotune.transports.flower import Ending, Errand, FlowerTransport
-from silotune.transports.in_process import decode_expected, encode_linked
+from silotune.transports.in_process import codec_of
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -42,8 +40,7 @@ def over(grid: Grid, sites: Sequence[str], name: str, config: Config, setup: Map
         grid,
         sites,
         Errand(name, setup),
-        encode=partial(encode_linked, links=config.federation),
-        decode=partial(decode_expected, upload=config.federation.upload),
+        codec=codec_of(config.federation),
         ending=ending_of(config.federation),
     )
     return lambda prepared, part, meter, folder: contextlib.nullcontext(transport)
@@ -56,18 +53,6 @@ def ending_of(federation: FederationSection) -> Ending:
         return Ending()
     wanted = federation.clients_per_round if clock.over_sampling > 1 else None
     return Ending(wanted, clock.deadline_seconds)
-
-
-def vouched(signed: SignedJob, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The job that the submitter signed, where it is for these orders: the coordinator signs none.
-
-    Raises:
-        ConfigError: The run would ask for something else than was signed.
-    """
-    for kind, digest in signed.job.orders.items():
-        if order_digest(bodies[kind]) != digest:
-            raise ConfigError(f"the {kind} order of the run is not the one that its submitter signed: submit it anew")
-    return signed.model_dump(mode="json")
 
 
 def work_on(kit: Kit, name: str) -> None:
@@ -91,7 +76,7 @@ def work_on(kit: Kit, name: str) -> None:
                 sites,
                 connect=over(grid, tuple(sites), name, config, setup),
                 path=jobs.run_path(name),
-                vouched=Vouched(signed.job.id, partial(vouched, signed)),
+                vouched=Vouched(signed.job.id, signed),
             )
     except SilotuneError as error:
         logging.getLogger("silotune").error("%s", error)

@@ -27,9 +27,9 @@ from silotune.deploy.queue import ENDED, Jobs, JobState
 from silotune.errors import ConfigError, FederationError, ModelError, SignatureError, unknown_choice
 from silotune.experiment.site import setup_of
 from silotune.experiment.start import adapter_folder
-from silotune.federation.kinds import EVALUATE, TRAIN, steps_of
-from silotune.federation.wire.orders import evaluate_order, train_order
-from silotune.federation.wire.signed_job import Job, SignedJob, order_digest, sign_job
+from silotune.federation.kinds import COUNTERSIGN, EVALUATE, steps_of
+from silotune.federation.wire.run_settings import check_scorable
+from silotune.federation.wire.signed_job import Job, SignedJob, sign_job
 from silotune.models.fingerprint import folder_of
 from silotune.record.files import explained, read_document, write_json
 from silotune.record.plain_json import sha256
@@ -92,7 +92,6 @@ def sign_run(
         "participants": tuple(sorted(members.active())),
         "rounds": federation.rounds,
         "kinds": kinds_of(chosen),
-        "orders": {kind: order_digest(body) for kind, body in orders_of(chosen, number).items()},
         "setup_sha256": sha256(setup_of(chosen, base=base)),
         "charter_sha256": _charter_of(submitter),
         "expires": datetime.now(UTC) + timedelta(days=days),
@@ -104,16 +103,9 @@ def sign_run(
 def kinds_of(config: Config) -> tuple[str, ...]:
     """The kinds of requests that a run needs; sites serve it no others."""
     scores = (EVALUATE,) if config.evaluation.per_client else ()
-    return (*steps_of(config.privacy.protection), *scores, "countersign")
-
-
-def orders_of(config: Config, number: str) -> dict[str, dict[str, Any]]:
-    """The orders of a run under a job of this number, as they stand in requests, without the job."""
-    scoring = evaluate_order(config.evaluation, tuple(resolve(config.data).options))
-    return {
-        TRAIN: train_order(config, run=f"{number}/federated").model_dump(mode="json"),
-        EVALUATE: scoring.model_dump(mode="json"),
-    }
+    if scores:
+        check_scorable(tuple(resolve(config.data).options))
+    return (*steps_of(config.privacy.protection), *scores, COUNTERSIGN)
 
 
 def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:
@@ -198,8 +190,6 @@ def check_submission(kit: Kit, submission: Submission) -> None:
     _check_signed(kit, submission.job, anew="silotune submit CONFIG --as KIT")
     if sha256(config.model_dump(mode="json")) != job.config_sha256:
         raise ConfigError("the configuration beside the job is not the one that was signed")
-    if {kind: order_digest(body) for kind, body in orders_of(config, job.id).items()} != job.orders:
-        raise ConfigError("the job was signed with another version of silotune: its orders are not those of this one")
 
 
 def _check_unchanged(signed: SignedJob) -> None:

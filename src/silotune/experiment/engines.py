@@ -12,7 +12,7 @@ from pathlib import Path
 from silotune.config import Config
 from silotune.errors import require
 from silotune.experiment.crew import Crew
-from silotune.experiment.parts import Part, federation_of
+from silotune.experiment.parts import Part, settings_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
 from silotune.federation.coordinator.privacy import LEDGER
@@ -28,7 +28,7 @@ from silotune.record.cost import Meter
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
 from silotune.transports.frames import Frame, work_frame
-from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, decode_expected, encode_linked, workers_for
+from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, codec_of, workers_for
 from silotune.transports.trainer_host import TrainerHost
 
 SERVED = "served"
@@ -44,7 +44,8 @@ def in_process(
 
     ``crew`` trains them in processes beside this one, where that pays.
     """
-    federation, adapted = federation_of(prepared, part), prepared.adapted
+    settings, adapted = settings_of(prepared, part), prepared.adapted
+    federation = settings.federation
     attack = federation.attack
     malicious = attackers(attack, tuple(part.clients), seed=prepared.config.seed)
     keys = members(part.clients, prepared.config.privacy) if part.sends_updates else {}
@@ -53,9 +54,7 @@ def in_process(
     for name, examples in part.clients.items():
         is_flipped = attack.kind == "label-flip" and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
-        sites[name] = Site(
-            name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, dp=prepared.config.privacy.dp
-        )
+        sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, settings=settings)
         if name in keys:
             sites[name].served = Served(folder.path / SERVED / f"{sha256(name)[:16]}.jsonl")
         sites[name].protection = keys.get(name)
@@ -111,8 +110,7 @@ def ray(
             grid,
             names,
             Errand("run", setup_of(config, is_simulated=True), is_simulated=True),
-            encode=functools.partial(encode_linked, links=settings),
-            decode=functools.partial(decode_expected, upload=settings.upload),
+            codec=codec_of(settings),
             name=by_number(names),
         )
 

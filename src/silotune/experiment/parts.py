@@ -15,7 +15,8 @@ from typing import Any
 
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
-from silotune.federation.wire.orders import TrainOrder, evaluate_order, train_order
+from silotune.federation.kinds import EVALUATE
+from silotune.federation.wire.run_settings import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
 from silotune.settings.links import CompressionSection, DownloadSection
@@ -117,22 +118,22 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
     return plain(federation).model_copy(update=alone)
 
 
-def order_of(prepared: Prepared, part: Part, *, name: str) -> TrainOrder:
-    """What every client of a part is told of its local rounds; ``name`` is the part's identity in ledgers."""
-    asked = federation_of(prepared, part)
-    return train_order(prepared.config, run=name, training=part.training, federation=asked)
-
-
-def scoring_of(prepared: Prepared) -> dict[str, Any]:
-    """The body of the requests to score on one's own examples: as the gold-standard set is scored."""
-    return evaluate_order(prepared.config.evaluation, prepared.gold.labels).model_dump(mode="json")
+def settings_of(prepared: Prepared, part: Part) -> RunSettings:
+    """What the clients of a part act by; they score on their own examples as the gold-standard set is scored."""
+    config, federation = prepared.config, federation_of(prepared, part)
+    return RunSettings(part.training, federation, config.privacy, config.evaluation, tuple(prepared.gold.labels))
 
 
 def scored_by_clients(
-    plan: Plan, transport: Transport, weights: Tensors, round_number: int, body: Mapping[str, Any]
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int
 ) -> dict[str, Mapping[str, Any]]:
-    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others."""
-    requests = {name: Request("evaluate", round_number, name, weights, body) for name in transport.clients()}
+    """Scores of the model on each client's own examples; the requests stand in the audit trail, as all others.
+
+    Raises:
+        ConfigError: The task has more options, or longer ones, than clients score over.
+    """
+    check_scorable(plan.settings.labels)
+    requests = {name: Request(EVALUATE, round_number, name, weights, plan.body) for name in transport.clients()}
     replies = exchange(plan, transport, requests)
     return {
         reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies

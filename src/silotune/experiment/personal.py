@@ -15,6 +15,7 @@ from silotune.experiment.parts import Part, federation_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.scoring import Scorer
 from silotune.federation.coordinator.rounds import Plan, exchange
+from silotune.federation.kinds import PERSONALIZE
 from silotune.federation.site.state import own_tensors
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
@@ -51,7 +52,7 @@ def fine_tune(plan: Plan, transport: Transport, weights: Tensors) -> list[Failur
         Clients that could not: they go on with the global model.
     """
     requests = {
-        name: Request("personalize", plan.rounds + 1, name, cut(weights, plan.ranks.get(name)), plan.body)
+        name: Request(PERSONALIZE, plan.rounds + 1, name, cut(weights, plan.ranks.get(name)), plan.body)
         for name in transport.clients()
     }
     replies = exchange(plan, transport, requests)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from silotune.evaluation.metrics import signed
 from silotune.experiment import privacy
-from silotune.experiment.parts import Part, federation_of, order_of
+from silotune.experiment.parts import Part, settings_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.scoring import SetScorer
 from silotune.federation.coordinator.audit import Audit
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.rounds import Plan
+from silotune.federation.wire.orders import Order
 from silotune.methods.algorithms import method
 from silotune.record.cost import Meter
 from silotune.settings.sections import FederationSection
@@ -28,18 +29,22 @@ def plan_of(
     audit: Audit | None = None,
     name: str = "",
     keys: Mapping[str, Sequence[str]] | None = None,
+    order: Order | None = None,
 ) -> Plan:
     """What ``run_rounds`` is to do for a part; baselines are scored before the first and after the last round.
 
-    ``name`` is the part's identity in privacy ledgers, ``keys`` what clients sign their part in protected sums with.
+    ``name`` is the part's identity in privacy ledgers, ``keys`` what clients sign their part in protected sums with,
+    ``order`` the one that a submitter has vouched for, where sites ask for that.
     """
-    config, federation = prepared.config, federation_of(prepared, part)
+    config, settings = prepared.config, settings_of(prepared, part)
+    federation = settings.federation
     clock, target = federation.clock, config.evaluation.target
     return Plan(
         rounds=federation.rounds,
         method=method(federation),
-        body=order_of(prepared, part, name=name).model_dump(mode="json"),
+        body=(order or Order(setup=settings.digest(), run=name, seed=config.seed)).body(),
         seed=config.seed,
+        settings=settings,
         clients_per_round=_asked_a_round(part, federation),
         ranks=prepared.ranks if part.sends_updates else {},
         timeout_seconds=federation.timeout_seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from silotune.experiment.crew import crew_of
 from silotune.experiment.engines import Engine, engine_of
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.metering import check_budget, metered
-from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients, scoring_of
+from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
 from silotune.federation.coordinator.audit import Audit, close, concludes
 from silotune.federation.coordinator.countersigning import countersign, uncountersigned
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.wire.signed_job import JOB
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.signed_job import SignedJob
 from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
@@ -46,11 +47,11 @@ class Vouched:
 
     Attributes:
         number: The job's own, by which ledgers tell the run from others.
-        job: Order -> its body, for the orders of a run: gives the signed job, if it is for them.
+        signed: The job with its signature.
     """
 
     number: str
-    job: Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Any]]
+    signed: SignedJob
 
 
 def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFolder:
@@ -233,7 +234,7 @@ def _seal(run: _Run, part: Part, observer: Observer | None) -> None:
     if not audit.trail.is_closed:
         close(audit, run.folder.path, round_number=rounds)
     if uncountersigned(audit):
-        plan, _ = _vouched_plan(run, part, audit)
+        plan = _vouched_plan(run, part, audit)
         with run.connect(run.prepared, part, run.meter, folder) as transport:
             countersign(plan, transport, rounds)
     missing = uncountersigned(audit)
@@ -289,11 +290,11 @@ def _finish_part(
         audit = replace(audit, keys=run.keys, promise=tuple(spending.planned_of(run.folder)))
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan, scored = _vouched_plan(run, part, audit)
+    plan = _vouched_plan(run, part, audit)
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
-        folder.write_json("per_client", scored_by_clients(plan, transport, weights, state.round_number, scored))
+        folder.write_json("per_client", scored_by_clients(plan, transport, weights, state.round_number))
     result = _scored_result(prepared, part, folder, state, weights)
     if (spent := spending.spent_of(config, folder, state.privacy, run=name)) is not None:
         planned = spending.planned_epsilon(run.folder) if part.sends_updates else None
@@ -335,14 +336,13 @@ def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
     return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
-def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> tuple[Plan, Mapping[str, Any]]:
-    """What the rounds are to do and how sites score, with the job that vouches for both where sites ask for one."""
-    plan = plan_of(run.prepared, part, run.meter, audit=audit, name=_identity(run, part), keys=run.keys)
-    scored = scoring_of(run.prepared)
-    if run.vouched is None:
-        return plan, scored
-    job = run.vouched.job({"train": plan.body, "evaluate": scored})
-    return replace(plan, body={**plan.body, JOB: job}), {**scored, JOB: job}
+def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> Plan:
+    """What the rounds are to do, under the job that vouches for it where sites ask for one."""
+    name, order = _identity(run, part), None
+    if run.vouched is not None:
+        signed = run.vouched.signed
+        order = Order(setup=signed.job.setup_sha256, run=name, seed=run.prepared.config.seed, job=signed)
+    return plan_of(run.prepared, part, run.meter, audit=audit, name=name, keys=run.keys, order=order)
 
 
 def _check_fits(state: ServerState, initial: Tensors, folder: RunFolder) -> None:

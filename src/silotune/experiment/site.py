@@ -18,6 +18,7 @@ from silotune.experiment.prepare import adapted_of, client_shares
 from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
 from silotune.federation.site.state import Site
+from silotune.federation.wire.run_settings import run_settings
 from silotune.federation.wire.run_setup import Setup, without_places
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
@@ -131,7 +132,9 @@ class SiteDesk:
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        site = self._equip(Site(self._holdings.name, own, adapted, initial=initial, dp=config.privacy.dp), config)
+        site = self._equip(
+            Site(self._holdings.name, own, adapted, initial=initial, settings=run_settings(config)), config
+        )
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
         return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)

@@ -1,17 +1,43 @@
-"""The kinds of requests: one record each of all that both sides must know of it. A kind without one is refused."""
+"""The kinds of requests: one record each of all that both sides must know of it. A kind without one is refused.
+
+Both sides read this page, and neither reads the other's code: what one side does with a kind is named by its place, and
+is imported when it is used first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 from silotune.errors import MessageError, unknown_choice
 
-TRAIN, EVALUATE = "train", "evaluate"
-"""The orders that a submitter signs: how to train, and how to score."""
-ReplyForm = Literal["nothing", "report", "scores", "keys", "shares", "complaints", "answers", "agreement", "opened"]
-"""What the body of a reply may hold; ``replies.FORMS`` checks each of them."""
+TRAIN, EVALUATE, COUNTERSIGN, PERSONALIZE = "train", "evaluate", "countersign", "personalize"
+EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
+"""Rules of a site's policy that refuse because the owner's privacy budget is spent."""
+
+
+@dataclass(frozen=True)
+class At:
+    """A function by its place below ``silotune.federation``, imported when it is called first."""
+
+    module: str
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function gives."""
+        return self.found()(*args)
+
+    def found(self) -> Callable[..., Any]:
+        """The function."""
+        function: Callable[..., Any] = getattr(import_module(f"silotune.federation.{self.module}"), self.name)
+        return function
+
+
+def nothing(*args: Any) -> dict[str, Any]:
+    """The layout of a message without tensors."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -19,28 +45,38 @@ class Kind:
     """What is true of one kind of request.
 
     Attributes:
-        reply: What the body of its reply may hold: nothing is believed of a body without a form.
+        answer: What a site does, ``(Request, Site) -> Reply``.
+        read: What a coordinator makes of the body of its reply, ``(Reply, RunSettings) -> Section``; it raises
+            ``MessageError`` where that does not have the form of the kind.
+        carries: The layout of a request's tensors at a site, ``(Known, Header, Layout) -> Layout``.
+        returns: The layout of a reply's tensors, ``(Request, FederationSection) -> Layout``.
         trains: What a site sends back is learnt from its examples.
         scores: Exact figures on its examples are sent back.
         sends_update: A change of the model is sent back.
-        carries_adapter: The request's tensors are an adapter.
-        is_protected: What is sent back is seen by nobody but within a sum.
-        order: Which of the signed orders its body is, or holds under ``train`` in a protected sum; empty for bodies
-            that no submitter can know beforehand, such as keys, which the protocol of a sum checks.
+        protection: The protection of whose sum it is a step, so that what is sent back is seen by nobody but within
+            the sum; empty for what is seen alone.
         cohort: Where its body names the sites of the sum, or how many they are.
         first_round: The least round that it can be of: a round of training begins at 1, what comes after all rounds
             may come after none.
+        message: The type of Flower's message that it travels as.
     """
 
-    reply: ReplyForm
+    answer: Callable[..., Any]
+    read: Callable[..., Any]
+    carries: Callable[..., Any] = nothing
+    returns: Callable[..., Any] = nothing
     trains: bool = False
     scores: bool = False
     sends_update: bool = False
-    carries_adapter: bool = False
-    is_protected: bool = False
-    order: str = ""
+    protection: str = ""
     cohort: tuple[str, ...] = ()
     first_round: int = 1
+    message: Literal["train", "evaluate", "query"] = "query"
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether what is sent back is seen by nobody but within a sum."""
+        return bool(self.protection)
 
     @property
     def is_seen_alone(self) -> bool:
@@ -52,29 +88,72 @@ class Kind:
         """Whether its reply says what the client spent."""
         return self.trains and not self.is_protected
 
+    @property
+    def uses_examples(self) -> bool:
+        """Whether it has the site's examples used: then it carries an adapter, and its body is or holds an order."""
+        return self.trains or self.scores
 
-_INPUT = {"trains": True, "sends_update": True, "carries_adapter": True, "is_protected": True, "order": TRAIN}
+
+def _of_masks(step: str, form: str, *, within: str = "site.secure_sum", **facts: Any) -> Kind:
+    """A step of a secure sum."""
+    return Kind(At(within, step), At("coordinator.forms", form), protection="secure_sum", **facts)
+
+
+def _of_ciphers(step: str, returns: str, *, within: str = "site.encrypted_sum", **facts: Any) -> Kind:
+    """A step of an encrypted sum, whose replies say nothing beside their tensors."""
+    layout = At("wire.sum_orders", returns)
+    return Kind(At(within, step), At("coordinator.forms", "empty"), returns=layout, protection="he", **facts)
+
+
+_INPUT: Mapping[str, Any] = {
+    "within": "site.client",
+    "trains": True,
+    "sends_update": True,
+    "carries": At("site.layouts", "model"),
+}
 KINDS: Mapping[str, Kind] = {
-    "train": Kind("report", trains=True, sends_update=True, carries_adapter=True, order=TRAIN),
-    "personalize": Kind("report", trains=True, carries_adapter=True, order=TRAIN),
-    "evaluate": Kind("scores", scores=True, carries_adapter=True, order=EVALUATE, first_round=0),
-    "countersign": Kind("nothing", first_round=0),
-    "secure_sum.keys": Kind("keys", is_protected=True, cohort=("terms", "cohort")),
-    "secure_sum.shares": Kind("shares", is_protected=True, cohort=("keys",)),
-    "secure_sum.accept": Kind("complaints", is_protected=True, cohort=("arrived",)),
-    "secure_sum.input": Kind("answers", **_INPUT, cohort=("arrived",)),  # type: ignore[arg-type]
-    "secure_sum.check": Kind("agreement", is_protected=True, cohort=("survivors",)),
-    "secure_sum.unmask": Kind("opened", is_protected=True),
-    "he.weight": Kind("nothing", is_protected=True),
-    "he.input": Kind("nothing", **_INPUT, cohort=("clients",)),  # type: ignore[arg-type]
-    "he.open": Kind("nothing", is_protected=True),
+    TRAIN: Kind(
+        At("site.client", "train"),
+        At("coordinator.forms", "report"),
+        carries=At("site.layouts", "linked_model"),
+        returns=At("wire.orders", "trained_layout"),
+        trains=True,
+        sends_update=True,
+        message="train",
+    ),
+    PERSONALIZE: Kind(
+        At("site.client", "personalize"),
+        At("coordinator.forms", "report"),
+        carries=At("site.layouts", "model"),
+        trains=True,
+    ),
+    EVALUATE: Kind(
+        At("site.client", "score"),
+        At("coordinator.forms", "scores"),
+        carries=At("site.layouts", "whole"),
+        scores=True,
+        first_round=0,
+        message="evaluate",
+    ),
+    COUNTERSIGN: Kind(At("site.client", "countersign"), At("coordinator.forms", "empty"), first_round=0),
+    "secure_sum.keys": _of_masks("advertise_keys", "keys", cohort=("terms", "cohort")),
+    "secure_sum.shares": _of_masks("share_keys", "shares", cohort=("keys",)),
+    "secure_sum.accept": _of_masks("accept_shares", "complaints", cohort=("arrived",)),
+    "secure_sum.input": _of_masks(
+        "train_masked", "answers", returns=At("wire.sum_orders", "input_layout"), cohort=("arrived",), **_INPUT
+    ),
+    "secure_sum.check": _of_masks("check_survivors", "agreement", cohort=("survivors",)),
+    "secure_sum.unmask": _of_masks("reveal_shares", "opened"),
+    "he.weight": _of_ciphers("encrypt_weight", "weight_layout"),
+    "he.input": _of_ciphers("train_encrypted", "update_layout", cohort=("clients",), **_INPUT),
+    "he.open": _of_ciphers("open_sum", "open_layout", carries=At("wire.sum_orders", "carried_sum")),
 }
 """Kind of request -> its record."""
 
 
 def steps_of(protection: str) -> tuple[str, ...]:
     """The kinds of requests that make a round under ``privacy.protection``, in their order."""
-    return tuple(name for name in KINDS if name.startswith(f"{protection}.")) or (TRAIN,)
+    return tuple(name for name, kind in KINDS.items() if kind.protection == protection and protection) or (TRAIN,)
 
 
 def kind_named(name: str) -> Kind:
@@ -86,7 +165,3 @@ def kind_named(name: str) -> Kind:
     if name not in KINDS:
         raise MessageError(unknown_choice("request", name, KINDS))
     return KINDS[name]
-
-
-EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
-"""Rules that refuse because the owner's privacy budget is spent."""

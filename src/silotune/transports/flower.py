@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from silotune.errors import FederationError, MessageError
+from silotune.federation.kinds import TRAIN, kind_named
 from silotune.federation.wire.reasons import RULES, code_of, sentence_of
+from silotune.federation.wire.transport import Codec
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.transports.frames import Frame
 
@@ -39,7 +41,6 @@ ENVELOPE, PAYLOAD = "silotune", "message"
 MOST = "most"
 """In the envelope of a request: bytes that the tensors of its reply take at most."""
 _STYPE = "silotune.message"
-_TYPES: Mapping[str, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 OWN_ERROR = 900
 """Code of an error that is ours and not Flower's: its reason is a code."""
 TOO_LARGE, OTHER_BUNDLE, BROKEN = "too-large", "other-bundle", "broken"
@@ -132,8 +133,7 @@ class FlowerTransport:
         grid: Flower's, connected to the run.
         sites: Names of the sites, in a fixed order.
         job: What goes with every message.
-        encode: Request -> its bytes.
-        decode: Bytes of a reply and the request they answer -> the reply, checked.
+        codec: How messages become bytes.
         name: Nodes that are up -> site and its node; by the nodes' names, which Flower's simulation does not give.
         ending: What ends a round of training before all have replied.
     """
@@ -144,13 +144,12 @@ class FlowerTransport:
         sites: Sequence[str],
         job: Errand,
         *,
-        encode: Callable[[Request], bytes],
-        decode: Callable[[bytes, Request], Reply],
+        codec: Codec,
         name: Naming = by_name,
         ending: Ending | None = None,
     ) -> None:
         self._grid, self._sites, self._job = grid, tuple(sites), job
-        self._encode, self._decode, self._name = encode, decode, name
+        self._codec, self._name = codec, name
         self._ending = ending or Ending()
         self._setup = json.dumps(job.setup, separators=(",", ":"), sort_keys=True)
 
@@ -171,7 +170,7 @@ class FlowerTransport:
         A round of training whose ending wants fewer replies than there are requests is over with them: what comes
         later is discarded.
         """
-        is_round = all(request.kind == "train" for request in requests.values())
+        is_round = all(request.kind == TRAIN for request in requests.values())
         ending = self._ending if is_round else Ending()
         limit = time.monotonic() + min(timeout_seconds, ending.deadline_seconds or timeout_seconds)
         waiting = {name: self._prepared(request) for name, request in requests.items()}
@@ -205,7 +204,7 @@ class FlowerTransport:
         return done
 
     def _prepared(self, request: Request) -> _Waiting:
-        return _Waiting(request, self._encode(request), secrets.token_hex(16))
+        return _Waiting(request, self._codec.encode(request), secrets.token_hex(16))
 
     def _late(self, item: _Waiting, timeout_seconds: float, ending: Ending) -> Failure:
         where, deadline = "is not connected" if not item.node else "gave no reply", ending.deadline_seconds
@@ -234,10 +233,10 @@ class FlowerTransport:
         request = item.request
         envelope = {
             "job": self._job.name, "client": request.client, "setup": self._setup, "nonce": item.digest,
-            MOST: str(_most_bytes(request)),
+            MOST: str(self._codec.longest(request)),
         }  # fmt: skip
         message = Message(
-            pack(envelope, item.sent), dst_node_id=node, message_type=_TYPES.get(request.kind, MessageType.QUERY),
+            pack(envelope, item.sent), dst_node_id=node, message_type=kind_named(request.kind).message,
             group_id=str(request.round_number),
         )  # fmt: skip
         pushed = list(self._grid.push_messages([message]))
@@ -271,7 +270,7 @@ class FlowerTransport:
             stage = stage if _STAGE.fullmatch(stage) else "site"
             failure = self._failure(item, stage, reason or sentence_of(code), up=len(data))
             return replace(failure, rule=code if code in RULES else "")
-        reply = self._decode(data, item.request)
+        reply = self._codec.decode(data, item.request)
         if reply.client != item.request.client:
             raise MessageError(f"{item.request.client!r} sent a reply in the name of another")
         return replace(reply, bytes_down=len(item.sent), bytes_up=len(data))
@@ -280,14 +279,6 @@ class FlowerTransport:
         request = item.request
         down = len(item.sent) if item.node else 0
         return Failure(request.client, request.round_number, stage, reason, bytes_down=down, bytes_up=up)
-
-
-def _most_bytes(request: Request) -> int:
-    """Of the tensors of a reply to this request."""
-    from silotune.federation.site.client import expected_reply  # both bring torch, which a site's node does without
-    from silotune.federation.wire.messages import longest
-
-    return longest(expected_reply(request))
 
 
 def _gone_codes() -> set[int]:

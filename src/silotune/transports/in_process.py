@@ -17,19 +17,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from silotune.errors import BudgetError, MessageError, PolicyError, SilotuneError
-from silotune.federation.site.client import client_round, expected_reply
+from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.links import open_reply
 from silotune.federation.wire.messages import decode_reply, decode_request, encode, layout_of
+from silotune.federation.wire.orders import expected_reply, longest_reply
+from silotune.federation.wire.transport import Codec
 from silotune.methods.compress.pack import packed_layout
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.settings.links import CompressionSection
 from silotune.settings.sections import FederationSection
 from silotune.structs import BUDGET, Failure, Reply, Request, SiteState
 from silotune.tensors import num_bytes
@@ -237,7 +239,16 @@ def _encoded(request: Request, site: Site, links: FederationSection) -> Reply:
     sent = encode_linked(request, links=links)
     reply = client_round(decode_request(sent, layout_of(request.as_sent().tensors)), site)
     returned = encode(reply, zstd=links.upload.zstd)
-    return _with_bytes(decode_expected(returned, request, links.upload), down=len(sent), up=len(returned))
+    return _with_bytes(decode_expected(returned, request, links), down=len(sent), up=len(returned))
+
+
+def codec_of(federation: FederationSection) -> Codec:
+    """How the messages of a run with this ``[federation]`` section become bytes."""
+    return Codec(
+        partial(encode_linked, links=federation),
+        partial(decode_expected, federation=federation),
+        partial(longest_reply, federation=federation),
+    )
 
 
 def encode_linked(request: Request, *, links: FederationSection) -> bytes:
@@ -245,25 +256,25 @@ def encode_linked(request: Request, *, links: FederationSection) -> bytes:
     return encode(request.as_sent(), zstd=links.download.zstd)
 
 
-def decode_expected(data: bytes, request: Request, upload: CompressionSection | None = None) -> Reply:
+def decode_expected(data: bytes, request: Request, federation: FederationSection) -> Reply:
     """A reply, checked against what its request expects, and opened.
 
     Args:
         data: The reply as it came.
         request: What it answers.
-        upload: How its tensors are compressed; default: not at all.
+        federation: The method, which says what comes back, and how its tensors are compressed.
 
     Raises:
         MessageError: Anything is not as expected.
     """
-    settings, expected = upload or CompressionSection(), expected_reply(request)
-    return open_reply(decode_reply(data, packed_layout(expected, settings)), settings, expected)
+    upload, expected = federation.upload, expected_reply(request, federation)
+    return open_reply(decode_reply(data, packed_layout(expected, upload)), upload, expected)
 
 
 def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
     outgoing = request.as_sent()
     reply = client_round(outgoing, site)
-    opened = open_reply(reply, links.upload, expected_reply(request))
+    opened = open_reply(reply, links.upload, expected_reply(request, links))
     return _with_bytes(opened, down=num_bytes(outgoing.tensors), up=num_bytes(reply.tensors))
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from silotune.errors import MessageError, RunFolderError
+from silotune.federation.coordinator import forms
 from silotune.federation.coordinator.audit import Audit
-from silotune.federation.coordinator.forms import check_body
+from silotune.federation.kinds import COUNTERSIGN
 from silotune.federation.wire.signed_job import JOB
 from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.federation.wire.transport import Transport
@@ -33,14 +34,14 @@ def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[st
     if JOB in plan.body:  # a site's policy asks who wants its signature
         requests = {name: replace(request, body={JOB: plan.body[JOB]}) for name, request in requests.items()}
     replies = transport.exchange(requests, timeout_seconds=min(plan.timeout_seconds, _COUNTERSIGN_SECONDS))
-    return _keep(plan.audit, replies, requests)
+    return _keep(plan, plan.audit, replies, requests)
 
 
 def _requests(audit: Audit, round_number: int) -> dict[str, Request]:
     """What asks every site with a key that has not yet signed the head of the closed trail to sign it."""
     head = audit.trail.head().text()
     names = uncountersigned(audit)
-    return {name: Request("countersign", round_number, name, {}, head=head) for name in names}
+    return {name: Request(COUNTERSIGN, round_number, name, {}, head=head) for name in names}
 
 
 def uncountersigned(audit: Audit) -> tuple[str, ...]:
@@ -66,7 +67,9 @@ def _is_signed(row: Mapping[str, Any], audit: Audit) -> bool:
     )
 
 
-def _keep(audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]) -> tuple[str, ...]:
+def _keep(
+    plan: Plan, audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[str, Request]
+) -> tuple[str, ...]:
     """Writes the sites' signatures of the head beside the trail; a site that gives none is left out.
 
     Returns:
@@ -74,12 +77,12 @@ def _keep(audit: Audit, replies: Iterator[Reply | Failure], requests: Mapping[st
     """
     rows = []
     for reply in replies:
-        if isinstance(reply, Failure) or reply.kind != "countersign" or reply.client not in requests:
+        if isinstance(reply, Failure) or reply.kind != COUNTERSIGN or reply.client not in requests:
             continue
         request = requests[reply.client]
         said = statement(reply, request=request_digest(request, digest(request.tensors)), head=request.head)
         try:
-            check_body(reply, request)
+            forms.read(reply, plan.settings)
             key = check_signature(reply, said, audit.keys[reply.client])
         except MessageError:
             continue

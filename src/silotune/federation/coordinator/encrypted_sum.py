@@ -17,7 +17,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
-from silotune.federation.coordinator.exchange import Asking, Collector, Exchange, booked
+from silotune.federation.coordinator.exchange import Asking, Collector, Exchange, booked, order_in
 from silotune.federation.wire.messages import Layout, layout_of
 from silotune.federation.wire.sum_orders import (
     CELLS,
@@ -80,7 +80,7 @@ class _EncryptedSum:
             num_examples=num_examples,
             size=len(hidden),
             hidden=int(hidden.sum()),
-            train=dict(self.asking.body),
+            train=order_in(self.asking),
         )
         cells, figures, plain = self._updates(wire, order)
         return self._opened(wire, order, {CELLS: cells, FIGURES_NAME: figures}, plain)

@@ -12,6 +12,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.wire.messages import read_body
+from silotune.federation.wire.orders import Order
 from silotune.federation.wire.signed_job import JOB
 from silotune.privacy.secure_sum.sharing import FalseSharing
 from silotune.settings.base import Section
@@ -92,6 +93,11 @@ class Asking:
     excluded: Mapping[str, Any] = field(default_factory=dict)
 
 
+def order_in(asking: Asking) -> Order:
+    """The order to train as a sum's own messages hold it; the job stands beside it."""
+    return Order.model_validate({name: value for name, value in asking.body.items() if name != JOB})
+
+
 Collector: TypeAlias = Callable[[Asking], Iterator[ClientUpdate]]
 """Asks a round's clients and yields what is to be aggregated, as it arrives."""
 
@@ -123,7 +129,7 @@ class Exchange:
             try:
                 if (reply.kind, reply.round_number) != (kind, number) or reply.client not in waiting:
                     raise MessageError(f"a reply answers no request of round {number}")
-                answer = read_body(report, reply)
+                answer = reply.read if isinstance(reply.read, report) else read_body(report, reply)
             except MessageError as error:
                 self.fail(reply.client if reply.client in requests else "unknown", kind, str(error))
                 continue

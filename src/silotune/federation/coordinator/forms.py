@@ -1,4 +1,4 @@
-"""What the body of each kind of reply may hold: the forms that ``kinds`` names, checked before a reply is believed.
+"""What the body of each kind of reply may hold: ``kinds`` names the readers, and nothing is believed before.
 
 Scores come as ``evaluation.figures`` makes them of the order's labels. A site's policy may withhold any of them, which
 is then None, and give rates in steps.
@@ -7,22 +7,21 @@ is then None, and give rates in steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
 from silotune.errors import MessageError
 from silotune.evaluation.metrics import CALIBRATION_BINS
-from silotune.federation.kinds import ReplyForm, kind_named
-from silotune.federation.wire.messages import MOST_COUNTED, Nats, read_body, read_report
-from silotune.federation.wire.orders import EvaluateOrder
+from silotune.federation.kinds import kind_named
+from silotune.federation.wire.messages import MOST_COUNTED, Nats, TrainReport, read_body, read_report
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.federation.wire.sum_orders import AcceptReport, CheckReport, InputReport, SharesReport, UnmaskReport
 from silotune.privacy.secure_sum.terms import SignedKeys
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import Scoring
-from silotune.structs import Reply, Request
+from silotune.structs import Reply
 
 Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -90,31 +89,33 @@ class PairScores(Scores):
     margin: Nats | None
 
 
-def check_body(reply: Reply, request: Request) -> None:
-    """Refuses a reply whose body does not have the form of its kind.
+def read(reply: Reply, settings: RunSettings) -> Section:
+    """The body of a reply in the form of its kind.
 
     Raises:
         MessageError: A value is missing, left over, or cannot be.
     """
-    FORMS[kind_named(reply.kind).reply](reply, request)
+    made: Section = kind_named(reply.kind).read(reply, settings)
+    return made
 
 
-def _check_scores(reply: Reply, request: Request) -> None:
-    order = read_body(EvaluateOrder, request)
-    if not order.labels:
-        read_body(OpenScores if "loss" in reply.body else PairScores, reply)
-        return
-    scores = read_body(LikelihoodScores if order.scoring == "likelihood" else OptionScores, reply)
-    if odd := _odd_figure(scores, order):
+def scores(reply: Reply, settings: RunSettings) -> Scores:
+    """Figures of a model on the site's own examples, over the labels of the run."""
+    if not settings.labels:
+        return read_body(OpenScores if "loss" in reply.body else PairScores, reply)
+    form = LikelihoodScores if settings.evaluation.scoring == "likelihood" else OptionScores
+    found = read_body(form, reply)
+    if odd := _odd_figure(found, settings):
         raise MessageError(f"the body of this {reply.kind} reply is not valid at {odd!r}")
+    return found
 
 
-def _odd_figure(scores: OptionScores, order: EvaluateOrder) -> str | None:
+def _odd_figure(scores: OptionScores, settings: RunSettings) -> str | None:
     """The first figure that cannot be one of these labels and as many examples; None for none."""
     faults = {
-        "scoring": scores.scoring != order.scoring,
-        "per_class": scores.per_class is not None and not _is_by_class(scores.per_class, scores, order.labels),
-        "confusion": scores.confusion is not None and not _is_confusion(scores.confusion, scores, order.labels),
+        "scoring": scores.scoring != settings.evaluation.scoring,
+        "per_class": scores.per_class is not None and not _is_by_class(scores.per_class, scores, settings.labels),
+        "confusion": scores.confusion is not None and not _is_confusion(scores.confusion, scores, settings.labels),
         "reliability": isinstance(scores, LikelihoodScores)
         and scores.reliability is not None
         and sum(one.num_examples for one in scores.reliability) != scores.num_examples,
@@ -132,23 +133,41 @@ def _is_confusion(rows: Sequence[Sequence[int]], scores: Scores, labels: Sequenc
     return has_shape and sum(map(sum, rows)) == scores.num_examples
 
 
-def _check_report(reply: Reply, request: Request) -> None:
-    read_report(reply)
+def report(reply: Reply, settings: RunSettings) -> TrainReport:
+    """What an update weighs and what it took."""
+    return read_report(reply)
 
 
-def _check_section(form: type[Section], reply: Reply, request: Request) -> None:
-    read_body(form, reply)
+def empty(reply: Reply, settings: RunSettings) -> Section:
+    """Nothing beside the tensors."""
+    return read_body(Section, reply)
 
 
-FORMS: Mapping[ReplyForm, Callable[[Reply, Request], None]] = {
-    "nothing": partial(_check_section, Section),
-    "report": _check_report,
-    "scores": _check_scores,
-    "keys": partial(_check_section, SignedKeys),
-    "shares": partial(_check_section, SharesReport),
-    "complaints": partial(_check_section, AcceptReport),
-    "answers": partial(_check_section, InputReport),
-    "agreement": partial(_check_section, CheckReport),
-    "opened": partial(_check_section, UnmaskReport),
-}
-"""Form -> what refuses a body that does not have it."""
+def keys(reply: Reply, settings: RunSettings) -> SignedKeys:
+    """A site's keys for one secure sum."""
+    return read_body(SignedKeys, reply)
+
+
+def shares(reply: Reply, settings: RunSettings) -> SharesReport:
+    """Sealed shares."""
+    return read_body(SharesReport, reply)
+
+
+def complaints(reply: Reply, settings: RunSettings) -> AcceptReport:
+    """The owners of shares that cannot be opened."""
+    return read_body(AcceptReport, reply)
+
+
+def answers(reply: Reply, settings: RunSettings) -> InputReport:
+    """What those that complain were given."""
+    return read_body(InputReport, reply)
+
+
+def agreement(reply: Reply, settings: RunSettings) -> CheckReport:
+    """A signature under the list of inputs."""
+    return read_body(CheckReport, reply)
+
+
+def opened(reply: Reply, settings: RunSettings) -> UnmaskReport:
+    """Revealed shares."""
+    return read_body(UnmaskReport, reply)

@@ -8,7 +8,7 @@ from typing import Any
 
 from silotune.federation.coordinator import audit as audit_trail
 from silotune.federation.coordinator.audit import Audit
-from silotune.federation.wire.messages import read_report
+from silotune.federation.wire.messages import TrainReport
 from silotune.methods.aggregate import CONTROL
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Tensors
 from silotune.tensors import put_under, scale, taken_from, without
@@ -35,7 +35,8 @@ class Incoming:
             if isinstance(reply, Failure):
                 self.fail(reply, notify)
                 continue
-            report = read_report(reply)
+            report = reply.read
+            assert isinstance(report, TrainReport), reply.kind
             told = report.model_dump(exclude=None if report.epsilon is not None else {"epsilon"})
             row = {"round": self.number, "client": reply.client, **told}
             staleness = self.number - reply.round_number

@@ -24,7 +24,9 @@ from silotune.federation.coordinator.privacy import CentralPrivacy, begin_round,
 from silotune.federation.coordinator.replies import Incoming
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.settlement import Settlement
+from silotune.federation.kinds import TRAIN
 from silotune.federation.wire.links import address
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
 from silotune.methods.algorithms import Method, advance
@@ -55,7 +57,8 @@ class Plan:
     Attributes:
         rounds: In all, those done before a resume counted in.
         method: Aggregation, server step and correction.
-        body: Of every ``train`` request.
+        body: The order in every ``train`` request.
+        settings: That the clients act by.
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
         ranks: LoRA rank by client; those not named have the adapter's.
@@ -83,6 +86,7 @@ class Plan:
     method: Method
     body: Mapping[str, Any]
     seed: int
+    settings: RunSettings = RunSettings()
     clients_per_round: int | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     timeout_seconds: float = 3600.0
@@ -170,7 +174,7 @@ def exchange(
     """
     sent = audit_trail.outgoing(plan.audit, requests)
     oldest = None if plan.staleness_exponent is None else 1
-    settlement = Settlement(sent, plan.audit, shapes or {}, oldest, plan.reported)
+    settlement = Settlement(sent, plan.settings, plan.audit, shapes or {}, oldest, plan.reported)
     return settlement.settled(transport.exchange(sent, timeout_seconds=plan.timeout_seconds))
 
 
@@ -267,7 +271,7 @@ def _asked(
 def _addressed(plan: Plan, state: ServerState, asking: Asking) -> tuple[dict[str, Request], Tensors]:
     """Every client's own request as it travels, and what those that answer hold from then on."""
     asked = {
-        name: Request("train", asking.number, name, cut(asking.weights, plan.ranks.get(name)), asking.body)
+        name: Request(TRAIN, asking.number, name, cut(asking.weights, plan.ranks.get(name)), asking.body)
         for name in asking.clients
     }
     rounding = derive(plan.seed, "compress", round_number=asking.number)

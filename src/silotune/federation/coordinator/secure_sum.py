@@ -24,6 +24,7 @@ from silotune.federation.coordinator.exchange import (
     Exclusion,
     SigningKeys,
     booked,
+    order_in,
 )
 from silotune.federation.wire.messages import Layout, layout_of
 from silotune.federation.wire.sum_orders import (
@@ -88,7 +89,7 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
         bound=privacy.bound,
         max_examples=privacy.max_examples,
         size=arithmetic.count(asking.shape),
-        work=work_digest(asking.body, asking.weights),
+        work=work_digest(order_in(asking), asking.weights),
         noise=_noise(privacy),
     )
 
@@ -192,7 +193,7 @@ class _Sum:
         """Masked inputs, added up as they arrive; memory does not grow with the clients."""
         bits = self.terms.bits
         sums = [np.zeros(self.terms.size, RINGS[bits]), np.zeros(len(FIGURES), RINGS[64])]
-        order = InputOrder(bits=bits, size=self.terms.size, arrived=agreed.arrived, train=dict(self.asking.body))
+        order = InputOrder(bits=bits, size=self.terms.size, arrived=agreed.arrived, train=order_in(self.asking))
         against = {name: agreed.against(name) for name in agreed.arrived}
         bodies = {
             name: order.model_copy(update={"complaints": {holder: complaints[holder][name] for holder in holders}})

@@ -16,12 +16,14 @@ from typing import Any
 
 from silotune.errors import MessageError
 from silotune.federation.coordinator import audit as audit_trail
+from silotune.federation.coordinator import forms
 from silotune.federation.coordinator.audit import Audit, Digests
-from silotune.federation.coordinator.forms import check_body
 from silotune.federation.coordinator.reported import Reported, check_epsilon
 from silotune.federation.kinds import kind_named
-from silotune.federation.wire.messages import read_report
+from silotune.federation.wire.messages import TrainReport
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.record.plain_json import check_form
+from silotune.settings.base import Section
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.tensors import all_finite, check_alike, largest
 
@@ -40,6 +42,7 @@ class Settlement:
 
     Attributes:
         requests: What was sent, by client.
+        settings: Of the run; they say what a reply may hold.
         audit: The trail that believed replies and failures enter; None where none is kept.
         shapes: Client -> tensors of the shapes that its update must have; of kinds without updates nothing.
         oldest_round: Rounds from which replies may still come, where rounds are asynchronous; None for this one alone.
@@ -48,6 +51,7 @@ class Settlement:
     """
 
     requests: Mapping[str, Request]
+    settings: RunSettings = RunSettings()
     audit: Audit | None = None
     shapes: Mapping[str, Tensors] = field(default_factory=dict)
     oldest_round: int | None = None
@@ -71,7 +75,7 @@ class Settlement:
             failure = outcome if outcome.client in self.requests else replace(outcome, client=UNKNOWN)
         else:
             try:
-                self._check(outcome)
+                outcome = replace(outcome, read=self._read(outcome))
                 audit_trail.believes(self.audit, outcome, self.requests.get(outcome.client), self._digests)
                 self._answered.add(outcome.client)
                 return outcome
@@ -88,7 +92,8 @@ class Settlement:
         number = max((request.round_number for request in self.requests.values()), default=0)
         return Failure(client, number, "reply", reason, reply.bytes_down, reply.bytes_up)
 
-    def _check(self, reply: Reply) -> None:
+    def _read(self, reply: Reply) -> Section:
+        """What the body of a reply says, where all of it can be believed."""
         request = self.requests.get(reply.client)
         if request is None or reply.kind != request.kind or not self._is_of_round(reply, request):
             number = request.round_number if request is not None else "this exchange"
@@ -96,23 +101,23 @@ class Settlement:
         if reply.client in self._answered:
             raise MessageError(f"{reply.client!r} replied twice in round {reply.round_number}")
         check_form(_plain(reply.body), "reply")
-        check_body(reply, request)
-        if kind_named(reply.kind).is_metered:
-            self._check_report(reply)
+        said = forms.read(reply, self.settings)
+        if isinstance(said, TrainReport):
+            self._check_report(said, reply.client)
         if reply.client in self.shapes and kind_named(reply.kind).sends_update:
             check_alike(self.shapes[reply.client], reply.tensors)
         check_values(reply)
+        return said
 
     def _is_of_round(self, reply: Reply, request: Request) -> bool:
         oldest = request.round_number if self.oldest_round is None else self.oldest_round
         return oldest <= reply.round_number <= request.round_number
 
-    def _check_report(self, reply: Reply) -> None:
+    def _check_report(self, report: TrainReport, client: str) -> None:
         """A report that can be true: no more energy than a site can have drawn since it was asked, no more epsilon."""
-        report = read_report(reply)
         most = SPARE_JOULES + MOST_WATTS * (self.clock() - self._began)
         if report.joules is not None and report.joules > most and self.oldest_round is None:
-            raise MessageError(f"{report.joules:.3g} joules are more than {reply.client!r} can have used meanwhile")
+            raise MessageError(f"{report.joules:.3g} joules are more than {client!r} can have used meanwhile")
         check_epsilon(report, self.reported)
 
 

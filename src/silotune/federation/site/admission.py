@@ -16,15 +16,16 @@ from typing import Any, Protocol
 
 from silotune.config import Config
 from silotune.data.tasks import resolve
-from silotune.errors import AuditError, PolicyError
-from silotune.federation.kinds import KINDS, TRAIN, kind_named
+from silotune.errors import AuditError, ConfigError, PolicyError
+from silotune.federation.kinds import KINDS, kind_named
 from silotune.federation.site import policy as rules
 from silotune.federation.site.policy import Asked, Policy
 from silotune.federation.site.served import SCORED, TRAINED, Served
-from silotune.federation.wire.messages import Expected, Header, decode_request, read_body, read_header
-from silotune.federation.wire.orders import EvaluateOrder, TrainOrder, train_order
+from silotune.federation.wire.messages import Expected, Header, decode_request, read_header
+from silotune.federation.wire.orders import Order, read_order
+from silotune.federation.wire.run_settings import check_scorable
 from silotune.federation.wire.run_setup import Setup, differing, read_setup, setup_object
-from silotune.federation.wire.signed_job import JOB, WITHIN, Job, SignedJob
+from silotune.federation.wire.signed_job import JOB, Job, SignedJob
 from silotune.record.audit import Head
 from silotune.record.plain_json import sha256
 from silotune.settings.base import exactly
@@ -142,13 +143,13 @@ def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitt
     _check_run(signed.job, arrived.run, document)
     setup = read_setup(document)
     check_bounds(setup.config)
-    order = _order_of(header, signed.job, setup)
+    _check_order(header, signed.job, setup)
     asked = _asked(header, signed, setup, gate, members)
     rules.check(policy, asked, rules=rules.RULES)
     opened = open_run()
     opened.served.begin(signed.job.id)
     request = decode_request(arrived.payload, opened.expected.get(header.kind, {}))
-    asked = _with_costs(asked, opened.facts(request), order)
+    asked = _with_costs(asked, opened.facts(request))
     rules.check(policy, asked, rules=rules.COSTS)
     asked = _with_epsilons(asked, opened.epsilons(request, policy.delta))
     rules.check(policy, asked, rules=rules.PRIVACY)
@@ -187,8 +188,6 @@ def _job_of(header: Header, gate: Gate, members: Membership) -> SignedJob:
         raise PolicyError("job.kind", f"requests of kind {header.kind!r} do not belong to the job")
     if not kind.first_round <= header.round_number <= job.rounds:
         raise PolicyError("job.round", f"round {header.round_number} is not one of the job's {job.rounds}")
-    if not signed.has_order(header.kind, header.body):
-        raise PolicyError("job.order", f"the settings of the {header.kind} request are not those that were signed")
     return signed
 
 
@@ -200,30 +199,29 @@ def _check_run(job: Job, run: str, setup: Mapping[str, Any]) -> None:
         raise PolicyError("job.setup", "the run's setup is not the one that the submitter signed")
 
 
-def _order_of(header: Header, job: Job, setup: Setup) -> TrainOrder | EvaluateOrder | None:
-    """The order in the request; what it says must be what the setup says, so that no setting is said in two ways."""
+def _check_order(header: Header, job: Job, setup: Setup) -> None:
+    """The order in a request names the setup that was signed, the job's own run, and the run's seed; nothing else."""
     kind, config = KINDS[header.kind], setup.config
     if job.task != config.data.task or job.rounds != config.federation.rounds:
         raise PolicyError("job.setup", "the job is of another task, or of other rounds, than the run's setup")
-    if not kind.order:
-        return None
-    within = header.body[WITHIN] if kind.is_protected else header.body
-    message = Request(header.kind, header.round_number, header.client, {}, within)
-    if kind.order != TRAIN:
-        scoring = read_body(EvaluateOrder, message)
-        if scoring.labels != resolve(config.data).options:
-            raise PolicyError("job.order", "the labels to score with are not the options of the run's task")
-        return scoring
-    order = read_body(TrainOrder, message)
-    wanted = train_order(config, run=f"{job.id}/federated")
+    if not kind.uses_examples:
+        return
+    order = read_order(Request(header.kind, header.round_number, header.client, {}, header.body))
+    wanted = Order(setup=job.setup_sha256, run=f"{job.id}/federated", seed=config.seed)
     if order.model_copy(update={JOB: None}) != wanted:
         said, meant = (each.model_dump(mode="json", exclude={JOB}) for each in (order, wanted))
-        raise PolicyError("job.order", f"the order to train says another {next(differing(meant, said), 'value')}")
-    return order
+        raise PolicyError("job.order", f"the {header.kind} order names another {next(differing(meant, said), 'value')}")
+    if kind.scores:
+        try:
+            check_scorable(tuple(resolve(config.data).options))
+        except ConfigError as error:
+            raise PolicyError("bounds", str(error)) from None
 
 
 BOUNDS: Mapping[str, float] = {
     "adapter.rank": 1 << 13,
+    "evaluation.batch_size": 1 << 16,
+    "evaluation.max_new_tokens": 4096,
     "data.num_train": 1e6,
     "data.num_validation": 1e6,
     "data.num_test": 1e6,
@@ -277,7 +275,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
         participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,
         is_open=header.body.get("fraction", 1) != 1,
-        generates=header.body.get("scoring") == "generation",
+        generates=KINDS[header.kind].scores and config.evaluation.scoring == "generation",
         submitter=signed.submitter,
         charter_sha256=job.charter_sha256,
         charter_until=charter[1] if charter is not None and charter[0] == job.charter_sha256 else None,
@@ -324,12 +322,8 @@ def _cohort(header: Header) -> int | None:
     return found if type(found) is int else None
 
 
-def _with_costs(asked: Asked, facts: Facts, order: TrainOrder | EvaluateOrder | None) -> Asked:
-    return replace(
-        asked,
-        adapter_values=facts.adapter_values,
-        steps=facts.steps if isinstance(order, TrainOrder) else None,
-    )
+def _with_costs(asked: Asked, facts: Facts) -> Asked:
+    return replace(asked, adapter_values=facts.adapter_values, steps=facts.steps)
 
 
 def _with_epsilons(asked: Asked, epsilons: tuple[float, float] | None) -> Asked:

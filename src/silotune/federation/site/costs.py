@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from silotune.errors import PrivacyError
 from silotune.federation.kinds import KINDS
 from silotune.federation.site import noised_sum
@@ -12,9 +9,7 @@ from silotune.federation.site.admission import Facts
 from silotune.federation.site.ledger import cost_of, kept_noise
 from silotune.federation.site.secure_sum import terms_of
 from silotune.federation.site.state import Site
-from silotune.federation.wire.messages import read_body
-from silotune.federation.wire.orders import TrainOrder
-from silotune.federation.wire.signed_job import WITHIN
+from silotune.federation.wire.orders import read_order
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
 from silotune.settings.limits import privacy_faults
@@ -33,7 +28,7 @@ def facts_of(site: Site, request: Request) -> Facts:
     values = count(site.initial or request.tensors)
     if not KINDS[request.kind].trains:
         return Facts(values)
-    return Facts(values, steps_in_round(len(site.examples), _order(request).training))
+    return Facts(values, steps_in_round(len(site.examples), site.settings.training))
 
 
 def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | None:
@@ -52,30 +47,27 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     """
     if not KINDS[request.kind].sends_update or not site.examples:
         return None
-    order = _order(request)
-    if order.privacy.dp not in PRICED:
+    settings = site.settings
+    privacy = settings.privacy
+    if privacy.dp not in PRICED:
         return None
-    faults = privacy_faults(order.privacy, order.federation, order.training, EvaluationSection(), RecordSection())
+    faults = privacy_faults(privacy, settings.federation, settings.training, EvaluationSection(), RecordSection())
     if faults:
         raise PrivacyError(faults[0])
-    spend = _release(site, order)
+    spend = _release(site)
     if spend is None:
         return None
-    new = entry(order.run, request.round_number, spend)
-    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.accountant)
+    new = entry(read_order(request).run, request.round_number, spend)
+    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=privacy.accountant)
 
 
-def _order(request: Request) -> TrainOrder:
-    within = request.body.get(WITHIN)
-    return read_body(TrainOrder, replace(request, body=within) if isinstance(within, Mapping) else request)
-
-
-def _release(site: Site, order: TrainOrder) -> Spend | None:
+def _release(site: Site) -> Spend | None:
     """What the update gives away; of noise in shares, as the terms say that every site of the sum has signed."""
-    if order.privacy.dp in SITE_NOISE:
-        noise = kept_noise(site.state)
+    settings = site.settings
+    if settings.privacy.dp in SITE_NOISE:
+        rounds, noise = settings.federation.rounds, kept_noise(site.state)
         return release_of(
-            order.privacy, order.training, num_examples=len(site.examples), rounds=order.rounds, noise=noise
+            settings.privacy, settings.training, num_examples=len(site.examples), rounds=rounds, noise=noise
         )
     terms = terms_of(site)
     return None if terms is None else noised_sum.price_of(terms)

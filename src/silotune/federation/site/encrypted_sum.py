@@ -11,7 +11,7 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
-from silotune.federation.site.noised_sum import settings_of
+from silotune.federation.kinds import TRAIN
 from silotune.federation.site.secure_sum import Seat, check_alike, protection_of
 from silotune.federation.site.state import Protection
 from silotune.federation.wire.messages import read_body
@@ -61,7 +61,7 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
             examples than a weight may say.
     """
     order = read_body(EncryptOrder, request)
-    privacy, _ = settings_of(order.train)
+    privacy = site.settings.privacy
     check_alike(
         "orders to encrypt",
         {
@@ -74,7 +74,7 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
     protection = protection_of(site)
     key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
     scale = order.scale()
-    update = train(replace(request, kind="train", body=order.train))
+    update = train(replace(request, kind=TRAIN, body=order.train.body()))
     if int(update.body["num_examples"]) > privacy.max_examples:
         raise ProtectionError(
             f"this site holds more examples than privacy.max_examples = {privacy.max_examples}: raise it"
@@ -146,7 +146,7 @@ def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) ->
     if order.scheme == "ckks":
         within, clipped = _within(values, order.bound)
         return within * (scale.factor(num_examples) * order.bound), clipped
-    drawn = derive(int(order.train.get("seed", 0)), "rounding", round_number=update.round_number, client=update.client)
+    drawn = derive(order.train.seed, "rounding", round_number=update.round_number, client=update.client)
     made, clipped = quantise(values, num_examples, scale, bits=64, generator=np.random.default_rng(drawn))
     return signed(made), clipped
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 from silotune import lora
 from silotune.errors import MessageError
+from silotune.federation.kinds import KINDS
 from silotune.federation.wire import links
 from silotune.federation.wire.messages import Expected, Header, Layout, layout_of
-from silotune.federation.wire.sum_orders import sum_layout
 from silotune.methods.algorithms import LORA_RULES, method
 from silotune.methods.compress.pack import packed_layout
 from silotune.methods.schedule import outgoing
 from silotune.settings.sections import FederationSection
-from silotune.structs import Request, Tensors
+from silotune.structs import Tensors
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Known:
 
 
 def expected_of(federation: FederationSection, initial: Tensors, *, rank: int | None = None) -> Mapping[str, Expected]:
-    """Kind of request -> what gives the layout that its tensors must have; kinds that are left out carry none.
+    """Kind of request -> what gives the layout that its tensors must have.
 
     Args:
         federation: The run's ``[federation]`` section.
@@ -37,19 +36,19 @@ def expected_of(federation: FederationSection, initial: Tensors, *, rank: int | 
         rank: Of this site, where it has one of its own.
     """
     known = Known(federation, initial, rank)
-    return {kind: partial(made, known) for kind, made in _KINDS.items()}
+    return {name: partial(kind.carries, known) for name, kind in KINDS.items()}
 
 
-def _model(known: Known, header: Header, claimed: Layout) -> Layout:
+def model(known: Known, header: Header, claimed: Layout) -> Layout:
     """The round's part of the model, as it is."""
     made = method(known.federation)
     down = outgoing(made.sent(known.initial, {}), made.schedule(header.round_number), known.rank)
     return _with_residuals(known, layout_of(down), claimed)
 
 
-def _linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
+def linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
     """The same as its link packs it: the model, or the change to what this site received last."""
-    download, whole = known.federation.download, _model(known, header, claimed)
+    download, whole = known.federation.download, model(known, header, claimed)
     packed = packed_layout(whole, download)
     if not download.delta:
         return packed
@@ -57,24 +56,9 @@ def _linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
     return change if claimed.keys() == change.keys() else whole
 
 
-def _whole(known: Known, header: Header, claimed: Layout) -> Layout:
+def whole(known: Known, header: Header, claimed: Layout) -> Layout:
     """The whole adapter, which is scored."""
     return _with_residuals(known, layout_of(known.initial), claimed)
-
-
-def _sum(known: Known, header: Header, claimed: Layout) -> Layout:
-    """The ciphertexts of a sum."""
-    return sum_layout(Request(header.kind, header.round_number, header.client, {}, header.body))
-
-
-_Gives: TypeAlias = Callable[[Known, Header, Layout], Layout]
-_KINDS: Mapping[str, _Gives] = {
-    "train": _linked_model,
-    "evaluate": _whole,
-    "secure_sum.input": _model,
-    "he.input": _model,
-    "he.open": _sum,
-}
 
 
 def _with_residuals(known: Known, layout: Layout, claimed: Layout) -> Layout:

@@ -8,12 +8,13 @@ control is kept in its state as ``control/<name>``, beside the optimiser's momen
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from silotune.errors import TrainingError
 from silotune.methods.aggregate import CONTROL
 from silotune.methods.corrections import Corrector, LocalWork
+from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
@@ -21,6 +22,52 @@ from silotune.tensors import all_finite, put_under, subtract, taken_from, withou
 from silotune.training.encode import Encoded
 from silotune.training.gradient import mean_gradient
 from silotune.training.local import LocalResult, RoundPlace, learning_rate, train_round
+
+
+@dataclass(frozen=True)
+class Work:
+    """One local round that an engine is to train.
+
+    Attributes:
+        received: Tensors that it begins with.
+        examples: The client's, encoded.
+        settings: The ``[training]`` section.
+        place: Seed and round.
+        correction: The client's side of the method; None for none.
+        state: What this client kept from its last round.
+        resting: Names of the adapter's tensors that do not train.
+    """
+
+    received: Tensors
+    examples: Sequence[Encoded]
+    settings: TrainingSection
+    place: RoundPlace
+    correction: Corrector | None = None
+    state: SiteState = field(default_factory=SiteState)
+    resting: tuple[str, ...] = ()
+
+
+def one_by_one(adapted: Adapted, works: Iterable[Work]) -> list[LocalResult]:
+    """The plain engine: every work after the other, on the resident model.
+
+    Raises:
+        SilotuneError: What a local round raises.
+    """
+    results = []
+    for work in works:
+        with adapters.frozen(adapted, list(work.resting)):
+            results.append(
+                train_corrected(
+                    adapted,
+                    work.received,
+                    work.examples,
+                    settings=work.settings,
+                    place=work.place,
+                    correction=work.correction,
+                    state=work.state,
+                )
+            )
+    return results
 
 
 def train_corrected(

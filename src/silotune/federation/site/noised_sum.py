@@ -7,16 +7,16 @@ sites have agreed whose inputs are in the sum, and before it is opened, the cost
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import ValidationError
 
 from silotune import tensors as arithmetic
-from silotune.errors import MessageError, ProtectionError
+from silotune.errors import ProtectionError
 from silotune.federation.site.ledger import Budget, open_round, settle_round
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.privacy.accountant import Spend, spend_of
 from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
@@ -31,6 +31,7 @@ class Holder(Protocol):
 
     name: str
     state: SiteState
+    settings: RunSettings
     budget: Budget
 
 
@@ -43,28 +44,28 @@ class Share:
     entropy: Entropy = system
 
 
-def begin(terms: Terms, train: Mapping[str, Any], site: Holder) -> Share | None:
+def begin(terms: Terms, order: Order, site: Holder) -> Share | None:
     """Writes the round's cost to the site's ledger before anything is trained; None for an exact sum.
 
     Args:
         terms: Of the sum that the site takes part in.
-        train: The order to train.
+        order: The order to train.
         site: Whose state moves on.
 
     Raises:
-        ProtectionError: The terms promise another noise than the order.
+        ProtectionError: The terms promise another noise than the run's settings.
         BudgetError: The round would overspend.
     """
-    privacy, _ = settings_of(train)
+    privacy = site.settings.privacy
     check_noise(terms, privacy)
     if terms.noise is None:
         return None
     noise = terms.shared_noise(terms.noise)
     planned = planned_of(terms, noise)
-    run, number = str(train.get("run", "")), terms.round_number
     opened = open_round(
-        site.name, site.state, site.budget, privacy, run=run, round_number=number, release=lambda kept: planned
-    )
+        site.name, site.state, site.budget, privacy, run=order.run, round_number=terms.round_number,
+        release=lambda kept: planned,
+    )  # fmt: skip
     site.state = opened.state
     return Share(noise, opened.identity)
 
@@ -78,19 +79,6 @@ def check_noise(terms: Terms, privacy: PrivacySection) -> None:
     asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
     if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
         raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
-
-
-def settings_of(train: Mapping[str, Any]) -> tuple[PrivacySection, FederationSection]:
-    """The settings of an order to train that a sum depends on.
-
-    Raises:
-        MessageError: They cannot be.
-    """
-    try:
-        privacy = PrivacySection.model_validate(train.get("privacy", {}))
-        return privacy, FederationSection.model_validate(train.get("federation", {}))
-    except ValidationError as error:
-        raise MessageError("an order to train holds no valid sections 'privacy' and 'federation'") from error
 
 
 def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:

@@ -321,12 +321,12 @@ RULES: Mapping[str, _Rule] = {
 COSTS: Mapping[str, _Rule] = {
     "smallest_adapter": lambda policy, asked: (
         _at_least("the adapter's number of values", asked.adapter_values, policy.smallest_adapter)
-        if asked.does.carries_adapter
+        if asked.does.uses_examples
         else None
     ),
     "largest_adapter": lambda policy, asked: (
         _at_most("the adapter's number of values", asked.adapter_values, policy.largest_adapter)
-        if asked.does.carries_adapter
+        if asked.does.uses_examples
         else None
     ),
     "most_steps": lambda policy, asked: (

@@ -13,11 +13,13 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
+from silotune.federation.kinds import TRAIN
 from silotune.federation.site import noised_sum
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
 from silotune.federation.site.state import Protection
 from silotune.federation.wire.messages import read_body
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.federation.wire.sum_orders import (
     FIGURES_NAME,
     VALUES,
@@ -49,6 +51,7 @@ class Seat(Protocol):
 
     name: str
     state: SiteState
+    settings: RunSettings
     budget: Budget
     served: Served
     protection: Protection | None
@@ -99,13 +102,13 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
         raise ProtectionError("size and ring are not those of the terms that this site agreed to")
     if work_digest(order.train, request.tensors) != terms.work:
         raise ProtectionError("model and settings are not those that all sites of this sum agreed to train with")
-    check_terms(terms, order.train)
+    check_terms(terms, site.settings)
     share = noised_sum.begin(terms, order.train, site)
     protection.charged = None if share is None else share.entry
-    update = train(replace(request, kind="train", body=order.train))
+    update = train(replace(request, kind=TRAIN, body=order.train.body()))
     if arithmetic.count(update.tensors) != terms.size:
         raise ProtectionError(f"the update has {arithmetic.count(update.tensors)} values, the terms say {terms.size}")
-    arrays, noise = integers_of(update, terms, share, seed=int(order.train.get("seed", 0)))
+    arrays, noise = integers_of(update, terms, share, seed=order.train.seed)
     protocol.mask(protection.member, confirmed, arrays, noise=noise)
     protection.stage = confirmed
     tensors = {name: torch.from_numpy(array.view(_signed(array))) for name, array in zip(_NAMES, arrays, strict=True)}
@@ -113,13 +116,13 @@ def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]
     return Reply(request.kind, request.round_number, site.name, tensors, {"answers": shown} if shown else {})
 
 
-def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
+def check_terms(terms: Terms, settings: RunSettings) -> None:
     """Compares the terms that this site has signed with the settings that it trains under, which a submitter signed.
 
     Raises:
         ProtectionError: A coordinator has chosen other terms than the run's settings say.
     """
-    privacy, federation = noised_sum.settings_of(train)
+    privacy, federation = settings.privacy, settings.federation
     noised_sum.check_noise(terms, privacy)
     check_alike(
         "terms of the sum",

@@ -9,11 +9,12 @@ from silotune import lora
 from silotune.errors import MessageError
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.models.adapters import Adapted
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.cost import Meter
-from silotune.settings.sections import DifferentialPrivacy, HeScheme
+from silotune.settings.sections import HeScheme
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 
@@ -79,8 +80,8 @@ class Site:
     """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
     ``budget`` is what it may spend of privacy, ``served`` what it has answered before. ``initial`` is the adapter as
-    drawn from the run's seed: a coordinator need not send what no client ever trains. ``dp`` is the guarantee that the
-    run was opened with: no request gets anything under another. ``metrics`` are the figures that may enter a sum, None
+    drawn from the run's seed: a coordinator need not send what no client ever trains. ``settings`` are those that the
+    run was opened with: no request gets anything under others. ``metrics`` are the figures that may enter a sum, None
     for all.
     """
 
@@ -93,5 +94,5 @@ class Site:
     budget: Budget = Budget()
     served: Served = field(default_factory=Served)
     initial: Tensors = field(default_factory=dict)
-    dp: DifferentialPrivacy = "none"
+    settings: RunSettings = RunSettings()
     metrics: tuple[str, ...] | None = None

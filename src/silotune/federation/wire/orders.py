@@ -1,108 +1,72 @@
-"""The orders of a run: how its clients train, and how they score; both follow from the configuration alone.
+"""The order in a request: which settings, of which run, with which seed. The settings themselves do not travel in it.
 
-The coordinator sends them, the submitter signs their hashes, and a site compares them with the run's setup.
+A site has them from the run's setup, whose hash its submitter signed; the round stands in the request's header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from silotune.config import Config
-from silotune.errors import ConfigError
-from silotune.federation.wire.signed_job import SignedJob
-from silotune.settings.base import Positive, Section
-from silotune.settings.sections import (
-    AttackSection,
-    BudgetSection,
-    EvaluationSection,
-    FederationSection,
-    PrivacySection,
-    Scoring,
-    TrainingSection,
-)
-
-MOST_LABELS, LONGEST_LABEL, MOST_NEW_TOKENS, MOST_BATCH = 256, 256, 4096, 65536
-"""Of an order to score; a reply holds a number for every pair of labels."""
+from silotune.federation.kinds import kind_named
+from silotune.federation.wire.messages import Layout, layout_of, longest, read_body
+from silotune.federation.wire.signed_job import JOB, WITHIN, SignedJob
+from silotune.methods.algorithms import method
+from silotune.methods.schedule import returned
+from silotune.settings.base import Section
+from silotune.settings.sections import FederationSection
+from silotune.structs import Request
 
 
-class TrainOrder(Section):
-    """The body of a ``train`` request: the settings of a local round; ``run`` tells runs apart in ledgers."""
+class Order(Section):
+    """The body of a request that uses a site's examples.
 
-    training: TrainingSection
-    federation: FederationSection
-    seed: int
-    rounds: int
-    privacy: PrivacySection = PrivacySection()
-    run: str = ""
-    job: SignedJob | None = None
-
-
-def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) != len(labels):
-        raise ValueError("a label stands twice")
-    return labels
-
-
-_Label = Annotated[str, Field(max_length=LONGEST_LABEL)]
-
-
-class EvaluateOrder(Section):
-    """The body of an ``evaluate`` request: how to score the client's own examples."""
-
-    labels: Annotated[tuple[_Label, ...], Field(max_length=MOST_LABELS), AfterValidator(_each_once)]
-    batch_size: Annotated[Positive, Field(le=MOST_BATCH)]
-    scoring: Scoring = "likelihood"
-    max_new_tokens: Annotated[Positive, Field(le=MOST_NEW_TOKENS)] = 16
-    job: SignedJob | None = None
-
-
-def train_order(
-    config: Config, *, run: str, training: TrainingSection | None = None, federation: FederationSection | None = None
-) -> TrainOrder:
-    """What every client is told of its local rounds; not budget, simulated attack, clock and the others' ranks.
-
-    Args:
-        config: Of the run.
-        run: Its identity in ledgers.
-        training: In place of the configuration's, for another mode.
-        federation: The same.
+    Attributes:
+        setup: SHA-256 of the settings that it is under: of the run's setup, where one travels beside it.
+        run: What tells the run from others in ledgers.
+        seed: The run's.
+        job: What the submitter signed; None in one process.
     """
-    not_for_clients: dict[str, Any] = {
-        "budget": BudgetSection(),
-        "attack": AttackSection(),
-        "clock": None,
-        "ranks": {},
-        "memory_mb": {},
-        "policies": {},
-    }
-    asked = (federation or config.federation).model_copy(update=not_for_clients)
-    return TrainOrder(
-        training=training or config.training,
-        federation=asked,
-        seed=config.seed,
-        rounds=asked.rounds,
-        privacy=config.privacy,
-        run=run,
-    )
+
+    setup: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    run: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    job: SignedJob | None = None
+
+    def body(self, **more: Any) -> dict[str, Any]:
+        """The order as it stands in a request, without a job that is None."""
+        said = self.model_dump(mode="json", exclude={JOB} if self.job is None else None)
+        return {**said, **more}
 
 
-def evaluate_order(settings: EvaluationSection, labels: Sequence[str]) -> EvaluateOrder:
-    """How clients score on their own examples: as the gold-standard set is scored.
+def read_order(request: Request) -> Order:
+    """The order in a request: its body, or in a protected sum what the body holds under ``train``.
 
     Raises:
-        ConfigError: The task has more options, or longer ones, than a site scores over.
+        MessageError: It does not hold one.
     """
-    if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
-        raise ConfigError(
-            f"clients score over at most {MOST_LABELS} options of {LONGEST_LABEL} characters each: "
-            "leave evaluation.per_client out"
-        )
-    return EvaluateOrder(
-        labels=tuple(labels),
-        batch_size=settings.batch_size,
-        scoring=settings.scoring,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    within = request.body.get(WITHIN) if kind_named(request.kind).is_protected else None
+    return read_body(Order, replace(request, body=within) if isinstance(within, Mapping) else request)
+
+
+def trained_layout(request: Request, federation: FederationSection) -> Layout:
+    """Of the answer to ``train``: the method says which tensors come back, and they have the rank that was sent."""
+    return layout_of(returned(request.tensors, method(federation).schedule(request.round_number)))
+
+
+def expected_reply(request: Request, federation: FederationSection) -> Layout:
+    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with.
+
+    Raises:
+        MessageError: There is no such kind, its body does not hold what it must, or a dtype is not carried.
+    """
+    made: Layout = kind_named(request.kind).returns(request, federation)
+    return made
+
+
+def longest_reply(request: Request, federation: FederationSection) -> int:
+    """Most bytes that the tensors of a reply to this request take."""
+    return longest(expected_reply(request, federation))

@@ -33,7 +33,7 @@ class Setup(Section):
 
 def without_places(config: Config) -> Config:
     """The configuration without all that names a file, a folder, a model or a service, and what is the coordinator's
-    own business: scoring, records, its simulated clock, and the adapter that training begins from, whose tensors
+    own business: how it scores, records, its simulated clock, and the adapter that training begins from, whose tensors
     travel in the first round. A site brings its own base model and its own examples.
     """
     data, definition = config.data, config.data.definition
@@ -50,13 +50,15 @@ def without_places(config: Config) -> Config:
             "data": data.model_copy(update=nowhere),
             "federation": config.federation.model_copy(update={"clock": None, "policies": {}, "engine": "in_process"}),
             "privacy": config.privacy.model_copy(update={"ledger": None}),
-            "evaluation": EvaluationSection(),
+            "evaluation": EvaluationSection(**{name: getattr(config.evaluation, name) for name in _OF_SCORING}),
             "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
         }
     )
 
 
 _OF_DATA = ("source", "root", "train", "validation", "test")
+_OF_SCORING = ("scoring", "batch_size", "max_new_tokens")
+"""What sites score by, where they score on their own examples."""
 _OF_MODEL = ("name", "revision", "device", "offline")
 
 

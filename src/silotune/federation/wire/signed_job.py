@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, Field
 
-from silotune.federation.kinds import KINDS
-from silotune.record.plain_json import canonical, sha256
+from silotune.record.plain_json import canonical
 from silotune.record.signatures import SigningKey, verify
 from silotune.settings.base import NAME, Positive, Section
 
@@ -18,7 +17,7 @@ JOB, WITHIN = "job", "train"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 RunName = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-MOST_SITES, MOST_ROUNDS = 100_000, 1_000_000
+MOST_SITES, MOST_ROUNDS, MOST_KINDS = 100_000, 1_000_000, 64
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -41,8 +40,7 @@ class Job(Section):
         participants: The sites that are asked.
         rounds: In all.
         kinds: The kinds of requests that belong to it; no other is served.
-        orders: ``train`` or ``evaluate`` -> SHA-256 of that order without the job.
-        setup_sha256: Of what goes beside every message (model, adapter, data, lengths), canonical JSON.
+        setup_sha256: Of what goes beside every message, canonical JSON: all settings that the sites act by.
         charter_sha256: Of the federation's charter; None where there is none.
         expires: No request of the job is valid later.
     """
@@ -53,8 +51,7 @@ class Job(Section):
     task: Annotated[str, Field(max_length=200)]
     participants: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_SITES)]
     rounds: Annotated[Positive, Field(le=MOST_ROUNDS)]
-    kinds: Annotated[tuple[str, ...], Field(min_length=1, max_length=len(KINDS))]
-    orders: dict[str, Sha256]
+    kinds: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_KINDS)]
     setup_sha256: Sha256
     charter_sha256: Sha256 | None = None
     expires: Annotated[AwareDatetime, AfterValidator(_in_utc)]
@@ -77,14 +74,6 @@ class SignedJob(Section):
             return None
         return f"the job expired at {self.job.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
-    def has_order(self, kind: str, body: Mapping[str, Any]) -> bool:
-        """Whether the order in a request's body is the one that was signed for its kind."""
-        name = KINDS[kind].order
-        if not name:
-            return True
-        within = body.get(WITHIN) if KINDS[kind].is_protected else body
-        return isinstance(within, Mapping) and self.job.orders.get(name) == order_digest(within)
-
 
 def claimed(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a request's body says its job is, before its signature is looked at; None where it says nothing."""
@@ -97,8 +86,3 @@ def sign_job(job: Job, key: SigningKey) -> SignedJob:
     """The job, signed by its submitter."""
     signature = key.sign("job", canonical(job.model_dump(mode="json")))
     return SignedJob(job=job, submitter=key.public, signature=signature)
-
-
-def order_digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of an order without the job."""
-    return sha256({name: value for name, value in body.items() if name != JOB})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from silotune import tensors as arithmetic
-from silotune.federation.wire.messages import Layout, read_body
-from silotune.federation.wire.signed_job import SignedJob, order_digest
+from silotune.federation.wire.messages import Header, Layout, read_body
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.signed_job import JOB, SignedJob
 from silotune.privacy.encryption import PARAMETERS, Array, Packing, encrypted_places
 from silotune.privacy.figures import FIGURES
 from silotune.privacy.ring import Scale
@@ -19,7 +19,7 @@ from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedS
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, SignedKeys, Terms
 from silotune.record.plain_json import sha256
 from silotune.settings.base import Fraction, Positive, Section
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.sections import FederationSection, HeScheme, PrivacySection
 from silotune.structs import Request, Tensors
 
 SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
@@ -78,7 +78,7 @@ class InputOrder(SumOrder):
     size: Positive
     arrived: tuple[str, ...]
     complaints: dict[str, Hex64] = {}
-    train: dict[str, Any]
+    train: Order
 
 
 class CheckOrder(SumOrder):
@@ -137,13 +137,14 @@ class UnmaskReport(Section):
     key: dict[str, OpenShare]
 
 
-def work_digest(order: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256 of what a sum is made from: the ``train`` order, without its job, and the tensors that training begins
+def work_digest(order: Order, tensors: Tensors) -> str:
+    """SHA-256 of what a sum is made from: the order to train, without its job, and the tensors that training begins
     with."""
-    return sha256({"order": order_digest(order), "tensors": arithmetic.digest(tensors)})
+    said = order.model_dump(mode="json", exclude={JOB})
+    return sha256({"order": said, "tensors": arithmetic.digest(tensors)})
 
 
-def input_layout(request: Request) -> Layout:
+def input_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """What the tensors of an answer to ``secure_sum.input`` must be."""
     order = read_body(InputOrder, request)
     return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
@@ -171,7 +172,7 @@ class EncryptOrder(SumOrder):
     num_examples: Positive
     size: Positive
     hidden: Positive
-    train: dict[str, Any]
+    train: Order
 
     def packed(self) -> Packing:
         """How numbers lie in slots."""
@@ -201,12 +202,12 @@ def places(weights: Tensors, fraction: float) -> Array:
     return encrypted_places([weights[name].reshape(-1).float().cpu().numpy() for name in sorted(weights)], fraction)
 
 
-def weight_layout(request: Request) -> Layout:
+def weight_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.weight``."""
     return {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
 
 
-def update_layout(request: Request) -> Layout:
+def update_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.input``."""
     order = read_body(EncryptOrder, request)
     made: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -216,16 +217,16 @@ def update_layout(request: Request) -> Layout:
     return {**made, PLAIN: ("F32", (order.size - order.hidden,))} if order.fraction < 1 else made
 
 
-def open_layout(request: Request) -> Layout:
+def open_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.open``."""
     order = read_body(OpenOrder, request)
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
     return {**figures, SUM: (_SUM_TYPES[order.scheme][1], (order.size,))} if order.size else figures
 
 
-def sum_layout(request: Request) -> Layout:
-    """Of the ciphertexts in an ``he.open`` request itself."""
-    order = read_body(OpenOrder, request)
+def carried_sum(known: object, header: Header, claimed: Layout) -> Layout:
+    """Of the ciphertexts in an ``he.open`` request itself: the body says how many they are."""
+    order = read_body(OpenOrder, Request(header.kind, header.round_number, header.client, {}, header.body))
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
     if not order.size:
         return figures

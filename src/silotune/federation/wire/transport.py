@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from silotune.structs import Failure, Reply, Request, SiteState
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the messages of a run become bytes, and what may come back.
+
+    Attributes:
+        encode: Request -> its bytes.
+        decode: Bytes of a reply, and the request that they answer -> the reply, checked.
+        longest: Request -> most bytes that the tensors of its reply take.
+    """
+
+    encode: Callable[[Request], bytes]
+    decode: Callable[[bytes, Request], Reply]
+    longest: Callable[[Request], int]
 
 
 class Transport(Protocol):
