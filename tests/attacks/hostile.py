@@ -30,8 +30,9 @@ from silotune.deploy.kits import read_kit, site_folder
 from silotune.deploy.submit import kinds_of, orders_of
 from silotune.deploy.trainer import equip, guard_of, holdings_of
 from silotune.experiment.site import Resident, SiteDesk, setup_of
+from silotune.federation.coordinator.course import verify_trail
 from silotune.federation.wire.signed_job import order_digest
-from silotune.record.chain import read_chain, verify_chain
+from silotune.record.chain import read_chain
 from silotune.record.plain_json import sha256
 from silotune.transports.frames import Frame
 from silotune.transports.trainer_host import TrainerHost
@@ -106,7 +107,7 @@ class House:
 
     def trail(self) -> list[Any]:
         """The site's own audit trail, which verifies whatever was asked."""
-        verify_chain(self.place / "state" / "audit.jsonl", is_open_allowed=True)
+        verify_trail(self.place / "state" / "audit.jsonl", is_open_allowed=True)
         return read_chain(self.place / "state" / "audit.jsonl")
 
     def states(self) -> list[str]:

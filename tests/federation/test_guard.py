@@ -30,6 +30,7 @@ from governed import (
 )
 from silotune.config import from_mapping
 from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionError
+from silotune.federation.coordinator.course import verify_trail
 from silotune.federation.kinds import KINDS as ALL
 from silotune.federation.site.admission import BOUNDS, Facts
 from silotune.federation.site.client import client_round
@@ -41,7 +42,7 @@ from silotune.federation.wire.reasons import RULES, code_of
 from silotune.federation.wire.signed_job import JOB, order_digest
 from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
-from silotune.record.chain import read_chain, verify_chain
+from silotune.record.chain import read_chain
 from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import new_key
 from silotune.settings.sections import FederationSection
@@ -84,7 +85,7 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
     with pytest.raises(MessageError, match="is not signed"):
         check_signature(replace(reply, signature=""), said, [sites.keys["bank-a"].public])
     assert events(tmp_path) == [("request", ""), ("reply", "")]
-    verify_chain(tmp_path / "bank-a" / FILE, is_open_allowed=True)
+    verify_trail(tmp_path / "bank-a" / FILE, is_open_allowed=True)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,7 @@ def test_a_request_that_cannot_be_read_stands_in_the_trail(tmp_path: Path) -> No
     entries = read_chain(tmp_path / "bank-a" / FILE)
     assert [entry.event for entry in entries] == ["request", "refusal"] * 5
     assert all(len(entry.fields["message"]) == 64 for entry in entries[::2])
-    verify_chain(tmp_path / "bank-a" / FILE, is_open_allowed=True)
+    verify_trail(tmp_path / "bank-a" / FILE, is_open_allowed=True)
 
 
 def test_a_request_is_in_the_trail_before_it_is_served(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
 from silotune.federation.coordinator.audit import close, concludes, flush
 from silotune.federation.coordinator.countersigning import countersign, uncountersigned
+from silotune.federation.coordinator.course import updates_of, verify_trail
 from silotune.federation.coordinator.replay import replayed
 from silotune.federation.coordinator.rounds import exchange, run_rounds
 from silotune.federation.wire.signed_job import JOB
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
-from silotune.record.chain import check_witness, read_chain, updates_of, verify_chain
+from silotune.record.chain import check_witness, read_chain
 from silotune.record.plain_json import canonical
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
@@ -38,11 +39,11 @@ def keys(sites: Federation) -> dict[str, list[str]]:
 def test_a_run_verifies_and_every_site_s_trail_agrees(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     sites.finish(sites.run())
-    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    found = verify_trail(tmp_path / "run" / FILE, keys=keys(sites))
     events = [entry.event for entry in found.entries]
     assert events == ["started", *ONE_ROUND, *ONE_ROUND, "result", "closed"] and found.is_closed
     for name in NAMES:
-        own = verify_chain(tmp_path / name / FILE, keys=keys(sites), is_open_allowed=True)
+        own = verify_trail(tmp_path / name / FILE, keys=keys(sites), is_open_allowed=True)
         assert [entry.event for entry in own.entries] == ["request", "reply"] * 2
         assert check_witness(found.entries, own.entries) == 2
         assert own.entries[1].fields["request"] == found.entries[1 + NAMES.index(name)].fields["request"]
@@ -61,7 +62,7 @@ def test_a_trail_that_is_cut_off_and_closed_anew_shows_at_the_sites(tmp_path: Pa
     trail.add("result", {**model, "adapter": "0" * 64, "result": "0" * 64})
     trail.add("closed", {"round": 2, "manifest": "0" * 64, "files": 1, "trail": FILE})
     trail.flush()
-    cut = verify_chain(place)  # it has the key, so its own chain is in order
+    cut = verify_trail(place)  # it has the key, so its own chain is in order
     own = read_chain(tmp_path / "bank-a" / FILE)
     with pytest.raises(AuditError, match="is not the one that site 'bank-a' saw|is missing: site 'bank-a' saw"):
         check_witness(cut.entries, own)
@@ -80,7 +81,7 @@ def test_a_coordinator_cannot_write_its_past_anew(tmp_path: Path) -> None:
         trail.add(entry.event, changed)
     trail.flush()
     with pytest.raises(AuditError, match="is not the one that entry 3 saw: the trail was written anew"):
-        verify_chain(place, is_open_allowed=True)
+        verify_trail(place, is_open_allowed=True)
 
 
 def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
@@ -89,11 +90,11 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     assert countersign(sites.plan(), sites, 2) == NAMES
     place, beside = tmp_path / "run" / FILE, tmp_path / "run" / COUNTERSIGNED
     rows = json.loads(beside.read_text())
-    assert verify_chain(place, keys=keys(sites)).countersigned == {"bank-a": 15, "bank-b": 15}
+    assert verify_trail(place, keys=keys(sites)).countersigned == {"bank-a": 15, "bank-b": 15}
     whole = place.read_bytes()
     place.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
     with pytest.raises(AuditError, match="entry 14 is missing: site 'bank-a' saw 15 entries"):
-        verify_chain(place, is_open_allowed=True)
+        verify_trail(place, is_open_allowed=True)
     place.write_bytes(whole)
     changes: dict[str, tuple[object, str]] = {
         "another's signature": ([{**rows[0], "signature": rows[1]["signature"]}], "of 'bank-a' does not fit"),
@@ -107,17 +108,17 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
     for written, why in changes.values():
         beside.write_bytes(canonical(written) + b"\n")
         with pytest.raises(AuditError, match=f"countersigned.json.*{why}"):
-            verify_chain(place, keys=keys(sites))
+            verify_trail(place, keys=keys(sites))
     beside.write_bytes(canonical([stranger(rows[0])]) + b"\n")
     with pytest.raises(AuditError, match="countersigned.json: 'mallory' is no site of this run"):
-        verify_chain(place, keys=keys(sites))
+        verify_trail(place, keys=keys(sites))
     beside.write_bytes(canonical([*rows, rows[0]]) + b"\n")
     with pytest.raises(AuditError, match="countersigned.json: 'bank-a' stands in it twice"):
-        verify_chain(place, keys=keys(sites))
+        verify_trail(place, keys=keys(sites))
     for content in (json.dumps(rows).encode(), b"[" * 100_000, b"\xff", canonical(rows)):
         beside.write_bytes(content)
         with pytest.raises(AuditError, match="countersigned.json is not what was written"):
-            verify_chain(place)
+            verify_trail(place)
 
 
 def stranger(row: dict) -> dict:
@@ -189,7 +190,7 @@ def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_mini
     plan = replace(sites.plan(keep_updates=True), min_replies=2, below_minimum=below_minimum)
     state = run_rounds(plan, sites, ServerState(0, dict(START)), RunFolder(tmp_path / "run"))
     sites.finish(state)
-    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    found = verify_trail(tmp_path / "run" / FILE, keys=keys(sites))
     events = [entry.event for entry in found.entries]
     assert events.count("shortfall") == 1 and events.count("aggregation") == {"wait": 2, "skip": 1}[below_minimum]
     rounds = list(updates_of(found.entries))
@@ -203,7 +204,7 @@ def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
     sites.finish(sites.run())
     sites.meddle = lambda reply: replace(reply, signature="") if reply.client == "bank-b" else reply
     assert countersign(sites.plan(), sites, 2) == ("bank-a",)
-    assert verify_chain(tmp_path / "run" / FILE).countersigned == {"bank-a": 15}
+    assert verify_trail(tmp_path / "run" / FILE).countersigned == {"bank-a": 15}
 
 
 def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> N
     flush(plan.audit)
     assert all(isinstance(reply, Reply) and reply.signature for reply in replies)
     assert [entry.event for entry in read_chain(tmp_path / "run" / FILE)[-2:]] == ["reply"] * 2
-    verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True)
+    verify_trail(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True)
 
 
 def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_reply_that_cannot_be_used_leaves_the_round(tmp_path: Path) -> None:
 
     sites = Federation(tmp_path, work=odd)
     sites.run(rounds=1, keep_updates=True)
-    entries = verify_chain(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
+    entries = verify_trail(tmp_path / "run" / FILE, keys=keys(sites), is_open_allowed=True).entries
     assert [entry.event for entry in entries[3:]] == ["failure", "reply", "aggregation", "checkpoint"]
     assert [reply.fields["client"] for _, replies in updates_of(entries) for reply in replies] == ["bank-b"]
 
@@ -253,7 +254,7 @@ def test_a_reply_that_was_meddled_with_does_not_count(tmp_path: Path, name: str)
     meddle = make()
     sites = Federation(tmp_path, meddle=lambda reply: meddle(reply) if reply.client == "bank-b" else reply)
     sites.run(rounds=1)
-    entries = verify_chain(tmp_path / "run" / FILE, is_open_allowed=True).entries
+    entries = verify_trail(tmp_path / "run" / FILE, is_open_allowed=True).entries
     (failure,) = [entry for entry in entries if entry.event == "failure"]
     assert failure.fields["client"] == "bank-b" and why in failure.fields["reason"]
     assert entries[-2].fields["clients"] == ["bank-a"]
@@ -264,7 +265,7 @@ def test_a_reply_of_an_earlier_round_does_not_count(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="does not fit: another key, or another request's answer"):
         sites.run(rounds=2)
     assert [row["round"] for row in RunFolder(tmp_path / "run").read_rows("metrics")] == [1]
-    assert verify_chain(tmp_path / "run" / FILE, is_open_allowed=True).entries[-1].event == "failure"
+    assert verify_trail(tmp_path / "run" / FILE, is_open_allowed=True).entries[-1].event == "failure"
 
 
 def test_a_refusal_carries_the_rule_to_coordinator_and_log(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_a_resumed_run_stays_verifiable(tmp_path: Path) -> None:
     sites.run(rounds=2, state=middle)  # killed after round 2, before its checkpoint
     end = sites.run(rounds=3, state=middle)
     sites.finish(end)
-    found = verify_chain(tmp_path / "run" / FILE, keys=keys(sites))
+    found = verify_trail(tmp_path / "run" / FILE, keys=keys(sites))
     assert [entry.event for entry in found.entries].count("resumed") == 2
     assert [entry.fields["round"] for entry, _ in updates_of(found.entries)] == [1, 2, 3]
 
@@ -293,7 +294,7 @@ def test_a_run_goes_on_from_the_model_that_it_had(tmp_path: Path) -> None:
     other = replace(middle, weights={name: tensor + 1 for name, tensor in middle.weights.items()})
     sites.finish(sites.run(rounds=2, state=other))
     with pytest.raises(AuditError, match="entry 7: the run goes on from another model than it had after round 1"):
-        verify_chain(tmp_path / "run" / FILE)
+        verify_trail(tmp_path / "run" / FILE)
 
 
 def test_a_run_that_passed_over_rounds_goes_on_from_the_model_before_them(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_a_run_that_passed_over_rounds_goes_on_from_the_model_before_them(tmp_pa
     assert state.round_number == 2 and digest(state.weights) == digest(START)
     sites.meddle = lambda reply: reply
     sites.finish(sites.run(rounds=3, state=state))
-    assert verify_chain(tmp_path / "run" / FILE, keys=keys(sites)).is_closed
+    assert verify_trail(tmp_path / "run" / FILE, keys=keys(sites)).is_closed
 
 
 def test_the_result_is_a_model_that_the_run_had(tmp_path: Path) -> None:
@@ -316,12 +317,12 @@ def test_the_result_is_a_model_that_the_run_had(tmp_path: Path) -> None:
         concludes(sites.audit(), weights=model["weights"], adapter=START, result={"round": model["round"]})
         close(sites.audit(), run.path, round_number=2)
         if not changes:
-            assert verify_chain(run.path / FILE).is_closed
+            assert verify_trail(run.path / FILE).is_closed
             continue
         with pytest.raises(
             AuditError, match=f"the result is another model than the run had after round {model['round']}"
         ):
-            verify_chain(run.path / FILE)
+            verify_trail(run.path / FILE)
 
 
 def test_the_best_round_may_be_the_start(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_the_best_round_may_be_the_start(tmp_path: Path) -> None:
     sites.run()
     concludes(sites.audit(), weights=dict(START), adapter=START, result={"round": 0})
     close(sites.audit(), tmp_path / "run", round_number=2)
-    assert verify_chain(tmp_path / "run" / FILE).is_closed
+    assert verify_trail(tmp_path / "run" / FILE).is_closed
 
 
 def kept(tmp_path: Path) -> tuple[Federation, list, ServerState]:
@@ -380,7 +381,7 @@ def test_a_site_s_signature_cannot_be_put_under_another_reply(tmp_path: Path) ->
     trail.add("reply", {**entry["fields"], "statement": said})
     trail.flush()
     with pytest.raises(AuditError, match="entry 3: the signature of 'bank-a' does not fit its reply"):
-        verify_chain(place, is_open_allowed=True)
+        verify_trail(place, is_open_allowed=True)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +404,7 @@ def test_an_entry_says_what_the_site_signed(tmp_path: Path, changes: dict, why: 
     trail.add("reply", {**entry["fields"], **changes})
     trail.flush()
     with pytest.raises(AuditError, match=why):
-        verify_chain(place, keys=keys(sites), is_open_allowed=True)
+        verify_trail(place, keys=keys(sites), is_open_allowed=True)
 
 
 def test_a_protected_sum_has_no_updates_to_aggregate_again(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silotune.errors import AuditError
+from silotune.federation.coordinator.course import check_rounds, verify_trail
 from silotune.record.audit import FILE, Head, Trail
-from silotune.record.chain import has_ended, is_closed, read_chain, verify_chain
-from silotune.record.course import check_rounds
+from silotune.record.chain import has_ended, is_closed, read_chain
 from silotune.record.plain_json import canonical, canonical_json, sha256
 from silotune.record.signatures import new_key
 
@@ -43,7 +43,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def test_what_was_written_verifies(tmp_path: Path) -> None:
-    found = verify_chain(write(tmp_path), keys={"coordinator": [KEY.public]})
+    found = verify_trail(write(tmp_path), keys={"coordinator": [KEY.public]})
     assert [entry.event for entry in found.entries][:3] == ["started", "request", "reply"]
     assert found.is_closed and found.keys == {"coordinator": (KEY.public,)}
     assert found.head == hashlib.sha256((tmp_path / FILE).read_bytes().splitlines()[-1]).hexdigest()
@@ -97,7 +97,7 @@ def test_damage_is_found_at_the_first_bad_entry(lines: list[bytes], tmp_path: Pa
     damage, place = DAMAGES[name]
     (tmp_path / FILE).write_bytes(b"".join(damage(list(lines))))
     with pytest.raises(AuditError, match=rf"^entry {place}\b"):
-        verify_chain(tmp_path / FILE, keys={"coordinator": [KEY.public]})
+        verify_trail(tmp_path / FILE, keys={"coordinator": [KEY.public]})
 
 
 @given(st.data())
@@ -109,21 +109,21 @@ def test_no_single_byte_can_change(tmp_path_factory: pytest.TempPathFactory, lin
     path = tmp_path_factory.getbasetemp() / FILE
     path.write_bytes(whole[:place] + changed + whole[place + 1 :])
     with pytest.raises(AuditError, match=r"^entry \d+"):
-        verify_chain(path, keys={"coordinator": [KEY.public]})
+        verify_trail(path, keys={"coordinator": [KEY.public]})
 
 
 def test_another_key_is_not_the_author_s(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="entry 0 is signed with none of the keys known for 'coordinator'"):
-        verify_chain(write(tmp_path), keys={"coordinator": [OTHER.public]})
+        verify_trail(write(tmp_path), keys={"coordinator": [OTHER.public]})
 
 
 def test_a_trail_that_is_not_closed(tmp_path: Path) -> None:
     path = write(tmp_path, closed=False)
     with pytest.raises(AuditError, match="entry 8 is missing: the trail was cut off, or its run has not ended"):
-        verify_chain(path)
-    assert not verify_chain(path, is_open_allowed=True).is_closed
+        verify_trail(path)
+    assert not verify_trail(path, is_open_allowed=True).is_closed
     with pytest.raises(AuditError, match="there is no audit trail"):
-        verify_chain(tmp_path / "nothing.jsonl")
+        verify_trail(tmp_path / "nothing.jsonl")
 
 
 @pytest.mark.parametrize("torn", [b'{"actor":"coord', b'{"actor":"coord\0\0\0\n', b"\0" * 5000, b"\n"])
@@ -135,7 +135,7 @@ def test_a_trail_goes_on_behind_a_torn_line(tmp_path: Path, caplog: pytest.LogCa
     assert trail.entries == 8 and "was torn" in caplog.text
     trail.add(*END)
     trail.flush()
-    assert verify_chain(path).is_closed and Trail(path, KEY, actor="coordinator").is_closed
+    assert verify_trail(path).is_closed and Trail(path, KEY, actor="coordinator").is_closed
 
 
 def test_a_trail_does_not_go_on_behind_damage(tmp_path: Path) -> None:
@@ -273,12 +273,12 @@ def test_a_trail_has_one_author_and_only_a_coordinator_ends_one(tmp_path: Path) 
     trail.add(*END)
     trail.flush()
     with pytest.raises(AuditError, match="entry 2 is missing"):
-        verify_chain(tmp_path / FILE)
+        verify_trail(tmp_path / FILE)
     trail = Trail(tmp_path / FILE, KEY, actor="coordinator")
     trail.add(*STARTED)
     trail.flush()
     with pytest.raises(AuditError, match="entry 2 is of 'coordinator', and the trail of 'bank-a'"):
-        verify_chain(tmp_path / FILE, is_open_allowed=True)
+        verify_trail(tmp_path / FILE, is_open_allowed=True)
 
 
 def test_a_trail_that_has_ended_is_told_by_its_last_whole_line(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import torch
 
 from disks import PAGE, disk, fill, make_room
 from silotune.errors import RunFolderError
+from silotune.federation.coordinator.course import verify_trail
 from silotune.federation.site.ledger import Budget, open_round, spent_in
 from silotune.privacy.accountant import Spend
 from silotune.record import checkpoints, files
 from silotune.record.audit import FILE, Trail
-from silotune.record.chain import verify_chain
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.settings.sections import PrivacySection
@@ -122,11 +122,11 @@ def test_entries_of_a_trail_that_found_no_room_are_written_later_in_order_and_on
     add(0)
     fill(place)
     missed = 1 + until_full(lambda number: add(number + 1))
-    assert len(verify_chain(place / FILE, is_open_allowed=True).entries) == missed
+    assert len(verify_trail(place / FILE, is_open_allowed=True).entries) == missed
     until_full(lambda number: add(missed + 1 + number))  # no room yet: what is asked meanwhile waits, too
     make_room(place)
     add(missed + 2)
-    entries = verify_chain(place / FILE, is_open_allowed=True).entries
+    entries = verify_trail(place / FILE, is_open_allowed=True).entries
     assert [entry.fields["number"] for entry in entries] == list(range(missed + 3))
 
 

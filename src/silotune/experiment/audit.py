@@ -10,11 +10,11 @@ from pathlib import Path
 from silotune.config import Config, from_mapping
 from silotune.errors import AuditError, RunFolderError, SilotuneError
 from silotune.federation.coordinator.audit import Audit
+from silotune.federation.coordinator.course import check_rounds, updates_of, verify_trail
 from silotune.federation.coordinator.replay import replayed
 from silotune.record import checkpoints
 from silotune.record.audit import COORDINATOR, FILE, KEY_FILE, PUBLIC_FILE, Trail
-from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain, updates_of, verify_chain
-from silotune.record.course import check_rounds
+from silotune.record.chain import Entry, Verified, check_own, check_witness, read_chain
 from silotune.record.files import explained, write_bytes
 from silotune.record.manifest import MANIFEST, Coverage, check_manifest
 from silotune.record.plain_json import sha256
@@ -76,7 +76,9 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
     trail = Trail(place, key, actor=COORDINATOR)
     if trail.entries:
         try:
-            check_own(read_chain(place, first=trail.entries), key.public)
+            entries = read_chain(place, first=trail.entries)
+            check_own(entries, key.public)
+            check_rounds(entries)
         except AuditError as error:
             raise AuditError(f"{str(place)!r} cannot be continued: {error}") from None
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())
@@ -143,7 +145,7 @@ def verify_run(
 
     Args:
         path: A run folder, a part of one, or a site's state folder.
-        keys: Actor -> the public keys it may sign with; None as for ``verify_chain``.
+        keys: Actor -> the public keys it may sign with; None as for ``verify_trail``.
         sites: Sites' own trails, to compare the heads that they saw.
         is_open_allowed: Accept a trail that was not closed: then no more than it names is compared, that is the newest
             checkpoint, and the result and the adapter where they are there.
@@ -155,12 +157,12 @@ def verify_run(
     place = trail_of(path)
     with _about(place):
         is_of_site = _is_of_site(place)
-        chain = verify_chain(place, keys=keys, is_open_allowed=is_open_allowed or is_of_site)
+        chain = verify_trail(place, keys=keys, is_open_allowed=is_open_allowed or is_of_site)
     witnesses = {}
     for site in sites:
         own_place = trail_of(site)
         with _about(own_place):
-            own = verify_chain(own_place, keys=keys, is_open_allowed=True)
+            own = verify_trail(own_place, keys=keys, is_open_allowed=True)
             who = own.entries[0].actor if own.entries else ""
             witnesses[who] = check_witness(chain.entries, own.entries, has_countersigned=who in chain.countersigned)
             if who in chain.keys and not set(own.keys[who]) & set(chain.keys[who]):

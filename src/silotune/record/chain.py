@@ -14,7 +14,6 @@ from typing import Any
 
 from silotune.errors import AuditError
 from silotune.record.audit import CLOSED, COORDINATOR, COUNTERSIGNED, FILE, OF_RUN, START, Head
-from silotune.record.course import check_rounds
 from silotune.record.files import explained
 from silotune.record.plain_json import canonical_json
 from silotune.record.signatures import verify
@@ -127,7 +126,6 @@ def verify_chain(
     _check_links(entries, known)
     _check_signatures(entries)
     _check_replies(entries, known)
-    check_rounds(entries)
     ended = bool(entries) and (entries[-1].event, entries[-1].actor) == (CLOSED, COORDINATOR)
     if not ended and not is_open_allowed:
         raise AuditError(f"entry {len(entries)} is missing: the trail was cut off, or its run has not ended")
@@ -146,7 +144,6 @@ def check_own(entries: Sequence[Entry], key: str) -> None:
     """
     _check_links(entries, {COORDINATOR: (key,)})
     _check_signatures(entries)
-    check_rounds(entries)
 
 
 def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry], *, has_countersigned: bool = False) -> int:
@@ -369,21 +366,3 @@ def _countersignatures(place: Path) -> list[Any]:
 
 def _not_countersigned() -> AuditError:
     return AuditError(f"{COUNTERSIGNED} is not what was written: it was changed")
-
-
-def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
-    """Each aggregation that counts, with the replies it is made of; rounds that a resume did again come once."""
-    rounds: dict[int, tuple[Entry, list[Entry]]] = {}
-    replies: list[Entry] = []
-    for entry in entries:
-        if entry.event == "failure":
-            replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
-        elif entry.event in ("resumed", "shortfall"):
-            rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
-            replies = []
-        elif entry.event == "reply" and entry.fields.get("kind") == "train":
-            replies.append(entry)
-        elif entry.event == "aggregation":
-            rounds[entry.fields["round"]] = (entry, replies)
-            replies = []
-    yield from (rounds[number] for number in sorted(rounds))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from silotune.errors import AuditError
+from silotune.errors import AuditError, MessageError
+from silotune.federation.kinds import Kind, kind_named
 from silotune.record.audit import CLOSED, COORDINATOR
+from silotune.record.chain import Entry, Verified, verify_chain
 
 _OF_EVENT: Mapping[str, Mapping[str, type]] = {
     "started": {"round": int, "weights": str},
@@ -23,8 +26,19 @@ _OF_EVENT: Mapping[str, Mapping[str, type]] = {
     CLOSED: {"round": int, "manifest": str, "files": int, "trail": str},
 }
 """Event of a coordinator -> what its fields must hold: whoever has the key could have signed anything."""
-_BESIDE_ROUNDS = ("evaluate", "countersign", "personalize")
-"""Kinds of requests that belong to no round's aggregation."""
+
+
+def verify_trail(
+    path: Path, *, keys: Mapping[str, Sequence[str]] | None = None, is_open_allowed: bool = False
+) -> Verified:
+    """Verifies a chain, as ``verify_chain`` does, and the course of the run that it tells.
+
+    Raises:
+        AuditError: Something is wrong; the message names the first bad entry.
+    """
+    found = verify_chain(path, keys=keys, is_open_allowed=is_open_allowed)
+    check_rounds(found.entries)
+    return found
 
 
 class Step(Protocol):
@@ -83,17 +97,17 @@ class _Course:
         self.last, self.answered = number, []
 
     def request(self, entry: Step) -> None:
-        number = entry.fields["round"]
-        if entry.fields["kind"] in _BESIDE_ROUNDS:
-            return
+        number, kind = entry.fields["round"], _kind_of(entry)
+        if not kind.sends_update and not kind.is_protected:
+            return  # it belongs to no round's aggregation
         if number != self.last + 1:
             raise AuditError(f"entry {entry.index}: a request of round {number} follows round {self.last}")
         self.asked.add((entry.fields["client"], number))
-        self.is_plain = entry.fields["kind"] == "train"
+        self.is_plain = not kind.is_protected
 
     def reply(self, entry: Step) -> None:
         client, number = entry.fields["client"], entry.fields["round"]
-        if entry.fields["kind"] != "train":
+        if not _is_update(entry):
             return
         if (client, number) not in self.asked:
             raise AuditError(f"entry {entry.index}: {client!r} answers, but was not asked in round {number}")
@@ -140,6 +154,19 @@ _STEPS: Mapping[str, Callable[[_Course, Step], None]] = {
 """Event of a coordinator -> what it must fit to, and what follows from it."""
 
 
+def _kind_of(entry: Step) -> Kind:
+    try:
+        return kind_named(entry.fields["kind"])
+    except MessageError as error:
+        raise AuditError(f"entry {entry.index}: {error}") from None
+
+
+def _is_update(entry: Step) -> bool:
+    """Whether a reply holds a client's own update."""
+    kind = _kind_of(entry)
+    return kind.sends_update and not kind.is_protected
+
+
 def check_rounds(entries: Iterable[Step]) -> Mapping[int, str]:
     """That rounds follow one another, every request has one answer, and what was aggregated is what came in.
 
@@ -168,3 +195,21 @@ def _check_fields(entry: Step) -> None:
     for name, kind in _OF_EVENT.get(entry.event, {}).items():
         if not isinstance(entry.fields.get(name), kind):
             raise AuditError(f"entry {entry.index} is not one of {entry.event!r}: its {name!r} is missing or of no use")
+
+
+def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
+    """Each aggregation that counts, with the replies it is made of; rounds that a resume did again come once."""
+    rounds: dict[int, tuple[Entry, list[Entry]]] = {}
+    replies: list[Entry] = []
+    for entry in entries:
+        if entry.event == "failure":
+            replies = [reply for reply in replies if reply.fields.get("client") != entry.fields.get("client")]
+        elif entry.event in ("resumed", "shortfall"):
+            rounds = {number: kept for number, kept in rounds.items() if number <= entry.fields["round"]}
+            replies = []
+        elif entry.event == "reply" and _is_update(entry):
+            replies.append(entry)
+        elif entry.event == "aggregation":
+            rounds[entry.fields["round"]] = (entry, replies)
+            replies = []
+    yield from (rounds[number] for number in sorted(rounds))
