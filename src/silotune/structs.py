@@ -166,10 +166,35 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True)
 class SiteState:
-    """What a client keeps between rounds: optimiser moments, control variates, residuals (by name)."""
+    """What a client keeps between rounds, in groups of which each has one owner.
 
-    tensors: Tensors = field(default_factory=dict)
+    Attributes:
+        optimizer: Moments of the local optimiser, as ``moment/parameter``.
+        control: The client's control of every trained tensor (SCAFFOLD, FedDyn).
+        received: What its link received last, where requests carry changes to it.
+        residual: What its link left out of the last update, where updates are compressed.
+        own: Its own model's tensors, by their names in the adapter.
+        pending: A reply on its way, where a simulated clock runs.
+        data: Plain values: entries of its privacy ledger, and what a pending reply says.
+    """
+
+    optimizer: Tensors = field(default_factory=dict)
+    control: Tensors = field(default_factory=dict)
+    received: Tensors = field(default_factory=dict)
+    residual: Tensors = field(default_factory=dict)
+    own: Tensors = field(default_factory=dict)
+    pending: Tensors = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, Tensors]:
+        """The groups that hold tensors, by name."""
+        names = ("optimizer", "control", "received", "residual", "own", "pending")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self.groups() and not self.data
 
 
 @dataclass(frozen=True, slots=True)

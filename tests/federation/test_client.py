@@ -55,7 +55,7 @@ def test_state_moves_on_with_the_site(model, start) -> None:
     settings = tiny.training(optimizer_state="keep")
     for number, steps in ((1, 2.0), (2, 4.0)):
         client_round(Request("train", number, "bank", start, body(settings)), site)
-        counted = {float(tensor) for key, tensor in site.state.tensors.items() if key.startswith("step/")}
+        counted = {float(tensor) for key, tensor in site.state.optimizer.items() if key.startswith("step/")}
         assert counted == {steps}
 
 

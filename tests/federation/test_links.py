@@ -14,7 +14,7 @@ from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
-from silotune.federation.wire.links import CHANGE, RECEIVED, RESIDUAL, address, open_reply, open_request
+from silotune.federation.wire.links import CHANGE, RECEIVED, address, open_reply, open_request
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
@@ -23,7 +23,7 @@ from silotune.record.runs import RunFolder
 from silotune.settings.links import CompressionSection, DownloadSection
 from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
-from silotune.tensors import put_under, taken_from
+from silotune.tensors import put_under
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
@@ -116,9 +116,10 @@ def test_a_client_keeps_what_it_left_out_beside_its_moments(model, start) -> Non
     plain = client_round(Request("train", 1, "bank", start, body(FederationSection())), Site("bank", EXAMPLES, model))
     reply = client_round(Request("train", 1, "bank", start, body(federation)), site)
     arrived = open_reply(reply, federation.upload, layout_of(start)).tensors
-    left = taken_from(RESIDUAL, site.state.tensors)
+    left = site.state.residual
     tiny.assert_same_bits(left, arithmetic.subtract(plain.tensors, arrived))
-    assert {key.partition("/")[0] for key in site.state.tensors} == {"residual", "step", "exp_avg", "exp_avg_sq"}
+    assert {key.partition("/")[0] for key in site.state.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
+    assert site.state.groups().keys() == {"optimizer", "residual"}
     again = client_round(Request("train", 2, "bank", start, body(federation)), site)
     assert reply.tensors.keys() == again.tensors.keys() == {PACKED}
 
@@ -131,7 +132,7 @@ def test_a_federation_over_compressed_links(model, start, tmp_path: Path) -> Non
         made[name] = run_rounds(plan(federation, rounds=3), clients, ServerState(0, start), RunFolder(tmp_path / name))
         if options:
             for state in clients.states().values():
-                tiny.assert_same_bits(taken_from(RECEIVED, state.tensors), made[name].held)
+                tiny.assert_same_bits(state.received, made[name].held)
     small, plain = made["small"], made["plain"]
     assert RunFolder(tmp_path / "small").read_rows("metrics")[-1]["failures"] == []
     assert plain.bytes_up > 7 * small.bytes_up  # of so small a model, the header is most
@@ -192,7 +193,7 @@ def test_after_a_round_that_failed_the_model_goes_out_whole(
     again = {"wait": [(2, False)], "skip": []}[below_minimum]
     assert sent == [(1, False), (2, True), *again, (3, below_minimum == "wait"), (4, True)]
     for site in clients.states().values():
-        tiny.assert_same_bits(taken_from(RECEIVED, site.tensors), state.held)
+        tiny.assert_same_bits(site.received, state.held)
 
 
 def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytest.MonkeyPatch) -> None:

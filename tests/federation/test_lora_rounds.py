@@ -14,7 +14,7 @@ from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round, expected_reply
-from silotune.federation.site.state import Site, completed, own_tensors
+from silotune.federation.site.state import Site, completed
 from silotune.federation.wire.links import RESIDUAL
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.orders import TrainOrder
@@ -240,7 +240,7 @@ def test_mixed_ranks_go_with_the_rules(rule: LoraRule, models, tmp_path: Path) -
 def test_b_stays_with_its_client_and_is_there_again(models, tmp_path: Path) -> None:
     federation = Federation(models, tmp_path, "share-a")
     state = federation.rounds(1)
-    own = {name: own_tensors(kept) for name, kept in federation.transport.states().items()}
+    own = {name: kept.own for name, kept in federation.transport.states().items()}
     names = {name for name in federation.start if lora.is_b(name)}
     assert all(set(tensors) == names for tensors in own.values())
     for name in names:
@@ -257,7 +257,7 @@ def test_ditto_of_no_pull_is_training_alone_and_leaves_the_global_model_as_it_wa
     plain = Federation(models, tmp_path / "plain", "factors").rounds(2)
     ditto = Federation(models, tmp_path / "ditto", "factors", personalization="ditto", ditto_lambda=0.0)
     tiny.assert_same_bits(ditto.rounds(2).weights, plain.weights)
-    own = own_tensors(ditto.transport.states()["a"])
+    own = ditto.transport.states()["a"].own
     from silotune.seeds import derive
 
     weights = ditto.start
@@ -276,7 +276,7 @@ def test_ditto_pulls_to_the_global_model(models, tmp_path: Path) -> None:
         federation = Federation(models, tmp_path / str(pull), "factors", **options)
         before = federation.rounds(2)
         final = federation.rounds(3, before)
-        own = own_tensors(federation.transport.states()["a"])
+        own = federation.transport.states()["a"].own
         apart.append(arithmetic.norm(arithmetic.subtract(own, final.weights)))
     assert apart[1] < apart[0]
 
@@ -291,7 +291,7 @@ def test_fine_tuning_keeps_a_model_and_sends_none(models, tmp_path: Path) -> Non
     )
     reply = client_round(request, site)
     assert reply.tensors == {} and reply.body["num_examples"] == 8
-    assert set(own_tensors(site.state)) == set(federation.start) and "exp_avg/x" in site.state.tensors
+    assert set(site.state.own) == set(federation.start) and "exp_avg/x" in site.state.optimizer
 
 
 def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_moments(models, tmp_path: Path) -> None:
@@ -300,11 +300,11 @@ def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_m
     federation = Federation(models, tmp_path, "factors", **options)
     state = federation.rounds(1)
     request = Request("personalize", 5, "a", state.weights, federation.body)
-    link = SiteState({"received/control/w": torch.ones(1)})
+    link = SiteState(received={"control/w": torch.ones(1)})
     site = Site("a", EXAMPLES, federation.model, initial=federation.start, state=link)
     client_round(request, site)
-    assert any(not torch.equal(own, state.weights[name]) for name, own in own_tensors(site.state).items())
-    assert "received/control/w" in site.state.tensors
+    assert any(not torch.equal(own, state.weights[name]) for name, own in site.state.own.items())
+    assert "control/w" in site.state.received
 
 
 def test_what_was_neither_sent_nor_drawn_is_missed(models, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path: Path, last: 
 
 def test_checkpoints_hold_the_clients_states(tmp_path: Path) -> None:
     transport = Fake()
-    transport.kept = {"b": SiteState(tensors={"exp_avg/w": torch.ones(3)})}
+    transport.kept = {"b": SiteState(optimizer={"exp_avg/w": torch.ones(3)})}
     run(tmp_path, plan(rounds=1), transport)
     checkpoint = RunFolder(tmp_path).load_checkpoint()
     assert checkpoint is not None

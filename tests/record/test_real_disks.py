@@ -100,7 +100,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(place: Path, leav
     def state(number: int) -> ServerState:
         return ServerState(number, {"w": torch.full((2, PAGE // 8), float(number))})
 
-    sites = {"a": SiteState({"m": torch.ones(PAGE // 8)}, {"seen": 1})}
+    sites = {"a": SiteState({"m": torch.ones(PAGE // 8)}, data={"seen": 1})}
     checkpoints.save(place, state(1), sites)
     fill(place, leave=leave * PAGE)
     with pytest.raises(RunFolderError, match="no space left"):

@@ -109,7 +109,7 @@ def test_rows_and_keep_rounds(run):
 def test_a_checkpoint_comes_back_bit_for_bit_and_in_order(run):
     server = state(3)
     sites = {
-        "Bank one": SiteState(tensors={"m": torch.tensor([1, 2])}, data={"steps": 5, "loss": float("inf")}),
+        "Bank one": SiteState({"m": torch.tensor([1, 2])}, data={"steps": 5, "loss": float("inf")}),
         "idle": SiteState(),
         "b": SiteState(data={"seen": [1]}),
     }
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_names_its_file_and_is_not_passed_over(run):
     run.save_checkpoint(state(1), {})
     older = run.path / "older"
     shutil.copytree(run.path / "checkpoint-1", older)
-    run.save_checkpoint(state(2), {"a": SiteState({"m": torch.ones(2)}, {"steps": 3})})
+    run.save_checkpoint(state(2), {"a": SiteState({"m": torch.ones(2)}, data={"steps": 3})})
     older.rename(run.path / "checkpoint-1")
     place = run.path / "checkpoint-2"
     for name in checkpoints.FILES:
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_names_its_file_and_is_not_passed_over(run):
 @settings(max_examples=60, deadline=None)
 def test_no_flipped_bit_of_a_checkpoint_is_resumed(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run")
-    kept = SiteState({"m": torch.tensor([1, 2])}, {"loss": float("inf"), "steps": 5})
+    kept = SiteState({"m": torch.tensor([1, 2])}, data={"loss": float("inf"), "steps": 5})
     place = checkpoints.save(folder, state(3), {"bank": kept})
     sha256, whole = checkpoints.sha256_of(place), checkpoints.load(folder)
     name = data.draw(st.sampled_from(checkpoints.FILES))
@@ -272,7 +272,7 @@ with run.lock():
         value = torch.full((100_000,), float(number))
         run.append("metrics", {"round": number})
         run.save_checkpoint(
-            ServerState(number, {"w": value}, {"m": -value}), {"a": SiteState({"r": value}, {"round": number})}
+            ServerState(number, {"w": value}, {"m": -value}), {"a": SiteState({"r": value}, data={"round": number})}
         )
 """
 

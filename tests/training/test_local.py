@@ -134,18 +134,18 @@ def test_kept_state_makes_two_rounds_one_long_round(model, start) -> None:
         tiny.assert_close(arithmetic.add(first.delta, second.delta), long.delta, 2e-6)
         afresh = go(model, middle, settings=settings)
         assert arithmetic.norm(arithmetic.subtract(afresh.delta, second.delta)) > 1e-4
-        assert second.state.tensors.keys() == long.state.tensors.keys()
-        tiny.assert_close(second.state.tensors, long.state.tensors, 1e-4)
+        assert second.state.optimizer.keys() == long.state.optimizer.keys()
+        tiny.assert_close(second.state.optimizer, long.state.optimizer, 1e-4)
 
 
 def test_kept_state_names_every_moment_and_is_a_copy(model, start) -> None:
     settings = tiny.training(optimizer_state="keep")
     state = go(model, start, settings=settings).state
-    assert {key.partition("/")[0] for key in state.tensors} == {"step", "exp_avg", "exp_avg_sq"}
-    assert {key.partition("/")[2] for key in state.tensors} == set(start)
-    before = arithmetic.digest(state.tensors)
+    assert {key.partition("/")[0] for key in state.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
+    assert {key.partition("/")[2] for key in state.optimizer} == set(start)
+    before = arithmetic.digest(state.optimizer)
     go(model, start, settings=settings, state=state)
-    assert arithmetic.digest(state.tensors) == before
+    assert arithmetic.digest(state.optimizer) == before
 
 
 def test_reset_keeps_nothing_and_uses_nothing(model, start) -> None:

@@ -16,7 +16,6 @@ from silotune.experiment.prepare import Prepared
 from silotune.experiment.scoring import Scorer
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import PERSONALIZE
-from silotune.federation.site.state import own_tensors
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
 from silotune.methods.algorithms import method
@@ -61,7 +60,7 @@ def fine_tune(plan: Plan, transport: Transport, weights: Tensors) -> list[Failur
 
 def own_models(transport: Transport, weights: Tensors) -> dict[str, Tensors]:
     """Client -> its own adapter, whole; clients that have none (never sampled, failed) are left out."""
-    found = {name: own_tensors(state) for name, state in transport.states().items()}
+    found = {name: state.own for name, state in transport.states().items()}
     return {name: {**weights, **own} for name, own in found.items() if own}
 
 

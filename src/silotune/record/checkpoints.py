@@ -63,17 +63,24 @@ def save(
     Raises:
         RunFolderError: The disk is full or the folder may not be written; older checkpoints are kept.
     """
-    kept = {client: state for client, state in sites.items() if state.tensors or state.data}
+    kept = {client: state for client, state in sites.items() if not state.is_empty}
     place = _free_name(folder, server.round_number)
     with new_folder(place) as building:
         groups = {group: getattr(server, name) for group, name in _SERVER_GROUPS.items()}
         state = {
             "server": {name: getattr(server, name) for name in _SERVER_VALUES},
             "server_tensors": write_groups(building / SERVER_FILE, groups),
-            "sites": [{"client": client, "data": dict(site.data)} for client, site in kept.items()],
+            "sites": [
+                {"client": client, "data": dict(site.data), "groups": list(site.groups())}
+                for client, site in kept.items()
+            ],
             "site_tensors": write_groups(
                 building / SITES_FILE,
-                {str(index): site.tensors for index, site in enumerate(kept.values())},
+                {
+                    f"{index}/{name}": tensors
+                    for index, site in enumerate(kept.values())
+                    for name, tensors in site.groups().items()
+                },
             ),
             _FILES: {name: file_sha256(building / name) for name in (SERVER_FILE, SITES_FILE)},
         }
@@ -175,7 +182,7 @@ def _server(place: Path, state: Mapping[str, Any]) -> ServerState:
 def _sites(place: Path, state: Mapping[str, Any]) -> dict[str, SiteState]:
     groups = read_groups(place / SITES_FILE, state["site_tensors"])
     return {
-        entry["client"]: SiteState(tensors=groups[str(index)], data=entry["data"])
+        entry["client"]: SiteState(**{name: groups[f"{index}/{name}"] for name in entry["groups"]}, data=entry["data"])
         for index, entry in enumerate(state["sites"])
     }
 

@@ -54,7 +54,7 @@ def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) 
     with explained(folder):
         remove_temporary(folder)
         made = temporary_beside(folder / str(round_number))
-        if state.tensors or state.data:
+        if not state.is_empty:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             checkpoints.save(made, ServerState(round_number, {}), {_SITE: state})
         _remove(

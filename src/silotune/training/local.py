@@ -238,7 +238,7 @@ def _restore(optimizer: torch.optim.Optimizer, adapted: Adapted, state: SiteStat
     """Puts kept optimiser tensors (named ``moment/parameter``) back to their parameters."""
     if state is None:
         return
-    for key, tensor in state.tensors.items():
+    for key, tensor in state.optimizer.items():
         moment, _, name = key.partition("/")
         parameter = adapted.parameters[name]
         on_cpu = moment == "step" and not optimizer.defaults.get("fused")  # as torch's own load_state_dict
@@ -252,7 +252,7 @@ def _kept_state(optimizer: torch.optim.Optimizer, adapted: Adapted) -> SiteState
         for moment, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 kept[f"{moment}/{name}"] = value.detach().to("cpu", copy=True)
-    return SiteState(tensors=kept)
+    return SiteState(optimizer=kept)
 
 
 def _devices(adapted: Adapted) -> list[torch.device]:

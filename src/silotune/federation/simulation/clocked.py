@@ -16,7 +16,7 @@ from typing import Any
 from silotune.federation.simulation.attack import Simulated
 from silotune.federation.simulation.pace import Pace
 from silotune.settings.links import ClockSection
-from silotune.structs import Failure, Reply, Request, SiteState
+from silotune.structs import Failure, Reply, Request, SiteState, Tensors
 
 PENDING = "pending"
 
@@ -141,26 +141,25 @@ def _discarded(outcome: Reply | Failure, stage: str, reason: str) -> Failure:
 def _with_pending(state: SiteState, pending: _Pending) -> SiteState:
     outcome = pending.outcome
     about: dict[str, Any] = {"seconds": pending.seconds, "place": pending.place}
-    tensors = dict(state.tensors)
+    tensors: Tensors = {}
     if isinstance(outcome, Reply):
         about["reply"] = [outcome.kind, outcome.round_number, dict(outcome.body), outcome.bytes_down, outcome.bytes_up]
         about["names"] = list(outcome.tensors)
-        tensors.update({f"{PENDING}/{name}": tensor for name, tensor in outcome.tensors.items()})
+        tensors = outcome.tensors
     else:
         about["failure"] = [outcome.round_number, outcome.stage, outcome.reason, outcome.bytes_down, outcome.bytes_up]
-    return SiteState(tensors, {**state.data, PENDING: {**about, "client": outcome.client}})
+    return replace(state, pending=tensors, data={**state.data, PENDING: {**about, "client": outcome.client}})
 
 
 def _without_pending(state: SiteState) -> tuple[SiteState, _Pending | None]:
     if PENDING not in state.data:
         return state, None
     about = state.data[PENDING]
-    own = {name: tensor for name, tensor in state.tensors.items() if not name.startswith(f"{PENDING}/")}
-    left = SiteState(own, {key: value for key, value in state.data.items() if key != PENDING})
+    left = replace(state, pending={}, data={key: value for key, value in state.data.items() if key != PENDING})
     outcome: Reply | Failure
     if "reply" in about:
         kind, number, body, down, up = about["reply"]
-        tensors = {name: state.tensors[f"{PENDING}/{name}"] for name in about["names"]}
+        tensors = {name: state.pending[name] for name in about["names"]}
         outcome = Reply(kind, number, about["client"], tensors, body, down, up)
     else:
         number, stage, reason, down, up = about["failure"]

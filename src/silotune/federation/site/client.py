@@ -17,7 +17,7 @@ from silotune.federation.site import encrypted_sum, privacy, secure_sum
 from silotune.federation.site.guard import figures_within
 from silotune.federation.site.ledger import Opened, has_spent
 from silotune.federation.site.local_round import Work, one_by_one
-from silotune.federation.site.state import Site, completed, own_tensors, with_own, without_own
+from silotune.federation.site.state import Site, completed
 from silotune.federation.wire import links
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import Order, read_order
@@ -30,7 +30,6 @@ from silotune.record.cost import Account
 from silotune.seeds import derive
 from silotune.settings.sections import ProtectionKind
 from silotune.structs import Reply, Request, SiteState, Tensors
-from silotune.tensors import put_under, taken_from
 from silotune.training.local import LocalResult, RoundPlace
 from silotune.training.private import DpSgd
 
@@ -57,16 +56,13 @@ def train(request: Request, site: Site) -> Reply:
     settings, order = site.settings, read_order(request)
     privacy.check_way(settings.privacy, "none")
     upload, download = settings.federation.upload, settings.federation.download
-    held, made = taken_from(links.RECEIVED, site.state.tensors), method(settings.federation)
+    made = method(settings.federation)
     meant = outgoing(made.sent(dict(site.adapted.parameters), {}), made.schedule(request.round_number))
-    received = links.open_request(request.tensors, download, layout_of(meant), held=held)
-    inner = replace(site, state=links.without_links(site.state))
-    reply = _trained(replace(request, tensors=received), inner)
+    received = links.open_request(request.tensors, download, layout_of(meant), held=site.state.received)
+    reply, before = _trained(replace(request, tensors=received), site), site.state
     seed = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
-    sent, kept = links.pack_reply(reply.tensors, upload, site.state, seed=seed)
-    if download.delta:
-        kept = {**kept, **put_under(links.RECEIVED, received)}
-    site.state = replace(inner.state, tensors={**inner.state.tensors, **kept})
+    sent, left = links.pack_reply(reply.tensors, upload, before, seed=seed)
+    site.state = replace(before, residual=left, received=received if download.delta else {})
     return replace(reply, tensors=sent)
 
 
@@ -109,7 +105,7 @@ def begin(request: Request, site: Site) -> Begun:
     works = [replace(first, resting=resting)]
     if made.personal is not None:
         lone = replace(site, state=SiteState())
-        start = {**received, **own_tensors(site.state)}
+        start = {**received, **site.state.own}
         own = _work(request, lone, order, start, correction=made.personal(received), purpose="own")
         works.append(replace(own, resting=resting))
     return Begun(request, tuple(works), parts, opened)
@@ -128,8 +124,7 @@ def release(begun: Begun, results: Sequence[LocalResult], account: Account, site
     moved = _moved(begun.works[-1].received, results[-1].delta)
     has_own = len(results) > 1
     kept = moved if has_own else {name: tensor for name, tensor in moved.items() if parts.is_personal(name)}
-    data = {**site.state.data, **first.state.data}
-    site.state = with_own(replace(first.state, data=data), kept)
+    site.state = replace(site.state, optimizer=first.state.optimizer, control=first.state.control, own=kept)
     delta = cut(first.delta, rank_of(request.tensors))
     update = {name: delta[name] for name in returned(request.tensors, parts)}
     sent = privacy.released(site.settings.privacy, begun.opened, update)
@@ -151,7 +146,7 @@ def personalize(request: Request, site: Site) -> Reply:
     work = replace(_work(request, site, order, received, purpose="personalize"), settings=full)
     with site.meter.client() as account:
         (result,) = one_by_one(site.adapted, [work])
-    site.state = with_own(without_own(site.state), _moved(received, result.delta))
+    site.state = replace(site.state, own=_moved(received, result.delta))
     report = {**_report([result], account, site), **privacy.withheld(site.settings.privacy, None)}
     return Reply(request.kind, request.round_number, site.name, {}, report)
 
@@ -169,8 +164,7 @@ def _order(request: Request, site: Site) -> Order:
 
 
 def _received(request: Request, site: Site) -> Tensors:
-    own = own_tensors(site.state)
-    return completed(request.tensors, site.adapted.parameters, initial=site.initial, own=own)
+    return completed(request.tensors, site.adapted.parameters, initial=site.initial, own=site.state.own)
 
 
 def _moved(start: Tensors, delta: Tensors) -> Tensors:
@@ -195,7 +189,7 @@ def _work(
         site.settings.training,
         RoundPlace(seed, request.round_number, site.settings.federation.rounds, noise),
         correction,
-        links.without_links(without_own(site.state)),
+        site.state,
     )
 
 

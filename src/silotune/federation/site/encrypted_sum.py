@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.kinds import TRAIN
-from silotune.federation.site.secure_sum import Seat, check_alike, protection_of
-from silotune.federation.site.state import Protection
+from silotune.federation.site.secure_sum import check_alike, protection_of
+from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.messages import read_body
 from silotune.federation.wire.sum_orders import (
     _SUM_TYPES,
@@ -38,13 +37,7 @@ from silotune.structs import Reply, Request
 _SENT, _DONE = "sent", "opened"
 
 
-class EncryptedSeat(Seat, Protocol):
-    """The part of a site that these answers use."""
-
-    examples: Sequence[Any]
-
-
-def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
+def encrypt_weight(request: Request, site: Site) -> Reply:
     """``he.weight``: this site, and its number of examples, encrypted."""
     read_body(WeightOrder, request)
     protection = protection_of(site)
@@ -53,7 +46,7 @@ def encrypt_weight(request: Request, site: EncryptedSeat) -> Reply:
     return _reply(request, site, {FIGURES_NAME: figures})
 
 
-def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Request], Reply]) -> Reply:
+def encrypt_update(request: Request, site: Site, train: Callable[[Request], Reply]) -> Reply:
     """``he.input``: trains, then sends the update and its figures encrypted.
 
     Raises:
@@ -98,7 +91,7 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
     return _reply(request, site, sent)
 
 
-def open_sum(request: Request, site: EncryptedSeat) -> Reply:
+def open_sum(request: Request, site: Site) -> Reply:
     """``he.open``: decrypts a sum, if it is one of enough clients; each site opens one of each kind a round, and of no
     round in which it has sent nothing.
 
@@ -134,7 +127,7 @@ def _which(kind: str, request: Request) -> str:
     return f"he.{kind}:{request.round_number}"
 
 
-def _note_sent(site: EncryptedSeat, kind: str, request: Request) -> None:
+def _note_sent(site: Site, kind: str, request: Request) -> None:
     """Allows this site one opening of the round's sum, unless it had that."""
     if site.served.opened(_which(kind, request)) is None:
         site.served.note_opened(_which(kind, request), _SENT)
@@ -168,6 +161,6 @@ def _array(request: Request, name: str) -> Array:
     return request.tensors[name].numpy()
 
 
-def _reply(request: Request, site: EncryptedSeat, arrays: dict[str, Array]) -> Reply:
+def _reply(request: Request, site: Site, arrays: dict[str, Array]) -> Reply:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Reply(request.kind, request.round_number, site.name, tensors)

@@ -1,8 +1,7 @@
 """A local round under a method's correction: what the client keeps for it, receives for it and sends back.
 
 A request of a method with controls carries the coordinator's beside the adapter's tensors, as ``control/<name>``; the
-reply carries the change of the client's own under the same names, so both messages have one layout. The client's own
-control is kept in its state as ``control/<name>``, beside the optimiser's moments.
+reply carries the change of the client's own under the same names, so both messages have one layout.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def train_corrected(
     """
     began = time.perf_counter()
     weights, server = without(CONTROL, received), taken_from(CONTROL, received)
-    own = taken_from(CONTROL, state.tensors) or zeros_like(weights)
+    own = state.control or zeros_like(weights)
     result = train_round(
         adapted,
         weights,
@@ -105,7 +104,7 @@ def train_corrected(
         settings=settings,
         place=place,
         correction=correction.begin(own, server) if correction else None,
-        state=replace(state, tensors=without(CONTROL, state.tensors)),
+        state=state,
     )
     if correction is None or correction.end is None:
         return result
@@ -119,5 +118,5 @@ def train_corrected(
     if not all_finite(renewed):
         raise TrainingError("the client's control is no longer finite; lower training.learning_rate")
     change = put_under(CONTROL, subtract(renewed, own)) if correction.sends_change else {}
-    kept = replace(result.state, tensors={**result.state.tensors, **put_under(CONTROL, renewed)})
+    kept = replace(result.state, control=renewed)
     return replace(result, delta={**result.delta, **change}, state=kept, seconds=time.perf_counter() - began)

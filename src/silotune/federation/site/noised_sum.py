@@ -8,31 +8,21 @@ sites have agreed whose inputs are in the sum, and before it is opened, the cost
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
-from silotune.federation.site.ledger import Budget, open_round, settle_round
+from silotune.federation.site.ledger import open_round, settle_round
+from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.run_settings import RunSettings
 from silotune.privacy.accountant import Spend, spend_of
 from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
 from silotune.privacy.ring import RINGS, Integers
 from silotune.privacy.secure_sum.terms import Terms
 from silotune.settings.sections import FederationSection, PrivacySection
-from silotune.structs import Reply, SiteState, Tensors
-
-
-class Holder(Protocol):
-    """Of a site, what its budget needs."""
-
-    name: str
-    state: SiteState
-    settings: RunSettings
-    budget: Budget
+from silotune.structs import Reply, Tensors
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Share:
     entropy: Entropy = system
 
 
-def begin(terms: Terms, order: Order, site: Holder) -> Share | None:
+def begin(terms: Terms, order: Order, site: Site) -> Share | None:
     """Writes the round's cost to the site's ledger before anything is trained; None for an exact sum.
 
     Args:
@@ -98,7 +88,7 @@ def price_of(terms: Terms) -> Spend | None:
     return None if terms.noise is None else planned_of(terms, terms.shared_noise(terms.noise))
 
 
-def settle(terms: Terms, present: int, site: Holder, entry: str | None) -> None:
+def settle(terms: Terms, present: int, site: Site, entry: str | None) -> None:
     """Puts the sum's own entry right: the noise of all that are in the sum is in it."""
     if terms.noise is None or entry is None:
         return

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from silotune.errors import DataError, ProtectionError
-from silotune.federation.site.ledger import Budget, Opened, open_round
+from silotune.federation.site.ledger import Opened, open_round
 from silotune.federation.site.noised_sum import within
+from silotune.federation.site.state import Site
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
 from silotune.settings.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
-from silotune.structs import SiteState, Tensors
-from silotune.training.encode import Encoded
+from silotune.structs import Tensors
 from silotune.training.private import DpSgd
 from silotune.training.release import release_of
 
 
-class Holder(Protocol):
-    """Of a site, what its budget needs."""
-
-    name: str
-    examples: Sequence[Encoded]
-    state: SiteState
-    budget: Budget
-
-
 def begin(
-    privacy: PrivacySection, training: TrainingSection, site: Holder, *, rounds: int, place: tuple[str, int]
+    privacy: PrivacySection, training: TrainingSection, site: Site, *, rounds: int, place: tuple[str, int]
 ) -> Opened | None:
     """Writes the round's cost to the site's ledger before anything is trained; None where the site adds no noise.
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.kinds import TRAIN
 from silotune.federation.site import noised_sum
-from silotune.federation.site.ledger import Budget
-from silotune.federation.site.served import Served
-from silotune.federation.site.state import Protection
+from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.messages import read_body
 from silotune.federation.wire.run_settings import RunSettings
 from silotune.federation.wire.sum_orders import (
@@ -41,23 +39,12 @@ from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.sharing import FalseSharing, check_proof
 from silotune.privacy.secure_sum.terms import Terms
 from silotune.seeds import derive
-from silotune.structs import Reply, Request, SiteState
+from silotune.structs import Reply, Request
 
 _Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages.Masked, stages.Consistent)
 
 
-class Seat(Protocol):
-    """The part of a site that these phases use."""
-
-    name: str
-    state: SiteState
-    settings: RunSettings
-    budget: Budget
-    served: Served
-    protection: Protection | None
-
-
-def advertise_keys(request: Request, site: Seat) -> Reply:
+def advertise_keys(request: Request, site: Site) -> Reply:
     """``secure_sum.keys``; begins a sum and forgets one that was not finished."""
     terms = read_body(KeysOrder, request).terms
     protection = protection_of(site)
@@ -67,7 +54,7 @@ def advertise_keys(request: Request, site: Seat) -> Reply:
     return _reply(request, site, keys.model_dump())
 
 
-def share_keys(request: Request, site: Seat) -> Reply:
+def share_keys(request: Request, site: Site) -> Reply:
     """``secure_sum.shares``."""
     protection, stage = _taken(site, stages.Advertised, request)
     keys = read_body(SharesOrder, request).keys
@@ -76,7 +63,7 @@ def share_keys(request: Request, site: Seat) -> Reply:
     return _reply(request, site, SharesReport(shares=shares, sharing=sharing).model_dump())
 
 
-def accept_shares(request: Request, site: Seat) -> Reply:
+def accept_shares(request: Request, site: Site) -> Reply:
     """``secure_sum.accept``."""
     protection, stage = _taken(site, stages.Shared, request)
     order = read_body(AcceptOrder, request)
@@ -85,7 +72,7 @@ def accept_shares(request: Request, site: Seat) -> Reply:
     return _reply(request, site, {"complaints": complaints})
 
 
-def masked_input(request: Request, site: Seat, train: Callable[[Request], Reply]) -> Reply:
+def masked_input(request: Request, site: Site, train: Callable[[Request], Reply]) -> Reply:
     """``secure_sum.input``: trains, then sends the update and its figures as masked integers.
 
     Args:
@@ -164,7 +151,7 @@ def integers_of(
     return [quantised, to_integers(update.body, clipped=clipped, clients=clients)], []
 
 
-def check_survivors(request: Request, site: Seat) -> Reply:
+def check_survivors(request: Request, site: Site) -> Reply:
     """``secure_sum.check``."""
     protection, stage = _taken(site, stages.Masked, request)
     order = read_body(CheckOrder, request)
@@ -175,7 +162,7 @@ def check_survivors(request: Request, site: Seat) -> Reply:
 
 
 def _check_same_clients(
-    site: Seat, request: Request, agreed: stages.Consistent, liars: Mapping[str, FalseSharing]
+    site: Site, request: Request, agreed: stages.Consistent, liars: Mapping[str, FalseSharing]
 ) -> None:
     """Refuses a round that this site has helped to open before, unless it was over the same clients.
 
@@ -202,7 +189,7 @@ def _check_same_clients(
         check_proof(liars[name], name, members[name])
 
 
-def reveal_shares(request: Request, site: Seat) -> Reply:
+def reveal_shares(request: Request, site: Site) -> Reply:
     """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
     protection, stage = _taken(site, stages.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
@@ -227,25 +214,25 @@ def _signed(array: np.ndarray[Any, Any]) -> str:
     return str(array.dtype.str).replace("u", "i")
 
 
-def protection_of(site: Seat) -> Protection:
+def protection_of(site: Site) -> Protection:
     """The site's keys; ``ProtectionError`` where it has none."""
     if site.protection is None:
         raise ProtectionError(f"{site.name!r} has no keys for protected sums: its kit brings them")
     return site.protection
 
 
-def terms_of(site: Seat) -> Terms | None:
+def terms_of(site: Site) -> Terms | None:
     """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
     stage = site.protection.stage if site.protection is not None else None
     return None if stage is None or isinstance(stage, stages.Closed) else stage.terms
 
 
-def is_amid_sum(site: Seat) -> bool:
+def is_amid_sum(site: Site) -> bool:
     """Whether the site holds secrets of a sum that is not at its end: they are in its memory alone."""
     return terms_of(site) is not None
 
 
-def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
+def _taken(site: Site, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
     """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
     protection = protection_of(site)
     stage, protection.stage = protection.stage, stages.Closed()
@@ -256,5 +243,5 @@ def _taken(site: Seat, kind: type[_Stage], request: Request) -> tuple[Protection
     return protection, stage
 
 
-def _reply(request: Request, site: Seat, body: Mapping[str, Any]) -> Reply:
+def _reply(request: Request, site: Site, body: Mapping[str, Any]) -> Reply:
     return Reply(request.kind, request.round_number, site.name, {}, body)

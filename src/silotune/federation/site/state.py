@@ -18,23 +18,6 @@ from silotune.settings.sections import HeScheme
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 
-PREFIX = "personal/"
-
-
-def own_tensors(state: SiteState) -> Tensors:
-    """A client's personal tensors, by their names in the adapter; empty before it has any."""
-    return {name[len(PREFIX) :]: tensor for name, tensor in state.tensors.items() if name.startswith(PREFIX)}
-
-
-def without_own(state: SiteState) -> SiteState:
-    """The rest of what a client keeps, such as its optimiser's moments."""
-    return SiteState({name: value for name, value in state.tensors.items() if not name.startswith(PREFIX)}, state.data)
-
-
-def with_own(state: SiteState, own: Tensors) -> SiteState:
-    """What a client keeps, with these personal tensors."""
-    return SiteState({**without_own(state).tensors, **{PREFIX + name: own[name] for name in own}}, state.data)
-
 
 def completed(request: Tensors, like: Mapping[str, object], *, initial: Tensors, own: Tensors) -> Tensors:
     """The adapter that a client works with, at the resident model's rank, residuals included.

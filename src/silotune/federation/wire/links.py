@@ -15,12 +15,10 @@ from silotune.federation.wire.messages import Layout, layout_of
 from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
 from silotune.settings.links import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
-from silotune.tensors import add, all_finite, put_under, subtract, taken_from, without
+from silotune.tensors import add, all_finite, put_under, subtract, taken_from
 
 CHANGE = "change"
 """Group of the tensors of a request that are added to what the client received last."""
-RECEIVED, RESIDUAL = "received", "residual"
-"""Groups of what a link keeps among the tensors of a site's state."""
 
 
 def address(
@@ -108,10 +106,8 @@ def change_layout(packed: Layout) -> Layout:
 def pack_reply(
     update: Tensors, settings: CompressionSection, state: SiteState, *, seed: int
 ) -> tuple[Tensors, Tensors]:
-    """A client's update as it is sent, and what its state keeps of it (``residual/<name>``)."""
-    residual = taken_from(RESIDUAL, state.tensors)
-    packed, left = pack_update(update, residual, settings, layout=layout_of(update), seed=seed)
-    return packed, put_under(RESIDUAL, left)
+    """A client's update as it is sent, and what of it is left out."""
+    return pack_update(update, state.residual, settings, layout=layout_of(update), seed=seed)
 
 
 def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> Reply:
@@ -126,8 +122,3 @@ def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> 
     if not all_finite(opened):
         raise MessageError(f"the reply of {reply.client!r} holds values that are not finite")
     return replace(reply, tensors=opened)
-
-
-def without_links(state: SiteState) -> SiteState:
-    """What a site keeps for others than its link."""
-    return replace(state, tensors=without(RECEIVED, without(RESIDUAL, state.tensors)))
