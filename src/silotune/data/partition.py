@@ -248,9 +248,9 @@ def deal_alike(
     for name, own in clients.items():
         for index in own:
             held.setdefault(_value(train[index], field), Counter())[name] += 1
-    groups: dict[str, list[int]] = {}
-    for place in _shuffled(len(examples), derive(seed, "deal-test")):
-        groups.setdefault(_value(examples[place], field), []).append(place)
+    groups = _grouped(
+        [_value(example, field) for example in examples], _shuffled(len(examples), derive(seed, "deal-test"))
+    )
     dealt: dict[str, list[int]] = {name: [] for name in clients}
     for value in sorted(groups):
         start = 0
