@@ -46,8 +46,8 @@ MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "federation/**/messages.py": ("federation/**/test_messages.py",),
     "federation/**/settlement.py": ("federation/**/test_replies.py", "federation/**/test_secure.py"),
     "federation/**/admission.py": ("federation/**/test_guard.py", "attacks/test_hostile_coordinator.py"),
-    "evaluation/metrics.py": ("evaluation/test_metrics.py",),
-    "evaluation/statistics.py": ("evaluation/test_statistics.py",),
+    "evaluation/metrics.py": ("evaluation/test_metrics.py", "evaluation/test_comparison.py"),
+    "evaluation/statistics.py": ("evaluation/test_statistics.py", "evaluation/test_comparison.py"),
     "record/chain.py": ("record/test_audit.py",),
     "training/local.py": ("training/test_local.py",),
 }

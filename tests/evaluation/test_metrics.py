@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from silotune.evaluation.metrics import UNPARSED, calibration, classification, language_modelling
+from silotune.evaluation.metrics import (
+    UNPARSED,
+    best_and_worst,
+    calibration,
+    classification,
+    language_modelling,
+    signed,
+)
 
 NAMES = ("a", "b", "c")
 pairs = st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2)), min_size=1, max_size=60)
@@ -111,3 +118,10 @@ def test_calibration_is_a_share_and_loses_no_example(answered: list[tuple[float,
     assert sum(each["num_examples"] for each in figures["reliability"]) == len(answered)
     sure = calibration([1.0] * len(right), right)
     assert sure["ece"] == pytest.approx(1 - sum(right) / len(right))
+
+
+def test_less_perplexity_and_more_of_all_else_is_better() -> None:
+    for metric, values in (("perplexity", [3.0, 2.0]), ("accuracy", [0.2, 0.3]), ("macro_f1", [0.0, 1.0])):
+        best, worst = best_and_worst(metric)
+        assert (worst(values), best(values)) == tuple(values)
+        assert signed(metric, values[0]) < signed(metric, values[1])
