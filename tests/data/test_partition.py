@@ -266,6 +266,37 @@ def test_test_examples_are_dealt_like_the_training_examples(data: st.DataObject)
             assert abs(got - len(wanted) * len(own) / total) < 1, "within one example of the client's share"
 
 
+def deal_sizes(count: int, holdings: tuple[int, ...], seed: int = 0) -> list[int]:
+    """How many of ``count`` test examples each client gets that holds so many training examples."""
+    train = make([0] * sum(holdings))
+    ends = [sum(holdings[: place + 1]) for place in range(len(holdings))]
+    clients = {
+        f"c{place}": tuple(range(end - own, end)) for place, (own, end) in enumerate(zip(holdings, ends, strict=True))
+    }
+    return [len(own) for own in deal_alike(make([0] * count), train, clients, field="label", seed=seed).values()]
+
+
+@pytest.mark.parametrize(
+    ("count", "holdings", "expected"),
+    [
+        (9, (5, 4, 1), [4, 4, 1]),  # exactly 4.5, 3.6 and 0.9
+        (7, (5, 3, 2), [4, 2, 1]),  # exactly 3.5, 2.1 and 1.4
+        (10, (7, 2, 1), [7, 2, 1]),
+        (3, (50, 30, 20), [1, 1, 1]),  # exactly 1.5, 0.9 and 0.6
+        (0, (2, 1), [0, 0]),
+    ],
+)
+def test_examples_that_remain_go_to_the_largest_remainders(
+    count: int, holdings: tuple[int, ...], expected: list[int]
+) -> None:
+    assert [deal_sizes(count, holdings, seed) for seed in range(5)] == [expected] * 5
+
+
+def test_equal_remainders_are_decided_by_lot() -> None:
+    got = [deal_sizes(1, (3, 3, 3), seed) for seed in range(30)]
+    assert {tuple(sizes) for sizes in got} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
+
+
 def test_a_deal_by_field_follows_the_institutions_and_merges_what_they_merged() -> None:
     train = make([0] * 30, ["lungs"] * 12 + ["heart"] * 12 + ["skin"] * 4 + ["eye"] * 2)
     section = PartitionSection(scheme="field", field="subject", min_examples=5)
@@ -281,11 +312,17 @@ def test_what_test_examples_are_dealt_by() -> None:
     assert by == {"iid": None, "quantity": None, "dirichlet": "a+b", "field": "a+b", "file": "label"}
 
 
-def test_partitioners_come_without_the_plotting_packages_and_leave_theirs_whole() -> None:
-    """In a fresh process: nothing has imported flwr_datasets yet."""
+def test_partitions_are_made_without_flwr_datasets() -> None:
+    """In a fresh process: an installed flwr-datasets must stay as it is for whoever imports it afterwards."""
     code = (
-        "import sys; from silotune.data.partition import _partitioners; _partitioners().IidPartitioner; "
-        "assert not {'seaborn', 'matplotlib'} & set(sys.modules); "
-        "import flwr_datasets.visualization as plots; assert callable(plots.plot_label_distributions)"
+        "import sys\n"
+        "from silotune.data.partition import partition\n"
+        "from silotune.sections import PartitionSection\n"
+        "from silotune.structs import Example\n"
+        "rows = [Example((), '!', fields={'label': str(place % 2)}) for place in range(40)]\n"
+        "for scheme in ('iid', 'dirichlet', 'quantity', 'field'):\n"
+        "    partition(rows, PartitionSection(scheme=scheme), seed=0)\n"
+        "print([name for name in sys.modules if name.startswith('flwr_datasets')])"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"

@@ -120,6 +120,19 @@ def test_no_kind_takes_a_figure_more(kind: str) -> None:
         check_body(Reply(kind, 1, "bank-a", {}, {"x": "y" * 4000}), request)
 
 
+def test_an_answer_that_breaks_the_looking_at_it_is_that_site_s_failure_and_the_log_says_where(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settlement = Settlement({"bank-a": asked()})
+    failure = settlement.settle(Reply("evaluate", 1, "bank-a", "no tensors", scores()))  # type: ignore[arg-type]
+    assert isinstance(failure, Failure) and failure.client == "bank-a"
+    assert failure.reason == "the answer cannot be used: AttributeError"
+    (record,) = caplog.records
+    assert record.getMessage() == "an answer of bank-a: AttributeError"
+    assert record.exc_info and record.exc_info[0] is AttributeError
+    assert isinstance(settlement.settle(Reply("evaluate", 1, "bank-a", {}, scores())), Reply)
+
+
 # --- the epsilon of a report ------------------------------------------------------------------------------------------
 
 

@@ -1,22 +1,17 @@
 """Spreads training examples over clients (IID, Dirichlet, by field, by quantity) and reports how skewed that is.
 
-The schemes are those of ``flwr-datasets`` where it has them: ``IidPartitioner``, ``DirichletPartitioner`` (Yurochkin
-et al., "Bayesian Nonparametric Federated Learning of Neural Networks", 2019) and ``NaturalIdPartitioner``. Its
-partitioners by size know only fixed curves, so quantity skew is written here: sizes drawn from a symmetric Dirichlet
-distribution, as in Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", 2022.
+Dirichlet partitions are those of Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks",
+2019: the examples with one value are divided over the clients in proportions that are drawn from a symmetric Dirichlet
+distribution. Quantity skew draws the clients' sizes from such a distribution, as in Li et al., "Federated Learning on
+Non-IID Data Silos: An Experimental Study", 2022.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import re
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from silotune.data.rows import UNKNOWN
@@ -26,13 +21,15 @@ from silotune.settings.sections import PartitionSection
 from silotune.structs import Example
 
 if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
+    from numpy.random import Generator
 
 Clients = dict[str, tuple[int, ...]]
 OTHER: Final = "other"
 """Client that holds the rare values of a natural partition."""
 OPEN: Final = "open"
 """Stands for the label of an open answer in a skew report."""
+_MOST_DRAWS: Final = 11
+"""Dirichlet draws before clients that hold too few examples are filled up."""
 
 
 def partition(examples: Sequence[Example], section: PartitionSection, *, seed: int) -> Clients:
@@ -54,30 +51,44 @@ def partition(examples: Sequence[Example], section: PartitionSection, *, seed: i
 
 
 def _iid(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    import numpy as np
+
     _refuse_too_few(len(examples), section)
-    shares = _shares(_partitioners().IidPartitioner(num_partitions=section.clients), _shuffled(len(examples), seed))
-    return _named(shares, section.min_examples)
+    shares = np.array_split(_shuffled(len(examples), seed), section.clients)
+    return _named([share.tolist() for share in shares], section.min_examples)
 
 
 def _dirichlet(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
+    import numpy as np
+
     _refuse_too_few(len(examples), section)
-    order, values = _shuffled(len(examples), seed), _values(examples, section.field)
-
-    def draw(least: int) -> list[list[int]]:
-        partitioner = _partitioners().DirichletPartitioner(
-            num_partitions=section.clients,
-            partition_by="value",
-            alpha=float(section.alpha),
-            min_partition_size=least,
-            seed=derive(seed, "partition-dirichlet"),
-        )
-        return _shares(partitioner, order, [values[index] for index in order])
-
-    try:
-        shares = draw(section.min_examples)
-    except ValueError:  # flwr-datasets gives up after eleven draws: take one as it comes and fill up
-        shares = draw(0)
+    groups = _grouped(_values(examples, section.field), _shuffled(len(examples), seed))
+    by_value = [groups[value] for value in sorted(groups)]
+    start = derive(seed, "partition-dirichlet")
+    generator = np.random.default_rng(start)
+    for _ in range(_MOST_DRAWS):
+        shares = _drawn(by_value, section, generator)
+        if min(map(len, shares)) >= section.min_examples:
+            break
+    else:  # no draw gives every client enough: take the first one and fill up
+        generator = np.random.default_rng(start)
+        shares = _drawn(by_value, section, generator)
+    for share in shares:
+        generator.shuffle(share)  # filling up takes from the end, which would else be one value only
     return _named(shares, section.min_examples)
+
+
+def _drawn(by_value: Sequence[list[int]], section: PartitionSection, generator: Generator) -> list[list[int]]:
+    """Each client's share of the examples with each value, in proportions p ~ Dirichlet(alpha, ..., alpha)."""
+    import numpy as np
+
+    shares: list[list[int]] = [[] for _ in range(section.clients)]
+    for held in by_value:
+        proportions = generator.dirichlet([section.alpha] * section.clients)  # [clients]
+        bounds = (np.cumsum(proportions) * len(held)).astype(int)[:-1]
+        for share, part in zip(shares, np.split(np.array(held), bounds), strict=True):
+            share.extend(part.tolist())
+    return shares
 
 
 def _quantity(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
@@ -97,25 +108,8 @@ def _by_field(examples: Sequence[Example], section: PartitionSection, seed: int)
         raise DataError(
             f"data.partition.field = {section.field!r}: all {len(values)} training examples have the same value"
         )
-    partitioner = _partitioners().NaturalIdPartitioner(partition_by="value")
-    shares = _shares(partitioner, list(range(len(values))), values)
-    groups = dict(zip(sorted(set(values)), shares, strict=True))
-    return _named_by_value(_merge_rare(groups, section))
-
-
-def _partitioners() -> Any:
-    """``flwr_datasets.partitioner``, without the two seconds that its package takes to import what it plots with."""
-    if "flwr_datasets" not in sys.modules:
-        plots = "flwr_datasets.visualization"
-        sys.modules[plots] = ModuleType(plots)
-        try:
-            import flwr_datasets
-        finally:
-            del sys.modules[plots]
-        vars(flwr_datasets).pop("visualization", None)  # whoever imports it gets the real one
-    from flwr_datasets import partitioner
-
-    return partitioner
+    groups = _grouped(values, range(len(values)))
+    return _named_by_value(_merge_rare({value: groups[value] for value in sorted(groups)}, section))
 
 
 def _by_file(examples: Sequence[Example], section: PartitionSection, seed: int) -> dict[str, list[int]]:
@@ -162,15 +156,12 @@ def _shuffled(count: int, seed: int) -> list[int]:
     return order
 
 
-def _shares(partitioner: Partitioner, order: Sequence[int], values: Sequence[str] = ()) -> list[list[int]]:
-    """What a partitioner of flwr-datasets gives each client, as indices; ``values`` are in the order of ``order``."""
-    import datasets
-
-    columns: dict[str, Any] = {"index": order, "value": values} if values else {"index": order}
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it warns at each draw, and shows bars
-        warnings.simplefilter("ignore")
-        return [partitioner.load_partition(number)["index"][:] for number in range(partitioner.num_partitions)]
+def _grouped(values: Sequence[str], order: Iterable[int]) -> dict[str, list[int]]:
+    """Value -> the indices of the examples that have it, in the given order."""
+    groups: dict[str, list[int]] = {}
+    for index in order:
+        groups.setdefault(values[index], []).append(index)
+    return groups
 
 
 def _named(shares: list[list[int]], least: int) -> dict[str, list[int]]:
@@ -257,9 +248,9 @@ def deal_alike(
     for name, own in clients.items():
         for index in own:
             held.setdefault(_value(train[index], field), Counter())[name] += 1
-    groups: dict[str, list[int]] = {}
-    for place in _shuffled(len(examples), derive(seed, "deal-test")):
-        groups.setdefault(_value(examples[place], field), []).append(place)
+    groups = _grouped(
+        [_value(example, field) for example in examples], _shuffled(len(examples), derive(seed, "deal-test"))
+    )
     dealt: dict[str, list[int]] = {name: [] for name in clients}
     for value in sorted(groups):
         start = 0

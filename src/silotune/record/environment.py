@@ -13,7 +13,7 @@ from typing import Any
 
 PACKAGES = (
     "silotune", "torch", "transformers", "peft", "safetensors", "tokenizers", "accelerate", "datasets",
-    "flwr-datasets", "numpy", "scikit-learn", "pydantic",
+    "numpy", "scikit-learn", "pydantic",
 )  # fmt: skip
 EXTRAS = {
     "int4": ("bitsandbytes",),
