@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tiny
+from acting import ORDER, acting
 from silotune.federation.site.state import Site
-from silotune.federation.wire.orders import TrainOrder
-from silotune.settings.sections import FederationSection, TrainingSection
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
-SETTINGS = tiny.training(learning_rate=0.01)
+TRAINING = tiny.training(learning_rate=0.01)
+SETTINGS = acting(TRAINING, labels=tiny.LABELS, rounds=2)
+KEEPING = replace(SETTINGS, training=TRAINING.model_copy(update={"optimizer_state": "keep"}))
 
 
-def order(settings: TrainingSection = SETTINGS, **federation: Any) -> dict[str, Any]:
-    """The body of a request to train."""
-    made = TrainOrder(training=settings, federation=FederationSection(**federation), seed=3, rounds=2)
-    return made.model_dump(mode="json")
-
-
-def many(model: Any, count: int = 7) -> dict[str, Site]:
+def many(model: Any, count: int = 7, settings: RunSettings = SETTINGS) -> dict[str, Site]:
     """Clients with 8, 7 or 6 examples."""
-    return {f"site-{number}": Site(f"site-{number}", EXAMPLES[number % 3 :], model) for number in range(count)}
+    names = (f"site-{number}" for number in range(count))
+    return {name: Site(name, EXAMPLES[number % 3 :], model, settings=settings) for number, name in enumerate(names)}
 
 
-def ask(
-    transport: InProcess, start: Tensors, kind: str = "train", body: dict[str, Any] | None = None
-) -> list[Reply | Failure]:
+def ask(transport: InProcess, start: Tensors, kind: str = "train") -> list[Reply | Failure]:
     """What all clients answer to the same request."""
-    requests = {name: Request(kind, 1, name, start, body or order()) for name in transport.clients()}
+    requests = {name: Request(kind, 1, name, start, ORDER) for name in transport.clients()}
     return list(transport.exchange(requests, timeout_seconds=1.0))

@@ -21,7 +21,7 @@ from silotune.deploy.flower import grid as link
 from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit, site_folder, trainer_socket
 from silotune.deploy.processes import Child
 from silotune.deploy.queue import Jobs
-from silotune.deploy.queued_run import over, vouched, work_on
+from silotune.deploy.queued_run import over, work_on
 from silotune.deploy.submit import submit_run
 from silotune.deploy.trainer import equip, guard_of, holdings_of
 from silotune.experiment.run import Vouched, federate
@@ -138,7 +138,7 @@ class Deployed:
             {site: (members[site].signing_public,) for site in sorted(members)},
             connect=over(line(self.work, seed=seed, names=up or self.names), self.names, name, config, setup),
             path=path,
-            vouched=Vouched(signed.job.id, partial(vouched, signed)),
+            vouched=Vouched(signed.job.id, signed),
         )
 
     def submitted(self, asked: Mapping[str, Any]) -> RunFolder:

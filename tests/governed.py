@@ -19,9 +19,10 @@ from silotune.federation.site.admission import Arrived, Facts, Gate, Membership
 from silotune.federation.site.guard import Guard, serve
 from silotune.federation.site.served import Served
 from silotune.federation.wire.messages import Expected, decode_reply, encode, layout_of
-from silotune.federation.wire.orders import evaluate_order, train_order
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.run_settings import run_settings
 from silotune.federation.wire.run_setup import Setup, without_places
-from silotune.federation.wire.signed_job import JOB, Job, SignedJob, order_digest, sign_job
+from silotune.federation.wire.signed_job import JOB, Job, SignedJob, sign_job
 from silotune.methods.algorithms import method
 from silotune.record.audit import FILE, Trail
 from silotune.record.plain_json import canonical_json, sha256
@@ -37,6 +38,7 @@ NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
 NUMBER, BASE = "1" * 32, "a" * 64
 KINDS = ("train", "evaluate", "countersign", "secure_sum.keys", "secure_sum.input")
 CONFIG = Config.model_validate({"federation": {"rounds": 3}, "evaluation": {"per_client": True}})
+SETTINGS = run_settings(CONFIG)
 SUBMITTER, COSTS = new_key(), Facts(5, 1)
 Answer = Callable[[Request], Reply]
 
@@ -45,21 +47,15 @@ def setup_of(config: Config = CONFIG, *, base: str = BASE) -> dict[str, Any]:
     return Setup(config=without_places(config), base=base).model_dump(mode="json")
 
 
-def train_body(config: Config = CONFIG, number: str = NUMBER) -> dict[str, Any]:
-    """The order to train, without the job."""
-    return train_order(config, run=f"{number}/federated").model_dump(mode="json", exclude={JOB})
-
-
-def scoring_body(**changes: Any) -> dict[str, Any]:
-    made = evaluate_order(CONFIG.evaluation, LABELS)
-    return {**made.model_dump(mode="json", exclude={JOB}), **changes}
+def order_body(config: Config = CONFIG, number: str = NUMBER) -> dict[str, Any]:
+    """The order to train or to score, without the job."""
+    return Order(setup=sha256(setup_of(config)), run=f"{number}/federated", seed=config.seed).body()
 
 
 def job(key: SigningKey = SUBMITTER, **changes: Any) -> SignedJob:
     made = {
         "id": NUMBER, "run": "demo", "config_sha256": "0" * 64, "task": "finance-news", "participants": NAMES,
         "rounds": 3, "kinds": KINDS, "setup_sha256": sha256(setup_of()), "expires": NOW + timedelta(hours=1),
-        "orders": {"train": order_digest(train_body()), "evaluate": order_digest(scoring_body())},
     }  # fmt: skip
     return sign_job(Job(**{**made, **changes}), key)
 
@@ -69,7 +65,7 @@ def under(body: Mapping[str, Any], signed: SignedJob | None = None) -> dict[str,
     return {**body, JOB: (signed or job()).model_dump(mode="json")}
 
 
-BODY = under(train_body())
+BODY = under(order_body())
 
 
 def report(examples: int) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def report(examples: int) -> dict[str, Any]:
 
 
 def scores() -> dict[str, Any]:
-    """What a site says of its own five examples, as its labels are those of ``scoring_body``."""
+    """What a site says of its own five examples, as its labels are those of the run."""
     answered = Answers(LABELS, "likelihood", (0, 1, 2, 0, 1), (0, 1, 2, 2, 1), (0.9, 0.5, 0.7, 0.4, 1.0))
     return figures(answered)
 
@@ -189,7 +185,7 @@ class Federation:
 
     def plan(self, *, rounds: int = 2, **changes: Any) -> Plan:
         made = method(FederationSection())
-        return Plan(rounds=rounds, method=made, body=BODY, seed=7, audit=self.audit(**changes))
+        return Plan(rounds=rounds, method=made, body=BODY, seed=7, settings=SETTINGS, audit=self.audit(**changes))
 
     def run(self, *, rounds: int = 2, state: ServerState | None = None, **changes: Any) -> ServerState:
         made = self.plan(rounds=rounds, **changes)

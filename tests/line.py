@@ -11,9 +11,9 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 
-from silotune.federation.wire.messages import encode
+from silotune.settings.sections import FederationSection
 from silotune.transports.flower import Errand, FlowerTransport, client_app
-from silotune.transports.in_process import decode_expected
+from silotune.transports.in_process import codec_of
 
 NAMES = ("a", "b", "c")
 
@@ -63,4 +63,4 @@ def line(work: Any, *, seed: int = 0, names: Sequence[str] = NAMES) -> Line:
 
 
 def transport(grid: Any, **more: Any) -> FlowerTransport:
-    return FlowerTransport(grid, NAMES, Errand("run-1", {"seed": 1}), encode=encode, decode=decode_expected, **more)
+    return FlowerTransport(grid, NAMES, Errand("run-1", {"seed": 1}), codec=codec_of(FederationSection()), **more)

@@ -16,6 +16,7 @@ from typing import Any
 
 import kits
 import tiny
+from acting import ORDER, acting
 from silotune.deploy import certificates
 from silotune.deploy.coordinator import public_keys
 from silotune.deploy.flower.fleet import Address, Fleet, read_node_key
@@ -23,8 +24,6 @@ from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit,
 from silotune.deploy.processes import Child
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
-from silotune.federation.wire.orders import TrainOrder
-from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request
 from silotune.transports.flower import FlowerTransport
 from silotune.transports.frames import Frame, listen
@@ -36,9 +35,7 @@ STRANGERS = ("revoked", "stranger", "misled", "expired", "clock")
 """Sites that have a kit and, but for the first, a node of their own in one test; none of them has a trainer."""
 EXAMPLES = {name: tiny.encoded(tiny.closed(6))[place::2] for place, name in enumerate(HONEST)}
 EXAMPLES[ODD] = EXAMPLES["far"]
-BODY = TrainOrder(
-    training=tiny.training(learning_rate=0.01, optimizer_state="keep"), federation=FederationSection(), seed=3, rounds=3
-).model_dump(mode="json")
+SETTINGS = acting(tiny.training(learning_rate=0.01, optimizer_state="keep"), rounds=3)
 
 
 class Network:
@@ -128,7 +125,7 @@ class Desk:
         self.gate.set()
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
-        return Opened(Site(self.name, Gated(self), self.model), self.expected, keep=2)
+        return Opened(Site(self.name, Gated(self), self.model, settings=SETTINGS), self.expected, keep=2)
 
     def rest(self) -> None:
         pass
@@ -229,7 +226,7 @@ class Federation:
 
     def round(self, number: int, *, timeout: float = LIMIT) -> dict[str, Reply | Failure]:
         assert self.way is not None
-        asked = {name: Request("train", number, name, self.start, BODY) for name in HONEST}
+        asked = {name: Request("train", number, name, self.start, ORDER) for name in HONEST}
         return {reply.client: reply for reply in self.way.exchange(asked, timeout_seconds=timeout)}
 
     def begin(self, number: int) -> tuple[threading.Thread, dict[str, Reply | Failure]]:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tiny
+from acting import ORDER, acting
 from silotune.federation.coordinator.privacy import central_privacy
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
@@ -18,7 +19,6 @@ from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
 from silotune.federation.site.state import Protection, Site
-from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection, PrivacySection
@@ -45,9 +45,12 @@ class Net(InProcess):
     ) -> None:
         keys = members(names, privacy)
         self.sites = {
-            name: Site(name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget())
+            name: Site(
+                name, EXAMPLES[name], model, protection=keys.get(name), budget=budget or Budget(),
+                settings=acting(TRAINING, privacy=privacy),
+            )
             for name in names
-        }
+        }  # fmt: skip
         if memory is not None:  # what sites have served lies on their disks
             for name, site in self.sites.items():
                 site.served = Served(memory / f"{name}.jsonl")
@@ -120,11 +123,13 @@ def run(
 ) -> ServerState:  # fmt: skip
     """Rounds from the first, or from ``state``, under a coordinator that keeps the account of noise in shares."""
     section = FederationSection(rounds=rounds, **federation)
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=rounds, privacy=settings, run="r")
+    acts = acting(TRAINING, privacy=settings, section=section)
+    for site in net.sites.values():
+        site.settings = acts
     is_noised = settings.dp == "distributed"
     sizes = {name: len(site.examples) for name, site in net.sites.items()}
     plan = Plan(
-        rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3,
+        rounds=rounds, method=method(section), body={**ORDER, "run": "r"}, seed=3, settings=acts,
         protected=PROTECTIONS[settings.protection](settings, net.keys), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save
 
 import tiny
-from attacks.hostile import OTHERS, SITE, Coordinator, House, configuration, leaks, outcome, packed
+from acting import ORDER
+from attacks.hostile import OTHERS, SITE, Coordinator, House, configuration, kinds_of, leaks, outcome, packed
 from line import NAMES, line, transport
-from silotune.deploy.submit import kinds_of
 from silotune.federation.coordinator.settlement import Settlement
 from silotune.federation.kinds import KINDS
 from silotune.federation.wire.messages import decode_request, encode, layout_of
@@ -204,7 +204,7 @@ def _request(it: Coordinator, mutator: Mutator, sent: list[tuple[bytes, bytes, s
     }  # fmt: skip
     if draw.random() < 0.25:
         fields = mutator.of(fields)
-    tensors = it.model(draw.choice([1.0, 1.0, 1.0, 2.0])) if KINDS.get(kind) and KINDS[kind].carries_adapter else {}
+    tensors = it.model(draw.choice([1.0, 1.0, 1.0, 2.0])) if KINDS[kind].uses_examples else {}
     if draw.random() < 0.15:
         tensors = mutator.tensors(tensors)
     message = packed(mutator.text(fields), save(tensors))
@@ -227,28 +227,20 @@ def _signed(it: Coordinator, kind: str, mutator: Mutator) -> tuple[Coordinator, 
     if draw.random() < 0.15:
         it.setup = mutator.of(it.setup)
         changes["setup_sha256"] = sha256(it.setup) if _is_sane(it.setup) else "0" * 64
-    orders = it.orders()
-    order = orders.get(KINDS[kind].order, {})
-    if order and draw.random() < 0.3:
+    order: Any = it.order(setup=changes.get("setup_sha256"))
+    if draw.random() < 0.3:
         order = mutator.of(order)
-        if isinstance(order, dict) and _is_sane(order):
-            signed = {**{name: sha256(_without_job(body)) for name, body in orders.items()}}
-            changes["orders"] = {**signed, KINDS[kind].order: sha256(_without_job(order))}
     job = it.job(**changes)
     if draw.random() < 0.2 and _is_sane(changed := mutator.of(job["job"])) and isinstance(changed, dict):
         job = it.job(**{"setup_sha256": "0" * 64, **changed})  # what cannot be hashed was not signed
     body: dict[str, Any] = {**_steps(it, kind, draw), "job": job}
-    if KINDS[kind].order:
+    if KINDS[kind].uses_examples:
         body = (
             {**body, "train": order}
             if KINDS[kind].is_protected
             else {**(order if isinstance(order, dict) else {}), **body}
         )
     return it, mutator.of(body) if draw.random() < 0.3 else body
-
-
-def _without_job(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name != "job"}
 
 
 def _is_sane(value: Any) -> bool:
@@ -297,7 +289,6 @@ def fuzz_coordinator(*, seconds: float, seed: int) -> Found:
     """
     draw, found = random.Random(seed), Found()
     mutator, start = Mutator(draw), {"w": torch.zeros(2, 3), "b": torch.zeros(4)}
-    body = tiny_body()
     liar, end = NAMES[1], time.monotonic() + seconds
     while time.monotonic() < end:
 
@@ -306,7 +297,7 @@ def fuzz_coordinator(*, seconds: float, seed: int) -> Found:
             reply = Reply("train", 1, request.client, {name: value + 1 for name, value in start.items()}, REPORT)
             return _lie(mutator, reply) if request.client == liar else Frame({"status": "reply"}, encode(reply))
 
-        requests = {name: Request("train", 1, name, start, body) for name in NAMES}
+        requests = {name: Request("train", 1, name, start, ORDER) for name in NAMES}
         way = transport(line(work, seed=draw.randrange(1000)))
         began = time.monotonic()
         settlement = Settlement(requests, shapes=dict.fromkeys(NAMES, start))
@@ -344,15 +335,6 @@ def _lie(mutator: Mutator, reply: Reply) -> Frame:
             for name, value in header.items()
         }
     return Frame(header, mutator.bytes(message) if draw.random() < 0.1 else message)
-
-
-def tiny_body() -> dict[str, Any]:
-    """The body of an honest ``train`` request."""
-    from silotune.federation.wire.orders import TrainOrder
-    from silotune.settings.sections import FederationSection
-
-    made = TrainOrder(training=tiny.training(), federation=FederationSection(), seed=3, rounds=2)
-    return made.model_dump(mode="json")
 
 
 def _printed(name: str, found: Found, seconds: float) -> Iterator[str]:

@@ -27,11 +27,10 @@ from safetensors.torch import save
 import kits
 from silotune.config import Config, from_mapping
 from silotune.deploy.kits import read_kit, site_folder
-from silotune.deploy.submit import kinds_of, orders_of
 from silotune.deploy.trainer import equip, guard_of, holdings_of
 from silotune.experiment.site import Resident, SiteDesk, setup_of
 from silotune.federation.coordinator.course import verify_trail
-from silotune.federation.wire.signed_job import order_digest
+from silotune.federation.kinds import KINDS, steps_of
 from silotune.record.chain import read_chain
 from silotune.record.plain_json import sha256
 from silotune.transports.frames import Frame
@@ -168,7 +167,6 @@ class Coordinator:
             "participants": [SITE, *OTHERS],
             "rounds": self.config.federation.rounds,
             "kinds": list(kinds_of(self.config)),
-            "orders": {name: order_digest(body) for name, body in self.orders().items()},
             "charter_sha256": None,
             "expires": (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z"),
             **self.changes,
@@ -180,8 +178,10 @@ class Coordinator:
         public = name or (self.house.folder / "researcher" / "signing.pub").read_text().strip()
         return {"job": made, "submitter": public, "signature": _signed(signer, "job", canonical(made))}
 
-    def orders(self) -> dict[str, dict[str, Any]]:
-        return orders_of(self.config, self.number)
+    def order(self, *, setup: str | None = None) -> dict[str, Any]:
+        """The order to train or to score, which names the setup by its hash."""
+        named = sha256(self.setup) if setup is None else setup
+        return {"setup": named, "run": f"{self.number}/federated", "seed": self.config.seed}
 
     # --- what is sent ---
 
@@ -194,7 +194,7 @@ class Coordinator:
 
     def body(self, kind: str = "train", **changes: Any) -> dict[str, Any]:
         """The body of an honest request of this kind, changed after it was signed."""
-        made = self.orders().get(kind, {})
+        made = self.order() if kind in KINDS and KINDS[kind].uses_examples else {}
         return {**made, "job": self.job(), **changes}
 
     def request(self, kind: str = "train", **changes: Any) -> bytes:
@@ -216,6 +216,12 @@ class Coordinator:
         """Asks the site."""
         document = json.dumps(self.setup).encode() if setup is None else setup
         return self.house.asked(message, setup=document, run=self.run if run is None else run)
+
+
+def kinds_of(config: Config) -> tuple[str, ...]:
+    """The kinds of requests that a run needs, whatever its settings are."""
+    scores = ("evaluate",) if config.evaluation.per_client else ()
+    return (*steps_of(config.privacy.protection), *scores, "countersign")
 
 
 def packed(header: bytes, payload: bytes) -> bytes:

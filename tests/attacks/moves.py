@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from attacks.hostile import OTHERS, SITE, Coordinator, configuration, key_of, packed
-from silotune.federation.wire.signed_job import order_digest
 from silotune.transports.frames import Frame
 
 Move = Callable[[Coordinator], Frame]
@@ -33,7 +32,7 @@ def with_job(kind: str = "train", **changes: Any) -> Move:
     return lambda it: it.send(it.request(kind, body={**it.body(kind), "job": it.job(**changes)}))
 
 
-def with_setup(*path: str, value: Any) -> Move:
+def with_setup(*path: str, value: Any, kind: str = "train") -> Move:
     """The setup changed, and signed so by a submitter who means no good; the site's own places are not for it."""
 
     def move(it: Coordinator) -> Frame:
@@ -42,7 +41,7 @@ def with_setup(*path: str, value: Any) -> Move:
         for name in path[:-1]:
             place = place[name]
         place[path[-1]] = value
-        return it.send(it.request())
+        return it.send(it.request(kind))
 
     return move
 
@@ -61,15 +60,10 @@ def with_config(kind: str = "train", **sections: Any) -> Move:
     return move
 
 
-def with_order(kind: str = "evaluate", **changes: Any) -> Move:
-    """An order that the submitter has signed, but not what the setup says."""
-
-    def move(it: Coordinator) -> Frame:
-        order = {**it.orders()[kind], **changes}
-        orders = {name: order_digest(body) for name, body in {**it.orders(), kind: order}.items()}
-        return it.send(it.request(kind, body={**order, "job": it.job(orders=orders)}))
-
-    return move
+def with_options(*options: str) -> Move:
+    """A request to score over these options: a task of the run's own, signed whole by the submitter."""
+    definition = {"prompt": "{text}", "answer": "label", "options": list(options)}
+    return with_config("evaluate", data={"task": "custom", "definition": definition})
 
 
 def in_header(old: str, new: str) -> Move:
@@ -203,7 +197,7 @@ MOVES: Mapping[str, Listed] = {
     "round-float": Listed("a round that is 1.0", sends(round=1.0), "form"),
     "round-text": Listed("a round that is a text", sends(round="1"), "form"),
     "shape-true": Listed("a size that is true", true_as_a_size, "form"),
-    "seed-true": Listed("a seed that is true, unsigned", with_body(seed=True), "job.order"),
+    "seed-true": Listed("a seed that is true, unsigned", with_body(seed=True), "form"),
     "surrogate": Listed("a lone surrogate in a text", in_header(SITE, "\\ud800"), "form"),
     "surrogate-in-body": Listed("the same in the body", with_body(run="\ud800"), "form"),
     "digits": Listed("an integer of 4,300 digits", in_header('"round": 1', '"round": ' + "9" * 4300), "form"),
@@ -246,7 +240,7 @@ MOVES: Mapping[str, Listed] = {
     "coordinator-signs": Listed("a job that the coordinator signed", signs_its_own_job, "submitters"),
     "coordinator-forges": Listed("a submitter's name over the coordinator's signature", names_a_submitter, "job"),
     "site-signs": Listed("a job that another site signed", a_site_s_key_signs, "submitters"),
-    "no-job": Listed("a request without a job", lambda it: it.send(it.request(body=it.orders()["train"])), "job"),
+    "no-job": Listed("a request without a job", lambda it: it.send(it.request(body=it.order())), "job"),
     "no-head": Listed("no head of the trail", sends(head=""), "coordinator"),
     "other-head": Listed("a head that a site signed", another_s_head, "coordinator"),
     "other-site": Listed("a request for another site", replays_another_s_request, "address"),
@@ -267,9 +261,9 @@ MOVES: Mapping[str, Listed] = {
     ),
     "unknown-kind": Listed("a kind that there is not", sends("generate", body={}), "form"),
     "sum-unlisted": Listed("a step of a sum under a plain job", with_job("secure_sum.keys"), "job.kind"),
-    "unsigned-rate": Listed("a rate that nobody signed", with_body(training={"learning_rate": 1}), "job.order"),
+    "unsigned-rate": Listed("a rate that nobody signed", with_body(training={"learning_rate": 1}), "form"),
     "two-tasks": Listed("the job says one task, the setup another", with_job(task="medical-choice"), "job.setup"),
-    "two-orders": Listed("a signed order with other settings than the setup", with_order("train", seed=9), "job.order"),
+    "two-orders": Listed("an order with another seed than the setup", with_body(seed=9), "job.order"),
     "two-rounds": Listed("a signed job of more rounds than the setup", with_job(rounds=9), "job.setup"),
     # --- what no run needs
     "steps": Listed("10**12 steps", with_config(training={"max_steps": 10**12}), "most_steps"),
@@ -281,12 +275,19 @@ MOVES: Mapping[str, Listed] = {
     ),
     "prompt-long": Listed("a prompt of 60,000 characters", with_setup("data", "prompt", value="x" * 60_000), "setup"),
     "states": Listed("a state of every round kept", with_config(record={"checkpoint_every": 10**9}), "bounds"),
-    "labels": Listed("4,096 labels to score with", with_order(labels=[f"{n}" for n in range(4096)]), "form"),
-    "labels-other": Listed("labels that the examples have not", with_order(labels=["yes", "no"]), "job.order"),
-    "labels-few": Listed("fewer labels than the examples have", with_order(labels=["positive"]), "job.order"),
-    "batch": Listed("a batch of -3", with_order(batch_size=-3), "form"),
-    "tokens": Listed("10**9 tokens to write", with_order(max_new_tokens=10**9), "form"),
-    "generates": Listed("text written from the site's prompts", with_order(scoring="generation"), "generation"),
+    "labels": Listed("4,096 labels to score with", with_options(*(f"{n}" for n in range(4096))), "bounds"),
+    "labels-other": Listed("labels that the examples have not", with_options("yes", "no"), "tasks"),
+    "labels-few": Listed(
+        "fewer labels than the examples have, in the order", with_body("evaluate", labels=["positive"]), "form"
+    ),
+    "batch": Listed(
+        "a batch of -3", with_setup("evaluation", "batch_size", value=-3, kind="evaluate"), "setup"
+    ),
+    "tokens": Listed("10**9 tokens to write", with_config("evaluate", evaluation={"max_new_tokens": 10**9}), "bounds"),
+    "generates": Listed(
+        "text written from the site's prompts",
+        with_config("evaluate", evaluation={"scoring": "generation"}), "generation",
+    ),
     # --- what was served before
     "models": Listed("one round, five models", another_model_each_time, "most_models"),
     "oracle": Listed("25 scorings of models of its choice", an_oracle, "most_scorings"),

@@ -19,7 +19,7 @@ from deployed import Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
 from silotune.deploy.kits import site_folder
 from silotune.experiment.audit import verify_run
-from silotune.federation.site.client import ANSWERS
+from silotune.federation.kinds import KINDS
 from silotune.federation.site.state import Site
 from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
@@ -153,14 +153,14 @@ class Liar:
 @contextmanager
 def signing(kind: str, changes: Mapping[str, Any]) -> Iterator[None]:
     """Inside, the liar's own program puts this into its answers to one kind, before they are signed."""
-    honest = ANSWERS[kind]
+    honest = KINDS[kind]
 
     def answer(request: Request, site: Site) -> Reply:
-        reply = honest(request, site)
+        reply: Reply = honest.answer(request, site)
         return replace(reply, body={**reply.body, **changes}) if site.name == LIAR else reply
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ANSWERS, kind, answer)  # type: ignore[arg-type]
+        patch.setitem(KINDS, kind, replace(honest, answer=answer))  # type: ignore[arg-type]
         yield
 
 

@@ -21,7 +21,19 @@ import torch
 
 import kits
 import tiny
-from linked import BODY, EXAMPLES, HONEST, LIMIT, ODD, STRANGERS, Federation, Weather, out_of_date, unchanged
+from acting import ORDER
+from linked import (
+    EXAMPLES,
+    HONEST,
+    LIMIT,
+    ODD,
+    SETTINGS,
+    STRANGERS,
+    Federation,
+    Weather,
+    out_of_date,
+    unchanged,
+)
 from silotune.deploy.check import check_site
 from silotune.deploy.flower import grid as link
 from silotune.errors import FederationError
@@ -34,17 +46,18 @@ from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.transports.flower import Errand, FlowerTransport
-from silotune.transports.in_process import decode_expected
+from silotune.transports.in_process import codec_of
 
 pytestmark = pytest.mark.end_to_end
+CODEC = codec_of(SETTINGS.federation)
 
 
 @pytest.fixture(scope="module")
 def wanted(start) -> list[dict[str, Any]]:  # noqa: ANN001
     """What every site's update is in rounds 1 to 3 when nothing goes wrong."""
-    sites = {name: Site(name, EXAMPLES[name], tiny.adapted()) for name in HONEST}
+    sites = {name: Site(name, EXAMPLES[name], tiny.adapted(), settings=SETTINGS) for name in HONEST}
     return [
-        {name: client_round(Request("train", number, name, start, BODY), site).tensors for name, site in sites.items()}
+        {name: client_round(Request("train", number, name, start, ORDER), site).tensors for name, site in sites.items()}
         for number in (1, 2, 3)
     ]
 
@@ -69,9 +82,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start) -> Iterator[Fede
 @pytest.fixture(scope="module")
 def run(federation: Federation) -> Iterator[Federation]:
     with link.flower_run(federation.socket, "run-1") as (_, grid):
-        federation.way = FlowerTransport(
-            grid, HONEST, Errand("run-1", {"seed": 1}), encode=encode, decode=decode_expected
-        )
+        federation.way = FlowerTransport(grid, HONEST, Errand("run-1", {"seed": 1}), codec=CODEC)
         yield federation
 
 
@@ -275,8 +286,10 @@ def test_a_site_that_lies_fails_alone(run: Federation, wanted, tmp_path: Path) -
     """Each lie travels through a real node and the SuperLink; the round goes on with the other site's update."""
     assert run.way is not None
     names = ("near", ODD)
-    way = FlowerTransport(run.way._grid, names, Errand("run-1", {"seed": 1}), encode=encode, decode=decode_expected)
-    plan = Plan(rounds=1, method=method(FederationSection()), body=BODY, seed=3, timeout_seconds=LIMIT)
+    way = FlowerTransport(run.way._grid, names, Errand("run-1", {"seed": 1}), codec=CODEC)
+    plan = Plan(
+        rounds=1, method=method(FederationSection()), body=ORDER, seed=3, settings=SETTINGS, timeout_seconds=LIMIT
+    )
     run.nodes[ODD].start()
 
     def reason_of(lie: str) -> str:

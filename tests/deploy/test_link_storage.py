@@ -13,14 +13,13 @@ from contextlib import closing
 import pytest
 from flwr.superlink.grid import HttpGrid
 
-from linked import HONEST, LIMIT, Federation
+from linked import HONEST, LIMIT, SETTINGS, Federation
 from silotune.deploy.flower import grid as link
 from silotune.deploy.flower.disk import DATABASE, log_of_changes
 from silotune.deploy.kits import coordinator_folder
-from silotune.federation.wire.messages import encode
 from silotune.structs import Failure, Reply, Tensors
 from silotune.transports.flower import Errand, FlowerTransport
-from silotune.transports.in_process import decode_expected
+from silotune.transports.in_process import codec_of
 
 pytestmark = pytest.mark.end_to_end
 PIECE = 48
@@ -56,7 +55,7 @@ def connected(federation: Federation) -> None:
 
 
 def way(grid: HttpGrid, name: str) -> FlowerTransport:
-    return FlowerTransport(grid, HONEST, Errand(name, {"seed": 1}), encode=encode, decode=decode_expected)
+    return FlowerTransport(grid, HONEST, Errand(name, {"seed": 1}), codec=codec_of(SETTINGS.federation))
 
 
 def sent(tensors: Tensors) -> set[bytes]:

@@ -19,7 +19,7 @@ from silotune.experiment.prepare import adapted_of
 from silotune.experiment.run import run_experiment
 from silotune.experiment.site import setup_of
 from silotune.federation.wire.messages import encode
-from silotune.federation.wire.orders import TrainOrder
+from silotune.federation.wire.orders import Order
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.record.runs import RunFolder
@@ -41,12 +41,9 @@ def test_an_actor_keeps_the_ledger_where_the_run_says(configuration: Callable[..
     config = configuration(privacy=private, federation={"rounds": 2, "engine": "ray", "lora": "freeze-a"})
     setup = json.dumps(setup_of(config, is_simulated=True)).encode()
     work = functools.partial(actor_work, str(tmp_path / "states"), str(tmp_path / "ledger"))
-    order = TrainOrder(
-        training=config.training, federation=config.federation, seed=0, rounds=2, privacy=config.privacy, run="r"
-    ).model_dump(mode="json")
     sent = {name: value for name, value in adapters.read(tiny_adapter(config)).items() if "lora_A" not in name}
     for number in (1, 2):
-        request = encode(Request("train", number, "client-1", sent, order))
+        request = encode(Request("train", number, "client-1", sent, Order(run="r").body()))
         frame = work({"client": "client-1", "job": "run"}, setup, request)
         assert frame.header["status"] == "reply", frame.header
         _host.cache_clear()

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import tiny
+from acting import ORDER, acting
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
-from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import ALGORITHMS, method
 from silotune.methods.robust import AGGREGATIONS
 from silotune.methods.weighting import WEIGHTINGS
@@ -25,7 +25,7 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
+from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
 from silotune.training.gradient import mean_gradient
@@ -64,14 +64,13 @@ def examples_for(objective: str, model: Adapted) -> Sequence[Encoded]:
 
 
 def plan(settings: TrainingSection = SGD, *, rounds: int = 1, **federation: Any) -> Plan:
-    section = FederationSection(**federation)
-    order = TrainOrder(training=settings, federation=section, seed=3, rounds=4)
-    return Plan(rounds=rounds, method=method(section), body=order.model_dump(mode="json"), seed=3)
+    acts = acting(settings, **{"rounds": 4, **federation})
+    return Plan(rounds=rounds, method=method(acts.federation), body=ORDER, seed=3, settings=acts)
 
 
-def transport(model: Adapted, examples: Sequence[Encoded], **options: Any) -> InProcess:
-    sites = {name: Site(name, examples[place::3], model) for place, name in enumerate(NAMES)}
-    return InProcess(sites, **options)
+def transport(model: Adapted, examples: Sequence[Encoded], plan: Plan) -> InProcess:
+    sites = {name: Site(name, examples[place::3], model, settings=plan.settings) for place, name in enumerate(NAMES)}
+    return InProcess(sites, links=plan.settings.federation)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +92,9 @@ def test_every_algorithm_trains_every_objective(models, first, tmp_path: Path, a
     has_head = OBJECTIVES[objective].has_head
     made, weights = models[has_head], first[has_head]
     settings = SGD.model_copy(update={"objective": objective})
-    clients = transport(made, examples_for(objective, made))
-    state = run_rounds(plan(settings, algorithm=algorithm), clients, ServerState(0, weights), RunFolder(tmp_path))
+    asked = plan(settings, algorithm=algorithm)
+    clients = transport(made, examples_for(objective, made), asked)
+    state = run_rounds(asked, clients, ServerState(0, weights), RunFolder(tmp_path))
     (row,) = RunFolder(tmp_path).read_rows("metrics")
     assert row["failures"] == [] and row["train_loss"] > 0
     assert arithmetic.all_finite(state.weights)
@@ -110,7 +110,8 @@ def test_every_rule_and_weighting_goes_with_a_run(
     model, start, tmp_path: Path, aggregation: str, weighting: str
 ) -> None:
     options = {"aggregation": aggregation, "weighting": weighting, "malicious": 0, "weight_cap": 2}
-    state = run_rounds(plan(**options), transport(model, EXAMPLES), ServerState(0, start), RunFolder(tmp_path))
+    asked = plan(**options)
+    state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
     assert arithmetic.all_finite(state.weights) and state.round_number == 1
 
 
@@ -118,16 +119,10 @@ def test_every_rule_and_weighting_goes_with_a_run(
 
 
 def test_scaffold_s_first_round_is_fedavg_s_and_its_second_is_not(model, start, tmp_path: Path) -> None:
-    states = {
-        (name, rounds): run_rounds(
-            plan(rounds=rounds, algorithm=name),
-            transport(model, EXAMPLES),
-            ServerState(0, start),
-            RunFolder(tmp_path / f"{name}{rounds}"),
-        )
-        for name in ("fedavg", "scaffold")
-        for rounds in (1, 2)
-    }
+    states = {}
+    for name, rounds in itertools.product(("fedavg", "scaffold"), (1, 2)):
+        asked, run = plan(rounds=rounds, algorithm=name), RunFolder(tmp_path / f"{name}{rounds}")
+        states[name, rounds] = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), run)
     tiny.assert_same_bits(states["scaffold", 1].weights, states["fedavg", 1].weights)
     left, right = states["scaffold", 2].weights, states["fedavg", 2].weights
     assert any(not torch.equal(left[name], right[name]) for name in left)
@@ -135,8 +130,8 @@ def test_scaffold_s_first_round_is_fedavg_s_and_its_second_is_not(model, start, 
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_the_server_s_control_is_the_mean_of_the_clients(model, start, tmp_path: Path, option: str) -> None:
-    clients = transport(model, EXAMPLES)
     made = plan(rounds=2, algorithm="scaffold", scaffold_option=option)
+    clients = transport(model, EXAMPLES, made)
     state = run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path))
     own = [arithmetic.taken_from("control", kept.tensors) for kept in clients.states().values()]
     mean = arithmetic.scale(arithmetic.add(arithmetic.add(own[0], own[1]), own[2]), 1 / 3)
@@ -149,8 +144,8 @@ def test_option_one_is_the_gradient_of_all_examples(model, start, tmp_path: Path
     whole = SGD.model_copy(update={"batch_size": 3, "clip_norm": 0.0})
     kept = {}
     for option in ("I", "II"):
-        clients = transport(model, EXAMPLES)
         made = plan(whole, algorithm="scaffold", scaffold_option=option)
+        clients = transport(model, EXAMPLES, made)
         run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path / option))
         kept[option] = clients.states()["b"].tensors
     tiny.assert_close(kept["I"], kept["II"], 1e-5)
@@ -168,7 +163,7 @@ def test_a_mean_gradient_does_not_depend_on_the_batches(model, start) -> None:
 
 def test_controls_travel_both_ways_in_one_layout(model, start, tmp_path: Path) -> None:
     made = plan(algorithm="scaffold")
-    clients = transport(model, EXAMPLES)
+    clients = transport(model, EXAMPLES, made)
     asked = {}
     exchange = clients.exchange
 
@@ -193,13 +188,14 @@ STATEFUL = {
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_restarted_run_ends_with_the_same_bits(model, start, tmp_path: Path, name: str) -> None:
     settings = SGD.model_copy(update=STATEFUL[name])
-    first, cut = transport(model, EXAMPLES), RunFolder(tmp_path / "cut")
-    state = run_rounds(plan(settings, rounds=2, algorithm=name), first, ServerState(0, start), cut)
-    whole = run_rounds(plan(settings, rounds=3, algorithm=name), first, state, RunFolder(tmp_path / "whole"))
+    two, three = (plan(settings, rounds=rounds, algorithm=name) for rounds in (2, 3))
+    first, cut = transport(model, EXAMPLES, three), RunFolder(tmp_path / "cut")
+    state = run_rounds(two, first, ServerState(0, start), cut)
+    whole = run_rounds(three, first, state, RunFolder(tmp_path / "whole"))
     checkpoint = cut.load_checkpoint()
     assert checkpoint is not None
-    again = transport(model, EXAMPLES)
+    again = transport(model, EXAMPLES, three)
     again.restore(checkpoint[1])
-    resumed = run_rounds(plan(settings, rounds=3, algorithm=name), again, checkpoint[0], cut)
+    resumed = run_rounds(three, again, checkpoint[0], cut)
     tiny.assert_same_bits(resumed.weights, whole.weights)
     tiny.assert_same_bits(resumed.memory, whole.memory)

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import tiny
-from silotune.errors import PrivacyError
+from acting import acting
+from silotune.errors import MessageError, PrivacyError
 from silotune.federation.coordinator.privacy import LEDGER, central_privacy
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.rounds import run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget, cost_of, open_round, spent_in
 from silotune.federation.site.state import Site
-from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry, from_row, spent, union
@@ -160,51 +162,59 @@ def test_noise_is_made_to_fit_once_and_kept() -> None:
         open_round("a", state, Budget(), privacy, run="r", round_number=6, release=release)
 
 
-def train_order(privacy: PrivacySection, **settings: Any) -> dict[str, Any]:
-    training = tiny.training(objective="choice", **settings)
-    order = TrainOrder(training=training, federation=FederationSection(), seed=0, rounds=2, privacy=privacy, run="r")
-    return order.model_dump(mode="json")
+ORDER = Order(run="r").body()
+
+
+def under(privacy: PrivacySection) -> RunSettings:
+    return acting(tiny.training(objective="choice"), privacy=privacy, labels=tiny.LABELS, rounds=2)
+
+
+def site_of(model, privacy: PrivacySection) -> Site:
+    return Site("a", EXAMPLES, model, settings=under(privacy))
 
 
 @pytest.mark.parametrize("dp", ["example", "local"])
 def test_a_private_reply_withholds_what_is_not_noised(model, start, dp: str) -> None:
-    site = Site("a", EXAMPLES, model)
-    order = train_order(section(dp=dp))
-    reply = client_round(Request("train", 1, "a", start, order), site)
+    site = site_of(model, section(dp=dp))
+    reply = client_round(Request("train", 1, "a", start, ORDER), site)
     hidden = {name: reply.body[name] for name in ("loss", "tokens", "seconds", "core_seconds", "joules")}
     assert hidden == {"loss": None, "tokens": 0, "seconds": None, "core_seconds": None, "joules": None}
     rate, steps = (0.5, 2) if dp == "example" else (1.0, 1)
     assert reply.body["epsilon"] == epsilon([Spend(1.0, rate, steps)], DELTA, accountant="rdp")
-    told = client_round(Request("train", 2, "a", start, train_order(section(dp=dp, report_costs=True))), site)
+    site.settings = under(section(dp=dp, report_costs=True))
+    told = client_round(Request("train", 2, "a", start, ORDER), site)
     assert told.body["seconds"] > 0
     assert told.body["loss"] is None
-    order = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
     with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
-        client_round(Request("evaluate", 2, "a", start, order), site)
+        client_round(Request("evaluate", 2, "a", start, ORDER), site)
 
 
 @pytest.mark.parametrize("dp", ["example", "local", "distributed"])
 def test_no_request_gets_figures_past_the_guarantee_of_the_run(model, start, dp: str) -> None:
-    """Whatever comes first, and whatever guarantee the request itself names."""
-    site = Site("a", EXAMPLES, model, dp=dp)
-    scored = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
+    """Whatever comes first, whatever guarantee the request itself names, and where the run's settings name none now."""
+    site = site_of(model, section(dp=dp))
     with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
-        client_round(Request("evaluate", 1, "a", start, scored), site)
-    bare = train_order(PrivacySection())
-    for kind in ("train", "personalize"):
-        with pytest.raises(PrivacyError, match="asks for privacy.dp = 'none'"):
+        client_round(Request("evaluate", 1, "a", start, ORDER), site)
+    bare = {**ORDER, "privacy": PrivacySection().model_dump(mode="json")}
+    for kind in ("train", "personalize", "evaluate"):
+        with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at 'privacy'"):
             client_round(Request(kind, 1, "a", start, bare), site)
-    spent_before = Site("a", EXAMPLES, model)
-    client_round(Request("train", 1, "a", start, train_order(section(dp="local"))), spent_before)
-    with pytest.raises(PrivacyError, match="asks for privacy.dp = 'none'"):
-        client_round(Request("train", 2, "a", start, bare), spent_before)
+    spent_before = site_of(model, section(dp="local"))
+    client_round(Request("train", 1, "a", start, ORDER), spent_before)
+    spent_before.settings = under(PrivacySection())
+    for kind in ("train", "personalize"):
+        with pytest.raises(PrivacyError, match="was under differential privacy, .* say privacy.dp = 'none' now"):
+            client_round(Request(kind, 2, "a", start, ORDER), spent_before)
+    with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
+        client_round(Request("evaluate", 2, "a", start, ORDER), spent_before)
 
 
 def test_a_model_of_ones_own_tells_nothing_of_its_training_under_a_guarantee(model, start) -> None:
-    site = Site("a", EXAMPLES, model)
-    open_reply = client_round(Request("personalize", 1, "a", start, train_order(PrivacySection())), site)
+    site = site_of(model, PrivacySection())
+    open_reply = client_round(Request("personalize", 1, "a", start, ORDER), site)
     assert open_reply.body["loss"] > 0 and open_reply.body["tokens"] > 0
-    reply = client_round(Request("personalize", 1, "a", start, train_order(section(dp="local"))), site)
+    site.settings = under(section(dp="local"))
+    reply = client_round(Request("personalize", 1, "a", start, ORDER), site)
     hidden = {name: reply.body[name] for name in ("loss", "tokens", "seconds", "core_seconds", "joules")}
     assert hidden == {"loss": None, "tokens": 0, "seconds": None, "core_seconds": None, "joules": None}
 
@@ -229,17 +239,16 @@ def test_what_ledgers_add_up_to(tmp_path: Path) -> None:
 
 
 def test_a_local_update_is_noised(model, start) -> None:
-    quiet = client_round(Request("train", 1, "a", start, train_order(PrivacySection())), Site("a", EXAMPLES, model))
-    loud = client_round(
-        Request("train", 1, "a", start, train_order(section(dp="local", clip_norm=5.0))), Site("a", EXAMPLES, model)
+    quiet, loud = (
+        client_round(Request("train", 1, "a", start, ORDER), site_of(model, privacy))
+        for privacy in (PrivacySection(), section(dp="local", clip_norm=5.0))
     )
     difference = torch.cat([(loud.tensors[name] - quiet.tensors[name]).view(-1) for name in start])
     assert float(difference.std()) == pytest.approx(10.0, rel=0.15)  # 2 z S
 
 
 def test_a_refusal_is_a_failure_of_its_own_stage(model, start) -> None:
-    site = Site("a", EXAMPLES, model)
-    request = Request("train", 1, "a", start, train_order(section(epsilon=0.001)))
+    site, request = site_of(model, section(epsilon=0.001)), Request("train", 1, "a", start, ORDER)
     (failure,) = InProcess({"a": site}).exchange({"a": request}, timeout_seconds=1)
     assert isinstance(failure, Failure)
     assert failure.stage == BUDGET

@@ -3,28 +3,24 @@ from __future__ import annotations
 import pytest
 
 import tiny
+from acting import ORDER, acting
 from silotune.errors import MessageError
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
-from silotune.federation.wire.orders import EvaluateOrder, TrainOrder
 from silotune.seeds import derive
-from silotune.settings.sections import FederationSection
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 
 EXAMPLES = tiny.encoded(tiny.closed(6))
 
 
-def body(settings=None, **federation) -> dict:
-    order = TrainOrder(
-        training=settings or tiny.training(), federation=FederationSection(**federation), seed=3, rounds=4
-    )
-    return order.model_dump(mode="json")
+def site(model, training=None, *, name: str = "bank", **federation) -> Site:
+    acts = acting(training or tiny.training(), labels=tiny.LABELS, **{"rounds": 4, **federation})
+    return Site(name, EXAMPLES, model, settings=acts)
 
 
 def test_train_is_a_local_round_with_the_client_s_own_seed(model, start) -> None:
-    site = Site("bank", EXAMPLES, model)
-    reply = client_round(Request("train", 2, "bank", start, body()), site)
+    reply = client_round(Request("train", 2, "bank", start, ORDER), site(model))
     place = RoundPlace(derive(3, "train", round_number=2, client="bank"), 2, 4)
     expected = train_round(model, start, EXAMPLES, settings=tiny.training(), place=place)
     tiny.assert_same_bits(reply.tensors, expected.delta)
@@ -35,7 +31,7 @@ def test_train_is_a_local_round_with_the_client_s_own_seed(model, start) -> None
 def test_clients_and_rounds_draw_different_orders(model, start) -> None:
     one_by_one = tiny.training(batch_size=1, max_steps=4)
     replies = [
-        client_round(Request("train", number, name, start, body(one_by_one)), Site(name, EXAMPLES, model))
+        client_round(Request("train", number, name, start, ORDER), site(model, one_by_one, name=name))
         for name in ("a", "b") for number in (1, 2)
     ]  # fmt: skip
     assert len({reply.body["tokens"] + reply.body["loss"] for reply in replies}) == 4
@@ -43,7 +39,7 @@ def test_clients_and_rounds_draw_different_orders(model, start) -> None:
 
 def test_fedprox_reaches_the_client(model, start) -> None:
     plain, pulled, none = (
-        client_round(Request("train", 1, "bank", start, body(**options)), Site("bank", EXAMPLES, model)).tensors
+        client_round(Request("train", 1, "bank", start, ORDER), site(model, **options)).tensors
         for options in ({}, {"algorithm": "fedprox", "proximal_mu": 50.0}, {"algorithm": "fedprox", "proximal_mu": 0.0})
     )
     tiny.assert_same_bits(plain, none)
@@ -51,25 +47,24 @@ def test_fedprox_reaches_the_client(model, start) -> None:
 
 
 def test_state_moves_on_with_the_site(model, start) -> None:
-    site = Site("bank", EXAMPLES, model)
-    settings = tiny.training(optimizer_state="keep")
+    bank = site(model, tiny.training(optimizer_state="keep"))
     for number, steps in ((1, 2.0), (2, 4.0)):
-        client_round(Request("train", number, "bank", start, body(settings)), site)
-        counted = {float(tensor) for key, tensor in site.state.optimizer.items() if key.startswith("step/")}
+        client_round(Request("train", number, "bank", start, ORDER), bank)
+        counted = {float(tensor) for key, tensor in bank.state.optimizer.items() if key.startswith("step/")}
         assert counted == {steps}
 
 
 def test_evaluate_sends_figures_and_no_tensors(model, start) -> None:
-    order = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
-    reply = client_round(Request("evaluate", 2, "bank", start, order), Site("bank", EXAMPLES, model))
+    reply = client_round(Request("evaluate", 2, "bank", start, ORDER), site(model))
     assert reply.tensors == {}
     assert reply.body["num_examples"] == 6 and 0 <= reply.body["accuracy"] <= 1
 
 
 def test_what_a_client_refuses(model, start) -> None:
-    site = Site("bank", EXAMPLES, model)
     with pytest.raises(MessageError, match="unknown request 'tran': did you mean 'train'"):
-        client_round(Request("tran", 1, "bank", start, body()), site)
-    for wrong in ({}, {**body(), "more": 1}, {**body(), "training": {"learning_rate": -1}}):
-        with pytest.raises(MessageError, match="body of this train request is not valid at '"):
-            client_round(Request("train", 1, "bank", start, wrong), site)
+        client_round(Request("tran", 1, "bank", start, ORDER), site(model))
+    wrong = {"seed": -1, "setup": "x", "run": 1, "more": 1, "training": {"learning_rate": 1}, "privacy": {"dp": "none"}}
+    for kind in ("train", "personalize", "evaluate"):
+        for name, value in wrong.items():
+            with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at '{name}'"):
+                client_round(Request(kind, 1, "bank", start, {**ORDER, name: value}), site(model))

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 import tiny
+from acting import ORDER
 from protected import LIAR, NAMES, Lie, Lying, Net, asked, privacy, run
 from silotune.errors import ProtectionError
-from silotune.federation.site.client import TrainOrder
 from silotune.federation.site.encrypted_sum import FIGURES_NAME
 from silotune.federation.wire.sum_orders import CELLS, FIGURE_PACKING, PLAIN, SUM
 from silotune.privacy.encryption import Packing, encrypt
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import count
 
@@ -193,13 +192,10 @@ def test_no_opener_books_an_honest_one_with_a_sum_that_cannot_be(model, start, t
 )
 def test_a_coordinator_cannot_choose_how_to_encrypt(model, start, changes) -> None:
     net = Net(model, privacy("he"))
-    order = TrainOrder(
-        training=tiny.training(max_steps=1), federation=FederationSection(), seed=3, rounds=1, privacy=privacy("he")
-    )
     size = count(start)
     body = {
         "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 5, "num_examples": 25, "size": size,
-        "hidden": size, "train": order.model_dump(mode="json"),
+        "hidden": size, "train": ORDER,
     }  # fmt: skip
     name = next(iter(changes))
     with pytest.raises(ProtectionError, match=f"the orders to encrypt say {name} = {changes[name]}, the settings"):

@@ -11,24 +11,27 @@ import pytest
 import torch
 
 import tiny
+from acting import acting
 from governed import (
     BASE,
     BODY,
     CONFIG,
     KINDS,
+    LABELS,
     NOW,
+    NUMBER,
+    SETTINGS,
     START,
     SUBMITTER,
     Federation,
     House,
     job,
-    scoring_body,
+    order_body,
     setup_of,
-    train_body,
     under,
     work,
 )
-from silotune.config import from_mapping
+from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, MessageError, PolicyError, ProtectionError
 from silotune.federation.coordinator.course import verify_trail
 from silotune.federation.kinds import KINDS as ALL
@@ -37,15 +40,14 @@ from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire import run_setup
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
-from silotune.federation.wire.orders import MOST_LABELS, EvaluateOrder, TrainOrder, evaluate_order
 from silotune.federation.wire.reasons import RULES, code_of
-from silotune.federation.wire.signed_job import JOB, order_digest
+from silotune.federation.wire.run_settings import MOST_LABELS, check_scorable, run_settings
+from silotune.federation.wire.signed_job import JOB
 from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
 from silotune.record.chain import read_chain
 from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import new_key
-from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import digest
 
@@ -125,7 +127,7 @@ def test_what_the_policy_allows_is_done(tmp_path: Path) -> None:
         charter = '{"c" * 64}'
     """
     known = {"costs": Facts(5, 1), "lost": (1.0, 2.5), "charter": lambda: ("c" * 64, NOW.date())}
-    request = sites.request(body=under(train_body(), job(charter_sha256="c" * 64)))
+    request = sites.request(body=under(order_body(), job(charter_sha256="c" * 64)))
     assert sites.house(**known).serve(request).signature
     changes: dict[str, dict[str, Any]] = {
         "largest_epsilon_total": {"costs": Facts(5, 1), "lost": (1.0, 3.5)},
@@ -160,16 +162,18 @@ def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
         "least_colluding": {"noise": {"colluding": 0}},
     }.items():
         refused(house, request("secure_sum.keys", terms={**terms, **changed}), rule)
-    house.serve(request("secure_sum.input", train=train_body()), keys)
-    refused(house, request("secure_sum.input", train={**train_body(), "rounds": 9}), "job.order")
+    house.serve(request("secure_sum.input", train=order_body()), keys)
+    refused(house, request("secure_sum.input", train={**order_body(), "seed": 9}), "job.order")
     refused(house, request("secure_sum.input"), "job.order")  # no order to train at all
+    with pytest.raises(MessageError, match="body of this secure_sum.input request is not valid at 'rounds'"):
+        house.serve(request("secure_sum.input", train={**order_body(), "rounds": 9}), never)
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in ALL.items() if kind.cohort])
 def test_the_least_cohort_holds_in_every_step_that_names_the_sites(tmp_path: Path, kind: str) -> None:
     """Three are asked where four are wanted, at the beginning of a sum or once one has dropped out of it."""
     sites, names = Federation(tmp_path, policy="least_cohort = 4"), ["bank-a", "bank-b", "bank-c"]
-    body: dict[str, Any] = {"train": train_body()} if ALL[kind].order else {}
+    body: dict[str, Any] = {"train": order_body()} if ALL[kind].uses_examples else {}
     said: Any = len(names) if kind == "he.input" else names
     for key in reversed(ALL[kind].cohort):
         said = {key: said}
@@ -178,18 +182,18 @@ def test_the_least_cohort_holds_in_every_step_that_names_the_sites(tmp_path: Pat
 
 
 def another(**changes: Any) -> dict[str, Any]:
-    return under(train_body(), job(**changes))
+    return under(order_body(), job(**changes))
 
 
 JOBS: dict[str, tuple[dict[str, Any], str]] = {
-    "no job": ({"body": train_body()}, "job"),
-    "an empty job": ({"body": {**train_body(), "job": {"job": {}}}}, "job"),
-    "a job that is a number": ({"body": {**train_body(), "job": 1}}, "job"),
+    "no job": ({"body": order_body()}, "job"),
+    "an empty job": ({"body": {**order_body(), "job": {"job": {}}}}, "job"),
+    "a job that is a number": ({"body": {**order_body(), "job": 1}}, "job"),
     "participants changed": (
         {"body": {**BODY, "job": {**BODY["job"], "job": job(task="x").job.model_dump(mode="json")}}},
         "job",
     ),
-    "signed by a stranger": ({"body": under(train_body(), job(new_key()))}, "submitters"),
+    "signed by a stranger": ({"body": under(order_body(), job(new_key()))}, "submitters"),
     "expired": ({"body": another(expires=NOW - timedelta(seconds=1))}, "job.expired"),
     "of another run": ({"body": another(run="other")}, "job.run"),
     "without this site": ({"body": another(participants=("bank-b",))}, "job.site"),
@@ -200,8 +204,10 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "a kind that another job lists": ({"body": another(kinds=("evaluate",))}, "job.kind"),
     "round 0": ({"round_number": 0}, "job.round"),
     "round 4 of 3": ({"round_number": 4}, "job.round"),
-    "other settings": ({"body": {**BODY, "rounds": 4}}, "job.order"),
-    "an order left out": ({"body": another(orders={})}, "job.order"),
+    "another seed": ({"body": {**BODY, "seed": 4}}, "job.order"),
+    "another run in the order": ({"body": {**BODY, "run": f"{NUMBER}/central"}}, "job.order"),
+    "another setup in the order": ({"body": {**BODY, "setup": "0" * 64}}, "job.order"),
+    "an order left out": ({"body": under({})}, "job.order"),
     "another site's request": ({"client": "bank-b"}, "address"),
 }
 
@@ -224,16 +230,33 @@ def test_a_round_is_an_integer_and_nothing_that_compares_equal(tmp_path: Path, n
     assert events(tmp_path) == [("request", ""), ("refusal", "message")]
 
 
-def test_what_the_orders_say_is_what_the_setup_says(tmp_path: Path) -> None:
-    """A submitter who signs one thing in the order and another in the setup is refused, whichever a rule looks at."""
+SETTING: dict[str, Any] = {
+    "training": {"learning_rate": 1.0}, "federation": {"rounds": 3}, "privacy": {"dp": "none"}, "rounds": 4,
+    "labels": list(LABELS), "scoring": "generation", "batch_size": 4, "max_new_tokens": 16, "more": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("name", SETTING)
+def test_an_order_holds_no_settings(tmp_path: Path, kind: str, name: str) -> None:
+    """Not even those of the setup: what a request repeats could be another thing than what the rules looked at."""
+    sites = Federation(tmp_path)
+    house = sites.house()
+    with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at '{name}'"):
+        house.serve(sites.request(kind=kind, body={**BODY, name: SETTING[name]}), never)
+    assert house.opens == 0 and events(tmp_path) == [("request", ""), ("refusal", "message")]
+
+
+def test_a_run_has_the_settings_that_were_signed(tmp_path: Path) -> None:
+    """Another setup is refused, whether the job is of another one or the order names another one."""
     sites = Federation(tmp_path)
     config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"objective": "choice"})})
     setup = setup_of(config)
+    refused(sites.house(), sites.request(), "job.setup", setup=setup)
     signed = job(setup_sha256=sha256(setup))
-    error = refused(sites.house(), sites.request(body=under(train_body(), signed)), "job.order", setup=setup)
-    assert "training.objective" in str(error)
-    both = job(setup_sha256=sha256(setup), orders={"train": order_digest(train_body(config))})
-    assert sites.house().serve(sites.request(body=under(train_body(config), both)), setup=setup).signature
+    error = refused(sites.house(), sites.request(body=under(order_body(), signed)), "job.order", setup=setup)
+    assert "the train order names another setup" in str(error)
+    assert sites.house().serve(sites.request(body=under(order_body(config), signed)), setup=setup).signature
 
 
 PLACES: dict[str, dict[str, Any]] = {
@@ -290,8 +313,8 @@ def test_settings_that_no_run_needs_are_refused_whoever_signed_them(tmp_path: Pa
         section = section[part]
     section[name] = 2 * int(BOUNDS[setting])
     config = from_mapping(document)
-    setup, body = setup_of(config), train_body(config)
-    signed = job(setup_sha256=sha256(setup), orders={"train": order_digest(body)})
+    setup, body = setup_of(config), order_body(config)
+    signed = job(setup_sha256=sha256(setup))
     assert setting in str(refused(sites.house(), sites.request(body=under(body, signed)), "bounds", setup=setup))
 
 
@@ -301,7 +324,7 @@ def test_a_setup_is_neither_parsed_before_the_job_is_read_nor_where_it_is_too_lo
     """Whoever has no job costs the site nothing; whoever has one, no more than the bytes that a setup may have."""
     monkeypatch.setattr(run_setup, "strict_object", never)
     sites, long = Federation(tmp_path), b'{"a":[' + b"[]," * (run_setup.MOST_SETUP_BYTES // 3) + b"[]]}"
-    refused(sites.house(), sites.request(body=train_body()), "job", setup=long)
+    refused(sites.house(), sites.request(body=order_body()), "job", setup=long)
     refused(sites.house(), sites.request(), "setup", setup=long)
 
 
@@ -367,63 +390,82 @@ def test_a_round_is_trained_with_few_models_whatever_is_restarted(tmp_path: Path
 def test_a_run_is_scored_as_often_as_the_policy_says(tmp_path: Path) -> None:
     """Figures on the site's own examples for models of somebody's choice are an oracle for who is in them."""
     sites = Federation(tmp_path)
-    request = sites.request(kind="evaluate", body=under(scoring_body()))
+    request = sites.request(kind="evaluate", body=BODY)
     for _ in range(3):
         assert sites.house().serve(request).signature
     for number in (1, 2, 3):  # nor in another round
         other = replace(request, tensors=other_model(1), round_number=number)
         refused(sites.house(), other, "most_scorings")
     sites.policy = "most_scorings = 0"
-    refused(sites.house(run="demo-2"), sites.request(kind="evaluate", body=under(scoring_body())), "most_scorings")
+    refused(sites.house(run="demo-2"), sites.request(kind="evaluate", body=BODY), "most_scorings")
 
 
 def test_the_name_of_a_run_belongs_to_one_job(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     sites.house().serve(sites.request())
     number = "2" * 32
-    orders = {"train": order_digest(train_body(number=number))}
-    body = under(train_body(number=number), job(id=number, orders=orders))
+    body = under(order_body(number=number), job(id=number))
     refused(sites.house(), sites.request(body=body), "job.run")
 
 
+def scored(**sections: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A setup with other values, and the body of a request under a job over it; whoever signs checks nothing."""
+    setup = setup_of()
+    for name, values in sections.items():
+        setup["config"][name] = {**setup["config"][name], **values}
+    signed = job(setup_sha256=sha256(setup), task=setup["config"]["data"]["task"])
+    return setup, under({**order_body(), "setup": sha256(setup)}, signed)
+
+
 def test_text_is_generated_where_the_policy_allows_it(tmp_path: Path) -> None:
-    sites, scoring = Federation(tmp_path), scoring_body(scoring="generation")
-    signed = job(orders={"evaluate": order_digest(scoring)})
-    request = sites.request(kind="evaluate", body=under(scoring, signed))
-    refused(sites.house(), request, "generation")
+    sites, (setup, body) = Federation(tmp_path), scored(evaluation={"scoring": "generation"})
+    request = sites.request(kind="evaluate", body=body)
+    refused(sites.house(), request, "generation", setup=setup)
+    assert sites.house().serve(replace(request, kind="train"), setup=setup).signature  # which writes none
     sites.policy = "generation = true"
-    assert sites.house().serve(request).signature
+    assert sites.house().serve(request, setup=setup).signature
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"batch_size": -3}, {"batch_size": 0}, {"batch_size": 1 << 40}, {"max_new_tokens": 10**9}, {"more": 1},
-        {"labels": [f"{number}" for number in range(MOST_LABELS + 1)]}, {"labels": ["negative", "x" * 257]},
-        {"labels": ["neutral", "negative", "neutral"]},
-    ],
-)  # fmt: skip
-def test_an_order_to_score_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    sites, scoring = Federation(tmp_path), scoring_body(**changes)
-    body = under(scoring, job(orders={"evaluate": order_digest(scoring)}))
-    with pytest.raises(MessageError, match=next(iter(changes))):
-        sites.house().serve(sites.request(kind="evaluate", body=body), never)
+def options(*labels: str) -> dict[str, Any]:
+    """A task of the run's own with these options."""
+    return {"task": "custom", "definition": {"prompt": "{text}", "answer": "label", "options": list(labels)}}
 
 
-@pytest.mark.parametrize("labels", [[], ["positive"], ["positive", "neutral", "negative"], ["a", "b", "c", "d"]])
-def test_the_labels_to_score_with_are_the_options_of_the_task(tmp_path: Path, labels: list[str]) -> None:
-    """Their number makes the reply, and others than the examples' own cannot be counted with."""
-    sites, scoring = Federation(tmp_path), scoring_body(labels=labels)
-    body = under(scoring, job(orders={"evaluate": order_digest(scoring)}))
-    house = sites.house()
-    refused(house, sites.request(kind="evaluate", body=body), "job.order")
+UNSCORABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "a batch of -3": ({"evaluation": {"batch_size": -3}}, "setup"),
+    "a batch of none": ({"evaluation": {"batch_size": 0}}, "setup"),
+    "a batch of 2**40": ({"evaluation": {"batch_size": 1 << 40}}, "bounds"),
+    "a billion tokens": ({"evaluation": {"max_new_tokens": 10**9}}, "bounds"),
+    "another setting": ({"evaluation": {"more": 1}}, "setup"),
+    "257 options": ({"data": options(*(f"{number}" for number in range(MOST_LABELS + 1)))}, "bounds"),
+    "a long option": ({"data": options("negative", "x" * 257)}, "bounds"),
+    "an option twice": ({"data": options("neutral", "negative", "neutral")}, "setup"),
+}
+
+
+@pytest.mark.parametrize("name", UNSCORABLE)
+def test_settings_to_score_by_that_cannot_be_are_refused_whoever_signed_them(tmp_path: Path, name: str) -> None:
+    sites, (sections, rule) = Federation(tmp_path), UNSCORABLE[name]
+    setup, body = scored(**sections)
+    house = sites.house(task="")
+    refused(house, sites.request(kind="evaluate", body=body), rule, setup=setup)
     assert house.opens == 0
 
 
+def test_the_labels_to_score_with_are_the_options_of_the_task() -> None:
+    """Their number makes the reply, and others than the examples' own cannot be counted with: no order names any."""
+    assert SETTINGS.labels == LABELS
+    setup, _ = scored(data=options("yes", "no"))
+    assert run_settings(Config.model_validate(setup["config"])).labels == ("yes", "no")
+
+
 def test_a_task_of_more_options_than_a_site_scores_over_is_told_to_its_user() -> None:
-    for labels in (["x" * 257], [f"{number}" for number in range(MOST_LABELS + 1)]):
+    check_scorable(LABELS)
+    for labels in (("x" * 257,), tuple(f"{number}" for number in range(MOST_LABELS + 1))):
         with pytest.raises(ConfigError, match=r"at most 256 options of 256 characters"):
-            evaluate_order(CONFIG.evaluation, labels)
+            check_scorable(labels)
+    with pytest.raises(ConfigError, match="an option of the task stands twice"):
+        check_scorable(("neutral", "negative", "neutral"))
 
 
 # --- the trail -------------------------------------------------------------------------------------------------------
@@ -469,20 +511,18 @@ def test_a_request_is_in_the_trail_before_it_is_served(tmp_path: Path) -> None:
 
 def test_the_client_function_is_guarded(tmp_path: Path, model, start) -> None:  # noqa: ANN001
     sites = Federation(tmp_path, policy="objectives = ['sft']\nmetrics = ['accuracy']\nsmallest_count = 3")
-    site = Site("bank-a", tiny.encoded(tiny.closed(6)), model)
+    settings = acting(tiny.training(), labels=tiny.LABELS, rounds=4)
+    site = Site("bank-a", tiny.encoded(tiny.closed(6)), model, settings=settings)
     house = sites.house()
     house.opened.expected = dict.fromkeys(("train", "evaluate"), layout_of(start))
 
     def does(request: Request) -> Reply:
-        order = TrainOrder(training=tiny.training(), federation=FederationSection(), seed=3, rounds=4)
-        scores = EvaluateOrder(labels=tiny.LABELS, batch_size=4)
-        bodies = {"train": order.model_dump(mode="json"), "evaluate": scores.model_dump(mode="json")}
-        return client_round(replace(request, body=bodies.get(request.kind, {})), site)
+        return client_round(request, site)
 
     request = sites.request(tensors=start)
     reply = house.serve(request, does)
     assert reply.signature and reply.body["loss"] is None and reply.body["num_examples"] == 6
-    figures = house.serve(replace(request, kind="evaluate", body=under(scoring_body())), does).body
+    figures = house.serve(replace(request, kind="evaluate", body=BODY), does).body
     assert figures["accuracy"] in (0.0, 0.5, 1.0) and figures["confusion"] is None and figures["num_examples"] == 6
     assert house.serve(replace(request, kind="countersign", tensors={}), does).signature
     assert [event for event, _ in events(tmp_path)] == ["request", "reply"] * 3

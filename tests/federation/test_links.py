@@ -9,41 +9,39 @@ import pytest
 import torch
 
 import tiny
+from acting import ORDER, acting
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
-from silotune.federation.wire.links import CHANGE, RECEIVED, address, open_reply, open_request
+from silotune.federation.wire.links import CHANGE, address, open_reply, open_request
 from silotune.federation.wire.messages import layout_of
-from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.settings.links import CompressionSection, DownloadSection
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import put_under
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(8))
-SETTINGS = tiny.training(learning_rate=0.01, max_steps=1, optimizer_state="keep")
+TRAINING = tiny.training(learning_rate=0.01, max_steps=1, optimizer_state="keep")
 SMALL = {"upload": {"keep": "top-k", "share": 0.1, "values": "sign", "zstd": 1}}
 BOTH = {**SMALL, "download": {"delta": True, "keep": "top-k", "share": 0.2, "values": "int8"}}
 
 
-def body(federation: FederationSection) -> dict:
-    return TrainOrder(training=SETTINGS, federation=federation, seed=3, rounds=4).model_dump(mode="json")
-
-
-def transport(model, federation: FederationSection, **more) -> InProcess:
-    sites = {name: Site(name, EXAMPLES[place::3], model) for place, name in enumerate("abc")}
+def transport(model, federation: FederationSection, *, training: TrainingSection = TRAINING, **more) -> InProcess:
+    acts = acting(training, section=federation)
+    sites = {name: Site(name, EXAMPLES[place::3], model, settings=acts) for place, name in enumerate("abc")}
     return InProcess(sites, links=federation, **more)
 
 
-def plan(federation: FederationSection, **changes) -> Plan:
-    values = {"rounds": 4, "method": method(federation), "body": body(federation), "seed": 3}
-    return Plan(**{**values, "download": federation.download, **changes})
+def plan(federation: FederationSection, *, training: TrainingSection = TRAINING, **changes) -> Plan:
+    values = {"rounds": 4, "method": method(federation), "body": ORDER, "seed": 3}
+    acts = acting(training, section=federation)
+    return Plan(**{**values, "settings": acts, "download": federation.download, **changes})
 
 
 def requests(tensors, *names: str) -> dict[str, Request]:
@@ -112,15 +110,16 @@ def test_values_that_are_not_finite_are_found_after_opening() -> None:
 
 def test_a_client_keeps_what_it_left_out_beside_its_moments(model, start) -> None:
     federation = FederationSection(**SMALL)
-    site = Site("bank", EXAMPLES, model)
-    plain = client_round(Request("train", 1, "bank", start, body(FederationSection())), Site("bank", EXAMPLES, model))
-    reply = client_round(Request("train", 1, "bank", start, body(federation)), site)
+    site = Site("bank", EXAMPLES, model, settings=acting(TRAINING, section=federation))
+    bare = Site("bank", EXAMPLES, model, settings=acting(TRAINING))
+    plain = client_round(Request("train", 1, "bank", start, ORDER), bare)
+    reply = client_round(Request("train", 1, "bank", start, ORDER), site)
     arrived = open_reply(reply, federation.upload, layout_of(start)).tensors
     left = site.state.residual
     tiny.assert_same_bits(left, arithmetic.subtract(plain.tensors, arrived))
     assert {key.partition("/")[0] for key in site.state.optimizer} == {"step", "exp_avg", "exp_avg_sq"}
     assert site.state.groups().keys() == {"optimizer", "residual"}
-    again = client_round(Request("train", 2, "bank", start, body(federation)), site)
+    again = client_round(Request("train", 2, "bank", start, ORDER), site)
     assert reply.tensors.keys() == again.tensors.keys() == {PACKED}
 
 
@@ -136,7 +135,7 @@ def test_a_federation_over_compressed_links(model, start, tmp_path: Path) -> Non
     small, plain = made["small"], made["plain"]
     assert RunFolder(tmp_path / "small").read_rows("metrics")[-1]["failures"] == []
     assert plain.bytes_up > 7 * small.bytes_up  # of so small a model, the header is most
-    assert plain.bytes_down > 1.4 * small.bytes_down  # the first round sends the whole model, each one its settings
+    assert plain.bytes_down > 1.4 * small.bytes_down  # the first round sends the whole model
     assert small.holders == ("a", "b", "c") and plain.holders == () and plain.held == {}
     assert not torch.equal(arithmetic.flatten(small.weights), arithmetic.flatten(start))
 
@@ -204,16 +203,17 @@ def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytes
 
     monkeypatch.setattr(in_process, "client_round", short)
     federation = FederationSection(**SMALL)
-    asked = {"a": Request("train", 2, "a", start, body(federation))}
+    asked = {"a": Request("train", 2, "a", start, ORDER)}
     replies = list(transport(model, federation).exchange(asked, timeout_seconds=1))
     assert "'packed' came as ('U8', (5,)), expected ('U8'" in replies[0].reason
 
 
 def test_scaffold_s_controls_travel_packed_too(model, start, tmp_path: Path) -> None:
     federation = FederationSection(algorithm="scaffold", **{**BOTH, "upload": {"values": "int8"}})
-    settings = SETTINGS.model_copy(update={"optimizer": "sgd", "optimizer_state": "reset"})
-    order = TrainOrder(training=settings, federation=federation, seed=3, rounds=3).model_dump(mode="json")
-    clients = transport(model, federation)
-    state = run_rounds(plan(federation, rounds=2, body=order), clients, ServerState(0, start), RunFolder(tmp_path))
+    training = TRAINING.model_copy(update={"optimizer": "sgd", "optimizer_state": "reset"})
+    clients = transport(model, federation, training=training)
+    state = run_rounds(
+        plan(federation, rounds=2, training=training), clients, ServerState(0, start), RunFolder(tmp_path)
+    )
     assert RunFolder(tmp_path).read_rows("metrics")[-1]["failures"] == []
     assert len(state.held) == 2 * len(start)

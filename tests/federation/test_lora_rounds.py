@@ -9,15 +9,16 @@ import pytest
 import torch
 
 import tiny
+from acting import ORDER, acting
 from silotune import lora
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.site.client import client_round, expected_reply
+from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site, completed
 from silotune.federation.wire.links import RESIDUAL
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
-from silotune.federation.wire.orders import TrainOrder
+from silotune.federation.wire.orders import expected_reply
 from silotune.methods.algorithms import LORA_RULES, method
 from silotune.methods.schedule import outgoing
 from silotune.models import adapters, lora_layers
@@ -53,18 +54,20 @@ class Federation:
         self, models, folder: Path, rule: LoraRule, *, workers: int = 1, training=SETTINGS, **federation
     ) -> None:
         self.model = models[LORA_RULES[rule].has_core]
-        section = FederationSection(lora=rule, **federation)
-        order = TrainOrder(training=training, federation=section, seed=3, rounds=4)
+        section = FederationSection(**{"lora": rule, "rounds": 4, **federation})
+        self.settings = acting(training, section=section)
         self.start = first(self.model)
-        sites = {name: Site(name, EXAMPLES[place:], self.model, initial=self.start) for place, name in enumerate("abc")}
+        sites = {name: self.site(name, EXAMPLES[place:]) for place, name in enumerate("abc")}
         self.transport = InProcess(sites, workers=workers, links=section)
-        self.body = order.model_dump(mode="json")
         self.method, self.ranks, self.run = method(section), section.ranks, RunFolder(folder)
         self.download = section.download
 
+    def site(self, name: str, examples, **more) -> Site:
+        return Site(name, examples, self.model, **{"initial": self.start, "settings": self.settings, **more})
+
     def rounds(self, count: int, state: ServerState | None = None) -> ServerState:
         links = {"ranks": self.ranks, "download": self.download}
-        plan = Plan(rounds=count, method=self.method, body=self.body, seed=3, **links)
+        plan = Plan(rounds=count, method=self.method, body=ORDER, seed=3, settings=self.settings, **links)
         return run_rounds(plan, self.transport, state or ServerState(0, self.start), self.run)
 
 
@@ -191,7 +194,7 @@ def test_bytes(models, tmp_path: Path) -> None:
 def train_request(federation: Federation, weights: Tensors, client: str = "a", number: int = 1) -> Request:
     parts = federation.method.schedule(number)
     sent = outgoing(weights, parts, federation.ranks.get(client))
-    return Request("train", number, client, sent, federation.body)
+    return Request("train", number, client, sent, ORDER)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -199,26 +202,22 @@ def test_the_reply_has_the_layout_that_its_decoder_expects_and_no_other(rule: Lo
     ranks = {} if rule == "sb" else {"a": 2}
     federation = Federation(models, tmp_path, rule, ranks=ranks)
     request = train_request(federation, federation.start)
-    site = Site("a", EXAMPLES[:3], federation.model, initial=federation.start)
-    reply = client_round(request, site)
-    expected = expected_reply(request)
+    reply = client_round(request, federation.site("a", EXAMPLES[:3]))
+    expected = expected_reply(request, federation.settings.federation)
     assert layout_of(reply.tensors) == expected
     assert lora.rank_of(reply.tensors) in (2, None)
     more = {**reply.tensors, "base_model.extra": torch.ones(1)}
     with pytest.raises(MessageError, match="unexpected"):
         decode_reply(encode(Reply("train", 1, "a", more, reply.body)), expected)
-    assert expected_reply(Request("evaluate", 1, "a", request.tensors)) == {}
+    assert expected_reply(Request("evaluate", 1, "a", request.tensors), federation.settings.federation) == {}
 
 
 def test_a_client_of_low_rank_trains_as_on_an_adapter_of_its_own_rank(models, tmp_path: Path) -> None:
     """Filled up with zeros, the rows it lacks never move: its delta is that of a model with a smaller adapter."""
-    federation = Federation(models, tmp_path, "factors", ranks={"a": 1})
-    weights = tiny.stir(federation.start)
     training = tiny.training(learning_rate=0.01, max_steps=3, weight_decay=0.1)
-    body = {**federation.body, "training": training.model_dump(mode="json")}
-    request = train_request(federation, weights)
-    site = Site("a", EXAMPLES, federation.model, initial=federation.start)
-    reply = client_round(Request("train", 1, "a", request.tensors, body), site)
+    federation = Federation(models, tmp_path, "factors", ranks={"a": 1}, training=training)
+    weights = tiny.stir(federation.start)
+    reply = client_round(train_request(federation, weights), federation.site("a", EXAMPLES))
     small = attach(tiny.base(), AdapterSection(rank=1, alpha=2), seed=0)  # of the same scale
     from silotune.seeds import derive
 
@@ -285,10 +284,8 @@ def test_fine_tuning_keeps_a_model_and_sends_none(models, tmp_path: Path) -> Non
     federation = Federation(models, tmp_path, "stack", personalization="fine-tune")
     state = federation.rounds(1)
     assert lora.residuals(state.weights)
-    request = Request("personalize", 5, "a", state.weights, federation.body)
-    site = Site(
-        "a", EXAMPLES, federation.model, initial=federation.start, state=SiteState({"exp_avg/x": torch.ones(1)})
-    )
+    request = Request("personalize", 5, "a", state.weights, ORDER)
+    site = federation.site("a", EXAMPLES, state=SiteState({"exp_avg/x": torch.ones(1)}))
     reply = client_round(request, site)
     assert reply.tensors == {} and reply.body["num_examples"] == 8
     assert set(site.state.own) == set(federation.start) and "exp_avg/x" in site.state.optimizer
@@ -299,9 +296,9 @@ def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_m
     options = {"personalization": "fine-tune", "training": SETTINGS.model_copy(update=changes)}
     federation = Federation(models, tmp_path, "factors", **options)
     state = federation.rounds(1)
-    request = Request("personalize", 5, "a", state.weights, federation.body)
+    request = Request("personalize", 5, "a", state.weights, ORDER)
     link = SiteState(received={"control/w": torch.ones(1)})
-    site = Site("a", EXAMPLES, federation.model, initial=federation.start, state=link)
+    site = federation.site("a", EXAMPLES, state=link)
     client_round(request, site)
     assert any(not torch.equal(own, state.weights[name]) for name, own in site.state.own.items())
     assert "control/w" in site.state.received
@@ -310,7 +307,7 @@ def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_m
 def test_what_was_neither_sent_nor_drawn_is_missed(models, tmp_path: Path) -> None:
     federation = Federation(models, tmp_path, "freeze-a")
     with pytest.raises(MessageError, match="neither sent nor"):
-        client_round(train_request(federation, federation.start), Site("a", EXAMPLES, federation.model))
+        client_round(train_request(federation, federation.start), federation.site("a", EXAMPLES, initial={}))
 
 
 def test_the_reference_of_preference_has_no_residual_and_leaves_it_in_place(models, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from acting import ORDER, acting
 from protected import EXAMPLES, NAMES, TRAINING, Net, asked, privacy, run
 from silotune.errors import BudgetError, ProtectionError
 from silotune.federation.coordinator.privacy import noise_in_shares
@@ -20,14 +21,15 @@ from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.privacy import begin
 from silotune.federation.site.state import Site
-from silotune.federation.wire.orders import TrainOrder
+from silotune.federation.wire.orders import Order
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.methods.algorithms import method
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
 from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
+from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten
 from tiny import assert_close
@@ -42,11 +44,10 @@ def distributed(**changes) -> PrivacySection:
 
 def clipped_updates(model, start) -> dict[str, np.ndarray]:
     """What each site would send if nothing were noised: its update within the clip norm."""
-    section = FederationSection(**UNIFORM)
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1).model_dump(mode="json")
-    made = {}
+    acts, made = acting(TRAINING, rounds=1, **UNIFORM), {}
     for name in NAMES:
-        reply = client_round(Request("train", 1, name, start, order), Site(name, EXAMPLES[name], model))
+        site = Site(name, EXAMPLES[name], model, settings=acts)
+        reply = client_round(Request("train", 1, name, start, ORDER), site)
         made[name] = flatten(clip(reply.tensors, CLIP)).numpy()
     return made
 
@@ -144,11 +145,12 @@ def test_noise_is_made_to_fit_the_epsilon() -> None:
 # --- requests that a site refuses -------------------------------------------------------------------------------------
 
 
-def order_of(privacy: PrivacySection) -> dict:
-    order = TrainOrder(
-        training=TRAINING, federation=FederationSection(**UNIFORM), seed=3, rounds=1, privacy=privacy, run="r"
-    )
-    return order.model_dump(mode="json")
+def let_act(net: Net, privacy: PrivacySection) -> RunSettings:
+    """All sites act by these settings."""
+    acts = acting(TRAINING, privacy=privacy, rounds=1, **UNIFORM)
+    for site in net.sites.values():
+        site.settings = acts
+    return acts
 
 
 @pytest.mark.parametrize(
@@ -169,9 +171,10 @@ def test_terms_without_the_noise_that_is_ordered_are_refused(model, start, tmp_p
 
 
 def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySection) -> None:
-    """A coordinator whose sums are under other settings than its orders."""
+    """A coordinator whose sums are under other settings than its sites act by."""
+    acts = let_act(net, told)
     plan = Plan(
-        rounds=1, method=method(FederationSection(**UNIFORM)), body=order_of(told), seed=3,
+        rounds=1, method=method(acts.federation), body={**ORDER, "run": "r"}, seed=3, settings=acts,
         protected=PROTECTIONS["secure_sum"](terms, {}),
     )  # fmt: skip
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
@@ -185,17 +188,17 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
 def test_an_update_never_leaves_without_its_noise(
     model, start, kind: str, way: str, asked_for: str | None, said: str
 ) -> None:
-    """Sites that would train alone: the order itself says that it is one of a sum, or of noise that only a sum has."""
+    """Sites that would train alone: the run's settings say that it is one of sums, or of noise that only a sum has."""
     net = Net(model, privacy("he"))
-    order = order_of(distributed(protection=asked_for or way))
+    let_act(net, distributed(protection=asked_for or way))
     for site in net.sites.values():
         site.protection.is_required = False
-    body = order
+    body = ORDER
     if kind == "he.input":
         size = count(start)
         body = {
             "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 5, "num_examples": 25,
-            "size": size, "hidden": size, "train": order,
+            "size": size, "hidden": size, "train": ORDER,
         }  # fmt: skip
     with pytest.raises(ProtectionError, match=said.format(way=way)):
         asked(net, "a", kind, body, start)
@@ -203,14 +206,16 @@ def test_an_update_never_leaves_without_its_noise(
 
 def test_a_sum_that_turns_out_cheaper_changes_no_other_entry(tmp_path: Path) -> None:
     """A release of another kind in the same round: what opens the sum must not make it cheaper."""
-    site = SimpleNamespace(name="a", examples=[1] * 9, state=SiteState(), budget=Budget(tmp_path))
+    site = SimpleNamespace(
+        name="a", examples=[1] * 9, state=SiteState(), budget=Budget(tmp_path),
+        settings=acting(privacy=distributed(noise_multiplier=500, clip_norm=1)),
+    )  # fmt: skip
     noise = NoiseTerms(multiplier=500, clip_norm=1, colluding=1)
     terms = Terms(
         session="0" * 32, round_number=1, cohort=("a", "b", "c", "d", "e"), threshold=2 / 3, bits=32, bound=1,
         max_examples=1, size=100, work="0" * 64, noise=noise,
     )  # fmt: skip
-    order = {"privacy": distributed(noise_multiplier=500, clip_norm=1).model_dump(mode="json"), "run": "r"}
-    share = noised_sum.begin(terms, order, site)
+    share = noised_sum.begin(terms, Order(run="r"), site)
     local = PrivacySection(dp="local", noise_multiplier=1.0)
     begin(local, TrainingSection(), site, rounds=1, place=("r", 1))
     noised_sum.settle(terms, 5, site, share.entry)

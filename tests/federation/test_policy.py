@@ -10,8 +10,7 @@ import pytest
 
 from silotune.errors import MessageError, PolicyError
 from silotune.evaluation.metrics import calibration, classification, language_modelling, preference
-from silotune.federation.kinds import EPSILON_RULES, KINDS
-from silotune.federation.site import client
+from silotune.federation.kinds import EPSILON_RULES
 from silotune.federation.site.guard import NOT_FIGURES
 from silotune.federation.site.policy import COSTS, PRIVACY, RULES, Asked, Policy, check_upload, read_policy, released
 from silotune.federation.site.policy import check as checked
@@ -89,11 +88,6 @@ def test_exact_figures_are_bounded_by_no_epsilon(name: str) -> None:
     with pytest.raises(PolicyError, match=f"'{name}': exact figures on this site's examples are bounded by no epsilon"):
         check(policy, asked(kind="evaluate"))
     check(policy, asked(kind="countersign"))
-
-
-def test_the_kinds_of_requests_are_those_that_a_client_serves() -> None:
-    assert KINDS.keys() == client.ANSWERS.keys()
-    assert {name for name, kind in KINDS.items() if kind.sends_update} <= client.LAYOUTS.keys()
 
 
 def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governed import LABELS, report, scores, scoring_body
+from governed import BODY, LABELS, SETTINGS, report, scores
 from silotune.errors import MessageError
 from silotune.evaluation.evaluate import Answers, figures
-from silotune.federation.coordinator.forms import FORMS, check_body
+from silotune.federation.coordinator import forms
 from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.settlement import Settlement
-from silotune.federation.kinds import KINDS, ReplyForm
+from silotune.federation.kinds import KINDS
 from silotune.federation.site.guard import NOT_FIGURES
 from silotune.federation.site.ledger import Budget, open_round
 from silotune.federation.site.policy import Policy, released
-from silotune.settings.sections import PrivacySection, TrainingSection
+from silotune.federation.wire.run_settings import RunSettings
+from silotune.settings.sections import EvaluationSection, PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.training.release import release_of
 
@@ -29,17 +30,10 @@ START = {"w": torch.zeros(2)}
 TRAINING = TrainingSection(batch_size=4, epochs=2.0)
 
 
-def asked(body: Mapping[str, Any] | None = None, **changes: Any) -> Request:
-    return Request("evaluate", 1, "bank-a", START, {**(scoring_body() if body is None else body), **changes})
-
-
-def said(body: Mapping[str, Any], request: Request) -> Reply | Failure:
-    """What becomes of a reply with this body."""
-    return Settlement({"bank-a": request}).settle(Reply(request.kind, 1, "bank-a", {}, body))
-
-
-def test_every_kind_has_a_form_and_every_form_a_check() -> None:
-    assert set(FORMS) == set(get_args(ReplyForm)) == {kind.reply for kind in KINDS.values()}
+def said(body: Mapping[str, Any], settings: RunSettings = SETTINGS) -> Reply | Failure:
+    """What becomes of scores with this body, in a run with these settings."""
+    request = Request("evaluate", 1, "bank-a", START, BODY)
+    return Settlement({"bank-a": request}, settings).settle(Reply("evaluate", 1, "bank-a", {}, body))
 
 
 LIES: Mapping[str, tuple[dict[str, Any], str]] = {
@@ -71,7 +65,7 @@ LIES: Mapping[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", LIES)
 def test_scores_that_cannot_be_are_that_site_s_failure(name: str) -> None:
     changes, where = LIES[name]
-    failure = said({**scores(), **changes}, asked())
+    failure = said({**scores(), **changes})
     assert isinstance(failure, Failure) and failure.client == "bank-a", failure
     assert failure.reason == f"the body of this evaluate reply is not valid at {where!r}"
 
@@ -79,45 +73,44 @@ def test_scores_that_cannot_be_are_that_site_s_failure(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(scores()))
 def test_no_figure_can_be_left_out(name: str) -> None:
     body = {key: value for key, value in scores().items() if key != name}
-    assert isinstance(said(body, asked()), Failure)
+    assert isinstance(said(body), Failure)
 
 
-def made(kind: str, draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of honest answers of one kind, and the order that they answer."""
+def made(kind: str, draw: st.DrawFn) -> tuple[dict[str, Any], RunSettings]:
+    """Figures of honest answers of one kind, and the settings of their run."""
     size = draw(st.integers(1, 12))
     option, rate = st.integers(0, 2), st.floats(0, 1)
     if kind in ("likelihood", "generation"):
         right, given_ = (tuple(draw(st.lists(option, min_size=size, max_size=size))) for _ in range(2))
         sure = tuple(draw(st.lists(rate, min_size=size, max_size=size))) if kind == "likelihood" else ()
         answered = Answers(LABELS, kind, right, given_, sure)
-        return figures(answered), scoring_body(scoring=kind)
+        return figures(answered), replace(SETTINGS, evaluation=EvaluationSection(scoring=kind))
     values = tuple(draw(st.lists(st.floats(0, 1e4), min_size=size, max_size=size)))
     if kind == "open":
-        return figures(Answers(losses=values, tokens=(3,) * size)), scoring_body(labels=())
-    return figures(Answers(margins=values, start_margins=values[::-1])), scoring_body(labels=())
+        return figures(Answers(losses=values, tokens=(3,) * size)), replace(SETTINGS, labels=())
+    return figures(Answers(margins=values, start_margins=values[::-1])), replace(SETTINGS, labels=())
 
 
 @st.composite
-def honest(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
+def honest(draw: st.DrawFn) -> tuple[dict[str, Any], RunSettings]:
     """The same as a policy lets them leave."""
-    body, order = made(draw(st.sampled_from(["likelihood", "generation", "open", "pairs"])), draw)
+    body, settings = made(draw(st.sampled_from(["likelihood", "generation", "open", "pairs"])), draw)
     names = tuple(name for name in body if name not in NOT_FIGURES)
     smallest = draw(st.integers(0, body["num_examples"]))
     shown = draw(st.none() | st.sets(st.sampled_from(sorted(names))).map(tuple))
-    return released(Policy(smallest_count=smallest, metrics=shown), body, figures=names), order
+    return released(Policy(smallest_count=smallest, metrics=shown), body, figures=names), settings
 
 
 @given(honest())
-def test_whatever_an_honest_site_says_is_believed(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    body, order = pair
-    assert isinstance(said(body, asked(order)), Reply)
+def test_whatever_an_honest_site_says_is_believed(pair: tuple[dict[str, Any], RunSettings]) -> None:
+    body, settings = pair
+    assert isinstance(said(body, settings), Reply)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_no_kind_takes_a_figure_more(kind: str) -> None:
-    request = asked() if kind == "evaluate" else Request(kind, 1, "bank-a", START, {})
     with pytest.raises(MessageError):
-        check_body(Reply(kind, 1, "bank-a", {}, {"x": "y" * 4000}), request)
+        forms.read(Reply(kind, 1, "bank-a", {}, {"x": "y" * 4000}), SETTINGS)
 
 
 def test_an_answer_that_breaks_the_looking_at_it_is_that_site_s_failure_and_the_log_says_where(

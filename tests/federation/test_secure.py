@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from acting import ORDER, acting
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
 from silotune.errors import MessageError, ProtectionError, RunFolderError
 from silotune.federation.coordinator.exchange import Asking
@@ -20,13 +21,12 @@ from silotune.federation.site.client import client_round
 from silotune.federation.site.secure_sum import check_terms
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import encode
-from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import SUMMABLE, FederationSection
 from silotune.structs import Request, ServerState, SiteState
-from silotune.tensors import flatten
+from silotune.tensors import count, flatten
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_nothing_of_a_single_client_is_seen(model, start, tmp_path: Path) -> Non
     assert {reply.kind for reply in net.seen} == {f"secure_sum.{phase}" for phase in PHASES}
     inputs = [reply for reply in net.seen if reply.kind == "secure_sum.input"]
     assert all(reply.body == {} and set(reply.tensors) == {"values", "figures"} for reply in inputs)
-    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=2).model_dump(mode="json")
-    update = client_round(Request("train", 1, "a", start, order), Site("a", EXAMPLES["a"], model))
+    alone = Site("a", EXAMPLES["a"], model, settings=acting(TRAINING, rounds=2))
+    update = client_round(Request("train", 1, "a", start, ORDER), alone)
     terms_scale = Scale(levels(32, 5), 1.0, 64)
     quantised = np.rint(flatten(update.tensors).numpy() * terms_scale.factor(3)).astype(np.int64)
     for reply in inputs:
@@ -104,14 +104,9 @@ def test_a_run_killed_and_resumed_has_the_same_bits(model, start, tmp_path: Path
     run(tmp_path / "parts", first, start, settings, rounds=1)
     state, sites = RunFolder(tmp_path / "parts").load_checkpoint()
     assert first.sites["a"].served.opened("secure_sum:1") is not None
-    section = FederationSection()
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=2, privacy=settings).model_dump(
-        mode="json"
-    )
     net = Net(model, settings, memory=tmp_path / "memory")
     net.restore(sites)
-    plan = Plan(rounds=2, method=method(section), body=order, seed=3, protected=PROTECTIONS["secure_sum"](settings, {}))
-    resumed = run_rounds(plan, net, state, RunFolder(tmp_path / "parts"))
+    resumed = run(tmp_path / "parts", net, start, settings, rounds=2, state=state)
     tiny.assert_same_bits(resumed.weights, whole.weights)
 
 
@@ -188,13 +183,9 @@ def test_algorithms_that_work_on_the_sum(model, start, tmp_path: Path, algorithm
 
 def told_in(folder: Path, model, start, settings) -> tuple[ServerState, list[str]]:
     """A round's state and its notes."""
-    section, told = FederationSection(rounds=1), list[str]()
-    order = TrainOrder(training=TRAINING, federation=section, seed=3, rounds=1, privacy=settings)
-    body, protected = order.model_dump(mode="json"), PROTECTIONS["secure_sum"](settings, {})
-    plan = Plan(rounds=1, method=method(section), body=body, seed=3, protected=protected)
+    told = list[str]()
     notify = lambda event, fields: told.append(fields["text"]) if event == "note" else None  # noqa: E731
-    net = Net(model, settings)
-    return run_rounds(plan, net, ServerState(0, start), RunFolder(folder), notify=notify), told
+    return run(folder, Net(model, settings), start, settings, notify=notify), told
 
 
 def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) -> None:
@@ -273,13 +264,10 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
 def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
     model, start, tmp_path: Path, chosen, name: str
 ) -> None:
-    """The settings stand in the signed order; nothing is trained under other terms, and no budget is spent."""
+    """The settings stand in the signed setup; nothing is trained under other terms, and no budget is spent."""
     net = Net(model, privacy())
-    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=privacy())
     chosen = PROTECTIONS["secure_sum"](privacy(**chosen), net.keys)
-    plan = Plan(
-        rounds=1, method=method(FederationSection()), body=order.model_dump(mode="json"), seed=3, protected=chosen
-    )
+    plan = Plan(rounds=1, method=method(FederationSection()), body=ORDER, seed=3, protected=chosen)
     with pytest.raises(ProtectionError, match="0 of 5 clients sent their input"):
         run_rounds(plan, net, ServerState(0, start), RunFolder(tmp_path))
     reasons = {failure.reason for failure in net.failures}
@@ -292,20 +280,25 @@ def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     settings = privacy()
     asking = Asking(1, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, asking)
-    train = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1, privacy=settings)
-    check_terms(terms, train.model_dump(mode="json"))
+    check_terms(terms, acting(TRAINING, privacy=settings))
     with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
-        check_terms(terms.model_copy(update={"threshold": 0.9}), train.model_dump(mode="json"))
+        check_terms(terms.model_copy(update={"threshold": 0.9}), acting(TRAINING, privacy=settings))
     capped = FederationSection(weighting="capped", weight_cap=9)
     noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
     for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
-        order = train.model_copy(update={"federation": federation, "privacy": noised}).model_dump(mode="json")
+        acts = acting(TRAINING, privacy=noised, section=federation)
         made = terms_of(noised.model_copy(update={"max_examples": weight}), asking)
-        check_terms(made, order)
+        check_terms(made, acts)
         with pytest.raises(ProtectionError, match=f"say max_examples = 10, .* say {weight}"):
-            check_terms(made.model_copy(update={"max_examples": 10}), order)
-    with pytest.raises(MessageError, match="no valid sections 'privacy' and 'federation'"):
-        check_terms(terms, {"privacy": {"bound": -1}})
+            check_terms(made.model_copy(update={"max_examples": 10}), acts)
+
+
+@pytest.mark.parametrize("section", ["privacy", "federation", "training"])
+def test_the_order_in_a_sum_holds_no_settings(model, start, section: str) -> None:
+    net, order = Net(model, privacy()), {**ORDER, section: {}}
+    body = {"bits": 32, "size": count(start), "arrived": list(NAMES), "shares": {}, "train": order}
+    with pytest.raises(MessageError, match=f"request is not valid at 'train.{section}'"):
+        asked(net, "a", "secure_sum.input", body, start)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -367,8 +360,8 @@ def test_a_site_opens_no_sum_of_few_and_none_twice(model, start, tmp_path: Path)
 
 
 def test_site_state_is_kept_through_training(model, start) -> None:
-    site = Site("a", EXAMPLES["a"], model, state=SiteState(data={"kept": {"by a test": "x"}}))
-    order = TrainOrder(training=TRAINING, federation=FederationSection(), seed=3, rounds=1).model_dump(mode="json")
-    client_round(Request("train", 1, "a", start, order), site)
+    kept = SiteState(data={"kept": {"by a test": "x"}})
+    site = Site("a", EXAMPLES["a"], model, state=kept, settings=acting(TRAINING, rounds=1))
+    client_round(Request("train", 1, "a", start, ORDER), site)
     assert site.state.data == {"kept": {"by a test": "x"}}
     assert isinstance(start, dict) and all(isinstance(tensor, torch.Tensor) for tensor in start.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from governed import BODY, NAMES, START, Federation, job, scoring_body, under, work
+from governed import BODY, NAMES, START, Federation, job, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
 from silotune.federation.coordinator.audit import close, concludes, flush
@@ -210,7 +210,7 @@ def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
 def test_an_evaluation_at_the_sites_stands_in_the_trail_too(tmp_path: Path) -> None:
     sites = Federation(tmp_path)
     state = sites.run(rounds=1)
-    requests = {name: Request("evaluate", 1, name, state.weights, under(scoring_body())) for name in NAMES}
+    requests = {name: Request("evaluate", 1, name, state.weights, BODY) for name in NAMES}
     plan = sites.plan()
     replies = list(exchange(plan, sites, requests))
     flush(plan.audit)

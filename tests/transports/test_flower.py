@@ -14,13 +14,13 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
+from acting import ORDER, acting
 from line import NAMES, Line, line, node, transport
 from silotune.errors import MessageError, TrainerLostError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import decode_request, encode, layout_of
-from silotune.federation.wire.orders import TrainOrder
 from silotune.federation.wire.reasons import sentence_of
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
@@ -31,9 +31,7 @@ from silotune.transports.frames import Frame
 from silotune.transports.in_process import InProcess
 
 EXAMPLES = tiny.encoded(tiny.closed(9))
-BODY = TrainOrder(
-    training=tiny.training(learning_rate=0.01), federation=FederationSection(), seed=3, rounds=2
-).model_dump(mode="json")
+SETTINGS = acting(tiny.training(learning_rate=0.01), rounds=2)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +40,7 @@ def _identity() -> None:
 
 
 def sites(model) -> dict[str, Site]:  # noqa: ANN001
-    return {name: Site(name, EXAMPLES[number::3], model) for number, name in enumerate(NAMES)}
+    return {name: Site(name, EXAMPLES[number::3], model, settings=SETTINGS) for number, name in enumerate(NAMES)}
 
 
 def worker(model, start) -> Any:  # noqa: ANN001
@@ -58,12 +56,12 @@ def worker(model, start) -> Any:  # noqa: ANN001
 
 
 def requests(start, number: int = 1) -> dict[str, Request]:  # noqa: ANN001
-    return {name: Request("train", number, name, start, BODY) for name in NAMES}
+    return {name: Request("train", number, name, start, ORDER) for name in NAMES}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_bits_are_those_of_one_process_in_whatever_order_replies_come(model, start, tmp_path, seed) -> None:  # noqa: ANN001
-    plan = Plan(rounds=2, method=method(FederationSection()), body=BODY, seed=3, timeout_seconds=60)
+    plan = Plan(rounds=2, method=method(FederationSection()), body=ORDER, seed=3, settings=SETTINGS, timeout_seconds=60)
     ways = {"near": InProcess(sites(model)), "far": transport(line(worker(model, start), seed=seed))}
     ends = {}
     for name, way in ways.items():
@@ -193,7 +191,7 @@ BAD = {
 def test_a_reply_that_does_not_hold_is_a_failure_of_its_site_alone(fault: str) -> None:
     change, reason = BAD[fault]
     grid = line(altered(change))
-    asked = {"a": Request("train", 1, "a", TENSORS, BODY)}
+    asked = {"a": Request("train", 1, "a", TENSORS, ORDER)}
     (found,) = transport(grid).exchange(asked, timeout_seconds=20)
     assert isinstance(found, Failure) and (found.client, found.stage) == ("a", "reply")
     assert reason in found.reason
@@ -202,7 +200,7 @@ def test_a_reply_that_does_not_hold_is_a_failure_of_its_site_alone(fault: str) -
 def test_a_replayed_reply_is_refused() -> None:
     grid = line(altered(encode))
     kept: list[RecordDict] = []
-    asked = {"a": Request("train", 1, "a", TENSORS, BODY)}
+    asked = {"a": Request("train", 1, "a", TENSORS, ORDER)}
     real = grid.app
 
     def app(message: Message, context: Context) -> Message:
@@ -220,7 +218,7 @@ def test_a_replayed_reply_is_refused() -> None:
 def test_what_a_site_says_of_its_failure_reaches_the_coordinator() -> None:
     said = {"status": "failure", "stage": "train", "reason": "tasks"}
     (found,) = transport(line(lambda *_: Frame(said))).exchange(
-        {"a": Request("train", 1, "a", TENSORS, BODY)}, timeout_seconds=20
+        {"a": Request("train", 1, "a", TENSORS, ORDER)}, timeout_seconds=20
     )
     assert (found.stage, found.reason, found.rule) == ("train", sentence_of("tasks"), "tasks")
 
@@ -236,7 +234,7 @@ def test_no_text_of_a_site_reaches_the_coordinator(is_simulated: bool) -> None:
     }
     way = transport(line(lambda *_: Frame(said)))
     way._job = replace(way._job, is_simulated=is_simulated)
-    (found,) = way.exchange({"a": Request("train", 1, "a", TENSORS, BODY)}, timeout_seconds=20)
+    (found,) = way.exchange({"a": Request("train", 1, "a", TENSORS, ORDER)}, timeout_seconds=20)
     wanted = "not finite" if is_simulated else sentence_of("")
     assert (found.stage, found.reason, found.rule) == ("site", wanted, "")
 
@@ -245,7 +243,7 @@ def test_a_trainer_that_is_gone_is_a_failure_of_the_site() -> None:
     def work(envelope: Any, setup: Any, data: bytes) -> Frame:
         raise TrainerLostError("the trainer died 3 times over one request")
 
-    (found,) = transport(line(work)).exchange({"a": Request("train", 1, "a", TENSORS, BODY)}, timeout_seconds=20)
+    (found,) = transport(line(work)).exchange({"a": Request("train", 1, "a", TENSORS, ORDER)}, timeout_seconds=20)
     assert found.reason == sentence_of("trainer")
 
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import tiny
-from crowd import EXAMPLES, SETTINGS, ask, many, order
+from acting import ORDER, acting
+from crowd import EXAMPLES, KEEPING, SETTINGS, TRAINING, ask, many
 from silotune import tensors as arithmetic
 from silotune.errors import DataError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import encode
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
@@ -28,13 +30,14 @@ from silotune.transports import in_process
 from silotune.transports.in_process import InProcess, workers_for
 
 
-def sites(model) -> dict[str, Site]:
-    return {"a": Site("a", EXAMPLES[:3], model), "b": Site("b", EXAMPLES[3:], model)}
+def sites(model, settings: RunSettings = SETTINGS) -> dict[str, Site]:
+    own = {"a": EXAMPLES[:3], "b": EXAMPLES[3:]}
+    return {name: Site(name, examples, model, settings=settings) for name, examples in own.items()}
 
 
 def test_bytes_are_those_of_the_encoded_messages(model, start) -> None:
     for reply in ask(InProcess(sites(model)), start):
-        request = Request("train", 1, reply.client, start, order())
+        request = Request("train", 1, reply.client, start, ORDER)
         assert reply.bytes_down == len(encode(request))
         assert reply.bytes_up == len(encode(Reply("train", 1, reply.client, reply.tensors, reply.body)))
 
@@ -49,7 +52,7 @@ def test_encoding_changes_no_bit(model, start) -> None:
 
 
 def test_evaluation_sends_no_tensors_back(model, start) -> None:
-    replies = ask(InProcess(sites(model)), start, "evaluate", {"labels": list(tiny.LABELS), "batch_size": 4})
+    replies = ask(InProcess(sites(model)), start, "evaluate")
     assert [reply.body["num_examples"] for reply in replies] == [3, 5]
     assert all(reply.bytes_up < reply.bytes_down for reply in replies)
 
@@ -92,8 +95,8 @@ def test_an_update_that_is_not_finite_or_of_another_shape_is_a_failure(model, st
 
 
 def test_states_are_kept_and_given_back(model, start) -> None:
-    transport = InProcess(sites(model))
-    ask(transport, start, body=order(SETTINGS.model_copy(update={"optimizer_state": "keep"})))
+    transport = InProcess(sites(model, KEEPING))
+    ask(transport, start)
     states = transport.states()
     assert all(state.tensors for state in states.values())
     fresh = InProcess(sites(model))
@@ -102,21 +105,22 @@ def test_states_are_kept_and_given_back(model, start) -> None:
 
 
 def test_fedavg_with_one_client_is_central_training_bit_for_bit(model, start, tmp_path: Path) -> None:
-    plan = Plan(rounds=2, method=method(FederationSection()), body=order(), seed=3)
-    transport = InProcess({"only": Site("only", EXAMPLES, model)})
+    plan = Plan(rounds=2, method=method(FederationSection()), body=ORDER, seed=3, settings=SETTINGS)
+    transport = InProcess({"only": Site("only", EXAMPLES, model, settings=SETTINGS)})
     state = run_rounds(plan, transport, ServerState(0, start), RunFolder(tmp_path))
     weights = start
     for number in (1, 2):
         place = RoundPlace(derive(3, "train", round_number=number, client="only"), number, 2)
-        weights = arithmetic.add(weights, train_round(model, weights, EXAMPLES, settings=SETTINGS, place=place).delta)
+        weights = arithmetic.add(weights, train_round(model, weights, EXAMPLES, settings=TRAINING, place=place).delta)
     tiny.assert_same_bits(dict(sorted(state.weights.items())), dict(sorted(weights.items())))
 
 
 def test_one_local_step_of_equal_silos_is_one_central_step(model, start, tmp_path: Path) -> None:
     settings = tiny.training(optimizer="sgd", learning_rate=0.1, objective="choice", batch_size=8, max_steps=1)
-    plan = Plan(rounds=1, method=method(FederationSection()), body=order(settings), seed=3)
-    split = {name: Site(name, EXAMPLES[place::4], model) for place, name in enumerate("abcd")}
-    together = {"all": Site("all", EXAMPLES, model)}
+    acts = acting(settings, rounds=2)
+    plan = Plan(rounds=1, method=method(acts.federation), body=ORDER, seed=3, settings=acts)
+    split = {name: Site(name, EXAMPLES[place::4], model, settings=acts) for place, name in enumerate("abcd")}
+    together = {"all": Site("all", EXAMPLES, model, settings=acts)}
     made = [
         run_rounds(plan, InProcess(clients), ServerState(0, start), RunFolder(tmp_path / str(number))).weights
         for number, clients in enumerate((split, together))
@@ -127,8 +131,11 @@ def test_one_local_step_of_equal_silos_is_one_central_step(model, start, tmp_pat
 def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
     made = []
     for number, options in enumerate(({}, {"algorithm": "fedprox", "proximal_mu": 0.0})):
-        plan = Plan(rounds=2, method=method(FederationSection(**options)), body=order(**options), seed=3)
-        state = run_rounds(plan, InProcess(sites(model)), ServerState(0, start), RunFolder(tmp_path / str(number)))
+        acts = acting(TRAINING, rounds=2, **options)
+        plan = Plan(rounds=2, method=method(acts.federation), body=ORDER, seed=3, settings=acts)
+        state = run_rounds(
+            plan, InProcess(sites(model, acts)), ServerState(0, start), RunFolder(tmp_path / str(number))
+        )
         made.append(state.weights)
     tiny.assert_same_bits(*made)
 
@@ -136,13 +143,12 @@ def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["lora", "ia3", "none"])
 @pytest.mark.parametrize("encoded", [True, False])
 def test_side_by_side_gives_the_bits_and_the_order_of_one_after_another(kind: str, encoded: bool) -> None:
-    settings = SETTINGS.model_copy(update={"optimizer_state": "keep"})
     found = []
     for workers in (1, 3):
         model = tiny.adapted(kind=kind, stirred=False)
         first = adapters.read(model)
-        transport = InProcess(many(model), encode=encoded, workers=workers)
-        rounds = [ask(transport, first, body=order(settings)) for _ in range(2)]
+        transport = InProcess(many(model, settings=KEEPING), encode=encoded, workers=workers)
+        rounds = [ask(transport, first) for _ in range(2)]
         found.append((rounds, transport.states()))
         assert adapters.read(model).keys() == first.keys()
     (alone, alone_states), (beside, beside_states) = found
@@ -192,7 +198,7 @@ def test_only_few_replies_wait_for_their_turn(model, start, monkeypatch) -> None
 
     monkeypatch.setattr(in_process, "client_round", fast)
     transport = InProcess(many(model, 40), workers=2)
-    requests = {name: Request("train", 1, name, start, order()) for name in transport.clients()}
+    requests = {name: Request("train", 1, name, start, ORDER) for name in transport.clients()}
     replies = transport.exchange(requests, timeout_seconds=1.0)
     for taken, reply in enumerate(replies, start=1):
         assert isinstance(reply, Reply)
@@ -202,7 +208,7 @@ def test_only_few_replies_wait_for_their_turn(model, start, monkeypatch) -> None
 
 def test_a_run_that_is_given_up_stops_its_workers(model, start) -> None:
     transport = InProcess(many(model, 20), workers=2)
-    requests = {name: Request("train", 1, name, start, order()) for name in transport.clients()}
+    requests = {name: Request("train", 1, name, start, ORDER) for name in transport.clients()}
     replies = transport.exchange(requests, timeout_seconds=1.0)
     next(replies)
     replies.close()

@@ -10,11 +10,11 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
+from acting import ORDER, acting
 from line import NAMES, Line, line, transport
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
-from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection
@@ -25,9 +25,7 @@ from silotune.transports.trainer_host import Opened, TrainerHost
 pytestmark = pytest.mark.end_to_end
 
 EXAMPLES = tiny.encoded(tiny.closed(9))
-BODY = TrainOrder(
-    training=tiny.training(learning_rate=0.01, optimizer_state="keep"), federation=FederationSection(), seed=3, rounds=3
-).model_dump(mode="json")
+SETTINGS = acting(tiny.training(learning_rate=0.01, optimizer_state="keep"), rounds=3)
 
 
 class KilledError(BaseException):
@@ -37,7 +35,9 @@ class KilledError(BaseException):
 class Desk:
     def __init__(self, name: str, model, start) -> None:  # noqa: ANN001
         place = NAMES.index(name)
-        self.opened = Opened(Site(name, EXAMPLES[place::3], model), {"train": layout_of(start)}, keep=3)
+        self.opened = Opened(
+            Site(name, EXAMPLES[place::3], model, settings=SETTINGS), {"train": layout_of(start)}, keep=3
+        )
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
         return self.opened
@@ -76,8 +76,8 @@ def coordinate(folder: Path, grid: Line, start, *, dies: tuple[str, int] = ("", 
     grid.pull_messages = lambda numbers: (at("waiting"), real_pull(numbers))[1]  # type: ignore[method-assign]
     grid.push_messages = lambda messages: (at("asking"), real_push(messages))[1]  # type: ignore[method-assign]
     plan = Plan(
-        rounds=3, method=method(FederationSection()), body=BODY, seed=3, timeout_seconds=60, score=score,
-        checkpoint_every=every,
+        rounds=3, method=method(FederationSection()), body=ORDER, seed=3, timeout_seconds=60, score=score,
+        settings=SETTINGS, checkpoint_every=every,
     )  # fmt: skip
     found = run.load_checkpoint()
     state = found[0] if found else ServerState(0, start)

@@ -13,23 +13,20 @@ from typing import Any
 import pytest
 
 import tiny
+from acting import ORDER, acting
 from silotune.errors import BudgetError, DataError, PolicyError, RunFolderError
 from silotune.federation.site.client import client_round
 from silotune.federation.site.served import FILE, OPENED, Served
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
-from silotune.federation.wire.orders import TrainOrder
 from silotune.federation.wire.reasons import REASONS
 from silotune.record.site_states import load_before, load_newest, save_after
-from silotune.settings.sections import FederationSection
 from silotune.structs import BUDGET, Request, SiteState
 from silotune.transports.frames import Frame, ask, listen, wait_until_ready, work_frame
 from silotune.transports.trainer_host import Opened, TrainerHost
 
 EXAMPLES = tiny.encoded(tiny.closed(6))
-BODY = TrainOrder(
-    training=tiny.training(learning_rate=0.01, optimizer_state="keep"), federation=FederationSection(), seed=3, rounds=3
-).model_dump(mode="json")
+SETTINGS = acting(tiny.training(learning_rate=0.01, optimizer_state="keep"), rounds=3)
 
 
 class OneModel:
@@ -53,7 +50,7 @@ class OneModel:
             raise KeyError("a patient's name")
         if self.gate is not None:
             self.gate.wait(10)
-        self.site = Site("a", EXAMPLES, self.model)
+        self.site = Site("a", EXAMPLES, self.model, settings=SETTINGS)
         return Opened(self.site, self.expected, keep=2)
 
     def rest(self) -> None:
@@ -79,7 +76,7 @@ def served(desk: OneModel, folder: Path) -> Iterator[Path]:
 
 def request(start, number: int, **changes: Any) -> Request:  # noqa: ANN001
     return Request(
-        **{"kind": "train", "round_number": number, "client": "a", "tensors": start, "body": BODY, **changes}
+        **{"kind": "train", "round_number": number, "client": "a", "tensors": start, "body": ORDER, **changes}
     )
 
 
@@ -88,7 +85,7 @@ def work(path: Path, asked: Request, setup: Mapping[str, Any] | None = None, job
 
 
 def test_a_killed_trainer_goes_on_with_the_same_bits(model, start, tmp_path: Path) -> None:
-    site, wanted = Site("a", EXAMPLES, model), []
+    site, wanted = Site("a", EXAMPLES, model, settings=SETTINGS), []
     for number in (1, 2, 3):
         wanted.append(client_round(request(start, number), site))
     desk = OneModel(model, start)
@@ -186,7 +183,7 @@ def test_a_request_that_is_refused_undoes_nothing(model, start, tmp_path: Path) 
         site = desk.site
         known = site.state
         assert known.tensors  # of the optimiser, after two rounds
-        assert work(path, request(start, 1, body={**BODY, "seed": "none"})).header["status"] == "failure"
+        assert work(path, request(start, 1, body={**ORDER, "seed": "none"})).header["status"] == "failure"
         assert site.state is known
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import tiny
-from crowd import SETTINGS, ask, many, order
+from acting import ORDER
+from crowd import KEEPING, SETTINGS, ask, many
 from silotune.federation.site.state import Site
 from silotune.models import adapters
 from silotune.record.cost import Meter
@@ -70,14 +71,13 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
 
 
 def test_a_worker_trains_evaluates_and_keeps_what_a_client_keeps(worker: WorkerProcess) -> None:
-    settings = SETTINGS.model_copy(update={"optimizer_state": "keep"})
     model = tiny.adapted(stirred=False)
     start = adapters.read(model)
-    near, far = many(model, 2), many(model, 2)
+    near, far = many(model, 2, KEEPING), many(model, 2, KEEPING)
     worker.begin()
     for number in (1, 2):
         for name in near:
-            request = Request("train", number, name, start, order(settings))
+            request = Request("train", number, name, start, ORDER)
             here = InProcess({name: near[name]}).exchange({name: request}, timeout_seconds=1)
             [left], right = list(here), worker(request, far[name], Handling())
             assert isinstance(left, Reply) and isinstance(right, Reply)
@@ -85,22 +85,18 @@ def test_a_worker_trains_evaluates_and_keeps_what_a_client_keeps(worker: WorkerP
             tiny.assert_same_bits(near[name].state.tensors, far[name].state.tensors)
             assert (left.bytes_down, left.body["loss"]) == (right.bytes_down, right.body["loss"])
             assert near[name].state.tensors
-    scored = worker(
-        Request("evaluate", 3, "site-0", start, {"labels": list(tiny.LABELS), "batch_size": 4}),
-        far["site-0"],
-        Handling(),
-    )
+    scored = worker(Request("evaluate", 3, "site-0", start, ORDER), far["site-0"], Handling())
     assert isinstance(scored, Reply) and scored.body["num_examples"] == len(far["site-0"].examples)
 
 
 def test_sites_of_the_same_names_are_other_sites(worker: WorkerProcess) -> None:
     model = tiny.adapted(stirred=False)
     start = adapters.read(model)
-    request = Request("train", 1, "site-0", start, order())
+    request = Request("train", 1, "site-0", start, ORDER)
     counts = []
     for examples in (many(model)["site-0"].examples, many(model)["site-0"].examples[:3]):
         worker.begin()
-        reply = worker(request, Site("site-0", examples, model), Handling(encode=False))
+        reply = worker(request, Site("site-0", examples, model, settings=SETTINGS), Handling(encode=False))
         assert isinstance(reply, Reply)
         counts.append(reply.body["num_examples"])
     assert counts == [8, 3]
@@ -109,8 +105,8 @@ def test_sites_of_the_same_names_are_other_sites(worker: WorkerProcess) -> None:
 def test_a_client_that_fails_fails_there_as_here_and_its_cost_is_the_coordinators(worker: WorkerProcess) -> None:
     model = tiny.adapted(stirred=False)
     worker.begin()
-    site = Site("site-0", (), model, meter=Meter())
-    failure = worker(Request("train", 1, "site-0", adapters.read(model), order()), site, Handling())
+    site = Site("site-0", (), model, meter=Meter(), settings=SETTINGS)
+    failure = worker(Request("train", 1, "site-0", adapters.read(model), ORDER), site, Handling())
     assert isinstance(failure, Failure) and failure.reason == "a client has no examples to train on"
     assert site.meter.coordinator().core_seconds > 0
 
@@ -205,7 +201,7 @@ def test_a_worker_that_cannot_load_its_model_says_why(monkeypatch: pytest.Monkey
     model = tiny.adapted(stirred=False)
     with started(monkeypatch, Family(), of=7) as worker:
         wait_until_ready(worker)
-        request = Request("train", 1, "site-0", adapters.read(model), order())
+        request = Request("train", 1, "site-0", adapters.read(model), ORDER)
         with pytest.raises(WorkerLost, match="ended with code 1: ValueError: no model of 7"):
             worker(request, many(model)["site-0"], Handling())
 

@@ -36,7 +36,7 @@ RULES: Mapping[str, str] = {
     "job.run": "the job is of another run than the one that the request came with",
     "job.site": "the job does not name this site among its participants",
     "job.kind": "requests of this kind do not belong to the job",
-    "job.order": "the settings in the request are not those that the submitter signed, or that the run's setup says",
+    "job.order": "the order in the request names another setup, run or seed than those that the submitter signed",
     "job.round": "the round is not one of the job's",
     "job.cohort": "the sum is over fewer sites than the job says",
     "job.setup": "the run's setup is not the one that the submitter signed",
