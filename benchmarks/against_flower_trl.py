@@ -167,12 +167,11 @@ def memory(bench: Bench) -> list[Result]:
     from silotune_side import prepare
 
     tiny = replace(bench.settings, rounds=2, local_steps=1, batch_size=4, examples_per_client=4, held_out=8)
-    small = replace(tiny, worker_processes=False)
     peaks: dict[int, list[float]] = {FEW_CLIENTS: [], MANY_CLIENTS: []}
     adapter_bytes = 0
     for clients, peak in peaks.items():
         folder = _new(bench, f"memory-{clients}")
-        prepare(folder, replace(small, clients=clients))
+        prepare(folder, replace(tiny, clients=clients))
         adapter_bytes = (folder / "initial.safetensors").stat().st_size
         for number in range(bench.repetitions):
             output = folder / f"silotune-{number}.safetensors"

@@ -29,8 +29,7 @@ def document(settings: Settings, folder: Path) -> dict[str, Any]:
     The peer scores nothing during its rounds; silotune always scores the first and the last model, here on eight
     examples.
     """
-    chosen = {"workers": settings.workers, "worker_processes": settings.worker_processes}
-    workers = {name: value for name, value in chosen.items() if value is not None}
+    workers = {} if settings.workers is None else {"workers": settings.workers}
     return {
         "seed": settings.seed,
         "model": {"name": settings.model, "device": "cpu", "max_length": settings.max_length, "offline": True},

@@ -30,7 +30,6 @@ class Settings:
         peer_cpus: Cores that each Flower client asks of Ray (Flower's own default is 2); the pool then holds
             cores / peer_cpus workers.
         workers: Clients that silotune trains side by side; None for its own choice.
-        worker_processes: Whether it trains them in processes; None for its own choice.
     """
 
     model: str
@@ -49,7 +48,6 @@ class Settings:
     scheme: str = "iid"
     keep_model: bool = False
     workers: int | None = None
-    worker_processes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,6 @@ FOREVER = {
     "transports/frames.py:_read": "the connection has the limit",
     "transports/in_process.py:InProcess._side_by_side": "a local round takes as long as it takes",
     "transports/in_process.py:InProcess._side_by_side.work": "a local round takes as long as it takes",
-    "transports/worker_processes.py:WorkerProcess._why": "for a process that has closed its end",
-    "transports/worker_processes.py:WorkerProcess.close": "for a process that was killed",
     "transports/trainer_host.py:TrainerHost._accept": "a service runs until it is stopped",
 }
 """Waits of the source without a limit of their own -> why."""

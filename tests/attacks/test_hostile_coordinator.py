@@ -12,6 +12,7 @@ import torch
 from attacks.hostile import Coordinator, House, configuration, leaks, outcome
 from attacks.moves import MOVES
 from silotune.federation.wire.reasons import REASONS
+from silotune.models import threads
 from silotune.record.environment import cores
 
 
@@ -40,9 +41,11 @@ def test_an_honest_coordinator_is_served(fresh: Coordinator) -> None:
     assert fresh.house.trail()[-1].event == "reply"
 
 
-def test_threads_of_a_run_are_at_most_the_machine_s_and_end_with_it(fresh: Coordinator, tiny_folder: Path) -> None:
-    house = fresh.house
-    house.resident.use_threads(None)
+def test_threads_of_a_run_are_at_most_the_machine_s_and_end_with_it(
+    fresh: Coordinator, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "LARGEST_ON_ONE_THREAD", 0)
+    fresh.house.resident.rest()
     own = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

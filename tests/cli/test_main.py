@@ -148,3 +148,27 @@ def test_quiet_leaves_what_the_user_has_set(monkeypatch):
 def test_no_command_file_is_long():
     for path in Path(entry.__file__).parent.glob("*.py"):
         assert len(path.read_text().splitlines()) < 250, path
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [
+        ({}, "None 10000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(monkeypatch, chosen, found):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "import atexit, os\n"
+        f"atexit.register(lambda: print(*(os.environ.get(name) for name in {names})))\n"
+        "from silotune.cli.main import main; main()"
+    )
+    done = python(code, "--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == found

@@ -24,6 +24,7 @@ from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
 from silotune.federation.wire.messages import encode
+from silotune.models import threads
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.report.runs import summary_table
@@ -296,6 +297,19 @@ def test_a_checkpoint_of_another_adapter_is_refused(configuration: Make) -> None
 def test_a_run_is_named_after_what_it_is(configuration: Make) -> None:
     config = configuration(record={"name": None}, federation={"rounds": 1}, training={"threads": 1})
     assert run_experiment(config).path.name == "finance-news-tiny-llama-lora-seed0"
+
+
+def test_a_run_takes_the_threads_that_it_is_given_and_leaves_torch_as_it_was(
+    configuration: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(federation={"rounds": 1, "workers": 1}, training={"threads": 3})
+    for largest, taken in ((10**6, 1), (0, 3)):
+        monkeypatch.setattr(threads, "LARGEST_ON_ONE_THREAD", largest)
+        run = config.model_copy(update={"record": config.record.model_copy(update={"name": f"up-to-{largest}"})})
+        seen: set[int] = set()
+        run_experiment(run, observer=lambda event, fields, seen=seen: seen.add(torch.get_num_threads()))
+        assert seen == {taken}
+        assert torch.get_num_threads() == 1
 
 
 def same(row: dict[str, Any]) -> dict[str, Any]:

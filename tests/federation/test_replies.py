@@ -116,7 +116,7 @@ def test_no_kind_takes_a_figure_more(kind: str) -> None:
 def test_an_answer_that_breaks_the_looking_at_it_is_that_site_s_failure_and_the_log_says_where(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settlement = Settlement({"bank-a": asked()})
+    settlement = Settlement({"bank-a": Request("evaluate", 1, "bank-a", {}, {})}, SETTINGS)
     failure = settlement.settle(Reply("evaluate", 1, "bank-a", "no tensors", scores()))  # type: ignore[arg-type]
     assert isinstance(failure, Failure) and failure.client == "bank-a"
     assert failure.reason == "the answer cannot be used: AttributeError"

@@ -21,6 +21,7 @@ from silotune.federation.wire.messages import encode
 from silotune.federation.wire.run_settings import RunSettings
 from silotune.methods.algorithms import method
 from silotune.models import adapters
+from silotune.models.threads import operation_threads
 from silotune.record.runs import RunFolder
 from silotune.seeds import derive
 from silotune.settings.sections import FederationSection
@@ -217,23 +218,27 @@ def test_a_run_that_is_given_up_stops_its_workers(model, start) -> None:
 
 def test_how_many_train_at_one_time() -> None:
     calm = tiny.adapted()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        assert workers_for(calm, 8) == 2
-        assert workers_for(calm, 1) == 1
-        assert workers_for(calm, 8, asked=5) == 5
-        assert workers_for(tiny.adapted(dropout=0.1), 8, asked=5) == 1
-        assert workers_for(replace(calm, base=replace(calm.base, device=torch.device("meta"))), 8, asked=2) == 1
-        noisy = tiny.adapted()
-        noisy.base.model.config.attention_dropout = 0.1
-        assert workers_for(noisy, 8) == 1
-    finally:
-        torch.set_num_threads(before)
+    assert workers_for(calm, 8, side_by_side=2) == 2
+    assert workers_for(calm, 1, side_by_side=2) == 1
+    assert workers_for(calm, 8, side_by_side=1, asked=5) == 5
+    assert workers_for(tiny.adapted(dropout=0.1), 8, side_by_side=2, asked=5) == 1
+    elsewhere = replace(calm, base=replace(calm.base, device=torch.device("meta")))
+    assert workers_for(elsewhere, 8, side_by_side=2, asked=2) == 1
+    noisy = tiny.adapted()
+    noisy.base.model.config.attention_dropout = 0.1
+    assert workers_for(noisy, 8, side_by_side=2) == 1
 
 
-def test_a_large_base_trains_one_client_at_a_time_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.adapted()
-    monkeypatch.setattr(in_process, "LARGEST_SIDE_BY_SIDE", model.num_base_parameters - 1)
-    assert workers_for(model, 8) == 1
-    assert workers_for(model, 8, asked=3) == 3
+def test_workers_share_out_the_threads(model, start, monkeypatch) -> None:
+    found: list[int] = []
+
+    def counted(request: Request, site: Site) -> Reply:
+        found.append(torch.get_num_threads())
+        return Reply("train", 1, site.name, dict(request.tensors), {})
+
+    monkeypatch.setattr(in_process, "client_round", counted)
+    with operation_threads(5):
+        ask(InProcess(many(model), workers=2), start)
+        assert torch.get_num_threads() == 5
+        ask(InProcess(many(model, 1), workers=2), start)
+    assert found == [2] * 7 + [5]

@@ -32,6 +32,8 @@ from silotune.cli.submitted import cancel, fetch, list_runs, logs, status, submi
 from silotune.cli.tasks import tasks
 from silotune.errors import ConfigError, SilotuneError
 
+_SPINS = "10000"
+"""Looks at whether the others are done, a fraction of a millisecond in all, after which a waiting thread sleeps."""
 _HELP = "Fine-tune one language model over institutions whose text may not leave, and see what that is worth."
 _EPILOG = (
     "Exit codes: 0 done; 1 other error; 2 configuration or usage; 3 data; 4 model; 5 training; 6 federation; "
@@ -102,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not is_debug:
         quiet()
     _collect_seldom()
+    _wait_briefly()
     sys.exit(_run([argument for argument in given if argument != "--debug"], is_debug=is_debug))
 
 
@@ -109,6 +112,17 @@ def _collect_seldom() -> None:
     """Saves a command three seconds: the million objects that its imports make stay until it ends, and go at once."""
     gc.set_threshold(20_000, 10, 10)
     atexit.register(gc.freeze)
+
+
+def _wait_briefly() -> None:
+    """Lets threads that wait for each other sleep soon, unless the user has chosen how they wait.
+
+    OpenMP's own choice keeps a core busy with waiting for milliseconds, while the thread that is waited for may need
+    that core: beside other work on the machine an operation then takes many times as long. It reads the variables when
+    torch is loaded, which no command has done yet; processes that a command starts inherit them.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def _run(arguments: list[str], *, is_debug: bool) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from silotune.config import Config
 from silotune.errors import require
-from silotune.experiment.crew import Crew
 from silotune.experiment.parts import Part, settings_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
@@ -28,7 +27,7 @@ from silotune.record.cost import Meter
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
 from silotune.transports.frames import Frame, work_frame
-from silotune.transports.in_process import LARGEST_SIDE_BY_SIDE, InProcess, codec_of, workers_for
+from silotune.transports.in_process import InProcess, codec_of, workers_for
 from silotune.transports.trainer_host import TrainerHost
 
 SERVED = "served"
@@ -37,13 +36,8 @@ Engine = Callable[[Prepared, Part, Meter, RunFolder], AbstractContextManager[Tra
 
 
 @contextlib.contextmanager
-def in_process(
-    prepared: Prepared, part: Part, meter: Meter, folder: RunFolder, *, crew: Crew | None = None
-) -> Iterator[Transport]:
-    """The clients of a part, on this machine; only what really travels is encoded, takes time, and may be attacked.
-
-    ``crew`` trains them in processes beside this one, where that pays.
-    """
+def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
+    """The clients of a part, on this machine; only what really travels is encoded, takes time, and may be attacked."""
     settings, adapted = settings_of(prepared, part), prepared.adapted
     federation = settings.federation
     attack = federation.attack
@@ -59,13 +53,9 @@ def in_process(
             sites[name].served = Served(folder.path / SERVED / f"{sha256(name)[:16]}.jsonl")
         sites[name].protection = keys.get(name)
     sampled = part.clients_per_round or len(sites)
-    workers = workers_for(adapted, sampled, asked=federation.workers)
+    workers = workers_for(adapted, sampled, side_by_side=prepared.threads.side_by_side, asked=federation.workers)
     encodes = federation.encode and part.sends_updates
-    is_small = adapted.num_base_parameters <= LARGEST_SIDE_BY_SIDE or prepared.config.federation.worker_processes
-    helpers = crew.begin([len(own) for own in prepared.clients.values()]) if crew and workers > 1 and is_small else ()
-    transport: Simulated = InProcess(
-        sites, encode=encodes, workers=workers, links=federation, helpers=helpers[: workers - 1]
-    )
+    transport: Simulated = InProcess(sites, encode=encodes, workers=workers, links=federation)
     if malicious:
         transport = Attacked(transport, attack, malicious)
     if federation.clock is not None:
@@ -87,15 +77,13 @@ def _budget(config: Config, part: Part, folder: RunFolder) -> Budget:
 
 
 @contextlib.contextmanager
-def ray(
-    prepared: Prepared, part: Part, meter: Meter, folder: RunFolder, *, crew: Crew | None = None
-) -> Iterator[Transport]:
+def ray(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) -> Iterator[Transport]:
     """The clients of the federated part as actors of Ray; parts of one client stay in this process.
 
     What clients keep between rounds lies in the run folder: on a cluster it must be one that all machines see.
     """
     if not part.sends_updates:
-        with in_process(prepared, part, meter, folder, crew=crew) as transport:
+        with in_process(prepared, part, meter, folder) as transport:
             yield transport
         return
     require("ray", extra="ray")
@@ -115,13 +103,8 @@ def ray(
         )
 
 
-ENGINES: Mapping[str, Callable[..., AbstractContextManager[Transport]]] = {"in_process": in_process, "ray": ray}
+ENGINES: Mapping[str, Engine] = {"in_process": in_process, "ray": ray}
 """``federation.engine`` -> how the clients of a part are reached."""
-
-
-def engine_of(config: Config, crew: Crew) -> Engine:
-    """How the clients of a run's parts are reached."""
-    return functools.partial(ENGINES[config.federation.engine], crew=crew)
 
 
 def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: bytes, data: bytes) -> Frame:

@@ -19,6 +19,7 @@ from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
 from silotune.models.load import pick_device
 from silotune.models.size import weights_bytes
+from silotune.models.threads import operation_threads
 from silotune.record.environment import peak_memory_bytes
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
@@ -51,7 +52,12 @@ def estimate(config: Config) -> dict[str, Any]:
         SilotuneError: The configuration, its data or its model do not work; nothing is written.
     """
     prepared = prepare(config)
-    federation = config.federation
+    with operation_threads(prepared.threads.an_operation):
+        return _estimated(prepared)
+
+
+def _estimated(prepared: Prepared) -> dict[str, Any]:
+    config, federation = prepared.config, prepared.config.federation
     by_mode = steps_by_mode(prepared)
     steps = sum(by_mode[mode] for mode in federation.modes)
     seconds_per_step = _measure(prepared)

@@ -10,7 +10,6 @@ from silotune.errors import ConfigError
 from silotune.models.load import pick_device
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
-from silotune.record.family import Family
 
 
 @contextmanager
@@ -18,10 +17,9 @@ def metered(config: Config) -> Iterator[Meter]:
     """A meter for the run; its gauge opens while the model is loaded."""
     device = pick_device(config.model.device)
     gpu = (device.index or 0) if device.type == "cuda" else None
-    family = Family()
-    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu, cpu_seconds=family.cpu_seconds)
+    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu)
     try:
-        yield Meter(gauge, family)
+        yield Meter(gauge)
     finally:
         gauge.close()
 

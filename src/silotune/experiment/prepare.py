@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from silotune.config import Config
 from silotune.data.load import Dataset
 from silotune.data.mixture import load_examples, load_scored_examples
@@ -35,6 +33,7 @@ from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
+from silotune.models.threads import Threads, threads_of
 from silotune.settings.limits import RANK_TABLES
 from silotune.settings.sections import AttackSection, FederationSection
 from silotune.structs import Example, Tensors
@@ -52,6 +51,7 @@ class Prepared:
         clients: Encoded training examples by client.
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
         adapted: The resident model.
+        threads: How the run uses its CPU threads.
         initial: Adapter tensors that every mode starts from.
         ranks: LoRA rank by client; those not named have the adapter's.
         gold: Scores on the gold-standard set.
@@ -67,6 +67,7 @@ class Prepared:
     clients: Mapping[str, Sequence[Encoded]]
     text_bytes: int
     adapted: Adapted
+    threads: Threads
     initial: Tensors
     ranks: Mapping[str, int]
     gold: SetScorer
@@ -88,8 +89,6 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
     check_packages(config)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
     read = load_examples if sites is None else load_scored_examples
     dataset = read(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
@@ -123,6 +122,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         clients={name: [encoded[place] for place in spread(share, places)] for name, share in shares.items()},
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
+        threads=threads_of(adapted, config.training.threads),
         initial=initial,
         ranks=_ranks(config, initial),
         gold=gold,

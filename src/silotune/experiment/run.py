@@ -14,8 +14,7 @@ from silotune.errors import RunFolderError
 from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
-from silotune.experiment.crew import crew_of
-from silotune.experiment.engines import Engine, engine_of
+from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.metering import check_budget, metered
 from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients
@@ -31,6 +30,7 @@ from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
 from silotune.models import adapters
+from silotune.models.threads import operation_threads
 from silotune.record.chain import has_ended
 from silotune.record.cost import Meter
 from silotune.record.runs import RunFolder
@@ -69,12 +69,12 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
             the folder is made.
     """
     began = time.perf_counter()
-    with metered(config) as meter, crew_of(config, meter.family) as crew:
+    with metered(config) as meter:
         check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
-        return _run(_Run(prepared, folder, meter, began, engine_of(config, crew)), observer)
+        return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 def federate(
@@ -139,9 +139,9 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
             f"{str(path)!r} is of a run over sites, whose examples are not here: it goes on where its coordinator is, "
             "with 'silotune resume NAME --kit KIT'"
         )
-    with metered(config) as meter, crew_of(config, meter.family) as crew:
+    with metered(config) as meter:
         check_budget(config, meter)
-        return _run(_Run(prepare(config), folder, meter, began, engine_of(config, crew)), observer)
+        return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class _Run:
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:
-    with run.folder.lock():
+    with run.folder.lock(), operation_threads(run.prepared.threads.an_operation):
         if not has_ended(run.folder.path):
             _work(run, observer)
         for part in _parts(run.prepared):

@@ -24,6 +24,7 @@ from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
+from silotune.models.threads import threads_of
 from silotune.record.environment import cores
 from silotune.settings.sections import ModelSection, TaskSection
 from silotune.structs import Example, Tensors
@@ -82,14 +83,19 @@ class Resident:
     loads: int = 0
     threads: int | None = None
 
-    def use_threads(self, asked: int | None) -> None:
-        """As many CPU threads as are asked for, and never more than there are cores; the process's own for None."""
+    def use_threads(self, adapted: Adapted, asked: int | None) -> None:
+        """The threads that suit a model, of as many as are asked for (no more than cores), or of the process's own."""
         import torch
 
-        if asked is not None:
-            self.threads = self.threads or torch.get_num_threads()
-            torch.set_num_threads(min(asked, cores()))
-        elif self.threads is not None:
+        self.rest()
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(threads_of(adapted, asked and min(asked, cores())).an_operation)
+
+    def rest(self) -> None:
+        """The threads are the process's own again."""
+        import torch
+
+        if self.threads is not None:
             torch.set_num_threads(self.threads)
             self.threads = None
 
@@ -141,7 +147,7 @@ class SiteDesk:
 
     def rest(self) -> None:
         """Keeps the base and its adapter; the threads are the process's own again."""
-        self._resident.use_threads(None)
+        self._resident.rest()
 
     def state(self) -> dict[str, Any]:
         """The base that is held, and how often one was read from disk."""
@@ -184,7 +190,6 @@ class SiteDesk:
 
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
-        self._resident.use_threads(self._holdings.threads or config.training.threads)
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
         drawn = () if config.federation.lora == "factors" else (config.federation.lora, config.seed)
         needs = (config.model, config.adapter, head, drawn, base)
@@ -194,6 +199,7 @@ class SiteDesk:
             check_base(config.model, base, self._holdings.fingerprint)
             made = adapted_of(config, task)
             held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
+        held.use_threads(held.adapted, self._holdings.threads or config.training.threads)
         return held.adapted, held.initial
 
 

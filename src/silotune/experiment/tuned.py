@@ -21,6 +21,7 @@ from silotune.lora import padded
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import load_base
+from silotune.models.threads import operation_threads, threads_of
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
@@ -124,7 +125,9 @@ def evaluate(
     adapted = _load(folder, config, mode, knows_start=True)
     examples = scored_examples(config, dataset, name)
     scorer, _, _ = scorer_of(config, adapted, dataset, examples, name=name)
-    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **scorer(adapters.read(adapted))}
+    with operation_threads(threads_of(adapted, config.training.threads).an_operation):
+        figures = scorer(adapters.read(adapted))
+    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **figures}
 
 
 def generate(

@@ -1,6 +1,6 @@
-"""Who spent what: CPU time and energy of a process and its helpers, told apart by client, and the most memory held.
+"""Who spent what: CPU time and energy of a process, told apart by client, and the most memory held.
 
-A meter reads their totals whenever a client starts or ends, and shares what was spent since the last reading
+A meter reads the totals whenever a client starts or ends, and shares what was spent since the last reading
 equally among the clients that were at work; what is spent while none is belongs to the coordinator. A client that works
 alone so gets all CPU time, torch's own threads included; clients side by side get equal parts of each
 stretch of time that they share. Nothing is lost or counted twice, however many there are.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from silotune.record.energy import Gauge, NoGauge
 from silotune.record.environment import high_water_bytes, peak_memory_bytes
-from silotune.record.family import Family
 from silotune.structs import Spent
 
 NOTHING = Spent()
@@ -26,14 +27,12 @@ class Meter:
 
     Attributes:
         gauge: Where joules come from.
-        family: The processes that are counted.
         memory: The most memory held.
     """
 
-    def __init__(self, gauge: Gauge | None = None, family: Family | None = None) -> None:
+    def __init__(self, gauge: Gauge | None = None) -> None:
         self.gauge: Gauge = gauge or NoGauge()
-        self.family = family or Family()
-        self.memory = PeakMemory(self.family)
+        self.memory = PeakMemory()
         self._lock = threading.Lock()
         self._at_work: list[Account] = []
         self._rest = Account()
@@ -65,7 +64,7 @@ class Meter:
 
     def _settle(self) -> None:
         """Shares what was spent since the last reading among those at work; the lock is held."""
-        totals = Spent(self.family.cpu_seconds(), self.gauge.joules())
+        totals = Spent(time.process_time(), self.gauge.joules())
         spent, self._last = totals - (self._last or totals), totals
         takers = self._at_work or [self._rest]
         for account in takers:
@@ -80,20 +79,20 @@ class Account:
 
 
 class PeakMemory:
-    """The most memory that the processes held since ``restart``, and since they began.
+    """The most memory that the process held since ``restart``, and since it began.
 
     Linux keeps the high-water mark of resident memory and lets a process take it back to the present; elsewhere the
     figure is the most since the process began, which is an upper bound.
     """
 
-    def __init__(self, family: Family | None = None) -> None:
-        self._family = family or Family()
+    def __init__(self) -> None:
         self._highest = 0
 
     def restart(self) -> None:
         """Counts from now on."""
         self._highest = self.ever_bytes()
-        self._family.restart_high_water()
+        with suppress(OSError):  # no Linux
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         if _cuda_is_used():
             import torch
 
@@ -101,7 +100,7 @@ class PeakMemory:
 
     def now_bytes(self) -> int:
         """Resident memory at most since ``restart``."""
-        return (high_water_bytes() or peak_memory_bytes()) + self._family.helpers_high_water_bytes()
+        return high_water_bytes() or peak_memory_bytes()
 
     def ever_bytes(self) -> int:
         """Resident memory at most since this process began."""

@@ -1,8 +1,8 @@
-"""Joules that this process and its helpers drew, through codecarbon: RAPL and NVML counters, or else its models.
+"""Joules that this process drew, through codecarbon: RAPL and NVML counters, or else its models.
 
-codecarbon (offline tracker, no output of its own) meters the whole machine. What is counted here is their share: of
-each stretch of time, the share of the machine's busy CPU time that was theirs; a GPU's energy in
-full, and only where the run computes on it. So runs side by side add up to the machine, not to a multiple of it.
+codecarbon (offline tracker, no output of its own) meters the whole machine. What is counted here is this process's
+share: of each stretch of time, the share of the machine's busy CPU time that was its own; a GPU's energy in full, and
+only where the run computes on it. So runs side by side add up to the machine, not to a multiple of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -80,17 +80,14 @@ class Codecarbon:
     Args:
         country: ISO 3166 code of three letters; decides the CO2 of a joule.
         gpu: Index of the CUDA device that the run computes on; None for none.
-        cpu_seconds: CPU time of the processes that count.
     """
 
-    def __init__(
-        self, country: str, *, gpu: int | None = None, cpu_seconds: Callable[[], float] = time.process_time
-    ) -> None:
+    def __init__(self, country: str, *, gpu: int | None = None) -> None:
         self._country, self._gpu = country, gpu
         self._lock = threading.Lock()
         self._machine: Any = None
         self._reason = ""
-        self._share = _Share(cpu_seconds)
+        self._share = _Share()
         self._before = _Drawn()
         self._joules = 0.0
         self._ready, self._closing = threading.Event(), threading.Event()
@@ -157,17 +154,11 @@ class Codecarbon:
                 self._machine.stop()
 
 
-def open_gauge(
-    country: str,
-    *,
-    is_wanted: bool = True,
-    gpu: int | None = None,
-    cpu_seconds: Callable[[], float] = time.process_time,
-) -> Gauge:
+def open_gauge(country: str, *, is_wanted: bool = True, gpu: int | None = None) -> Gauge:
     """A gauge, whatever is installed: one that says why it has no figures where codecarbon is missing or fails."""
     if not is_wanted:
         return NoGauge("switched off: record.energy = false")
-    return Codecarbon(country, gpu=gpu, cpu_seconds=cpu_seconds)
+    return Codecarbon(country, gpu=gpu)
 
 
 def weakest(sources: Iterable[EnergySource]) -> EnergySource:
@@ -189,16 +180,15 @@ class _Drawn:
 
 @dataclass
 class _Share:
-    """The processes' share of the CPU time that the machine was busy, from one reading to the next."""
+    """The process's share of the CPU time that the machine was busy, from one reading to the next."""
 
-    cpu_seconds: Callable[[], float]
     own: float = 0.0
     busy: float = 0.0
     last: float = 1.0
 
     def restart(self) -> None:
         """Counts from now on."""
-        self.own, self.busy = self.cpu_seconds(), _busy_seconds()
+        self.own, self.busy = time.process_time(), _busy_seconds()
 
     def since_last(self) -> float:
         """The share since the last call; the one before where too little time has passed to say (10 ms ticks)."""

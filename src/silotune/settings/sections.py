@@ -221,7 +221,9 @@ class TrainingSection(Section):
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="bound on a step's gradient norm; 0 for none")
     schedule: Schedule = Field("constant", description="of the learning rate, over the rounds")
     optimizer_state: Literal["reset", "keep"] = Field("reset", description="between rounds")
-    threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
+    threads: Positive | None = Field(
+        None, description="CPU threads of the run; an operation on a small base takes one; default: as torch decides"
+    )
 
 
 class AttackSection(Section):
@@ -300,10 +302,6 @@ class FederationSection(Section):
     encode: bool = Field(True, description="pass messages through the real encoder even in one process")
     workers: Positive | None = Field(
         None, description="clients trained side by side in one process; default: a core each for small models"
-    )
-    worker_processes: bool | None = Field(
-        None,
-        description="train them in processes, which hold the base each, not in threads; default: if a run is long",
     )
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         3600.0, description="wait for a reply; unused in one process"
