@@ -192,11 +192,7 @@ def test_an_update_never_leaves_without_its_noise(
         site.protection.is_required = False
     body = order
     if kind == "he.input":
-        size = count(start)
-        body = {
-            "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 5, "num_examples": 25,
-            "size": size, "hidden": size, "train": order,
-        }  # fmt: skip
+        body = {"packing": 3, "bound": 1.0, "clients": 5, "num_examples": 25, "size": count(start), "train": order}
     with pytest.raises(ProtectionError, match=said.format(way=way)):
         asked(net, "a", kind, body, start)
 

@@ -35,7 +35,7 @@ format = 1
 federation = {federation}
 listen = "0.0.0.0"
 folder = "state"     # server state, logs and run folders; mode 0700
-he = {he}           # whether the sites have keys for encrypted sums
+he = {he}           # whether the sites have the key of encrypted sums
 
 [address]
 host = {host}
