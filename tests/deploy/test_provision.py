@@ -83,6 +83,8 @@ def test_kits_are_whole_and_closed_to_others(office: Path, tmp_path: Path) -> No
         assert isinstance(kit.settings, kinds.get(archive.stem.removeprefix("four-banks-"), SiteKit))
         words = "submit CONFIG --as ." if isinstance(kit.settings, SubmitterKit) else "start ."
         assert words in kit.path("README.md").read_text()
+        for text in (path for path in kit.folder.iterdir() if path.suffix in (".toml", ".md", ".service")):
+            assert not re.search(r"{\w*}", text.read_text()), f"{text.name} has a place that nothing filled"
     assert (office / "authority").stat().st_mode & 0o777 == 0o700
 
 
