@@ -148,9 +148,9 @@ def test_impossible_sizes_are_refused(task, count):
 
 def test_collect_says_when_the_lexicon_is_used_up():
     sentence = next(f"sentence {number}" for number in itertools.count() if split_of(f"sentence {number}") == "train")
-    assert collect(lambda: {"text": sentence}, key="text", split="train", count=1) == [{"text": sentence}]
+    assert collect(lambda: (sentence, {"text": sentence}), split="train", count=1) == [{"text": sentence}]
     with pytest.raises(ValueError, match="only 1 different"):
-        collect(lambda: {"text": sentence}, key="text", split="train", count=2)
+        collect(lambda: (sentence, {"text": sentence}), split="train", count=2)
 
 
 def test_institutions_see_different_parts_of_the_lexicons():

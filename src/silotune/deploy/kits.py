@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -269,6 +269,9 @@ class SignedMembers(Section):
     signature: str
 
 
+_Settings = TypeVar("_Settings", SiteKit, CoordinatorKit, SubmitterKit)
+
+
 @dataclass(frozen=True)
 class Kit:
     """An unpacked kit: its folder and what its file says."""
@@ -428,9 +431,7 @@ def site_settings(kit: Kit) -> SiteKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, SiteKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a site's")
-    return kit.settings
+    return _settings_as(SiteKit, kit, "a site's")
 
 
 def coordinator_settings(kit: Kit) -> CoordinatorKit:
@@ -439,9 +440,7 @@ def coordinator_settings(kit: Kit) -> CoordinatorKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, CoordinatorKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give the coordinator's")
-    return kit.settings
+    return _settings_as(CoordinatorKit, kit, "the coordinator's")
 
 
 def submitter_settings(kit: Kit) -> SubmitterKit:
@@ -450,8 +449,12 @@ def submitter_settings(kit: Kit) -> SubmitterKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, SubmitterKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a submitter's")
+    return _settings_as(SubmitterKit, kit, "a submitter's")
+
+
+def _settings_as(kind: type[_Settings], kit: Kit, whose: str) -> _Settings:
+    if not isinstance(kit.settings, kind):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give {whose}")
     return kit.settings
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from silotune.data.embedded.lexicons import Sector
 from silotune.data.embedded.lexicons import finance as lexicon
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded.splits import generated
 
 LABELS: tuple[str, ...] = ("negative", "neutral", "positive")
 
@@ -29,23 +29,16 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("finance", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"finance/{seed}/{split}")
-    records = collect(lambda: draw_record(generator), key="text", split=split, count=count)
-    return [{"id": f"finance-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
-
-
-def draw_record(generator: random.Random) -> dict:
-    """One random sentence of any split: `text`, `label` and `sector`."""
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
     sector = generator.choice(lexicon().sectors)
     label = generator.choice(LABELS)
     polarity = LABELS.index(label) - 1
     company = f"{generator.choice(lexicon().names)} {generator.choice(sector.suffixes)}"
     text = compose(generator, sector, company, polarity)
-    return {"text": text, "label": label, "sector": sector.name}
+    return text, {"text": text, "label": label, "sector": sector.name}
 
 
 def compose(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:

@@ -11,7 +11,7 @@ import random
 
 from silotune.data.embedded.lexicons import Condition
 from silotune.data.embedded.lexicons import medicine as lexicon
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded.splits import generated
 
 LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
 KINDS: tuple[str, ...] = ("condition", "investigation", "treatment", "cause")
@@ -28,16 +28,10 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("medicine", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"medicine/{seed}/{split}")
-    records = collect(lambda: _draw(generator), key="vignette", split=split, count=count)
-    return [{"id": f"medicine-{seed}-{split}-{index}", **record["record"]} for index, record in enumerate(records)]
-
-
-def _draw(generator: random.Random) -> dict:
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
     specialty = generator.choice(lexicon().specialties)
     asked = generator.sample(specialty.conditions, len(LETTERS))
     position = generator.randrange(len(LETTERS))
@@ -50,7 +44,7 @@ def _draw(generator: random.Random) -> dict:
         "answer_idx": LETTERS[position],
         "specialty": specialty.name,
     }
-    return {"vignette": patient, "record": record}
+    return patient, record
 
 
 def vignette(generator: random.Random, condition: Condition) -> str:

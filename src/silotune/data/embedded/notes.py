@@ -12,7 +12,7 @@ import random
 
 from silotune.data.embedded import finance, lexicons
 from silotune.data.embedded.lexicons import Principle
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded.splits import generated
 
 WRONG_JUDGEMENTS = 0.1
 
@@ -28,17 +28,11 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("notes", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"notes/{seed}/{split}")
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
     wrong = WRONG_JUDGEMENTS if split == "train" else 0.0
-    records = collect(lambda: _draw(generator, wrong), key="text", split=split, count=count)
-    return [{"id": f"notes-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
-
-
-def _draw(generator: random.Random, wrong: float) -> dict:
     sector, principle = generator.choice(lexicons.finance().sectors), generator.choice(lexicons.notes().principles)
     company = f"{generator.choice(lexicons.finance().names)} {generator.choice(sector.suffixes)}"
     polarity = generator.choice((-1, 0, 1))
@@ -46,7 +40,7 @@ def _draw(generator: random.Random, wrong: float) -> dict:
     effect = f"{lexicons.notes().effects[polarity + 1]} for {company}"
     better, worse = _notes(generator, principle, effect)
     chosen, rejected = (worse, better) if generator.random() < wrong else (better, worse)
-    return {
+    return text, {
         "text": text,
         "chosen": chosen,
         "rejected": rejected,
