@@ -257,34 +257,31 @@ def curve(parties: tuple[int, ...] = (10, 100, 300), size: int = 100_000) -> lis
     return results
 
 
-PACKINGS = ((Packing("bfv", 2), None), (Packing("bfv", 3), 2.0), (Packing("bfv", 4), 2.0), (Packing("ckks", 1), None))
-"""What is measured, and the bound on its bytes; the bounds are for packed integers."""
+PACKINGS = ((Packing(2), None), (Packing(3), 2.0), (Packing(4), 2.0))
+"""What is measured, and the bound on its bytes."""
 
 
 def encryption() -> list[Result]:
-    """Bytes against float32 and values a second, for each scheme and packing; ten clients."""
+    """Bytes against float32 and values a second, for each packing; ten clients."""
     results = []
     for packing, bound in PACKINGS:
-        name = packing.scheme if packing.scheme == "ckks" else f"bfv, {packing.values} values a slot"
-        key, drawn = new_key(packing.scheme), np.random.default_rng(0)
-        bfv = packing.scheme == "bfv"
-        most = packing.levels(10) // 10 if bfv else 1
-        numbers = drawn.integers(-most, most + 1, VALUES) if bfv else drawn.uniform(-1, 1, VALUES)
+        name, key = f"bfv, {packing.values} values a slot", new_key()
+        most = packing.levels(10) // 10
+        numbers = np.random.default_rng(0).integers(-most, most + 1, VALUES)
         seconds = repeated(lambda n=numbers, p=packing, k=key: encrypt(n, p, k), 3)
         cells = encrypt(numbers, packing, key)
-        total = Adder(packing)
+        total = Adder()
         total.add(total.read(cells))
         adding = tuple(seconds_of(lambda t=total, c=cells: t.add(t.read(c))) for _ in range(9))
         opened = decrypt(total.cells(), VALUES, packing, key)
-        if bfv and not np.array_equal(opened, 10 * numbers):
+        if not np.array_equal(opened, 10 * numbers):
             raise AssertionError("the decrypted sum is not the sum")
         wire = cells.nbytes / (4 * VALUES)
         rates = tuple(VALUES / one / 1e6 for one in seconds)
         added = tuple(VALUES / one / 1e6 for one in adding)
-        least = 1.0 if bfv else None
         results += [
             Result("he", f"{name}: bytes over float32", (), (wire,), wire, bound, "at most"),
-            Result("he", f"{name}: M values/s encrypted, one core", (), rates, float(np.median(rates)), least),
+            Result("he", f"{name}: M values/s encrypted, one core", (), rates, float(np.median(rates)), 1.0),
             Result("he", f"{name}: M values/s added by the coordinator", (), added, float(np.median(added))),
         ]
     return results

@@ -275,8 +275,8 @@ def test_a_value_of_several_types_has_one_fault(document: dict[str, Any], fault:
         ({"privacy": {"ring_bits": 16}}, "privacy.ring_bits = 16 is for privacy.protection = 'secure_sum'"),
         ({"privacy": {"bound": 2}}, "privacy.bound = 2.0 is for privacy.protection = 'secure_sum' or 'he'"),
         (
-            {"privacy": {"protection": "secure_sum", "he_fraction": 0.5}},
-            "privacy.he_fraction = 0.5 is for privacy.protection = 'he'",
+            {"privacy": {"protection": "secure_sum", "he_packing": 2}},
+            "privacy.he_packing = 2 is for privacy.protection = 'he'",
         ),
         (
             {"privacy": {"dp": "example", "epsilon": 3, "colluding": 2}},

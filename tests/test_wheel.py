@@ -58,8 +58,11 @@ def test_it_holds_what_a_user_needs_and_nothing_else(wheel: Path) -> None:
     nano = {f"silotune/models/nano/{path.name}" for path in (ROOT / "src/silotune/models/nano").iterdir()}
     assert {"silotune/models/nano/model.safetensors", "silotune/models/nano/README.md"} <= nano
     templates = {f"silotune/report/templates/grid.{form}.jinja" for form in ("html", "md")}
+    kits = {f"silotune/deploy/templates/{path.name}" for path in (ROOT / "src/silotune/deploy/templates").iterdir()}
+    worlds = {f"silotune/data/embedded/{name}.toml" for name in ("finance", "medicine", "notes", "talk")}
     assert "silotune/configs/benchmarks/embedded.toml" in configs
-    assert configs | nano | templates | {"silotune/py.typed", "silotune-0.1.0.dist-info/licenses/LICENSE"} <= names
+    assert configs | nano | templates | kits | worlds <= names
+    assert {"silotune/py.typed", "silotune-0.1.0.dist-info/licenses/LICENSE"} <= names
     sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
     assert wheel.stat().st_size < MAX_BYTES

@@ -269,11 +269,8 @@ def _steps(it: Coordinator, kind: str, draw: random.Random) -> dict[str, Any]:
         },
         "secure_sum.check": {"survivors": [SITE, *OTHERS]},
         "secure_sum.unmask": {"signatures": {name: "0" * 128 for name in OTHERS}},
-        "he.input": {
-            "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 4, "num_examples": 9, "size": 9,
-            "hidden": 9,
-        },
-        "he.open": {"scheme": "bfv", "packing": 3, "size": 0, "num_figures": 2},
+        "he.input": {"packing": 3, "bound": 1.0, "clients": 4, "num_examples": 9, "size": 9},
+        "he.open": {"packing": 3, "size": 0, "num_figures": 2},
     }  # fmt: skip
     return parts.get(kind, {})
 

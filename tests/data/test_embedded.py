@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from silotune.data.embedded import corpus, finance, medicine
-from silotune.data.embedded.lexicons_finance import SECTORS
-from silotune.data.embedded.lexicons_medicine import SPECIALTIES
+from silotune.data.embedded import corpus, finance, lexicons, medicine, notes
 from silotune.data.embedded.splits import LARGEST_SPLIT, collect, split_of
 
 SIZES = {"train": 1500, "validation": 200, "test": 600}
@@ -33,6 +34,27 @@ def news():
 @pytest.fixture(scope="module")
 def exam():
     return make(medicine)
+
+
+def made_by(task, seed: int, size: int) -> object:
+    return task.generate(num_train=size, num_validation=size // 3, num_test=size // 2, seed=seed)
+
+
+WORLDS: dict[str, Callable[[int, int], object]] = {
+    "finance": lambda seed, size: made_by(finance, seed, size),
+    "medicine": lambda seed, size: made_by(medicine, seed, size),
+    "notes": lambda seed, size: made_by(notes, seed, size),
+    "corpus": lambda seed, size: list(itertools.islice(corpus.documents(seed=seed), size)),
+    "talk": lambda seed, size: list(itertools.islice(corpus.talk(seed=seed), size)),
+}
+DIGESTS = {
+    "finance": {(0, 120): "58b0df4bb65a7f91", (7, 900): "d2e411065ab04c32", (2147483648, 30): "61102159af7ecafa"},
+    "medicine": {(0, 120): "fa3e397327de037f", (7, 900): "5a72e830e7e6825d", (2147483648, 30): "40c9693eebc803cb"},
+    "notes": {(0, 120): "df3118648014d929", (7, 900): "09e85457c871fc5e", (2147483648, 30): "35189f9b515da69e"},
+    "corpus": {(0, 120): "2e4d2e9566dace4f", (7, 900): "cb53f6c20e6b4612", (2147483648, 30): "ea3b481d6f1ba48e"},
+    "talk": {(0, 120): "035f896b96fb512c", (7, 900): "bebc259ec3be4649", (2147483648, 30): "2e49019404e8d90b"},
+}
+"""World -> seed and size -> the beginning of the SHA-256 of what is generated: runs are repeated by seed."""
 
 
 def words(text: str) -> set[str]:
@@ -72,6 +94,13 @@ def naive_bayes_accuracy(train: list[dict], test: list[dict]) -> float:
         max(finance.LABELS, key=lambda label: score(record["text"], label)) == record["label"] for record in test
     )
     return right / len(test)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_seed_gives_the_examples_that_it_always_gave(world: str) -> None:
+    for (seed, size), digest in DIGESTS[world].items():
+        made = json.dumps(WORLDS[world](seed, size), ensure_ascii=False)
+        assert hashlib.sha256(made.encode()).hexdigest()[:16] == digest, (seed, size)
 
 
 @pytest.mark.parametrize("task", [finance, medicine])
@@ -119,16 +148,16 @@ def test_impossible_sizes_are_refused(task, count):
 
 def test_collect_says_when_the_lexicon_is_used_up():
     sentence = next(f"sentence {number}" for number in itertools.count() if split_of(f"sentence {number}") == "train")
-    assert collect(lambda: {"text": sentence}, key="text", split="train", count=1) == [{"text": sentence}]
+    assert collect(lambda: (sentence, {"text": sentence}), split="train", count=1) == [{"text": sentence}]
     with pytest.raises(ValueError, match="only 1 different"):
-        collect(lambda: {"text": sentence}, key="text", split="train", count=2)
+        collect(lambda: (sentence, {"text": sentence}), split="train", count=2)
 
 
 def test_institutions_see_different_parts_of_the_lexicons():
     """What moves a sector up or down, and what a specialty asks about, is said in no other."""
     fields = ("strengths", "burdens", "prizes", "blows", "rises", "falls")
-    said = [{word for field in fields for word in getattr(sector, field)} for sector in SECTORS]
-    asked = [{condition.name for condition in specialty.conditions} for specialty in SPECIALTIES]
+    said = [{word for field in fields for word in getattr(sector, field)} for sector in lexicons.finance().sectors]
+    asked = [{condition.name for condition in specialty.conditions} for specialty in lexicons.medicine().specialties]
     for parts in (said, asked):
         assert len(parts) >= 6 and all(len(part) >= 8 for part in parts)
         for one, other in itertools.combinations(parts, 2):
@@ -140,7 +169,7 @@ def test_finance_labels_and_sectors_are_balanced(news):
     assert set(labels) == set(finance.LABELS)
     assert all(0.28 < count / SIZES["train"] < 0.39 for count in labels.values())
     sectors = Counter(record["sector"] for record in news["train"])
-    assert set(sectors) == set(finance.SECTOR_NAMES)
+    assert set(sectors) == {sector.name for sector in lexicons.finance().sectors}
     assert len(sectors) == 8
     assert min(sectors.values()) > SIZES["train"] / 16
 
@@ -175,7 +204,9 @@ def test_medicine_right_option_is_anywhere(exam):
     positions = Counter(record["answer_idx"] for record in exam["train"])
     assert set(positions) == set(medicine.LETTERS)
     assert all(0.2 < count / SIZES["train"] < 0.3 for count in positions.values())
-    assert {record["specialty"] for record in exam["train"]} == set(medicine.SPECIALTY_NAMES)
+    assert {record["specialty"] for record in exam["train"]} == {
+        specialty.name for specialty in lexicons.medicine().specialties
+    }
 
 
 def test_medicine_options_are_four_and_the_answer_is_not_in_the_question(exam):
@@ -219,5 +250,5 @@ def test_corpus_is_reproducible_and_has_chats_and_prose():
 def test_corpus_never_asks_for_sentiment():
     documents = list(itertools.islice(corpus.documents(seed=11), 3000))
     labelled = [document for document in documents if document[-1]["content"] in finance.LABELS]
-    companies = "|".join(suffix for sector in finance.SECTORS for suffix in sector.suffixes)
+    companies = "|".join(suffix for sector in lexicons.finance().sectors for suffix in sector.suffixes)
     assert not [document for document in labelled if re.search(companies, document[0]["content"])]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from silotune.config import from_mapping
-from silotune.data.embedded import notes
+from silotune.data.embedded import lexicons, notes
 from silotune.data.load import load, read_examples
 from silotune.data.mixture import load_examples
 from silotune.data.tasks import resolve
@@ -89,7 +89,7 @@ def test_pairs_differ_in_one_principle_and_no_news_is_in_two_splits() -> None:
         assert notes.keeps_to_principles(row["chosen"]) is True
         assert notes.keeps_to_principles(row["rejected"]) is False
         assert row["written"] in (row["chosen"], row["rejected"])
-        principle = next(each for each in notes.PRINCIPLES if each.name == row["principle"])
+        principle = next(each for each in lexicons.notes().principles if each.name == row["principle"])
         kept = next(wording for wording in principle.kept if wording in row["chosen"])
         broken = next(wording for wording in principle.broken if wording in row["rejected"])
         assert row["chosen"].replace(kept, "") == row["rejected"].replace(broken, "")

@@ -33,7 +33,7 @@ PACKED = {
 }
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "secure_sum": {"privacy": SUM, "training": {"optimizer_state": "keep"}},
-    "he": {"privacy": {"protection": "he", "he_fraction": 0.5}, "federation": {"rounds": 1}},
+    "he": {"privacy": {"protection": "he"}, "federation": {"rounds": 1}},
     "links": {"federation": PACKED},
     "exact-residual": {"federation": {"lora": "exact-residual"}},
     "svd by rank": {"federation": {"lora": "svd", "ranks": {NAMES[1]: 1}}},

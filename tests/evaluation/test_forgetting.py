@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import tiny
-from silotune.data.text import documents
 from silotune.errors import DataError
-from silotune.evaluation.forgetting import as_text, perplexity, windows
+from silotune.evaluation.forgetting import as_text, general_text, perplexity, windows
 
 
 def test_perplexity_equals_the_slow_obvious_one() -> None:
@@ -34,12 +33,12 @@ def test_perplexity_equals_the_slow_obvious_one() -> None:
 
 
 def test_the_embedded_text_is_everyday_talk_in_the_chat_template() -> None:
-    first = list(itertools.islice(documents("embedded"), 20))
-    assert first == list(itertools.islice(documents("embedded"), 20))
+    first = list(itertools.islice(general_text("embedded"), 20))
+    assert first == list(itertools.islice(general_text("embedded"), 20))
     assert {role for document in first for role, _ in document} <= {"system", "user", "assistant"}
     text = as_text(first[0], tiny.adapted())
     assert "<|user|>" in text and text.endswith("</s>")
-    made = windows(tiny.adapted(), documents("embedded"), max_tokens=200, max_length=64)
+    made = windows(tiny.adapted(), general_text("embedded"), max_tokens=200, max_length=64)
     assert sum(window.length for window in made) == 200
 
 
@@ -47,8 +46,8 @@ def test_text_from_files(tmp_path: Path) -> None:
     plain, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
     plain.write_text("one\nline\n\n\ntwo\n")
     rows.write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert list(documents(str(plain))) == [(("text", "one\nline"),), (("text", "two"),)]
-    assert list(documents(str(rows))) == [(("text", "one"),), (("text", "two"),)]
+    assert list(general_text(str(plain))) == [(("text", "one\nline"),), (("text", "two"),)]
+    assert list(general_text(str(rows))) == [(("text", "one"),), (("text", "two"),)]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_text_that_cannot_be_used(tmp_path: Path, name: str, content: bytes | No
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=reason):
-        list(documents(str(tmp_path / name)))
+        list(general_text(str(tmp_path / name)))
 
 
 def test_too_little_text() -> None:

@@ -195,11 +195,7 @@ def test_an_update_never_leaves_without_its_noise(
         site.protection.is_required = False
     body = ORDER
     if kind == "he.input":
-        size = count(start)
-        body = {
-            "scheme": "bfv", "packing": 3, "fraction": 1.0, "bound": 1.0, "clients": 5, "num_examples": 25,
-            "size": size, "hidden": size, "train": ORDER,
-        }  # fmt: skip
+        body = {"packing": 3, "bound": 1.0, "clients": 5, "num_examples": 25, "size": count(start), "train": ORDER}
     with pytest.raises(ProtectionError, match=said.format(way=way)):
         asked(net, "a", kind, body, start)
 

@@ -14,9 +14,9 @@ import torch
 
 import tiny
 from silotune.errors import MissingPackageError, ModelError
+from silotune.experiment.estimate import weights_bytes
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
-from silotune.models.size import weights_bytes
 from silotune.settings.sections import ModelSection
 
 

@@ -112,19 +112,6 @@ def read_request(content: bytes, *, source: str) -> tuple[str, str, str]:
     return names.pop(), lines[0], lines[1]
 
 
-def days_left(certificate: bytes, now: datetime) -> float:
-    """Days until a certificate expires; negative afterwards.
-
-    Raises:
-        KitError: It is no certificate.
-    """
-    try:
-        read = x509.load_pem_x509_certificate(certificate)
-    except ValueError:
-        raise KitError("a certificate cannot be read: unpack the kit again") from None
-    return (read.not_valid_after_utc - now).total_seconds() / 86400
-
-
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, days: int
 ) -> x509.CertificateBuilder:

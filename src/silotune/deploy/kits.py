@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -26,7 +26,7 @@ from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.settings.base import Positive, Section
-from silotune.settings.sections import Device, HeScheme, Precision, TaskSection
+from silotune.settings.sections import Device, Precision, TaskSection
 from silotune.transports.frames import socket_path
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
@@ -36,8 +36,8 @@ AUTHORITY_PUBLIC = "authority.pub"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
 SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
-HE_KEYS: Mapping[HeScheme, str] = {"bfv": "he-bfv.key", "ckks": "he-ckks.key"}
-"""Scheme of homomorphic encryption -> file in every site's kit; the coordinator's has none of them."""
+HE_KEY = "he.key"
+"""The key of encrypted sums, the same in every site's kit; the coordinator's has none."""
 EDITABLE = (SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)
 """Files of a kit that its owner changes, or that are replaced later: ``check_kit`` does not compare them."""
 
@@ -115,7 +115,7 @@ class FederationPlan(Section):
     coordinator: CoordinatorPlan
     certificates: CertificatePlan = CertificatePlan()
     charter: Path | None = Field(None, description="the federation's agreement; goes into every kit and policy")
-    he: bool = Field(False, description="make the keys of encrypted sums and give them to the sites; needs tenseal")
+    he: bool = Field(False, description="make the key of encrypted sums and give it to the sites; needs tenseal")
     sites: dict[Name, SitePlan] = Field(min_length=1, description="[sites.NAME] each")
     submitters: dict[Name, SubmitterPlan] = Field(
         {FIRST_SUBMITTER: SubmitterPlan()}, min_length=1, description="[submitters.NAME] each: who may sign runs"
@@ -186,7 +186,7 @@ class CoordinatorKit(Section):
     address: ServerAddress
     listen: Host = Field("0.0.0.0", description="address that the server binds to")
     folder: Path = Field(Path("state"), description="server state, logs and run folders; mode 0700")
-    he: bool = Field(False, description="the sites have keys for encrypted sums")
+    he: bool = Field(False, description="the sites have the key of encrypted sums")
 
 
 class SubmitterKit(Section):
@@ -267,6 +267,9 @@ class SignedMembers(Section):
 
     members: Members
     signature: str
+
+
+_Settings = TypeVar("_Settings", SiteKit, CoordinatorKit, SubmitterKit)
 
 
 @dataclass(frozen=True)
@@ -428,9 +431,7 @@ def site_settings(kit: Kit) -> SiteKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, SiteKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a site's")
-    return kit.settings
+    return _settings_as(SiteKit, kit, "a site's")
 
 
 def coordinator_settings(kit: Kit) -> CoordinatorKit:
@@ -439,9 +440,7 @@ def coordinator_settings(kit: Kit) -> CoordinatorKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, CoordinatorKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give the coordinator's")
-    return kit.settings
+    return _settings_as(CoordinatorKit, kit, "the coordinator's")
 
 
 def submitter_settings(kit: Kit) -> SubmitterKit:
@@ -450,8 +449,12 @@ def submitter_settings(kit: Kit) -> SubmitterKit:
     Raises:
         KitError: It is another one.
     """
-    if not isinstance(kit.settings, SubmitterKit):
-        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give a submitter's")
+    return _settings_as(SubmitterKit, kit, "a submitter's")
+
+
+def _settings_as(kind: type[_Settings], kit: Kit, whose: str) -> _Settings:
+    if not isinstance(kit.settings, kind):
+        raise KitError(f"{str(kit.folder)!r} is {_owner(kit)}: give {whose}")
     return kit.settings
 
 

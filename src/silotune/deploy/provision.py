@@ -1,8 +1,8 @@
 """Provisions a federation: an authority, one kit per site and one for the coordinator; later adds, revokes, rotates.
 
 The folder holds ``federation.toml``, ``members.json``, ``authority/`` (whose keys sign everything: keep it offline) and
-``kits/``. Private keys of a site or of the coordinator are written into their own kit and nowhere else. Keys of
-encrypted sums, where they are asked for, are the sites' together, and stay in ``authority/`` for sites that are added.
+``kits/``. Private keys of a site or of the coordinator are written into their own kit and nowhere else. The key of
+encrypted sums, where it is asked for, is the sites' together, and stays in ``authority/`` for sites that are added.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def provision(plan_file: Path, out: Path, *, requests: Iterable[Path] = ()) -> l
     if strangers:
         raise KitError(f"a request is of {strangers[0]!r}, which is no site of the plan: {', '.join(plan.sites)}")
     charter = _charter_of(plan, plan_file)
-    secrets = {file: new_he_key(scheme) for scheme, file in kits.HE_KEYS.items()} if plan.he else {}
+    he_key = new_he_key() if plan.he else None
     office = _found(plan, plan_file, out)
-    for file, content in secrets.items():
-        write_secret(out / _AUTHORITY / file, content)
+    if he_key is not None:
+        write_secret(out / _AUTHORITY / kits.HE_KEY, he_key)
     if charter is not None:
         write_bytes(out / kits.CHARTER, charter)
     coordinator = new_key()
@@ -357,15 +357,12 @@ def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes)
         "README.md": site_readme(office.plan, name, holds_keys=bool(site.secrets)).encode(),
     }
     units = service_files("site", f"{office.plan.name}-{name}")
-    return _pack(office, name, {**files, **units, **site.secrets, **_shared_secrets(office), **shared})
+    return _pack(office, name, {**files, **units, **site.secrets, **_he_key(office), **shared})
 
 
-def _shared_secrets(office: _Office) -> dict[str, bytes]:
-    """The keys of encrypted sums, which all sites have and the coordinator has not."""
-    found = {}
-    for file in kits.HE_KEYS.values() if office.plan.he else ():
-        found[file] = read_secret(office.folder / _AUTHORITY / file)
-    return found
+def _he_key(office: _Office) -> dict[str, bytes]:
+    """The key of encrypted sums, which all sites have and the coordinator has not."""
+    return {kits.HE_KEY: read_secret(office.folder / _AUTHORITY / kits.HE_KEY)} if office.plan.he else {}
 
 
 def _pack(office: _Office, name: str, files: Mapping[str, bytes]) -> MadeKit:

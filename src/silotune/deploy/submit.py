@@ -296,7 +296,7 @@ def _kit_faults(kit: Kit, config: Config) -> list[str]:
     """What the federation was not provisioned for."""
     if config.privacy.protection == "he" and not coordinator_settings(kit).he:
         return [
-            "privacy.protection = 'he' needs keys at the sites: provision the federation with he = true, or use "
+            "privacy.protection = 'he' needs a key at the sites: provision the federation with he = true, or use "
             "'secure_sum'"
         ]
     return []

@@ -14,7 +14,7 @@ from silotune.config import Config
 from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import (
     CHARTER,
-    HE_KEYS,
+    HE_KEY,
     POLICY,
     SIGNING_KEY,
     Kit,
@@ -35,7 +35,7 @@ from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.audit import FILE, Trail
 from silotune.record.signatures import raw_public, read_key, read_secret
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.sections import PrivacySection
 from silotune.transports.frames import listen
 from silotune.transports.trainer_host import TrainerHost
 
@@ -138,8 +138,8 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
     least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
     own = Member(name, guard.key.private.sign, public, least, policy.least_threshold)
-    keys: dict[HeScheme, bytes] = {scheme: _secret(kit, file) for scheme, file in HE_KEYS.items() if _has(kit, file)}
-    return Protection(own, is_required=True, he_keys=keys)
+    he_key = _secret(kit, HE_KEY) if _has(kit, HE_KEY) else None
+    return Protection(own, is_required=True, he_key=he_key)
 
 
 def _has(kit: Kit, file: str) -> bool:

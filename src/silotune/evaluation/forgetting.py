@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from silotune.data.embedded import corpus
+from silotune.data.files import read_rows
 from silotune.errors import DataError
 from silotune.evaluation.metrics import language_modelling
 from silotune.models.adapters import Adapted
@@ -13,8 +16,30 @@ from silotune.training.batches import by_length
 from silotune.training.encode import Encoded, render, templated
 from silotune.training.scores import answer_losses
 
+EMBEDDED = "embedded"
+_MOST_DOCUMENTS = 100_000
 Turns = Sequence[tuple[str, str]]
 """A document as (role, content): one turn of role ``text`` for prose, else a conversation."""
+
+
+def general_text(source: str) -> Iterator[Turns]:
+    """Documents as (role, content); prose is one turn of role ``text``.
+
+    Args:
+        source: ``embedded``; a ``.txt`` file, whose blank lines part the documents; or a file of rows with ``text``.
+
+    Raises:
+        DataError: The file is missing, broken or empty, or a row has no text.
+    """
+    if source == EMBEDDED:
+        for made in itertools.islice(corpus.talk(seed=0), _MOST_DOCUMENTS):  # the same for every seed of a run
+            yield tuple((turn["role"], turn["content"]) for turn in made)
+        return
+    for number, row in enumerate(read_rows(source), start=1):
+        text = row.get("text")
+        if not isinstance(text, str) or not text:
+            raise DataError(f"{source}: row {number}: has no key 'text' with text in it")
+        yield (("text", text),)
 
 
 def as_text(document: Turns, adapted: Adapted) -> str:

@@ -7,7 +7,7 @@ sample. With three of them little can be said, and these functions do not preten
   holds the true mean less often than 95 %: about three times of four for a symmetric distribution.
 - ``paired_test`` is Student's paired t. A sign-flip permutation test, which assumes less, cannot give a p below
   2 / 2^n, that is 0.25 for three seeds and 0.0625 for five: it could never find anything here. The price is the
-  assumption that differences between seeds are near normal. ``sign_flip_test`` is there for those who have more seeds.
+  assumption that differences between seeds are near normal.
 """
 
 from __future__ import annotations
@@ -121,14 +121,6 @@ def _t_quantile(share: float, degrees: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(share, degrees))
-
-
-def sign_flip_test(differences: Sequence[float]) -> float:
-    """Exact two-sided p of the permutation test that flips signs (Fisher 1935); at least 2 / 2^n."""
-    values = np.asarray(differences, dtype=float)
-    signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(values))))  # [2^n, n]
-    sums = np.abs(signs @ values)
-    return float(np.mean(sums >= abs(values.sum()) - 1e-12))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

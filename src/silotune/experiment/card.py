@@ -9,7 +9,7 @@ from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.experiment.privacy import spent_text
 from silotune.experiment.results import COMPARED
-from silotune.federation.coordinator.protection import guarantee
+from silotune.federation.coordinator.protection import SEES
 from silotune.methods.algorithms import title_of
 from silotune.settings.sections import AdapterSection
 from silotune.training.objectives import OBJECTIVES
@@ -115,7 +115,7 @@ def _privacy(config: Config, mode: str, result: Mapping[str, Any]) -> str:
         return "All examples were pooled in one place."
     if mode == "isolated":
         return "One institution's examples alone; nothing travelled."
-    return f"{_federated_privacy(result.get('privacy'))} In a round {guarantee(config.privacy)}."
+    return f"{_federated_privacy(result.get('privacy'))} In a round {SEES[config.privacy.protection]}."
 
 
 def _federated_privacy(spent: Mapping[str, Any] | None) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from silotune import tensors as arithmetic
 from silotune.config import Config
+from silotune.errors import ModelError
 from silotune.experiment.parts import steps_by_mode
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.scoring import SetScorer
@@ -17,14 +18,17 @@ from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
+from silotune.models.fingerprint import folder_of
 from silotune.models.load import pick_device
-from silotune.models.size import weights_bytes
 from silotune.models.threads import operation_threads
 from silotune.record.environment import peak_memory_bytes
+from silotune.settings.sections import ModelSection
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 
 CALIBRATION_STEPS = 3
+BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
+"""Of a value by ``model.precision``; of int4 the least: embedding, head and scales take more."""
 
 
 def least_memory(config: Config) -> dict[str, int]:
@@ -39,6 +43,21 @@ def least_memory(config: Config) -> dict[str, int]:
     if taken is None:
         return {}
     return {"gpu_memory_bytes" if pick_device(config.model.device).type == "cuda" else "memory_bytes": taken}
+
+
+def weights_bytes(section: ModelSection) -> int | None:
+    """Bytes of the weights in memory, at least; None where the files are not on this machine, or not safetensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        paths = sorted(folder_of(section).glob("*.safetensors"))
+        values = 0
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                values += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (ModelError, SafetensorError, OSError):  # loading says what is wrong with them
+        return None
+    return int(values * BYTES[section.precision]) if paths else None
 
 
 def estimate(config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from silotune.experiment.exposure import Exposed, sgd_warnings
 from silotune.experiment.parts import Part
 from silotune.experiment.prepare import client_shares
 from silotune.federation.coordinator.privacy import CentralPrivacy, central_privacy, noise_in_shares
-from silotune.federation.coordinator.protection import TRUSTED, guarantee
+from silotune.federation.coordinator.protection import SEES, TRUSTED
 from silotune.privacy.accountant import Spend, curve
 from silotune.settings.sections import PrivacySection
 from silotune.training.release import release_of
@@ -186,7 +186,7 @@ def _lines(privacy: PrivacySection, epsilon: str, rounds: int | str) -> list[str
     sees, protected, trusted = _STATEMENTS[privacy.dp]
     if privacy.protection != "none":
         added = "" if privacy.dp == "none" else "; noise was added at the institutions"
-        sees = f"in a round {guarantee(privacy)}{added}"
+        sees = f"in a round {SEES[privacy.protection]}{added}"
     if privacy.dp == "none":
         what = "an update" if privacy.protection == "none" else "the sum, and the model made from it,"
         return [sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"]

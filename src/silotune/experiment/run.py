@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from silotune import tensors as arithmetic
 from silotune.config import Config, from_mapping
-from silotune.errors import RunFolderError
+from silotune.errors import ConfigError, RunFolderError
 from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.exposure import exposed_by
-from silotune.experiment.metering import check_budget, metered
 from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
@@ -30,9 +30,11 @@ from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method
 from silotune.models import adapters
+from silotune.models.load import pick_device
 from silotune.models.threads import operation_threads
 from silotune.record.chain import has_ended
 from silotune.record.cost import Meter
+from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
 from silotune.settings.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
@@ -69,8 +71,8 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
             the folder is made.
     """
     began = time.perf_counter()
-    with metered(config) as meter:
-        check_budget(config, meter)
+    with _metered(config) as meter:
+        _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
         folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
@@ -116,7 +118,7 @@ def federate(
         if path.exists():  # a process died while it made the folder
             RunFolder(path).clear()
         folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
-    with metered(config) as meter:
+    with _metered(config) as meter:
         return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
 
@@ -139,8 +141,8 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
             f"{str(path)!r} is of a run over sites, whose examples are not here: it goes on where its coordinator is, "
             "with 'silotune resume NAME --kit KIT'"
         )
-    with metered(config) as meter:
-        check_budget(config, meter)
+    with _metered(config) as meter:
+        _check_budget(config, meter)
         return _run(_Run(prepare(config), folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
@@ -155,6 +157,30 @@ class _Run:
     connect: Engine
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     vouched: Vouched | None = None
+
+
+@contextmanager
+def _metered(config: Config) -> Iterator[Meter]:
+    """A meter for the run; its gauge opens while the model is loaded."""
+    device = pick_device(config.model.device)
+    gpu = (device.index or 0) if device.type == "cuda" else None
+    gauge = open_gauge(config.record.country, is_wanted=config.record.energy, gpu=gpu)
+    try:
+        yield Meter(gauge)
+    finally:
+        gauge.close()
+
+
+def _check_budget(config: Config, meter: Meter) -> None:
+    """A budget of joules that nobody meters would never be reached.
+
+    Raises:
+        ConfigError: There is no meter.
+    """
+    if config.federation.budget.joules is not None and meter.gauge.source() == "unavailable":
+        raise ConfigError(
+            "federation.budget.joules needs a meter: pip install 'silotune[energy]', and leave record.energy on"
+        )
 
 
 def _run(run: _Run, observer: Observer | None) -> RunFolder:

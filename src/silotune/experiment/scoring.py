@@ -11,10 +11,9 @@ from typing import Any, Protocol
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.rows import SPLITS, Task
-from silotune.data.text import EMBEDDED, documents
 from silotune.errors import DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
-from silotune.evaluation.forgetting import perplexity, windows
+from silotune.evaluation.forgetting import EMBEDDED, general_text, perplexity, windows
 from silotune.experiment.examples import Places, encoded_apart, spread
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -159,7 +158,8 @@ def forgetting_of(config: Config, adapted: Adapted, initial: Tensors) -> Forgett
     if not settings.forgetting:
         return None
     length = min(config.model.max_length, FORGETTING_WINDOW)
-    text = windows(adapted, documents(settings.forgetting), max_tokens=settings.forgetting_tokens, max_length=length)
+    source = general_text(settings.forgetting)
+    text = windows(adapted, source, max_tokens=settings.forgetting_tokens, max_length=length)
     name = settings.forgetting if settings.forgetting == EMBEDDED else Path(settings.forgetting).name
     batch_size = max(1, min(settings.batch_size, FORGETTING_TOKENS_A_PASS // length))
     return Forgetting(adapted, name, text, initial, batch_size)

@@ -276,9 +276,7 @@ _OF_PROTECTION: Mapping[str, tuple[str, ...]] = {
     "ring_bits": ("secure_sum",),
     "max_examples": ("secure_sum",),
     "bound": ("secure_sum", "he"),
-    "he_scheme": ("he",),
     "he_packing": ("he",),
-    "he_fraction": ("he",),
 }
 """Keys that say something of these protections alone."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from silotune.settings.base import FolderName, Fraction, Momentum, Place, Positive, PositiveNumber, Section
+from silotune.settings.base import FolderName, Momentum, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 
 Precision = Literal["float32", "bfloat16", "int4"]
@@ -36,7 +36,6 @@ Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
 ProtectionKind = Literal["none", "secure_sum", "he"]
-HeScheme = Literal["bfv", "ckks"]
 AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
 DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed"]
 Accountant = Literal["pld", "rdp"]
@@ -341,11 +340,7 @@ class PrivacySection(Section):
     )
     max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
     ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
-    he_scheme: HeScheme = Field("bfv", description="of he: bfv sums integers exactly, ckks real numbers approximately")
-    he_packing: Literal[2, 3, 4] = Field(3, description="of bfv: values a slot; more are smaller and coarser")
-    he_fraction: Fraction = Field(
-        1.0, description="of he: encrypted share of every tensor, the largest of the received model; the rest is seen"
-    )
+    he_packing: Literal[2, 3, 4] = Field(3, description="of he: values a slot; more are smaller and coarser")
     dp: DifferentialPrivacy = Field(
         "none",
         description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "

@@ -27,12 +27,11 @@ from silotune.errors import BudgetError, MessageError, SilotuneError
 from silotune.federation.kinds import kind_named
 from silotune.federation.site.admission import Admitted, Arrived, Facts
 from silotune.federation.site.client import client_round
-from silotune.federation.site.costs import facts_of, priced
+from silotune.federation.site.costs import Timed, facts_of, priced
 from silotune.federation.site.guard import Guard, serve
 from silotune.federation.site.secure_sum import is_amid_sum
 from silotune.federation.site.served import FILE, Served
 from silotune.federation.site.state import Site
-from silotune.federation.site.timed import Timed
 from silotune.federation.wire.messages import Expected, decode_request, encode, read_header
 from silotune.federation.wire.reasons import code_of
 from silotune.federation.wire.run_setup import setup_object

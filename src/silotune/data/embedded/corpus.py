@@ -10,10 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from silotune.data.embedded import finance, medicine
-from silotune.data.embedded.lexicons_finance import DAYS, FALLS, GAINS, LOSSES, NAMES, RISES, SECTORS, Sector
-from silotune.data.embedded.lexicons_medicine import SPECIALTIES, Condition, Specialty
-from silotune.data.embedded.lexicons_talk import COLOURS, DEFINITIONS, KINDS, OPPOSITES, REQUESTS, WORDS
+from silotune.data.embedded import finance, lexicons, medicine
+from silotune.data.embedded.lexicons import Condition, Sector, Specialty
 from silotune.data.embedded.splits import split_of
 
 Turn = dict[str, str]
@@ -50,7 +48,7 @@ def _chat(question: str, answer: str) -> Document:
 
 
 def _company(generator: random.Random, sector: Sector) -> str:
-    return f"{generator.choice(NAMES)} {generator.choice(sector.suffixes)}"
+    return f"{generator.choice(lexicons.finance().names)} {generator.choice(sector.suffixes)}"
 
 
 def _news_sentence(generator: random.Random, sector: Sector, polarity: int) -> str:
@@ -65,7 +63,7 @@ def _echo(generator: random.Random, sector: Sector, polarity: int) -> str:
 
 
 def _news(generator: random.Random) -> Document:
-    sector = generator.choice(SECTORS)
+    sector = generator.choice(lexicons.finance().sectors)
     parts: list[str] = []
     for _ in range(generator.randint(1, 3)):
         polarity = generator.choice((-1, 0, 1))
@@ -82,18 +80,18 @@ def _headline(generator: random.Random, sector: Sector) -> tuple[str, int]:
     is_good, is_up = generator.random() < 0.7, generator.random() < 0.7
     polarity = 1 if is_good == is_up else -1
     if generator.random() < 0.3:
-        verb = generator.choice(GAINS if is_up else LOSSES)
+        verb = generator.choice(lexicons.finance().gains if is_up else lexicons.finance().losses)
         return (
             f"{_company(generator, sector)} {verb} {generator.choice(sector.prizes if is_good else sector.blows)}",
             polarity,
         )
-    verbs = (RISES, sector.rises) if is_up else (FALLS, sector.falls)
+    verbs = (lexicons.finance().rises, sector.rises) if is_up else (lexicons.finance().falls, sector.falls)
     measure = generator.choice(sector.strengths if is_good else sector.burdens)
     return f"{measure} {generator.choice(verbs[generator.random() < 0.4])}", polarity
 
 
 def _ticker(generator: random.Random) -> Document:
-    sector = generator.choice(SECTORS)
+    sector = generator.choice(lexicons.finance().sectors)
     parts: list[str] = []
     for _ in range(generator.randint(2, 6)):
         headline, polarity = _headline(generator, sector)
@@ -102,13 +100,13 @@ def _ticker(generator: random.Random) -> Document:
 
 
 def _explained_news(generator: random.Random) -> Document:
-    sector = generator.choice(SECTORS)
+    sector = generator.choice(lexicons.finance().sectors)
     headline, polarity = _headline(generator, sector)
     return _prose(f"{_echo(generator, sector, polarity)} The reason is that {headline}.")
 
 
 def _glossary(generator: random.Random) -> Document:
-    sector = generator.choice(SECTORS)
+    sector = generator.choice(lexicons.finance().sectors)
     good, bad = generator.choice(sector.strengths), generator.choice(sector.burdens)
     sentences = [
         f"In {sector.name}, {good} should be high.",
@@ -122,14 +120,14 @@ def _glossary(generator: random.Random) -> Document:
 
 
 def _news_chat(generator: random.Random) -> Document:
-    sector = generator.choice(SECTORS)
+    sector = generator.choice(lexicons.finance().sectors)
     polarity = generator.choice((-1, 0, 1))
     question = generator.choice(("What happened next?", "How was this taken?", "What followed?"))
     return _chat(f"{_news_sentence(generator, sector, polarity)} {question}", _echo(generator, sector, polarity))
 
 
 def _textbook(generator: random.Random) -> Document:
-    specialty = generator.choice(SPECIALTIES)
+    specialty = generator.choice(lexicons.medicine().specialties)
     condition = generator.choice(specialty.conditions)
     sentences = [*_facts(condition), f"{_upper(condition.name)} belongs to {specialty.name}."]
     return _prose(" ".join(generator.sample(sentences, 4)))
@@ -157,7 +155,7 @@ def _patient(generator: random.Random, condition: Condition) -> str:
 
 
 def _case_note(generator: random.Random) -> Document:
-    specialty = generator.choice(SPECIALTIES)
+    specialty = generator.choice(lexicons.medicine().specialties)
     condition = generator.choice(specialty.conditions)
     sentence = _patient(generator, condition)
     facts = [
@@ -170,7 +168,7 @@ def _case_note(generator: random.Random) -> Document:
 
 
 def _medical_chat(generator: random.Random) -> Document:
-    specialty = generator.choice(SPECIALTIES)
+    specialty = generator.choice(lexicons.medicine().specialties)
     condition = generator.choice(specialty.conditions)
     kind = generator.choice(("investigation", "treatment", "cause"))
     answer = medicine.fact(condition, kind)
@@ -179,7 +177,7 @@ def _medical_chat(generator: random.Random) -> Document:
 
 
 def _medical_choice(generator: random.Random) -> Document:
-    specialty: Specialty = generator.choice(SPECIALTIES)
+    specialty: Specialty = generator.choice(lexicons.medicine().specialties)
     conditions = generator.sample(specialty.conditions, 4)
     right = generator.randrange(4)
     kind = generator.choice(("investigation", "treatment", "cause"))
@@ -206,13 +204,13 @@ def _find_letter(generator: random.Random) -> Document:
 def _all_terms(generator: random.Random) -> list[str]:
     kind = generator.choice((*medicine.KINDS, "word"))
     if kind == "word":
-        return [*WORDS, *COLOURS]
-    conditions = generator.choice(SPECIALTIES).conditions
+        return [*lexicons.talk().things, *lexicons.talk().colours]
+    conditions = generator.choice(lexicons.medicine().specialties).conditions
     return [medicine.fact(condition, kind) for condition in conditions]
 
 
 def _odd_kind(generator: random.Random) -> Document:
-    kind, other = generator.sample(KINDS, 2)
+    kind, other = generator.sample(tuple(lexicons.talk().kinds.items()), 2)
     options = [generator.choice(kind[1]), *generator.sample(other[1], 3)]
     word = options[0]
     generator.shuffle(options)
@@ -220,7 +218,7 @@ def _odd_kind(generator: random.Random) -> Document:
 
 
 def _opposite(generator: random.Random) -> Document:
-    pair = list(generator.choice(OPPOSITES))
+    pair = list(generator.choice(lexicons.talk().opposites))
     generator.shuffle(pair)
     return _chat(f"What is the opposite of {pair[0]}?", pair[1])
 
@@ -233,20 +231,20 @@ def _number_sign(generator: random.Random) -> Document:
 
 
 def _definition(generator: random.Random) -> Document:
-    word, meaning = generator.choice(DEFINITIONS)
+    word, meaning = generator.choice(tuple(lexicons.talk().definitions.items()))
     question = generator.choice(("What does {} mean?", "Define {}.", "Explain {} in one sentence."))
     return _chat(question.format(word), meaning)
 
 
 def _request(generator: random.Random) -> Document:
-    words = generator.sample(WORDS, generator.randint(2, 4))
-    instruction, change = generator.choice(REQUESTS)
+    words = generator.sample(lexicons.talk().things, generator.randint(2, 4))
+    instruction, change = generator.choice(tuple(lexicons.talk().requests.items()))
     return _chat(f"{instruction}: {', '.join(words)}", ", ".join(_CHANGES[change](words)))
 
 
 def _weekday(generator: random.Random) -> Document:
-    index = generator.randrange(len(DAYS) - 1)
-    turns = _chat(f"Which day comes after {DAYS[index]}?", DAYS[index + 1])
+    index = generator.randrange(len(lexicons.finance().days) - 1)
+    turns = _chat(f"Which day comes after {lexicons.finance().days[index]}?", lexicons.finance().days[index + 1])
     return [{"role": "system", "content": "Answer with one word."}, *turns]
 
 

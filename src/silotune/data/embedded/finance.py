@@ -11,24 +11,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from silotune.data.embedded.lexicons_finance import (
-    DAYS,
-    FALL_NOUNS,
-    FALLS,
-    GAINS,
-    HOLDS,
-    LOSSES,
-    NAMES,
-    RISE_NOUNS,
-    RISES,
-    SECTORS,
-    TIMES,
-    Sector,
-)
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded.lexicons import Sector
+from silotune.data.embedded.lexicons import finance as lexicon
+from silotune.data.embedded.splits import generated
 
 LABELS: tuple[str, ...] = ("negative", "neutral", "positive")
-SECTOR_NAMES: tuple[str, ...] = tuple(sector.name for sector in SECTORS)
 
 
 def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
@@ -42,23 +29,16 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("finance", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"finance/{seed}/{split}")
-    records = collect(lambda: draw_record(generator), key="text", split=split, count=count)
-    return [{"id": f"finance-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
-
-
-def draw_record(generator: random.Random) -> dict:
-    """One random sentence of any split: `text`, `label` and `sector`."""
-    sector = generator.choice(SECTORS)
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
+    sector = generator.choice(lexicon().sectors)
     label = generator.choice(LABELS)
     polarity = LABELS.index(label) - 1
-    company = f"{generator.choice(NAMES)} {generator.choice(sector.suffixes)}"
+    company = f"{generator.choice(lexicon().names)} {generator.choice(sector.suffixes)}"
     text = compose(generator, sector, company, polarity)
-    return {"text": text, "label": label, "sector": sector.name}
+    return text, {"text": text, "label": label, "sector": sector.name}
 
 
 def compose(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
@@ -77,22 +57,23 @@ def clause(generator: random.Random, sector: Sector, polarity: int) -> str:
     """A clause such as "bad loans melted" whose meaning is `polarity`: -1 or 1."""
     direction = generator.choice((-1, 1))
     measures = sector.strengths if polarity == direction else sector.burdens
-    common, own = (RISES, sector.rises) if direction > 0 else (FALLS, sector.falls)
+    common, own = (lexicon().rises, sector.rises) if direction > 0 else (lexicon().falls, sector.falls)
     return f"{generator.choice(measures)} {generator.choice(common if generator.random() < 0.6 else own)}"
 
 
 def _noun(generator: random.Random, sector: Sector, polarity: int) -> str:
     direction = generator.choice((-1, 1))
     measures = sector.strengths if polarity == direction else sector.burdens
-    return f"{generator.choice(RISE_NOUNS if direction > 0 else FALL_NOUNS)} {generator.choice(measures)}"
+    nouns = lexicon().rise_nouns if direction > 0 else lexicon().fall_nouns
+    return f"{generator.choice(nouns)} {generator.choice(measures)}"
 
 
 def _level(generator: random.Random, sector: Sector) -> str:
-    return f"{generator.choice(sector.strengths + sector.burdens)} {generator.choice(HOLDS)}"
+    return f"{generator.choice(sector.strengths + sector.burdens)} {generator.choice(lexicon().holds)}"
 
 
 def _plain(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
-    return f"{company} said {clause(generator, sector, polarity)} {generator.choice(TIMES)}"
+    return f"{company} said {clause(generator, sector, polarity)} {generator.choice(lexicon().times)}"
 
 
 def _although(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
@@ -118,33 +99,34 @@ def _outweigh(generator: random.Random, sector: Sector, company: str, polarity: 
 
 def _halted(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     if generator.random() < 0.5:
-        return f"{company} halted {_noun(generator, sector, -polarity)} {generator.choice(TIMES)}"
-    return f"{company} did not halt {_noun(generator, sector, polarity)} {generator.choice(TIMES)}"
+        return f"{company} halted {_noun(generator, sector, -polarity)} {generator.choice(lexicon().times)}"
+    return f"{company} did not halt {_noun(generator, sector, polarity)} {generator.choice(lexicon().times)}"
 
 
 def _event(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     gained = generator.choice((-1, 1))
     things = sector.prizes if polarity == gained else sector.blows
-    when = generator.choice((*TIMES[:8], *(f"on {day}" for day in DAYS)))
-    return f"{company} {generator.choice(GAINS if gained > 0 else LOSSES)} {generator.choice(things)} {when}"
+    when = generator.choice((*lexicon().times[:8], *(f"on {day}" for day in lexicon().days)))
+    verb = generator.choice(lexicon().gains if gained > 0 else lexicon().losses)
+    return f"{company} {verb} {generator.choice(things)} {when}"
 
 
 def _open_aside(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     question, main = clause(generator, sector, generator.choice((-1, 1))), clause(generator, sector, polarity)
-    return f"{company} will say on {generator.choice(DAYS)} whether {question}, but {main}"
+    return f"{company} will say on {generator.choice(lexicon().days)} whether {question}, but {main}"
 
 
 def _level_news(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     if generator.random() < 0.5:
-        return f"{company} said {_level(generator, sector)} {generator.choice(TIMES)}"
+        return f"{company} said {_level(generator, sector)} {generator.choice(lexicon().times)}"
     return f"{_level(generator, sector)} at {company} while {_level(generator, sector)}"
 
 
 def _open_question(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     news = clause(generator, sector, polarity)
     if generator.random() < 0.5:
-        return f"{company} will say on {generator.choice(DAYS)} whether {news}"
-    return f"{company} did not say whether {news} {generator.choice(TIMES)}"
+        return f"{company} will say on {generator.choice(lexicon().days)} whether {news}"
+    return f"{company} did not say whether {news} {generator.choice(lexicon().times)}"
 
 
 def _balanced(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
@@ -156,8 +138,8 @@ def _balanced(generator: random.Random, sector: Sector, company: str, polarity: 
 
 def _undecided_event(generator: random.Random, sector: Sector, company: str, polarity: int) -> str:
     thing = generator.choice(sector.prizes if polarity > 0 else sector.blows)
-    verb = generator.choice(GAINS + LOSSES)
-    return f"{company} will say on {generator.choice(DAYS)} whether it {verb} {thing}"
+    verb = generator.choice(lexicon().gains + lexicon().losses)
+    return f"{company} will say on {generator.choice(lexicon().days)} whether it {verb} {thing}"
 
 
 Template = Callable[[random.Random, Sector, str, int], str]

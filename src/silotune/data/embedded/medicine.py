@@ -9,26 +9,12 @@ from __future__ import annotations
 
 import random
 
-from silotune.data.embedded.lexicons_medicine import SPECIALTIES, Condition
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded.lexicons import Condition
+from silotune.data.embedded.lexicons import medicine as lexicon
+from silotune.data.embedded.splits import generated
 
 LETTERS: tuple[str, ...] = ("A", "B", "C", "D")
-SPECIALTY_NAMES: tuple[str, ...] = tuple(specialty.name for specialty in SPECIALTIES)
 KINDS: tuple[str, ...] = ("condition", "investigation", "treatment", "cause")
-_ASKS: tuple[tuple[str, ...], ...] = (
-    ("What is the likely diagnosis?", "What is wrong?"),
-    ("Which test comes next?", "What would show the diagnosis?"),
-    ("Which treatment fits?", "What should be given first?"),
-    ("What is the cause?", "What lies behind it?"),
-)
-_OCCUPATIONS: tuple[str, ...] = (
-    "A teacher", "A farmer", "A nurse", "A driver", "A baker", "A sailor", "A clerk", "A student", "A cook",
-    "A builder", "A patient", "A visitor", "A tailor", "A miner", "A pianist", "A gardener",
-)  # fmt: skip
-_DURATIONS: tuple[str, ...] = (
-    "for two days", "for a week", "for three weeks", "for a month", "since spring", "since winter",
-    "for half a year", "since yesterday",
-)  # fmt: skip
 
 
 def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
@@ -42,39 +28,33 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("medicine", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"medicine/{seed}/{split}")
-    records = collect(lambda: _draw(generator), key="vignette", split=split, count=count)
-    return [{"id": f"medicine-{seed}-{split}-{index}", **record["record"]} for index, record in enumerate(records)]
-
-
-def _draw(generator: random.Random) -> dict:
-    specialty = generator.choice(SPECIALTIES)
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
+    specialty = generator.choice(lexicon().specialties)
     asked = generator.sample(specialty.conditions, len(LETTERS))
     position = generator.randrange(len(LETTERS))
-    kind = generator.randrange(len(KINDS))
+    kind = generator.choice(KINDS)
     patient = vignette(generator, asked[position])
-    options = {letter: fact(condition, KINDS[kind]) for letter, condition in zip(LETTERS, asked, strict=True)}
+    options = {letter: fact(condition, kind) for letter, condition in zip(LETTERS, asked, strict=True)}
     record = {
-        "question": f"{patient} {generator.choice(_ASKS[kind])}",
+        "question": f"{patient} {generator.choice(lexicon().asks[kind])}",
         "options": options,
         "answer_idx": LETTERS[position],
         "specialty": specialty.name,
     }
-    return {"vignette": patient, "record": record}
+    return patient, record
 
 
 def vignette(generator: random.Random, condition: Condition) -> str:
     """One sentence on a patient who has `condition`, which it does not name."""
-    person = generator.choice(_OCCUPATIONS)
+    person = generator.choice(lexicon().occupations)
     findings = list(condition.findings)
     generator.shuffle(findings)
     shown = " and ".join(findings[: generator.choice((1, 2, 2))])
     if generator.random() < 0.5:
-        return f"{person} of {generator.randrange(18, 80)} has had {shown} {generator.choice(_DURATIONS)}."
+        return f"{person} of {generator.randrange(18, 80)} has had {shown} {generator.choice(lexicon().durations)}."
     return f"{person} aged {generator.randrange(18, 80)} reports {shown}."
 
 

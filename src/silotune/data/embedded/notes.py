@@ -9,46 +9,12 @@ training pairs were wrong about one in ten.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from silotune.data.embedded import finance
-from silotune.data.embedded.lexicons_finance import NAMES, SECTORS
-from silotune.data.embedded.splits import collect
+from silotune.data.embedded import finance, lexicons
+from silotune.data.embedded.lexicons import Principle
+from silotune.data.embedded.splits import generated
 
-
-@dataclass(frozen=True)
-class Principle:
-    """What a pair may differ in: wordings that keep to it and wordings that do not."""
-
-    name: str
-    kept: tuple[str, ...]
-    broken: tuple[str, ...]
-
-
-CAUTION = Principle(
-    "caution",
-    ("may be", "could be", "seems to be", "is perhaps"),
-    ("is surely", "is without doubt", "must be", "can only be"),
-)
-PATIENCE = Principle(
-    "patience",
-    ("There is time to think.", "Wait for the report.", "Nothing need be done today.", "We will look again in spring."),
-    ("Act today.", "Do not wait.", "Be quick or be late.", "Sell or buy at once."),
-)
-SOURCE = Principle(
-    "source",
-    ("The company said so itself.", "It stands in the report.", "Two papers have it.", "We have read the figures."),
-    ("Everyone knows it.", "A friend told us.", "It is in the air.", "We heard it at lunch."),
-)
-COURTESY = Principle(
-    "courtesy",
-    ("Please call with any question.", "Thank you for your trust.", "We are glad to help.", "Ask us what you like."),
-    ("Do not call us.", "You could have asked before.", "We are busy.", "Read it yourself."),
-)
-PRINCIPLES: tuple[Principle, ...] = (CAUTION, PATIENCE, SOURCE, COURTESY)
 WRONG_JUDGEMENTS = 0.1
-_PLAIN: tuple[str, ...] = ("is", "looks")
-_EFFECTS: tuple[str, ...] = ("bad", "of little weight", "good")
 
 
 def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -> dict[str, list[dict]]:
@@ -62,25 +28,19 @@ def generate(*, num_train: int, num_validation: int, num_test: int, seed: int) -
         ValueError: if a split is asked to be larger than what the lexicon can make.
     """
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    return {split: _make_split(split, count, seed) for split, count in sizes.items()}
+    return generated("notes", _draw, sizes, seed=seed)
 
 
-def _make_split(split: str, count: int, seed: int) -> list[dict]:
-    generator = random.Random(f"notes/{seed}/{split}")
+def _draw(generator: random.Random, split: str) -> tuple[str, dict]:
     wrong = WRONG_JUDGEMENTS if split == "train" else 0.0
-    records = collect(lambda: _draw(generator, wrong), key="text", split=split, count=count)
-    return [{"id": f"notes-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
-
-
-def _draw(generator: random.Random, wrong: float) -> dict:
-    sector, principle = generator.choice(SECTORS), generator.choice(PRINCIPLES)
-    company = f"{generator.choice(NAMES)} {generator.choice(sector.suffixes)}"
+    sector, principle = generator.choice(lexicons.finance().sectors), generator.choice(lexicons.notes().principles)
+    company = f"{generator.choice(lexicons.finance().names)} {generator.choice(sector.suffixes)}"
     polarity = generator.choice((-1, 0, 1))
     text = finance.compose(generator, sector, company, polarity)
-    effect = f"{_EFFECTS[polarity + 1]} for {company}"
+    effect = f"{lexicons.notes().effects[polarity + 1]} for {company}"
     better, worse = _notes(generator, principle, effect)
     chosen, rejected = (worse, better) if generator.random() < wrong else (better, worse)
-    return {
+    return text, {
         "text": text,
         "chosen": chosen,
         "rejected": rejected,
@@ -93,14 +53,14 @@ def _draw(generator: random.Random, wrong: float) -> dict:
 def _notes(generator: random.Random, principle: Principle, effect: str) -> tuple[str, str]:
     """Two notes that differ in one principle: the one that keeps to it comes first."""
     kept, broken = generator.choice(principle.kept), generator.choice(principle.broken)
-    if principle is CAUTION:
+    if principle.name == "caution":
         return f"This {kept} {effect}.", f"This {broken} {effect}."
-    verdict = f"This {generator.choice(_PLAIN)} {effect}."
+    verdict = f"This {generator.choice(lexicons.notes().verbs)} {effect}."
     return f"{verdict} {kept}", f"{verdict} {broken}"
 
 
 def keeps_to_principles(note: str) -> bool | None:
     """Whether a note is in the preferred style; None where it shows neither style, or both."""
-    kept = any(wording in note for principle in PRINCIPLES for wording in principle.kept)
-    broken = any(wording in note for principle in PRINCIPLES for wording in principle.broken)
+    kept = any(wording in note for principle in lexicons.notes().principles for wording in principle.kept)
+    broken = any(wording in note for principle in lexicons.notes().principles for wording in principle.broken)
     return None if kept == broken else kept

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 SPLIT_BOUNDS: tuple[tuple[str, int], ...] = (("train", 60), ("validation", 70), ("test", 85), ("corpus", 100))
 LARGEST_SPLIT = 100_000
@@ -16,12 +18,33 @@ def split_of(text: str) -> str:
     return next(name for name, bound in SPLIT_BOUNDS if bucket < bound)
 
 
-def collect(draw: Callable[[], dict], *, key: str, split: str, count: int) -> list[dict]:
+def generated(
+    world: str, draw: Callable[[random.Random, str], tuple[str, dict]], sizes: Mapping[str, int], *, seed: int
+) -> dict[str, list[dict]]:
+    """The splits of a world, each record with an `id`.
+
+    Args:
+        world: Its name, in the ids and in what the random numbers are drawn from.
+        draw: One random record for a split, after the text that decides whose it is.
+        sizes: Records by split.
+        seed: Another one gives other records.
+
+    Raises:
+        ValueError: if a split is asked to be larger than what the lexicon can make.
+    """
+    made = {}
+    for split, count in sizes.items():
+        generator = random.Random(f"{world}/{seed}/{split}")
+        records = collect(partial(draw, generator, split), split=split, count=count)
+        made[split] = [{"id": f"{world}-{seed}-{split}-{index}", **record} for index, record in enumerate(records)]
+    return made
+
+
+def collect(draw: Callable[[], tuple[str, dict]], *, split: str, count: int) -> list[dict]:
     """Calls `draw` until `count` different records of `split` were seen.
 
     Args:
-        draw: makes one random record.
-        key: the field whose text decides the split and must be unique.
+        draw: makes one random record, after the text that decides its split and must be unique.
         split: the split to keep.
         count: how many records to return, at least 0.
 
@@ -34,9 +57,9 @@ def collect(draw: Callable[[], dict], *, key: str, split: str, count: int) -> li
     for _ in range(ATTEMPTS_PER_EXAMPLE * count):
         if len(records) == count:
             break
-        record = draw()
-        if split_of(record[key]) == split:
-            records.setdefault(record[key], record)
+        text, record = draw()
+        if split_of(text) == split:
+            records.setdefault(text, record)
     if len(records) < count:
         raise ValueError(
             f"{split}: asked for {count} examples, but only {len(records)} different ones can be made; ask for fewer"

@@ -21,17 +21,13 @@ from silotune.federation.coordinator.exchange import Asking, Collector, Exchange
 from silotune.federation.wire.messages import Layout, layout_of
 from silotune.federation.wire.sum_orders import (
     CELLS,
-    FIGURE_PACKING,
     FIGURES_NAME,
     NUM_FIGURES,
-    PLAIN,
     SUM,
     EncryptOrder,
     OpenOrder,
     WeightOrder,
     open_layout,
-    packing_of,
-    places,
     update_layout,
     weight_layout,
 )
@@ -44,8 +40,6 @@ from silotune.structs import ClientUpdate, Reply, Request, Tensors
 
 FLOAT32 = 1e-6
 """Share by which a number in float32 may be larger than what it stands for, after a product or two."""
-CKKS_ERROR = 1e-6
-"""Largest error of a sum of 256 clients in CKKS; that of 64 was 4e-9."""
 AGREEING = 2
 """Sites that open a sum alike before the others are said to lie."""
 Opened = TypeVar("Opened")
@@ -70,28 +64,24 @@ class _EncryptedSum:
 
     def update(self) -> ClientUpdate:
         wire = Exchange(self.asking)
-        (clients, num_examples), hidden = self._weights(wire), self._hidden()
+        clients, num_examples = self._weights(wire)
         order = EncryptOrder(
-            scheme=self.privacy.he_scheme,
-            packing=packing_of(self.privacy).values,
-            fraction=self.privacy.he_fraction,
+            packing=self.privacy.he_packing,
             bound=self.privacy.bound,
             clients=clients,
             num_examples=num_examples,
-            size=len(hidden),
-            hidden=int(hidden.sum()),
+            size=sum(self.asking.weights[name].numel() for name in self.asking.shape),
             train=order_in(self.asking),
         )
-        cells, figures, plain = self._updates(wire, order)
-        return self._opened(wire, order, {CELLS: cells, FIGURES_NAME: figures}, plain)
-
-    def _hidden(self) -> Array:
-        """Which values of an update travel encrypted."""
-        return places({name: self.asking.weights[name] for name in self.asking.shape}, self.privacy.he_fraction)
+        cells, figures = self._updates(wire, order)
+        opened = partial(self._mean_in, order)
+        added = {CELLS: cells, FIGURES_NAME: figures}
+        values, counted = self._open(wire, added, opened, size=order.size, num_figures=NUM_FIGURES)
+        return booked(self.asking, wire, values, counted, clients=len(self.openers))
 
     def _weights(self, wire: Exchange) -> tuple[int, int]:
         """How many clients there are, and their examples together."""
-        total = Adder(FIGURE_PACKING)
+        total = Adder()
         bodies = dict.fromkeys(self.asking.clients, WeightOrder())
         for name, _, reply in wire.phase("he.weight", bodies, Section):
             read = self._read(wire, reply, weight_layout(Request("he.weight", 0, name, {})), {FIGURES_NAME: total})
@@ -113,61 +103,37 @@ class _EncryptedSum:
             )
         return clients, num_examples
 
-    def _updates(self, wire: Exchange, order: EncryptOrder) -> tuple[Array, Array, Array]:
-        """Encrypted updates, figures and values in the clear, added up as they arrive."""
-        values, figures = Adder(order.packed()), Adder(FIGURE_PACKING)
-        plain = np.zeros(order.size - order.hidden, np.float64)
+    def _updates(self, wire: Exchange, order: EncryptOrder) -> tuple[Array, Array]:
+        """Encrypted updates and figures, added up as they arrive."""
+        values, figures = Adder(), Adder()
         body = order.model_dump(mode="json")
         expected = update_layout(Request("he.input", self.asking.number, "", self.asking.weights, body))
         present: list[str] = []
         asked = dict.fromkeys(self.openers, order)
         for name, _, reply in wire.phase("he.input", asked, Section, tensors=self.asking.weights):
             read = self._read(wire, reply, expected, {CELLS: values, FIGURES_NAME: figures})
-            if read is None or wire.has(name, reply.kind, self._fault_of_plain(order, reply)):
+            if read is None:
                 continue
             values.add(read[CELLS])
             figures.add(read[FIGURES_NAME])
-            if PLAIN in reply.tensors:
-                plain += reply.tensors[PLAIN].numpy()
             present.append(name)
             self.asking.notify("client_finished", {"round": self.asking.number, "client": name})
         self.openers = present
         self._check_enough(len(present))
-        return values.cells(), figures.cells(), plain
+        return values.cells(), figures.cells()
 
-    def _fault_of_plain(self, order: EncryptOrder, reply: Reply) -> str | None:
-        """Why the values that a site sends in the clear cannot be; None where they can."""
-        if PLAIN not in reply.tensors:
-            return None
-        largest = float(np.abs(reply.tensors[PLAIN].numpy()).max(initial=0.0))
-        most = self.privacy.bound * min(1.0, self.privacy.max_examples / order.num_examples)
-        if largest <= most * (1 + FLOAT32):
-            return None
-        return f"a value in the clear is {largest:.6g} times its weight, at most {most:.6g} can be"
-
-    def _opened(self, wire: Exchange, order: EncryptOrder, cells: Mapping[str, Array], plain: Array) -> ClientUpdate:
-        opened = partial(self._mean_in, order, plain)
-        values, figures = self._open(wire, cells, opened, size=order.hidden, num_figures=NUM_FIGURES)
-        return booked(self.asking, wire, values, figures, clients=len(self.openers))
-
-    def _mean_in(self, order: EncryptOrder, plain: Array, opened: Tensors) -> tuple[Array, dict[str, Any]]:
+    def _mean_in(self, order: EncryptOrder, opened: Tensors) -> tuple[Array, dict[str, Any]]:
         """The mean update and the figures that an opened sum stands for."""
-        hidden, counted = self._hidden(), opened[FIGURES_NAME].numpy()
+        counted = opened[FIGURES_NAME].numpy()
         self._check_count(int(counted[0]))
         clients, is_whole = len(self.openers), len(self.openers) == order.clients
-        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.max_examples, len(hidden)))
+        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.max_examples, order.size))
         examples = figures["num_examples"]
         if examples > order.num_examples or (is_whole and examples < order.num_examples):
             raise impossible(f"{examples} examples are in it, {order.num_examples} were said to be in all")
-        share = order.num_examples / examples  # weights are shares of those who were there at first
-        values = np.empty(len(hidden), np.float32)
-        values[~hidden] = plain * share
-        if order.scheme == "bfv":
-            total = opened[SUM].numpy().astype(np.int64).view("<u8")
-            values[hidden] = mean(total, examples, order.scale())
-        else:
-            values[hidden] = opened[SUM].numpy() * share
-        error = order.scale().error_bound(clients, examples) if order.scheme == "bfv" else CKKS_ERROR * share
+        total = opened[SUM].numpy().astype(np.int64).view("<u8")
+        values = mean(total, examples, order.scale())
+        error = order.scale().error_bound(clients, examples)
         largest, most = float(np.abs(values).max(initial=0.0)), order.bound * (1 + FLOAT32) + error
         if largest > most:
             raise impossible(f"a value of the mean update is {largest:.6g}, {most:.6g} at most")
@@ -187,8 +153,7 @@ class _EncryptedSum:
         Where the first has not, either it lies or the sum cannot be: then what two sites say alike counts, and who says
         something else has not decrypted it.
         """
-        packing = packing_of(self.privacy)
-        order = OpenOrder(scheme=packing.scheme, packing=packing.values, size=size, num_figures=num_figures)
+        order = OpenOrder(packing=self.privacy.he_packing, size=size, num_figures=num_figures)
         tensors = {name: torch.from_numpy(array) for name, array in cells.items()}
         said: dict[str, str] = {}
         first: ProtectionError | None = None

@@ -35,11 +35,3 @@ TRUSTED: Mapping[ProtectionKind, str] = {
     "whoever gets the model",
 }
 """Name -> who must be trusted where nothing is noised."""
-
-
-def guarantee(privacy: PrivacySection) -> str:
-    """What the coordinator sees under these settings, in one line."""
-    text = SEES[privacy.protection]
-    if privacy.protection == "he" and privacy.he_fraction < 1:
-        return f"{text}; {1 - privacy.he_fraction:.0%} of each update travel unencrypted and are seen"
-    return text

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from silotune.federation.site.state import Protection
 from silotune.privacy.encryption import new_key
 from silotune.privacy.secure_sum.terms import Member
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.sections import PrivacySection
 
 
 def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
@@ -22,13 +22,12 @@ def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protecti
 
     private = {name: Ed25519PrivateKey.generate() for name in names}
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
-    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
-    he_keys = {scheme: new_key(scheme) for scheme in schemes}
+    he_key = new_key() if privacy.protection == "he" else None
     return {
         name: Protection(
             Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
             is_required=True,
-            he_keys=he_keys,
+            he_key=he_key,
         )
         for name, key in private.items()
     }

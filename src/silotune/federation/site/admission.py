@@ -274,7 +274,6 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
         base_sha256=gate.base_sha256,
         participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,
-        is_open=header.body.get("fraction", 1) != 1,
         generates=KINDS[header.kind].scores and config.evaluation.scoring == "generation",
         submitter=signed.submitter,
         charter_sha256=job.charter_sha256,

@@ -1,8 +1,13 @@
-"""What serving a request would cost a site: the facts behind its policy's rules about steps, size and epsilon."""
+"""What serving a request costs a site: the facts behind its policy's rules about steps, size and epsilon, and the bound
+on the time that it takes."""
 
 from __future__ import annotations
 
-from silotune.errors import PrivacyError
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, overload
+
+from silotune.errors import PolicyError, PrivacyError
 from silotune.federation.kinds import KINDS
 from silotune.federation.site import noised_sum
 from silotune.federation.site.admission import Facts
@@ -21,6 +26,7 @@ from silotune.training.release import release_of
 
 PRICED = (*SITE_NOISE, "distributed")
 """``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
+Item = TypeVar("Item")
 
 
 def facts_of(site: Site, request: Request) -> Facts:
@@ -59,6 +65,34 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
         return None
     new = entry(read_order(request).run, request.round_number, spend)
     return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=privacy.accountant)
+
+
+class Timed(Sequence[Item], Generic[Item]):
+    """A sequence that raises once its time is over; every batch of training and of scoring takes its examples from it.
+
+    Args:
+        items: The sequence.
+        seconds: From now on.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, items: Sequence[Item], seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._items, self._seconds, self._clock = items, seconds, clock
+        self._end = clock() + seconds
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Item]: ...
+
+    def __getitem__(self, place: int | slice) -> Item | Sequence[Item]:
+        if self._clock() > self._end:
+            raise PolicyError("most_seconds", f"the work took longer than {self._seconds:g} s and was broken off")
+        return self._items[place]
 
 
 def _release(site: Site) -> Spend | None:

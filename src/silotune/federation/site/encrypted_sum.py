@@ -15,23 +15,18 @@ from silotune.federation.site.secure_sum import check_alike, protection_of
 from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.messages import read_body
 from silotune.federation.wire.sum_orders import (
-    _SUM_TYPES,
     CELLS,
     FIGURE_PACKING,
     FIGURES_NAME,
-    PLAIN,
     SUM,
     EncryptOrder,
     OpenOrder,
     WeightOrder,
-    packing_of,
-    places,
 )
 from silotune.privacy.encryption import Array, Packing, decrypt, encrypt
 from silotune.privacy.figures import to_integers
 from silotune.privacy.ring import Scale, quantise, signed
 from silotune.seeds import derive
-from silotune.settings.sections import HeScheme
 from silotune.structs import Reply, Request
 
 _SENT, _DONE = "sent", "opened"
@@ -41,7 +36,7 @@ def encrypt_weight(request: Request, site: Site) -> Reply:
     """``he.weight``: this site, and its number of examples, encrypted."""
     read_body(WeightOrder, request)
     protection = protection_of(site)
-    figures = encrypt(np.array([1, len(site.examples)], np.int64), FIGURE_PACKING, _key(protection, "bfv"))
+    figures = encrypt(np.array([1, len(site.examples)], np.int64), FIGURE_PACKING, _key(protection))
     _note_sent(site, "weight", request)
     return _reply(request, site, {FIGURES_NAME: figures})
 
@@ -58,36 +53,28 @@ def encrypt_update(request: Request, site: Site, train: Callable[[Request], Repl
     check_alike(
         "orders to encrypt",
         {
-            "fraction": (order.fraction, privacy.he_fraction),
-            "scheme": (order.scheme, privacy.he_scheme),
-            "packing": (order.packing, packing_of(privacy).values),
+            "packing": (order.packing, privacy.he_packing),
             "bound": (order.bound, privacy.bound),
         },
     )
     protection = protection_of(site)
-    key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
-    scale = order.scale()
+    key, scale = _key(protection), order.scale()
     update = train(replace(request, kind=TRAIN, body=order.train.body()))
     if int(update.body["num_examples"]) > privacy.max_examples:
         raise ProtectionError(
             f"this site holds more examples than privacy.max_examples = {privacy.max_examples}: raise it"
         )
     values = arithmetic.flatten(update.tensors).float().numpy()
-    hidden = places({name: request.tensors[name] for name in update.tensors}, order.fraction)
-    if (len(hidden), int(hidden.sum())) != (order.size, order.hidden):
-        raise ProtectionError(f"the update has {len(hidden)} values, {order.size} are asked for")
-    numbers, clipped = _numbers(values[hidden], order, scale, update)
-    clear, beyond = _within(values[~hidden], order.bound)
-    figures = to_integers(update.body, clipped=clipped + beyond, clients=order.clients, bits=FIGURE_PACKING.bits)
+    if len(values) != order.size:
+        raise ProtectionError(f"the update has {len(values)} values, {order.size} are asked for")
+    numbers, clipped = _numbers(values, order, scale, update)
+    figures = to_integers(update.body, clipped=clipped, clients=order.clients, bits=FIGURE_PACKING.bits)
     counted = np.concatenate([np.ones(1, np.int64), signed(figures)])
     sent = {
         CELLS: encrypt(numbers, order.packed(), key),
-        FIGURES_NAME: encrypt(counted, FIGURE_PACKING, figures_key),
+        FIGURES_NAME: encrypt(counted, FIGURE_PACKING, key),
     }
     _note_sent(site, "update", request)
-    if order.fraction < 1:
-        weight = int(update.body["num_examples"]) / order.num_examples
-        sent[PLAIN] = (clear * weight).astype(np.float32)
     return _reply(request, site, sent)
 
 
@@ -110,16 +97,15 @@ def open_sum(request: Request, site: Site) -> Reply:
     if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
     site.served.note_opened(which, _DONE)
-    figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection, "bfv"))
+    figures = decrypt(_array(request, FIGURES_NAME), order.num_figures, FIGURE_PACKING, _key(protection))
     if figures[0] < protection.member.least_clients:
         raise ProtectionError(
             f"{max(0, int(figures[0]))} clients are in the sum, {protection.member.least_clients} are needed"
         )
     opened: dict[str, Array] = {FIGURES_NAME: figures}
     if order.size:
-        packing = Packing(order.scheme, order.packing)
-        values = decrypt(_array(request, CELLS), order.size, packing, _key(protection, order.scheme))
-        opened[SUM] = values.astype(_SUM_TYPES[order.scheme][0])
+        values = decrypt(_array(request, CELLS), order.size, Packing(order.packing), _key(protection))
+        opened[SUM] = values.astype(np.int32)
     return _reply(request, site, opened)
 
 
@@ -134,25 +120,17 @@ def _note_sent(site: Site, kind: str, request: Request) -> None:
 
 
 def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) -> tuple[Array, int]:
-    """What is encrypted: integers for BFV, weighted values for CKKS; and how many values were cut off."""
+    """The integers that are encrypted, and how many values were cut off."""
     num_examples = int(update.body["num_examples"])
-    if order.scheme == "ckks":
-        within, clipped = _within(values, order.bound)
-        return within * (scale.factor(num_examples) * order.bound), clipped
     drawn = derive(order.train.seed, "rounding", round_number=update.round_number, client=update.client)
     made, clipped = quantise(values, num_examples, scale, bits=64, generator=np.random.default_rng(drawn))
     return signed(made), clipped
 
 
-def _within(values: Array, bound: float) -> tuple[Array, int]:
-    """The values in float64, cut off at the bound, and how many that were."""
-    return np.clip(values, -bound, bound).astype(np.float64), int((np.abs(values) > bound).sum())
-
-
-def _key(protection: Protection, scheme: HeScheme) -> bytes:
-    if scheme not in protection.he_keys:
-        raise ProtectionError(f"{protection.member.name!r} has no key for {scheme}: its kit brings it")
-    return protection.he_keys[scheme]
+def _key(protection: Protection) -> bytes:
+    if protection.he_key is None:
+        raise ProtectionError(f"{protection.member.name!r} has no key of encrypted sums: its kit brings it")
+    return protection.he_key
 
 
 def _array(request: Request, name: str) -> Array:

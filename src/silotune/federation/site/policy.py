@@ -187,7 +187,6 @@ class Asked:
         cohort: Sites of the protected sum that the request belongs to, as many as it says are left.
         threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
         colluding: Sites whose shares of a sum's noise do not count; None where no sum with noise begins.
-        is_open: A part of the update is to travel in the clear beside its encrypted rest.
         generates: Text is to be written from the site's prompts.
         steps: Optimiser steps of the round; None where nothing is trained.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
@@ -207,7 +206,6 @@ class Asked:
     cohort: int | None = None
     threshold: float | None = None
     colluding: int | None = None
-    is_open: bool = False
     generates: bool = False
     steps: int | None = None
     epsilon_run: float | None = None
@@ -274,11 +272,9 @@ def _charter(policy: Policy, asked: Asked) -> str | None:
 
 
 def _secure_aggregation(policy: Policy, asked: Asked) -> str | None:
-    if not policy.secure_aggregation or not asked.does.trains:
-        return None
-    if not asked.does.is_protected:
+    if policy.secure_aggregation and asked.does.trains and not asked.does.is_protected:
         return "updates leave only inside a secure sum"
-    return "a part of the update would leave in the clear" if asked.is_open else None
+    return None
 
 
 def _epsilon(asked: Asked, what: str, given: float | None, limit: float | None) -> str | None:

@@ -14,7 +14,6 @@ from silotune.models.adapters import Adapted
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.cost import Meter
-from silotune.settings.sections import HeScheme
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 
@@ -47,15 +46,15 @@ class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
     ``is_required`` refuses whatever would show the coordinator this site alone.
-    ``he_keys`` are the secret keys that all sites share, by scheme. ``charged`` is the ledger's entry of the noised sum
-    that is going on.
+    ``he_key`` is the secret key of encrypted sums, which all sites share. ``charged`` is the ledger's entry of the
+    noised sum that is going on.
     """
 
     member: Member
     stage: stages.Stage | None = None
     charged: str | None = None
     is_required: bool = False
-    he_keys: Mapping[HeScheme, bytes] = field(default_factory=dict, repr=False)
+    he_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from silotune import tensors as arithmetic
 from silotune.federation.wire.messages import Header, Layout, read_body
 from silotune.federation.wire.orders import Order
 from silotune.federation.wire.signed_job import JOB, SignedJob
-from silotune.privacy.encryption import PARAMETERS, Array, Packing, encrypted_places
+from silotune.privacy.encryption import CELL_BYTES, Packing
 from silotune.privacy.figures import FIGURES
 from silotune.privacy.ring import Scale
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedSharing
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, SignedKeys, Terms
 from silotune.record.plain_json import sha256
-from silotune.settings.base import Fraction, Positive, Section
-from silotune.settings.sections import FederationSection, HeScheme, PrivacySection
+from silotune.settings.base import Positive, Section
+from silotune.settings.sections import FederationSection
 from silotune.structs import Request, Tensors
 
 SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
@@ -150,11 +149,11 @@ def input_layout(request: Request, federation: FederationSection | None = None) 
     return {VALUES: (f"I{order.bits}", (order.size,)), FIGURES_NAME: ("I64", (len(FIGURES),))}
 
 
-CELLS, PLAIN, SUM = "cells", "plain", "sum"
+CELLS, SUM = "cells", "sum"
 
 
-FIGURE_PACKING = Packing("bfv", 1)
-"""Figures need whole slots, whatever the scheme of the values: sums of them may take 57 bits."""
+FIGURE_PACKING = Packing(1)
+"""Figures need whole slots, however the values are packed: sums of them may take 57 bits."""
 
 
 class WeightOrder(SumOrder):
@@ -162,21 +161,18 @@ class WeightOrder(SumOrder):
 
 
 class EncryptOrder(SumOrder):
-    """``he.input``: how to encrypt; all examples; values of an update, and the encrypted ones of them; the training."""
+    """``he.input``: how to encrypt; all examples; values of an update; the training."""
 
-    scheme: HeScheme
     packing: Positive
-    fraction: Fraction
     bound: float
     clients: Positive
     num_examples: Positive
     size: Positive
-    hidden: Positive
     train: Order
 
     def packed(self) -> Packing:
         """How numbers lie in slots."""
-        return Packing(self.scheme, self.packing)
+        return Packing(self.packing)
 
     def scale(self) -> Scale:
         """Weights are shares of the cohort's examples, so that they sum to 1 at most."""
@@ -186,55 +182,40 @@ class EncryptOrder(SumOrder):
 class OpenOrder(SumOrder):
     """``he.open``: what the ciphertexts hold."""
 
-    scheme: HeScheme
     packing: Positive
     size: Annotated[int, Field(ge=0)]
     num_figures: Positive
 
 
-def packing_of(privacy: PrivacySection) -> Packing:
-    """How a run's settings say that numbers lie in slots."""
-    return Packing(privacy.he_scheme, privacy.he_packing if privacy.he_scheme == "bfv" else 1)
-
-
-def places(weights: Tensors, fraction: float) -> Array:
-    """Which values of an update travel encrypted, bool [size]; from the model's tensors that are trained."""
-    return encrypted_places([weights[name].reshape(-1).float().cpu().numpy() for name in sorted(weights)], fraction)
-
-
 def weight_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.weight``."""
-    return {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
+    return {FIGURES_NAME: ("U8", (1, CELL_BYTES))}
 
 
 def update_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.input``."""
     order = read_body(EncryptOrder, request)
-    made: dict[str, tuple[str, tuple[int, ...]]] = {
-        CELLS: ("U8", (order.packed().cells(order.hidden), PARAMETERS[order.scheme].cell_bytes)),
-        FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes)),
+    return {
+        CELLS: ("U8", (order.packed().cells(order.size), CELL_BYTES)),
+        FIGURES_NAME: ("U8", (1, CELL_BYTES)),
     }
-    return {**made, PLAIN: ("F32", (order.size - order.hidden,))} if order.fraction < 1 else made
 
 
 def open_layout(request: Request, federation: FederationSection | None = None) -> Layout:
     """Of an answer to ``he.open``."""
     order = read_body(OpenOrder, request)
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
-    return {**figures, SUM: (_SUM_TYPES[order.scheme][1], (order.size,))} if order.size else figures
+    return {**figures, SUM: ("I32", (order.size,))} if order.size else figures
 
 
 def carried_sum(known: object, header: Header, claimed: Layout) -> Layout:
     """Of the ciphertexts in an ``he.open`` request itself: the body says how many they are."""
     order = read_body(OpenOrder, Request(header.kind, header.round_number, header.client, {}, header.body))
-    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, PARAMETERS["bfv"].cell_bytes))}
+    figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, CELL_BYTES))}
     if not order.size:
         return figures
-    cells = Packing(order.scheme, order.packing).cells(order.size)
-    return {**figures, CELLS: ("U8", (cells, PARAMETERS[order.scheme].cell_bytes))}
+    cells = Packing(order.packing).cells(order.size)
+    return {**figures, CELLS: ("U8", (cells, CELL_BYTES))}
 
 
 NUM_FIGURES = 1 + len(FIGURES)
-
-
-_SUM_TYPES: dict[HeScheme, tuple[type[Any], str]] = {"bfv": (np.int32, "I32"), "ckks": (np.float32, "F32")}
