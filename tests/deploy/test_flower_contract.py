@@ -1,7 +1,8 @@
 """What silotune relies on of Flower, compared with the release that is installed: one line for each thing that changed.
 
 The table is ``flower_contract.toml``. What it says of imports is compared with the source too: an import without an
-entry fails, and so does an entry that nothing imports any more.
+entry fails, and so does an entry that nothing imports any more. Nothing of flwr is imported at the top, nor a module
+that does so: a name that is gone must not keep the lines from being told.
 """
 
 from __future__ import annotations
@@ -17,16 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.error.base import ApiErrorCode
-from flwr.supercore.error.catalog import API_ERROR_MAP
-from flwr.supercore.state.schema import linkstate_tables, objectstore_tables
-from flwr.superlink.grid import HttpGrid
-from flwr.superlink.routers.fleet.router import router
 
 import silotune
 from silotune.deploy.check import MOST_SECONDS_OFF
 from silotune.deploy.flower import disk
-from silotune.deploy.flower.fleet import HEARTBEAT_SECONDS
 from silotune.deploy.flower.superlink import FLEET, OBJECT
 from silotune.deploy.processes import ENVIRONMENT
 
@@ -50,26 +45,30 @@ def found(key: str, expected: str) -> str:
     if kind == "table":
         return columns_of(name, listed(expected))
     if kind == "answer":
-        return f"is status {API_ERROR_MAP[ApiErrorCode[name]].http_status_code}" if name in known_errors() else GONE
+        return status_of(name)
+    if kind == "path":
+        return router_of(name, expected.rpartition(" ")[2])
     if kind == "variable":
         return reader_of(name, expected.rpartition(" ")[2])
     parts = key.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        try:
-            owner: Any = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        return described(owner, parts[length:], expected)
+        owner = module(".".join(parts[:length]))
+        if owner is not None:
+            return described(owner, parts[length:], expected)
     return GONE
+
+
+def module(name: str) -> Any:
+    """A module of Flower's; None where there is none that can be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def listed(expected: str) -> list[str]:
     """Names of the fields in a line such as ``has run_id: uint64, fab: Fab``."""
     return re.findall(r"(\w+):", expected)
-
-
-def known_errors() -> set[str]:
-    return {code.name for code in ApiErrorCode if code in API_ERROR_MAP}
 
 
 def described(owner: Any, path: list[str], expected: str) -> str:
@@ -130,30 +129,48 @@ def fields_of(descriptor: Any, names: list[str]) -> str:
 def columns_of(name: str, columns: list[str]) -> str:
     """The named columns of a table of the SuperLink's database."""
     tables: dict[str, Any] = {}
-    for made in (linkstate_tables.create_linkstate_metadata(), objectstore_tables.create_objectstore_metadata()):
-        tables.update(made.tables)
+    for part in ("linkstate", "objectstore"):
+        make = getattr(module(f"flwr.supercore.state.schema.{part}_tables"), f"create_{part}_metadata", None)
+        tables.update(make().tables if make else {})
     if name not in tables:
         return GONE
     known = {column.name: repr(column.type) for column in tables[name].columns}
     return "has " + ", ".join(f"{column}: {known.get(column, 'nothing')}" for column in columns)
 
 
-def reader_of(name: str, module: str) -> str:
+def status_of(name: str) -> str:
+    """The status of HTTP of an answer that says no, by its name in Flower."""
+    codes = getattr(module("flwr.supercore.error.base"), "ApiErrorCode", {})
+    answers = getattr(module("flwr.supercore.error.catalog"), "API_ERROR_MAP", {})
+    code = getattr(codes, name, None)
+    return f"is status {answers[code].http_status_code}" if code in answers else GONE
+
+
+def router_of(path: str, place: str) -> str:
+    """Whether a router of Flower's, which stands in a module, serves a path."""
+    routes = getattr(getattr(module(place), "router", None), "routes", ())
+    is_served = path in {route.path for route in routes}
+    return f"is served by {place}" if is_served else f"is not served by {place}"
+
+
+def reader_of(name: str, place: str) -> str:
     """Whether a module of Flower's reads a variable of the environment."""
-    text = inspect.getsource(importlib.import_module(module))
-    return f"is read in {module}" if re.search(rf'os\.getenv\(\s*"?{name}\b', text) else f"is not read in {module}"
+    there = module(place)
+    text = inspect.getsource(there) if there else ""
+    return f"is read in {place}" if re.search(rf'os\.getenv\(\s*"?{name}\b', text) else f"is not read in {place}"
 
 
 def differences(table: Mapping[str, str]) -> list[str]:
-    """A line for each entry that the installed Flower does not keep to."""
+    """A line for each entry that the installed Flower does not keep to; of a class that is gone, one for it alone."""
     release, users = version("flwr"), {path: used_in(tree) for path, tree in TREES.items()}
-    lines = []
+    lines: dict[str, str] = {}
     for key, expected in table.items():
         now = found(key, expected)
-        if now != expected:
-            where = ", ".join(path for path, names in users.items() if key in names) or "silotune"
-            lines.append(f"flwr {release}: {key} now {now}; {where} counts on: {expected}")
-    return lines
+        if now != expected and key.rpartition(".")[0] not in lines:
+            where = " and ".join(path for path, names in users.items() if key in names) or "silotune"
+            count = "count" if " and " in where else "counts"
+            lines[key] = f"flwr {release}: {key} now {now}; {where} {count} on: {expected}"
+    return list(lines.values())
 
 
 # --- what the source uses --------------------------------------------------------------------------------------------
@@ -221,8 +238,8 @@ def test_what_is_hidden_has_an_entry(path: str) -> None:
 @pytest.mark.parametrize("path", TREES)
 def test_flower_takes_each_call_as_it_is_made(path: str) -> None:
     for key, call in calls_in(TREES[path]):
-        module, _, name = key.rpartition(".")
-        callee = getattr(importlib.import_module(module), name)
+        place, _, name = key.rpartition(".")
+        callee = getattr(importlib.import_module(place), name)
         words = {word.arg: None for word in call.keywords if word.arg}
         if hasattr(callee, "DESCRIPTOR"):
             assert words.keys() <= set(listed(IMPORTED[key])), f"{path}:{call.lineno}: add the field to {key}"
@@ -235,16 +252,18 @@ def test_flower_takes_each_call_as_it_is_made(path: str) -> None:
 
 def test_what_is_named_without_an_import_has_an_entry() -> None:
     """Tables in SQL, variables of the environment, paths of the Fleet interface, and times."""
+    from silotune.deploy.flower import fleet
+
     entries: dict[str, set[str]] = {}
     for key in BEHIND:
         kind, _, name = key.rpartition(" ")
         entries.setdefault(kind, set()).add(name)
     assert entries["table"] == set(re.findall(r"FROM (\w+)", disk._HELD))
     assert entries["variable"] == {name for name in ENVIRONMENT if name.startswith("FLWR_")}
-    paths = {route.path for route in router.routes}  # type: ignore[attr-defined]
-    assert OBJECT in paths and all(path.startswith(FLEET) for path in paths)
-    assert MOST_SECONDS_OFF < float(BEHIND["flwr.supercore.constant.MAX_TIMESTAMP_DIFF_SECONDS"].removeprefix("is "))
-    assert BEHIND["flwr.common.constant.HEARTBEAT_MIN_INTERVAL"] == f"is {HEARTBEAT_SECONDS:g}"
+    assert entries["path"] == {OBJECT} and OBJECT.startswith(FLEET)
+    oldest = float(BEHIND["flwr.supercore.constant.MAX_TIMESTAMP_DIFF_SECONDS"].removeprefix("is "))
+    assert oldest > MOST_SECONDS_OFF
+    assert BEHIND["flwr.common.constant.HEARTBEAT_MIN_INTERVAL"] == f"is {fleet.HEARTBEAT_SECONDS:g}"
 
 
 def otherwise(self: Any, address: str, *, token: str = "") -> None:
@@ -269,6 +288,11 @@ CHANGES = {
     "table message_ins": ("has run: Text()", "now has run: nothing; silotune counts on: has run: Text()"),
     "table parts": ("has run: Text()", "now is gone; silotune counts on: has run: Text()"),
     "answer NOT_TODAY": ("is status 412", "now is gone; silotune counts on: is status 412"),
+    "path /v1/fleet/rest": (
+        "is served by flwr.superlink.routers.fleet.router",
+        "now is not served by flwr.superlink.routers.fleet.router; "
+        "silotune counts on: is served by flwr.superlink.routers.fleet.router",
+    ),
     "variable FLWR_QUIET": (
         "is read in flwr.supercore.telemetry",
         "now is not read in flwr.supercore.telemetry; silotune counts on: is read in flwr.supercore.telemetry",
@@ -279,6 +303,6 @@ CHANGES = {
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_change_is_told_in_one_line(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HttpGrid, "__init__", otherwise)
+    monkeypatch.setattr("flwr.superlink.grid.HttpGrid.__init__", otherwise)
     expected, line = CHANGES[key]
     assert differences({key: expected}) == [f"flwr {version('flwr')}: {key} {line}"]
