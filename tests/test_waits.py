@@ -153,7 +153,7 @@ def test_the_superlink_is_waited_for_within_a_limit(
     waited(r"did not start within 0\.2 s", lambda: link.wait_for_link(tmp_path / "none.sock", limit_seconds=0.2))
     monkeypatch.setattr(link, "RETRY_SECONDS", 0.3)
     monkeypatch.setattr(link, "exponential", lambda max_delay: iter([0.05] * 100))
-    grid = link._LocalGrid(tmp_path / "none.sock", "token")
+    grid = link.LocalGrid(tmp_path / "none.sock", "token")
     grid._client = link._runtime(tmp_path / "none.sock", "token", retry_seconds=0.3)
     waited(r"no answer within 0\.3 s", grid.get_nodes)
 

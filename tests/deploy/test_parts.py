@@ -34,7 +34,7 @@ from silotune.errors import ConfigError, FederationError, KitError, RunFolderErr
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, write_secret
 from silotune.settings.sections import FederationSection
-from silotune.transports.flower import Ending, client_app
+from silotune.transports.flower import Ending
 from silotune.transports.frames import Frame
 
 
@@ -110,7 +110,7 @@ def test_a_site_refuses_a_run_with_another_bundle(named: str, content: bytes, is
         def bundle_of(self, run_id: int) -> tuple[str, bytes]:
             return named, content
 
-    assert _Node(Fleet(), client_app(lambda *_: Frame({})))._is_ours(1) is is_ours  # type: ignore[arg-type]
+    assert _Node(Fleet(), lambda *_: Frame({}))._is_ours(1) is is_ours  # type: ignore[arg-type]
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

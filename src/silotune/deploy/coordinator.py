@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from silotune.deploy.flower.grid import nodes, register, wait_for_link
+from silotune.deploy.flower.grid import node_key, nodes, register, wait_for_link
 from silotune.deploy.kits import (
     MEMBERS,
     SERVER_CERTIFICATE,
@@ -33,13 +33,7 @@ MOST_CRASHES = 5
 
 def public_keys(kit: Kit) -> dict[str, bytes]:
     """Site -> its node's public key in PEM, of the members that take part now."""
-    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-
-    found = {}
-    for name, member in kit.members().active().items():
-        found[name] = public_key_to_bytes(load_ssh_public_key(member.auth_public.encode()))  # type: ignore[arg-type]
-    return found
+    return {name: node_key(member.auth_public) for name, member in kit.members().active().items()}
 
 
 def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:

@@ -19,20 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.task_identity import TaskIdentity
-
 from silotune.deploy.flower.bundle import bundle, bundle_hash
-from silotune.deploy.flower.fleet import Address, Fleet, LostConnectionError, RunEndedError, beating, read_node_key
+from silotune.deploy.flower.fleet import (
+    Address,
+    Announced,
+    Fleet,
+    LostConnectionError,
+    RunEndedError,
+    beating,
+    read_node_key,
+    refusal,
+)
 from silotune.deploy.kits import AUTH_KEY, AUTHORITY, Kit, read_kit, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import follow_parent, log_to_stdout, told_to_stop
 from silotune.errors import FederationError, RunFolderError, SilotuneError, TrainerLostError
 from silotune.record.files import write_json
-from silotune.transports.flower import OTHER_BUNDLE, OWN_ERROR, client_app
+from silotune.transports.flower import OTHER_BUNDLE, Work, client_app
 from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
 
 POLL_SECONDS = 0.2
@@ -45,8 +47,6 @@ TRAINER_SECONDS = 300.0
 WORK_SECONDS = 24 * 3600.0
 MOST_TRIES = 3
 MOST_BYTES = 2 << 30
-SPARE_PARTS = 8
-"""Of a message of Flower's, beside the parts of its array."""
 
 
 def work(socket: Path, envelope: Mapping[str, str], setup: bytes, message: bytes) -> Frame:
@@ -66,8 +66,8 @@ def work(socket: Path, envelope: Mapping[str, str], setup: bytes, message: bytes
 class _Node:
     """One connection's loop: which runs it has looked at, and what it answers with."""
 
-    def __init__(self, fleet: Fleet, app: ClientApp, *, most_bytes: int = MOST_BYTES) -> None:
-        self._fleet, self._app, self._most_bytes = fleet, app, most_bytes
+    def __init__(self, fleet: Fleet, work: Work, *, most_bytes: int = MOST_BYTES) -> None:
+        self._fleet, self._app, self._most_bytes = fleet, client_app(work), most_bytes
         self._allowed: dict[int, bool] = {}
 
     def once(self) -> bool:
@@ -75,38 +75,26 @@ class _Node:
         found = self._fleet.pull()
         if found is None:
             return False
-        bare, tree = found
         try:
-            if self._is_too_large(tree):
+            if found.is_longer_than(self._most_bytes):
                 raise RunEndedError("a message of it is longer than trainer.largest_message_mb in site.toml")
-            self._answer(bare.metadata.run_id, tree)
+            self._answer(found)
         except RunEndedError as error:
-            logging.getLogger("silotune").info("run %s: %s", bare.metadata.run_id, error)
+            logging.getLogger("silotune").info("run %s: %s", found.run_id, error)
         except FederationError:
             raise
         except Exception as error:  # noqa: BLE001  # Flower's own errors over parts that a coordinator chose
             logging.getLogger("silotune").warning("a message cannot be read: %s", type(error).__name__)
         return True
 
-    def _is_too_large(self, tree: ObjectTree) -> bool:
-        """Whether a message has more parts than its longest may have; none of them is fetched then."""
-        parts = sum(1 for _ in iterate_object_tree(tree))
-        return parts > self._most_bytes / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
-
-    def _answer(self, run_id: int, tree: ObjectTree) -> None:
+    def _answer(self, found: Announced) -> None:
         began = time.monotonic()
-        message = self._fleet.fetch(run_id, tree)
-        TaskIdentity.task_id, TaskIdentity.run_id = 0, run_id
-        TaskIdentity.node_id = int(self._fleet.node.node_id)
-        if self._is_ours(run_id):
-            context = Context(run_id, TaskIdentity.node_id, {}, RecordDict(), {})
-            reply = self._app(message, context)
+        message = self._fleet.fetch(found)
+        if self._is_ours(found.run_id):
+            reply = self._fleet.answer(message, self._app)
         else:
-            reply = Message(Error(OWN_ERROR, OTHER_BUNDLE), reply_to=message)
-        metadata = message.metadata
-        logging.getLogger("silotune").info(
-            "run %s: %s of round %s answered", run_id, metadata.message_type, metadata.group_id
-        )
+            reply = refusal(message, OTHER_BUNDLE)
+        logging.getLogger("silotune").info("run %s: %s of round %s answered", found.run_id, found.kind, found.group)
         self._fleet.push(reply, time.monotonic() - began)
 
     def _is_ours(self, run_id: int) -> bool:
@@ -128,14 +116,15 @@ def run_node(kit: Kit, stopped: list[int]) -> None:
     where = settings.coordinator
     address = Address(where.host, where.fleet_port, kit.path(AUTHORITY))
     fleet = Fleet(address, read_node_key(kit.path(AUTH_KEY)))
-    app = client_app(partial(work, trainer_socket(kit)))
+    answer = partial(work, trainer_socket(kit))
     losses = 0
     try:
         while not stopped:
             try:
                 _sign_on(fleet, folder)
                 losses = 0
-                _serve(_Node(fleet, app, most_bytes=settings.trainer.largest_message_mb << 20), fleet, folder, stopped)
+                node = _Node(fleet, answer, most_bytes=settings.trainer.largest_message_mb << 20)
+                _serve(node, fleet, folder, stopped)
             except LostConnectionError as error:
                 _note(folder, {"status": "waiting", "reason": str(error)})
                 _pause(min(LONGEST_REST_SECONDS, POLL_SECONDS * 2 ** min(losses, 10)), stopped)

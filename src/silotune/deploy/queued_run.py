@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from silotune.deploy.flower.grid import flower_run, stop_run
+from silotune.deploy.flower.grid import LocalGrid, flower_run, stop_run
 from silotune.deploy.kits import Kit, coordinator_folder, link_socket, read_kit
 from silotune.deploy.processes import follow_parent, log_to_stdout
 from silotune.deploy.queue import CANNOT_START_AGAIN, Jobs
@@ -29,12 +29,10 @@ from silotune.transports.flower import Ending, Errand, FlowerTransport
 from silotune.transports.in_process import codec_of
 
 if TYPE_CHECKING:
-    from flwr.serverapp import Grid
-
     from silotune.config import Config
 
 
-def over(grid: Grid, sites: Sequence[str], name: str, config: Config, setup: Mapping[str, Any]) -> Engine:
+def over(grid: LocalGrid, sites: Sequence[str], name: str, config: Config, setup: Mapping[str, Any]) -> Engine:
     """What reaches the sites over a Grid, which stays open for longer than it is used."""
     transport = FlowerTransport(
         grid,

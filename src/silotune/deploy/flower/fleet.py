@@ -17,8 +17,9 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -49,11 +50,14 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from silotune.deploy.flower.parts import has_too_many_parts
 from silotune.errors import FederationError, KitError
 from silotune.record.signatures import read_secret
+from silotune.transports.flower import OWN_ERROR
 
 HEARTBEAT_SECONDS = 10.0
 """What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
@@ -77,6 +81,27 @@ class Address:
     host: str
     port: int
     authority: Path
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A message that waits for this node, before any of its parts is fetched.
+
+    Attributes:
+        run_id: Flower's number of the run that it belongs to.
+        kind: Its type, as Flower names it.
+        group: What it is one of, such as the round.
+        tree: What its content is made of.
+    """
+
+    run_id: int
+    kind: str
+    group: str
+    tree: ObjectTree
+
+    def is_longer_than(self, size: int) -> bool:
+        """Whether it has more parts than a message of this many bytes."""
+        return has_too_many_parts(self.tree, size)
 
 
 def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -138,16 +163,19 @@ class Fleet:
         with self._asked():
             return bool(self._client.SendNodeHeartbeat(request).success)
 
-    def pull(self) -> tuple[Message, ObjectTree] | None:
-        """The next message without its content, and what its content is made of; None when there is none."""
+    def pull(self) -> Announced | None:
+        """The next message; None when there is none."""
         with self._asked():
             response = self._client.PullMessages(PullMessagesRequest(node=self.node))
         if not response.messages_list:
             return None
-        return message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+        metadata = message_from_proto(response.messages_list[0]).metadata
+        tree = response.message_object_trees[0]
+        return Announced(metadata.run_id, metadata.message_type, metadata.group_id, tree)
 
-    def fetch(self, run_id: int, tree: ObjectTree) -> Message:
-        """A message with its content."""
+    def fetch(self, found: Announced) -> Message:
+        """A message with its content; the process works for its run from now on, and Flower knows it."""
+        run_id, tree = found.run_id, found.tree
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id)
         confirm = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self.node, run_id)
         with self._asked():
@@ -155,6 +183,7 @@ class Fleet:
                 tree, pull, confirm, return_type=Message, max_time=FETCH_SECONDS, initial_backoff=0.05, backoff_cap=1.0
             )
         message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own node does: it is not in the content
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, run_id, int(self.node.node_id)
         return message
 
     def bundle_of(self, run_id: int) -> tuple[str, bytes]:
@@ -163,6 +192,10 @@ class Fleet:
             run = self._client.GetRun(GetRunRequest(node=self.node, run_id=run_id)).run
             request = GetFabRequest(node=self.node, hash_str=run.fab_hash, run_id=run_id)
             return str(run.fab_hash), bytes(self._client.GetFab(request).fab.content)
+
+    def answer(self, message: Message, app: ClientApp) -> Message:
+        """What an app replies to the message that was fetched last."""
+        return app(message, Context(TaskIdentity.run_id, TaskIdentity.node_id, {}, RecordDict(), {}))
 
     def push(self, reply: Message, seconds: float) -> None:
         """Sends a reply; one to a run that has ended is dropped by the coordinator."""
@@ -229,6 +262,11 @@ def _unreachable(error: httpx.TransportError, place: str) -> FederationError:
     if isinstance(error, httpx.TimeoutException):
         return LostConnectionError(f"{place} gave no answer within {CALL_SECONDS:g} s")
     return LostConnectionError(f"{place} cannot be reached: {type(error).__name__} {text}".strip())
+
+
+def refusal(message: Message, reason: str) -> Message:
+    """A reply that says no more than a code of ours."""
+    return Message(Error(OWN_ERROR, reason), reply_to=message)
 
 
 @contextlib.contextmanager

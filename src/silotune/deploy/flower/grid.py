@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, SubStatus
+from flwr.common.constant import SubStatus
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -39,12 +40,14 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import exponential, make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from silotune.deploy.flower.bundle import bundle, bundle_hash
+from silotune.deploy.flower.parts import has_too_many_parts
 from silotune.errors import FederationError
 from silotune.transports.flower import BROKEN, MOST, OWN_ERROR, TOO_LARGE, unpack
 
@@ -54,8 +57,8 @@ _GOODBYE_SECONDS = 5.0
 """A run that is not signed off is ended by whoever works on its job next."""
 RETRY_SECONDS = 300.0
 """A SuperLink that was killed is back in seconds; a call is made again for so long, and then given up."""
-SPARE_BYTES, SPARE_PARTS = 16 << 20, 8
-"""What a reply may have beyond the bound of its request, and its parts beside those of its array."""
+SPARE_BYTES = 16 << 20
+"""What a reply may have beyond the bound of its request."""
 
 
 def _through(client: Any, socket: Path) -> Any:
@@ -124,12 +127,21 @@ def nodes(socket: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def node_key(line: str) -> bytes:
+    """A node's public key as the SuperLink lists it, in PEM.
+
+    Args:
+        line: The key as OpenSSH writes it.
+    """
+    return bytes(public_key_to_bytes(load_ssh_public_key(line.encode())))  # type: ignore[arg-type]
+
+
 def register(socket: Path, keys: Mapping[str, bytes]) -> None:
     """Makes the SuperLink's list of nodes that of the members: new ones are added, others and old keys leave.
 
     Args:
         socket: The SuperLink's.
-        keys: Site -> its P-384 public key in PEM.
+        keys: Site -> its key as ``node_key`` gives it.
     """
     known = nodes(socket)
     with _asked(), _control(socket) as client:
@@ -156,7 +168,7 @@ class _Coming:
     parts: dict[str, bytes] = field(default_factory=dict)
 
 
-class _LocalGrid(HttpGrid):
+class LocalGrid(HttpGrid):
     """Flower's Grid at the Unix socket, which waits for no upload.
 
     Flower's own waits, up to three minutes, until all parts of a reply are there: a site that is killed in its upload
@@ -209,9 +221,7 @@ class _LocalGrid(HttpGrid):
     def _is_too_large(self, number: str, reply: _Coming) -> bool:
         """Whether a reply has more parts than its request's bound allows; none of them is fetched then."""
         most = self._most_bytes.get(number, 0) + SPARE_BYTES
-        parts = sum(1 for _ in iterate_object_tree(reply.tree))
-        has = sum(map(len, reply.parts.values()))
-        return has > most or parts > most / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS
+        return sum(map(len, reply.parts.values())) > most or has_too_many_parts(reply.tree, most)
 
     def _refusal(self, number: str, reason: str) -> Message:
         metadata = Metadata(
@@ -246,7 +256,7 @@ class _LocalGrid(HttpGrid):
 
 
 @contextlib.contextmanager
-def flower_run(socket: Path, job: str) -> Iterator[tuple[int, HttpGrid]]:
+def flower_run(socket: Path, job: str) -> Iterator[tuple[int, LocalGrid]]:
     """A run of Flower's for a job, and its Grid; the run ends with the block.
 
     Its heartbeat has a thread of its own. A process that dies leaves a run that ``stop_run`` ends.
@@ -258,7 +268,7 @@ def flower_run(socket: Path, job: str) -> Iterator[tuple[int, HttpGrid]]:
     with _asked(), _control(socket) as client:
         run_id = client.StartRun(StartRunRequest(fab=fab, override_config={"job": Scalar(string=job)})).run_id
     token = _claim(socket, run_id)
-    grid = _LocalGrid(socket, token)
+    grid = LocalGrid(socket, token)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     heartbeat.start()
     status, details = SubStatus.FAILED, "the job ended with an error"

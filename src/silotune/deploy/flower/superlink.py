@@ -1,6 +1,6 @@
 """Flower's SuperLink as a coordinator runs it: sites reach the Fleet API over TLS, and nothing else.
 
-Flower 1.41 serves three interfaces at one port: Fleet for nodes, which sign every request; Control, which starts runs
+Flower 1.42 serves three interfaces at one port: Fleet for nodes, which sign every request; Control, which starts runs
 and registers nodes, and Runtime, which hands out a run's work, both open to whoever reaches the port. Here that port
 answers Fleet alone, and the whole is served at a Unix socket in the coordinator's private folder.
 
