@@ -53,8 +53,8 @@ MODULES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Modules of the package -> the files under ``tests`` that are to notice a fault in them."""
 
-EQUIVALENT: Final[Mapping[tuple[str, str], str]] = {}
-"""(module, change) -> why the change makes no difference."""
+EQUIVALENT: Final[Mapping[tuple[str, str, str], str]] = {}
+"""(module, text of the line, change) -> why the change makes no difference."""
 
 COMPARISONS: Final[Mapping[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -191,11 +191,11 @@ def at(place: str) -> list[tuple[str, Mutant]]:
 
 def outcome(copy: Path, name: str, mutant: Mutant, tests: Sequence[str], seconds: int) -> str:
     """``killed by TEST``, ``killed: ...``, ``survived``, or ``equivalent: ...`` without running a test."""
-    note = EQUIVALENT.get((name, mutant.change))
-    if note:
-        return f"equivalent: {note}"
     module = copy / PACKAGE / name
     whole = module.read_bytes()
+    text = whole.decode().splitlines()[mutant.line - 1].strip()
+    if note := EQUIVALENT.get((name, text, mutant.change)):
+        return f"equivalent: {note}"
     module.write_text(mutant.source, encoding="utf-8")
     try:
         return tested(copy, tests, seconds)

@@ -112,7 +112,7 @@ def test_what_pytest_says_of_a_change(mutate: ModuleType, tmp_path: Path, monkey
     wrong = mutate.Mutant(2, "a < 1 -> a > 1", whole.replace("<", ">"))
     assert said(wrong) == "killed by test_one.py::test_zero"
     assert (package / "one.py").read_text() == whole
-    monkeypatch.setattr(mutate, "EQUIVALENT", {("one.py", number.change): "of no use"})
+    monkeypatch.setattr(mutate, "EQUIVALENT", {("one.py", "return a < 1", number.change): "of no use"})
     assert said(number) == "equivalent: of no use"
     (tmp_path / "tests" / "test_one.py").write_text("")
     with pytest.raises(SystemExit, match="no test ran"):
