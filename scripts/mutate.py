@@ -155,9 +155,8 @@ def modules() -> dict[str, tuple[str, ...]]:
     """Module (its path in the package) -> the paths of its test files, both as they are now."""
     found = {}
     for pattern, tests in MODULES.items():
-        own = _found(PACKAGE, pattern)
         files = tuple(f"tests/{name}" for test in tests for name in _found(Path("tests"), test))
-        found.update({name: files for name in own if name.rpartition("/")[2] != "__init__.py"})
+        found.update({name: files for name in _found(PACKAGE, pattern) if not name.endswith("__init__.py")})
     return found
 
 
@@ -179,14 +178,16 @@ def drawn(names: Iterable[str], count: int, seed: int) -> list[tuple[str, Mutant
     return [(name, generator.choice(lines[name, line])) for name, line in chosen]
 
 
-def at(place: str) -> list[tuple[str, Mutant]]:
-    """Every change on the lines of a place such as ``privacy/ring.py:40-60``."""
-    match = re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", place)
-    if not match:
-        raise SystemExit(f"--at {place}: give a module of the package and lines, such as privacy/ring.py:40-60")
-    name, first, last = match[1], int(match[2]), int(match[3] or match[2])
-    source = (ROOT / PACKAGE / name).read_text(encoding="utf-8")
-    return [(name, mutant) for mutant in mutants(source) if first <= mutant.line <= last]
+def at(*places: str) -> list[tuple[str, Mutant]]:
+    """Every change on the lines of places such as ``privacy/ring.py:40-60``."""
+    found = []
+    for place in places:
+        if not (match := re.fullmatch(r"(.+):(\d+)(?:-(\d+))?", place)):
+            raise SystemExit(f"--at {place}: give a module of the package and lines, such as privacy/ring.py:40-60")
+        name, first, last = match[1], int(match[2]), int(match[3] or match[2])
+        source = (ROOT / PACKAGE / name).read_text(encoding="utf-8")
+        found += [(name, mutant) for mutant in mutants(source) if first <= mutant.line <= last]
+    return found
 
 
 def outcome(copy: Path, name: str, mutant: Mutant, tests: Sequence[str], seconds: int) -> str:
@@ -224,19 +225,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=40, help="how many lines are changed")
     parser.add_argument("--seed", type=int, default=0, help="draws the lines")
-    parser.add_argument("--at", metavar="MODULE:FIRST-LAST", help="make every change on these lines instead")
+    parser.add_argument("--at", nargs="+", metavar="MODULE:FIRST-LAST", help="make every change on these lines instead")
     parser.add_argument("--seconds", type=int, default=600, help="how long the tests of one change may take")
     options = parser.parse_args()
     tests = modules()
-    chosen = at(options.at) if options.at else drawn(tests, options.lines, options.seed)
+    chosen = at(*options.at) if options.at else drawn(tests, options.lines, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in COPIED:
             source = ROOT / part
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
         needed = sorted({file for name, _ in chosen for file in tests[name]})
-        whole = tested(copy, needed, 10 * options.seconds)
-        if whole != "survived":
+        if (whole := tested(copy, needed, 10 * options.seconds)) != "survived":
             raise SystemExit(f"the tests fail without any change: {whole}")
         print("| where | change | result |\n|---|---|---|", flush=True)
         for name, mutant in chosen:
