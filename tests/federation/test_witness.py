@@ -21,7 +21,7 @@ from silotune.federation.coordinator.rounds import exchange, run_rounds
 from silotune.federation.wire.signed_job import JOB
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
-from silotune.record.chain import check_witness, read_chain
+from silotune.record.chain import check_witness, read_chain, sites_of
 from silotune.record.plain_json import canonical
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
@@ -197,6 +197,15 @@ def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_mini
     assert [len(replies) for _, replies in rounds] == [2] * len(rounds)
     folder, last = RunFolder(tmp_path / "run"), found.entries[-2]
     assert replayed(folder, rounds, federation=FederationSection(), seed=7, last=last) == len(rounds)
+
+
+def test_the_sites_of_a_trail_are_those_that_were_asked_and_the_result_says_their_keys(tmp_path: Path) -> None:
+    sites = Federation(tmp_path)
+    state = sites.run(rounds=1)
+    assert sites_of(read_chain(tmp_path / "run" / FILE)) == dict.fromkeys(NAMES, ())
+    sites.finish(state)
+    known = keys(sites)
+    assert sites_of(read_chain(tmp_path / "run" / FILE)) == {name: tuple(known[name]) for name in NAMES}
 
 
 def test_a_site_that_does_not_countersign_is_left_out(tmp_path: Path) -> None:
