@@ -250,3 +250,21 @@ def test_alignment_is_told_with_its_intervals():
     text = table(rows)
     assert "| dpo | 1 | 0.500 | 0.600 | +0.100 (+0.100 to +0.300) | 0.900 | 2.0 | 0.25 | 0.75 |" in text
     assert "dpo: gain +0.200, Student's 95 % interval over 3 seeds -0.048 to +0.448" in text
+
+
+def test_neighbours_end_with_their_block():
+    from neighbours import neighbours
+
+    with neighbours(2) as started:
+        assert [process.poll() for process in started] == [None, None]
+    assert [process.returncode for process in started] == [-9, -9]
+
+
+def test_only_silotune_s_own_way_is_held_to_a_bound():
+    from neighbours import OWN, PLAIN, WAYS, _result
+
+    assert len(WAYS) > 2 and PLAIN != OWN
+    for name in WAYS:
+        alone, beside = (_result(count, name, "all modes", [2.0], [2.1]) for count in (0, 2))
+        assert (alone.passed, beside.passed) == ((True, False) if name == OWN else (True, True))
+    assert _result(2, OWN, "isolated", [2.0], [2.1]).bound is None
