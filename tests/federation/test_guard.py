@@ -439,7 +439,7 @@ UNSCORABLE: dict[str, tuple[dict[str, Any], str]] = {
     "another setting": ({"evaluation": {"more": 1}}, "setup"),
     "257 options": ({"data": options(*(f"{number}" for number in range(MOST_LABELS + 1)))}, "bounds"),
     "a long option": ({"data": options("negative", "x" * 257)}, "bounds"),
-    "an option twice": ({"data": options("neutral", "negative", "neutral")}, "setup"),
+    "an option twice": ({"data": options("neutral", "negative", "neutral")}, "bounds"),
 }
 
 
