@@ -30,6 +30,7 @@ from silotune.training.encode import Encoded
 from silotune.training.examplewise import gradients, losses_of
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.private import DpSgd, sampling_rate
+from silotune.training.probe import probed
 
 DELTA = 1e-5
 LENGTH = 12
@@ -75,7 +76,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)  # noqa: S311
-    adapted = attach(load_base(ModelSection(name=given.model)), AdapterSection(targets="all-linear"), seed=given.seed)
+    model = ModelSection(name=given.model)
+    adapted = probed(attach(load_base(model), AdapterSection(targets="all-linear"), seed=given.seed), model)
     noise = torch.Generator().manual_seed(given.seed)
     weights = {
         name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)

@@ -127,11 +127,12 @@ def make_silotune(settings: Settings, pairs: Sequence[Pair]) -> Callable[[], tup
     from silotune.structs import Example
     from silotune.training.encoder import Encoder
     from silotune.training.local import RoundPlace, train_round
+    from silotune.training.probe import probed
 
     model = ModelSection(name=settings.model, device="cpu", max_length=settings.max_length, offline=True)
     adapter = AdapterSection(kind="lora", rank=settings.rank, alpha=settings.alpha, targets="all-linear")
     training = TrainingSection(learning_rate=settings.learning_rate, batch_size=settings.batch_size, epochs=1.0)
-    adapted = adapters.attach(load_base(model), adapter, seed=settings.seed)
+    adapted = probed(adapters.attach(load_base(model), adapter, seed=settings.seed), model)
     first = adapters.read(adapted)
     examples = [Example((("user", pair.prompt),), pair.completion.strip()) for pair in pairs]
     encoded = Encoder(adapted.base.tokenizer, max_length=settings.max_length)(examples)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from silotune.models.adapters import Adapted, attach, read, write
+from silotune.models.adapters import Adapted, attach, on, read, write
+from silotune.models.fast.paths import ALL, Fast
 from silotune.models.load import Base
 from silotune.settings.sections import AdapterSection, TrainingSection
 from silotune.structs import Example, Tensors
@@ -74,7 +75,7 @@ def _sizes(**more: Any) -> dict[str, Any]:
 
 
 def configuration(name: str) -> Any:
-    """The configuration of a tiny model; ``-window`` stands for a sliding window of 8 ids."""
+    """The configuration of a tiny model; ``-window`` stands for a sliding window of 8 ids, gpt_neo's of 16."""
     import transformers as hf
 
     apart = {key: value for key, value in _sizes().items() if key not in ("num_key_value_heads", "intermediate_size")}
@@ -106,6 +107,32 @@ def configuration(name: str) -> Any:
             vocab_size=320, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, bos_token_id=1,
             eos_token_id=2, pad_token_id=0,
         ),
+        "qwen3": lambda: hf.Qwen3Config(**_sizes(head_dim=8)),
+        "stablelm": lambda: hf.StableLmConfig(**_sizes()),
+        "glm4": lambda: hf.Glm4Config(**_sizes(head_dim=8)),
+        "phi3": lambda: hf.Phi3Config(**_sizes()),
+        "gptj": lambda: hf.GPTJConfig(
+            vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=CONTEXT, initializer_range=0.3,
+            bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        ),
+        "codegen": lambda: hf.CodeGenConfig(
+            vocab_size=320, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=CONTEXT, n_ctx=CONTEXT,
+            initializer_range=0.3, bos_token_id=1, eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        ),
+        "gpt_neo": lambda: hf.GPTNeoConfig(
+            vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+            window_size=16, max_position_embeddings=CONTEXT, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
+            resid_dropout=0.0, embed_dropout=0.0, attention_dropout=0.0,
+        ),
+        "falcon": lambda: hf.FalconConfig(**apart, alibi=False),
+        "opt": lambda: hf.OPTConfig(
+            vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+            max_position_embeddings=CONTEXT, word_embed_proj_dim=32, dropout=0.0, init_std=0.3, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
+        ),
+        "mpt": lambda: hf.MptConfig(
+            vocab_size=320, d_model=32, n_layers=2, n_heads=4, max_seq_len=CONTEXT, initializer_range=0.3,
+        ),
     }  # fmt: skip
     return made[name]()
 
@@ -133,9 +160,20 @@ def base(name: str = "llama", *, attention: str | None = None, autocast: bool = 
     return Base(model(name, attention=attention), words or tokenizer(), torch.device("cpu"), name, autocast)
 
 
-def adapted(name: str = "llama", *, attention: str | None = None, stirred: bool = True, **section: Any) -> Adapted:
+USUAL = replace(ALL, attention=False)
+
+
+def adapted(
+    name: str = "llama",
+    *,
+    attention: str | None = None,
+    stirred: bool = True,
+    shortcuts: Fast = USUAL,
+    **section: Any,
+) -> Adapted:
     """A tiny model with an adapter; ``stirred`` gives the adapter's tensors values as after training."""
     made = attach(base(name, attention=attention), AdapterSection(**{"rank": 2, "alpha": 4, **section}), seed=0)
+    made = on(made, shortcuts)
     if stirred:
         write(made, stir(read(made)))
     return made

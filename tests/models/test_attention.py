@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import tiny
-from silotune.models.adapters import Adapted, attach, write
+from silotune.models.adapters import Adapted
 from silotune.models.fast import attention
+from silotune.models.fast.paths import ALL
 from silotune.models.load import load_base
-from silotune.settings.sections import AdapterSection, ModelSection
+from silotune.settings.sections import ModelSection
 from silotune.training.encode import Encoded
 from silotune.training.scores import answer_losses, option_scores, sees_branches
 
@@ -102,12 +103,8 @@ def test_dropout_and_special_scores_go_to_torch(monkeypatch: pytest.MonkeyPatch)
 
 
 def adapted(name: str) -> Adapted:
-    """A tiny model as `load_base` leaves one on the CPU, with an adapter as after training."""
-    base = tiny.base(name)
-    attention.use_for_short_texts(base.model)
-    made = attach(base, AdapterSection(rank=2, alpha=4, targets="all-linear"), seed=0)
-    write(made, tiny.stir(tiny.read(made)))
-    return made
+    """A tiny model on the CPU on all shortcuts, with an adapter as after training."""
+    return tiny.adapted(name, shortcuts=ALL, targets="all-linear")
 
 
 @pytest.mark.parametrize("name", GROUPED)
@@ -143,16 +140,26 @@ def section(folder: Path, **more: Any) -> ModelSection:
     return ModelSection(name=str(folder), max_length=64, device="cpu", **more)
 
 
-def test_a_base_on_the_cpu_gets_it_unless_another_is_asked_for(folder: Path) -> None:
-    assert load_base(section(folder)).model.config._attn_implementation == attention.NAME
-    for asked in ("sdpa", "eager"):
-        assert load_base(section(folder, attention=asked)).model.config._attn_implementation == asked
+def test_it_takes_the_place_of_sdpa_alone_and_gives_it_back(folder: Path) -> None:
+    for asked, used in (("auto", attention.NAME), ("sdpa", attention.NAME), ("eager", "eager")):
+        model = load_base(section(folder, attention=asked)).model
+        attention.use_for_short_texts(model)
+        assert model.config._attn_implementation == used
+        attention.leave_short_texts(model)
+        assert model.config._attn_implementation == ("eager" if asked == "eager" else "sdpa")
+
+
+def test_an_architecture_with_its_attention_written_out_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.model("falcon")
+    attention.use_for_short_texts(model)
+    assert model.config._attn_implementation == "sdpa" and not caplog.records
 
 
 def test_a_saved_model_knows_nothing_of_it_and_generates_as_before(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base = load_base(section(folder))
+    attention.use_for_short_texts(base.model)
     base.model.save_pretrained(tmp_path / "again")
     assert attention.NAME not in (tmp_path / "again" / "config.json").read_text(encoding="utf-8")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")

@@ -65,7 +65,8 @@ def estimate(config: Config) -> dict[str, Any]:
 
     Returns:
         ``parameters``, ``trainable``, ``clients``, ``steps`` (all modes), ``bytes_per_round``, ``memory_bytes``
-        (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step`` and ``seconds``.
+        (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step`` and ``seconds``,
+        and ``fast_paths``: the shortcuts that were found to hold for the model.
 
     Raises:
         SilotuneError: The configuration, its data or its model do not work; nothing is written.
@@ -96,6 +97,7 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
         "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
         "seconds_per_step": seconds_per_step,
         "seconds": steps * seconds_per_step + scored,
+        "fast_paths": list(prepared.adapted.fast.names()),
         "notes": list(prepared.notes),
     }
 

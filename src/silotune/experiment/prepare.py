@@ -39,6 +39,7 @@ from silotune.settings.sections import AttackSection, FederationSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded, truncation_note
 from silotune.training.objectives import OBJECTIVES
+from silotune.training.probe import probed
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)
     notes.extend(_factor_notes(config.federation, initial))
+    notes.extend(filter(None, [adapted.fast.note]))
     return Prepared(
         config=config,
         task=task,
@@ -138,18 +140,17 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
 
 
 def adapted_of(config: Config, task: Task) -> Adapted:
-    """The base model of a run with its adapter, as training begins with it.
+    """The base model of a run with its adapter, as training begins with it, on the shortcuts that hold for it.
 
     Raises:
         SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
     """
     has_core = LORA_RULES[config.federation.lora].has_core
     adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
-    if config.adapter.start is None:
-        return adapted
-    started = adapters.begin_from(adapted, read_adapter(config.adapter.start))
-    check_same_function(config.adapter.start, config.adapter)
-    return started
+    if config.adapter.start is not None:
+        adapted = adapters.begin_from(adapted, read_adapter(config.adapter.start))
+        check_same_function(config.adapter.start, config.adapter)
+    return probed(adapted, config.model)
 
 
 def base_of(config: Config, task: Task) -> Base:

@@ -27,6 +27,7 @@ from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
 from silotune.settings.sections import ModelSection
 from silotune.training.objectives import OBJECTIVES
+from silotune.training.probe import probed
 
 
 def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:
@@ -122,7 +123,7 @@ def evaluate(
         read = load_scored_examples if folder.is_of_sites() else load_examples
         dataset, name = read(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
-    adapted = _load(folder, config, mode, knows_start=True)
+    adapted = probed(_load(folder, config, mode, knows_start=True), config.model)
     examples = scored_examples(config, dataset, name)
     scorer, _, _ = scorer_of(config, adapted, dataset, examples, name=name)
     with operation_threads(threads_of(adapted, config.training.threads).an_operation):

@@ -20,6 +20,7 @@ import torch
 from silotune.errors import MessageError, ModelError, unknown_choice
 from silotune.lora import residuals, without_residuals
 from silotune.models import lora_layers
+from silotune.models.fast.paths import PLAIN, Fast, put_on
 from silotune.models.load import Base
 from silotune.seeds import derive
 from silotune.settings.sections import AdapterSection
@@ -43,6 +44,7 @@ class Adapted:
             when all weights are trained.
         keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient can be told
             from the others'; nothing is computed once for all of them.
+        fast: The shortcuts that are taken.
     """
 
     base: Base
@@ -51,6 +53,7 @@ class Adapted:
     config: Mapping[str, Any]
     start: Tensors = field(default_factory=dict)
     keeps_rows_apart: bool = False
+    fast: Fast = PLAIN
 
     @property
     def num_base_parameters(self) -> int:
@@ -93,8 +96,6 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
-    from silotune.models.fast.narrow_lora import use_for_narrow_layers
-
     peft_config = CONFIGS[section.kind](base, section)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
@@ -107,7 +108,6 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
             raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
         if has_core:
             lora_layers.add_cores(model)
-    use_for_narrow_layers(model)
     model.eval()
     peft_config.base_model_name_or_path = base.name  # as given: peft put the folder it was read from
     parameters = _saved_names(model)
@@ -127,6 +127,12 @@ def begin_from(adapted: Adapted, tensors: Tensors) -> Adapted:
     except MessageError as error:
         raise ModelError(f"adapter.start does not fit the adapter of this run: {error}") from error
     return replace(adapted, start=tensors)
+
+
+def on(adapted: Adapted, fast: Fast) -> Adapted:
+    """The same model in memory, which from now on takes these shortcuts and no other."""
+    put_on(adapted.base.model, adapted.model, fast)
+    return replace(adapted, fast=fast)
 
 
 @contextmanager
@@ -162,9 +168,10 @@ def replicate(adapted: Adapted) -> Adapted:
     shared = {id(parameter): parameter for parameter in adapted.model.parameters() if id(parameter) not in trained}
     model: Any = copy.deepcopy(adapted.model, shared)
     if not adapted.config:
-        return Adapted(replace(adapted.base, model=model), model, dict(model.named_parameters()), {})
+        base = replace(adapted.base, model=model)
+        return replace(adapted, base=base, model=model, parameters=dict(model.named_parameters()))
     base = replace(adapted.base, model=model.get_base_model())
-    return Adapted(base, model, _saved_names(model), adapted.config, adapted.start)
+    return replace(adapted, base=base, model=model, parameters=_saved_names(model))
 
 
 def can_replicate(adapted: Adapted) -> bool:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import ModelError, require
-from silotune.models.fast.attention import use_for_short_texts
 from silotune.models.head import Classes, check_use, draw, find_head, is_encoder, keep_float32, prepare, unquantized
 from silotune.settings.sections import ModelSection
 
@@ -131,8 +130,6 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
     model.requires_grad_(False)
     model.eval()
     model.config.use_cache = False
-    if section.attention == "auto" and device.type == "cpu":
-        use_for_short_texts(model)
     if section.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

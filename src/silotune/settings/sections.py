@@ -80,6 +80,9 @@ class ModelSection(Section):
     precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
     device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
     attention: Attention = Field("auto", description="auto: as transformers, with short texts faster on a CPU")
+    fast: Literal["auto", "off"] = Field(
+        "auto", description="auto: every shortcut that gives this model's plain losses and gradients; off: none"
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
     gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
     autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")

@@ -1,7 +1,8 @@
 """What a model gives for batches of examples: logits where they are needed, and the likelihood of answers and options.
 
-Each function takes the shortest way that leaves the numbers as they are: the output head and the last layer at needed
-positions only, options as branches of one prompt, what all prompts begin with computed once.
+Each function takes the shortest way that is found to leave the numbers as they are (``Adapted.fast``): the output head
+and the last layer at needed positions only, options as branches of one prompt, what all prompts begin with computed
+once. Without any of these it takes the plain way: each sequence in a row of its own, and all logits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from silotune.errors import DataError
 from silotune.models.adapters import Adapted
 from silotune.models.fast import attention
 from silotune.models.fast.last_layer import last_layer, needed_only
+from silotune.models.fast.paths import longest_alike
 from silotune.training.batches import (
     Batch,
     OptionBatch,
@@ -36,9 +38,10 @@ if TYPE_CHECKING:
 def logits_at(adapted: Adapted, batch: Batch) -> torch.Tensor:
     """Logits at ``batch.positions`` only [needed, vocabulary], in float32.
 
-    The output head is applied to the hidden states of these positions alone. In closed-ended tasks they are
-    one in thirty, and the [examples, length, vocabulary] tensor is never built. What all examples begin with goes
-    through the model once; its keys and values are then read by all of them, and gradients flow back through both.
+    The output head is applied to the hidden states of these positions alone, if the model may do so. In closed-ended
+    tasks they are one in thirty, and the [examples, length, vocabulary] tensor is never built. What all examples begin
+    with goes through the model once; its keys and values are then read by all of them, and gradients flow back through
+    both.
     """
     # some architectures know no position_ids: they are named only where the default does not do
     places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
@@ -65,20 +68,22 @@ def _prefix_cache(adapted: Adapted, prefix: torch.Tensor, *, copies: int) -> Any
 
 def _forward(adapted: Adapted, positions: torch.Tensor, ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
     """Logits at flat positions [positions, vocabulary]."""
-    head = adapted.model.get_output_embeddings()  # type: ignore[operator]
 
     def keep(module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = given[0]  # [examples, length, width]
         return (hidden.reshape(-1, hidden.shape[-1])[positions], *given[1:])
 
-    layer = last_layer(adapted.base.model) if can_shorten(adapted, ids.shape[1]) else None
-    handle = head.register_forward_pre_hook(keep)
+    is_short = adapted.fast.last_layer and can_shorten(adapted, ids.shape[1])
+    layer = last_layer(adapted.base.model) if is_short else None
+    head = adapted.model.get_output_embeddings() if adapted.fast.head else None  # type: ignore[operator]
+    handle = None if head is None else head.register_forward_pre_hook(keep)
     try:
         with needed_only(layer, positions, ids.shape) if layer is not None else nullcontext():
             logits: torch.Tensor = adapted.model(input_ids=ids, **inputs).logits
     finally:
-        handle.remove()
-    return logits
+        if handle is not None:
+            handle.remove()
+    return logits if handle is not None else logits.reshape(-1, logits.shape[-1])[positions]
 
 
 def autocast(adapted: Adapted) -> AbstractContextManager[Any]:
@@ -98,7 +103,8 @@ def answer_losses(
     base = adapted.base
     longest = max(example.length for example in examples)
     shared = _shared(adapted, examples, longest)
-    rows = packed_rows(examples) if packed and sees_branches(base.model, longest) else None
+    is_packed = packed and adapted.fast.branches and sees_branches(base.model, longest)
+    rows = packed_rows(examples) if is_packed else None
     dtype = _mask_dtype(adapted)
     made = answer_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype, shared=shared, rows=rows)
     logits = logits_at(adapted, made.batch)
@@ -116,7 +122,7 @@ def option_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor
         return torch.log_softmax(class_logits(adapted, examples), dim=-1)
     closed_examples(examples)
     longest = max(len(example.prompt) + max(map(len, example.options)) for example in examples)
-    if sees_branches(base.model, longest):
+    if adapted.fast.branches and sees_branches(base.model, longest):
         shared = _shared(adapted, examples, longest)
         dtype = _mask_dtype(adapted)
         made = option_batch(examples, pad_id=base.pad_id, device=base.device, dtype=dtype, shared=shared)
@@ -143,12 +149,12 @@ def sees_branches(model: PreTrainedModel, length: int) -> bool:
     not given from outside, and windows that are shorter than the sequence (the mask would open them).
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    most = longest_alike(config)
     layers = set(getattr(config, "layer_types", None) or ())
     return (
         config._attn_implementation in ("sdpa", "eager", attention.NAME)
         and layers <= {"full_attention", "sliding_attention"}
-        and (window is None or length <= window)
+        and (most is None or length <= most)
         and not model._is_stateful
         and not getattr(config, "alibi", False)
         and "position_ids" in inspect.signature(model.forward).parameters
@@ -170,7 +176,7 @@ def can_shorten(adapted: Adapted, length: int) -> bool:
 
 def _shared(adapted: Adapted, examples: Sequence[Encoded], longest: int) -> int:
     """Ids at the beginning of every prompt that are computed once for the batch."""
-    return shared_prefix(examples) if can_shorten(adapted, longest) else 0
+    return shared_prefix(examples) if adapted.fast.prefix and can_shorten(adapted, longest) else 0
 
 
 def _mask_dtype(adapted: Adapted) -> torch.dtype:

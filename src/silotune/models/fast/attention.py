@@ -26,9 +26,14 @@ NARROW = 8
 _SPECIAL = ("position_bias", "cache", "softcap", "s_aux", "head_mask")
 
 
+def can_use(model: Any) -> bool:
+    """Whether a model's attention is ``sdpa`` and can be another one: some architectures have it written out."""
+    return bool(model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation())
+
+
 def use_for_short_texts(model: Any) -> None:
     """Gives a model on the CPU this attention in place of ``sdpa``; any other that it has stays."""
-    if model.config._attn_implementation != "sdpa":
+    if not can_use(model):
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -36,6 +41,12 @@ def use_for_short_texts(model: Any) -> None:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def leave_short_texts(model: Any) -> None:
+    """Gives a model ``sdpa`` back where it has this attention; any other stays."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
 
 
 def attend(

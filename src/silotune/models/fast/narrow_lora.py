@@ -77,6 +77,24 @@ def use_for_narrow_layers(model: torch.nn.Module) -> None:
             module.__class__ = NarrowLora
 
 
+def leave_narrow_layers(model: torch.nn.Module) -> None:
+    """Gives the layers of a peft model peft's own way back."""
+    for module in model.modules():
+        if type(module) is NarrowLora:
+            module.__class__ = Linear
+
+
+def rows_for_one(model: torch.nn.Module) -> int:
+    """Rows of a batch from which at least one layer of a model multiplies once; 0 where none ever does."""
+    needed = [
+        max(ROWS_A_RANK * len(part.weight), -(-module.base_layer.weight.numel() // VALUES_A_ROW))
+        for module in model.modules()
+        if type(module) is NarrowLora
+        for part in module.lora_A.values()
+    ]
+    return min(needed, default=0)
+
+
 class MergedLinear(torch.autograd.Function):
     """x (W + s B A)' for x [..., in], fixed W [out, in], A [rank, in], B [out, rank].
 
