@@ -171,10 +171,10 @@ def test_sections_are_frozen() -> None:
         (
             {
                 "privacy": {"dp": "example", "epsilon": 1},
-                "federation": {"algorithm": "scaffold", "scaffold_option": "I"},
+                "federation": {"algorithm": {"type": "scaffold", "option": "I"}},
                 "training": {"optimizer": "sgd", "clip_norm": 0.0},
             },
-            "federation.scaffold_option = 'I' sends an exact gradient",
+            "federation.algorithm.option = 'I' sends an exact gradient",
         ),
         (
             {"privacy": {"dp": "local", "epsilon": 1}, "federation": {"algorithm": "fednova"}},
@@ -198,8 +198,8 @@ def test_sections_are_frozen() -> None:
             "federation.algorithm = 'fednova' sends numbers of steps, from which",
         ),
         (
-            {"federation": {"algorithm": "scaffold", "scaffold_option": "I"}, "training": {"optimizer": "sgd"}},
-            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped",
+            {"federation": {"algorithm": {"type": "scaffold", "option": "I"}}, "training": {"optimizer": "sgd"}},
+            "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped",
         ),
         (
             {"federation": {"algorithm": "feddyn", "clock": {"buffer": 2}}},

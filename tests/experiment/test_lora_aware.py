@@ -33,7 +33,11 @@ Make = Callable[..., Config]
         ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks by client"]),
         (
             {
-                "federation": {"lora": "exact-residual", "server_learning_rate": 0.5, "personalization": "ditto"},
+                "federation": {
+                    "lora": "exact-residual",
+                    "algorithm": {"server_learning_rate": 0.5},
+                    "personalization": "ditto",
+                },
                 "training": {"optimizer_state": "keep"},
             },
             ["server_learning_rate = 1", "use 'fine-tune'", "optimizer_state = 'reset'"],

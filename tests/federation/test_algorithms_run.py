@@ -17,7 +17,7 @@ from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
-from silotune.methods.algorithms import ALGORITHMS, method
+from silotune.methods.algorithms import method
 from silotune.methods.robust import AGGREGATIONS
 from silotune.methods.weighting import WEIGHTINGS
 from silotune.models import adapters
@@ -25,6 +25,7 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
+from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
@@ -136,7 +137,7 @@ def test_scaffold_s_first_round_is_fedavg_s_and_its_second_is_not(model, start, 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_the_server_s_control_is_the_mean_of_the_clients(model, start, tmp_path: Path, option: str) -> None:
     clients = transport(model, EXAMPLES)
-    made = plan(rounds=2, algorithm="scaffold", scaffold_option=option)
+    made = plan(rounds=2, algorithm={"type": "scaffold", "option": option})
     state = run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path))
     own = [arithmetic.taken_from("control", kept.tensors) for kept in clients.states().values()]
     mean = arithmetic.scale(arithmetic.add(arithmetic.add(own[0], own[1]), own[2]), 1 / 3)
@@ -150,7 +151,7 @@ def test_option_one_is_the_gradient_of_all_examples(model, start, tmp_path: Path
     kept = {}
     for option in ("I", "II"):
         clients = transport(model, EXAMPLES)
-        made = plan(whole, algorithm="scaffold", scaffold_option=option)
+        made = plan(whole, algorithm={"type": "scaffold", "option": option})
         run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path / option))
         kept[option] = clients.states()["b"].tensors
     tiny.assert_close(kept["I"], kept["II"], 1e-5)

@@ -117,7 +117,7 @@ def test_side_by_side_gives_the_bits_of_one_after_another(rule: LoraRule, models
 @pytest.mark.parametrize(
     ("rule", "more"),
     [
-        ("freeze-a", {"algorithm": "fedadam", "server_learning_rate": 0.01}),
+        ("freeze-a", {"algorithm": "fedadam"}),
         ("alternate", {"algorithm": "fedavgm", "aggregation": "median"}),
         ("share-a", {"algorithm": "fednova", "weighting": "uniform"}),
         ("stack", {"algorithm": "fedprox", "weighting": "uniform"}),

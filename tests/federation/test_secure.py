@@ -24,7 +24,8 @@ from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import SUMMABLE, FederationSection
+from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.sections import FederationSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten
 
@@ -177,7 +178,7 @@ def test_a_sum_that_cannot_be_remembered_is_not_opened(model, start, tmp_path: P
     assert sum("opened before, over other clients" in failure.reason for failure in whole.failures) == 4
 
 
-@pytest.mark.parametrize("algorithm", SUMMABLE)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.those("summable"))
 def test_algorithms_that_work_on_the_sum(model, start, tmp_path: Path, algorithm: str) -> None:
     states = []
     for name in ("none", "secure_sum"):

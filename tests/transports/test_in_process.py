@@ -126,7 +126,7 @@ def test_one_local_step_of_equal_silos_is_one_central_step(model, start, tmp_pat
 
 def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
     made = []
-    for number, options in enumerate(({}, {"algorithm": "fedprox", "proximal_mu": 0.0})):
+    for number, options in enumerate(({}, {"algorithm": {"type": "fedprox", "proximal_mu": 0.0}})):
         plan = Plan(rounds=2, method=method(FederationSection(**options)), body=order(**options), seed=3)
         state = run_rounds(plan, InProcess(sites(model)), ServerState(0, start), RunFolder(tmp_path / str(number)))
         made.append(state.weights)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -38,7 +39,20 @@ from silotune.methods.server_step import (
     yogi_moment,
 )
 from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
-from silotune.settings.sections import Algorithm, FederationSection, LoraRule, Personalization
+from silotune.settings.algorithms import (
+    AdaptiveSettings,
+    AlgorithmSettings,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedYogi,
+    Scaffold,
+)
+from silotune.settings.sections import FederationSection, LoraRule, Personalization
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
 
@@ -76,72 +90,66 @@ class Method:
     personal: Anchored | None = None
 
 
-def _fedavg(section: FederationSection, rule: Rule) -> Method:
-    """McMahan et al. 2017: plain step."""
-    return Method(rule, plain_step(section.server_learning_rate))
+def _fedavg(settings: FedAvg, rule: Rule) -> Method:
+    return Method(rule, plain_step(settings.server_learning_rate))
 
 
-def _fedprox(section: FederationSection, rule: Rule) -> Method:
-    """Li et al. 2020: FedAvg whose clients are pulled towards the received model."""
-    return Method(rule, plain_step(section.server_learning_rate), towards_received(section.proximal_mu))
+def _fedprox(settings: FedProx, rule: Rule) -> Method:
+    return Method(rule, plain_step(settings.server_learning_rate), towards_received(settings.proximal_mu))
 
 
-def _scaffold(section: FederationSection, rule: Rule) -> Method:
-    """Karimireddy et al. 2020: FedAvg whose clients' gradients are corrected by control variates."""
+def _scaffold(settings: Scaffold, rule: Rule) -> Method:
     return Method(
         beside_controls(rule),
-        control_step(section.server_learning_rate),
-        control_variates(section.scaffold_option),
+        control_step(settings.server_learning_rate),
+        control_variates(settings.option),
         lambda weights, memory: {**weights, **put_under(CONTROL, control_of(weights, memory))},
     )
 
 
-def _fedavgm(section: FederationSection, rule: Rule) -> Method:
-    """Hsu et al. 2019: FedAvg with momentum at the server."""
-    return Method(rule, momentum_step(section.server_learning_rate, section.server_momentum))
+def _fedavgm(settings: FedAvgM, rule: Rule) -> Method:
+    return Method(rule, momentum_step(settings.server_learning_rate, settings.server_momentum))
 
 
-def _adaptive(section: FederationSection, rule: Rule, second_moment: SecondMoment) -> Method:
+def _adaptive(settings: AdaptiveSettings, rule: Rule, second_moment: SecondMoment) -> Method:
     """Reddi et al. 2021, Algorithm 2."""
-    rate, beta1, tau = section.server_learning_rate, section.server_beta1, section.server_tau
+    rate, beta1, tau = settings.server_learning_rate, settings.server_beta1, settings.server_tau
     return Method(rule, adaptive_step(rate, beta1=beta1, tau=tau, second_moment=second_moment))
 
 
-def _fedadagrad(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, adagrad_moment())
+def _fedadagrad(settings: FedAdagrad, rule: Rule) -> Method:
+    return _adaptive(settings, rule, adagrad_moment())
 
 
-def _fedyogi(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, yogi_moment(section.server_beta2))
+def _fedyogi(settings: FedYogi, rule: Rule) -> Method:
+    return _adaptive(settings, rule, yogi_moment(settings.server_beta2))
 
 
-def _fedadam(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, adam_moment(section.server_beta2))
+def _fedadam(settings: FedAdam, rule: Rule) -> Method:
+    return _adaptive(settings, rule, adam_moment(settings.server_beta2))
 
 
-def _fednova(section: FederationSection, rule: Rule) -> Method:
-    """Wang et al. 2020: FedAvg over updates that are normalised by local steps."""
-    return Method(per_step(rule), plain_step(section.server_learning_rate))
+def _fednova(settings: FedNova, rule: Rule) -> Method:
+    return Method(per_step(rule), plain_step(settings.server_learning_rate))
 
 
-def _feddyn(section: FederationSection, rule: Rule) -> Method:
-    """Acar et al. 2021: clients' losses are regularised so that all optima agree."""
-    alpha = section.feddyn_alpha
-    return Method(rule, dynamic_step(section.server_learning_rate, alpha), dynamic_regulariser(alpha))
+def _feddyn(settings: FedDyn, rule: Rule) -> Method:
+    step = dynamic_step(settings.server_learning_rate, settings.alpha)
+    return Method(rule, step, dynamic_regulariser(settings.alpha))
 
 
-ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection, Rule], Method]] = {
-    "fedavg": _fedavg,
-    "fedprox": _fedprox,
-    "scaffold": _scaffold,
-    "fedavgm": _fedavgm,
-    "fedadagrad": _fedadagrad,
-    "fedyogi": _fedyogi,
-    "fedadam": _fedadam,
-    "fednova": _fednova,
-    "feddyn": _feddyn,
+ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
+    FedAvg: _fedavg,
+    FedProx: _fedprox,
+    Scaffold: _scaffold,
+    FedAvgM: _fedavgm,
+    FedAdagrad: _fedadagrad,
+    FedYogi: _fedyogi,
+    FedAdam: _fedadam,
+    FedNova: _fednova,
+    FedDyn: _feddyn,
 }
-"""Name -> builder; the names are those of ``sections.Algorithm`` (a test compares them)."""
+"""Settings -> builder of the method that they are of, from an aggregation rule."""
 
 PERSONAL_TERMS: Mapping[Personalization, Callable[[FederationSection], Anchored | None]] = {
     "none": lambda section: None,
@@ -152,7 +160,7 @@ PERSONAL_TERMS: Mapping[Personalization, Callable[[FederationSection], Anchored 
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
-    made = ALGORITHMS[section.algorithm](section, AGGREGATIONS[section.aggregation](section))
+    made = ALGORITHMS[type(section.algorithm)](section.algorithm, AGGREGATIONS[section.aggregation](section))
     weigh, rule = WEIGHTINGS[section.weighting](section), LORA_RULES[section.lora]
     return replace(
         made,
@@ -168,12 +176,12 @@ def title_of(section: FederationSection) -> str:
     """The algorithm's name, with those of rule and weighting where they are not the default ones."""
     defaults = FederationSection()
     names = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
-    return ", ".join((section.algorithm, *(name for name, default in names if name != default)))
+    return ", ".join((section.algorithm.type, *(name for name, default in names if name != default)))
 
 
 def plain(section: FederationSection) -> FederationSection:
     """The section with FedAvg in place of its method: for one client that is training and nothing else."""
-    chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
+    chosen = {"algorithm", "aggregation", "weighting"}
     chosen |= {"lora", "ranks", "memory_mb", "policies", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.links import DownloadSection
 from silotune.settings.sections import (
     BY_EXAMPLE,
-    LINEAR,
     UNWEIGHTED,
     AdapterSection,
     DataSection,
@@ -29,10 +29,6 @@ WHOLE_RULES = ("factors", "sb")
 """LoRA rules under which everything that trains travels in every round."""
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
-CONTROLLED = ("scaffold", "feddyn")
-"""Algorithms whose clients keep a control of every trained tensor."""
-PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
-"""Algorithms whose aggregate is the mean and whose server step adds it as it is."""
 
 
 def is_lora_aware(federation: FederationSection) -> bool:
@@ -62,10 +58,10 @@ def lora_faults(
         if rank > adapter.rank
     ]
     faults += _product_faults(federation, training) if federation.lora in PRODUCT_RULES else []
-    if federation.algorithm in CONTROLLED and federation.lora not in WHOLE_RULES:
+    if federation.algorithm.keeps_control and federation.lora not in WHOLE_RULES:
         faults.append(
-            f"federation.algorithm = {federation.algorithm!r} keeps a control for all that is trained, which goes with "
-            f"federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
+            f"federation.algorithm = {federation.algorithm.type!r} keeps a control for all that is trained, which goes "
+            f"with federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
         )
     faults += [
         f"{name!r} stands in federation.{first} and in federation.{second}: keep one"
@@ -91,12 +87,12 @@ def _product_faults(federation: FederationSection, training: TrainingSection) ->
     """What a rule that puts the mean product into the model does not go together with."""
     rule = f"federation.lora = {federation.lora!r}"
     faults = []
-    is_mean = federation.aggregation == "mean" and federation.server_learning_rate == 1
-    if federation.algorithm not in PRODUCT_ALGORITHMS or not is_mean:
+    is_mean = federation.aggregation == "mean" and federation.algorithm.server_learning_rate == 1
+    if not federation.algorithm.keeps_product or not is_mean:
         faults.append(
             f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
-            f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))}, federation.aggregation = 'mean' and "
-            "federation.server_learning_rate = 1"
+            f"{' or '.join(map(repr, ALGORITHMS.those('keeps_product')))}, federation.aggregation = 'mean' and "
+            "federation.algorithm.server_learning_rate = 1"
         )
     if federation.personalization == "ditto":
         faults.append(
@@ -161,24 +157,23 @@ def objective_faults(training: TrainingSection, adapter: AdapterSection, evaluat
 
 def algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
     """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
-    name = federation.algorithm
+    algorithm, given = federation.algorithm, f"federation.algorithm = {federation.algorithm.type!r}"
     faults = []
-    if name == "scaffold" and training.optimizer != "sgd":
+    if algorithm.needs_plain_steps and training.optimizer != "sgd":
         faults.append(
-            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
-            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
+            f"{given} divides an update by steps and learning rate, which holds for plain steps only: set "
+            f"training.optimizer = 'sgd' (now {training.optimizer!r})"
         )
-    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
-        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
-    if name == "scaffold" and federation.scaffold_option == "I" and training.clip_norm:
+    if algorithm.needs_no_momentum and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"{given} needs training.momentum = 0 (now {training.momentum:g})")
+    if algorithm.sends_gradient and training.clip_norm:
         faults.append(
-            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped never "
-            f"meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
+            "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped "
+            f"never meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
         )
-    trusted = {"scaffold": "controls", "fednova": "numbers of steps"}
-    if name in trusted and federation.aggregation != "mean":
+    if algorithm.trusted and federation.aggregation != "mean":
         faults.append(
-            f"federation.algorithm = {name!r} sends {trusted[name]}, from which federation.aggregation = "
+            f"{given} sends {algorithm.trusted}, from which federation.aggregation = "
             f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
         )
     return faults
@@ -360,10 +355,10 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
                 "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
                 "set record.keep_updates = false"
             )
-        if federation.algorithm == "feddyn":
+        if federation.algorithm.is_of_whole_updates:
             faults.append(
-                "federation.algorithm = 'feddyn' sums whole updates, and federation.clock.buffer weighs them by age: "
-                "leave the buffer out, or use another algorithm"
+                f"federation.algorithm = {federation.algorithm.type!r} sums whole updates, and federation.clock.buffer "
+                "weighs them by age: leave the buffer out, or use another algorithm"
             )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
@@ -393,8 +388,10 @@ def _example_faults(federation: FederationSection, training: TrainingSection) ->
         )
     if training.packing:
         faults.append("training.packing puts examples into one row: leave it out with privacy.dp = 'example'")
-    if federation.algorithm == "scaffold" and federation.scaffold_option == "I":
-        faults.append("federation.scaffold_option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'")
+    if federation.algorithm.sends_gradient:
+        faults.append(
+            "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'"
+        )
     return faults
 
 
@@ -403,10 +400,10 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
     given, faults = f"privacy.dp = {privacy.dp!r}", []
     if set(federation.modes) != {"federated"}:
         faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
-    if federation.algorithm not in LINEAR:
+    if not federation.algorithm.linear:
         faults.append(
-            f"federation.algorithm = {federation.algorithm!r} cannot be used with {given}; those that learn nothing "
-            f"but the updates' mean: {', '.join(LINEAR)}"
+            f"federation.algorithm = {federation.algorithm.type!r} cannot be used with {given}; those that learn "
+            f"nothing but the updates' mean: {', '.join(ALGORITHMS.those('linear'))}"
         )
     if privacy.dp == "local":
         return faults

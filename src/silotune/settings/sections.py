@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from silotune.settings.base import FolderName, Fraction, Momentum, Place, Positive, PositiveNumber, Section
+from silotune.settings.algorithms import Algorithm, FedAvg
+from silotune.settings.base import FolderName, Fraction, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 
 Precision = Literal["float32", "bfloat16", "int4"]
@@ -23,10 +23,8 @@ Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
-Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fednova", "feddyn"]
 Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
 Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
-ScaffoldOption = Literal["I", "II"]
 Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
 LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
 Personalization = Literal["none", "ditto", "fine-tune"]
@@ -46,12 +44,6 @@ BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify", "dpo")
 """Objectives whose loss is a sum over examples, each term a function of its example alone."""
 SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 """Guarantees whose noise is added at the site, so that the server need not be trusted."""
-LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
-"""Algorithms that learn of the clients nothing but the mean of their updates."""
-
-SUMMABLE: tuple[Algorithm, ...] = (*LINEAR, "feddyn")
-"""Algorithms that use updates in no other way than in their sum weighted by examples."""
-
 
 LONGEST_PROMPT, MOST_PLACES = 4096, 32
 """Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
@@ -239,12 +231,8 @@ class BudgetSection(Section):
     joules: PositiveNumber | None = Field(None, description="of training and aggregation; needs a meter")
 
 
-ADAPTIVE_RATE = 0.01
-"""Server's learning rate of the adaptive algorithms unless it is given: their steps are about that long in every
-value, however short the mean update is."""
 UNWEIGHTED: tuple[Aggregation, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
 """Rules that count every update once, as they were published."""
-ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
 
 
 class FederationSection(Section):
@@ -254,7 +242,7 @@ class FederationSection(Section):
     ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
     ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
-    algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
+    algorithm: Algorithm = Field(FedAvg(), description="server step and client correction; see docs/algorithms.md")
     weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
     aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
@@ -273,19 +261,6 @@ class FederationSection(Section):
         "none", description="a model of each client's own: beside the global one, or from it after the last round"
     )
     ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
-    scaffold_option: ScaffoldOption = Field(
-        "II",
-        description="scaffold: a client's control is its gradient at the received model (I) or over its steps (II)",
-    )
-    feddyn_alpha: Annotated[float, Field(ge=0)] = Field(0.1, description="feddyn: weight of the dynamic regulariser")
-    server_learning_rate: PositiveNumber = Field(
-        1.0, description="the update is scaled by it; unless given, 0.01 for fedadagrad, fedyogi and fedadam"
-    )
-    server_momentum: Momentum = Field(0.9, description="fedavgm: share of the last step")
-    server_beta1: Momentum = Field(0.9, description="fedadagrad, fedyogi, fedadam: decay of the mean update")
-    server_beta2: Momentum = Field(0.99, description="fedyogi, fedadam: decay of the squared update")
-    server_tau: PositiveNumber = Field(1e-3, description="fedadagrad, fedyogi, fedadam: least divisor of a step")
     fairness_q: Annotated[float, Field(ge=0)] = Field(1.0, description="q-ffl: power of the loss; 0 is by examples")
     weight_cap: Positive | None = Field(None, description="capped: most examples that count")
     trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.2, description="trimmed-mean: share left out on either side")
@@ -318,14 +293,6 @@ class FederationSection(Section):
     def has_ranks(self) -> bool:
         """Whether clients may have LoRA ranks of their own."""
         return bool(self.ranks or self.memory_mb or self.policies)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _adaptive_steps_are_short(cls, document: Any) -> Any:
-        """An adaptive server step of rate 1 would move every value by about 1."""
-        if not isinstance(document, Mapping) or document.get("algorithm") not in ADAPTIVE:
-            return document
-        return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
 class PrivacySection(Section):
