@@ -184,12 +184,12 @@ def test_the_grids_of_algorithms_and_rules_hold_no_fault():
     from silotune.config import validated
     from silotune.methods import algorithms
     from silotune.methods.algorithms import LORA_RULES
-    from silotune.methods.robust import AGGREGATIONS
+    from silotune.settings.aggregation import AGGREGATIONS
 
     cells = expand(validated(Grid, algorithms_grid([0, 1, 2], ALGORITHMS), source="test"), Changes())
     assert len(cells) == len(ALGORITHMS) * 2 * 3
     assert {type(cell.config.federation.algorithm) for cell in cells} == set(algorithms.ALGORITHMS)
-    assert {cell.config.federation.lora for cell in cells} == set(LORA_RULES)
+    assert {type(cell.config.federation.lora) for cell in cells} == set(LORA_RULES)
     chosen = {cell.cell.algorithm: cell.config for cell in cells}
     for name, tried in CANDIDATES.items():
         for path, values in tried.items():

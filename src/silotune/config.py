@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
 from silotune.settings.limits import (
-    PRODUCT_RULES,
     algorithm_faults,
     classify_faults,
     clock_faults,
@@ -123,22 +123,23 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"{sees}, and federation.algorithm = {federation.algorithm.type!r} needs more; it works with "
             f"{', '.join(ALGORITHMS.those('summable'))}"
         )
-    if federation.aggregation != "mean":
+    if not federation.aggregation.is_mean:
         faults.append(
-            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+            f"{sees}: federation.aggregation = {federation.aggregation.type!r} looks at single updates; use 'mean'"
         )
     if config.record.keep_updates:
         faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
-    if federation.weighting != "examples" and privacy.dp != "distributed":
-        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
-    if federation.attack.kind not in ("none", "label-flip"):
-        faults.append(
-            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
-        )
+    if not federation.weighting.is_by_examples and privacy.dp != "distributed":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting.type!r} is another one; use 'examples'")
+    attack = federation.attack
+    if isinstance(attack, Malicious) and attack.changes_updates:
+        faults.append(f"{given} hides updates, which federation.attack = {attack.type!r} changes on their way")
     unfit = {
-        f"federation.lora = {federation.lora!r} needs each client's product": federation.lora in PRODUCT_RULES,
+        f"federation.lora = {federation.lora.type!r} needs each client's product": federation.lora.keeps_product,
         "federation.ranks, memory_mb and policies give updates different shapes": federation.has_ranks,
-        "federation.personalization = 'fine-tune' reports by client": federation.personalization == "fine-tune",
+        f"federation.personalization = {federation.personalization.type!r} reports by client": (
+            federation.personalization.comes_after
+        ),
     }
     faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
     if config.evaluation.per_client:
@@ -357,6 +358,13 @@ MOVED: Mapping[str, str] = {
     "federation.server_beta1": "federation.algorithm.server_beta1",
     "federation.server_beta2": "federation.algorithm.server_beta2",
     "federation.server_tau": "federation.algorithm.server_tau",
+    "federation.trim": "federation.aggregation.trim",
+    "federation.norm_bound": "federation.aggregation.bound",
+    "federation.malicious": "federation.aggregation.malicious",
+    "federation.fairness_q": "federation.weighting.fairness_q",
+    "federation.weight_cap": "federation.weighting.cap",
+    "federation.ditto_lambda": "federation.personalization.pull",
+    "federation.attack.kind": "federation.attack.type",
 }
 """Keys of earlier configurations -> where what they said is said now."""
 

@@ -18,13 +18,12 @@ from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import TrainOrder
 from silotune.methods.algorithms import method
-from silotune.methods.robust import AGGREGATIONS
-from silotune.methods.weighting import WEIGHTINGS
 from silotune.models import adapters
 from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
+from silotune.settings.aggregation import AGGREGATIONS, WEIGHTINGS
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.sections import AdapterSection, FederationSection, ModelSection, TrainingSection
 from silotune.structs import ServerState
@@ -110,7 +109,11 @@ COMBINED = [*zip(AGGREGATIONS, itertools.cycle(WEIGHTINGS), strict=False)]
 def test_every_rule_and_weighting_goes_with_a_run(
     model, start, tmp_path: Path, aggregation: str, weighting: str
 ) -> None:
-    options = {"aggregation": aggregation, "weighting": weighting, "malicious": 0, "weight_cap": 2}
+    more = {"krum": {"malicious": 0}, "multi-krum": {"malicious": 0}, "capped": {"cap": 2}}
+    options = {
+        "aggregation": {"type": aggregation, **more.get(aggregation, {})},
+        "weighting": {"type": weighting, **more.get(weighting, {})},
+    }
     state = run_rounds(plan(**options), transport(model, EXAMPLES), ServerState(0, start), RunFolder(tmp_path))
     assert arithmetic.all_finite(state.weights) and state.round_number == 1
 

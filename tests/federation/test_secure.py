@@ -297,7 +297,7 @@ def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     check_terms(terms, train.model_dump(mode="json"))
     with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
         check_terms(terms.model_copy(update={"threshold": 0.9}), train.model_dump(mode="json"))
-    capped = FederationSection(weighting="capped", weight_cap=9)
+    capped = FederationSection(weighting={"type": "capped", "cap": 9})
     noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
     for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
         order = train.model_copy(update={"federation": federation, "privacy": noised}).model_dump(mode="json")

@@ -18,8 +18,9 @@ from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.wire.orders import TrainOrder, evaluate_order, train_order
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
+from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
-from silotune.settings.sections import AttackSection, BudgetSection, FederationSection, Mode, TrainingSection
+from silotune.settings.sections import BudgetSection, FederationSection, Mode, TrainingSection
 from silotune.structs import Reply, Request, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
@@ -112,7 +113,7 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
         "download": DownloadSection(),
         "clock": None,
         "budget": BudgetSection(),
-        "attack": AttackSection(),
+        "attack": NoAttack(),
     }
     return plain(federation).model_copy(update=alone)
 

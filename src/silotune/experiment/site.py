@@ -183,7 +183,7 @@ class SiteDesk:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
         self._resident.use_threads(self._holdings.threads or config.training.threads)
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
-        drawn = () if config.federation.lora == "factors" else (config.federation.lora, config.seed)
+        drawn = () if config.federation.lora.is_plain else (config.federation.lora, config.seed)
         needs = (config.model, config.adapter, head, drawn, base)
         held = self._resident
         if held.adapted is None or held.needs != needs:

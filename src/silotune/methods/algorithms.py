@@ -52,7 +52,20 @@ from silotune.settings.algorithms import (
     FedYogi,
     Scaffold,
 )
-from silotune.settings.sections import FederationSection, LoraRule, Personalization
+from silotune.settings.lora_rules import (
+    Alternate,
+    Ditto,
+    ExactResidual,
+    Factors,
+    FreezeA,
+    LoraRuleSettings,
+    PersonalizationSettings,
+    ShareA,
+    SmallCore,
+    Stack,
+    Svd,
+)
+from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
 
@@ -151,32 +164,35 @@ ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
 }
 """Settings -> builder of the method that they are of, from an aggregation rule."""
 
-PERSONAL_TERMS: Mapping[Personalization, Callable[[FederationSection], Anchored | None]] = {
-    "none": lambda section: None,
-    "ditto": lambda section: towards(section.ditto_lambda),
-    "fine-tune": lambda section: None,  # after the last round, not in it
+PERSONAL_TERMS: Mapping[type[PersonalizationSettings], Callable[[Any], Anchored]] = {
+    Ditto: lambda settings: towards(settings.pull),
 }
+"""Settings -> what pulls a client's own model towards the global one, where it is trained in the rounds."""
 
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
-    made = ALGORITHMS[type(section.algorithm)](section.algorithm, AGGREGATIONS[section.aggregation](section))
-    weigh, rule = WEIGHTINGS[section.weighting](section), LORA_RULES[section.lora]
+    made = ALGORITHMS[type(section.algorithm)](
+        section.algorithm, AGGREGATIONS[type(section.aggregation)](section.aggregation)
+    )
+    weigh, rule = WEIGHTINGS[type(section.weighting)](section.weighting), LORA_RULES[type(section.lora)]
+    term = PERSONAL_TERMS.get(type(section.personalization))
     return replace(
         made,
         aggregate=weighed(made.aggregate, weigh),
         weigh=weigh,
         schedule=rule.schedule,
         fold=rule.fold,
-        personal=PERSONAL_TERMS[section.personalization](section),
+        personal=None if term is None else term(section.personalization),
     )
 
 
 def title_of(section: FederationSection) -> str:
     """The algorithm's name, with those of rule and weighting where they are not the default ones."""
     defaults = FederationSection()
-    names = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
-    return ", ".join((section.algorithm.type, *(name for name, default in names if name != default)))
+    chosen = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
+    others = (given.type for given, default in chosen if given.type != default.type)
+    return ", ".join((section.algorithm.type, *others))
 
 
 def plain(section: FederationSection) -> FederationSection:
@@ -193,25 +209,23 @@ class LoraAggregation:
     Attributes:
         schedule: Which tensors train and travel in a round.
         fold: Puts the mean product into the model after the server step; None where averaging is all.
-        has_core: The adapter is B R A with fixed factors, and R alone is trained.
     """
 
     schedule: Schedule = whole
     fold: Fold | None = None
-    has_core: bool = False
 
 
-LORA_RULES: Mapping[LoraRule, LoraAggregation] = {
-    "factors": LoraAggregation(),
-    "exact-residual": LoraAggregation(fold=into_residual),
-    "stack": LoraAggregation(fold=into_base),
-    "svd": LoraAggregation(fold=into_factors),
-    "freeze-a": LoraAggregation(without_a),
-    "alternate": LoraAggregation(in_turns),
-    "share-a": LoraAggregation(without_own_b),
-    "sb": LoraAggregation(has_core=True),
+LORA_RULES: Mapping[type[LoraRuleSettings], LoraAggregation] = {
+    Factors: LoraAggregation(),
+    ExactResidual: LoraAggregation(fold=into_residual),
+    Stack: LoraAggregation(fold=into_base),
+    Svd: LoraAggregation(fold=into_factors),
+    FreezeA: LoraAggregation(without_a),
+    Alternate: LoraAggregation(in_turns),
+    ShareA: LoraAggregation(without_own_b),
+    SmallCore: LoraAggregation(),
 }
-"""Name -> rule; the names are those of ``sections.LoraRule`` (a test compares them)."""
+"""Settings -> the rule that they are of."""
 
 
 def advance(

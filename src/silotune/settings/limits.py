@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.attacks import Malicious
 from silotune.settings.links import DownloadSection
+from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.sections import (
     BY_EXAMPLE,
-    UNWEIGHTED,
     AdapterSection,
     DataSection,
     Engine,
@@ -23,17 +24,13 @@ from silotune.settings.sections import (
 )
 
 LORA_KINDS = ("lora", "qlora")
-PRODUCT_RULES = ("exact-residual", "stack", "svd")
-"""LoRA rules that put the mean product itself into the model."""
-WHOLE_RULES = ("factors", "sb")
-"""LoRA rules under which everything that trains travels in every round."""
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
 
 
 def is_lora_aware(federation: FederationSection) -> bool:
     """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
-    return federation.lora != "factors" or federation.has_ranks or federation.personalization != "none"
+    return not federation.lora.is_plain or federation.has_ranks or federation.personalization.makes_models
 
 
 def lora_faults(
@@ -45,11 +42,11 @@ def lora_faults(
     is_mixture: bool,
 ) -> list[str]:
     """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
-    rule = f"federation.lora = {federation.lora!r}"
+    rule = f"federation.lora = {federation.lora.type!r}"
     faults = []
     if adapter.kind not in LORA_KINDS or adapter.dora:
         given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
-        asked = [rule] if federation.lora != "factors" else []
+        asked = [] if federation.lora.is_plain else [rule]
         asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
         faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
     faults += [
@@ -57,11 +54,12 @@ def lora_faults(
         for name, rank in federation.ranks.items()
         if rank > adapter.rank
     ]
-    faults += _product_faults(federation, training) if federation.lora in PRODUCT_RULES else []
-    if federation.algorithm.keeps_control and federation.lora not in WHOLE_RULES:
+    faults += _product_faults(federation, training) if federation.lora.keeps_product else []
+    if federation.algorithm.keeps_control and not federation.lora.sends_all:
         faults.append(
             f"federation.algorithm = {federation.algorithm.type!r} keeps a control for all that is trained, which goes "
-            f"with federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
+            f"with federation.lora = {' or '.join(map(repr, LORA_RULES.those('sends_all')))} alone, not "
+            f"{federation.lora.type!r}"
         )
     faults += [
         f"{name!r} stands in federation.{first} and in federation.{second}: keep one"
@@ -69,12 +67,12 @@ def lora_faults(
         for name in getattr(federation, first)
         if name in getattr(federation, second)
     ]
-    if federation.lora == "sb" and federation.has_ranks:
+    if federation.lora.has_core and federation.has_ranks:
         faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks by client")
-    if is_mixture and (federation.lora == "share-a" or federation.personalization != "none"):
+    if is_mixture and (federation.lora.keeps_own_b or federation.personalization.makes_models):
         faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
-    if federation.lora == "share-a":
-        if federation.personalization != "none":
+    if federation.lora.keeps_own_b:
+        if federation.personalization.makes_models:
             faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
         if evaluation.patience is not None or evaluation.keep == "best":
             faults.append(
@@ -85,19 +83,19 @@ def lora_faults(
 
 def _product_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
     """What a rule that puts the mean product into the model does not go together with."""
-    rule = f"federation.lora = {federation.lora!r}"
+    rule = f"federation.lora = {federation.lora.type!r}"
     faults = []
-    is_mean = federation.aggregation == "mean" and federation.algorithm.server_learning_rate == 1
+    is_mean = federation.aggregation.is_mean and federation.algorithm.server_learning_rate == 1
     if not federation.algorithm.keeps_product or not is_mean:
         faults.append(
             f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
             f"{' or '.join(map(repr, ALGORITHMS.those('keeps_product')))}, federation.aggregation = 'mean' and "
             "federation.algorithm.server_learning_rate = 1"
         )
-    if federation.personalization == "ditto":
+    if federation.personalization.is_pulled:
         faults.append(
-            f"federation.personalization = 'ditto' pulls to the factors received, and {rule} changes them meanwhile: "
-            "use 'fine-tune'"
+            f"federation.personalization = {federation.personalization.type!r} pulls to the factors received, and "
+            f"{rule} changes them meanwhile: use 'fine-tune'"
         )
     if training.optimizer_state == "keep":
         faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
@@ -171,10 +169,10 @@ def algorithm_faults(federation: FederationSection, training: TrainingSection) -
             "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped "
             f"never meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
         )
-    if algorithm.trusted and federation.aggregation != "mean":
+    if algorithm.trusted and not federation.aggregation.is_mean:
         faults.append(
             f"{given} sends {algorithm.trusted}, from which federation.aggregation = "
-            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+            f"{federation.aggregation.type!r} does not protect: use 'mean', or another algorithm"
         )
     return faults
 
@@ -184,21 +182,18 @@ def rule_faults(federation: FederationSection, num_clients: int | None) -> list[
     faults = []
     in_round = federation.clients_per_round or num_clients
     rule, weighting = federation.aggregation, federation.weighting
-    if weighting == "capped" and federation.weight_cap is None:
-        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
-    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+    if rule.counts_once and not weighting.is_by_examples and weighting.needs_sizes:
         faults.append(
-            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
-            "would do nothing; leave it out"
+            f"federation.aggregation = {rule.type!r} counts every update once: federation.weighting = "
+            f"{weighting.type!r} would do nothing; leave it out"
         )
-    least = 2 * federation.malicious + 3
-    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+    if in_round is not None and in_round < rule.least_updates:
         faults.append(
-            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
-            f"{least} clients a round, there are {in_round}"
+            f"federation.aggregation = {rule.type!r} with these settings needs at least {rule.least_updates} clients a "
+            f"round, there are {in_round}"
         )
     attack = federation.attack
-    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+    if isinstance(attack, Malicious) and num_clients is not None and attack.clients >= num_clients:
         faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
@@ -219,14 +214,6 @@ def unused_faults(data: DataSection, adapter: AdapterSection, training: Training
     return [why for why, is_given in unused.items() if is_given]
 
 
-MOVING_RULES = ("stack", "svd", "alternate")
-"""LoRA rules under which the same name stands for other factors in the next round, or for none."""
-
-
-RESIDUAL_RULES = ("exact-residual", "stack")
-"""LoRA rules whose model grows."""
-
-
 def privacy_faults(
     privacy: PrivacySection,
     federation: FederationSection,
@@ -242,8 +229,11 @@ def privacy_faults(
         faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
     if evaluation.per_client:
         faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
-    if federation.weighting == "q-ffl":
-        faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
+    if federation.weighting.needs_loss:
+        faults.append(
+            f"federation.weighting = {federation.weighting.type!r} needs losses, which clients withhold "
+            "under privacy.dp"
+        )
     if federation.budget.joules is not None and not privacy.report_costs:
         faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
     if privacy.dp == "client" and record.keep_updates:
@@ -320,18 +310,18 @@ def link_faults(federation: FederationSection) -> list[str]:
 
 def _rule_link_faults(federation: FederationSection) -> list[str]:
     """Links that a rule for LoRA's factors, or ranks by client, cannot be put on."""
-    upload, rule = federation.upload, f"federation.lora = {federation.lora!r}"
+    upload, rule = federation.upload, f"federation.lora = {federation.lora.type!r}"
     faults = []
-    if federation.lora in MOVING_RULES and (upload.keep != "all" or upload.values == "sign"):
+    if federation.lora.moves and (upload.keep != "all" or upload.values == "sign"):
         what = f"keep = {upload.keep!r}" if upload.keep != "all" else f"values = {upload.values!r}"
         faults.append(
             f"federation.upload.{what} sends later what it leaves out, and {rule} has other factors by then: take "
             "keep = 'all' with int8, int4, bfloat16 or float16"
         )
-    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora in RESIDUAL_RULES):
+    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora.grows):
         given = "federation.ranks, memory_mb and policies send" if federation.has_ranks else f"{rule} sends"
         faults.append(f"{given} down what has no one shape: leave federation.download out")
-    is_dated = federation.lora in (*MOVING_RULES, "exact-residual")
+    is_dated = federation.lora.moves or federation.lora.grows
     if is_dated and federation.clock is not None and federation.clock.buffer is not None:
         faults.append(
             f"federation.clock.buffer takes late updates, which with {rule} are of other factors than the model's"
@@ -368,12 +358,12 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
 def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
     """What reads single updates past the noise, or hands out models that no noise protects."""
     given, faults = f"privacy.dp = {privacy.dp!r}", []
-    if federation.lora in (*PRODUCT_RULES, "share-a"):
+    if not federation.lora.goes_with_noise:
         faults.append(
-            f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
-            f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
+            f"federation.lora = {federation.lora.type!r} needs more of a client than a noised update, and cannot be "
+            f"used with {given}; those that can: {', '.join(map(repr, LORA_RULES.those('goes_with_noise')))}"
         )
-    if federation.personalization != "none" or federation.has_ranks:
+    if federation.personalization.makes_models or federation.has_ranks:
         faults.append(f"{given} covers one global model: leave personalization, ranks, memory_mb and policies out")
     return faults
 
@@ -419,7 +409,7 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
         )
     if privacy.dp == "distributed" and privacy.ring_bits < 32:
         faults.append(f"{given} needs room for the noise: privacy.ring_bits = 32 or 64 (now {privacy.ring_bits})")
-    if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
+    if federation.weighting.largest is None or not federation.aggregation.is_mean:
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "
             "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
@@ -480,7 +470,7 @@ def _has_simulated_pace(run: Asked) -> bool:
 
 
 def _needs_start_at_sites(run: Asked) -> bool:
-    is_kept = run.federation.lora != "factors" or run.training.objective in ("dpo", "kto")
+    is_kept = run.federation.lora.needs_start or run.training.objective in ("dpo", "kto")
     return run.adapter.start is not None and is_kept
 
 
@@ -495,7 +485,7 @@ LIMITS: tuple[Limit, ...] = (
         "federation.attack",
         ("ray", "sites"),
         "attacks are simulated in one process: leave it out, or use 'silotune run' with engine = 'in_process'",
-        lambda run: run.federation.attack.kind != "none",
+        lambda run: isinstance(run.federation.attack, Malicious),
     ),
     Limit(
         "federation.clock",
@@ -514,7 +504,7 @@ LIMITS: tuple[Limit, ...] = (
         ("ray", "sites"),
         "a client's own model stays where it is trained, and is not scored there: use 'silotune run' with engine = "
         "'in_process'",
-        lambda run: run.federation.personalization != "none" or run.federation.lora == "share-a",
+        lambda run: run.federation.personalization.makes_models or run.federation.lora.keeps_own_b,
     ),
     Limit(
         "privacy.protection",
@@ -539,7 +529,7 @@ LIMITS: tuple[Limit, ...] = (
         "federation.weighting = 'capped' with privacy.dp = 'client'",
         ("sites",),
         "the noise depends on the sites' numbers of examples, which are known only when they reply: use 'uniform'",
-        lambda run: run.privacy.dp == "client" and run.federation.weighting == "capped",
+        lambda run: run.privacy.dp == "client" and run.federation.weighting.needs_sizes,
     ),
     Limit(
         "adapter.start",

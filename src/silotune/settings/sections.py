@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
+from silotune.settings.attacks import Attack, NoAttack
 from silotune.settings.base import FolderName, Fraction, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
+from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -23,11 +26,6 @@ Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
-Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
-Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
-Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
-LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
-Personalization = Literal["none", "ditto", "fine-tune"]
 Mode = Literal["federated", "isolated", "centralized"]
 Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
@@ -216,23 +214,11 @@ class TrainingSection(Section):
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
 
 
-class AttackSection(Section):
-    """For simulation only: clients of this process that work against the others, to see what a rule withstands."""
-
-    kind: Attack = Field("none", description="sign-flip and scaled change the update, label-flip the labels")
-    clients: Positive = Field(1, description="malicious clients, drawn by the run's seed")
-    factor: PositiveNumber = Field(10.0, description="malicious updates are multiplied by it; sign-flip: by minus it")
-
-
 class BudgetSection(Section):
     """What the federated mode may spend; it stops before a round that, costing what the last one did, would pass it."""
 
     bytes: Positive | None = Field(None, description="of all messages, both ways")
     joules: PositiveNumber | None = Field(None, description="of training and aggregation; needs a meter")
-
-
-UNWEIGHTED: tuple[Aggregation, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
-"""Rules that count every update once, as they were published."""
 
 
 class FederationSection(Section):
@@ -243,11 +229,11 @@ class FederationSection(Section):
     ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
     algorithm: Algorithm = Field(FedAvg(), description="server step and client correction; see docs/algorithms.md")
-    weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
-    aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
+    weighting: Weighting = Field(ByExamples(), description="what an update counts in a weighted mean")
+    aggregation: Aggregation = Field(Mean(), description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
-    lora: LoraRule = Field("factors", description="of lora and qlora: what of the factors travels and is averaged")
+    lora: LoraRule = Field(Factors(), description="of lora and qlora: what of the factors travels and is averaged")
     ranks: dict[str, Positive] = Field(
         {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
     )
@@ -258,16 +244,8 @@ class FederationSection(Section):
         {}, description="in place of ranks: client name -> its policy.toml, whose largest_adapter bounds its rank"
     )
     personalization: Personalization = Field(
-        "none", description="a model of each client's own: beside the global one, or from it after the last round"
+        NoModels(), description="a model of each client's own: beside the global one, or from it after the last round"
     )
-    ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
-    fairness_q: Annotated[float, Field(ge=0)] = Field(1.0, description="q-ffl: power of the loss; 0 is by examples")
-    weight_cap: Positive | None = Field(None, description="capped: most examples that count")
-    trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.2, description="trimmed-mean: share left out on either side")
-    norm_bound: PositiveNumber | None = Field(
-        None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
-    )
-    malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
     min_replies: Positive = Field(1, description="fewest usable replies of a round")
     below_minimum: Shortfall = Field(
         "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
@@ -287,7 +265,10 @@ class FederationSection(Section):
     download: DownloadSection = DownloadSection()
     clock: ClockSection | None = Field(None, description="simulated time; none without the section")
     budget: BudgetSection = BudgetSection()
-    attack: AttackSection = AttackSection()
+    attack: Attack = Field(
+        NoAttack(),
+        description="for study in one process: clients that work against the others",
+    )
 
     @property
     def has_ranks(self) -> bool:

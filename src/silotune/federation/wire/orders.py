@@ -13,9 +13,9 @@ from pydantic import AfterValidator, Field
 from silotune.config import Config
 from silotune.errors import ConfigError
 from silotune.federation.wire.signed_job import SignedJob
+from silotune.settings.attacks import NoAttack
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import (
-    AttackSection,
     BudgetSection,
     EvaluationSection,
     FederationSection,
@@ -72,7 +72,7 @@ def train_order(
     """
     not_for_clients: dict[str, Any] = {
         "budget": BudgetSection(),
-        "attack": AttackSection(),
+        "attack": NoAttack(),
         "clock": None,
         "ranks": {},
         "memory_mb": {},
