@@ -24,10 +24,10 @@ from typing import Any
 from silotune.benchmark.expand import Changes
 from silotune.benchmark.run import Work, run_grid
 from silotune.benchmark.schema import Grid
-from silotune.config import merge, validated
-from silotune.methods.robust import AGGREGATIONS
+from silotune.config import merge, overlaid, validated
 from silotune.record.grids import GridFolder
 from silotune.record.runs import RunFolder
+from silotune.settings.aggregation import AGGREGATIONS
 
 SHARE_OF_CENTRALISED = 0.9
 MOST_POINTS_LOST, LEAST_POINTS_LOST = 3.0, 10.0
@@ -35,17 +35,17 @@ MALICIOUS, CLIENTS = 2, 10
 TUNING_SEED, TUNING_EXAMPLES = 100, 200
 ALGORITHMS: Mapping[str, Sequence[str]] = {
     "fedavg": ("federation.algorithm=fedavg",),
-    "fedprox": ("federation.algorithm=fedprox", "federation.proximal_mu=0.1"),
-    "fedavgm": ("federation.algorithm=fedavgm", "federation.server_learning_rate=0.3"),
-    "fedadagrad": ("federation.algorithm=fedadagrad", "federation.server_learning_rate=0.1"),
-    "fedyogi": ("federation.algorithm=fedyogi", "federation.server_learning_rate=0.01"),
-    "fedadam": ("federation.algorithm=fedadam", "federation.server_learning_rate=0.01"),
+    "fedprox": ("federation.algorithm=fedprox", "federation.algorithm.proximal_mu=0.1"),
+    "fedavgm": ("federation.algorithm=fedavgm", "federation.algorithm.server_learning_rate=0.3"),
+    "fedadagrad": ("federation.algorithm=fedadagrad", "federation.algorithm.server_learning_rate=0.1"),
+    "fedyogi": ("federation.algorithm=fedyogi", "federation.algorithm.server_learning_rate=0.01"),
+    "fedadam": ("federation.algorithm=fedadam", "federation.algorithm.server_learning_rate=0.01"),
     "fednova": ("federation.algorithm=fednova",),
-    "feddyn": ("federation.algorithm=feddyn", "federation.feddyn_alpha=1.0"),
+    "feddyn": ("federation.algorithm=feddyn", "federation.algorithm.alpha=1.0"),
     "fedavg, SGD": ("federation.algorithm=fedavg", "training.optimizer=sgd", "training.learning_rate=1.0"),
     "scaffold I, SGD": (
         "federation.algorithm=scaffold",
-        "federation.scaffold_option=I",
+        "federation.algorithm.option=I",
         "training.clip_norm=0",
         "training.optimizer=sgd",
         "training.learning_rate=0.1",
@@ -67,15 +67,15 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
 }
 """Name in the table -> settings beside ``BASE``: the best of ``CANDIDATES``; without any, the rate of its like."""
 RATE = "training.learning_rate"
-SERVER_RATE = "federation.server_learning_rate"
+SERVER_RATE = "federation.algorithm.server_learning_rate"
 CANDIDATES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "fedavg": {RATE: (5e-3, 1e-2)},
-    "fedprox": {"federation.proximal_mu": (0.01, 0.1)},
+    "fedprox": {"federation.algorithm.proximal_mu": (0.01, 0.1)},
     "fedavgm": {SERVER_RATE: (0.1, 0.3)},
     "fedadagrad": {SERVER_RATE: (0.03, 0.1)},
     "fedyogi": {SERVER_RATE: (0.01, 0.03)},
     "fedadam": {SERVER_RATE: (0.01, 0.03)},
-    "feddyn": {"federation.feddyn_alpha": (1.0, 10.0)},
+    "feddyn": {"federation.algorithm.alpha": (1.0, 10.0)},
     "fedavg, SGD": {RATE: (0.3, 1.0)},
     "scaffold I, SGD": {RATE: (0.1, 0.3, 1.0)},
     "scaffold II, SGD": {RATE: (0.1, 0.3, 1.0)},
@@ -86,9 +86,9 @@ CANDIDATES: Mapping[str, Mapping[str, Sequence[float]]] = {
 }
 ATTACKS: Mapping[str, dict[str, Any]] = {
     "none": {},
-    "sign-flip": {"factor": 10.0},
-    "scaled": {"factor": 100.0},
-    "label-flip": {"factor": 10.0},
+    "sign-flip": {"clients": MALICIOUS, "factor": 10.0},
+    "scaled": {"clients": MALICIOUS, "factor": 100.0},
+    "label-flip": {"clients": MALICIOUS, "factor": 10.0},
 }
 BASE: Mapping[str, Any] = {
     "model": {"name": "nano", "max_length": 128},
@@ -102,8 +102,10 @@ BASE: Mapping[str, Any] = {
 ROBUST_CHANGES = ("federation.rounds=16", "data.num_train=240", "evaluation.every=16")
 """Twice the examples and rounds: after eight rounds the clean run is not at its end, and a comparison says little."""
 RULE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "trimmed-mean": {"trim": 0.3, "server_learning_rate": 2.0},
-    "norm-bound": {"server_learning_rate": 2.0},
+    "trimmed-mean": {"aggregation": {"trim": 0.3}, "algorithm": {"server_learning_rate": 2.0}},
+    "norm-bound": {"algorithm": {"server_learning_rate": 2.0}},
+    "krum": {"aggregation": {"malicious": MALICIOUS}},
+    "multi-krum": {"aggregation": {"malicious": MALICIOUS}},
 }
 """Rules that leave attackers a part of each step (their signs, a bias of what is left) take longer ones."""
 PARTITIONS: Sequence[Mapping[str, Any]] = (
@@ -153,10 +155,9 @@ def robust_grid(seeds: Sequence[int], only: Iterable[str], attacks: Iterable[str
     entries = []
     for rule in only:
         for attack in attacks:
-            setting = {"kind": attack, "clients": MALICIOUS, **ATTACKS[attack]}
-            federation = {"algorithm": "fedavg", "aggregation": rule, "malicious": MALICIOUS, "attack": setting}
-            federation |= RULE_SETTINGS.get(rule, {})
-            entries.append({"name": f"{rule}, {attack}", "config": {"federation": federation}})
+            plain = {"algorithm": "fedavg", "aggregation": rule, "attack": {"type": attack, **ATTACKS[attack]}}
+            config = overlaid({"federation": plain}, {"federation": RULE_SETTINGS.get(rule, {})})
+            entries.append({"name": f"{rule}, {attack}", "config": config})
     return {
         "name": "robust",
         "modes": ["federated"],

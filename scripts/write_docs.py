@@ -7,17 +7,20 @@ out of date. A test does the same check.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import click
 import typer
+from pydantic import BaseModel
 
 from silotune.cli.main import build_app
 from silotune.config import Config
+from silotune.settings.registry import Table, section_of, table_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 WIDTH = 100
@@ -83,40 +86,63 @@ def documents() -> dict[Path, str]:
 
 def configuration() -> str:
     """The reference of all sections, as Markdown."""
-    schema = Config.model_json_schema()
-    tables = [_section(path, part, schema) for path, part in _sections("", schema, schema)]
-    return "\n".join((CONFIGURATION, NOTE, "", "\n".join(tables)))
+    return "\n".join((CONFIGURATION, NOTE, "", "\n".join(_sections("", Config))))
 
 
-def _sections(path: str, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A section and those in it, each with its dotted path."""
-    yield path, part
-    for name, field in part["properties"].items():
-        inner = _referred(field, schema)
-        if inner is not None:
-            key = f"{name}.NAME" if "additionalProperties" in field else name
-            yield from _sections(f"{path}.{key}" if path else key, inner, schema)
+def _sections(path: str, section: type[BaseModel]) -> Iterator[str]:
+    """A section, and the sections and choices in it."""
+    yield _section(path, section)
+    for name, field in section.model_fields.items():
+        inside = f"{path}.{name}" if path else name
+        table, inner = table_of(section, name), section_of(section, name)
+        if table is not None:
+            yield from _choice(inside, table, field.description or "")
+        elif inner is not None:
+            yield from _sections(f"{inside}.NAME" if get_origin(field.annotation) is dict else inside, inner)
 
 
-def _referred(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The section that a field holds, or that each entry of its table is; None for a plain value."""
-    for kind in (field, *field.get("anyOf", ()), field.get("additionalProperties") or {}):
-        if "$ref" in kind:
-            section: Mapping[str, Any] = schema["$defs"][kind["$ref"].rpartition("/")[2]]
-            return section
-    return None
-
-
-def _section(path: str, part: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+def _section(path: str, section: type[BaseModel]) -> str:
     title = f"## `[{path}]`" if path else "## Above all sections"
-    rows = [
-        f"| `{name}` | {_kind(field)} | {_default(name, field, part)} | {_cell(field.get('description', ''))} |"
-        for name, field in part["properties"].items()
-        if _referred(field, schema) is None
-    ]
+    about = inspect.getdoc(section) if path else "These keys stand before the first section."
+    rows = [f"| `{name}` | {kind} | {default} | {about} |" for name, kind, default, about in _rows(section)]
     head = ["| key | type or choices | default | meaning |", "|---|---|---|---|"]
-    about = part["description"].strip() if path else "These keys stand before the first section."
-    return "\n".join((title, "", about, "", *head, *rows, ""))
+    return "\n".join((title, "", about or "", "", *(head + rows if rows else []), ""))
+
+
+def _choice(path: str, table: Table[Any], about: str) -> Iterator[str]:
+    """A choice: its names, and the settings of each of them, those that several have in one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in table:
+        for row in _rows(table[name]):
+            rows.setdefault(row, []).append(name)
+    names = [f"| `{name}` | {_cell(' '.join((inspect.getdoc(table[name]) or '').split()))} |" for name in table]
+    yield "\n".join((f"## `{path}`", "", *([_cell(about[:1].upper() + about[1:]) + ".", ""] if about else []),
+                     "| type | meaning |", "|---|---|", *names, ""))  # fmt: skip
+    if rows:
+        head = ["| key | of | type or choices | default | meaning |", "|---|---|---|---|---|"]
+        cells = [
+            f"| `{row[0]}` | {'all' if len(own) == len(table) else ', '.join(f'`{name}`' for name in own)} | "
+            f"{row[1]} | {row[2]} | {row[3]} |"
+            for row, own in rows.items()
+        ]
+        yield "\n".join((*head, *cells, ""))
+    inner = {key: found for name in table for key in table[name].model_fields if (found := table_of(table[name], key))}
+    for key, found in inner.items():
+        (field,) = (table[name].model_fields[key] for name in table if key in table[name].model_fields)
+        yield from _choice(f"{path}.{key}", found, field.description or "")
+
+
+def _rows(section: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each key of a section that is no section itself."""
+    schema = section.model_json_schema()
+    for name, field in section.model_fields.items():
+        table = table_of(section, name)
+        about = _cell(field.description or "")
+        if table is not None:
+            yield name, ", ".join(f"`{each}`" for each in table), f'`"{field.default.type}"`', about
+        elif section_of(section, name) is None:
+            shown = schema["properties"][name]
+            yield name, _kind(shown), _default(name, shown, schema), about
 
 
 def _kind(field: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -183,16 +184,16 @@ def test_the_grids_of_algorithms_and_rules_hold_no_fault():
     from silotune.config import validated
     from silotune.methods import algorithms
     from silotune.methods.algorithms import LORA_RULES
-    from silotune.methods.robust import AGGREGATIONS
+    from silotune.settings.aggregation import AGGREGATIONS
 
     cells = expand(validated(Grid, algorithms_grid([0, 1, 2], ALGORITHMS), source="test"), Changes())
     assert len(cells) == len(ALGORITHMS) * 2 * 3
-    assert {cell.config.federation.algorithm for cell in cells} == set(algorithms.ALGORITHMS)
-    assert {cell.config.federation.lora for cell in cells} == set(LORA_RULES)
+    assert {type(cell.config.federation.algorithm) for cell in cells} == set(algorithms.ALGORITHMS)
+    assert {type(cell.config.federation.lora) for cell in cells} == set(LORA_RULES)
     chosen = {cell.cell.algorithm: cell.config for cell in cells}
     for name, tried in CANDIDATES.items():
-        for (section, _, key), values in ((path.partition("."), values) for path, values in tried.items()):
-            assert getattr(getattr(chosen[name], section), key) in values
+        for path, values in tried.items():
+            assert reduce(getattr, path.split("."), chosen[name]) in values
     trials = expand(validated(Grid, tuning_grid(CANDIDATES), source="test"), Changes())
     assert {trial.config.evaluation.gold for trial in trials} == {"validation"}
     assert not {trial.config.seed for trial in trials} & {0, 1, 2}

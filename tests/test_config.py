@@ -171,10 +171,10 @@ def test_sections_are_frozen() -> None:
         (
             {
                 "privacy": {"dp": "example", "epsilon": 1},
-                "federation": {"algorithm": "scaffold", "scaffold_option": "I"},
+                "federation": {"algorithm": {"type": "scaffold", "option": "I"}},
                 "training": {"optimizer": "sgd", "clip_norm": 0.0},
             },
-            "federation.scaffold_option = 'I' sends an exact gradient",
+            "federation.algorithm.option = 'I' sends an exact gradient",
         ),
         (
             {"privacy": {"dp": "local", "epsilon": 1}, "federation": {"algorithm": "fednova"}},
@@ -198,24 +198,24 @@ def test_sections_are_frozen() -> None:
             "federation.algorithm = 'fednova' sends numbers of steps, from which",
         ),
         (
-            {"federation": {"algorithm": "scaffold", "scaffold_option": "I"}, "training": {"optimizer": "sgd"}},
-            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped",
+            {"federation": {"algorithm": {"type": "scaffold", "option": "I"}}, "training": {"optimizer": "sgd"}},
+            "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped",
         ),
         (
             {"federation": {"algorithm": "feddyn", "clock": {"buffer": 2}}},
             "federation.algorithm = 'feddyn' sums whole updates, and federation.clock.buffer weighs them by age",
         ),
-        ({"federation": {"weighting": "capped"}}, "federation.weighting = 'capped' needs federation.weight_cap"),
+        ({"federation": {"weighting": "capped"}}, "federation.weighting.cap: this key is missing, and has no default"),
         (
             {"federation": {"weighting": "q-ffl", "aggregation": "median"}},
             "federation.aggregation = 'median' counts every update once",
         ),
         (
             {"federation": {"aggregation": "krum"}},
-            "federation.aggregation = 'krum' with federation.malicious = 1 needs at least 5 clients a round, there are",
+            "federation.aggregation = 'krum' with these settings needs at least 5 clients a round, there are",
         ),
         (
-            {"federation": {"attack": {"kind": "scaled", "clients": 4}}},
+            {"federation": {"attack": {"type": "scaled", "clients": 4}}},
             "federation.attack.clients = 4 leaves no honest one of 4 clients",
         ),
     ],
@@ -429,7 +429,7 @@ def test_algorithms_that_need_single_updates_are_refused_under_protection() -> N
     found = faults(
         {
             "privacy": {"protection": "secure_sum"},
-            "federation": {"aggregation": "median", "weighting": "uniform", "attack": {"kind": "sign-flip"}},
+            "federation": {"aggregation": "median", "weighting": "uniform", "attack": "sign-flip"},
         }
     )
     assert ["aggregation = 'median'" in found[0], "weighting = 'uniform'" in found[1], "sign-flip" in found[2]] == [

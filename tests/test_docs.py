@@ -132,18 +132,22 @@ PIECE = re.compile(r"^# (\S+\.py)(?:, in (\w+))?$", flags=re.MULTILINE)
 
 
 def apply_recipe(code: str, package: Path) -> None:
-    """Puts each piece of a recipe into its file: at the end, or first in the table that it names."""
+    """Puts each piece of a recipe into its file: last in the table that it names, or before that table."""
     _, *parts = PIECE.split(code)
-    for file, table, piece in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+    pieces = list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+    assert len({file for file, _, _ in pieces}) <= 2, "a recipe touches two files at most"
+    for file, table, piece in pieces:
         place = package / file
         text = place.read_text(encoding="utf-8")
+        named = table or next(table for each, table, _ in pieces if each == file and table is not None)
+        (found,) = re.finditer(
+            rf"^{named}\b.*? = [^\n]*?[({{](?P<inner>.*?)(?P<end>[)}}])$", text, re.MULTILINE | re.DOTALL
+        )
         if table is None:
-            start = text.index("ALGORITHMS: ") if file.endswith("algorithms.py") else len(text)
-            text = text[:start] + piece + "\n\n" + text[start:]
+            text = text[: found.start()] + piece.strip() + "\n\n\n" + text[found.start() :]
         else:
-            opening = rf"^({table}\b.* = (?:Literal\[|\{{))"
-            text, found = re.subn(opening, rf"\1\n{piece.strip()}\n", text, flags=re.MULTILINE)
-            assert found == 1, f"{file} has no table {table}"
+            inner = found["inner"].rstrip().rstrip(",") + ",\n" + piece.strip() + "\n"
+            text = text[: found.start("inner")] + inner + text[found.start("end") :]
         place.write_text(text, encoding="utf-8")
 
 
@@ -151,9 +155,9 @@ RUN = """
 import json, sys
 from silotune.config import from_mapping
 from silotune.experiment.run import run_experiment
-for momentum, algorithm in ((0.5, "diloco"), (0.0, "diloco"), (0.5, "fedavg")):
+for algorithm in ({"type": "diloco", "server_momentum": 0.5}, {"type": "diloco", "server_momentum": 0.0}, "fedavg"):
     document = json.loads(sys.argv[1])
-    document["federation"].update(algorithm=algorithm, server_momentum=momentum)
+    document["federation"].update(algorithm=algorithm)
     run_experiment(from_mapping(document))
 """
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
+from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
 from silotune.settings.limits import (
-    PRODUCT_RULES,
     algorithm_faults,
     classify_faults,
     clock_faults,
@@ -27,8 +28,8 @@ from silotune.settings.limits import (
     rule_faults,
     unused_faults,
 )
+from silotune.settings.registry import FAULT, TYPE, overlay, section_of, table_at
 from silotune.settings.sections import (
-    SUMMABLE,
     AdapterSection,
     DataSection,
     EvaluationSection,
@@ -117,27 +118,28 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     given = f"privacy.protection = {privacy.protection!r}"
     sees = f"{given} shows the coordinator a sum weighted by examples alone"
     faults = []
-    if federation.algorithm not in SUMMABLE:
+    if not federation.algorithm.summable:
         faults.append(
-            f"{sees}, and federation.algorithm = {federation.algorithm!r} needs more; it works with "
-            f"{', '.join(SUMMABLE)}"
+            f"{sees}, and federation.algorithm = {federation.algorithm.type!r} needs more; it works with "
+            f"{', '.join(ALGORITHMS.those('summable'))}"
         )
-    if federation.aggregation != "mean":
+    if not federation.aggregation.is_mean:
         faults.append(
-            f"{sees}: federation.aggregation = {federation.aggregation!r} looks at single updates; use 'mean'"
+            f"{sees}: federation.aggregation = {federation.aggregation.type!r} looks at single updates; use 'mean'"
         )
     if config.record.keep_updates:
         faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
-    if federation.weighting != "examples" and privacy.dp != "distributed":
-        faults.append(f"{sees}: federation.weighting = {federation.weighting!r} is another one; use 'examples'")
-    if federation.attack.kind not in ("none", "label-flip"):
-        faults.append(
-            f"{given} hides updates, which federation.attack.kind = {federation.attack.kind!r} changes on their way"
-        )
+    if not federation.weighting.is_by_examples and privacy.dp != "distributed":
+        faults.append(f"{sees}: federation.weighting = {federation.weighting.type!r} is another one; use 'examples'")
+    attack = federation.attack
+    if isinstance(attack, Malicious) and attack.changes_updates:
+        faults.append(f"{given} hides updates, which federation.attack = {attack.type!r} changes on their way")
     unfit = {
-        f"federation.lora = {federation.lora!r} needs each client's product": federation.lora in PRODUCT_RULES,
+        f"federation.lora = {federation.lora.type!r} needs each client's product": federation.lora.keeps_product,
         "federation.ranks, memory_mb and policies give updates different shapes": federation.has_ranks,
-        "federation.personalization = 'fine-tune' reports by client": federation.personalization == "fine-tune",
+        f"federation.personalization = {federation.personalization.type!r} reports by client": (
+            federation.personalization.comes_after
+        ),
     }
     faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
     if config.evaluation.per_client:
@@ -180,27 +182,52 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def overlaid(document: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with the values of other documents put over it, section by section; the inputs are left alone."""
+    """The document with the values of other documents put over it, section by section; the inputs are left alone.
+
+    Of a choice such as ``federation.algorithm`` a plain name takes the place of the whole, and a table adds settings.
+    """
     result = _copy(document)
     for change in changes:
-        for key, value in change.items():
-            old = result.get(key)
-            result[key] = overlaid(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        result = overlay(Config, result, change)
     return _copy(result)
 
 
 def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The document with ``a.b=c`` overrides applied, in order; the input is left alone."""
+    """The document with ``a.b=c`` overrides applied, in order; the input is left alone.
+
+    Names of choices come before their settings, wherever they stand: ``federation.algorithm=fedadam`` takes the place
+    of the algorithm that the document has, not of settings that another override gives.
+    """
     result = _copy(document)
-    for text in overrides:
-        keys, value = parse_override(text)
-        place = result
-        for key in keys[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {text!r}: {key!r} is not a section")
-        place[keys[-1]] = value
+    parsed = [(text, *parse_override(text)) for text in overrides]
+    for text, keys, value in sorted(parsed, key=lambda each: _depth_of_name(each[1])):
+        _set(result, keys, value, text)
     return result
+
+
+def _depth_of_name(keys: Sequence[str]) -> int:
+    """How deep the choice lies whose name these keys give; of keys that give no name, more than any."""
+    path = keys[:-1] if keys[-1] == TYPE else keys
+    return len(path) if table_at(Config, path) is not None else _DEEPEST
+
+
+_DEEPEST = 1 << 10
+
+
+def _set(document: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:
+    """Puts a value into a document at a path of keys; below a choice it is one of the choice's settings."""
+    place = document
+    for depth, key in enumerate(keys[:-1], start=1):
+        table = table_at(Config, keys[:depth])
+        if table is not None:
+            for inner in reversed(keys[depth:]):
+                value = {inner: value}
+            place[key] = table.put_over(place.get(key), value)
+            return
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {text!r}: {key!r} is not a section")
+    place[keys[-1]] = value
 
 
 def _copy(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,9 +349,44 @@ def parsed_toml(text: str) -> dict[str, Any]:
         raise ValueError("lists and tables are nested too deep") from None
 
 
+MOVED: Mapping[str, str] = {
+    "federation.proximal_mu": "federation.algorithm.proximal_mu",
+    "federation.scaffold_option": "federation.algorithm.option",
+    "federation.feddyn_alpha": "federation.algorithm.alpha",
+    "federation.server_learning_rate": "federation.algorithm.server_learning_rate",
+    "federation.server_momentum": "federation.algorithm.server_momentum",
+    "federation.server_beta1": "federation.algorithm.server_beta1",
+    "federation.server_beta2": "federation.algorithm.server_beta2",
+    "federation.server_tau": "federation.algorithm.server_tau",
+    "federation.trim": "federation.aggregation.trim",
+    "federation.norm_bound": "federation.aggregation.bound",
+    "federation.malicious": "federation.aggregation.malicious",
+    "federation.fairness_q": "federation.weighting.fairness_q",
+    "federation.weight_cap": "federation.weighting.cap",
+    "federation.ditto_lambda": "federation.personalization.pull",
+    "federation.attack.kind": "federation.attack.type",
+}
+"""Keys of earlier configurations -> where what they said is said now."""
+
+
+def _moved(old: str, value: Any) -> str:
+    """Where a key of an earlier configuration went, as it stands in a file and on a command line."""
+    new = MOVED[old]
+    section, _, key = new.rpartition(".")
+    table = table_at(Config, section.split("."))
+    owners = table.owners(key) if table is not None else []
+    beside = f" beside type = {json.dumps(owners[0])}" if len(owners) == 1 else ""
+    shown = json.dumps(value, default=str)
+    return f"{old} moved: write {key} = {shown}{beside} in [{section}], or --set {new}={value}"
+
+
 def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
     where = [str(part) for part in fault["loc"]]
     dotted = ".".join(where)
+    if dotted in MOVED:
+        return [_moved(dotted, fault["input"])]
+    if fault["type"] == FAULT:
+        return [f"{dotted}: {fault['msg']}"]
     if fault["type"] == "extra_forbidden":
         return [f"{dotted}: {unknown_choice('key', where[-1], _keys_at(where[:-1], schema))}"]
     if fault["type"] == "missing":
@@ -342,21 +404,8 @@ def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
 
 
 def _keys_at(where: Sequence[str], schema: type[BaseModel]) -> list[str]:
-    section = schema
+    section: type[BaseModel] | None = schema
     for name in where:
-        if name.isdigit():  # a place in a list: its entries are looked at already
-            continue
-        field = section.model_fields.get(name)
-        found = next(_sections_in(field.annotation), None) if field else None
-        if found is None:
-            return []
-        section = found
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Sections that a type holds: itself, entries of a list, one of several."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _sections_in(inner)
+        if not name.isdigit():  # a place in a list: its entries are looked at already
+            section = section_of(section, name)
+    return [] if section is None else list(section.model_fields)

@@ -49,7 +49,7 @@ def test_a_stopped_scaffold_run_goes_on_to_the_same_bits_and_leaves_the_baseline
 @pytest.mark.end_to_end
 def test_an_attack_is_simulated_noted_and_withstood(configuration: Make) -> None:
     five = {"partition": {"clients": 5, "scheme": "iid"}}
-    attack = {"kind": "sign-flip", "clients": 1, "factor": 1000.0}
+    attack = {"type": "sign-flip", "clients": 1, "factor": 1000.0}
     norms = {}
     for name, federation in {
         "clean": {},

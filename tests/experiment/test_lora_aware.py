@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -18,7 +17,7 @@ from silotune.experiment.prepare import prepare
 from silotune.experiment.run import run_experiment
 from silotune.experiment.tuned import evaluate, load_tuned
 from silotune.report.runs import summary_table
-from silotune.settings.sections import LoraRule, Personalization
+from silotune.settings.lora_rules import LORA_RULES, PERSONALIZATIONS
 
 Make = Callable[..., Config]
 
@@ -33,7 +32,11 @@ Make = Callable[..., Config]
         ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks by client"]),
         (
             {
-                "federation": {"lora": "exact-residual", "server_learning_rate": 0.5, "personalization": "ditto"},
+                "federation": {
+                    "lora": "exact-residual",
+                    "algorithm": {"server_learning_rate": 0.5},
+                    "personalization": "ditto",
+                },
                 "training": {"optimizer_state": "keep"},
             },
             ["server_learning_rate = 1", "use 'fine-tune'", "optimizer_state = 'reset'"],
@@ -60,7 +63,7 @@ def test_what_does_not_go_together_is_said_at_once(configuration: Make, sections
 def test_the_page_s_rules_and_example_are_the_configuration_s(configuration: Make) -> None:
     page = ROOT / "docs" / "lora-aggregation.md"
     text = page.read_text(encoding="utf-8")
-    for name in (*get_args(LoraRule), *get_args(Personalization)):
+    for name in (*LORA_RULES, *PERSONALIZATIONS):
         assert f"`{name}`" in text or f'"{name}"' in text or name == "none"
     (example,) = blocks(page, "toml")
     made = configuration(**tomllib.loads(example)).federation

@@ -17,14 +17,14 @@ from silotune.errors import DataError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import layout_of
-from silotune.methods.algorithms import ALGORITHMS, method
-from silotune.methods.robust import AGGREGATIONS
-from silotune.methods.weighting import WEIGHTINGS
+from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
+from silotune.settings.aggregation import AGGREGATIONS, WEIGHTINGS
+from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
@@ -109,7 +109,11 @@ COMBINED = [*zip(AGGREGATIONS, itertools.cycle(WEIGHTINGS), strict=False)]
 def test_every_rule_and_weighting_goes_with_a_run(
     model, start, tmp_path: Path, aggregation: str, weighting: str
 ) -> None:
-    options = {"aggregation": aggregation, "weighting": weighting, "malicious": 0, "weight_cap": 2}
+    more = {"krum": {"malicious": 0}, "multi-krum": {"malicious": 0}, "capped": {"cap": 2}}
+    options = {
+        "aggregation": {"type": aggregation, **more.get(aggregation, {})},
+        "weighting": {"type": weighting, **more.get(weighting, {})},
+    }
     asked = plan(**options)
     state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
     assert arithmetic.all_finite(state.weights) and state.round_number == 1
@@ -130,10 +134,10 @@ def test_scaffold_s_first_round_is_fedavg_s_and_its_second_is_not(model, start, 
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_the_server_s_control_is_the_mean_of_the_clients(model, start, tmp_path: Path, option: str) -> None:
-    made = plan(rounds=2, algorithm="scaffold", scaffold_option=option)
+    made = plan(rounds=2, algorithm={"type": "scaffold", "option": option})
     clients = transport(model, EXAMPLES, made)
     state = run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path))
-    own = [arithmetic.taken_from("control", kept.tensors) for kept in clients.states().values()]
+    own = [kept.control for kept in clients.states().values()]
     mean = arithmetic.scale(arithmetic.add(arithmetic.add(own[0], own[1]), own[2]), 1 / 3)
     assert any(bool(tensor.any()) for tensor in mean.values())
     tiny.assert_close(arithmetic.taken_from("control", state.memory), mean, 1e-6)
@@ -144,10 +148,10 @@ def test_option_one_is_the_gradient_of_all_examples(model, start, tmp_path: Path
     whole = SGD.model_copy(update={"batch_size": 3, "clip_norm": 0.0})
     kept = {}
     for option in ("I", "II"):
-        made = plan(whole, algorithm="scaffold", scaffold_option=option)
+        made = plan(whole, algorithm={"type": "scaffold", "option": option})
         clients = transport(model, EXAMPLES, made)
         run_rounds(made, clients, ServerState(0, start), RunFolder(tmp_path / option))
-        kept[option] = clients.states()["b"].tensors
+        kept[option] = clients.states()["b"].control
     tiny.assert_close(kept["I"], kept["II"], 1e-5)
     expected = mean_gradient(model, start, EXAMPLES[1::3], settings=whole)
     tiny.assert_close(arithmetic.taken_from("control", kept["I"]), expected, 1e-6)

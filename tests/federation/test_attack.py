@@ -10,7 +10,7 @@ import torch
 import tiny
 from silotune.errors import ConfigError
 from silotune.federation.simulation.attack import Attacked, attackers, with_flipped_labels
-from silotune.settings.sections import AttackSection
+from silotune.settings.attacks import ATTACKS, NoAttack, Scaled
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.training.encode import Encoded
 
@@ -36,11 +36,11 @@ class Inner:
 
 
 def test_attackers_are_drawn_by_the_seed() -> None:
-    section = AttackSection(kind="scaled", clients=2)
+    section = Scaled(clients=2)
     assert len(attackers(section, NAMES, seed=1)) == 2
     assert attackers(section, NAMES, seed=1) == attackers(section, NAMES[::-1], seed=1)
     assert len({attackers(section, NAMES, seed=seed) for seed in range(9)}) > 1
-    assert attackers(AttackSection(clients=2), NAMES, seed=1) == frozenset()
+    assert attackers(NoAttack(), NAMES, seed=1) == frozenset()
     with pytest.raises(ConfigError, match="leaves no honest one of 2 clients"):
         attackers(section, NAMES[:2], seed=1)
 
@@ -48,7 +48,7 @@ def test_attackers_are_drawn_by_the_seed() -> None:
 @pytest.mark.parametrize(("kind", "value"), [("sign-flip", -4.0), ("scaled", 4.0), ("label-flip", 4.0)])
 def test_malicious_updates_are_changed_and_no_others(kind: str, value: float) -> None:
     malicious = frozenset({"client-3", NAMES[-1]})
-    made = Attacked(Inner(), AttackSection(kind=kind, factor=4.0), malicious)
+    made = Attacked(Inner(), ATTACKS[kind](factor=4.0), malicious)
     requests = {name: Request("train", 1, name, {}) for name in NAMES}
     replies = {reply.client: reply for reply in made.exchange(requests, timeout_seconds=1)}
     assert isinstance(replies.pop(NAMES[-1]), Failure)

@@ -40,7 +40,11 @@ def test_clients_and_rounds_draw_different_orders(model, start) -> None:
 def test_fedprox_reaches_the_client(model, start) -> None:
     plain, pulled, none = (
         client_round(Request("train", 1, "bank", start, ORDER), site(model, **options)).tensors
-        for options in ({}, {"algorithm": "fedprox", "proximal_mu": 50.0}, {"algorithm": "fedprox", "proximal_mu": 0.0})
+        for options in (
+            {},
+            {"algorithm": {"type": "fedprox", "proximal_mu": 50.0}},
+            {"algorithm": {"type": "fedprox", "proximal_mu": 0.0}},
+        )
     )
     tiny.assert_same_bits(plain, none)
     assert any(not (plain[name] == pulled[name]).all() for name in plain)

@@ -89,9 +89,9 @@ def test_next_to_no_noise_and_no_bound_are_the_plain_mean(model, start, tmp_path
 def test_capped_weights(model, start, tmp_path: Path) -> None:
     """Sites of 3 to 7 examples, capped at 5: the divisor is the sum of what is in the sum."""
     settings = privacy(dp="distributed", noise_multiplier=1e-5, clip_norm=3.0, max_examples=5, ring_bits=64)
-    state = run(tmp_path, Net(model, settings), start, settings, weighting="capped", weight_cap=5)
+    state = run(tmp_path, Net(model, settings), start, settings, weighting={"type": "capped", "cap": 5})
     plain = run(
-        tmp_path / "plain", Net(model, privacy("none")), start, privacy("none"), weighting="capped", weight_cap=5
+        tmp_path / "plain", Net(model, privacy("none")), start, privacy("none"), weighting={"type": "capped", "cap": 5}
     )
     assert_close(state.weights, plain.weights, 3e-3)
 

@@ -24,7 +24,8 @@ from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import SUMMABLE, FederationSection
+from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.sections import FederationSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import count, flatten
 
@@ -172,7 +173,7 @@ def test_a_sum_that_cannot_be_remembered_is_not_opened(model, start, tmp_path: P
     assert sum("opened before, over other clients" in failure.reason for failure in whole.failures) == 4
 
 
-@pytest.mark.parametrize("algorithm", SUMMABLE)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.those("summable"))
 def test_algorithms_that_work_on_the_sum(model, start, tmp_path: Path, algorithm: str) -> None:
     states = []
     for name in ("none", "secure_sum"):
@@ -283,7 +284,7 @@ def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     check_terms(terms, acting(TRAINING, privacy=settings))
     with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
         check_terms(terms.model_copy(update={"threshold": 0.9}), acting(TRAINING, privacy=settings))
-    capped = FederationSection(weighting="capped", weight_cap=9)
+    capped = FederationSection(weighting={"type": "capped", "cap": 9})
     noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
     for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
         acts = acting(TRAINING, privacy=noised, section=federation)

@@ -363,7 +363,9 @@ def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     assert digest(weights) == entry.fields["weights"] and memory == {}
     assert list(folder.kept_tensors("round-0-weights")) == ["w", "b"]
     with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):
-        replayed(folder, rounds, federation=FederationSection(server_learning_rate=0.5), seed=0, last=last)
+        replayed(
+            folder, rounds, federation=FederationSection(algorithm={"server_learning_rate": 0.5}), seed=0, last=last
+        )
     other = replace(last, fields={**last.fields, "weights": "0" * 64})
     with pytest.raises(AuditError, match="entry 13: the model is not what the updates aggregate to"):
         replayed(folder, rounds, federation=FederationSection(), seed=0, last=other)

@@ -10,13 +10,14 @@ from silotune.experiment.parts import MODES
 from silotune.methods.algorithms import ALGORITHMS, method, plain, title_of
 from silotune.methods.corrections import proximal
 from silotune.methods.server_step import plain_step
-from silotune.settings.sections import Algorithm, FederationSection, Mode, Objective
+from silotune.settings import algorithms as settings
+from silotune.settings.sections import FederationSection, Mode, Objective
 from silotune.structs import ClientUpdate
 from silotune.training.objectives import OBJECTIVES
 
 
 def test_tables_hold_what_the_configuration_allows() -> None:
-    assert set(ALGORITHMS) == set(get_args(Algorithm))
+    assert list(ALGORITHMS) == [settings.ALGORITHMS[name] for name in settings.ALGORITHMS]
     assert set(OBJECTIVES) == set(get_args(Objective))
     assert set(MODES) == set(get_args(Mode))
 
@@ -58,7 +59,7 @@ def test_two_rounds_of_fedavg_on_the_known_clients() -> None:
 
 def test_a_federation_of_one_has_no_method() -> None:
     """Baselines train plainly, whatever the federated mode does."""
-    given = FederationSection(algorithm="feddyn", aggregation="krum", weighting="q-ffl", server_learning_rate=0.1)
+    given = FederationSection(algorithm="feddyn", aggregation="krum", weighting="q-ffl")
     section = plain(given)
     assert section == FederationSection()
     assert method(section).correction is None

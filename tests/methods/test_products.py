@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator
-from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +16,8 @@ from silotune.methods import products as module
 from silotune.methods.algorithms import LORA_RULES, PERSONAL_TERMS, Method, advance, method
 from silotune.methods.products import Products
 from silotune.methods.schedule import in_turns, outgoing, returned, whole, without_a, without_own_b
-from silotune.settings.sections import FederationSection, LoraRule, Personalization
+from silotune.settings import lora_rules
+from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 
 SHAPES = {"m.q": (12, 9), "m.v": (7, 10)}
@@ -69,7 +69,7 @@ def mean_of_products(weights: Tensors, made: list[ClientUpdate], name: str) -> t
     return found / sum(update.num_examples for update in made)
 
 
-def one_round(rule: LoraRule, weights: Tensors, made: list[ClientUpdate], number: int = 1) -> tuple[Tensors, float]:
+def one_round(rule: str, weights: Tensors, made: list[ClientUpdate], number: int = 1) -> tuple[Tensors, float]:
     how: Method = method(FederationSection(lora=rule))
     watching = Products(weights, how.schedule(number), weigh=how.weigh, keep=how.fold is not None)
     delta = how.aggregate(watching.watch(iter(made)))
@@ -83,8 +83,9 @@ def relative(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def test_tables_hold_what_the_configuration_allows() -> None:
-    assert set(LORA_RULES) == set(get_args(LoraRule))
-    assert set(PERSONAL_TERMS) == set(get_args(Personalization))
+    assert [each.type for each in LORA_RULES] == list(lora_rules.LORA_RULES)
+    pulled = lora_rules.PERSONALIZATIONS.those("is_pulled")
+    assert [each.type for each in PERSONAL_TERMS] == pulled
 
 
 def test_by_hand() -> None:
@@ -105,7 +106,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("rule", ["exact-residual", "stack"])
 @pytest.mark.parametrize("ranks", [(None, None, None), (1, 3, None)])
-def test_exact_rules_keep_the_mean_product_over_rounds(rule: LoraRule, ranks) -> None:
+def test_exact_rules_keep_the_mean_product_over_rounds(rule: str, ranks) -> None:
     weights = model(3)
     for number in (1, 2, 3):  # the residual outgrows the modules' own rank on the way
         made = updates(weights, whole(number), ranks)
@@ -141,7 +142,7 @@ def test_svd_of_full_rank_is_the_mean_product_and_of_less_the_best_approximation
 
 
 @pytest.mark.parametrize(("rule", "number"), [("freeze-a", 1), ("alternate", 1), ("alternate", 2)])
-def test_one_moving_factor_is_averaged_exactly(rule: LoraRule, number: int) -> None:
+def test_one_moving_factor_is_averaged_exactly(rule: str, number: int) -> None:
     weights = model(3)
     parts = method(FederationSection(lora=rule)).schedule(number)
     made = updates(weights, parts)
@@ -154,7 +155,7 @@ def test_one_moving_factor_is_averaged_exactly(rule: LoraRule, number: int) -> N
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.permutations([0, 1, 2]), st.integers(1, 4), st.sampled_from(get_args(LoraRule)))
+@given(st.permutations([0, 1, 2]), st.integers(1, 4), st.sampled_from(list(lora_rules.LORA_RULES)))
 def test_others_than_factors_are_averaged_plainly_whatever_the_rule_and_order_is_nothing(order, rank, rule) -> None:
     weights = model(rank)
     made = updates(weights, method(FederationSection(lora=rule)).schedule(1))

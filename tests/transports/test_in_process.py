@@ -131,7 +131,7 @@ def test_one_local_step_of_equal_silos_is_one_central_step(model, start, tmp_pat
 
 def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
     made = []
-    for number, options in enumerate(({}, {"algorithm": "fedprox", "proximal_mu": 0.0})):
+    for number, options in enumerate(({}, {"algorithm": {"type": "fedprox", "proximal_mu": 0.0}})):
         acts = acting(TRAINING, rounds=2, **options)
         plan = Plan(rounds=2, method=method(acts.federation), body=ORDER, seed=3, settings=acts)
         state = run_rounds(

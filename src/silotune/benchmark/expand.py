@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from silotune.benchmark.schema import AXES, Choice, Grid, PartitionChoice
 from silotune.config import Config, faulty, from_mapping, merge, overlaid
 from silotune.errors import ConfigError
 from silotune.record.grids import Cell, cell_folder, config_digest
+from silotune.settings.registry import TYPE
 
 Key = tuple[str, str, str]
 """Task, model and adapter: what hyper-parameters are chosen for."""
@@ -22,7 +24,7 @@ _STANDS_FOR = {
     "task": ("data", "task"),
     "model": ("model", "name"),
     "adapter": ("adapter", "kind"),
-    "algorithm": ("federation", "algorithm"),
+    "algorithm": ("federation", "algorithm", TYPE),
 }
 _BASELINES = ("isolated", "centralized")
 
@@ -126,7 +128,7 @@ def _misleading(grid: Grid, changes: Changes) -> list[str]:
             faults.append(f"--set {key}: a grid has a list of its own for it: change 'seeds' or 'modes' in the file")
         if grid.tune is not None and key in grid.tune.candidates:
             faults.append(f"--set {key}: the grid chooses it among tune.candidates: change them in the file")
-        axis = next((axis for axis, stands in _STANDS_FOR.items() if key == ".".join(stands)), None)
+        axis = next((axis for axis, stands in _STANDS_FOR.items() if _is_name(key, stands)), None)
         if axis is None and any(key == f"data.partition.{name}" for name in _set_by(grid.partitions)):
             axis = "partition"
         if axis is not None and len(grid.choices(axis)) > 1:
@@ -142,10 +144,15 @@ def _set_by(partitions: Sequence[PartitionChoice]) -> set[str]:
 def _replaced(config: Config, changes: Changes) -> dict[str, str]:
     """Axis -> what the command line put in the place of its only entry."""
     return {
-        axis: str(getattr(getattr(config, section), key))
-        for axis, (section, key) in _STANDS_FOR.items()
-        if f"{section}.{key}" in changes.keys
+        axis: str(reduce(getattr, stands, config))
+        for axis, stands in _STANDS_FOR.items()
+        if any(_is_name(key, stands) for key in changes.keys)
     }
+
+
+def _is_name(key: str, stands: Sequence[str]) -> bool:
+    """Whether a key of ``--set`` is what an axis stands for: of a choice its type, or the whole."""
+    return key.split(".") in (list(stands), [part for part in stands if part != TYPE])
 
 
 def _names(grid: Grid) -> Iterator[dict[str, str | int]]:
@@ -198,8 +205,8 @@ def _part(axis: str, entry: Choice | PartitionChoice) -> dict[str, Any]:
     if isinstance(entry, PartitionChoice):
         given = entry.model_dump(exclude_unset=True, exclude={"name", "config"}, mode="json")
         return overlaid({"data": {"partition": given}}, entry.config)
-    section, key = _STANDS_FOR[axis]
-    return overlaid({section: {key: entry.name}}, entry.config)
+    stood: dict[str, Any] = reduce(lambda inner, key: {key: inner}, reversed(_STANDS_FOR[axis]), entry.name)  # type: ignore
+    return overlaid(stood, entry.config)
 
 
 def _entry(grid: Grid, axis: str, name: str) -> Choice | PartitionChoice:

@@ -30,7 +30,7 @@ def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any],
     figures = "\n".join(
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
-    rule = f" (federation.lora: {federation.lora})" if mode == "federated" else ""
+    rule = f" (federation.lora: {federation.lora.type})" if mode == "federated" else ""
     classes = task.options if OBJECTIVES[training.objective].has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     title = (

@@ -26,6 +26,7 @@ from silotune.federation.wire.transport import Transport
 from silotune.record.cost import Meter
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
+from silotune.settings.attacks import Malicious
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import InProcess, codec_of, workers_for
 from silotune.transports.trainer_host import TrainerHost
@@ -46,7 +47,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     budget = _budget(prepared.config, part, folder)
     sites = {}
     for name, examples in part.clients.items():
-        is_flipped = attack.kind == "label-flip" and name in malicious
+        is_flipped = isinstance(attack, Malicious) and attack.flips_labels and name in malicious
         own = with_flipped_labels(examples, len(adapted.base.labels)) if is_flipped else examples
         sites[name] = Site(name, own, adapted, meter=meter, budget=budget, initial=prepared.initial, settings=settings)
         if name in keys:
@@ -56,7 +57,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
     workers = workers_for(adapted, sampled, side_by_side=prepared.threads.side_by_side, asked=federation.workers)
     encodes = federation.encode and part.sends_updates
     transport: Simulated = InProcess(sites, encode=encodes, workers=workers, links=federation)
-    if malicious:
+    if isinstance(attack, Malicious) and malicious:
         transport = Attacked(transport, attack, malicious)
     if federation.clock is not None:
         told = paces(federation.clock, tuple(sites), seed=prepared.config.seed)

@@ -19,8 +19,9 @@ from silotune.federation.kinds import EVALUATE
 from silotune.federation.wire.run_settings import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
+from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
-from silotune.settings.sections import AttackSection, BudgetSection, FederationSection, Mode, TrainingSection
+from silotune.settings.sections import BudgetSection, FederationSection, Mode, TrainingSection
 from silotune.structs import Reply, Request, Tensors
 from silotune.training.encode import Encoded
 from silotune.training.local import steps_in_round
@@ -113,7 +114,7 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
         "download": DownloadSection(),
         "clock": None,
         "budget": BudgetSection(),
-        "attack": AttackSection(),
+        "attack": NoAttack(),
     }
     return plain(federation).model_copy(update=alone)
 

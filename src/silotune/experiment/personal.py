@@ -18,7 +18,6 @@ from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import PERSONALIZE
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
-from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.structs import Failure, Observer, Request, Tensors
@@ -31,9 +30,9 @@ def made(
 ) -> dict[str, Tensors] | None:
     """Models of the clients' own after the last round; None where the method makes none."""
     section = federation_of(prepared, part)
-    if section.personalization == "none" and not any(map(method(section).schedule(1).is_personal, prepared.initial)):
+    if not (section.personalization.makes_models or section.lora.keeps_own_b):
         return None
-    if section.personalization == "fine-tune":
+    if section.personalization.comes_after:
         for failure in fine_tune(plan, transport, weights):
             notify("client_failed", {"client": failure.client, "round": failure.round_number, "reason": failure.reason})
     return own_models(transport, weights)

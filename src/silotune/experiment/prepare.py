@@ -27,15 +27,16 @@ from silotune.experiment.scoring import (
 from silotune.experiment.start import check_same_function, read_adapter
 from silotune.federation.simulation.pace import paces
 from silotune.federation.site.policy import read_policy
-from silotune.methods.algorithms import LORA_RULES, LoraAggregation, method
+from silotune.methods.algorithms import method
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
 from silotune.models.threads import Threads, threads_of
+from silotune.settings.attacks import AttackSettings, Malicious
 from silotune.settings.limits import RANK_TABLES
-from silotune.settings.sections import AttackSection, FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded, truncation_note
 from silotune.training.objectives import OBJECTIVES
@@ -145,7 +146,7 @@ def adapted_of(config: Config, task: Task) -> Adapted:
     Raises:
         SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
     """
-    has_core = LORA_RULES[config.federation.lora].has_core
+    has_core = config.federation.lora.has_core
     adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
     if config.adapter.start is not None:
         adapted = adapters.begin_from(adapted, read_adapter(config.adapter.start))
@@ -204,10 +205,10 @@ def _most_values(policies: Mapping[str, Path]) -> dict[str, int]:
     return {name: most for name, most in found.items() if most is not None}
 
 
-def _attack_notes(attack: AttackSection) -> list[str]:
-    if attack.kind == "none":
+def _attack_notes(attack: AttackSettings) -> list[str]:
+    if not isinstance(attack, Malicious):
         return []
-    return [f"simulated attack: {attack.clients} of the clients are malicious ({attack.kind}, x {attack.factor:g})"]
+    return [f"simulated attack: {attack.clients} of the clients are malicious ({attack.type}, x {attack.factor:g})"]
 
 
 def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:
@@ -217,16 +218,16 @@ def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:
         ConfigError: The rule knows linear layers alone, and the adapter is on an embedding as well.
     """
     odd = [name for name in initial if "lora_embedding" in name]
-    if odd and LORA_RULES[federation.lora] != LoraAggregation():
+    if odd and not federation.lora.is_plain:
         raise ConfigError(
-            f"federation.lora = {federation.lora!r} is for linear layers, and adapter.targets names an embedding "
+            f"federation.lora = {federation.lora.type!r} is for linear layers, and adapter.targets names an embedding "
             f"({odd[0]}): leave it out"
         )
     parts = method(federation).schedule(1)
     if not any(map(parts.is_personal, initial)):
         return []
     return [
-        f"federation.lora = {federation.lora!r}: B stays with each client, so the global model alone is the base; "
+        f"federation.lora = {federation.lora.type!r}: B stays with each client, so the global model alone is the base; "
         "read the figures of the clients' own models"
     ]
 

@@ -122,8 +122,8 @@ def collected(config: Config, part: Part) -> PrivacySection:
         return privacy
     clients = federation.clients_per_round or len(part.clients)
     release = noise_in_shares(privacy, clients, federation.rounds)
-    cap = federation.weight_cap if federation.weighting == "capped" else None
-    return privacy.model_copy(update={"noise_multiplier": release.noise_multiplier, "max_examples": cap or 1})
+    most = federation.weighting.largest or 1
+    return privacy.model_copy(update={"noise_multiplier": release.noise_multiplier, "max_examples": most})
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _dp_warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
         made.append(
             f"privacy.delta = {privacy.delta:g} is not below 1 / {units} ({unit}): it could give one away whole"
         )
-    if config.adapter.kind in ("lora", "qlora") and config.federation.lora == "factors":
+    if config.adapter.kind in ("lora", "qlora") and config.federation.lora.is_plain:
         made.append(
             "noise on both LoRA factors multiplies: their product carries noise times noise; "
             "federation.lora = 'freeze-a' (Sun et al. 2024) loses less accuracy at the same epsilon, 'sb' less still"

@@ -141,7 +141,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "adapter": config.adapter.kind,
         "start": config.adapter.start,
         "algorithm": title_of(config.federation),
-        "lora": config.federation.lora,
+        "lora": config.federation.lora.type,
         "seed": config.seed,
         "metric": metric,
         "budget": budget,

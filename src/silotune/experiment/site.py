@@ -191,7 +191,7 @@ class SiteDesk:
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
         head = (task.options, config.seed) if config.training.objective == "classify" else ()
-        drawn = () if config.federation.lora == "factors" else (config.federation.lora, config.seed)
+        drawn = () if config.federation.lora.is_plain else (config.federation.lora, config.seed)
         needs = (config.model, config.adapter, head, drawn, base)
         held = self._resident
         if held.adapted is None or held.needs != needs:

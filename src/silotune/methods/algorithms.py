@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -38,7 +39,33 @@ from silotune.methods.server_step import (
     yogi_moment,
 )
 from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
-from silotune.settings.sections import Algorithm, FederationSection, LoraRule, Personalization
+from silotune.settings.algorithms import (
+    AdaptiveSettings,
+    AlgorithmSettings,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedYogi,
+    Scaffold,
+)
+from silotune.settings.lora_rules import (
+    Alternate,
+    Ditto,
+    ExactResidual,
+    Factors,
+    FreezeA,
+    LoraRuleSettings,
+    PersonalizationSettings,
+    ShareA,
+    SmallCore,
+    Stack,
+    Svd,
+)
+from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
 
@@ -76,104 +103,101 @@ class Method:
     personal: Anchored | None = None
 
 
-def _fedavg(section: FederationSection, rule: Rule) -> Method:
-    """McMahan et al. 2017: plain step."""
-    return Method(rule, plain_step(section.server_learning_rate))
+def _fedavg(settings: FedAvg, rule: Rule) -> Method:
+    return Method(rule, plain_step(settings.server_learning_rate))
 
 
-def _fedprox(section: FederationSection, rule: Rule) -> Method:
-    """Li et al. 2020: FedAvg whose clients are pulled towards the received model."""
-    return Method(rule, plain_step(section.server_learning_rate), towards_received(section.proximal_mu))
+def _fedprox(settings: FedProx, rule: Rule) -> Method:
+    return Method(rule, plain_step(settings.server_learning_rate), towards_received(settings.proximal_mu))
 
 
-def _scaffold(section: FederationSection, rule: Rule) -> Method:
-    """Karimireddy et al. 2020: FedAvg whose clients' gradients are corrected by control variates."""
+def _scaffold(settings: Scaffold, rule: Rule) -> Method:
     return Method(
         beside_controls(rule),
-        control_step(section.server_learning_rate),
-        control_variates(section.scaffold_option),
+        control_step(settings.server_learning_rate),
+        control_variates(settings.option),
         lambda weights, memory: {**weights, **put_under(CONTROL, control_of(weights, memory))},
     )
 
 
-def _fedavgm(section: FederationSection, rule: Rule) -> Method:
-    """Hsu et al. 2019: FedAvg with momentum at the server."""
-    return Method(rule, momentum_step(section.server_learning_rate, section.server_momentum))
+def _fedavgm(settings: FedAvgM, rule: Rule) -> Method:
+    return Method(rule, momentum_step(settings.server_learning_rate, settings.server_momentum))
 
 
-def _adaptive(section: FederationSection, rule: Rule, second_moment: SecondMoment) -> Method:
+def _adaptive(settings: AdaptiveSettings, rule: Rule, second_moment: SecondMoment) -> Method:
     """Reddi et al. 2021, Algorithm 2."""
-    rate, beta1, tau = section.server_learning_rate, section.server_beta1, section.server_tau
+    rate, beta1, tau = settings.server_learning_rate, settings.server_beta1, settings.server_tau
     return Method(rule, adaptive_step(rate, beta1=beta1, tau=tau, second_moment=second_moment))
 
 
-def _fedadagrad(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, adagrad_moment())
+def _fedadagrad(settings: FedAdagrad, rule: Rule) -> Method:
+    return _adaptive(settings, rule, adagrad_moment())
 
 
-def _fedyogi(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, yogi_moment(section.server_beta2))
+def _fedyogi(settings: FedYogi, rule: Rule) -> Method:
+    return _adaptive(settings, rule, yogi_moment(settings.server_beta2))
 
 
-def _fedadam(section: FederationSection, rule: Rule) -> Method:
-    return _adaptive(section, rule, adam_moment(section.server_beta2))
+def _fedadam(settings: FedAdam, rule: Rule) -> Method:
+    return _adaptive(settings, rule, adam_moment(settings.server_beta2))
 
 
-def _fednova(section: FederationSection, rule: Rule) -> Method:
-    """Wang et al. 2020: FedAvg over updates that are normalised by local steps."""
-    return Method(per_step(rule), plain_step(section.server_learning_rate))
+def _fednova(settings: FedNova, rule: Rule) -> Method:
+    return Method(per_step(rule), plain_step(settings.server_learning_rate))
 
 
-def _feddyn(section: FederationSection, rule: Rule) -> Method:
-    """Acar et al. 2021: clients' losses are regularised so that all optima agree."""
-    alpha = section.feddyn_alpha
-    return Method(rule, dynamic_step(section.server_learning_rate, alpha), dynamic_regulariser(alpha))
+def _feddyn(settings: FedDyn, rule: Rule) -> Method:
+    step = dynamic_step(settings.server_learning_rate, settings.alpha)
+    return Method(rule, step, dynamic_regulariser(settings.alpha))
 
 
-ALGORITHMS: Mapping[Algorithm, Callable[[FederationSection, Rule], Method]] = {
-    "fedavg": _fedavg,
-    "fedprox": _fedprox,
-    "scaffold": _scaffold,
-    "fedavgm": _fedavgm,
-    "fedadagrad": _fedadagrad,
-    "fedyogi": _fedyogi,
-    "fedadam": _fedadam,
-    "fednova": _fednova,
-    "feddyn": _feddyn,
+ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
+    FedAvg: _fedavg,
+    FedProx: _fedprox,
+    Scaffold: _scaffold,
+    FedAvgM: _fedavgm,
+    FedAdagrad: _fedadagrad,
+    FedYogi: _fedyogi,
+    FedAdam: _fedadam,
+    FedNova: _fednova,
+    FedDyn: _feddyn,
 }
-"""Name -> builder; the names are those of ``sections.Algorithm`` (a test compares them)."""
+"""Settings -> builder of the method that they are of, from an aggregation rule."""
 
-PERSONAL_TERMS: Mapping[Personalization, Callable[[FederationSection], Anchored | None]] = {
-    "none": lambda section: None,
-    "ditto": lambda section: towards(section.ditto_lambda),
-    "fine-tune": lambda section: None,  # after the last round, not in it
+PERSONAL_TERMS: Mapping[type[PersonalizationSettings], Callable[[Any], Anchored]] = {
+    Ditto: lambda settings: towards(settings.pull),
 }
+"""Settings -> what pulls a client's own model towards the global one, where it is trained in the rounds."""
 
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
-    made = ALGORITHMS[section.algorithm](section, AGGREGATIONS[section.aggregation](section))
-    weigh, rule = WEIGHTINGS[section.weighting](section), LORA_RULES[section.lora]
+    made = ALGORITHMS[type(section.algorithm)](
+        section.algorithm, AGGREGATIONS[type(section.aggregation)](section.aggregation)
+    )
+    weigh, rule = WEIGHTINGS[type(section.weighting)](section.weighting), LORA_RULES[type(section.lora)]
+    term = PERSONAL_TERMS.get(type(section.personalization))
     return replace(
         made,
         aggregate=weighed(made.aggregate, weigh),
         weigh=weigh,
         schedule=rule.schedule,
         fold=rule.fold,
-        personal=PERSONAL_TERMS[section.personalization](section),
+        personal=None if term is None else term(section.personalization),
     )
 
 
 def title_of(section: FederationSection) -> str:
     """The algorithm's name, with those of rule and weighting where they are not the default ones."""
     defaults = FederationSection()
-    names = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
-    return ", ".join((section.algorithm, *(name for name, default in names if name != default)))
+    chosen = (section.aggregation, defaults.aggregation), (section.weighting, defaults.weighting)
+    others = (given.type for given, default in chosen if given.type != default.type)
+    return ", ".join((section.algorithm.type, *others))
 
 
 def plain(section: FederationSection) -> FederationSection:
     """The section with FedAvg in place of its method: for one client that is training and nothing else."""
-    chosen = {"algorithm", "aggregation", "weighting", "server_learning_rate"}
+    chosen = {"algorithm", "aggregation", "weighting"}
     chosen |= {"lora", "ranks", "memory_mb", "policies", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))
 
@@ -185,25 +209,23 @@ class LoraAggregation:
     Attributes:
         schedule: Which tensors train and travel in a round.
         fold: Puts the mean product into the model after the server step; None where averaging is all.
-        has_core: The adapter is B R A with fixed factors, and R alone is trained.
     """
 
     schedule: Schedule = whole
     fold: Fold | None = None
-    has_core: bool = False
 
 
-LORA_RULES: Mapping[LoraRule, LoraAggregation] = {
-    "factors": LoraAggregation(),
-    "exact-residual": LoraAggregation(fold=into_residual),
-    "stack": LoraAggregation(fold=into_base),
-    "svd": LoraAggregation(fold=into_factors),
-    "freeze-a": LoraAggregation(without_a),
-    "alternate": LoraAggregation(in_turns),
-    "share-a": LoraAggregation(without_own_b),
-    "sb": LoraAggregation(has_core=True),
+LORA_RULES: Mapping[type[LoraRuleSettings], LoraAggregation] = {
+    Factors: LoraAggregation(),
+    ExactResidual: LoraAggregation(fold=into_residual),
+    Stack: LoraAggregation(fold=into_base),
+    Svd: LoraAggregation(fold=into_factors),
+    FreezeA: LoraAggregation(without_a),
+    Alternate: LoraAggregation(in_turns),
+    ShareA: LoraAggregation(without_own_b),
+    SmallCore: LoraAggregation(),
 }
-"""Name -> rule; the names are those of ``sections.LoraRule`` (a test compares them)."""
+"""Settings -> the rule that they are of."""
 
 
 def advance(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from silotune.settings.sections import ScaffoldOption
 from silotune.structs import Tensors
 from silotune.tensors import add_scaled, scale, subtract
 
@@ -70,7 +69,7 @@ def towards_received(mu: float) -> Corrector:
     return Corrector(begin=lambda own, server: proximal(mu))
 
 
-def control_variates(option: ScaffoldOption) -> Corrector:
+def control_variates(option: str) -> Corrector:
     """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1): c - c_i is added to each gradient.
 
     Afterwards, line 12: c_i is the gradient at the received model (option I), or c_i - c + (x - y) / (K eta)
@@ -92,7 +91,7 @@ def _mean_gradient(own: Tensors, server: Tensors, work: LocalWork) -> Tensors:
     return add_scaled(subtract(own, server), work.delta, -1 / (work.steps * work.learning_rate))
 
 
-SCAFFOLD_OPTIONS: Mapping[ScaffoldOption, Callable[[Tensors, Tensors, LocalWork], Tensors]] = {
+SCAFFOLD_OPTIONS: Mapping[str, Callable[[Tensors, Tensors, LocalWork], Tensors]] = {
     "I": _gradient_at_received,
     "II": _mean_gradient,
 }

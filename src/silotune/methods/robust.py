@@ -10,12 +10,22 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule, RunningMean, weighted_mean
-from silotune.settings.sections import Aggregation, FederationSection
+from silotune.settings.aggregation import (
+    AggregationSettings,
+    GeometricMedian,
+    Krum,
+    Mean,
+    Median,
+    MultiKrum,
+    NormBound,
+    TrimmedMean,
+)
 from silotune.structs import ClientUpdate, Tensors
 from silotune.tensors import check_alike, clip, norm
 
@@ -92,8 +102,8 @@ def krum(malicious: int, *, keep: Callable[[int], int]) -> Rule:
         held = _held(updates)
         if len(held) < 2 * malicious + 3:
             raise FederationError(
-                f"krum with federation.malicious = {malicious} needs at least {2 * malicious + 3} updates a round, "
-                f"got {len(held)}; ask more clients, or lower it"
+                f"krum with federation.aggregation.malicious = {malicious} needs at least {2 * malicious + 3} updates "
+                f"a round, got {len(held)}; ask more clients, or lower it"
             )
         nearest = squared_distances(held).sort(dim=1).values[:, 1 : len(held) - malicious - 1]  # [n, n - f - 2]
         best = nearest.sum(dim=1).argsort(stable=True)[: keep(len(held))].tolist()
@@ -181,13 +191,13 @@ def _chunks(held: Sequence[ClientUpdate], name: str) -> Iterable[torch.Tensor]:
     return (torch.stack(list(part)).double() for part in zip(*rows, strict=True))
 
 
-AGGREGATIONS: Mapping[Aggregation, Callable[[FederationSection], Rule]] = {
-    "mean": lambda section: weighted_mean,
-    "median": lambda section: median(),
-    "trimmed-mean": lambda section: trimmed_mean(share_trimmed(section.trim)),
-    "norm-bound": lambda section: norm_bound(section.norm_bound),
-    "krum": lambda section: krum(section.malicious, keep=lambda count: 1),
-    "multi-krum": lambda section: krum(section.malicious, keep=lambda count: count - section.malicious),
-    "geometric-median": lambda section: geometric_median,
+AGGREGATIONS: Mapping[type[AggregationSettings], Callable[[Any], Rule]] = {
+    Mean: lambda settings: weighted_mean,
+    Median: lambda settings: median(),
+    TrimmedMean: lambda settings: trimmed_mean(share_trimmed(settings.trim)),
+    NormBound: lambda settings: norm_bound(settings.bound),
+    Krum: lambda settings: krum(settings.malicious, keep=lambda count: 1),
+    MultiKrum: lambda settings: krum(settings.malicious, keep=lambda count: count - settings.malicious),
+    GeometricMedian: lambda settings: geometric_median,
 }
-"""Name -> builder; the names are those of ``sections.Aggregation`` (a test compares them)."""
+"""Settings -> builder of the rule that they are of."""

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from silotune.errors import FederationError
 from silotune.methods.aggregate import Rule
 from silotune.methods.products import Weigh
-from silotune.settings.sections import FederationSection, Weighting
+from silotune.settings.aggregation import QFFL, ByExamples, Capped, Uniform, WeightingSettings
 from silotune.structs import ClientUpdate, Tensors
 
 _LEAST_LOSS = 1e-10
 
 
-def _by_examples(section: FederationSection) -> Weigh:
+def _by_examples(settings: ByExamples) -> Weigh:
     """The client's examples (McMahan et al. 2017)."""
     return lambda update: update.num_examples
 
 
-def _uniform(section: FederationSection) -> Weigh:
+def _uniform(settings: Uniform) -> Weigh:
     """Every client the same."""
     return lambda update: 1.0
 
 
-def _q_ffl(section: FederationSection) -> Weigh:
+def _q_ffl(settings: QFFL) -> Weigh:
     """Examples times loss^q: a client that is served worse counts for more (q-FFL, Li et al. 2020, equation 2).
 
     The gradient of q-FFL's objective weighs a client's gradient by p_k F_k^q. F_k is the client's mean training loss
@@ -35,9 +36,9 @@ def _q_ffl(section: FederationSection) -> Weigh:
     def weigh(update: ClientUpdate) -> float:
         loss = max(_loss_of(update), _LEAST_LOSS)
         try:
-            return float(update.num_examples * loss**section.fairness_q)
+            return float(update.num_examples * loss**settings.fairness_q)
         except OverflowError:
-            power = f"federation.fairness_q = {section.fairness_q:g}"
+            power = f"federation.weighting.fairness_q = {settings.fairness_q:g}"
             raise FederationError(
                 f"client {update.client!r} told a loss of {loss:.3g}: too large for {power}"
             ) from None
@@ -53,19 +54,18 @@ def _loss_of(update: ClientUpdate) -> float:
     return update.loss
 
 
-def _capped(section: FederationSection) -> Weigh:
+def _capped(settings: Capped) -> Weigh:
     """Examples, up to a cap (McMahan et al. 2018, w_k = min(n_k / cap, 1)): bounds what one client can say."""
-    cap = section.weight_cap
-    return lambda update: update.num_examples if cap is None else min(update.num_examples, cap)
+    return lambda update: min(update.num_examples, settings.cap)
 
 
-WEIGHTINGS: Mapping[Weighting, Callable[[FederationSection], Weigh]] = {
-    "examples": _by_examples,
-    "uniform": _uniform,
-    "q-ffl": _q_ffl,
-    "capped": _capped,
+WEIGHTINGS: Mapping[type[WeightingSettings], Callable[[Any], Weigh]] = {
+    ByExamples: _by_examples,
+    Uniform: _uniform,
+    QFFL: _q_ffl,
+    Capped: _capped,
 }
-"""Name -> builder; the names are those of ``sections.Weighting`` (a test compares them)."""
+"""Settings -> builder of what an update weighs."""
 
 
 def weighed(rule: Rule, weigh: Weigh) -> Rule:

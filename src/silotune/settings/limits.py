@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.attacks import Malicious
 from silotune.settings.links import DownloadSection
+from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.sections import (
     BY_EXAMPLE,
-    LINEAR,
-    UNWEIGHTED,
     AdapterSection,
     DataSection,
     Engine,
@@ -23,21 +24,13 @@ from silotune.settings.sections import (
 )
 
 LORA_KINDS = ("lora", "qlora")
-PRODUCT_RULES = ("exact-residual", "stack", "svd")
-"""LoRA rules that put the mean product itself into the model."""
-WHOLE_RULES = ("factors", "sb")
-"""LoRA rules under which everything that trains travels in every round."""
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
-CONTROLLED = ("scaffold", "feddyn")
-"""Algorithms whose clients keep a control of every trained tensor."""
-PRODUCT_ALGORITHMS = ("fedavg", "fedprox")
-"""Algorithms whose aggregate is the mean and whose server step adds it as it is."""
 
 
 def is_lora_aware(federation: FederationSection) -> bool:
     """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
-    return federation.lora != "factors" or federation.has_ranks or federation.personalization != "none"
+    return not federation.lora.is_plain or federation.has_ranks or federation.personalization.makes_models
 
 
 def lora_faults(
@@ -49,11 +42,11 @@ def lora_faults(
     is_mixture: bool,
 ) -> list[str]:
     """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
-    rule = f"federation.lora = {federation.lora!r}"
+    rule = f"federation.lora = {federation.lora.type!r}"
     faults = []
     if adapter.kind not in LORA_KINDS or adapter.dora:
         given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
-        asked = [rule] if federation.lora != "factors" else []
+        asked = [] if federation.lora.is_plain else [rule]
         asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
         faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
     faults += [
@@ -61,11 +54,12 @@ def lora_faults(
         for name, rank in federation.ranks.items()
         if rank > adapter.rank
     ]
-    faults += _product_faults(federation, training) if federation.lora in PRODUCT_RULES else []
-    if federation.algorithm in CONTROLLED and federation.lora not in WHOLE_RULES:
+    faults += _product_faults(federation, training) if federation.lora.keeps_product else []
+    if federation.algorithm.keeps_control and not federation.lora.sends_all:
         faults.append(
-            f"federation.algorithm = {federation.algorithm!r} keeps a control for all that is trained, which goes with "
-            f"federation.lora = {' or '.join(map(repr, WHOLE_RULES))} alone, not {federation.lora!r}"
+            f"federation.algorithm = {federation.algorithm.type!r} keeps a control for all that is trained, which goes "
+            f"with federation.lora = {' or '.join(map(repr, LORA_RULES.those('sends_all')))} alone, not "
+            f"{federation.lora.type!r}"
         )
     faults += [
         f"{name!r} stands in federation.{first} and in federation.{second}: keep one"
@@ -73,12 +67,12 @@ def lora_faults(
         for name in getattr(federation, first)
         if name in getattr(federation, second)
     ]
-    if federation.lora == "sb" and federation.has_ranks:
+    if federation.lora.has_core and federation.has_ranks:
         faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks by client")
-    if is_mixture and (federation.lora == "share-a" or federation.personalization != "none"):
+    if is_mixture and (federation.lora.keeps_own_b or federation.personalization.makes_models):
         faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
-    if federation.lora == "share-a":
-        if federation.personalization != "none":
+    if federation.lora.keeps_own_b:
+        if federation.personalization.makes_models:
             faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
         if evaluation.patience is not None or evaluation.keep == "best":
             faults.append(
@@ -89,19 +83,19 @@ def lora_faults(
 
 def _product_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
     """What a rule that puts the mean product into the model does not go together with."""
-    rule = f"federation.lora = {federation.lora!r}"
+    rule = f"federation.lora = {federation.lora.type!r}"
     faults = []
-    is_mean = federation.aggregation == "mean" and federation.server_learning_rate == 1
-    if federation.algorithm not in PRODUCT_ALGORITHMS or not is_mean:
+    is_mean = federation.aggregation.is_mean and federation.algorithm.server_learning_rate == 1
+    if not federation.algorithm.keeps_product or not is_mean:
         faults.append(
             f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
-            f"{' or '.join(map(repr, PRODUCT_ALGORITHMS))}, federation.aggregation = 'mean' and "
-            "federation.server_learning_rate = 1"
+            f"{' or '.join(map(repr, ALGORITHMS.those('keeps_product')))}, federation.aggregation = 'mean' and "
+            "federation.algorithm.server_learning_rate = 1"
         )
-    if federation.personalization == "ditto":
+    if federation.personalization.is_pulled:
         faults.append(
-            f"federation.personalization = 'ditto' pulls to the factors received, and {rule} changes them meanwhile: "
-            "use 'fine-tune'"
+            f"federation.personalization = {federation.personalization.type!r} pulls to the factors received, and "
+            f"{rule} changes them meanwhile: use 'fine-tune'"
         )
     if training.optimizer_state == "keep":
         faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
@@ -161,25 +155,24 @@ def objective_faults(training: TrainingSection, adapter: AdapterSection, evaluat
 
 def algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
     """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
-    name = federation.algorithm
+    algorithm, given = federation.algorithm, f"federation.algorithm = {federation.algorithm.type!r}"
     faults = []
-    if name == "scaffold" and training.optimizer != "sgd":
+    if algorithm.needs_plain_steps and training.optimizer != "sgd":
         faults.append(
-            f"federation.algorithm = 'scaffold' divides an update by steps and learning rate, which holds for plain "
-            f"steps only: set training.optimizer = 'sgd' (now {training.optimizer!r})"
+            f"{given} divides an update by steps and learning rate, which holds for plain steps only: set "
+            f"training.optimizer = 'sgd' (now {training.optimizer!r})"
         )
-    if name in ("scaffold", "fednova") and training.optimizer == "sgd" and training.momentum:
-        faults.append(f"federation.algorithm = {name!r} needs training.momentum = 0 (now {training.momentum:g})")
-    if name == "scaffold" and federation.scaffold_option == "I" and training.clip_norm:
+    if algorithm.needs_no_momentum and training.optimizer == "sgd" and training.momentum:
+        faults.append(f"{given} needs training.momentum = 0 (now {training.momentum:g})")
+    if algorithm.sends_gradient and training.clip_norm:
         faults.append(
-            "federation.scaffold_option = 'I' takes a whole gradient for its control, and steps that are clipped never "
-            f"meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
+            "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped "
+            f"never meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
         )
-    trusted = {"scaffold": "controls", "fednova": "numbers of steps"}
-    if name in trusted and federation.aggregation != "mean":
+    if algorithm.trusted and not federation.aggregation.is_mean:
         faults.append(
-            f"federation.algorithm = {name!r} sends {trusted[name]}, from which federation.aggregation = "
-            f"{federation.aggregation!r} does not protect: use 'mean', or another algorithm"
+            f"{given} sends {algorithm.trusted}, from which federation.aggregation = "
+            f"{federation.aggregation.type!r} does not protect: use 'mean', or another algorithm"
         )
     return faults
 
@@ -189,21 +182,18 @@ def rule_faults(federation: FederationSection, num_clients: int | None) -> list[
     faults = []
     in_round = federation.clients_per_round or num_clients
     rule, weighting = federation.aggregation, federation.weighting
-    if weighting == "capped" and federation.weight_cap is None:
-        faults.append("federation.weighting = 'capped' needs federation.weight_cap, the most examples that count")
-    if rule in UNWEIGHTED and weighting in ("q-ffl", "capped"):
+    if rule.counts_once and not weighting.is_by_examples and weighting.needs_sizes:
         faults.append(
-            f"federation.aggregation = {rule!r} counts every update once: federation.weighting = {weighting!r} "
-            "would do nothing; leave it out"
+            f"federation.aggregation = {rule.type!r} counts every update once: federation.weighting = "
+            f"{weighting.type!r} would do nothing; leave it out"
         )
-    least = 2 * federation.malicious + 3
-    if rule in ("krum", "multi-krum") and in_round is not None and in_round < least:
+    if in_round is not None and in_round < rule.least_updates:
         faults.append(
-            f"federation.aggregation = {rule!r} with federation.malicious = {federation.malicious} needs at least "
-            f"{least} clients a round, there are {in_round}"
+            f"federation.aggregation = {rule.type!r} with these settings needs at least {rule.least_updates} clients a "
+            f"round, there are {in_round}"
         )
     attack = federation.attack
-    if attack.kind != "none" and num_clients is not None and attack.clients >= num_clients:
+    if isinstance(attack, Malicious) and num_clients is not None and attack.clients >= num_clients:
         faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
     return faults
 
@@ -224,14 +214,6 @@ def unused_faults(data: DataSection, adapter: AdapterSection, training: Training
     return [why for why, is_given in unused.items() if is_given]
 
 
-MOVING_RULES = ("stack", "svd", "alternate")
-"""LoRA rules under which the same name stands for other factors in the next round, or for none."""
-
-
-RESIDUAL_RULES = ("exact-residual", "stack")
-"""LoRA rules whose model grows."""
-
-
 def privacy_faults(
     privacy: PrivacySection,
     federation: FederationSection,
@@ -247,8 +229,11 @@ def privacy_faults(
         faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
     if evaluation.per_client:
         faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
-    if federation.weighting == "q-ffl":
-        faults.append("federation.weighting = 'q-ffl' needs losses, which clients withhold under privacy.dp")
+    if federation.weighting.needs_loss:
+        faults.append(
+            f"federation.weighting = {federation.weighting.type!r} needs losses, which clients withhold "
+            "under privacy.dp"
+        )
     if federation.budget.joules is not None and not privacy.report_costs:
         faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
     if privacy.dp == "client" and record.keep_updates:
@@ -323,18 +308,18 @@ def link_faults(federation: FederationSection) -> list[str]:
 
 def _rule_link_faults(federation: FederationSection) -> list[str]:
     """Links that a rule for LoRA's factors, or ranks by client, cannot be put on."""
-    upload, rule = federation.upload, f"federation.lora = {federation.lora!r}"
+    upload, rule = federation.upload, f"federation.lora = {federation.lora.type!r}"
     faults = []
-    if federation.lora in MOVING_RULES and (upload.keep != "all" or upload.values == "sign"):
+    if federation.lora.moves and (upload.keep != "all" or upload.values == "sign"):
         what = f"keep = {upload.keep!r}" if upload.keep != "all" else f"values = {upload.values!r}"
         faults.append(
             f"federation.upload.{what} sends later what it leaves out, and {rule} has other factors by then: take "
             "keep = 'all' with int8, int4, bfloat16 or float16"
         )
-    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora in RESIDUAL_RULES):
+    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora.grows):
         given = "federation.ranks, memory_mb and policies send" if federation.has_ranks else f"{rule} sends"
         faults.append(f"{given} down what has no one shape: leave federation.download out")
-    is_dated = federation.lora in (*MOVING_RULES, "exact-residual")
+    is_dated = federation.lora.moves or federation.lora.grows
     if is_dated and federation.clock is not None and federation.clock.buffer is not None:
         faults.append(
             f"federation.clock.buffer takes late updates, which with {rule} are of other factors than the model's"
@@ -358,10 +343,10 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
                 "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
                 "set record.keep_updates = false"
             )
-        if federation.algorithm == "feddyn":
+        if federation.algorithm.is_of_whole_updates:
             faults.append(
-                "federation.algorithm = 'feddyn' sums whole updates, and federation.clock.buffer weighs them by age: "
-                "leave the buffer out, or use another algorithm"
+                f"federation.algorithm = {federation.algorithm.type!r} sums whole updates, and federation.clock.buffer "
+                "weighs them by age: leave the buffer out, or use another algorithm"
             )
         if known and clock.buffer > known:
             faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
@@ -371,12 +356,12 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
 def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
     """What reads single updates past the noise, or hands out models that no noise protects."""
     given, faults = f"privacy.dp = {privacy.dp!r}", []
-    if federation.lora in (*PRODUCT_RULES, "share-a"):
+    if not federation.lora.goes_with_noise:
         faults.append(
-            f"federation.lora = {federation.lora!r} needs more of a client than a noised update, and cannot be used "
-            f"with {given}; those that can: 'factors', 'freeze-a', 'alternate', 'sb'"
+            f"federation.lora = {federation.lora.type!r} needs more of a client than a noised update, and cannot be "
+            f"used with {given}; those that can: {', '.join(map(repr, LORA_RULES.those('goes_with_noise')))}"
         )
-    if federation.personalization != "none" or federation.has_ranks:
+    if federation.personalization.makes_models or federation.has_ranks:
         faults.append(f"{given} covers one global model: leave personalization, ranks, memory_mb and policies out")
     return faults
 
@@ -391,8 +376,10 @@ def _example_faults(federation: FederationSection, training: TrainingSection) ->
         )
     if training.packing:
         faults.append("training.packing puts examples into one row: leave it out with privacy.dp = 'example'")
-    if federation.algorithm == "scaffold" and federation.scaffold_option == "I":
-        faults.append("federation.scaffold_option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'")
+    if federation.algorithm.sends_gradient:
+        faults.append(
+            "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'"
+        )
     return faults
 
 
@@ -401,10 +388,10 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
     given, faults = f"privacy.dp = {privacy.dp!r}", []
     if set(federation.modes) != {"federated"}:
         faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
-    if federation.algorithm not in LINEAR:
+    if not federation.algorithm.linear:
         faults.append(
-            f"federation.algorithm = {federation.algorithm!r} cannot be used with {given}; those that learn nothing "
-            f"but the updates' mean: {', '.join(LINEAR)}"
+            f"federation.algorithm = {federation.algorithm.type!r} cannot be used with {given}; those that learn "
+            f"nothing but the updates' mean: {', '.join(ALGORITHMS.those('linear'))}"
         )
     if privacy.dp == "local":
         return faults
@@ -420,7 +407,7 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
         )
     if privacy.dp == "distributed" and privacy.ring_bits < 32:
         faults.append(f"{given} needs room for the noise: privacy.ring_bits = 32 or 64 (now {privacy.ring_bits})")
-    if federation.weighting not in ("uniform", "capped") or federation.aggregation != "mean":
+    if federation.weighting.largest is None or not federation.aggregation.is_mean:
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "
             "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
@@ -481,7 +468,7 @@ def _has_simulated_pace(run: Asked) -> bool:
 
 
 def _needs_start_at_sites(run: Asked) -> bool:
-    is_kept = run.federation.lora != "factors" or run.training.objective in ("dpo", "kto")
+    is_kept = run.federation.lora.needs_start or run.training.objective in ("dpo", "kto")
     return run.adapter.start is not None and is_kept
 
 
@@ -496,7 +483,7 @@ LIMITS: tuple[Limit, ...] = (
         "federation.attack",
         ("ray", "sites"),
         "attacks are simulated in one process: leave it out, or use 'silotune run' with engine = 'in_process'",
-        lambda run: run.federation.attack.kind != "none",
+        lambda run: isinstance(run.federation.attack, Malicious),
     ),
     Limit(
         "federation.clock",
@@ -515,7 +502,7 @@ LIMITS: tuple[Limit, ...] = (
         ("ray", "sites"),
         "a client's own model stays where it is trained, and is not scored there: use 'silotune run' with engine = "
         "'in_process'",
-        lambda run: run.federation.personalization != "none" or run.federation.lora == "share-a",
+        lambda run: run.federation.personalization.makes_models or run.federation.lora.keeps_own_b,
     ),
     Limit(
         "privacy.protection",
@@ -540,7 +527,7 @@ LIMITS: tuple[Limit, ...] = (
         "federation.weighting = 'capped' with privacy.dp = 'client'",
         ("sites",),
         "the noise depends on the sites' numbers of examples, which are known only when they reply: use 'uniform'",
-        lambda run: run.privacy.dp == "client" and run.federation.weighting == "capped",
+        lambda run: run.privacy.dp == "client" and run.federation.weighting.needs_sizes,
     ),
     Limit(
         "adapter.start",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from silotune.settings.base import FolderName, Momentum, Place, Positive, PositiveNumber, Section
+from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
+from silotune.settings.algorithms import Algorithm, FedAvg
+from silotune.settings.attacks import Attack, NoAttack
+from silotune.settings.base import FolderName, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
+from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -23,13 +26,6 @@ Turns = Literal["all", "last"]
 Wording = Literal["auto", "prompt", "text"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
-Algorithm = Literal["fedavg", "fedprox", "scaffold", "fedavgm", "fedadagrad", "fedyogi", "fedadam", "fednova", "feddyn"]
-Weighting = Literal["examples", "uniform", "q-ffl", "capped"]
-Aggregation = Literal["mean", "median", "trimmed-mean", "norm-bound", "krum", "multi-krum", "geometric-median"]
-ScaffoldOption = Literal["I", "II"]
-Attack = Literal["none", "sign-flip", "scaled", "label-flip"]
-LoraRule = Literal["factors", "exact-residual", "stack", "svd", "freeze-a", "alternate", "share-a", "sb"]
-Personalization = Literal["none", "ditto", "fine-tune"]
 Mode = Literal["federated", "isolated", "centralized"]
 Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
@@ -45,12 +41,6 @@ BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify", "dpo")
 """Objectives whose loss is a sum over examples, each term a function of its example alone."""
 SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 """Guarantees whose noise is added at the site, so that the server need not be trusted."""
-LINEAR: tuple[Algorithm, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
-"""Algorithms that learn of the clients nothing but the mean of their updates."""
-
-SUMMABLE: tuple[Algorithm, ...] = (*LINEAR, "feddyn")
-"""Algorithms that use updates in no other way than in their sum weighted by examples."""
-
 
 LONGEST_PROMPT, MOST_PLACES = 4096, 32
 """Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
@@ -228,27 +218,11 @@ class TrainingSection(Section):
     )
 
 
-class AttackSection(Section):
-    """For simulation only: clients of this process that work against the others, to see what a rule withstands."""
-
-    kind: Attack = Field("none", description="sign-flip and scaled change the update, label-flip the labels")
-    clients: Positive = Field(1, description="malicious clients, drawn by the run's seed")
-    factor: PositiveNumber = Field(10.0, description="malicious updates are multiplied by it; sign-flip: by minus it")
-
-
 class BudgetSection(Section):
     """What the federated mode may spend; it stops before a round that, costing what the last one did, would pass it."""
 
     bytes: Positive | None = Field(None, description="of all messages, both ways")
     joules: PositiveNumber | None = Field(None, description="of training and aggregation; needs a meter")
-
-
-ADAPTIVE_RATE = 0.01
-"""Server's learning rate of the adaptive algorithms unless it is given: their steps are about that long in every
-value, however short the mean update is."""
-UNWEIGHTED: tuple[Aggregation, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
-"""Rules that count every update once, as they were published."""
-ADAPTIVE: tuple[Algorithm, ...] = ("fedadagrad", "fedyogi", "fedadam")
 
 
 class FederationSection(Section):
@@ -258,12 +232,12 @@ class FederationSection(Section):
     ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
     ray_gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="ray: GPUs, or a share of one, of an actor")
     modes: tuple[Mode, ...] = Field(("federated",), description="what to run: federated, isolated, centralized")
-    algorithm: Algorithm = Field("fedavg", description="server step and client correction; see docs/algorithms.md")
-    weighting: Weighting = Field("examples", description="what an update counts in a weighted mean")
-    aggregation: Aggregation = Field("mean", description="how the updates of a round become one")
+    algorithm: Algorithm = Field(FedAvg(), description="server step and client correction; see docs/algorithms.md")
+    weighting: Weighting = Field(ByExamples(), description="what an update counts in a weighted mean")
+    aggregation: Aggregation = Field(Mean(), description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
-    lora: LoraRule = Field("factors", description="of lora and qlora: what of the factors travels and is averaged")
+    lora: LoraRule = Field(Factors(), description="of lora and qlora: what of the factors travels and is averaged")
     ranks: dict[str, Positive] = Field(
         {}, description="of lora and qlora: client name -> its rank, adapter.rank at most, which is that of all others"
     )
@@ -274,29 +248,8 @@ class FederationSection(Section):
         {}, description="in place of ranks: client name -> its policy.toml, whose largest_adapter bounds its rank"
     )
     personalization: Personalization = Field(
-        "none", description="a model of each client's own: beside the global one, or from it after the last round"
+        NoModels(), description="a model of each client's own: beside the global one, or from it after the last round"
     )
-    ditto_lambda: Annotated[float, Field(ge=0)] = Field(0.1, description="ditto: pull of the own model to the global")
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(0.01, description="fedprox: weight of the proximal term")
-    scaffold_option: ScaffoldOption = Field(
-        "II",
-        description="scaffold: a client's control is its gradient at the received model (I) or over its steps (II)",
-    )
-    feddyn_alpha: Annotated[float, Field(ge=0)] = Field(0.1, description="feddyn: weight of the dynamic regulariser")
-    server_learning_rate: PositiveNumber = Field(
-        1.0, description="the update is scaled by it; unless given, 0.01 for fedadagrad, fedyogi and fedadam"
-    )
-    server_momentum: Momentum = Field(0.9, description="fedavgm: share of the last step")
-    server_beta1: Momentum = Field(0.9, description="fedadagrad, fedyogi, fedadam: decay of the mean update")
-    server_beta2: Momentum = Field(0.99, description="fedyogi, fedadam: decay of the squared update")
-    server_tau: PositiveNumber = Field(1e-3, description="fedadagrad, fedyogi, fedadam: least divisor of a step")
-    fairness_q: Annotated[float, Field(ge=0)] = Field(1.0, description="q-ffl: power of the loss; 0 is by examples")
-    weight_cap: Positive | None = Field(None, description="capped: most examples that count")
-    trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.2, description="trimmed-mean: share left out on either side")
-    norm_bound: PositiveNumber | None = Field(
-        None, description="norm-bound: largest norm of an update; default: the median of the round's norms"
-    )
-    malicious: Annotated[int, Field(ge=0)] = Field(1, description="krum, multi-krum: most malicious clients of a round")
     min_replies: Positive = Field(1, description="fewest usable replies of a round")
     below_minimum: Shortfall = Field(
         "stop", description="with fewer: end the run, wait (the same round again, 20 times at most), or skip the round"
@@ -312,20 +265,15 @@ class FederationSection(Section):
     download: DownloadSection = DownloadSection()
     clock: ClockSection | None = Field(None, description="simulated time; none without the section")
     budget: BudgetSection = BudgetSection()
-    attack: AttackSection = AttackSection()
+    attack: Attack = Field(
+        NoAttack(),
+        description="for study in one process: clients that work against the others",
+    )
 
     @property
     def has_ranks(self) -> bool:
         """Whether clients may have LoRA ranks of their own."""
         return bool(self.ranks or self.memory_mb or self.policies)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _adaptive_steps_are_short(cls, document: Any) -> Any:
-        """An adaptive server step of rate 1 would move every value by about 1."""
-        if not isinstance(document, Mapping) or document.get("algorithm") not in ADAPTIVE:
-            return document
-        return {"server_learning_rate": ADAPTIVE_RATE, **document}
 
 
 class PrivacySection(Section):

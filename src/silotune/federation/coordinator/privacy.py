@@ -19,6 +19,7 @@ from silotune.privacy.ledger import Cap, as_row, check, entry, from_row, spent, 
 from silotune.privacy.noise import Entropy, drawn, system
 from silotune.privacy.secure_sum.terms import needed_of
 from silotune.record.runs import RunFolder
+from silotune.settings.aggregation import Capped
 from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 
@@ -155,7 +156,7 @@ def central_privacy(
         noise = noise_for(
             asked, privacy.delta, sampling_rate=rate, steps=federation.rounds, accountant=privacy.accountant
         )
-    cap = federation.weight_cap if federation.weighting == "capped" else None
+    cap = federation.weighting.cap if isinstance(federation.weighting, Capped) else None
     weight = share * sum(weight_of(size, cap) for size in sizes.values())
     mechanism = ClientMechanism(
         noise,

@@ -15,22 +15,19 @@ from typing import Protocol
 from silotune.errors import ConfigError
 from silotune.federation.wire.transport import Transport
 from silotune.seeds import derive
-from silotune.settings.sections import Attack, AttackSection
+from silotune.settings.attacks import AttackSettings, Malicious
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.tensors import scale
 from silotune.training.encode import Encoded
 
-_SIGNS: Mapping[Attack, float] = {"sign-flip": -1.0, "scaled": 1.0, "label-flip": 1.0}
-"""Attack -> sign of the factor that an update is multiplied by."""
 
-
-def attackers(section: AttackSection, clients: Sequence[str], *, seed: int) -> frozenset[str]:
+def attackers(section: AttackSettings, clients: Sequence[str], *, seed: int) -> frozenset[str]:
     """The malicious ones among the clients, drawn by the run's seed; none without an attack.
 
     Raises:
         ConfigError: No honest client would be left.
     """
-    if section.kind == "none":
+    if not isinstance(section, Malicious):
         return frozenset()
     if section.clients >= len(clients):
         raise ConfigError(
@@ -56,7 +53,7 @@ def with_flipped_labels(examples: Sequence[Encoded], num_classes: int) -> list[E
 def _flipped(example: Encoded, num_classes: int) -> Encoded:
     number = num_classes or len(example.options)
     if example.label < 0 or number < 2:
-        raise ConfigError("federation.attack.kind = 'label-flip' needs a closed-ended task: use another attack")
+        raise ConfigError("federation.attack = 'label-flip' needs a closed-ended task: use another attack")
     label = (example.label + 1) % number
     if not example.options:
         return replace(example, label=label)
@@ -76,7 +73,7 @@ class Attacked:
     """A transport in one process, some of whose clients change their updates before anybody sees them."""
 
     inner: Simulated
-    section: AttackSection
+    section: Malicious
     malicious: frozenset[str]
 
     def clients(self) -> Sequence[str]:
@@ -85,7 +82,7 @@ class Attacked:
 
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
         """Yields one reply or failure a request, as they arrive."""
-        factor = _SIGNS[self.section.kind] * self.section.factor
+        factor = self.section.sign * self.section.factor
 
         def changed(reply: Reply | Failure) -> Reply | Failure:
             if isinstance(reply, Failure) or reply.client not in self.malicious:

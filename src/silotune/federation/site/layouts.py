@@ -67,7 +67,7 @@ def _with_residuals(known: Known, layout: Layout, claimed: Layout) -> Layout:
     Raises:
         MessageError: A residual has no rank, or a larger one than its module's width.
     """
-    if LORA_RULES[known.federation.lora].fold is None:
+    if LORA_RULES[type(known.federation.lora)].fold is None:
         return layout
     made = dict(layout)
     for module in lora.modules(known.initial):

@@ -75,7 +75,7 @@ def largest_weight(privacy: PrivacySection, federation: FederationSection) -> in
     """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
     if privacy.dp != "distributed":
         return privacy.max_examples
-    return (federation.weight_cap or 1) if federation.weighting == "capped" else 1
+    return federation.weighting.largest or 1
 
 
 def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
