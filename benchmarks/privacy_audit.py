@@ -24,7 +24,8 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.load import load_base
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
-from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
+from silotune.settings.adapters import Lora
+from silotune.settings.sections import ModelSection, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import gradients, losses_of
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)  # noqa: S311
-    adapted = attach(load_base(ModelSection(name=given.model)), AdapterSection(targets="all-linear"), seed=given.seed)
+    adapted = attach(load_base(ModelSection(name=given.model)), Lora(targets="all-linear"), seed=given.seed)
     noise = torch.Generator().manual_seed(given.seed)
     weights = {
         name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)

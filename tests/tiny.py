@@ -11,10 +11,15 @@ import torch
 
 from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.load import Base
-from silotune.settings.sections import AdapterSection, TrainingSection
+from silotune.settings.adapters import ADAPTERS, AdapterSettings
+from silotune.settings.objectives import OBJECTIVES, ObjectiveSettings
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Example, Tensors
+from silotune.training import objectives
 from silotune.training.encode import Encoded
 from silotune.training.encoder import Encoder
+from silotune.training.losses import Loss
+from silotune.training.objectives import Objective
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
@@ -133,9 +138,25 @@ def base(name: str = "llama", *, attention: str | None = None, autocast: bool = 
     return Base(model(name, attention=attention), words or tokenizer(), torch.device("cpu"), name, autocast)
 
 
+def adapter(**section: Any) -> AdapterSettings:
+    """An adapter's settings; LoRA of rank 2 unless the section says otherwise."""
+    made: AdapterSettings = ADAPTERS.read(ADAPTERS.put_over({"rank": 2, "alpha": 4}, section))
+    return made
+
+
+def objective(name: str) -> Objective:
+    """An objective by its name."""
+    return objectives.OBJECTIVES[OBJECTIVES[name]]
+
+
+def loss(name: str, adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings | None = None) -> Loss:
+    """An objective's loss; without settings by its defaults."""
+    return objective(name).loss(adapted, examples, settings or OBJECTIVES[name]())
+
+
 def adapted(name: str = "llama", *, attention: str | None = None, stirred: bool = True, **section: Any) -> Adapted:
     """A tiny model with an adapter; ``stirred`` gives the adapter's tensors values as after training."""
-    made = attach(base(name, attention=attention), AdapterSection(**{"rank": 2, "alpha": 4, **section}), seed=0)
+    made = attach(base(name, attention=attention), adapter(**section), seed=0)
     if stirred:
         write(made, stir(read(made)))
     return made

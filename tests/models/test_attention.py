@@ -13,7 +13,8 @@ import tiny
 from silotune.models.adapters import Adapted, attach, write
 from silotune.models.fast import attention
 from silotune.models.load import load_base
-from silotune.settings.sections import AdapterSection, ModelSection
+from silotune.settings.adapters import Lora
+from silotune.settings.sections import ModelSection
 from silotune.training.encode import Encoded
 from silotune.training.scores import answer_losses, option_scores, sees_branches
 
@@ -105,7 +106,7 @@ def adapted(name: str) -> Adapted:
     """A tiny model as `load_base` leaves one on the CPU, with an adapter as after training."""
     base = tiny.base(name)
     attention.use_for_short_texts(base.model)
-    made = attach(base, AdapterSection(rank=2, alpha=4, targets="all-linear"), seed=0)
+    made = attach(base, Lora(rank=2, alpha=4, targets="all-linear"), seed=0)
     write(made, tiny.stir(tiny.read(made)))
     return made
 

@@ -100,7 +100,7 @@ def _is_possible(config: Config) -> bool:
         and config.privacy.protection == "none"
         and config.privacy.dp == "none"
         and config.model.precision != "int4"
-        and not config.adapter.dropout
+        and not config.adapter.draws
         and pick_device(config.model.device).type == "cpu"
     )
 
