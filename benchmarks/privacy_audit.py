@@ -24,7 +24,8 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.load import load_base
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
-from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
+from silotune.settings.adapters import Lora
+from silotune.settings.sections import ModelSection, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import gradients, losses_of
@@ -77,7 +78,7 @@ def main() -> None:
     given = parser.parse_args()
     draw = random.Random(given.seed)  # noqa: S311
     model = ModelSection(name=given.model)
-    adapted = probed(attach(load_base(model), AdapterSection(targets="all-linear"), seed=given.seed), model)
+    adapted = probed(attach(load_base(model), Lora(targets="all-linear"), seed=given.seed), model)
     noise = torch.Generator().manual_seed(given.seed)
     weights = {
         name: tensor + 0.02 * torch.randn(tensor.shape, generator=noise)

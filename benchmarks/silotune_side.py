@@ -33,7 +33,7 @@ def document(settings: Settings, folder: Path) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "model": {"name": settings.model, "device": "cpu", "max_length": settings.max_length, "offline": True},
-        "adapter": {"kind": "lora", "rank": settings.rank, "alpha": settings.alpha, "targets": "all-linear"},
+        "adapter": {"type": "lora", "rank": settings.rank, "alpha": settings.alpha, "targets": "all-linear"},
         "data": {
             "task": "finance-news",
             "prompt": FLOWERTUNE_PROMPT,

@@ -123,14 +123,15 @@ def make_silotune(settings: Settings, pairs: Sequence[Pair]) -> Callable[[], tup
     """One epoch of silotune's local round, ready to be run again and again from the same adapter."""
     from silotune.models import adapters
     from silotune.models.load import load_base
-    from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
+    from silotune.settings.adapters import Lora
+    from silotune.settings.sections import ModelSection, TrainingSection
     from silotune.structs import Example
     from silotune.training.encoder import Encoder
     from silotune.training.local import RoundPlace, train_round
     from silotune.training.probe import probed
 
     model = ModelSection(name=settings.model, device="cpu", max_length=settings.max_length, offline=True)
-    adapter = AdapterSection(kind="lora", rank=settings.rank, alpha=settings.alpha, targets="all-linear")
+    adapter = Lora(rank=settings.rank, alpha=settings.alpha, targets="all-linear")
     training = TrainingSection(learning_rate=settings.learning_rate, batch_size=settings.batch_size, epochs=1.0)
     adapted = probed(adapters.attach(load_base(model), adapter, seed=settings.seed), model)
     first = adapters.read(adapted)

@@ -14,7 +14,7 @@ SETTINGS = {"lora": ["training.learning_rate=3e-3"], "ia3": ["training.learning_
 
 print(f"{'adapter':<8} {'accuracy':>8} {'bytes up':>10} {'seconds':>8}")
 for kind, own in SETTINGS.items():
-    shared = [f"adapter.kind={kind}", f"record.name=compare-{kind}", 'federation.modes=["federated"]']
+    shared = [f"adapter.type={kind}", f"record.name=compare-{kind}", 'federation.modes=["federated"]']
     run = run_experiment(load_config(CONFIG, [*shared, *own, *sys.argv[1:]]))
     figures = run.read_json("summary")["federated"]
     print(f"{kind:<8} {figures['accuracy']:>8.3f} {figures['bytes_up']:>10,} {figures['seconds']:>8.1f}")

@@ -32,10 +32,10 @@ refused with the nearest match, and all faults of a file are reported at once. `
 value for one run; the value is read as TOML (`true`, `0.5`, `[1, 2]`, `"text"`), or as text where it is no TOML. Start
 from a shipped file: `silotune configs list`, then `silotune configs copy NAME`.
 
-Rules join keys of different sections: `adapter.kind = "qlora"` sets `model.precision = "int4"`;
-`adapter.kind = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
+Rules join keys of different sections: `adapter.type = "qlora"` sets `model.precision = "int4"`;
+`adapter.type = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
 `data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
-`evaluation.scoring = "generation"`; `training.wording` other than `"auto"` needs `training.objective = "classify"`;
+`evaluation.scoring = "generation"`;
 `federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
 `federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
 `deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
@@ -67,11 +67,11 @@ kept where the checkpoint has a head for the same classes in the same order; it 
 base. MedQA, MedMCQA and `medical-choice` are refused: A to D say nothing without the options of the row. The
 likelihood of an option is the probability of its class.
 
-`training.wording` says what a classifier reads. `prompt` is the whole prompt, through the chat template where there is
-one. `text` is the row alone: the columns that the prompt shows, in its order, joined by the encoder's separator (by a
-line break for a decoder). `auto` is `text` for an encoder, which learns from labels and to which an instruction that
-is the same in every row tells nothing, and `prompt` for a decoder, which was trained to go on after one. Texts begin
-and end as the tokenizer does it ([CLS] and [SEP]) and are cut on the left to `model.max_length`.
+`training.objective.wording` says what a classifier reads. `prompt` is the whole prompt, through the chat template where
+there is one. `text` is the row alone: the columns that the prompt shows, in its order, joined by the encoder's
+separator (by a line break for a decoder). `auto` is `text` for an encoder, which learns from labels and to which an
+instruction that is the same in every row tells nothing, and `prompt` for a decoder, which was trained to go on after
+one. Texts begin and end as the tokenizer does it ([CLS] and [SEP]) and are cut on the left to `model.max_length`.
 """
 COMMANDS = """# Commands
 

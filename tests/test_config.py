@@ -43,7 +43,7 @@ def test_sections_are_frozen() -> None:
         ),
         ({"model": {"nmae": "x"}}, "model.nmae: unknown key 'nmae': did you mean 'name'?"),
         ({"data": {"partition": {"alhpa": 1}}}, "data.partition.alhpa: unknown key 'alhpa': did you mean 'alpha'?"),
-        ({"adapter": {"kind": "lroa"}}, "adapter.kind: unknown value 'lroa': did you mean 'lora'?"),
+        ({"adapter": {"type": "lroa"}}, "adapter: unknown value 'lroa': did you mean 'lora'?"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: input should be greater than 0"),
         ({"data": {"task": "custom"}}, "data.task = 'custom' needs a section [data.definition]"),
         ({"data": {"partition": {"scheme": "file"}}}, "data.partition.scheme = 'file' needs [data.partition.files]"),
@@ -121,8 +121,8 @@ def test_sections_are_frozen() -> None:
             {"federation": {"clock": {"clients": {"a": {"available": [[5, 9e9]]}}}}},
             "federation.clock.clients.a.available ends after period_seconds = 86400",
         ),
-        ({"adapter": {"kind": "none"}, "model": {"precision": "int4"}}, "adapter.kind = 'none' trains all weights"),
-        ({"adapter": {"kind": "qlora"}, "model": {"precision": "float32"}}, "adapter.kind = 'qlora' needs"),
+        ({"adapter": {"type": "none"}, "model": {"precision": "int4"}}, "adapter.type = 'none' trains all weights"),
+        ({"adapter": {"type": "qlora"}, "model": {"precision": "float32"}}, "adapter.type = 'qlora' needs"),
         (
             {"privacy": {"dp": "distributed", "epsilon": 1}, "federation": {"weighting": "uniform"}},
             "privacy.dp = 'distributed' noises sums that nobody sees the parts of: set privacy.protection",
@@ -182,12 +182,12 @@ def test_sections_are_frozen() -> None:
         ),
         ({"federation": {"algorithm": "scaffold"}}, "federation.algorithm = 'scaffold' divides an update by steps"),
         (
-            {"federation": {"algorithm": "scaffold"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
-            "federation.algorithm = 'scaffold' needs training.momentum = 0 (now 0.9)",
+            {"federation": {"algorithm": "scaffold"}, "training": {"optimizer": {"type": "sgd", "momentum": 0.9}}},
+            "federation.algorithm = 'scaffold' needs training.optimizer.momentum = 0",
         ),
         (
-            {"federation": {"algorithm": "fednova"}, "training": {"optimizer": "sgd", "momentum": 0.9}},
-            "federation.algorithm = 'fednova' needs training.momentum = 0 (now 0.9)",
+            {"federation": {"algorithm": "fednova"}, "training": {"optimizer": {"type": "sgd", "momentum": 0.9}}},
+            "federation.algorithm = 'fednova' needs training.optimizer.momentum = 0",
         ),
         (
             {"federation": {"algorithm": "scaffold", "aggregation": "median"}, "training": {"optimizer": "sgd"}},
@@ -234,9 +234,9 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_faults_of_values_and_between_sections_come_at_once() -> None:
-    found = faults({"training": {"epohcs": 1}, "adapter": {"kind": "qlora"}, "model": {"precision": "float32"}})
+    found = faults({"training": {"epohcs": 1}, "adapter": {"type": "qlora"}, "model": {"precision": "float32"}})
     assert [line.split(":")[0] for line in found] == [
-        "training.epohcs", "adapter.kind = 'qlora' needs model.precision = 'int4'",
+        "training.epohcs", "adapter.type = 'qlora' needs model.precision = 'int4'",
     ]  # fmt: skip
     found = faults({"model": {"nmae": 1}, "data": {"partition": {"scheme": "file"}}})
     assert len(found) == 2 and "needs [data.partition.files]" in found[1]
@@ -267,9 +267,11 @@ def test_a_value_of_several_types_has_one_fault(document: dict[str, Any], fault:
     [
         ({"data": {"definition": {"prompt": "{q}", "answer": "a"}}}, "data.definition is for data.task = 'custom'"),
         ({"data": {"partition": {"files": {"a": "x"}}}}, "data.partition.files is for data.partition.scheme = 'file'"),
-        ({"adapter": {"kind": "ia3", "dora": True}}, "adapter.dora is for adapter.kind = 'lora' or 'qlora'"),
-        ({"adapter": {"kind": "none", "rslora": True}}, "adapter.rslora is for adapter.kind = 'lora' or 'qlora'"),
-        ({"training": {"momentum": 0.9}}, "training.momentum is for training.optimizer = 'sgd'"),
+        ({"adapter": {"type": "ia3", "dora": True}}, "adapter.dora: this is a setting of 'lora' and 'qlora' and means"),
+        (
+            {"adapter": {"type": "none", "start": "x"}},
+            "adapter.start: this is a setting of 'lora' and",
+        ),
         ({"privacy": {"delta": 1e-3}}, "privacy.delta = 0.001 needs a guarantee"),
         ({"privacy": {"clip_norm": 0.1}}, "privacy.clip_norm = 0.1 needs a guarantee"),
         ({"privacy": {"ring_bits": 16}}, "privacy.ring_bits = 16 is for privacy.protection = 'secure_sum'"),
@@ -323,15 +325,15 @@ def test_clients_per_round_is_free_where_the_data_decide_on_the_clients() -> Non
     assert from_mapping(document).federation.clients_per_round == 9
 
 
-@pytest.mark.parametrize("document", [{"model": 3}, {"adapter": "lora"}, {"adapter": {"kind": "qlora"}, "model": 3}])
+@pytest.mark.parametrize("document", [{"model": 3}, {"adapter": 3}, {"adapter": {"type": "qlora"}, "model": 3}])
 def test_a_section_that_is_no_table_is_refused(document: dict[str, Any]) -> None:
     assert len(faults(document)) == 1
 
 
 def test_qlora_implies_int4() -> None:
-    assert from_mapping({"adapter": {"kind": "qlora"}}).model.precision == "int4"
-    assert from_mapping({"adapter": {"kind": "qlora"}, "model": {"name": "x"}}).model.precision == "int4"
-    assert from_mapping({"adapter": {"kind": "lora"}}).model.precision == "float32"
+    assert from_mapping({"adapter": {"type": "qlora"}}).model.precision == "int4"
+    assert from_mapping({"adapter": {"type": "qlora"}, "model": {"name": "x"}}).model.precision == "int4"
+    assert from_mapping({"adapter": {"type": "lora"}}).model.precision == "float32"
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def check(config: Config) -> None:
     partition = config.data.partition
     if partition.scheme in ("field", "dirichlet"):
         assert set(partition.field.split("+")) <= set(task.partition_fields)
-    if config.training.objective == "choice":
+    if config.training.objective.type == "choice":
         assert task.options
     for each in [TASKS[name] for name in config.data.mixture] or [task]:
         check_objective(config, each)
-    if config.training.objective == "classify":
+    if config.training.objective.type == "classify":
         assert task.answer == "label"
 
 

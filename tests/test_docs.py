@@ -28,7 +28,7 @@ from silotune.federation.site.policy import Policy
 from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.settings.sections import AdapterSection
+from silotune.settings.adapters import Lora
 
 
 def script() -> ModuleType:
@@ -119,7 +119,7 @@ def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> Non
     base = tiny.base()
     line = torch.tensor([[7, 8, 9]])
     before = base.model(input_ids=line).logits
-    section = AdapterSection(rank=2, targets="all-linear").model_copy(update={"kind": "loha"})
+    section = Lora(rank=2, targets="all-linear").model_copy(update={"kind": "loha"})
     adapted = adapters.attach(base, section, seed=0)
     assert adapted.parameters
     torch.testing.assert_close(adapted.model(input_ids=line).logits, before)

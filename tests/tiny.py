@@ -12,10 +12,15 @@ import torch
 from silotune.models.adapters import Adapted, attach, on, read, write
 from silotune.models.fast.paths import ALL, Fast
 from silotune.models.load import Base
-from silotune.settings.sections import AdapterSection, TrainingSection
+from silotune.settings.adapters import ADAPTERS, AdapterSettings
+from silotune.settings.objectives import OBJECTIVES, ObjectiveSettings
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Example, Tensors
+from silotune.training import objectives
 from silotune.training.encode import Encoded
 from silotune.training.encoder import Encoder
+from silotune.training.losses import Loss
+from silotune.training.objectives import Objective
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
@@ -163,6 +168,22 @@ def base(name: str = "llama", *, attention: str | None = None, autocast: bool = 
 USUAL = replace(ALL, attention=False)
 
 
+def adapter(**section: Any) -> AdapterSettings:
+    """An adapter's settings; LoRA of rank 2 unless the section says otherwise."""
+    made: AdapterSettings = ADAPTERS.read(ADAPTERS.put_over({"rank": 2, "alpha": 4}, section))
+    return made
+
+
+def objective(name: str) -> Objective:
+    """An objective by its name."""
+    return objectives.OBJECTIVES[OBJECTIVES[name]]
+
+
+def loss(name: str, adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings | None = None) -> Loss:
+    """An objective's loss; without settings by its defaults."""
+    return objective(name).loss(adapted, examples, settings or OBJECTIVES[name]())
+
+
 def adapted(
     name: str = "llama",
     *,
@@ -172,7 +193,7 @@ def adapted(
     **section: Any,
 ) -> Adapted:
     """A tiny model with an adapter; ``stirred`` gives the adapter's tensors values as after training."""
-    made = attach(base(name, attention=attention), AdapterSection(**{"rank": 2, "alpha": 4, **section}), seed=0)
+    made = attach(base(name, attention=attention), adapter(**section), seed=0)
     made = on(made, shortcuts)
     if stirred:
         write(made, stir(read(made)))

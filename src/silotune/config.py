@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
+from silotune.settings.adapters import ADAPTERS, Adapter, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
@@ -30,7 +31,6 @@ from silotune.settings.limits import (
 )
 from silotune.settings.registry import FAULT, TYPE, overlay, section_of, table_at
 from silotune.settings.sections import (
-    AdapterSection,
     DataSection,
     EvaluationSection,
     FederationSection,
@@ -48,7 +48,7 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of data, partition, adapter and training")
     model: ModelSection = ModelSection()
-    adapter: AdapterSection = AdapterSection()
+    adapter: Adapter = Field(Lora(), description="the small part that is trained and sent")
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
@@ -59,8 +59,10 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _qlora_implies_int4(cls, document: Any) -> Any:
-        """An ``adapter.kind = 'qlora'`` without a precision means int4: that is what the name says."""
-        if not isinstance(document, Mapping) or _get(document, "adapter", "kind") != "qlora":
+        """An adapter for an int4 base without a precision means int4: that is what its name says."""
+        adapter = document.get("adapter") if isinstance(document, Mapping) else None
+        name = adapter.get(TYPE) if isinstance(adapter, Mapping) else getattr(adapter, TYPE, adapter)
+        if name not in ADAPTERS.those("needs_int4"):
             return document
         model = document.get("model", {})
         return {**document, "model": {"precision": "int4", **model}} if isinstance(model, Mapping) else document
@@ -69,10 +71,11 @@ class Config(Section):
     def _parts_fit(self) -> Config:
         faults: list[str] = []
         federation, partition = self.federation, self.data.partition
-        if self.adapter.kind == "qlora" and self.model.precision != "int4":
-            faults.append("adapter.kind = 'qlora' needs model.precision = 'int4'")
-        if self.adapter.kind == "none" and self.model.precision == "int4":
-            faults.append("adapter.kind = 'none' trains all weights and cannot use model.precision = 'int4'")
+        kind, is_int4 = f"adapter.type = {self.adapter.type!r}", self.model.precision == "int4"
+        if self.adapter.needs_int4 and not is_int4:
+            faults.append(f"{kind} needs model.precision = 'int4'")
+        if self.adapter.is_whole and is_int4:
+            faults.append(f"{kind} trains all weights and cannot use model.precision = 'int4'")
         if partition.scheme == "file" and not partition.files:
             faults.append("data.partition.scheme = 'file' needs [data.partition.files]: client name = path")
         known = partition.clients if partition.scheme in ("iid", "dirichlet", "quantity") else None
@@ -85,7 +88,7 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
-        faults += unused_faults(self.data, self.adapter, self.training)
+        faults += unused_faults(self.data)
         faults += mixture_faults(self.data, self.evaluation)
         faults += classify_faults(self.training, self.evaluation)
         faults += link_faults(federation)
@@ -156,11 +159,6 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"a round has {clients} clients"
         )
     return faults
-
-
-def _get(document: Mapping[str, Any], section: str, key: str) -> Any:
-    part = document.get(section)
-    return part.get(key) if isinstance(part, Mapping) else None
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -365,6 +363,16 @@ MOVED: Mapping[str, str] = {
     "federation.weight_cap": "federation.weighting.cap",
     "federation.ditto_lambda": "federation.personalization.pull",
     "federation.attack.kind": "federation.attack.type",
+    "adapter.kind": "adapter.type",
+    "training.turns": "training.objective.turns",
+    "training.packing": "training.objective.packing",
+    "training.wording": "training.objective.wording",
+    "training.beta": "training.objective.beta",
+    "training.preference_loss": "training.objective.preference_loss",
+    "training.label_smoothing": "training.objective.label_smoothing",
+    "training.desirable_weight": "training.objective.desirable_weight",
+    "training.undesirable_weight": "training.objective.undesirable_weight",
+    "training.momentum": "training.optimizer.momentum",
 }
 """Keys of earlier configurations -> where what they said is said now."""
 

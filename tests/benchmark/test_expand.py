@@ -30,7 +30,7 @@ def test_cells_are_the_product_of_the_lists(make: Make) -> None:
     assert len({each.cell.folder for each in planned}) == len(planned)
     one = next(each for each in planned if each.cell.title == "medical, tiny, qlora, fedavg, alpha 1.0, seed 2")
     config = one.config
-    assert (config.data.task, config.adapter.kind, config.model.precision) == ("medical-choice", "qlora", "int4")
+    assert (config.data.task, config.adapter.type, config.model.precision) == ("medical-choice", "qlora", "int4")
     assert (config.data.partition.alpha, config.seed, config.adapter.rank) == (1.0, 2, 2)
     assert one.cell.modes == config.federation.modes == ("federated", "isolated", "centralized")
 
@@ -71,11 +71,11 @@ def test_baselines_are_trained_once_for_all_algorithms(make: Make) -> None:
 
 def test_later_changes_win(make: Make) -> None:
     grid = make(
-        adapters=[{"name": "wide", "config": {"adapter": {"kind": "lora", "rank": 4}}}],
+        adapters=[{"name": "wide", "config": {"adapter": {"type": "lora", "rank": 4}}}],
         overrides=[{"when": {"adapter": "wide", "seed": 1}, "config": {"training": {"learning_rate": 0.5}}}],
     )
     first, second = expand(grid, NONE, {("finance-news", "tiny", "wide"): {"training.weight_decay": 0.25}})
-    assert (first.config.adapter.kind, first.config.adapter.rank, first.config.adapter.alpha) == ("lora", 4, 4)
+    assert (first.config.adapter.type, first.config.adapter.rank, first.config.adapter.alpha) == ("lora", 4, 4)
     assert (first.config.training.learning_rate, second.config.training.learning_rate) == (0.01, 0.5)
     assert first.config.training.weight_decay == 0.25
     (changed, _) = expand(grid, Changes(Path("data"), ["training.learning_rate=0.75"]))
@@ -95,20 +95,20 @@ def test_whatever_changes_figures_makes_another_folder_and_nothing_else_does(mak
 
 def test_the_command_line_makes_no_cell_other_than_its_name_says(make: Make) -> None:
     grid = make(**WIDE, tune={"seed": 9, "candidates": {"training.learning_rate": [0.1]}})
-    settings = ["adapter.kind=ia3", "data.partition.alpha=5", "seed=3", "federation.modes=[]"]
+    settings = ["adapter.type=ia3", "data.partition.alpha=5", "seed=3", "federation.modes=[]"]
     with pytest.raises(ConfigError) as caught:
         expand(grid, Changes(settings=[*settings, "training.learning_rate=1", "data.num_test=5"]))
     said = caught.value.faults
     assert [fault.split(":")[0] for fault in said] == [
-        "--set adapter.kind", "--set data.partition.alpha", "--set seed", "--set federation.modes",
+        "--set adapter.type", "--set data.partition.alpha", "--set seed", "--set federation.modes",
         "--set training.learning_rate",
     ]  # fmt: skip
     assert "would make all 3 adapters of the grid the same one" in said[0] and "all 2 partitions" in said[1]
 
 
 def test_what_takes_the_place_of_an_only_entry_gives_the_name(make: Make) -> None:
-    (one, _) = expand(make(), Changes(settings=["adapter.kind=ia3", "data.partition.alpha=5"]))
-    assert (one.cell.adapter, one.config.adapter.kind, one.config.data.partition.alpha) == ("ia3", "ia3", 5.0)
+    (one, _) = expand(make(), Changes(settings=["adapter.type=ia3", "data.partition.alpha=5"]))
+    assert (one.cell.adapter, one.config.adapter.type, one.config.data.partition.alpha) == ("ia3", "ia3", 5.0)
     assert "-ia3-" in one.cell.folder and describe(make(), [one.cell])["adapters"] == ["ia3"]
 
 

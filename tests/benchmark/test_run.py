@@ -92,7 +92,7 @@ def test_cells_are_tuned_run_skipped_and_renewed(make: Make, tmp_path: Path) -> 
 
 def test_a_forecast_tries_each_kind_once_and_writes_nothing(make: Make, tmp_path: Path) -> None:
     grid = make(algorithms=["fedavg", "fedprox"], adapters=["lora", {"name": "bad", "config": {
-        "adapter": {"kind": "lora", "targets": ["nowhere"]}}}])  # fmt: skip
+        "adapter": {"type": "lora", "targets": ["nowhere"]}}}])  # fmt: skip
     planned = list(forecast(grid, tmp_path / "grid", NONE, threads=1))
     assert len(planned) == 8 and not (tmp_path / "grid").exists()
     good, bad = planned[0], planned[-1]
@@ -105,7 +105,7 @@ def test_a_forecast_tries_each_kind_once_and_writes_nothing(make: Make, tmp_path
 
 def test_a_failed_cell_stops_no_other_side_by_side(make: Make, tmp_path: Path) -> None:
     broken = {"when": {"adapter": "broken", "seed": 1}, "config": {"adapter": {"targets": ["nowhere"]}}}
-    grid = make(adapters=["lora", {"name": "broken", "config": {"adapter": {"kind": "lora"}}}], overrides=[broken])
+    grid = make(adapters=["lora", {"name": "broken", "config": {"adapter": {"type": "lora"}}}], overrides=[broken])
     path = tmp_path / "grid"
     tally = run_grid(grid, path, NONE, Work(jobs=2))
     assert tally.computed == 3 and len(tally.failures) == 1

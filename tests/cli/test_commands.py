@@ -252,7 +252,7 @@ def test_doctor_estimates_a_configuration(silotune, below):
     below["memory_bytes"] = 10**15
     value = json.loads((outcome := silotune("doctor", "fpb", "--json")).out)
     assert outcome.code == 1 and "main memory: 1000.0 TB needed" in value["problems"][0]
-    assert "adapter.kind=qlora" in value["problems"][0]
+    assert "adapter.type=qlora" in value["problems"][0]
     assert "problem: main memory" in silotune("doctor", "fpb").out
 
 
@@ -267,7 +267,7 @@ def test_doctor_loads_nothing_whose_weights_alone_do_not_fit(silotune, below):
 def test_doctor_names_what_is_missing(silotune, below, monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda name: None if name in ("bitsandbytes", "peft") else "1")
     monkeypatch.setattr(environment, "gpus", lambda: [{"name": "GPU", "memory_bytes": 8 * 10**9}])
-    outcome = silotune("doctor", "fpb", "--set", "adapter.kind=qlora")
+    outcome = silotune("doctor", "fpb", "--set", "adapter.type=qlora")
     assert outcome.code == 1 and "silotune[int4]" in outcome.out and "peft is not installed" in outcome.out
     assert "8.0 GB" in outcome.out and "not found" in outcome.out
 
@@ -289,7 +289,7 @@ def test_doctor_names_what_a_run_would_stop_at(silotune, below, monkeypatch, set
 
 def test_a_run_stops_at_all_that_is_missing_before_it_loads(monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda name: None)
-    sections = {"precision": "int4", "name": "/nowhere"}, {"kind": "qlora"}
+    sections = {"precision": "int4", "name": "/nowhere"}, {"type": "qlora"}
     config = from_mapping({"model": sections[0], "adapter": sections[1], "federation": {"upload": {"zstd": 3}}})
     with pytest.raises(MissingPackageError, match=r"int4.*silotune\[int4\].*; zstd.*silotune\[zstd\]"):
         prepare(config)

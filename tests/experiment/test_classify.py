@@ -198,7 +198,10 @@ def test_a_context_longer_than_the_positions_is_refused(make: Make) -> None:
             {"training": {"objective": "classify"}, "evaluation": {"forgetting": "embedded"}},
             "leave evaluation.forgetting",
         ),
-        ({"training": {"objective": "choice", "wording": "text"}}, "training.wording = 'text' needs"),
+        (
+            {"training": {"objective": {"type": "choice", "wording": "text"}}},
+            "training.objective.wording: this is a setting of 'classify' and means nothing with 'choice'",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(sections: dict[str, Any], words: str) -> None:

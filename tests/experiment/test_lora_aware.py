@@ -25,9 +25,9 @@ Make = Callable[..., Config]
 @pytest.mark.parametrize(
     ("sections", "needles"),
     [
-        ({"federation": {"lora": "stack"}, "adapter": {"kind": "ia3"}}, ["'stack' needs adapter.kind = 'lora'"]),
+        ({"federation": {"lora": "stack"}, "adapter": {"type": "ia3"}}, ["'stack' needs adapter.type = 'lora'"]),
         ({"federation": {"lora": "svd"}, "adapter": {"dora": True}}, ["not adapter.dora = true"]),
-        ({"federation": {"ranks": {"a": 1}}, "adapter": {"kind": "none"}}, ["federation.ranks needs adapter.kind"]),
+        ({"federation": {"ranks": {"a": 1}}, "adapter": {"type": "none"}}, ["federation.ranks needs adapter.type"]),
         ({"federation": {"ranks": {"a": 9}}}, ["'a' = 9 exceeds adapter.rank = 2"]),
         ({"federation": {"lora": "sb", "ranks": {"a": 1}}}, ["no ranks by client"]),
         (

@@ -37,7 +37,7 @@ def test_alignment_goes_on_from_a_tuned_model(configuration: Make, tmp_path: Pat
     notes = {**PAIRS, "task": "client-notes"}
     first = run_experiment(configuration(data=notes, training={"objective": "sft"}, record={"name": "sft"}))
     options: dict[str, Any] = {
-        "data": PAIRS, "adapter": {"start": str(first.path)}, "training": {"objective": "dpo", "beta": 1.0},
+        "data": PAIRS, "adapter": {"start": str(first.path)}, "training": {"objective": {"type": "dpo", "beta": 1.0}},
     }  # fmt: skip
     run = run_experiment(configuration(**options))
     tensors, _ = first.part("federated").load_adapter()
@@ -81,7 +81,7 @@ def test_plain_text_in_windows(configuration: Make, tmp_path: Path) -> None:
         "task": "text", "root": str(tmp_path), "num_train": None, "num_validation": None, "num_test": None,
         "partition": {"scheme": "field", "field": "source"},
     }  # fmt: skip
-    training = {"objective": "pretrain", "packing": True}
+    training = {"objective": {"type": "pretrain", "packing": True}}
     run = run_experiment(configuration(model={"max_length": 32}, data=data, training=training))
     made = run.part("federated").read_json("result")
     rows = run.part("federated").read_rows("metrics")
@@ -132,7 +132,7 @@ def test_a_mixture_has_results_per_task(configuration: Make) -> None:
             {"data": {**PAIRS, "task": "client-notes"}, "training": {"objective": "kto"}},
             "pairs of answers; 'client-notes' has open",
         ),
-        ({"data": PAIRS, "adapter": {"kind": "none"}, "training": {"objective": "sft"}}, "does not keep"),
+        ({"data": PAIRS, "adapter": {"type": "none"}, "training": {"objective": "sft"}}, "does not keep"),
     ],
 )
 def test_objectives_that_do_not_suit_the_task(configuration: Make, sections: dict[str, Any], words: str) -> None:
@@ -141,8 +141,10 @@ def test_objectives_that_do_not_suit_the_task(configuration: Make, sections: dic
 
 
 def test_all_faults_of_an_objective_are_told_at_once() -> None:
-    training = {"objective": "kto", "batch_size": 1, "packing": True, "preference_loss": "ipo", "label_smoothing": 0.1}
-    adapter = {"kind": "none", "start": "runs/x"}
+    training = {"objective": "kto", "batch_size": 1}
     with pytest.raises(ConfigError) as caught:
-        from_mapping({"training": training, "adapter": adapter, "evaluation": {"scoring": "generation"}})
-    assert len(caught.value.faults) == 6
+        from_mapping({"training": training, "adapter": "none", "evaluation": {"scoring": "generation"}})
+    assert len(caught.value.faults) == 3
+    ipo = {"objective": {"type": "dpo", "preference_loss": "ipo", "label_smoothing": 0.1}}
+    with pytest.raises(ConfigError, match="label_smoothing is for preference_loss = 'sigmoid' or 'robust'"):
+        from_mapping({"training": ipo})

@@ -198,7 +198,7 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
         {
             "privacy": {"dp": "client", "epsilon": 1},
             "federation": {"weighting": "uniform"},
-            "adapter": {"kind": "ia3"},
+            "adapter": {"type": "ia3"},
         }
     )
     (line,) = warnings(few, {"a": 10, "b": 10})
@@ -323,7 +323,7 @@ def test_noise_in_shares(configuration: Callable[..., Config]) -> None:
     """Three sites, all needed, one of which may collude; the run's account is that of the sites."""
     shared = {"dp": "distributed", "protection": "secure_sum", "noise_multiplier": 1.0, "clip_norm": 0.1}
     run = run_experiment(
-        configuration(data=ALIKE, privacy=shared, federation={"weighting": "uniform"}, adapter={"kind": "ia3"})
+        configuration(data=ALIKE, privacy=shared, federation={"weighting": "uniform"}, adapter={"type": "ia3"})
     )
     said, part = run.read_json("privacy"), run.part("federated")
     result = part.read_json("result")

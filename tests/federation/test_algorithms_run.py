@@ -23,13 +23,15 @@ from silotune.models.adapters import Adapted, attach
 from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
+from silotune.settings.adapters import Lora
 from silotune.settings.aggregation import AGGREGATIONS, WEIGHTINGS
 from silotune.settings.algorithms import ALGORITHMS
-from silotune.settings.sections import AdapterSection, ModelSection, TrainingSection
+from silotune.settings.objectives import OBJECTIVES
+from silotune.settings.sections import ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
 from silotune.training.gradient import mean_gradient
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import encoder_of
 from silotune.transports.in_process import InProcess
 
 SGD = tiny.training(optimizer="sgd", learning_rate=0.05, max_steps=1)
@@ -41,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[bool, Adapted]:
     """Whether the objective has a head -> a model for it, with an adapter as it is before training."""
     folder = tiny.save_body(tmp_path_factory.mktemp("bodies") / "llama", "llama")
     base = load_base(ModelSection(name=str(folder), max_length=128), Classes(tiny.LABELS, 0))
-    with_head = attach(base, AdapterSection(rank=2, alpha=4), seed=0)
+    with_head = attach(base, Lora(rank=2, alpha=4), seed=0)
     return {True: with_head, False: tiny.adapted(stirred=False)}
 
 
@@ -52,11 +54,11 @@ def first(models: Mapping[bool, Adapted]) -> Mapping[bool, dict[str, torch.Tenso
 
 def examples_for(objective: str, model: Adapted) -> Sequence[Encoded]:
     """Examples that an objective of the table takes, tried in turn: a new one joins by itself."""
-    made = encoder_of(model.base, max_length=128, wording="auto")
+    made = encoder_of(model.base, OBJECTIVES[objective](), max_length=128)
     for examples in (tiny.closed(9), tiny.opened(9), tiny.pairs(9)):
         encoded = made(examples)
         try:
-            OBJECTIVES[objective].check(encoded)
+            tiny.objective(objective).check(encoded)
         except DataError:
             continue
         return encoded
@@ -91,7 +93,7 @@ EXAMPLES = tiny.encoded(tiny.closed(9))
 def test_every_algorithm_trains_every_objective(models, first, tmp_path: Path, algorithm: str, objective: str) -> None:
     has_head = OBJECTIVES[objective].has_head
     made, weights = models[has_head], first[has_head]
-    settings = SGD.model_copy(update={"objective": objective})
+    settings = SGD.model_copy(update={"objective": OBJECTIVES[objective]()})
     asked = plan(settings, algorithm=algorithm)
     clients = transport(made, examples_for(objective, made), asked)
     state = run_rounds(asked, clients, ServerState(0, weights), RunFolder(tmp_path))

@@ -23,8 +23,9 @@ from silotune.methods.schedule import outgoing
 from silotune.models import adapters, lora_layers
 from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
+from silotune.settings.adapters import Lora
 from silotune.settings.lora_rules import LORA_RULES
-from silotune.settings.sections import AdapterSection, FederationSection
+from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
 from silotune.tensors import taken_from
 from silotune.training.local import RoundPlace, train_round
@@ -36,7 +37,7 @@ RULES = tuple(LORA_RULES)
 
 
 def made_model(rule: str) -> adapters.Adapted:
-    section = AdapterSection(rank=3, alpha=6)
+    section = Lora(rank=3, alpha=6)
     return attach(tiny.base(), section, seed=0, has_core=LORA_RULES[rule].has_core)
 
 
@@ -215,7 +216,7 @@ def test_a_client_of_low_rank_trains_as_on_an_adapter_of_its_own_rank(models, tm
     federation = Federation(models, tmp_path, "factors", ranks={"a": 1}, training=training)
     weights = tiny.stir(federation.start)
     reply = client_round(train_request(federation, weights), federation.site("a", EXAMPLES))
-    small = attach(tiny.base(), AdapterSection(rank=1, alpha=2), seed=0)  # of the same scale
+    small = attach(tiny.base(), Lora(rank=1, alpha=2), seed=0)  # of the same scale
     from silotune.seeds import derive
 
     place = RoundPlace(derive(3, "train", round_number=1, client="a"), 1, 4)

@@ -15,14 +15,14 @@ def test_by_hand() -> None:
     assert [largest_rank(ADAPTER, most_values=values) for values in (400, 399, 1e9, 0)] == [3, 2, 8, 0]
 
 
-def ranks(said: dict[str, int], memory_mb: dict[str, float], values: dict[str, int], optimizer: str = "adamw") -> dict:
-    return client_ranks(ADAPTER, said, memory_mb=memory_mb, most_values=values, optimizer=optimizer)
+def ranks(said: dict[str, int], memory_mb: dict[str, float], values: dict[str, int], bytes_a_value: int = 16) -> dict:
+    return client_ranks(ADAPTER, said, memory_mb=memory_mb, most_values=values, bytes_a_value=bytes_a_value)
 
 
 def test_said_and_measured_and_allowed() -> None:
     """16 bytes a value: rank 3 takes 6,400 bytes; with sgd 12 bytes, 4,800."""
     assert ranks({"a": 5}, {"b": 0.0064}, {"c": 399}) == {"a": 5, "b": 3, "c": 2}
-    assert ranks({}, {"b": 0.006399}, {}) == {"b": 2} and ranks({}, {"b": 0.0048}, {}, "sgd") == {"b": 3}
+    assert ranks({}, {"b": 0.006399}, {}) == {"b": 2} and ranks({}, {"b": 0.0048}, {}, 12) == {"b": 3}
     with pytest.raises(ConfigError, match="'b' do not hold an adapter of rank 1"):
         ranks({}, {"b": 0.0001}, {})
     with pytest.raises(ConfigError, match="'c' allows an adapter of 199 values, which rank 1 exceeds"):

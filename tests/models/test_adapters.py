@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -16,16 +15,17 @@ from silotune.errors import MessageError, ModelError
 from silotune.models.adapters import CONFIGS, attach, linear_names, read, write
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import AdapterKind, AdapterSection, ModelSection
+from silotune.settings.adapters import ADAPTERS, AllWeights, Lora, QLora
+from silotune.settings.sections import ModelSection
 from silotune.training.local import RoundPlace, train_round
 
 KINDS = {
-    "lora": {"kind": "lora"},
-    "rslora": {"kind": "lora", "rslora": True},
-    "dora": {"kind": "lora", "dora": True},
-    "ia3": {"kind": "ia3"},
-    "lora on all": {"kind": "lora", "targets": "all-linear"},
-    "ia3 on all": {"kind": "ia3", "targets": "all-linear"},
+    "lora": {"type": "lora"},
+    "rslora": {"type": "lora", "rslora": True},
+    "dora": {"type": "lora", "dora": True},
+    "ia3": {"type": "ia3"},
+    "lora on all": {"type": "lora", "targets": "all-linear"},
+    "ia3 on all": {"type": "ia3", "targets": "all-linear"},
 }
 IDS = torch.tensor([[5, 60, 70, 80, 9]])
 
@@ -36,7 +36,7 @@ def logits(model) -> torch.Tensor:
 
 
 def test_table_is_the_configuration_s() -> None:
-    assert {*CONFIGS, "none"} == set(get_args(AdapterKind))
+    assert [each.type for each in CONFIGS] == [name for name in ADAPTERS if not ADAPTERS[name].is_whole]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,7 +111,7 @@ def test_configuration_is_the_same_in_every_process_and_names_the_base_as_given(
 def test_the_initial_adapter_comes_from_the_seed() -> None:
     def initial(seed: int) -> str:
         torch.manual_seed(torch.seed())
-        return arithmetic.digest(read(attach(tiny.base(), AdapterSection(rank=2), seed=seed)))
+        return arithmetic.digest(read(attach(tiny.base(), Lora(rank=2), seed=seed)))
 
     assert initial(1) == initial(1) != initial(2)
 
@@ -131,7 +131,7 @@ def test_rank_and_scale_are_what_was_asked() -> None:
 
 def test_no_adapter_trains_all_weights_once() -> None:
     base = tiny.base("gpt2")  # its head shares the embedding's memory
-    model = attach(base, AdapterSection(kind="none"), seed=0)
+    model = attach(base, AllWeights(), seed=0)
     assert model.config == {} and model.model is base.model
     assert model.parameters.keys() == dict(base.model.named_parameters()).keys()
     start = read(model)
@@ -157,15 +157,15 @@ def test_an_unknown_target_names_the_nearest(target: str, near: str) -> None:
 def test_a_rank_that_no_layer_has_is_refused_before_memory_is_taken(name: str) -> None:
     base = tiny.base(name)
     width = base.model.config.hidden_size
-    attach(base, AdapterSection(kind="lora", rank=width), seed=0)
+    attach(base, Lora(rank=width), seed=0)
     with pytest.raises(ModelError, match=rf"adapter.rank = {10**9}: .*; take at most {width}$"):
-        attach(tiny.base(name), AdapterSection(kind="lora", rank=10**9), seed=0)
+        attach(tiny.base(name), Lora(rank=10**9), seed=0)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_target_that_is_no_layer_is_refused(kind: str) -> None:
-    with pytest.raises(ModelError, match=f"adapter.kind = '{kind}'"):
-        tiny.adapted(kind=kind, targets=("layers",))
+    with pytest.raises(ModelError, match=f"adapter.type = '{kind}'"):
+        tiny.adapted(type=kind, targets=("layers",))
 
 
 def test_write_refuses_what_does_not_fit() -> None:
@@ -184,7 +184,7 @@ def test_qlora_trains_on_an_int4_base_without_touching_it(tiny_folder: Path) -> 
     packed = {name: item for name, item in base.model.named_parameters() if item.dtype == torch.uint8}
     assert any("q_proj" in name for name in packed)
     before = arithmetic.digest(packed)
-    model = attach(base, AdapterSection(kind="qlora", rank=2, targets="all-linear"), seed=0)
+    model = attach(base, QLora(rank=2, targets="all-linear"), seed=0)
     start = read(model)
     assert {tensor.dtype for tensor in start.values()} == {torch.float32}
     settings = tiny.training(learning_rate=0.01, objective="choice", batch_size=8, max_steps=6)
@@ -205,7 +205,7 @@ def test_merging_one_end_of_a_tied_pair_leaves_the_other_as_it_is(target: str, t
 
     base = load_base(ModelSection(name="nano"))
     assert base.model.config.tie_word_embeddings
-    adapted = attach(base, AdapterSection(rank=2, alpha=8, targets=[target, "q_proj"]), seed=0)
+    adapted = attach(base, Lora(rank=2, alpha=8, targets=[target, "q_proj"]), seed=0)
     noise = torch.Generator().manual_seed(1)
     stirred = {name: torch.randn(tensor.shape, generator=noise) for name, tensor in read(adapted).items()}
     write(adapted, stirred)

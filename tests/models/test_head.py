@@ -16,7 +16,9 @@ from silotune.models.adapters import Adapted, attach, merged, read, write
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import AdapterSection, ModelSection
+from silotune.settings.adapters import Lora
+from silotune.settings.objectives import Classify
+from silotune.settings.sections import ModelSection
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.objectives import encoder_of
 from silotune.training.scores import class_logits
@@ -31,12 +33,12 @@ HEADS = {
     "gpt2": ("score",),
 }
 KINDS = {
-    "lora": {"kind": "lora"},
-    "lora on all": {"kind": "lora", "targets": "all-linear"},
-    "dora": {"kind": "lora", "dora": True},
-    "ia3": {"kind": "ia3"},
-    "ia3 on all": {"kind": "ia3", "targets": "all-linear"},
-    "none": {"kind": "none"},
+    "lora": {"type": "lora"},
+    "lora on all": {"type": "lora", "targets": "all-linear"},
+    "dora": {"type": "lora", "dora": True},
+    "ia3": {"type": "ia3"},
+    "ia3 on all": {"type": "ia3", "targets": "all-linear"},
+    "none": {"type": "none"},
 }
 IDS = torch.tensor([[5, 60, 70, 80, 9]])
 
@@ -64,7 +66,7 @@ def plain(folder: Path, **options: Any) -> Any:
 
 
 def learn(model: Adapted, **changes: Any) -> arithmetic.Tensors:
-    examples = encoder_of(model.base, max_length=128, wording="auto")(tiny.closed())
+    examples = encoder_of(model.base, Classify(), max_length=128)(tiny.closed())
     settings = tiny.training(objective="classify", **{"learning_rate": 0.02, **changes})
     start = read(model)
     return arithmetic.add(start, train_round(model, start, examples, settings=settings, place=RoundPlace(1)).delta)
@@ -115,7 +117,7 @@ def test_head_and_adapter_train_and_plain_peft_gives_the_same_logits(
 
     base = load(folders[name])
     before = logits(base.model)
-    model = attach(base, AdapterSection(**{"rank": 2, "alpha": 4, **KINDS[kind]}), seed=0)
+    model = attach(base, tiny.adapter(**KINDS[kind]), seed=0)
     torch.testing.assert_close(logits(model.model), before, rtol=1e-5, atol=1e-5)  # a fresh adapter changes nothing
     start = read(model)
     learnt = learn(model)
@@ -142,7 +144,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained_and_sent(tmp_path: Path) 
     assert base.head == ("bert.pooler", "classifier")
     again = load(folder, seed=4)
     assert torch.equal(logits(base.model), logits(again.model))
-    model = attach(base, AdapterSection(rank=2, targets=("query", "dense")), seed=0)
+    model = attach(base, Lora(rank=2, targets=("query", "dense")), seed=0)
     names = [name for name in model.parameters if "pooler" in name]
     assert names == ["base_model.model.bert.pooler.dense.weight", "base_model.model.bert.pooler.dense.bias"]
 
@@ -166,8 +168,8 @@ def test_padding_is_known_to_decoders_without_a_padding_token(tmp_path: Path, pa
     configuration.save_pretrained(folder)
     base = load(folder)
     assert base.pad_id == base.model.config.pad_token_id == (0 if pad == "<pad>" else 2)
-    model = attach(base, AdapterSection(rank=2), seed=0)
-    examples = encoder_of(base, max_length=64, wording="auto")(tiny.closed(5))
+    model = attach(base, Lora(rank=2), seed=0)
+    examples = encoder_of(base, Classify(), max_length=64)(tiny.closed(5))
     with torch.no_grad():
         together = class_logits(model, examples)
         alone = torch.cat([class_logits(model, [example]) for example in examples])
@@ -178,7 +180,7 @@ def test_padding_is_known_to_decoders_without_a_padding_token(tmp_path: Path, pa
 def test_a_head_stays_in_float32_on_a_bfloat16_body(folders: dict[str, Path], name: str) -> None:
     base = load(folders[name], precision="bfloat16")
     exact = logits(load(folders[name]).model)
-    model = attach(base, AdapterSection(rank=2), seed=0)
+    model = attach(base, Lora(rank=2), seed=0)
     assert {tensor.dtype for tensor in read(model).values()} == {torch.float32}
     assert any(parameter.dtype == torch.bfloat16 for parameter in base.model.parameters())
     made = logits(model.model)
@@ -197,7 +199,7 @@ def test_an_int4_body_has_a_whole_head(folders: dict[str, Path], name: str, kind
     exact = load(folders[name]).model
     for part in HEADS[name]:  # the same seed gives the same head, whatever the body's precision
         tiny.assert_same_bits(base.model.get_submodule(part).state_dict(), exact.get_submodule(part).state_dict())
-    model = attach(base, AdapterSection(kind=kind, rank=2), seed=0)
+    model = attach(base, tiny.adapter(type=kind), seed=0)
     start = read(model)
     learnt = learn(model)
     assert all(bool((learnt[key] != start[key]).any()) for key in learnt if "lora_B" in key or "ia3" in key)
@@ -208,7 +210,7 @@ def test_an_int4_body_has_a_whole_head(folders: dict[str, Path], name: str, kind
 @pytest.mark.parametrize("name", ["bert", "distilbert", "llama"])
 def test_gradient_checkpointing_learns_the_same(folders: dict[str, Path], name: str) -> None:
     made = [
-        learn(attach(load(folders[name], gradient_checkpointing=checkpointing), AdapterSection(rank=2), seed=0))
+        learn(attach(load(folders[name], gradient_checkpointing=checkpointing), Lora(rank=2), seed=0))
         for checkpointing in (False, True)
     ]
     tiny.assert_close(made[0], made[1], 1e-5)
@@ -218,8 +220,8 @@ def test_gradient_checkpointing_learns_the_same(folders: dict[str, Path], name: 
 def test_autocast_is_near_float32(folders: dict[str, Path], name: str) -> None:
     made = []
     for autocast in (False, True):
-        model = attach(load(folders[name], autocast=autocast), AdapterSection(rank=2), seed=0)
-        examples = encoder_of(model.base, max_length=64, wording="auto")(tiny.closed(4))
+        model = attach(load(folders[name], autocast=autocast), Lora(rank=2), seed=0)
+        examples = encoder_of(model.base, Classify(), max_length=64)(tiny.closed(4))
         with torch.no_grad():
             made.append(class_logits(model, examples))
         assert made[-1].dtype == torch.float32

@@ -17,6 +17,7 @@ from silotune.errors import MissingPackageError, ModelError
 from silotune.experiment.estimate import weights_bytes
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
+from silotune.settings.adapters import Lora
 from silotune.settings.sections import ModelSection
 
 
@@ -50,14 +51,11 @@ def test_precision_attention_and_checkpointing(tiny_folder: Path) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_folder: Path) -> None:
     from silotune.models.adapters import attach, read, write
-    from silotune.settings.sections import AdapterSection
     from silotune.training.scores import answer_losses
 
     made = []
     for checkpointing in (False, True):
-        model = attach(
-            load_base(section(tiny_folder, gradient_checkpointing=checkpointing)), AdapterSection(rank=2), seed=0
-        )
+        model = attach(load_base(section(tiny_folder, gradient_checkpointing=checkpointing)), Lora(rank=2), seed=0)
         write(model, tiny.stir(read(model)))
         model.model.train()
         losses, _ = answer_losses(model, tiny.encoded(tiny.closed(4)))

@@ -13,7 +13,7 @@ from silotune.errors import MessageError, ModelError
 from silotune.models import adapters
 from silotune.models.adapters import attach, exported, frozen, read, replicate, write
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import AdapterSection
+from silotune.settings.adapters import Lora
 from silotune.structs import Tensors
 from silotune.training.local import RoundPlace, train_round
 
@@ -38,7 +38,7 @@ def with_residuals(tensors: Tensors, ranks: tuple[int, ...] = (3, 1)) -> Tensors
 
 
 def cored(name: str = "llama") -> adapters.Adapted:
-    return attach(tiny.base(name), AdapterSection(**SECTION), seed=0, has_core=True)
+    return attach(tiny.base(name), Lora(**SECTION), seed=0, has_core=True)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -71,7 +71,7 @@ def test_plain_peft_loads_what_is_exported(options: dict, tiny_folder: Path, tmp
     from silotune.settings.sections import ModelSection
 
     base = load_base(ModelSection(name=str(tiny_folder), max_length=64))
-    model = attach(base, AdapterSection(**SECTION, **options), seed=0)
+    model = attach(base, Lora(**SECTION, **options), seed=0)
     tensors = with_residuals(tiny.stir(read(model)))
     write(model, tensors)
     saved, config = exported(model, tensors)
@@ -132,7 +132,7 @@ def test_a_core_s_mean_is_the_mean_of_the_products_and_plain_lora_when_exported(
     for name, product in products[2].items():
         torch.testing.assert_close(product, (products[0][name] + products[1][name]) / 2, rtol=1e-5, atol=1e-6)
     write(model, mean)
-    other = attach(tiny.base(), AdapterSection(**SECTION), seed=5)
+    other = attach(tiny.base(), Lora(**SECTION), seed=5)
     write(other, plain[2])
     torch.testing.assert_close(logits(other.model), logits(model.model), rtol=1e-4, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_workers_can_share_a_model_with_cores_and_residuals() -> None:
 
 def test_a_core_wider_than_a_layer_is_refused() -> None:
     with pytest.raises(ModelError, match="exceeds the width"):
-        attach(tiny.base(), AdapterSection(rank=20), seed=0, has_core=True)
+        attach(tiny.base(), Lora(rank=20), seed=0, has_core=True)
 
 
 def test_frozen_tensors_rest_and_come_back() -> None:

@@ -153,7 +153,7 @@ def test_worth_it_up_to_a_width_and_from_a_number_of_rows() -> None:
 
 @pytest.mark.parametrize(
     ("name", "section"),
-    [("gpt2", {}), ("llama", {"dora": True}), ("llama", {"kind": "ia3", "targets": "auto"})],
+    [("gpt2", {}), ("llama", {"dora": True}), ("llama", {"type": "ia3", "targets": "auto"})],
 )
 def test_layers_that_are_no_plain_linear_lora_stay_as_they_are(
     name: str, section: dict[str, Any], products: list[int]

@@ -113,7 +113,7 @@ def test_another_mark_than_the_end_of_sequence_is_learnt_as_it_stands() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     words = tiny.tokenizer()
     words.chat_template = tiny.TEMPLATE.replace("{{ message['content'] }}", "{{ messages | length }}")
-    with pytest.raises(DataError, match=r"example 1: .*set training.turns = 'last'") as caught:
+    with pytest.raises(DataError, match=r"example 1: .*set training.objective.turns = 'last'") as caught:
         Encoder(words, max_length=128)([CHAT])
     assert "profit" not in str(caught.value)
     assert Encoder(words, max_length=128, turns="last")([CHAT])

@@ -16,11 +16,12 @@ from silotune.methods.corrections import proximal
 from silotune.models.adapters import Adapted, attach, read, write
 from silotune.models.head import Classes
 from silotune.models.load import load_base
-from silotune.settings.sections import AdapterSection, ModelSection
+from silotune.settings.objectives import Classify
+from silotune.settings.sections import ModelSection
 from silotune.structs import Example
 from silotune.training.encode import Encoded, truncation_note
 from silotune.training.local import RoundPlace, train_round
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import encoder_of
 from silotune.training.scores import class_logits, option_scores
 
 EVERY = (*tiny.ENCODERS, "llama", "gpt2", "mistral", "qwen2", "gemma", "phi", "gpt_neox")
@@ -30,7 +31,7 @@ LONG = Example((("user", "shares " * 60 + "fell"),), "negative", tiny.LABELS, 0,
 def adapted(folder: Path, name: str, **section) -> Adapted:
     body = tiny.save_body(folder / name, name) if not (folder / name).exists() else folder / name
     base = load_base(ModelSection(name=str(body), max_length=128), Classes(tiny.LABELS, 0))
-    made = attach(base, AdapterSection(**{"rank": 2, "alpha": 4, **section}), seed=0)
+    made = attach(base, tiny.adapter(**section), seed=0)
     write(made, tiny.stir(read(made)))
     return made
 
@@ -46,7 +47,7 @@ def model(request: pytest.FixtureRequest, folder: Path) -> Adapted:
 
 
 def encoded(model: Adapted, examples: list[Example], *, wording: str = "auto", max_length: int = 128) -> list[Encoded]:
-    return encoder_of(model.base, max_length=max_length, wording=wording)(examples)
+    return encoder_of(model.base, Classify(wording=wording), max_length=max_length)(examples)
 
 
 def test_loss_and_gradients_are_those_of_transformers(model: Adapted) -> None:
@@ -56,7 +57,7 @@ def test_loss_and_gradients_are_those_of_transformers(model: Adapted) -> None:
     ids = torch.tensor([[*e.prompt, *[pad] * (length - e.length)] for e in examples])
     mask = torch.tensor([[1] * e.length + [0] * (length - e.length) for e in examples])
     theirs = model.model(input_ids=ids, attention_mask=mask, labels=torch.tensor([e.label for e in examples])).loss
-    ours = OBJECTIVES["classify"].loss(model, examples)
+    ours = tiny.loss("classify", model, examples)
     assert ours.count == len(examples)
     mean = ours.total / ours.count
     torch.testing.assert_close(mean, theirs, rtol=1e-5, atol=1e-5)
@@ -153,4 +154,4 @@ def test_what_no_head_can_learn_from_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="example 1: its prompt has no tokens"):
         encoded(bert, [replace(LONG, messages=(("user", ""),), text=())])
     with pytest.raises(DataError, match="without an answer's tokens"):
-        OBJECTIVES["classify"].check(tiny.encoded(tiny.closed(1)))
+        tiny.objective("classify").check(tiny.encoded(tiny.closed(1)))

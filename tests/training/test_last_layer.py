@@ -73,8 +73,8 @@ def test_with_eager_attention(name: str) -> None:
 
 
 def test_with_other_adapters_with_none_and_with_a_residual() -> None:
-    for section in ({"kind": "ia3"}, {"kind": "lora", "dora": True, "targets": "all-linear"}, {"kind": "none"}):
-        compare(tiny.adapted(stirred=section["kind"] != "none", **section), examples(instruction=INSTRUCTION))
+    for section in ({"type": "ia3"}, {"type": "lora", "dora": True, "targets": "all-linear"}, {"type": "none"}):
+        compare(tiny.adapted(stirred=section["type"] != "none", **section), examples(instruction=INSTRUCTION))
     model = tiny.adapted(targets="all-linear")
     modules = [name.removesuffix(".lora_A.weight") for name in tiny.read(model) if name.endswith(".lora_A.weight")]
     draw = torch.Generator().manual_seed(0)

@@ -14,8 +14,8 @@ from silotune import tensors as arithmetic
 from silotune.errors import DataError, MessageError, TrainingError
 from silotune.methods.corrections import proximal
 from silotune.models import adapters
+from silotune.settings.objectives import Sft
 from silotune.structs import SiteState
-from silotune.training import local
 from silotune.training.batches import shuffled
 from silotune.training.local import RoundPlace, learning_rate, steps_in_round, train_round
 from silotune.training.losses import Loss
@@ -33,7 +33,7 @@ def go(model, start, examples=EXAMPLES, *, seed: int = 5, number: int = 1, round
 
 def batch_gradient(model, weights, batch, objective: str = "choice"):
     adapters.write(model, weights)
-    loss = OBJECTIVES[objective].loss(model, batch)
+    loss = tiny.loss(objective, model, batch)
     return tiny.gradients(model, loss.total / loss.count)
 
 
@@ -79,7 +79,7 @@ def test_loss_is_the_mean_over_supervised_terms(model, start) -> None:
 
 @pytest.mark.parametrize("objective", ["sft", "choice"])
 def test_accumulated_small_batches_equal_a_large_one(model, start, objective: str) -> None:
-    large = SGD.model_copy(update={"batch_size": 8, "max_steps": 1, "objective": objective})
+    large = tiny.training(optimizer="sgd", learning_rate=0.1, objective=objective, batch_size=8, max_steps=1)
     small = large.model_copy(update={"batch_size": 2, "gradient_accumulation": 4})
     tiny.assert_close(go(model, start, settings=small).delta, go(model, start, settings=large).delta, 1e-6)
 
@@ -125,7 +125,7 @@ def test_steps_in_a_round(examples: int, changes: dict, steps: int) -> None:
 
 def test_kept_state_makes_two_rounds_one_long_round(model, start) -> None:
     """With one batch that holds all examples the order of batches cannot matter."""
-    for optimizer in ({"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}):
+    for optimizer in ({"optimizer": "adamw"}, {"optimizer": {"type": "sgd", "momentum": 0.9}}):
         settings = tiny.training(batch_size=8, max_steps=2, learning_rate=0.01, optimizer_state="keep", **optimizer)
         long = go(model, start, settings=settings.model_copy(update={"max_steps": 4}))
         first = go(model, start, settings=settings)
@@ -197,10 +197,10 @@ def test_a_loss_that_is_not_finite_stops_the_round(model, start, monkeypatch: py
     go(model, start)  # the model is as good as before
 
     def steep(adapted, batch, settings) -> Loss:
-        loss = OBJECTIVES["choice"].loss(adapted, batch)
+        loss = tiny.loss("choice", adapted, batch)
         return Loss(loss.total * 1e30, loss.count)
 
-    monkeypatch.setitem(local.OBJECTIVES, "sft", replace(OBJECTIVES["sft"], loss=steep))
+    monkeypatch.setitem(OBJECTIVES, Sft, replace(OBJECTIVES[Sft], loss=steep))
     with pytest.raises(TrainingError, match="no longer finite"):  # it broke in the very last step
         go(model, start, settings=settings.model_copy(update={"max_steps": 1}))
 
@@ -209,7 +209,8 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(model, start, monkeypatch: 
     def full(*given: object) -> Loss:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 MiB")
 
-    monkeypatch.setitem(local.OBJECTIVES, SGD.objective, replace(OBJECTIVES[SGD.objective], loss=full))
+    chosen = type(SGD.objective)
+    monkeypatch.setitem(OBJECTIVES, chosen, replace(OBJECTIVES[chosen], loss=full))
     with pytest.raises(TrainingError, match="memory does not hold a step of .* training.batch_size") as caught:
         go(model, start, settings=SGD)
     assert "\n" not in str(caught.value) and not model.model.training

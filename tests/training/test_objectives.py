@@ -12,7 +12,6 @@ import tiny
 from silotune.errors import DataError
 from silotune.training.batches import answer_batch, shared_prefix
 from silotune.training.encode import Encoded
-from silotune.training.objectives import OBJECTIVES
 from silotune.training.scores import answer_losses, can_shorten, logits_at, option_scores, sees_branches
 
 EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
@@ -148,7 +147,7 @@ def test_a_shared_instruction_changes_no_option_score(model, wording: str) -> No
 
 
 def test_a_shared_instruction_with_ia3_and_dora() -> None:
-    for section in ({"kind": "ia3"}, {"kind": "lora", "dora": True, "targets": "all-linear"}):
+    for section in ({"type": "ia3"}, {"type": "lora", "dora": True, "targets": "all-linear"}):
         compare_options(tiny.adapted(**section), WORDINGS["several ids"], prepare=instructed)
 
 
@@ -183,10 +182,10 @@ def test_autocast_is_near_float32() -> None:
 def test_objectives_sum_their_terms() -> None:
     model = tiny.adapted()
     examples = batch_of(WORDINGS["several ids"])
-    sft = OBJECTIVES["sft"].loss(model, examples)
+    sft = tiny.loss("sft", model, examples)
     assert sft.count == sum(len(example.answer) for example in examples)
     torch.testing.assert_close(sft.total, answer_losses(model, examples)[0].sum())
-    choice = OBJECTIVES["choice"].loss(model, examples)
+    choice = tiny.loss("choice", model, examples)
     by_hand = -torch.log_softmax(option_scores(model, examples), dim=1)[torch.arange(4), torch.tensor([0, 1, 2, 0])]
     assert choice.count == 4
     torch.testing.assert_close(choice.total, by_hand.sum())
@@ -197,8 +196,8 @@ def test_choice_refuses_examples_it_cannot_compare() -> None:
     unequal = [closed[0], Encoded((9,), (50, 2), ((50,), (51,)), 0)]
     for examples in (opened, unequal):
         with pytest.raises(DataError, match="number"):
-            OBJECTIVES["choice"].check(examples)
+            tiny.objective("choice").check(examples)
         with pytest.raises(DataError, match="number"):
             option_scores(tiny.adapted(), examples)
     with pytest.raises(DataError, match="no supervised token"):
-        OBJECTIVES["sft"].check([Encoded((9,), ())])
+        tiny.objective("sft").check([Encoded((9,), ())])

@@ -13,10 +13,10 @@ import tiny
 from silotune.errors import DataError, ModelError
 from silotune.models import adapters
 from silotune.models.adapters import at_start, attach, begin_from
-from silotune.settings.sections import AdapterSection
+from silotune.settings.adapters import AllWeights
+from silotune.settings.objectives import Dpo, Kto
 from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace, train_round
-from silotune.training.objectives import OBJECTIVES
 from silotune.training.preference import PAIR_LOSSES, log_ratios
 
 PAIRS = tiny.encoded(tiny.pairs(4))
@@ -74,7 +74,7 @@ def slow_ratios(model: Any, examples: list[Encoded]) -> torch.Tensor:
     ],
 )
 def test_pair_losses_by_hand(loss: str, smoothing: float, expected: float) -> None:
-    settings = tiny.training(beta=0.5, preference_loss=loss, label_smoothing=smoothing)
+    settings = Dpo(beta=0.5, preference_loss=loss, label_smoothing=smoothing)
     made = PAIR_LOSSES[loss](torch.tensor([[2.0, -1.0]]), torch.tensor([[4, 2]]), settings)
     assert made.tolist() == pytest.approx([expected], abs=1e-6)
 
@@ -83,8 +83,8 @@ def test_kto_by_hand(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ratios .4 (wanted) and .2 (not), those of the others' answers .3 and -.1: z = .1, with beta .5."""
     ratios = torch.tensor([[0.4, 0.3], [0.2, -0.1]])
     monkeypatch.setattr("silotune.training.preference.log_ratios", lambda adapted, examples: ratios)
-    settings = tiny.training(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
-    made = OBJECTIVES["kto"].loss(model, UNPAIRED[:2], settings)
+    settings = Kto(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+    made = tiny.loss("kto", model, UNPAIRED[:2], settings)
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     expected = 2 * (1 - sigmoid(0.5 * 0.3)) + 3 * (1 - sigmoid(0.5 * -0.1))
     assert made.count == 2
@@ -96,11 +96,11 @@ def test_kto_by_hand(model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])
 def test_a_fresh_adapter_is_its_own_reference_and_that_is_the_base(kind: str) -> None:
-    made = attach(tiny.base(), AdapterSection(kind=kind, rank=2), seed=0)
+    made = attach(tiny.base(), tiny.adapter(type=kind), seed=0)
     assert torch.count_nonzero(log_ratios(made, PAIRS)) == 0
-    loss = OBJECTIVES["dpo"].loss(made, PAIRS)
+    loss = tiny.loss("dpo", made, PAIRS)
     assert loss.total.item() == pytest.approx(len(PAIRS) * math.log(2), rel=1e-6)
-    kto = OBJECTIVES["kto"].loss(made, PAIRS)
+    kto = tiny.loss("kto", made, PAIRS)
     assert (kto.total.item(), kto.count) == (pytest.approx(len(PAIRS), rel=1e-6), 2 * len(PAIRS))
     moved(made)
     with torch.no_grad(), at_start(made):
@@ -129,9 +129,9 @@ def test_the_reference_pass_leaves_everything_as_it_was(model) -> None:
 def test_a_start_that_does_not_fit_is_refused(model) -> None:
     with pytest.raises(ModelError, match="adapter.start does not fit"):
         begin_from(model, {"odd": torch.zeros(1)})
-    whole = attach(tiny.base(), AdapterSection(kind="none"), seed=0)
+    whole = attach(tiny.base(), AllWeights(), seed=0)
     for refused in (lambda: begin_from(whole, {}), lambda: log_ratios(whole, PAIRS)):
-        with pytest.raises(ModelError, match="adapter.kind = 'none'"):
+        with pytest.raises(ModelError, match="adapter.type = 'none'"):
             refused()
 
 
@@ -140,12 +140,12 @@ def test_a_start_that_does_not_fit_is_refused(model) -> None:
 
 def test_ratios_and_gradients_equal_the_slow_path(model) -> None:
     slow = slow_ratios(model, PAIRS)
-    expected = tiny.gradients(model, PAIR_LOSSES["sigmoid"](slow, torch.ones(4, 2), tiny.training()).sum())
+    expected = tiny.gradients(model, PAIR_LOSSES["sigmoid"](slow, torch.ones(4, 2), Dpo()).sum())
     torch.testing.assert_close(log_ratios(model, PAIRS), slow, rtol=1e-5, atol=2e-5)
-    tiny.assert_close(tiny.gradients(model, OBJECTIVES["dpo"].loss(model, PAIRS).total), expected, 1e-5)
+    tiny.assert_close(tiny.gradients(model, tiny.loss("dpo", model, PAIRS).total), expected, 1e-5)
     assert any(bool(value.abs().max() > 1e-4) for value in expected.values())
     turned = [replace(pair, options=pair.options[::-1], label=1) for pair in PAIRS]
-    torch.testing.assert_close(OBJECTIVES["dpo"].loss(model, turned).total, OBJECTIVES["dpo"].loss(model, PAIRS).total)
+    torch.testing.assert_close(tiny.loss("dpo", model, turned).total, tiny.loss("dpo", model, PAIRS).total)
 
 
 @pytest.mark.parametrize("instruction", [False, True])
@@ -158,20 +158,20 @@ def test_kto_equals_the_slow_path(model, instruction: bool) -> None:
     signs = torch.tensor([1.0 if example.label == 0 else -1.0 for example in examples])
     losses = 1 - torch.sigmoid(0.1 * signs * (slow_ratios(model, examples)[:, 0] - moved_by))
     expected = tiny.gradients(model, losses.sum())
-    made = OBJECTIVES["kto"].loss(model, examples)
+    made = tiny.loss("kto", model, examples)
     torch.testing.assert_close(made.total, losses.sum(), rtol=1e-5, atol=1e-5)
     tiny.assert_close(tiny.gradients(model, made.total), expected, 1e-5)
 
 
 def test_one_example_has_no_others(model) -> None:
     ratio = slow_ratios(model, UNPAIRED[:1])[0, 0]
-    made = OBJECTIVES["kto"].loss(model, UNPAIRED[:1])
+    made = tiny.loss("kto", model, UNPAIRED[:1])
     torch.testing.assert_close(made.total, 1 - torch.sigmoid(0.1 * ratio), rtol=1e-5, atol=1e-5)
 
 
 def test_others_answers_are_cut_to_the_context(model) -> None:
     long = replace(UNPAIRED[0], prompt=tuple(10 + place % 200 for place in range(tiny.CONTEXT - 3)))
-    assert math.isfinite(OBJECTIVES["kto"].loss(model, [long, UNPAIRED[3]]).total.item())
+    assert math.isfinite(tiny.loss("kto", model, [long, UNPAIRED[3]]).total.item())
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_others_answers_are_cut_to_the_context(model) -> None:
 
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_training_prefers_what_is_preferred(model, objective: str) -> None:
-    settings = tiny.training(objective=objective, learning_rate=0.02, max_steps=8, beta=1.0)
+    settings = tiny.training(objective={"type": objective, "beta": 1.0}, learning_rate=0.02, max_steps=8)
     result = train_round(model, model.start, PAIRS, settings=settings, place=RoundPlace(3))
     again = train_round(model, model.start, PAIRS, settings=settings, place=RoundPlace(3))
     tiny.assert_same_bits(result.delta, again.delta)
@@ -193,16 +193,16 @@ def test_answers_judged_one_by_one_are_those_of_the_pairs() -> None:
         place = number % 2
         assert (lone.prompt, lone.options, lone.label) == (pair.prompt, pair.options[place : place + 1], -place)
     with pytest.raises(DataError, match="not wanted"):
-        OBJECTIVES["sft"].check(UNPAIRED)
-    OBJECTIVES["sft"].check([UNPAIRED[0]])
+        tiny.objective("sft").check(UNPAIRED)
+    tiny.objective("sft").check([UNPAIRED[0]])
 
 
 def test_examples_of_another_kind_are_refused() -> None:
     closed, opened = tiny.encoded(tiny.closed(3)), tiny.encoded(tiny.opened(2))
     for name, examples in (("dpo", closed), ("dpo", opened), ("dpo", UNPAIRED), ("kto", opened)):
         with pytest.raises(DataError, match="pairs|wanted|number"):
-            OBJECTIVES[name].check(examples)
-    OBJECTIVES["kto"].check(UNPAIRED)
+            tiny.objective(name).check(examples)
+    tiny.objective("kto").check(UNPAIRED)
 
 
 # --- trl -------------------------------------------------------------------------------------------------------------
@@ -255,8 +255,8 @@ def test_dpo_equals_trl(model, trainers: Any, loss: str, smoothing: float) -> No
     trainer, theirs = trainers("dpo", loss_type=[loss], label_smoothing=smoothing)
     lines = [(pair.prompt, pair.options[place]) for place in (0, 1) for pair in PAIRS]
     expected = trainer._compute_loss(trainer.model, inputs_of(lines), False)
-    settings = tiny.training(beta=0.3, preference_loss=loss, label_smoothing=smoothing)
-    made = OBJECTIVES["dpo"].loss(model, PAIRS, settings)
+    settings = Dpo(beta=0.3, preference_loss=loss, label_smoothing=smoothing)
+    made = tiny.loss("dpo", model, PAIRS, settings)
     torch.testing.assert_close(made.total / made.count, expected, rtol=1e-5, atol=1e-5)
     tiny.assert_close(tiny.gradients(model, made.total / made.count), tiny.gradients(theirs, expected), 1e-5)
 
@@ -274,7 +274,7 @@ def test_kto_equals_trl(model, trainers: Any) -> None:
         "label": torch.tensor([example.label == 0 for example in UNPAIRED]),
     }
     expected = trainer._compute_loss(trainer.model, batch, False)
-    settings = tiny.training(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
-    made = OBJECTIVES["kto"].loss(model, UNPAIRED, settings)
+    settings = Kto(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
+    made = tiny.loss("kto", model, UNPAIRED, settings)
     torch.testing.assert_close(made.total / made.count, expected, rtol=1e-5, atol=1e-5)
     tiny.assert_close(tiny.gradients(model, made.total / made.count), tiny.gradients(theirs, expected), 1e-5)

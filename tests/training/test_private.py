@@ -21,11 +21,13 @@ from silotune.models.head import Classes
 from silotune.models.load import load_base
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.audit import guesses_right, lower_bound
-from silotune.settings.sections import BY_EXAMPLE, AdapterSection, ModelSection
+from silotune.settings.adapters import Lora
+from silotune.settings.objectives import OBJECTIVES, Classify
+from silotune.settings.sections import ModelSection
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import LOSSES, _one_by_one, clipped_sum, gradients, linear_places, losses_of, norms
 from silotune.training.local import RoundPlace, train_round
-from silotune.training.objectives import OBJECTIVES, encoder_of
+from silotune.training.objectives import encoder_of
 from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
 
 EXAMPLES = tiny.encoded(tiny.closed())
@@ -53,9 +55,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapted, list[
     known = json.loads(file.read_text())
     file.write_text(json.dumps({key: 0.0 if "dropout" in key and value else value for key, value in known.items()}))
     base = load_base(ModelSection(name=str(body), max_length=128), Classes(tiny.LABELS, 0))
-    made = adapters.attach(base, AdapterSection(rank=2, alpha=4, targets="all-linear"), seed=0)
+    made = adapters.attach(base, Lora(rank=2, alpha=4, targets="all-linear"), seed=0)
     adapters.write(made, tiny.stir(adapters.read(made)))
-    return made, encoder_of(base, max_length=128, wording="auto")(tiny.closed())
+    return made, encoder_of(base, Classify(), max_length=128)(tiny.closed())
 
 
 def case(objective: str, stirred: Adapted, classifier: tuple[Adapted, list[Encoded]]) -> tuple[Adapted, list[Encoded]]:
@@ -65,17 +67,16 @@ def case(objective: str, stirred: Adapted, classifier: tuple[Adapted, list[Encod
 
 
 def test_the_table_is_that_of_the_sections() -> None:
-    assert tuple(LOSSES) == BY_EXAMPLE
-    assert set(LOSSES) <= set(OBJECTIVES)
+    assert [each.type for each in LOSSES] == OBJECTIVES.those("is_by_example")
 
 
-@pytest.mark.parametrize("objective", BY_EXAMPLE)
+@pytest.mark.parametrize("objective", OBJECTIVES.those("is_by_example"))
 def test_norms_are_those_of_batches_of_one(objective: str, stirred, classifier) -> None:
     model, examples = case(objective, stirred, classifier)
     assert linear_places(model) is not None
     by_example, each = gradients(model, examples, losses_of(tiny.training(objective=objective)))
     for place, example in enumerate(examples):
-        loss = OBJECTIVES[objective].loss(model, [example])
+        loss = tiny.loss(objective, model, [example])
         alone = tiny.gradients(model, loss.total / loss.count)
         tiny.assert_close({name: tensor[place] for name, tensor in by_example.items()}, alone, 2e-5)
         size = math.sqrt(sum(float(tensor.square().sum()) for tensor in alone.values()))
@@ -84,12 +85,12 @@ def test_norms_are_those_of_batches_of_one(objective: str, stirred, classifier) 
     assert all(parameter.grad is None for parameter in model.parameters.values())
 
 
-@pytest.mark.parametrize("section", [{"kind": "ia3"}, {"dora": True}])
+@pytest.mark.parametrize("section", [{"type": "ia3"}, {"dora": True}])
 def test_other_adapters_go_one_at_a_time(section) -> None:
     model = tiny.adapted(stirred=True, **section)
     assert linear_places(model) is None
     by_example, _ = gradients(model, EXAMPLES[:3], losses_of(tiny.training(objective="choice")))
-    loss = OBJECTIVES["choice"].loss(model, EXAMPLES[:3])
+    loss = tiny.loss("choice", model, EXAMPLES[:3])
     whole = tiny.gradients(model, loss.total)
     tiny.assert_close({name: tensor.sum(0) for name, tensor in by_example.items()}, whole, 2e-5)
 
@@ -116,7 +117,7 @@ def test_clipping_by_hand_and_a_gradient_that_is_not_finite() -> None:
     assert clipped_sum(by_example, math.inf)["a"].tolist() == pytest.approx([3.3, 0.0])
 
 
-@pytest.mark.parametrize("objective", BY_EXAMPLE)
+@pytest.mark.parametrize("objective", OBJECTIVES.those("is_by_example"))
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_noise_0_and_no_bound_are_plain_training(objective: str, optimizer: str, stirred, classifier) -> None:
     model, examples = case(objective, stirred, classifier)

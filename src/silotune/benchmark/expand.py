@@ -23,7 +23,7 @@ Setting = Mapping[str, Any]
 _STANDS_FOR = {
     "task": ("data", "task"),
     "model": ("model", "name"),
-    "adapter": ("adapter", "kind"),
+    "adapter": ("adapter", TYPE),
     "algorithm": ("federation", "algorithm", TYPE),
 }
 _BASELINES = ("isolated", "centralized")

@@ -20,7 +20,7 @@ _REMEDIES = (
     ("a smaller training.batch_size with more training.gradient_accumulation", lambda c: c.training.batch_size > 1),
     ("a smaller model.max_length", lambda config: config.model.max_length > 128),
     ("--set model.precision=bfloat16", lambda config: config.model.precision == "float32"),
-    ("--set adapter.kind=qlora", lambda config: config.model.precision != "int4"),
+    ("--set adapter.type=qlora", lambda config: config.model.precision != "int4"),
 )
 """What lowers the memory of a run, and when there is something left to lower."""
 

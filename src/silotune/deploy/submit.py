@@ -232,7 +232,7 @@ def _absolute(config: Config) -> Config:
     data = {name: whole(getattr(config.data, name)) for name in ("root", "validation", "test")}
     files = {name: str(path.absolute()) for name, path in _scored_files(config).items()}
     model = {"name": str(Path(config.model.name).absolute())} if Path(config.model.name).is_dir() else {}
-    start = {} if config.adapter.start is None else {"start": str(Path(config.adapter.start).absolute())}
+    start = {} if (folder := config.adapter.begins_from) is None else {"start": str(Path(folder).absolute())}
     return config.model_copy(
         update={
             "adapter": config.adapter.model_copy(update=start),
@@ -265,7 +265,7 @@ def _absent(config: Config) -> list[str]:
     if data.task == "mixture" and data.root is not None and not data.root.is_dir():
         faults.append(f"data.root = {str(data.root)!r} is not a folder on this machine")
     looks: list[Callable[[], object]] = [lambda: folder_of(config.model)]
-    if (start := config.adapter.start) is not None:
+    if (start := config.adapter.begins_from) is not None:
         looks.append(lambda: adapter_folder(start))
     for look in looks:
         try:

@@ -135,7 +135,7 @@ def preference(
         ``start_accuracy`` that of the reference, and ``gain`` their difference on the same pairs. ``win_rate`` is the
         share of pairs in which the preferred answer gained more against the reference than the rejected one (DPO's
         implicit reward is higher; equal counts half), and ``margin`` by how much on average, in nats: times
-        ``training.beta`` it is the mean reward margin.
+        ``training.objective.beta`` it is the mean reward margin.
     """
     now, start = np.asarray(margins, dtype=float), np.asarray(start_margins, dtype=float)
     each = {"preference_accuracy": _wins(now), "gain": _wins(now) - _wins(start), "win_rate": _wins(now - start)}

@@ -11,8 +11,7 @@ from silotune.experiment.privacy import spent_text
 from silotune.experiment.results import COMPARED
 from silotune.federation.coordinator.protection import SEES
 from silotune.methods.algorithms import title_of
-from silotune.settings.sections import AdapterSection
-from silotune.training.objectives import OBJECTIVES
+from silotune.settings.adapters import AdapterSettings, Lora
 
 
 def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any], *, is_merged: bool = False) -> str:
@@ -26,17 +25,17 @@ def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any],
         is_merged: It is for a whole model that plain transformers loads, not for an adapter beside its base.
     """
     partition, federation, training = config.data.partition, config.federation, config.training
-    is_whole = is_merged or config.adapter.kind == "none"
+    is_whole = is_merged or config.adapter.is_whole
     figures = "\n".join(
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
     rule = f" (federation.lora: {federation.lora.type})" if mode == "federated" else ""
-    classes = task.options if OBJECTIVES[training.objective].has_head else ()
+    classes = task.options if training.objective.has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     title = (
         f"{config.model.name.rstrip('/').split('/')[-1]} for {config.data.task}"
         if is_whole
-        else (f"{config.adapter.kind} adapter for {config.data.task}")
+        else (f"{config.adapter.type} adapter for {config.data.task}")
     )
     return f"""---
 {_front_matter(config, is_whole=is_whole, has_classes=bool(classes))}
@@ -59,8 +58,9 @@ included.
 ## Method
 
 {mode}; {trained}{rule}, {_rounds(result, federation.rounds)}; {_adapter_text(config.adapter)}\
-{", merged into the weights" if is_merged and config.adapter.kind != "none" else ""}; objective
-{training.objective}; {training.optimizer}, learning rate {training.learning_rate:g}, batch {training.batch_size}.
+{", merged into the weights" if is_merged and not config.adapter.is_whole else ""}; objective
+{training.objective.type}; {training.optimizer.type}, learning rate {training.learning_rate:g}, \
+batch {training.batch_size}.
 
 ## Metrics
 
@@ -90,7 +90,7 @@ def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
         "tags:",
         "- silotune",
         "- federated-learning",
-        *([] if config.adapter.kind == "none" else [f"- {config.adapter.kind}"]),
+        *([] if config.adapter.is_whole else [f"- {config.adapter.type}"]),
     ]
     return "\n".join(lines)
 
@@ -100,14 +100,14 @@ def _rounds(result: Mapping[str, Any], planned: int) -> str:
     return f"{done} rounds" if done == planned else f"{done} of {planned} rounds ({result['stopped']})"
 
 
-def _adapter_text(adapter: AdapterSection) -> str:
+def _adapter_text(adapter: AdapterSettings) -> str:
     """The adapter with the settings that it has."""
-    if adapter.kind == "none":
+    if adapter.is_whole:
         return "all weights trained"
-    if adapter.kind == "ia3":
-        return "ia3"
+    if not isinstance(adapter, Lora):
+        return adapter.type
     more = "".join(f", {name}" for name, is_on in (("rsLoRA", adapter.rslora), ("DoRA", adapter.dora)) if is_on)
-    return f"{adapter.kind} (rank {adapter.rank}, alpha {adapter.alpha:g}{more})"
+    return f"{adapter.type} (rank {adapter.rank}, alpha {adapter.alpha:g}{more})"
 
 
 def _privacy(config: Config, mode: str, result: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.errors import ConfigError
+from silotune.settings.objectives import OBJECTIVES
 from silotune.structs import Example
 from silotune.training.encode import Encoded
-from silotune.training.objectives import OBJECTIVES, Encode
+from silotune.training.objectives import Encode
 
 Places = Sequence[range]
 """Of each example, its places among the encoded ones: one, or those of all windows of a long text."""
@@ -33,34 +34,26 @@ def spread(share: Sequence[int], places: Places) -> tuple[int, ...]:
 
 def check_objective(config: Config, task: Task) -> None:
     """Raises ``ConfigError`` where the objective cannot learn from the task's examples."""
-    name, kind = config.training.objective, "options" if task.options else task.answer
-    if kind not in _LEARNABLE[name]:
-        instead = next(each for each, kinds in _LEARNABLE.items() if kind in kinds)
+    objective, kind = config.training.objective, "options" if task.options else task.answer
+    name = objective.type
+    if kind not in objective.learns_from:
+        instead = next(each for each in OBJECTIVES if kind in OBJECTIVES[each].learns_from)
         raise ConfigError(
-            f"training.objective = {name!r} needs a task with {_KINDS[_LEARNABLE[name][0]]}; {task.name!r} has "
+            f"training.objective = {name!r} needs a task with {_KINDS[objective.learns_from[0]]}; {task.name!r} has "
             f"{_KINDS[kind]}: use {instead!r}"
         )
-    if OBJECTIVES[name].has_head and task.answer != "label":
+    if objective.has_head and task.answer != "label":
         raise ConfigError(
             f"training.objective = {name!r} needs a task with the same classes in every row; {task.name!r} has options "
             "that differ by row: use 'choice'"
         )
-    if task.answer == "preference" and config.adapter.kind == "none":
+    if task.answer == "preference" and config.adapter.is_whole:
         raise ConfigError(
-            f"task {task.name!r} is scored against the model that training began with, which adapter.kind = 'none' "
+            f"task {task.name!r} is scored against the model that training began with, which adapter.type = 'none' "
             "does not keep; use an adapter such as 'lora'"
         )
 
 
-_LEARNABLE: Mapping[str, tuple[str, ...]] = {
-    "sft": ("text", "options", "preference"),
-    "choice": ("options",),
-    "classify": ("options",),
-    "dpo": ("preference",),
-    "kto": ("preference",),
-    "pretrain": ("document",),
-}
-"""Objective -> kinds of answer that it learns from."""
 _KINDS: Mapping[str, str] = {
     "text": "open answers",
     "options": "a closed set of options",

@@ -64,7 +64,7 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
         config: The whole configuration, without differential privacy.
         exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
     """
-    if config.training.optimizer != "sgd" or "federated" not in config.federation.modes:
+    if not config.training.optimizer.is_plain or "federated" not in config.federation.modes:
         return []
     if exposed is not None and not exposed.ranks:
         return []

@@ -39,7 +39,6 @@ from silotune.settings.limits import RANK_TABLES
 from silotune.settings.sections import FederationSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded, truncation_note
-from silotune.training.objectives import OBJECTIVES
 from silotune.training.probe import probed
 
 
@@ -148,15 +147,15 @@ def adapted_of(config: Config, task: Task) -> Adapted:
     """
     has_core = config.federation.lora.has_core
     adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
-    if config.adapter.start is not None:
-        adapted = adapters.begin_from(adapted, read_adapter(config.adapter.start))
-        check_same_function(config.adapter.start, config.adapter)
+    if config.adapter.begins_from is not None:
+        adapted = adapters.begin_from(adapted, read_adapter(config.adapter.begins_from))
+        check_same_function(config.adapter.begins_from, config.adapter)
     return probed(adapted, config.model)
 
 
 def base_of(config: Config, task: Task) -> Base:
     """The base model of a run, with a head for the task's classes where the objective trains one."""
-    has_head = OBJECTIVES[config.training.objective].has_head
+    has_head = config.training.objective.has_head
     return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
 
 
@@ -191,7 +190,7 @@ def _ranks(config: Config, initial: Tensors) -> dict[str, int]:
         federation.ranks,
         memory_mb=federation.memory_mb,
         most_values=_most_values(federation.policies),
-        optimizer=config.training.optimizer,
+        bytes_a_value=config.training.optimizer.bytes_a_value,
     )
 
 

@@ -17,6 +17,7 @@ from silotune.experiment.prepare import client_shares
 from silotune.federation.coordinator.privacy import CentralPrivacy, central_privacy, noise_in_shares
 from silotune.federation.coordinator.protection import SEES, TRUSTED
 from silotune.privacy.accountant import Spend, curve
+from silotune.settings.adapters import Lora
 from silotune.settings.sections import PrivacySection
 from silotune.training.release import release_of
 
@@ -248,7 +249,7 @@ def _dp_warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
         made.append(
             f"privacy.delta = {privacy.delta:g} is not below 1 / {units} ({unit}): it could give one away whole"
         )
-    if config.adapter.kind in ("lora", "qlora") and config.federation.lora.is_plain:
+    if isinstance(config.adapter, Lora) and config.federation.lora.is_plain:
         made.append(
             "noise on both LoRA factors multiplies: their product carries noise times noise; "
             "federation.lora = 'freeze-a' (Sun et al. 2024) loses less accuracy at the same epsilon, 'sb' less still"

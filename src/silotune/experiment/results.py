@@ -38,7 +38,7 @@ _LONGEST_PART = 60
 
 def default_name(config: Config) -> str:
     """Name of a run folder: task, last part of the model's name, adapter, seed."""
-    parts = (config.data.task, config.model.name.rstrip("/").split("/")[-1], config.adapter.kind, f"seed{config.seed}")
+    parts = (config.data.task, config.model.name.rstrip("/").split("/")[-1], config.adapter.type, f"seed{config.seed}")
     return "-".join(re.sub(r"[^A-Za-z0-9._]", "-", part)[:_LONGEST_PART] for part in parts)
 
 
@@ -138,8 +138,8 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
     summary: dict[str, Any] = {
         "task": config.data.task,
         "model": config.model.name,
-        "adapter": config.adapter.kind,
-        "start": config.adapter.start,
+        "adapter": config.adapter.type,
+        "start": config.adapter.begins_from,
         "algorithm": title_of(config.federation),
         "lora": config.federation.lora.type,
         "seed": config.seed,

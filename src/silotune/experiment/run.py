@@ -230,7 +230,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
     planned = spending.declared(prepared.config, folder, sizes, run=number)
     notify("privacy", {"statement": planned})
     trained = _trained(prepared, prepared.config.federation)
-    exposed = None if prepared.config.adapter.kind == "none" else exposed_by(trained)
+    exposed = None if prepared.config.adapter.is_whole else exposed_by(trained)
     for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes, exposed=exposed)):
         notify("note", {"text": note})
     for part in _parts(prepared):

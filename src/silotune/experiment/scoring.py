@@ -149,7 +149,7 @@ def scorer_of(
 def encoder_for(config: Config, base: Base) -> Encode:
     """What turns a run's examples into ids for its model."""
     training = config.training
-    return encoder_of(base, max_length=config.model.max_length, wording=training.wording, turns=training.turns)
+    return encoder_of(base, training.objective, max_length=config.model.max_length)
 
 
 def forgetting_of(config: Config, adapted: Adapted, initial: Tensors) -> Forgetting | None:

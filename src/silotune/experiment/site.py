@@ -165,7 +165,8 @@ class SiteDesk:
         name, federation = self._holdings.name, config.federation
         ranks = {name: federation.ranks[name]} if name in federation.ranks else {}
         memory = {name: federation.memory_mb[name]} if name in federation.memory_mb else {}
-        found = client_ranks(initial, ranks, memory_mb=memory, most_values={}, optimizer=config.training.optimizer)
+        value = config.training.optimizer.bytes_a_value
+        found = client_ranks(initial, ranks, memory_mb=memory, most_values={}, bytes_a_value=value)
         return found.get(name)
 
     def _examples(self, config: Config, task: Task) -> tuple[Sequence[Task], Sequence[Example]]:
@@ -190,7 +191,7 @@ class SiteDesk:
 
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""
-        head = (task.options, config.seed) if config.training.objective == "classify" else ()
+        head = (task.options, config.seed) if config.training.objective.has_head else ()
         drawn = () if config.federation.lora.is_plain else (config.federation.lora, config.seed)
         needs = (config.model, config.adapter, head, drawn, base)
         held = self._resident

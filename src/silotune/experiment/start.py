@@ -11,7 +11,7 @@ from silotune.errors import DataError, ModelError
 from silotune.record.files import read_document
 from silotune.record.runs import RunFolder
 from silotune.record.tensor_files import read_tensors
-from silotune.settings.sections import AdapterSection
+from silotune.settings.adapters import AdapterSettings, Lora
 from silotune.structs import Tensors
 
 
@@ -28,14 +28,14 @@ def read_adapter(source: str) -> Tensors:
     return read_tensors(adapter_folder(source) / "adapter_model.safetensors")
 
 
-def check_same_function(source: str, section: AdapterSection) -> None:
+def check_same_function(source: str, section: AdapterSettings) -> None:
     """Whether the tensors of a trained LoRA adapter mean under this section what they meant when they were trained.
 
     Raises:
         ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
     """
     saved = read_document(adapter_folder(source) / "adapter_config.json", ModelError)
-    if section.kind not in ("lora", "qlora") or saved.get("r") != section.rank:
+    if not isinstance(section, Lora) or saved.get("r") != section.rank:
         return
     alpha, rslora, dora = saved["lora_alpha"], bool(saved.get("use_rslora")), bool(saved.get("use_dora"))
     there = _factor(alpha, section.rank, is_rank_stable=rslora)

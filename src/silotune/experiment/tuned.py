@@ -26,7 +26,6 @@ from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
 from silotune.settings.sections import ModelSection
-from silotune.training.objectives import OBJECTIVES
 from silotune.training.probe import probed
 
 
@@ -49,8 +48,8 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
     config = config_of(folder)
     if _is_classifier(config):
         raise ModelError(
-            f"{str(path)!r} holds a classifier (training.objective = {config.training.objective!r}), which writes no "
-            "text; score it with 'silotune evaluate'"
+            f"{str(path)!r} holds a classifier (training.objective = {config.training.objective.type!r}), which writes "
+            "no text; score it with 'silotune evaluate'"
         )
     if base:
         return adapters.attach(load_base(config.model), config.adapter, seed=config.seed)
@@ -67,8 +66,8 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
     if "r" in saved:  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
         section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
     adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
-    if knows_start and section.start is not None:
-        adapted = adapters.begin_from(adapted, padded(read_adapter(section.start), saved.get("r")))
+    if knows_start and section.begins_from is not None:
+        adapted = adapters.begin_from(adapted, padded(read_adapter(section.begins_from), saved.get("r")))
     adapters.write(adapted, tensors)
     return adapted
 
@@ -83,7 +82,7 @@ def next_command(path: str | Path) -> str:
 
 
 def _is_classifier(config: Config) -> bool:
-    return OBJECTIVES[config.training.objective].has_head
+    return config.training.objective.has_head
 
 
 def config_of(folder: RunFolder) -> Config:
@@ -178,7 +177,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 
     Raises:
         RunFolderError: ``out`` exists, the part has no adapter, or the disk is full; nothing is left behind.
-        ModelError: There is no adapter apart from the weights (``adapter.kind = 'none'`` without ``merge``).
+        ModelError: There is no adapter apart from the weights (``adapter.type = 'none'`` without ``merge``).
     """
     target = Path(out)
     if target.exists():
@@ -186,8 +185,8 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
     folder = RunFolder.open(path)
     part, config = _part(folder, mode), config_of(folder)
     part.load_adapter()
-    if not merge and config.adapter.kind == "none":
-        raise ModelError("a run with adapter.kind = 'none' has no adapter apart; export it with --merge")
+    if not merge and config.adapter.is_whole:
+        raise ModelError("a run with adapter.type = 'none' has no adapter apart; export it with --merge")
     with new_folder(target) as building:
         if merge:
             _save_merged(folder, config, mode, building)
@@ -225,11 +224,10 @@ def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
 def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> None:
     if config.model.precision == "int4":
         # An int4 base cannot hold the sum: the adapter is merged into the base's weights in float32.
-        kind = "lora" if config.adapter.kind == "qlora" else config.adapter.kind
         config = config.model_copy(
             update={
                 "model": config.model.model_copy(update={"precision": "float32"}),
-                "adapter": config.adapter.model_copy(update={"kind": kind}),
+                "adapter": config.adapter.on_whole_weights(),
             }
         )
     adapted = _load(folder, config, mode)

@@ -9,8 +9,6 @@ from silotune.errors import ConfigError
 from silotune.structs import Tensors
 
 MEGABYTE = 1_000_000
-BYTES_A_VALUE: Mapping[str, int] = {"adamw": 16, "sgd": 12}
-"""Of a trained float32 value: itself, its gradient, and the optimiser's two moments (of sgd one)."""
 
 
 def largest_rank(adapter: Tensors, *, most_values: float) -> int:
@@ -31,7 +29,7 @@ def client_ranks(
     *,
     memory_mb: Mapping[str, float],
     most_values: Mapping[str, int],
-    optimizer: str,
+    bytes_a_value: int,
 ) -> dict[str, int]:
     """The rank of every client that has one of its own.
 
@@ -40,14 +38,14 @@ def client_ranks(
         ranks: Client -> its rank.
         memory_mb: Client -> megabytes that weights, gradients and moments of its adapter may take together.
         most_values: Client -> values that its policy allows an adapter to have.
-        optimizer: A name in ``BYTES_A_VALUE``.
+        bytes_a_value: Of a trained value: itself, its gradient, and the optimiser's moments.
 
     Raises:
         ConfigError: A client's memory or policy does not allow rank 1.
     """
     found = dict(ranks)
     for name, megabytes in memory_mb.items():
-        found[name] = largest_rank(adapter, most_values=MEGABYTE * megabytes / BYTES_A_VALUE[optimizer])
+        found[name] = largest_rank(adapter, most_values=MEGABYTE * megabytes / bytes_a_value)
         if found[name] < 1:
             raise ConfigError(
                 f"federation.memory_mb: {megabytes:g} MB of {name!r} do not hold an adapter of rank 1 while it trains; "

@@ -23,7 +23,7 @@ from silotune.models import lora_layers
 from silotune.models.fast.paths import PLAIN, Fast, put_on
 from silotune.models.load import Base
 from silotune.seeds import derive
-from silotune.settings.sections import AdapterSection
+from silotune.settings.adapters import IA3, AdapterSettings, Lora, PeftSettings, QLora
 from silotune.structs import Tensors
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Adapted:
         return modules or named
 
 
-def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = False) -> Adapted:
+def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = False) -> Adapted:
     """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.
 
     Args:
@@ -91,12 +91,12 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
     Raises:
         ModelError: A target module does not exist, or the architecture has no default targets.
     """
-    if section.kind == "none":
+    if section.is_whole:
         base.model.requires_grad_(True)
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
-    peft_config = CONFIGS[section.kind](base, section)
+    peft_config = CONFIGS[type(section)](base, section)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -105,7 +105,7 @@ def attach(base: Base, section: AdapterSection, *, seed: int, has_core: bool = F
         try:
             model = get_peft_model(base.model, peft_config)
         except ValueError as error:
-            raise ModelError(f"adapter.kind = {section.kind!r}: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"adapter.type = {section.type!r}: {str(error).splitlines()[0]}") from error
         if has_core:
             lora_layers.add_cores(model)
     model.eval()
@@ -121,7 +121,7 @@ def begin_from(adapted: Adapted, tensors: Tensors) -> Adapted:
         ModelError: They are of another adapter, or all weights are trained.
     """
     if not adapted.start:
-        raise ModelError("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
+        raise ModelError("adapter.start needs an adapter: with adapter.type = 'none' give the model as model.name")
     try:
         write(adapted, tensors)
     except MessageError as error:
@@ -145,7 +145,7 @@ def at_start(adapted: Adapted) -> Iterator[None]:
         ModelError: All weights are trained: what they were is not kept.
     """
     if not adapted.start:
-        raise ModelError("with adapter.kind = 'none' no reference model is kept; use an adapter such as 'lora'")
+        raise ModelError("with adapter.type = 'none' no reference model is kept; use an adapter such as 'lora'")
     now = {name: parameter.detach().clone() for name, parameter in adapted.parameters.items()}
     now |= lora_layers.residuals_of(adapted.model) if adapted.config else {}
     is_training = adapted.model.training
@@ -271,7 +271,7 @@ def linear_names(model: PreTrainedModel, head: Sequence[str] = ()) -> list[str]:
     return sorted(names)
 
 
-def _lora(base: Base, section: AdapterSection) -> PeftConfig:
+def _lora(base: Base, section: Lora) -> PeftConfig:
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
@@ -289,7 +289,7 @@ def _lora(base: Base, section: AdapterSection) -> PeftConfig:
     )
 
 
-def _ia3(base: Base, section: AdapterSection) -> PeftConfig:
+def _ia3(base: Base, section: IA3) -> PeftConfig:
     from peft import IA3Config
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as DEFAULTS
@@ -329,10 +329,15 @@ def _stored_transposed(model: PreTrainedModel) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
-CONFIGS: Mapping[str, Callable[[Base, AdapterSection], PeftConfig]] = {"lora": _lora, "qlora": _lora, "ia3": _ia3}
+CONFIGS: Mapping[type[AdapterSettings], Callable[[Base, Any], PeftConfig]] = {
+    Lora: _lora,
+    QLora: _lora,
+    IA3: _ia3,
+}
+"""Settings -> peft's configuration of the adapter that they are of."""
 
 
-def _targets(base: Base, section: AdapterSection, defaults: Mapping[str, Sequence[str]]) -> str | list[str]:
+def _targets(base: Base, section: PeftSettings, defaults: Mapping[str, Sequence[str]]) -> str | list[str]:
     if section.targets == "all-linear":
         return "all-linear"
     if section.targets == "auto":

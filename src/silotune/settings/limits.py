@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from silotune.settings.adapters import AdapterSettings, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
+from silotune.settings.objectives import OBJECTIVES, Dpo
 from silotune.settings.sections import (
-    BY_EXAMPLE,
-    AdapterSection,
     DataSection,
     Engine,
     EvaluationSection,
@@ -23,7 +23,6 @@ from silotune.settings.sections import (
     TrainingSection,
 )
 
-LORA_KINDS = ("lora", "qlora")
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
 
@@ -34,7 +33,7 @@ def is_lora_aware(federation: FederationSection) -> bool:
 
 
 def lora_faults(
-    adapter: AdapterSection,
+    adapter: AdapterSettings,
     federation: FederationSection,
     *,
     training: TrainingSection,
@@ -44,15 +43,15 @@ def lora_faults(
     """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
     rule = f"federation.lora = {federation.lora.type!r}"
     faults = []
-    if adapter.kind not in LORA_KINDS or adapter.dora:
-        given = "adapter.dora = true" if adapter.kind in LORA_KINDS else f"adapter.kind = {adapter.kind!r}"
+    if not adapter.has_factors:
+        given = "adapter.dora = true" if isinstance(adapter, Lora) else f"adapter.type = {adapter.type!r}"
         asked = [] if federation.lora.is_plain else [rule]
         asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
-        faults += [f"{what} needs adapter.kind = 'lora' or 'qlora' without dora, not {given}" for what in asked]
+        faults += [f"{what} needs adapter.type = 'lora' or 'qlora' without dora, not {given}" for what in asked]
     faults += [
         f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
         for name, rank in federation.ranks.items()
-        if rank > adapter.rank
+        if isinstance(adapter, Lora) and rank > adapter.rank
     ]
     faults += _product_faults(federation, training) if federation.lora.keeps_product else []
     if federation.algorithm.keeps_control and not federation.lora.sends_all:
@@ -118,38 +117,31 @@ def mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str
 
 def classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
     """What does not go together with a classification head, or needs one."""
-    if training.objective != "classify":
-        is_default = training.wording == "auto"
-        return [] if is_default else [f"training.wording = {training.wording!r} needs training.objective = 'classify'"]
-    faults = []
-    if evaluation.scoring == "generation":
-        faults.append("training.objective = 'classify' writes no text and cannot use evaluation.scoring = 'generation'")
-    if evaluation.forgetting:
-        faults.append("training.objective = 'classify' writes no text: leave evaluation.forgetting out")
+    given, faults = f"training.objective = {training.objective.type!r}", []
+    if training.objective.has_head and evaluation.scoring == "generation":
+        faults.append(f"{given} writes no text and cannot use evaluation.scoring = 'generation'")
+    if training.objective.has_head and evaluation.forgetting:
+        faults.append(f"{given} writes no text: leave evaluation.forgetting out")
     return faults
 
 
-def objective_faults(training: TrainingSection, adapter: AdapterSection, evaluation: EvaluationSection) -> list[str]:
+def objective_faults(training: TrainingSection, adapter: AdapterSettings, evaluation: EvaluationSection) -> list[str]:
     """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
     faults, objective = [], training.objective
-    compares = objective in ("dpo", "kto")
-    if compares and adapter.kind == "none":
+    if objective.compares and adapter.is_whole:
         faults.append(
-            f"training.objective = {objective!r} compares with the model that training began with, which "
-            "adapter.kind = 'none' does not keep"
+            f"training.objective = {objective.type!r} compares with the model that training began with, which "
+            f"adapter.type = {adapter.type!r} does not keep"
         )
-    if compares and evaluation.scoring == "generation":
+    if objective.compares and evaluation.scoring == "generation":
         faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
-    if objective == "kto" and training.batch_size == 1:
+    if objective.needs_several and training.batch_size == 1:
         faults.append(
-            "training.objective = 'kto' compares the examples of a batch: training.batch_size needs 2 or more"
+            f"training.objective = {objective.type!r} compares the examples of a batch: training.batch_size needs 2 or "
+            "more"
         )
-    if training.preference_loss == "ipo" and training.label_smoothing:
-        faults.append("training.label_smoothing is for training.preference_loss = 'sigmoid' or 'robust'")
-    if training.packing and objective not in ("sft", "pretrain"):
-        faults.append("training.packing is for training.objective = 'sft' or 'pretrain'")
-    if adapter.start is not None and adapter.kind == "none":
-        faults.append("adapter.start needs an adapter: with adapter.kind = 'none' give the model as model.name")
+    if isinstance(objective, Dpo) and objective.preference_loss == "ipo" and objective.label_smoothing:
+        faults.append("training.objective.label_smoothing is for preference_loss = 'sigmoid' or 'robust'")
     return faults
 
 
@@ -157,13 +149,13 @@ def algorithm_faults(federation: FederationSection, training: TrainingSection) -
     """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
     algorithm, given = federation.algorithm, f"federation.algorithm = {federation.algorithm.type!r}"
     faults = []
-    if algorithm.needs_plain_steps and training.optimizer != "sgd":
+    if algorithm.needs_plain_steps and not training.optimizer.is_plain:
         faults.append(
             f"{given} divides an update by steps and learning rate, which holds for plain steps only: set "
-            f"training.optimizer = 'sgd' (now {training.optimizer!r})"
+            f"training.optimizer = 'sgd' (now {training.optimizer.type!r})"
         )
-    if algorithm.needs_no_momentum and training.optimizer == "sgd" and training.momentum:
-        faults.append(f"{given} needs training.momentum = 0 (now {training.momentum:g})")
+    if algorithm.needs_no_momentum and training.optimizer.keeps_momentum:
+        faults.append(f"{given} needs training.optimizer.momentum = 0")
     if algorithm.sends_gradient and training.clip_norm:
         faults.append(
             "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped "
@@ -198,18 +190,13 @@ def rule_faults(federation: FederationSection, num_clients: int | None) -> list[
     return faults
 
 
-def unused_faults(data: DataSection, adapter: AdapterSection, training: TrainingSection) -> list[str]:
+def unused_faults(data: DataSection) -> list[str]:
     """What would be left aside without a word: settings of another choice than the one made."""
-    kind, definition = adapter.kind, data.definition is not None and data.task not in ("custom", "mixture")
+    definition = data.definition is not None and data.task not in ("custom", "mixture")
     unused = {
         "data.definition is for data.task = 'custom'": definition,
         "data.partition.files is for data.partition.scheme = 'file'": bool(data.partition.files)
         and data.partition.scheme != "file",
-        f"adapter.dora is for adapter.kind = 'lora' or 'qlora' (now {kind!r})": adapter.dora and kind not in LORA_KINDS,
-        f"adapter.rslora is for adapter.kind = 'lora' or 'qlora' (now {kind!r})": adapter.rslora
-        and kind not in LORA_KINDS,
-        f"training.momentum is for training.optimizer = 'sgd' (now {training.optimizer!r})": bool(training.momentum)
-        and training.optimizer != "sgd",
     }
     return [why for why, is_given in unused.items() if is_given]
 
@@ -369,13 +356,13 @@ def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list
 def _example_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
     """What would let examples reach the server past the noise of their steps."""
     faults = []
-    if training.objective not in BY_EXAMPLE:
+    if not training.objective.is_by_example:
         faults.append(
-            f"training.objective = {training.objective!r} mixes examples, or cuts one into several, and cannot be "
-            f"used with privacy.dp = 'example'; those that can: {', '.join(BY_EXAMPLE)}"
+            f"training.objective = {training.objective.type!r} mixes examples, or cuts one into several, and cannot be "
+            f"used with privacy.dp = 'example'; those that can: {', '.join(OBJECTIVES.those('is_by_example'))}"
         )
-    if training.packing:
-        faults.append("training.packing puts examples into one row: leave it out with privacy.dp = 'example'")
+    if training.objective.packs:
+        faults.append("training.objective.packing puts examples into one row: leave it out with privacy.dp = 'example'")
     if federation.algorithm.sends_gradient:
         faults.append(
             "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'"
@@ -425,7 +412,7 @@ class Asked(Protocol):
     """The sections of a run that the table looks at."""
 
     @property
-    def adapter(self) -> AdapterSection: ...
+    def adapter(self) -> AdapterSettings: ...
     @property
     def data(self) -> DataSection: ...
     @property
@@ -468,8 +455,8 @@ def _has_simulated_pace(run: Asked) -> bool:
 
 
 def _needs_start_at_sites(run: Asked) -> bool:
-    is_kept = run.federation.lora.needs_start or run.training.objective in ("dpo", "kto")
-    return run.adapter.start is not None and is_kept
+    is_kept = run.federation.lora.needs_start or run.training.objective.compares
+    return run.adapter.begins_from is not None and is_kept
 
 
 LIMITS: tuple[Limit, ...] = (

@@ -85,6 +85,16 @@ class Table(Generic[ChoiceType]):
         """The names that have a setting of this name."""
         return [name for name, settings in self._classes.items() if setting in settings.model_fields]
 
+    def named(self, name: str) -> str:
+        """A name of the choice, for lists of such.
+
+        Raises:
+            PydanticCustomError: It is unknown.
+        """
+        if name not in self:
+            raise _fault(unknown_choice("value", name, self))
+        return name
+
     @property
     def default(self) -> str:
         """The name that a table without one means."""

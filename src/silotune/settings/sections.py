@@ -14,17 +14,12 @@ from silotune.settings.attacks import Attack, NoAttack
 from silotune.settings.base import FolderName, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
+from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
-AdapterKind = Literal["lora", "qlora", "ia3", "none"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
-Objective = Literal["sft", "choice", "classify", "dpo", "kto", "pretrain"]
-PreferenceLoss = Literal["sigmoid", "robust", "ipo"]
-Turns = Literal["all", "last"]
-Wording = Literal["auto", "prompt", "text"]
-Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Mode = Literal["federated", "isolated", "centralized"]
 Engine = Literal["in_process", "ray"]
@@ -37,8 +32,6 @@ DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed
 Accountant = Literal["pld", "rdp"]
 Clipping = Literal["fixed", "adaptive"]
 
-BY_EXAMPLE: tuple[Objective, ...] = ("sft", "choice", "classify", "dpo")
-"""Objectives whose loss is a sum over examples, each term a function of its example alone."""
 SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
 """Guarantees whose noise is added at the site, so that the server need not be trusted."""
 
@@ -77,25 +70,6 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
     autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
     offline: bool = Field(False, description="never ask the Hub for the model; HF_HUB_OFFLINE=1 holds for data, too")
-
-
-class AdapterSection(Section):
-    """The small part that is trained and sent."""
-
-    kind: AdapterKind = Field("lora", description="qlora is lora on an int4 base; none trains all weights")
-    rank: Positive = Field(8, description="of lora and qlora")
-    alpha: Annotated[float, Field(gt=0)] = Field(
-        16, description="of lora and qlora: the update is scaled by alpha / rank"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of lora and qlora")
-    targets: Literal["auto", "all-linear"] | tuple[str, ...] = Field(
-        "auto", description="'auto' (peft's map for the architecture), 'all-linear', or module names"
-    )
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank), Kalajdzievski 2023")
-    dora: bool = Field(False, description="weight-decomposed LoRA, Liu et al. 2024")
-    start: str | None = Field(
-        None, description="run folder (or RUN/centralized), or exported adapter, whose adapter training goes on from"
-    )
 
 
 class TaskSection(Section):
@@ -181,31 +155,10 @@ class DataSection(Section):
 class TrainingSection(Section):
     """One local round at a client."""
 
-    objective: Objective = Field(
-        "sft",
-        description="sft: the answer's tokens; choice: softmax over the options; classify: a head on the model; "
-        "dpo: pairs of answers; kto: answers that are wanted or not; pretrain: all tokens of plain text",
-    )
-    turns: Turns = Field("all", description="of sft: which of an assistant's turns in a chat are learnt")
-    packing: bool = Field(False, description="of sft and pretrain: put short examples into one row, each by itself")
-    beta: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="of dpo and kto: how strongly the model is held to where training began"
-    )
-    preference_loss: PreferenceLoss = Field(
-        "sigmoid", description="of dpo: sigmoid (smoothed by label_smoothing), robust (Chowdhury 2024), ipo (Azar 2023)"
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="of dpo with sigmoid or robust: share of pairs that may be the wrong way round"
-    )
-    desirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are wanted")
-    undesirable_weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of kto: of answers that are not")
-    wording: Wording = Field(
-        "auto", description="of classify: the whole prompt, or the row's text alone; auto: text for an encoder"
-    )
-    optimizer: Optimizer = Field("adamw", description="of the local steps")
+    objective: Objective = Field(Sft(), description="what is minimised")
+    optimizer: Optimizer = Field(AdamW(), description="of the local steps")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the local steps")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
     batch_size: Positive = Field(16, description="examples a batch")
     gradient_accumulation: Positive = Field(1, description="batches an optimiser step")
     max_steps: Positive | None = Field(None, description="optimiser steps a round; instead of epochs")

@@ -91,7 +91,7 @@ def _between(
     if not ended.startswith(said) or not asked.startswith(ended):
         raise DataError(
             f"example {number}: the tokenizer's chat template words earlier turns differently once others follow, so "
-            "they cannot be learnt in one piece; set training.turns = 'last'"
+            "they cannot be learnt in one piece; set training.objective.turns = 'last'"
         )
     mark = ended[len(said) :]
     stop = tokenizer.eos_token

@@ -1,6 +1,6 @@
 """How a text is put to a classifier: its wording, and the ids around it.
 
-What the model reads is the whole prompt or the row's text alone (``training.wording``). A head learns from
+What the model reads is the whole prompt or the row's text alone (``training.objective.wording``). A head learns from
 labels and not from wording, so an instruction that is the same in every row tells an encoder nothing; a decoder was
 trained to go on after one.
 """

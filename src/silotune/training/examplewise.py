@@ -18,6 +18,7 @@ import torch
 
 from silotune.errors import PrivacyError
 from silotune.models.adapters import Adapted
+from silotune.settings.objectives import Classify, Dpo, ObjectiveSettings, Sft, SoftmaxOverOptions
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
@@ -26,11 +27,11 @@ from silotune.training.scores import answer_losses, class_logits, option_scores
 
 Losses: TypeAlias = Callable[[Adapted, Sequence[Encoded]], torch.Tensor]
 """``losses(adapted, examples)`` [examples]: each a function of its example alone."""
-SettledLosses: TypeAlias = Callable[[Adapted, Sequence[Encoded], TrainingSection], torch.Tensor]
+SettledLosses: TypeAlias = Callable[[Adapted, Sequence[Encoded], Any], torch.Tensor]
 """The same with the objective's settings."""
 
 
-def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
+def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> torch.Tensor:
     """Mean over the example's own answer ids: a mean over the batch's would depend on the other examples."""
     losses, owner = answer_losses(adapted, examples)
     totals = torch.zeros(2, len(examples), device=losses.device)
@@ -38,29 +39,29 @@ def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSec
     return summed / counts
 
 
-def _choice(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
+def _choice(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> torch.Tensor:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     return torch.nn.functional.cross_entropy(option_scores(adapted, examples), labels, reduction="none")
 
 
-def _class(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
+def _class(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> torch.Tensor:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     return torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="none")
 
 
-LOSSES: Mapping[str, SettledLosses] = {
-    "sft": _answer,
-    "choice": _choice,
-    "classify": _class,
-    "dpo": pair_losses,
+LOSSES: Mapping[type[ObjectiveSettings], SettledLosses] = {
+    Sft: _answer,
+    SoftmaxOverOptions: _choice,
+    Classify: _class,
+    Dpo: pair_losses,
 }
-"""Objective -> its losses by example; the names are ``sections.BY_EXAMPLE`` (a test compares them)."""
+"""Settings of an objective that ``is_by_example`` -> its losses by example (a test compares them)."""
 
 
 def losses_of(settings: TrainingSection) -> Losses:
     """Losses by example of the objective that a ``[training]`` section names, which must be one of `LOSSES`."""
-    chosen = LOSSES[settings.objective]
-    return lambda adapted, examples: chosen(adapted, examples, settings)
+    chosen = LOSSES[type(settings.objective)]
+    return lambda adapted, examples: chosen(adapted, examples, settings.objective)
 
 
 def gradients(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:

@@ -10,7 +10,7 @@ from silotune.models.adapters import Adapted
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.training.encode import Encoded
-from silotune.training.objectives import OBJECTIVES
+from silotune.training.objectives import objective_of
 
 
 def mean_gradient(
@@ -26,12 +26,12 @@ def mean_gradient(
         examples: The client's encoded examples.
         settings: The ``[training]`` section; its objective and batch size are used.
     """
-    objective = OBJECTIVES[settings.objective]
+    objective = objective_of(settings)
     adapters.write(adapted, weights)
     count = 0
     try:
         for start in range(0, len(examples), settings.batch_size):
-            loss = objective.loss(adapted, examples[start : start + settings.batch_size], settings)
+            loss = objective.loss(adapted, examples[start : start + settings.batch_size], settings.objective)
             loss.total.backward()
             count += loss.count
         summed = arithmetic.zeros_like(weights)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -22,12 +22,13 @@ from silotune.errors import DataError, TrainingError
 from silotune.methods.corrections import Correction
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.settings.objectives import AdamW, OptimizerSettings, Sgd
 from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import losses_of
-from silotune.training.objectives import OBJECTIVES, Objective
+from silotune.training.objectives import Objective, objective_of
 from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
 
 
@@ -110,7 +111,7 @@ def train_round(
     """
     if not examples:
         raise DataError("a client has no examples to train on")
-    objective = OBJECTIVES[settings.objective]
+    objective = objective_of(settings)
     objective.check(examples)
     began = time.perf_counter()
     adapters.write(adapted, received)
@@ -175,7 +176,7 @@ def _plain_gradient(
     """The summed loss's gradient over its terms, then clipped as a whole."""
     total, count = 0.0, 0
     for batch in group:
-        loss = objective.loss(adapted, batch, settings)
+        loss = objective.loss(adapted, batch, settings.objective)
         loss.total.backward()
         total, count = total + float(loss.total.detach()), count + loss.count
     gradients = [parameter.grad for parameter in adapted.parameters.values() if parameter.grad is not None]
@@ -226,12 +227,29 @@ class _Loop:
             parameter.grad = term if parameter.grad is None else parameter.grad.add_(term)
 
 
+Parameters: TypeAlias = list[torch.nn.Parameter]
+
+
 def _optimizer(adapted: Adapted, settings: TrainingSection, rate: float) -> torch.optim.Optimizer:
     parameters = list(adapted.parameters.values())
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    fused = adapted.base.device.type in ("cpu", "cuda") and all(item.is_floating_point() for item in parameters)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=settings.weight_decay, fused=fused)
+    return OPTIMIZERS[type(settings.optimizer)](settings.optimizer, parameters, rate, settings.weight_decay)
+
+
+def _adamw(settings: AdamW, parameters: Parameters, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    device = parameters[0].device.type
+    fused = device in ("cpu", "cuda") and all(item.is_floating_point() for item in parameters)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=fused)
+
+
+def _sgd(settings: Sgd, parameters: Parameters, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=weight_decay)
+
+
+OPTIMIZERS: Mapping[type[OptimizerSettings], Callable[[Any, Parameters, float, float], torch.optim.Optimizer]] = {
+    AdamW: _adamw,
+    Sgd: _sgd,
+}
+"""Settings -> builder of the optimiser that they are of, from parameters, learning rate and weight decay."""
 
 
 def _restore(optimizer: torch.optim.Optimizer, adapted: Adapted, state: SiteState | None) -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from silotune.models.adapters import Adapted
-from silotune.settings.sections import TrainingSection
 from silotune.training.encode import Encoded
-
-DEFAULTS = TrainingSection()
-"""The settings of an objective that is given none."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +21,6 @@ class Loss:
 
 
 class LossFunction(Protocol):
-    """A loss over one batch of examples, by the settings of the ``[training]`` section that concern it."""
+    """A loss over one batch of examples, by the objective's own settings."""
 
-    def __call__(self, adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = ...) -> Loss: ...
+    def __call__(self, adapted: Adapted, examples: Sequence[Encoded], settings: Any) -> Loss: ...

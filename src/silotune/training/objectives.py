@@ -16,26 +16,32 @@ import torch
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
+from silotune.settings.objectives import (
+    Classify,
+    Dpo,
+    Kto,
+    LanguageSettings,
+    ObjectiveSettings,
+    Pretrain,
+    Sft,
+    SoftmaxOverOptions,
+)
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example
 from silotune.training.classify import ClassEncoder
 from silotune.training.encode import Encoded
 from silotune.training.encoder import Encoder
-from silotune.training.losses import DEFAULTS, Loss, LossFunction
+from silotune.training.losses import Loss, LossFunction
 from silotune.training.preference import check_pairs, dpo_loss, kto_loss
 from silotune.training.scores import answer_losses, class_logits, closed_examples, option_scores
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``loss(adapted, examples, settings)`` for one batch of examples; ``check`` refuses examples it cannot use.
-
-    ``has_head`` says that the base carries a classification head instead of its language model's.
-    """
+    """``loss(adapted, examples, settings)`` for one batch of examples; ``check`` refuses examples it cannot use."""
 
     loss: LossFunction
     check: Callable[[Sequence[Encoded]], None]
-    has_head: bool = False
 
 
 class Encode(Protocol):
@@ -44,25 +50,27 @@ class Encode(Protocol):
     def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]: ...
 
 
-def encoder_of(base: Base, *, max_length: int, wording: str = "auto", turns: str = "all") -> Encode:
+def encoder_of(base: Base, objective: ObjectiveSettings, *, max_length: int) -> Encode:
     """What turns examples into ids for this model: a classifier's examples have no answer."""
     if base.labels:
+        wording = objective.wording if isinstance(objective, Classify) else "auto"
         return ClassEncoder(base, max_length=max_length, wording=wording)
+    turns = objective.turns if isinstance(objective, Sft) else "all"
     return Encoder(base.tokenizer, max_length=max_length, turns=turns)
 
 
-def _sft_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
-    losses, _ = answer_losses(adapted, examples, packed=settings.packing)
+def _sft_loss(adapted: Adapted, examples: Sequence[Encoded], settings: LanguageSettings) -> Loss:
+    losses, _ = answer_losses(adapted, examples, packed=settings.packs)
     return Loss(losses.sum(), losses.numel())
 
 
-def _choice_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
+def _choice_loss(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> Loss:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     scores = option_scores(adapted, examples)
     return Loss(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"), len(examples))
 
 
-def _class_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
+def _class_loss(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> Loss:
     labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
     losses = torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="sum")
     return Loss(losses, len(examples))
@@ -80,11 +88,17 @@ def _any_examples(examples: Sequence[Encoded]) -> None:
         raise DataError("an answer that is not wanted is not to be learnt: use training.objective = 'kto'")
 
 
-OBJECTIVES: Mapping[str, Objective] = {
-    "sft": Objective(_sft_loss, _any_examples),
-    "choice": Objective(_choice_loss, closed_examples),
-    "classify": Objective(_class_loss, _labelled_examples, has_head=True),
-    "dpo": Objective(dpo_loss, check_pairs),
-    "kto": Objective(kto_loss, closed_examples),
-    "pretrain": Objective(_sft_loss, _any_examples),
+OBJECTIVES: Mapping[type[ObjectiveSettings], Objective] = {
+    Sft: Objective(_sft_loss, _any_examples),
+    SoftmaxOverOptions: Objective(_choice_loss, closed_examples),
+    Classify: Objective(_class_loss, _labelled_examples),
+    Dpo: Objective(dpo_loss, check_pairs),
+    Kto: Objective(kto_loss, closed_examples),
+    Pretrain: Objective(_sft_loss, _any_examples),
 }
+"""Settings -> the objective that they are of."""
+
+
+def objective_of(settings: TrainingSection) -> Objective:
+    """The objective that a ``[training]`` section names."""
+    return OBJECTIVES[type(settings.objective)]

@@ -19,12 +19,12 @@ import torch
 
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted, at_start
-from silotune.settings.sections import TrainingSection
+from silotune.settings.objectives import Dpo, Kto
 from silotune.training.encode import Encoded
-from silotune.training.losses import DEFAULTS, Loss
+from silotune.training.losses import Loss
 from silotune.training.scores import option_scores
 
-PairLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, TrainingSection], torch.Tensor]
+PairLoss: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Dpo], torch.Tensor]
 """``loss(ratios, lengths, settings)``: from log-ratios [pairs, 2] (preferred answer first) and the answers' ids
 [pairs, 2] to a loss a pair [pairs]."""
 
@@ -47,13 +47,13 @@ def reference_scores(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Ten
         return option_scores(adapted, examples)
 
 
-def dpo_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
-    """One term a pair, by ``training.preference_loss``."""
+def dpo_loss(adapted: Adapted, examples: Sequence[Encoded], settings: Dpo) -> Loss:
+    """One term a pair, by ``preference_loss``."""
     losses = pair_losses(adapted, examples, settings)
     return Loss(losses.sum(), len(examples))
 
 
-def pair_losses(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection) -> torch.Tensor:
+def pair_losses(adapted: Adapted, examples: Sequence[Encoded], settings: Dpo) -> torch.Tensor:
     """Loss of each pair [pairs], a function of that pair alone."""
     ratios = log_ratios(adapted, examples)
     lengths = torch.tensor([[len(option) for option in example.options] for example in examples], device=ratios.device)
@@ -61,7 +61,7 @@ def pair_losses(adapted: Adapted, examples: Sequence[Encoded], settings: Trainin
     return PAIR_LOSSES[settings.preference_loss](ratios.gather(1, order), lengths.gather(1, order), settings)
 
 
-def _sigmoid(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSection) -> torch.Tensor:
+def _sigmoid(ratios: torch.Tensor, lengths: torch.Tensor, settings: Dpo) -> torch.Tensor:
     """-(1 - e) log s(b d) - e log s(-b d), d the difference of the log-ratios (DPO, equation 7; Mitchell 2023)."""
     margin = settings.beta * (ratios[:, 0] - ratios[:, 1])
     log_sigmoid = torch.nn.functional.logsigmoid
@@ -69,7 +69,7 @@ def _sigmoid(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSect
     return -(1 - smoothing) * log_sigmoid(margin) - smoothing * log_sigmoid(-margin)
 
 
-def _robust(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSection) -> torch.Tensor:
+def _robust(ratios: torch.Tensor, lengths: torch.Tensor, settings: Dpo) -> torch.Tensor:
     """(-(1 - e) log s(b d) + e log s(-b d)) / (1 - 2 e): unbiased where a share e of the pairs is the wrong way round
     (Chowdhury et al. 2024, equation 12)."""
     margin = settings.beta * (ratios[:, 0] - ratios[:, 1])
@@ -78,7 +78,7 @@ def _robust(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSecti
     return (-(1 - smoothing) * log_sigmoid(margin) + smoothing * log_sigmoid(-margin)) / (1 - 2 * smoothing)
 
 
-def _ipo(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSection) -> torch.Tensor:
+def _ipo(ratios: torch.Tensor, lengths: torch.Tensor, settings: Dpo) -> torch.Tensor:
     """(d - 1 / (2 b))², d the difference of the log-ratios a token (Azar et al. 2023, equation 17).
 
     A token, not an answer: the authors' own results are of this form, as trl's notes say.
@@ -90,7 +90,7 @@ def _ipo(ratios: torch.Tensor, lengths: torch.Tensor, settings: TrainingSection)
 PAIR_LOSSES: Mapping[str, PairLoss] = {"sigmoid": _sigmoid, "robust": _robust, "ipo": _ipo}
 
 
-def kto_loss(adapted: Adapted, examples: Sequence[Encoded], settings: TrainingSection = DEFAULTS) -> Loss:
+def kto_loss(adapted: Adapted, examples: Sequence[Encoded], settings: Kto) -> Loss:
     """One term an answer: w (1 - s(b (r - z))) if it is wanted, w (1 - s(b (z - r))) if not (KTO, equations 7 and 8).
 
     Of an example's options, the one that its label names is wanted; a label of -1 says that none is.

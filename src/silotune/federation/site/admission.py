@@ -234,9 +234,9 @@ BOUNDS: Mapping[str, float] = {
     "training.gradient_accumulation": 1 << 16,
     "training.epochs": 1e4,
     "training.clip_norm": 1e9,
-    "training.beta": 1e4,
-    "training.desirable_weight": 1e4,
-    "training.undesirable_weight": 1e4,
+    "training.objective.beta": 1e4,
+    "training.objective.desirable_weight": 1e4,
+    "training.objective.undesirable_weight": 1e4,
     "training.threads": 1024,
     "record.checkpoint_every": 1000,
 }
@@ -252,7 +252,7 @@ def check_bounds(config: Config) -> None:
     for name, most in BOUNDS.items():
         value: Any = config
         for part in name.split("."):
-            value = getattr(value, part)
+            value = getattr(value, part, None)  # settings of another choice are not there
         if value is not None and value > most:
             raise PolicyError("bounds", f"{name} = {value:g}, at most {most:g} is served")
 
@@ -270,7 +270,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
         kind=header.kind,
         now=gate.clock(),
         tasks=(gate.task,) if gate.task else tasks,
-        objective=config.training.objective,
+        objective=config.training.objective.type,
         base_sha256=gate.base_sha256,
         participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,

@@ -23,7 +23,7 @@ from silotune.federation.kinds import Kind, kind_named
 from silotune.federation.wire.signed_job import Sha256
 from silotune.record.signatures import normal_public
 from silotune.settings.base import PositiveNumber, Section
-from silotune.settings.sections import Objective
+from silotune.settings.objectives import OBJECTIVES
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -108,13 +108,17 @@ class WorkingHours(Section):
         return (today in self.days and clock >= self.begin) or (yesterday in self.days and clock < self.end)
 
 
+ObjectiveName = Annotated[str, AfterValidator(OBJECTIVES.named)]
+"""A name of `training.objective`."""
+
+
 class Policy(Section):
     """``policy.toml``; a rule that is left out does not restrict, but for those that have a value here."""
 
     format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
     base_models: tuple[Sha256, ...] | None = Field(None, description="fingerprints of base models that may be tuned")
     tasks: tuple[str, ...] | None = Field(None, description="tasks that may be learnt")
-    objectives: tuple[Objective, ...] | None = Field(None, description="objectives that may be trained with")
+    objectives: tuple[ObjectiveName, ...] | None = Field(None, description="objectives that may be trained with")
     smallest_adapter: _Count | None = Field(None, description="fewest values of an adapter")
     largest_adapter: _Count | None = Field(None, description="most values of an adapter")
     least_participants: _Count | None = Field(None, description="fewest sites of a run, this one counted in")

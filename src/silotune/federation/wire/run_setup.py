@@ -46,7 +46,7 @@ def without_places(config: Config) -> Config:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update=of_model),
-            "adapter": config.adapter.model_copy(update={"start": None}),
+            "adapter": config.adapter.without_start(),
             "data": data.model_copy(update=nowhere),
             "federation": config.federation.model_copy(update={"clock": None, "policies": {}, "engine": "in_process"}),
             "privacy": config.privacy.model_copy(update={"ledger": None}),

@@ -46,13 +46,15 @@ class Fast:
 
     def only(self, *names: str) -> Fast:
         """These of the shortcuts that are taken, and no other."""
-        return replace(PLAIN, **{name: True for name in self.names() if name in names})
+        taken: dict[str, Any] = {name: True for name in self.names() if name in names}
+        return replace(PLAIN, **taken)
 
 
 SHORTCUTS = tuple(field.name for field in fields(Fast) if field.name != "note")
 PLAIN = Fast()
 """None of them: `model.fast = "off"`, and every model that was not probed."""
-ALL = replace(PLAIN, **dict.fromkeys(SHORTCUTS, True))
+_TAKEN: dict[str, Any] = dict.fromkeys(SHORTCUTS, True)
+ALL = replace(PLAIN, **_TAKEN)
 WINDOWS = (
     "sliding_window",
     "sliding_window_size",
