@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
+from silotune.settings import plugins
 from silotune.settings.adapters import ADAPTERS, Adapter, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
@@ -29,7 +30,7 @@ from silotune.settings.limits import (
     rule_faults,
     unused_faults,
 )
-from silotune.settings.registry import FAULT, TYPE, overlay, section_of, table_at
+from silotune.settings.registry import FAULT, TYPE, brought_by, overlay, section_of, table_at
 from silotune.settings.sections import (
     DataSection,
     EvaluationSection,
@@ -159,6 +160,18 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
             f"a round has {clients} clients"
         )
     return faults
+
+
+def plugins_of(config: Config) -> dict[str, str]:
+    """The packages whose plug-ins a run uses -> their versions.
+
+    Raises:
+        PluginError: A name is defined twice.
+    """
+    used = [*brought_by(config)]
+    for task in (config.data.task, *config.data.mixture):
+        used += [each for each in plugins.visible("tasks") if each.name == task]
+    return {each.package: each.version for each in used}
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

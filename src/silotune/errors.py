@@ -52,6 +52,10 @@ class ConfigError(SilotuneError):
         self.faults = tuple(faults)
 
 
+class PluginError(ConfigError):
+    """A package of the user's own that adds to a choice cannot be used; the message names it."""
+
+
 class DataError(SilotuneError):
     """Examples that are missing or do not fit their task; ``beside`` says what a folder holds in place of a file."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from silotune.sections import PartitionSection
 
 from silotune.data.partition import Clients, partition
+from silotune.settings.sections import PartitionSection
 from silotune.structs import Example
 
 SEEDS = (0, 1, 2, 7, 42, 1234, 2**32 - 1)

@@ -317,7 +317,7 @@ def test_partitions_are_made_without_flwr_datasets() -> None:
     code = (
         "import sys\n"
         "from silotune.data.partition import partition\n"
-        "from silotune.sections import PartitionSection\n"
+        "from silotune.settings.sections import PartitionSection\n"
         "from silotune.structs import Example\n"
         "rows = [Example((), '!', fields={'label': str(place % 2)}) for place in range(40)]\n"
         "for scheme in ('iid', 'dirichlet', 'quantity', 'field'):\n"

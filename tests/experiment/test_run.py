@@ -446,6 +446,7 @@ def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None
     config = configuration(federation=ALL)
     figures = estimate(config)
     assert figures["steps"] == 3 * 2 * 6
+    assert "last_layer" in figures["fast_paths"]
     assert figures["clients"] == 3 and figures["seconds"] > 0 and figures["seconds_per_step"] > 0
     assert figures["trainable"] < figures["parameters"]
     assert figures["bytes_per_round"] > 2 * 3 * 4 * figures["trainable"]

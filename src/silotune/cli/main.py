@@ -23,6 +23,7 @@ from silotune.cli.evaluate import evaluate
 from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
 from silotune.cli.output import quiet, say
+from silotune.cli.plugins import plugins
 from silotune.cli.privacy import privacy_app
 from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
@@ -40,7 +41,7 @@ _EPILOG = (
     "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
     "13 privacy; 130 interrupted."
 )
-_COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks)
+_COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks, plugins)
 _DEPLOYED: Mapping[str, Callable[..., None]] = {
     "submit": submit,
     "list": list_runs,

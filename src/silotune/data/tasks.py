@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Final
 
 from silotune.data.rows import SPLITS, Hub, Layout, Task, placeholders, to_example
-from silotune.errors import ConfigError, unknown_choice
+from silotune.errors import ConfigError, PluginError, unknown_choice
+from silotune.settings import plugins
 from silotune.settings.sections import AnswerFormat, DataSection, Metric, TaskSection
 
 __all__ = ["TASKS", "Task", "resolve", "to_example"]
@@ -266,10 +267,26 @@ def resolve(section: DataSection) -> Task:
         if section.definition is None:
             raise ConfigError("data.task = 'custom' needs a section [data.definition]")
         return _custom(section.definition)
-    if section.task not in TASKS:
-        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, 'custom', 'mixture'])}")
-    task = TASKS[section.task]
+    task = task_named(section.task)
+    if task is None:
+        others = [each.name for each in plugins.visible("tasks")]
+        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, *others, 'custom', 'mixture'])}")
     return task if section.prompt is None else replace(task, prompt=_other_prompt(task, section.prompt))
+
+
+def task_named(name: str) -> Task | None:
+    """The task of a name, from this table or from a plug-in; None where there is none.
+
+    Raises:
+        PluginError: Two define the name, or the plug-in brings something else than a task of its own name.
+    """
+    plugin = plugins.named("tasks", name, is_own=name in TASKS)
+    if plugin is None:
+        return TASKS.get(name)
+    brought = plugin.load()
+    if not isinstance(brought, Task) or brought.name != name:
+        raise PluginError(f"the plug-in {name!r} of {plugin.origin} is no Task of that name")
+    return brought
 
 
 def _other_prompt(task: Task, prompt: str) -> str:
@@ -289,7 +306,8 @@ def _other_prompt(task: Task, prompt: str) -> str:
 
 def _mixture(section: DataSection) -> Task:
     """What a mixture is scored by: the metric of the task that is named first."""
-    strangers = [name for name in section.mixture if name not in TASKS]
+    parts = {name: task_named(name) for name in section.mixture}
+    strangers = [name for name, task in parts.items() if task is None]
     if strangers:
         raise ConfigError(f"data.mixture: {unknown_choice('task', strangers[0], TASKS)}")
     if len(section.mixture) < 2:
@@ -299,7 +317,7 @@ def _mixture(section: DataSection) -> Task:
         summary=f"a mixture of {', '.join(section.mixture)}",
         prompt="",
         answer="mixture",
-        metric=TASKS[next(iter(section.mixture))].metric,
+        metric=next(task.metric for task in parts.values() if task is not None),
         layouts=(Layout(fields={"task": "task"}),),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from silotune.config import Config, validated
+from silotune.config import Config, plugins_of, validated
 from silotune.data.load import read_examples
 from silotune.data.mixture import load_examples, tasks_of
 from silotune.data.rows import Task
@@ -65,9 +65,9 @@ def setup_of(config: Config, *, is_simulated: bool = False, base: str | None = N
         ModelError: The base model is not on this machine, so that its fingerprint cannot be told.
     """
     if is_simulated:
-        return Setup(config=config).model_dump(mode="json")
+        return Setup(config=config, plugins=plugins_of(config)).model_dump(mode="json")
     found = fingerprint(folder_of(config.model)) if base is None else base
-    return Setup(config=without_places(config), base=found).model_dump(mode="json")
+    return Setup(config=without_places(config), base=found, plugins=plugins_of(config)).model_dump(mode="json")
 
 
 @dataclass

@@ -65,6 +65,7 @@ from silotune.settings.lora_rules import (
     Stack,
     Svd,
 )
+from silotune.settings.registry import implemented
 from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
@@ -172,9 +173,8 @@ PERSONAL_TERMS: Mapping[type[PersonalizationSettings], Callable[[Any], Anchored]
 
 def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
-    made = ALGORITHMS[type(section.algorithm)](
-        section.algorithm, AGGREGATIONS[type(section.aggregation)](section.aggregation)
-    )
+    rule_of = implemented(AGGREGATIONS, section.aggregation)
+    made = implemented(ALGORITHMS, section.algorithm)(section.algorithm, rule_of(section.aggregation))
     weigh, rule = WEIGHTINGS[type(section.weighting)](section.weighting), LORA_RULES[type(section.lora)]
     term = PERSONAL_TERMS.get(type(section.personalization))
     return replace(

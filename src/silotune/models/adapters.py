@@ -24,6 +24,7 @@ from silotune.models.fast.paths import PLAIN, Fast, put_on
 from silotune.models.load import Base
 from silotune.seeds import derive
 from silotune.settings.adapters import IA3, AdapterSettings, Lora, PeftSettings, QLora
+from silotune.settings.registry import implemented
 from silotune.structs import Tensors
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = 
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
-    peft_config = CONFIGS[type(section)](base, section)
+    peft_config = implemented(CONFIGS, section)(base, section)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

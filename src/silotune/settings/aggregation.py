@@ -86,7 +86,17 @@ class GeometricMedian(AggregationSettings):
     type = "geometric-median"
 
 
-AGGREGATIONS = Table("federation.aggregation", Mean, Median, TrimmedMean, NormBound, Krum, MultiKrum, GeometricMedian)
+AGGREGATIONS = Table(
+    "federation.aggregation",
+    Mean,
+    Median,
+    TrimmedMean,
+    NormBound,
+    Krum,
+    MultiKrum,
+    GeometricMedian,
+    group="aggregations",
+)
 Aggregation = Annotated[SerializeAsAny[AggregationSettings], AGGREGATIONS]
 
 

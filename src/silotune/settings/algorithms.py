@@ -137,6 +137,7 @@ class FedDyn(AlgorithmSettings):
 
 
 ALGORITHMS = Table(
-    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn
-)
+    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn,
+    group="algorithms",
+)  # fmt: skip
 Algorithm = Annotated[SerializeAsAny[AlgorithmSettings], ALGORITHMS]

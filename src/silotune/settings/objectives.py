@@ -114,7 +114,7 @@ class Pretrain(LanguageSettings):
     learns_from = ("document",)
 
 
-OBJECTIVES = Table("training.objective", Sft, SoftmaxOverOptions, Classify, Dpo, Kto, Pretrain)
+OBJECTIVES = Table("training.objective", Sft, SoftmaxOverOptions, Classify, Dpo, Kto, Pretrain, group="objectives")
 Objective = Annotated[SerializeAsAny[ObjectiveSettings], OBJECTIVES]
 
 

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, GetCoreSchemaHandler, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, PydanticKnownError, core_schema
 
-from silotune.errors import unknown_choice
+from silotune.errors import PluginError, unknown_choice
+from silotune.settings import plugins
 from silotune.settings.base import Section
+from silotune.settings.plugins import Plugin
 
 TYPE = "type"
 """The key of a table that holds the name of the choice."""
@@ -28,12 +30,24 @@ class Choice(Section):
 
     type: ClassVar[str] = ""
 
+    @classmethod
+    def implementation(cls) -> Any:
+        """What does the work of a plug-in's choice: the entry that silotune's own table of this choice would hold.
+
+        A plug-in imports torch in here, and not beside its settings: a configuration is read without it.
+
+        Raises:
+            PluginError: The plug-in does not say.
+        """
+        raise PluginError(f"the plug-in {cls.type!r} ({cls.__module__}) has settings and no implementation")
+
     @model_serializer(mode="wrap")
     def _with_type(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {TYPE: self.type, **fields(self)}
 
 
 ChoiceType = TypeVar("ChoiceType", bound=Choice)
+Made = TypeVar("Made")
 
 
 class Table(Generic[ChoiceType]):
@@ -42,9 +56,9 @@ class Table(Generic[ChoiceType]):
     As the annotation of a field, ``Annotated[SerializeAsAny[...], TABLE]``, it reads what a configuration says.
     """
 
-    def __init__(self, where: str, *classes: type[ChoiceType]) -> None:
-        """``where`` is the dotted key of the choice."""
-        self.where = where
+    def __init__(self, where: str, *classes: type[ChoiceType], group: str = "") -> None:
+        """``where`` is the dotted key of the choice, ``group`` that of its plug-ins; empty where it takes none."""
+        self.where, self.group = where, group
         self._classes: dict[str, type[ChoiceType]] = {}
         self._origins: dict[str, str] = {}
         for each in classes:
@@ -72,10 +86,49 @@ class Table(Generic[ChoiceType]):
         return len(self._classes)
 
     def __getitem__(self, name: str) -> type[ChoiceType]:
-        return self._classes[name]
+        """The class of a name.
+
+        Raises:
+            KeyError: There is none.
+            PluginError: A plug-in of this name cannot be used.
+        """
+        plugin = self.plugin(name)
+        return self._classes[name] if plugin is None else self._brought(plugin)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes
+        return name in self._classes or (isinstance(name, str) and self.plugin(name) is not None)
+
+    def plugin(self, name: str) -> Plugin | None:
+        """The plug-in that brings a name; None for silotune's own, and for one that there is not.
+
+        Raises:
+            PluginError: The name is defined twice.
+        """
+        return plugins.named(self.group, name, is_own=name in self._classes) if self.group else None
+
+    def _brought(self, plugin: Plugin) -> type[ChoiceType]:
+        """The class that a plug-in brings, where it is one of this choice and of its own name."""
+        brought, base = plugin.load(), self._base()
+        if not (isinstance(brought, type) and issubclass(brought, base)):
+            raise PluginError(
+                f"the plug-in {plugin.name!r} of {plugin.origin} is no subclass of {base.__name__}, which "
+                f"{self.where} takes"
+            )
+        if brought.type != plugin.name:
+            raise PluginError(
+                f"the plug-in {plugin.name!r} of {plugin.origin} calls itself type = {brought.type!r}: make both alike"
+            )
+        return brought
+
+    def _base(self) -> type[ChoiceType]:
+        """The class that all choices of this table are subclasses of."""
+        first = self._classes[self.default]
+        found: type[ChoiceType] = next(
+            each
+            for each in reversed(first.__mro__)
+            if issubclass(each, Choice) and each is not Choice  # type: ignore[assignment]
+        )
+        return found
 
     def those(self, trait: str) -> list[str]:
         """The names of which something is true: ``trait`` is a class variable."""
@@ -130,7 +183,8 @@ class Table(Generic[ChoiceType]):
             raise PydanticCustomError("choice_type", "A name is needed, or a table with a type and its settings")
         name = given.get(TYPE, self.default)
         if not isinstance(name, str) or name not in self:
-            raise _fault(unknown_choice("value", str(name), self))
+            brought = [each.name for each in plugins.visible(self.group)] if self.group else []
+            raise _fault(unknown_choice("value", str(name), [*self, *brought]))
         settings = self[name]
         known = {key: value for key, value in given.items() if key in settings.model_fields}
         faults = [
@@ -173,6 +227,29 @@ def _again(fault: Mapping[str, Any]) -> InitErrorDetails:
     except KeyError:  # one of our own
         made = PydanticCustomError(fault["type"], "{text}", {"text": fault["msg"]})
     return InitErrorDetails(type=made, loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {}))
+
+
+def implemented(table: Mapping[type[Any], Made], choice: Choice) -> Made:
+    """What does the work of a choice: silotune's own stand in a table, a plug-in's class says its own.
+
+    Raises:
+        PluginError: A plug-in does not say, or cannot be imported.
+    """
+    found = table.get(type(choice))
+    if found is not None:
+        return found
+    made: Made = type(choice).implementation()
+    return made
+
+
+def brought_by(section: BaseModel) -> Iterator[Plugin]:
+    """The plug-ins that a section and what it holds make use of."""
+    for name in type(section).model_fields:
+        value, table = getattr(section, name), table_of(type(section), name)
+        if table is not None and isinstance(value, Choice) and (plugin := table.plugin(value.type)) is not None:
+            yield plugin
+        if isinstance(value, BaseModel):
+            yield from brought_by(value)
 
 
 def table_of(section: type[BaseModel] | None, name: str) -> Table[Any] | None:

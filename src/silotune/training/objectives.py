@@ -26,6 +26,7 @@ from silotune.settings.objectives import (
     Sft,
     SoftmaxOverOptions,
 )
+from silotune.settings.registry import implemented
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example
 from silotune.training.classify import ClassEncoder
@@ -101,4 +102,4 @@ OBJECTIVES: Mapping[type[ObjectiveSettings], Objective] = {
 
 def objective_of(settings: TrainingSection) -> Objective:
     """The objective that a ``[training]`` section names."""
-    return OBJECTIVES[type(settings.objective)]
+    return implemented(OBJECTIVES, settings.objective)

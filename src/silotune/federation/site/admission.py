@@ -24,11 +24,12 @@ from silotune.federation.site.served import SCORED, TRAINED, Served
 from silotune.federation.wire.messages import Expected, Header, decode_request, read_header
 from silotune.federation.wire.orders import Order, read_order
 from silotune.federation.wire.run_settings import check_scorable
-from silotune.federation.wire.run_setup import Setup, differing, read_setup, setup_object
+from silotune.federation.wire.run_setup import Setup, check_plugins, differing, read_setup, setup_object
 from silotune.federation.wire.signed_job import JOB, Job, SignedJob
 from silotune.record.audit import Head
 from silotune.record.plain_json import sha256
 from silotune.settings.base import exactly
+from silotune.settings.plugins import only
 from silotune.structs import Request
 from silotune.tensors import digest
 
@@ -134,13 +135,21 @@ def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitt
         MessageError: It is not a request of a kind that there is, or its tensors are not what the run's settings say.
         SilotuneError: What opening the run raises.
     """
-    policy, members = rules.read_policy(gate.policy), gate.membership()
+    policy = rules.read_policy(gate.policy)
+    with only(policy.plugins):
+        return _admitted(arrived, gate, open_run, policy)
+
+
+def _admitted(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready], policy: Policy) -> Admitted:
+    """A request that may be served under a policy, whose plug-ins are the only ones that can be named."""
+    members = gate.membership()
     header = read_header(arrived.payload)
     kind_named(header.kind)
     _check_sender(header, gate, members)
     signed = _job_of(header, gate, members)
     document = setup_object(arrived.setup)
     _check_run(signed.job, arrived.run, document)
+    check_plugins(document, policy.plugins)
     setup = read_setup(document)
     check_bounds(setup.config)
     _check_order(header, signed.job, setup)

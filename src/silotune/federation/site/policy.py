@@ -158,6 +158,7 @@ class Policy(Section):
     most_steps: _Count = Field(100_000, description="optimiser steps of one round")
     most_seconds: PositiveNumber = Field(86400.0, description="of one round or scoring; then it is broken off")
     charter: Sha256 | None = Field(None, description="SHA-256 of the charter that a run must name")
+    plugins: tuple[str, ...] = Field((), description="packages whose plug-ins a run may use; no others are imported")
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Policy:

@@ -44,6 +44,7 @@ RULES: Mapping[str, str] = {
     "address": "the request is for another site",
     "bounds": "a setting of the request is beyond what any run needs",
     "working_hours": "requests are not served at this hour",
+    "plugins": "the run uses plug-ins that the site has not installed in that version, or has not allowed",
     "charter": "the run does not name the charter that the site holds, or its last day has passed",
     "base_models": "the site does not allow its base model to be tuned",
     "tasks": "the site does not allow this task, or its examples are for another one",

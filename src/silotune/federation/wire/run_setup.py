@@ -6,15 +6,16 @@ leaves; a site refuses what it would change. So no path of a coordinator's reach
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from silotune.config import Config
+from silotune.config import Config, plugins_of
 from silotune.errors import PolicyError
 from silotune.record.plain_json import strict_object
 from silotune.settings.base import Section, exactly
+from silotune.settings.plugins import installed_version
 from silotune.settings.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
 
 MOST_SETUP_BYTES = 1 << 20
@@ -24,10 +25,12 @@ MOST_SETUP_BYTES = 1 << 20
 class Setup(Section):
     """What a run tells its sites, once with every message: the settings they need, none of the coordinator's places.
 
-    ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk.
+    ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk. ``plugins`` are the
+    packages of others that the configuration names something of, with their versions.
     """
 
     config: Config
+    plugins: dict[str, str] = {}
     base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
@@ -86,11 +89,35 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
         raise PolicyError("setup", f"the run's setup is not valid at {str(error)!r}") from None
     if not setup.base:
         raise PolicyError("setup", "the run's setup names no base model by its fingerprint")
+    if setup.plugins != plugins_of(setup.config):
+        raise PolicyError("plugins", "the run's setup names other packages than those whose plug-ins it uses")
     wanted = without_places(setup.config)
     if wanted != setup.config:
         odd = next(differing(wanted.model_dump(mode="json"), setup.config.model_dump(mode="json")), "it")
         raise PolicyError("setup", f"the run's setup sets {odd}: what names a place, a site takes from its site.toml")
     return setup
+
+
+def check_plugins(document: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Refuses a setup whose plug-ins are not allowed, or not those that are installed; nothing is imported for it.
+
+    Args:
+        document: The setup, not yet read.
+        allowed: Packages whose plug-ins may be used.
+
+    Raises:
+        PolicyError: A package is not allowed, not installed, or installed in another version.
+    """
+    named = document.get("plugins", {})
+    if not isinstance(named, Mapping) or not all(isinstance(said, str) for said in named.values()):
+        raise PolicyError("setup", "the run's setup does not say which plug-ins it uses")
+    for package, version in named.items():
+        if package not in allowed:
+            raise PolicyError("plugins", f"the run uses plug-ins of {package!r}, which policy.toml does not allow")
+        own = installed_version(package)
+        if own != version:
+            here = f"version {own} is installed here" if own else "it is not installed here"
+            raise PolicyError("plugins", f"the run uses {package!r} {version}, and {here}")
 
 
 def differing(left: Mapping[str, Any], right: Mapping[str, Any], *, within: str = "") -> Iterator[str]:

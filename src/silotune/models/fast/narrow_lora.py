@@ -81,16 +81,16 @@ def leave_narrow_layers(model: torch.nn.Module) -> None:
     """Gives the layers of a peft model peft's own way back."""
     for module in model.modules():
         if type(module) is NarrowLora:
-            module.__class__ = Linear  # type: ignore[assignment]  # its parent class
+            module.__class__ = Linear  # type: ignore[assignment]  # the wider class
 
 
 def rows_for_one(model: torch.nn.Module) -> int:
     """Rows of a batch from which at least one layer of a model multiplies once; 0 where none ever does."""
-    narrow: list[Any] = [module for module in model.modules() if type(module) is NarrowLora]
+    layers: list[Any] = [module for module in model.modules() if type(module) is NarrowLora]
     needed = [
-        max(ROWS_A_RANK * len(part.weight), -(-module.base_layer.weight.numel() // VALUES_A_ROW))
-        for module in narrow
-        for part in module.lora_A.values()
+        max(ROWS_A_RANK * len(part.weight), -(-layer.base_layer.weight.numel() // VALUES_A_ROW))
+        for layer in layers
+        for part in layer.lora_A.values()
     ]
     return min(needed, default=0)
 

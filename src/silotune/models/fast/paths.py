@@ -6,8 +6,8 @@ model is on none of them until `training.probe` has found that its loss and grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,15 +46,18 @@ class Fast:
 
     def only(self, *names: str) -> Fast:
         """These of the shortcuts that are taken, and no other."""
-        taken: dict[str, Any] = {name: True for name in self.names() if name in names}
-        return replace(PLAIN, **taken)
+        return _with(name for name in self.names() if name in names)
+
+
+def _with(names: Iterable[str]) -> Fast:
+    taken: dict[str, Any] = dict.fromkeys(names, True)
+    return Fast(**taken)
 
 
 SHORTCUTS = tuple(field.name for field in fields(Fast) if field.name != "note")
 PLAIN = Fast()
 """None of them: `model.fast = "off"`, and every model that was not probed."""
-_TAKEN: dict[str, Any] = dict.fromkeys(SHORTCUTS, True)
-ALL = replace(PLAIN, **_TAKEN)
+ALL = _with(SHORTCUTS)
 WINDOWS = (
     "sliding_window",
     "sliding_window_size",

@@ -1,0 +1,62 @@
+"""``silotune plugins``: list what installed packages add to silotune's choices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from silotune.cli.output import AsJson, print_json, say, stdout
+
+if TYPE_CHECKING:
+    from silotune.settings.plugins import Plugin
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """List the plug-ins that are installed, and whether each can be used."""
+    from rich.table import Table
+
+    from silotune.settings.plugins import installed
+
+    found = [_row(plugin) for group in installed().values() for plugin in group]
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        say("no plug-ins are installed; docs/plugins.md shows how a package adds one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kind", "name", "package", "version", "place", "state"):
+        table.add_column(heading)
+    for row in found:
+        table.add_row(*(str(row[key]) for key in ("kind", "name", "package", "version", "place")), row["fault"] or "ok")
+    stdout().print(table)
+
+
+def _row(plugin: Plugin) -> dict[str, Any]:
+    """What is said of one plug-in; ``fault`` is empty where a configuration can name it."""
+    from silotune.errors import PluginError
+
+    fault = ""
+    try:
+        _looked_up(plugin.group, plugin.name)
+    except PluginError as error:
+        fault = str(error)
+    return {
+        "kind": plugin.group.removesuffix("s"),
+        "name": plugin.name,
+        "package": plugin.package,
+        "version": plugin.version,
+        "place": plugin.place,
+        "fault": fault,
+    }
+
+
+def _looked_up(group: str, name: str) -> object:
+    """What a configuration that names it would get."""
+    from silotune.data.tasks import task_named
+    from silotune.settings.adapters import ADAPTERS
+    from silotune.settings.aggregation import AGGREGATIONS
+    from silotune.settings.algorithms import ALGORITHMS
+    from silotune.settings.objectives import OBJECTIVES
+
+    tables = {table.group: table for table in (ADAPTERS, AGGREGATIONS, ALGORITHMS, OBJECTIVES)}
+    return tables[group][name] if group in tables else task_named(name)

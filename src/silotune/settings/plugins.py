@@ -1,0 +1,129 @@
+"""Plug-ins: packages of the user's own that add names to a choice. They are found by their entry points.
+
+A package says in its ``pyproject.toml`` under which name it adds what, for instance::
+
+    [project.entry-points."silotune.algorithms"]
+    diloco = "silotune_diloco:DiLoCo"
+
+Nothing of a package is imported before a configuration names what it adds, or ``silotune plugins`` looks at it. A site
+sees only those packages that its policy allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from types import MappingProxyType
+from typing import Any
+
+from silotune.errors import PluginError
+
+GROUPS = ("tasks", "adapters", "algorithms", "aggregations", "objectives")
+"""What a package can add to: the entry points of ``silotune.tasks`` and so on."""
+_VISIBLE: ContextVar[frozenset[str] | None] = ContextVar("visible_plugins", default=None)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One name that an installed package adds.
+
+    Attributes:
+        group: What it adds to, one of ``GROUPS``.
+        name: The name, as a configuration writes it.
+        package: The distribution that brings it.
+        version: Of that distribution.
+        place: Where it is, as ``module:object``.
+    """
+
+    group: str
+    name: str
+    package: str
+    version: str
+    place: str
+    entry: EntryPoint = field(repr=False, compare=False)
+
+    @property
+    def origin(self) -> str:
+        """The package with its version, for messages."""
+        return f"{self.package} {self.version}"
+
+    def load(self) -> Any:
+        """What the package brings under this name.
+
+        Raises:
+            PluginError: It cannot be imported.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:  # another's package: whatever it raises is told under its name
+            said = (str(error).splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+            raise PluginError(
+                f"the plug-in {self.name!r} of {self.origin} cannot be imported ({reason}): mend or uninstall it"
+            ) from error
+
+
+@cache  # reading what is installed takes milliseconds, and a run reads its settings many times
+def installed() -> Mapping[str, tuple[Plugin, ...]]:
+    """Group -> all names that installed packages add to it."""
+    found: dict[str, tuple[Plugin, ...]] = {}
+    for group in GROUPS:
+        entries = sorted(entry_points(group=f"silotune.{group}"), key=lambda entry: (entry.name, entry.value))
+        found[group] = tuple(
+            Plugin(
+                group,
+                entry.name,
+                entry.dist.name if entry.dist is not None else entry.module,
+                entry.dist.version if entry.dist is not None else "",
+                entry.value,
+                entry,
+            )
+            for entry in entries
+        )
+    return MappingProxyType(found)
+
+
+def visible(group: str) -> tuple[Plugin, ...]:
+    """The same of one group, as far as they may be used here."""
+    allowed = _VISIBLE.get()
+    return tuple(each for each in installed()[group] if allowed is None or each.package in allowed)
+
+
+@contextmanager
+def only(packages: Collection[str]) -> Iterator[None]:
+    """Within the block no plug-ins are seen but those of these packages."""
+    token = _VISIBLE.set(frozenset(packages))
+    try:
+        yield
+    finally:
+        _VISIBLE.reset(token)
+
+
+def named(group: str, name: str, *, is_own: bool) -> Plugin | None:
+    """The plug-in of a name; None where no package adds it.
+
+    Args:
+        group: What it adds to.
+        name: As a configuration writes it.
+        is_own: Silotune itself has a choice of this name.
+
+    Raises:
+        PluginError: The name is defined twice.
+    """
+    found = [each for each in visible(group) if each.name == name]
+    origins = [*(["silotune"] if is_own else []), *(each.origin for each in found)]
+    if len(origins) > 1:
+        raise PluginError(f"{name!r} is defined twice, by {' and by '.join(origins)}: uninstall one of the packages")
+    return found[0] if found else None
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
