@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from silotune.federation.kinds import kind_named
 from silotune.federation.site.state import Site
+from silotune.federation.wire.run_settings import RunSettings
 from silotune.models.adapters import Adapted
 from silotune.record.family import Family
 from silotune.settings.sections import FederationSection
@@ -34,6 +35,7 @@ from silotune.transports.frames import Frame, NoAnswerError, receive, send
 from silotune.transports.in_process import Handling, WorkerLost, answered
 
 _EXAMPLES = TypeAdapter(list[Encoded])
+_SETTINGS = TypeAdapter(RunSettings)
 
 
 class WorkerProcess:
@@ -60,6 +62,7 @@ class WorkerProcess:
         self._family = family
         self._seen: set[str] = set()
         self._initial: Tensors = {}
+        self._settings: RunSettings | None = None
         self._is_ready = False
         family.join(self._process.pid)
         self._send(Frame(opening))
@@ -115,6 +118,9 @@ class WorkerProcess:
         if site.initial is not self._initial:  # most sites share it
             self._send(_packed({"initial": True}, {"initial": site.initial}))
             self._initial = site.initial
+        if site.settings is not self._settings:  # and all sites of a run share these
+            self._send(Frame({"settings": True}, _SETTINGS.dump_json(site.settings)))
+            self._settings = site.settings
         self._send(_work(request, site.state, handling))
         try:
             reply, site.state = _answer_in(receive(self._connection))
@@ -152,6 +158,7 @@ def serve(number: int, load: Callable[[Mapping[str, Any]], Adapted]) -> None:
     connection = socket.socket(fileno=number)
     seen: dict[str, Sequence[Encoded]] = {}
     initial: Tensors = {}
+    settings = RunSettings()
     with suppress(NoAnswerError, ConnectionError):
         adapted = load(receive(connection).header)
         send(connection, Frame({"ready": True}))
@@ -161,9 +168,11 @@ def serve(number: int, load: Callable[[Mapping[str, Any]], Adapted]) -> None:
                 seen[frame.header["examples_of"]] = _EXAMPLES.validate_json(frame.payload)
             elif "initial" in frame.header:
                 initial = _groups_in(frame)["initial"]
+            elif "settings" in frame.header:
+                settings = _SETTINGS.validate_json(frame.payload)
             else:
                 request, state, handling = _work_in(frame)
-                site = Site(request.client, seen[request.client], adapted, state, initial=initial)
+                site = Site(request.client, seen[request.client], adapted, state, initial=initial, settings=settings)
                 send(connection, _answer_frame(answered(request, site, handling), site.state))
 
 
