@@ -9,6 +9,7 @@ import torch
 
 from silotune import lora
 from silotune.errors import MessageError
+from silotune.federation.kinds import KINDS
 from silotune.federation.site.layouts import expected_of
 from silotune.federation.wire.links import address
 from silotune.federation.wire.messages import Header, decode_request, encode, layout_of
@@ -73,7 +74,10 @@ def test_a_residual_is_as_wide_as_its_module_at_most() -> None:
 
 def test_only_known_kinds_carry_tensors() -> None:
     found = expected_of(section(lora="sb"), CORE)
-    assert set(found) == {"train", "evaluate", "secure_sum.input", "he.input", "he.open"}
+    assert found.keys() == KINDS.keys()
+    for name in found.keys() - {"train", "personalize", "evaluate", "secure_sum.input", "he.input", "he.open"}:
+        none = found[name]
+        assert callable(none) and none(Header("request", name, 1, "a", {}), layout_of(CORE)) == {}
     header = Header("request", "secure_sum.input", 1, "a", {})
     gives = found["secure_sum.input"]
     assert callable(gives) and gives(header, {}) == layout_of(CORE)

@@ -43,7 +43,7 @@ def test_an_actor_keeps_the_ledger_where_the_run_says(configuration: Callable[..
     work = functools.partial(actor_work, str(tmp_path / "states"), str(tmp_path / "ledger"))
     sent = {name: value for name, value in adapters.read(tiny_adapter(config)).items() if "lora_A" not in name}
     for number in (1, 2):
-        request = encode(Request("train", number, "client-1", sent, Order(run="r").body()))
+        request = encode(Request("train", number, "client-1", sent, Order(run="r", seed=0).body()))
         frame = work({"client": "client-1", "job": "run"}, setup, request)
         assert frame.header["status"] == "reply", frame.header
         _host.cache_clear()

@@ -162,7 +162,7 @@ def test_noise_is_made_to_fit_once_and_kept() -> None:
         open_round("a", state, Budget(), privacy, run="r", round_number=6, release=release)
 
 
-ORDER = Order(run="r").body()
+ORDER = Order(run="r", seed=0).body()
 
 
 def under(privacy: PrivacySection) -> RunSettings:

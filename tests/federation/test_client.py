@@ -69,6 +69,8 @@ def test_what_a_client_refuses(model, start) -> None:
         client_round(Request("tran", 1, "bank", start, ORDER), site(model))
     wrong = {"seed": -1, "setup": "x", "run": 1, "more": 1, "training": {"learning_rate": 1}, "privacy": {"dp": "none"}}
     for kind in ("train", "personalize", "evaluate"):
+        with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at 'seed'"):
+            client_round(Request(kind, 1, "bank", start, {}), site(model))
         for name, value in wrong.items():
             with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at '{name}'"):
                 client_round(Request(kind, 1, "bank", start, {**ORDER, name: value}), site(model))

@@ -164,7 +164,8 @@ def test_a_sum_is_looked_at_before_it_begins(tmp_path: Path) -> None:
         refused(house, request("secure_sum.keys", terms={**terms, **changed}), rule)
     house.serve(request("secure_sum.input", train=order_body()), keys)
     refused(house, request("secure_sum.input", train={**order_body(), "seed": 9}), "job.order")
-    refused(house, request("secure_sum.input"), "job.order")  # no order to train at all
+    with pytest.raises(MessageError, match="body of this secure_sum.input request is not valid at 'seed'"):
+        house.serve(request("secure_sum.input"), never)  # no order to train at all
     with pytest.raises(MessageError, match="body of this secure_sum.input request is not valid at 'rounds'"):
         house.serve(request("secure_sum.input", train={**order_body(), "rounds": 9}), never)
 
@@ -207,7 +208,7 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "another seed": ({"body": {**BODY, "seed": 4}}, "job.order"),
     "another run in the order": ({"body": {**BODY, "run": f"{NUMBER}/central"}}, "job.order"),
     "another setup in the order": ({"body": {**BODY, "setup": "0" * 64}}, "job.order"),
-    "an order left out": ({"body": under({})}, "job.order"),
+    "an order that names no setup": ({"body": under({"run": f"{NUMBER}/federated", "seed": 0})}, "job.order"),
     "another site's request": ({"client": "bank-b"}, "address"),
 }
 
@@ -245,6 +246,15 @@ def test_an_order_holds_no_settings(tmp_path: Path, kind: str, name: str) -> Non
     with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at '{name}'"):
         house.serve(sites.request(kind=kind, body={**BODY, name: SETTING[name]}), never)
     assert house.opens == 0 and events(tmp_path) == [("request", ""), ("refusal", "message")]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_an_order_is_not_left_out(tmp_path: Path, kind: str) -> None:
+    sites = Federation(tmp_path)
+    house = sites.house()
+    with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at 'seed'"):
+        house.serve(sites.request(kind=kind, body=under({})), never)
+    assert house.opens == 0
 
 
 def test_a_run_has_the_settings_that_were_signed(tmp_path: Path) -> None:

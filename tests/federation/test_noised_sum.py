@@ -211,7 +211,7 @@ def test_a_sum_that_turns_out_cheaper_changes_no_other_entry(tmp_path: Path) -> 
         session="0" * 32, round_number=1, cohort=("a", "b", "c", "d", "e"), threshold=2 / 3, bits=32, bound=1,
         max_examples=1, size=100, work="0" * 64, noise=noise,
     )  # fmt: skip
-    share = noised_sum.begin(terms, Order(run="r"), site)
+    share = noised_sum.begin(terms, Order(run="r", seed=0), site)
     local = PrivacySection(dp="local", noise_multiplier=1.0)
     begin(local, TrainingSection(), site, rounds=1, place=("r", 1))
     noised_sum.settle(terms, 5, site, share.entry)

@@ -12,7 +12,7 @@ import torch
 import tiny
 from acting import ORDER, acting
 from protected import EXAMPLES, NAMES, PHASES, TRAINING, Net, asked, privacy, run
-from silotune.errors import MessageError, ProtectionError, RunFolderError
+from silotune.errors import ProtectionError, RunFolderError
 from silotune.federation.coordinator.exchange import Asking
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
@@ -27,7 +27,7 @@ from silotune.record.runs import RunFolder
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.sections import FederationSection
 from silotune.structs import Request, ServerState, SiteState
-from silotune.tensors import count, flatten
+from silotune.tensors import flatten
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_nothing_is_answered_twice_or_out_of_turn(model, start, tmp_path: Path) 
 def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     settings = privacy()
     net = Net(model, settings)
-    nothing = Asking(2, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    nothing = Asking(2, NAMES, start, start, ORDER, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, nothing)
     with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):
         terms_of(settings, replace(nothing, clients=("a",)))
@@ -279,7 +279,7 @@ def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
 
 def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     settings = privacy()
-    asking = Asking(1, NAMES, start, start, {}, lambda requests: iter(()), None, lambda event, fields: None)
+    asking = Asking(1, NAMES, start, start, ORDER, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, asking)
     check_terms(terms, acting(TRAINING, privacy=settings))
     with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
@@ -295,11 +295,24 @@ def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
 
 
 @pytest.mark.parametrize("section", ["privacy", "federation", "training"])
-def test_the_order_in_a_sum_holds_no_settings(model, start, section: str) -> None:
-    net, order = Net(model, privacy()), {**ORDER, section: {}}
-    body = {"bits": 32, "size": count(start), "arrived": list(NAMES), "shares": {}, "train": order}
-    with pytest.raises(MessageError, match=f"request is not valid at 'train.{section}'"):
-        asked(net, "a", "secure_sum.input", body, start)
+@pytest.mark.parametrize("protection", ["secure_sum", "he"])
+def test_the_order_in_a_sum_holds_no_settings(model, start, tmp_path: Path, section: str, protection: str) -> None:
+    """A coordinator that puts some into the order of a sum gets no update of any site."""
+    net = Net(model, privacy(protection))
+    honest = net.exchange
+
+    def exchange(requests, *, timeout_seconds):
+        for name, request in requests.items():
+            if "train" in request.body:
+                order = {**request.body["train"], section: {}}
+                requests[name] = replace(request, body={**request.body, "train": order})
+        return honest(requests, timeout_seconds=timeout_seconds)
+
+    net.exchange = exchange
+    with pytest.raises(ProtectionError):
+        run(tmp_path, net, start, privacy(protection))
+    assert len(net.failures) == len(NAMES) and not [reply for reply in net.seen if reply.kind.endswith("input")]
+    assert all(f"request is not valid at 'train.{section}'" in failure.reason for failure in net.failures)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

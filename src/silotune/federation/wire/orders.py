@@ -33,7 +33,7 @@ class Order(Section):
 
     setup: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     run: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     job: SignedJob | None = None
 
     def body(self, **more: Any) -> dict[str, Any]:
