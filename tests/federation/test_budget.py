@@ -25,6 +25,7 @@ from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry, from_row, spent, union
 from silotune.record.runs import RunFolder
+from silotune.settings.guarantees import GUARANTEES
 from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import BUDGET, Failure, Reply, Request, ServerState, SiteState
 from silotune.training.release import release_of
@@ -37,7 +38,7 @@ FAST = {"accountant": "rdp"}
 
 
 def section(**changes: Any) -> PrivacySection:
-    return PrivacySection(**{"dp": "example", "noise_multiplier": 1.0, **FAST, **changes})
+    return PrivacySection(**tiny.sorted_privacy({"dp": "example", "noise_multiplier": 1.0, **FAST, **changes}))
 
 
 def opened(place: Path | None, state: SiteState | None = None, number: int = 1, run: str = "r", **changes: Any):
@@ -89,7 +90,7 @@ def test_the_round_that_would_overspend_is_refused_and_leaves_no_trace(tmp_path:
     for number in (1, 2):
         state = opened(tmp_path, state, number, epsilon=two).state
     before = lines(tmp_path)
-    with pytest.raises(PrivacyError, match=r"above privacy.epsilon = 7.07739; nothing was trained"):
+    with pytest.raises(PrivacyError, match=r"above privacy.dp.epsilon = 7.07739; nothing was trained"):
         opened(tmp_path, state, 3, epsilon=two)
     assert lines(tmp_path) == before
 
@@ -186,7 +187,7 @@ def test_a_private_reply_withholds_what_is_not_noised(model, start, dp: str) -> 
 @pytest.mark.parametrize("dp", ["example", "local", "distributed"])
 def test_no_request_gets_figures_past_the_guarantee_of_the_run(model, start, dp: str) -> None:
     """Whatever comes first, and whatever guarantee the request itself names."""
-    site = Site("a", EXAMPLES, model, dp=dp)
+    site = Site("a", EXAMPLES, model, dp=GUARANTEES[dp]())
     scored = EvaluateOrder(labels=tiny.LABELS, batch_size=4).model_dump(mode="json")
     with pytest.raises(PrivacyError, match="releases no figures on its own examples"):
         client_round(Request("evaluate", 1, "a", start, scored), site)
@@ -279,7 +280,7 @@ def plan(rounds: int = 3, **more: Any):
     from silotune.federation.coordinator.rounds import Plan
     from silotune.methods.algorithms import method
 
-    reported = Reported(PrivacySection(dp="local", epsilon=2.0), TrainingSection(), rounds)
+    reported = Reported(PrivacySection(dp={"type": "local", "epsilon": 2.0}), TrainingSection(), rounds)
     return Plan(rounds=rounds, method=method(FederationSection()), body={}, seed=1, reported=reported, **more)
 
 
@@ -310,7 +311,7 @@ def test_the_coordinator_adds_noise_counts_it_and_stops(tmp_path: Path) -> None:
     made = plan(privacy=central(epsilon=two))
     state = run_rounds(made, Clients(), ServerState(0, {"w": torch.zeros(3)}), run)
     assert (state.round_number, len(run.read_rows(LEDGER))) == (2, 2)
-    assert "above privacy.epsilon" in state.stopped
+    assert "above privacy.dp.epsilon" in state.stopped
     assert state.privacy["epsilon"] == pytest.approx(two)
     assert all(abs(value - 2.0) > 1e-3 for value in state.weights["w"].tolist())  # noise of deviation 25 a round
 

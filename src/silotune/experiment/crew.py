@@ -98,7 +98,7 @@ def _is_possible(config: Config) -> bool:
         and config.federation.engine == "in_process"
         and config.federation.encode  # what is plain JSON can pass to another process
         and config.privacy.protection == "none"
-        and config.privacy.dp == "none"
+        and not config.privacy.dp.is_promised
         and config.model.precision != "int4"
         and not config.adapter.draws
         and pick_device(config.model.device).type == "cpu"

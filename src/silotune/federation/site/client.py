@@ -114,9 +114,10 @@ def _order(request: Request, site: Site) -> TrainOrder:
     """
     order = read_body(TrainOrder, request)
     asked = order.privacy.dp
-    if site.dp not in ("none", asked) or (asked == "none" and has_spent(site.state)):
+    is_less = site.dp.is_promised and site.dp.type != asked.type
+    if is_less or (not asked.is_promised and has_spent(site.state)):
         raise PrivacyError(
-            f"this run is under differential privacy, and {request.kind!r} asks for privacy.dp = {asked!r}"
+            f"this run is under differential privacy, and {request.kind!r} asks for privacy.dp = {asked.type!r}"
         )
     return order
 
@@ -169,7 +170,7 @@ def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dic
 
 def _evaluate(request: Request, site: Site) -> Reply:
     order = read_body(EvaluateOrder, request)
-    if site.dp != "none" or has_spent(site.state):
+    if site.dp.is_promised or has_spent(site.state):
         raise PrivacyError("this site trains under differential privacy and releases no figures on its own examples")
     adapters.write(site.adapted, request.tensors)
     scores = evaluate(

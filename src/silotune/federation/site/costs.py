@@ -18,14 +18,11 @@ from silotune.federation.wire.signed_job import WITHIN
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
 from silotune.settings.limits import privacy_faults
-from silotune.settings.sections import SITE_NOISE, EvaluationSection, RecordSection
+from silotune.settings.sections import EvaluationSection, RecordSection
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
 from silotune.training.release import release_of
-
-PRICED = (*SITE_NOISE, "distributed")
-"""``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
 
 
 def facts_of(site: Site, request: Request) -> Facts:
@@ -53,7 +50,7 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     if not KINDS[request.kind].sends_update or not site.examples:
         return None
     order = _order(request)
-    if order.privacy.dp not in PRICED:
+    if not order.privacy.dp.costs_sites:
         return None
     faults = privacy_faults(order.privacy, order.federation, order.training, EvaluationSection(), RecordSection())
     if faults:
@@ -62,7 +59,7 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     if spend is None:
         return None
     new = entry(order.run, request.round_number, spend)
-    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.accountant)
+    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=order.privacy.guarantee.accountant)
 
 
 def _order(request: Request) -> TrainOrder:
@@ -72,7 +69,7 @@ def _order(request: Request) -> TrainOrder:
 
 def _release(site: Site, order: TrainOrder) -> Spend | None:
     """What the update gives away; of noise in shares, as the terms say that every site of the sum has signed."""
-    if order.privacy.dp in SITE_NOISE:
+    if order.privacy.dp.is_at_site:
         noise = kept_noise(site.state)
         return release_of(
             order.privacy, order.training, num_examples=len(site.examples), rounds=order.rounds, noise=noise

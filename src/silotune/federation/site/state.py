@@ -13,7 +13,8 @@ from silotune.models.adapters import Adapted
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.cost import Meter
-from silotune.settings.sections import DifferentialPrivacy, HeScheme
+from silotune.settings.guarantees import DpSettings, NoGuarantee
+from silotune.settings.sections import HeScheme
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 
@@ -93,5 +94,5 @@ class Site:
     budget: Budget = Budget()
     served: Served = field(default_factory=Served)
     initial: Tensors = field(default_factory=dict)
-    dp: DifferentialPrivacy = "none"
+    dp: DpSettings = NoGuarantee()
     metrics: tuple[str, ...] | None = None
