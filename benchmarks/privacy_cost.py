@@ -47,10 +47,10 @@ FEDERATION = (
 )
 """Of every row: few parameters and many examples a client, which is what noise by example wants."""
 ONE_SIDED = ("federation.lora=freeze-a",)
-CLIENT = ("privacy.report_costs=true", "federation.weighting=uniform")
+CLIENT = ("privacy.dp.report_costs=true", "federation.weighting=uniform")
 KINDS: Mapping[str, Sequence[str]] = {
     "none": (),
-    "by example": ("privacy.dp=example", "privacy.report_costs=true"),
+    "by example": ("privacy.dp=example", "privacy.dp.report_costs=true"),
     "by client": ("privacy.dp=client", *CLIENT),
     "in shares": ("privacy.dp=distributed", "privacy.protection=secure_sum", *CLIENT),
 }
@@ -89,8 +89,8 @@ def rows() -> list[tuple[str, str, bool, tuple[str, ...]]]:
         ("homomorphic encryption", "none", False, ("privacy.protection=he",)),
     ]
     for kind, is_one_sided, epsilon in itertools.product(("by example", "by client"), (False, True), (8, 4, 1)):
-        made.append((f"{kind}, epsilon {epsilon}", kind, is_one_sided, (f"privacy.epsilon={epsilon}",)))
-    made.append((f"in shares, epsilon {TUNED_AT}", "in shares", True, (f"privacy.epsilon={TUNED_AT}",)))
+        made.append((f"{kind}, epsilon {epsilon}", kind, is_one_sided, (f"privacy.dp.epsilon={epsilon}",)))
+    made.append((f"in shares, epsilon {TUNED_AT}", "in shares", True, (f"privacy.dp.epsilon={TUNED_AT}",)))
     return made
 
 
@@ -113,11 +113,11 @@ def run_of(place: Path, config: str, overrides: Sequence[str]) -> dict[str, Any]
 def tuned(kind: str, config: str, out: Path, *, is_one_sided: bool) -> tuple[str, ...]:
     """The learning rate and clip norm that do best on the validation set of a seed of its own."""
     like = "by client" if kind == "in shares" else kind
-    budget = () if like == "none" else (f"privacy.epsilon={TUNED_AT}",)
+    budget = () if like == "none" else (f"privacy.dp.epsilon={TUNED_AT}",)
     fixed = (*settings_of(like, is_one_sided=is_one_sided), *budget, "evaluation.gold=validation")
     best: tuple[float, tuple[str, ...]] | None = None
     for rate, clip in itertools.product(RATES[like, side_of(is_one_sided=is_one_sided)], CLIPS[like] or (None,)):
-        chosen = (f"training.learning_rate={rate}", *([] if clip is None else [f"privacy.clip_norm={clip}"]))
+        chosen = (f"training.learning_rate={rate}", *([] if clip is None else [f"privacy.dp.clip_norm={clip}"]))
         name = named(like, side_of(is_one_sided=is_one_sided), f"{rate:g}", "" if clip is None else f"{clip:g}")
         found = run_of(out / "tuning" / name, config, (*fixed, *chosen, f"seed={TUNING_SEED}"))["accuracy"]
         if best is None or found > best[0]:

@@ -41,7 +41,7 @@ Rules join keys of different sections: `adapter.type = "qlora"` sets `model.prec
 `deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
 `federation.clock` go with neither `privacy.dp` nor `privacy.protection` nor `federation.engine = "ray"`; with which
 rules for LoRA's factors they go stands in [communication](communication.md);
-`privacy.dp` needs `privacy.epsilon` or `privacy.noise_multiplier`, and refuses what would undo its guarantee
+`privacy.dp` needs `privacy.dp.epsilon` or `privacy.dp.noise_multiplier`, and refuses what would undo its guarantee
 ([privacy](privacy.md)).
 What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).

@@ -114,7 +114,7 @@ def public_line(raw: bytes) -> str:
 
 
 def privacy(protection: str = "secure_sum", **changes) -> PrivacySection:
-    return PrivacySection(**{"protection": protection, "max_examples": 64, **changes})
+    return PrivacySection(**tiny.sorted_privacy({"protection": protection, "max_examples": 64, **changes}))
 
 
 def run(

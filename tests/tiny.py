@@ -13,6 +13,7 @@ from silotune.models.adapters import Adapted, attach, on, read, write
 from silotune.models.fast.paths import ALL, Fast
 from silotune.models.load import Base
 from silotune.settings.adapters import ADAPTERS, AdapterSettings
+from silotune.settings.guarantees import GUARANTEES
 from silotune.settings.objectives import OBJECTIVES, ObjectiveSettings
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example, Tensors
@@ -172,6 +173,15 @@ def adapter(**section: Any) -> AdapterSettings:
     """An adapter's settings; LoRA of rank 2 unless the section says otherwise."""
     made: AdapterSettings = ADAPTERS.read(ADAPTERS.put_over({"rank": 2, "alpha": 4}, section))
     return made
+
+
+def sorted_privacy(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A section [privacy] whose keys stand beside each other, with those of the guarantee within it."""
+    guarantee = GUARANTEES[flat.get("dp", "none")]
+    of_any = {key for name in GUARANTEES for key in GUARANTEES[name].model_fields}
+    own = {key: value for key, value in flat.items() if key in guarantee.model_fields}
+    rest = {key: value for key, value in flat.items() if key not in of_any and key != "dp"}
+    return {**rest, "dp": {"type": guarantee.type, **own}}
 
 
 def objective(name: str) -> Objective:

@@ -133,7 +133,7 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
         )
     if config.record.keep_updates:
         faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
-    if not federation.weighting.is_by_examples and privacy.dp != "distributed":
+    if not federation.weighting.is_by_examples and not privacy.dp.is_in_shares:
         faults.append(f"{sees}: federation.weighting = {federation.weighting.type!r} is another one; use 'examples'")
     attack = federation.attack
     if isinstance(attack, Malicious) and attack.changes_updates:
@@ -386,6 +386,18 @@ MOVED: Mapping[str, str] = {
     "training.desirable_weight": "training.objective.desirable_weight",
     "training.undesirable_weight": "training.objective.undesirable_weight",
     "training.momentum": "training.optimizer.momentum",
+    "privacy.epsilon": "privacy.dp.epsilon",
+    "privacy.delta": "privacy.dp.delta",
+    "privacy.noise_multiplier": "privacy.dp.noise_multiplier",
+    "privacy.clip_norm": "privacy.dp.clip_norm",
+    "privacy.accountant": "privacy.dp.accountant",
+    "privacy.ledger": "privacy.dp.ledger",
+    "privacy.report_costs": "privacy.dp.report_costs",
+    "privacy.colluding": "privacy.dp.colluding",
+    "privacy.clipping": "privacy.dp.clipping",
+    "privacy.client_sampling": "privacy.dp.client_sampling",
+    "privacy.clip_quantile": "privacy.dp.clipping.quantile",
+    "privacy.clip_learning_rate": "privacy.dp.clipping.learning_rate",
 }
 """Keys of earlier configurations -> where what they said is said now."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from attacks.hostile import OTHERS, SITE, Coordinator, configuration, key_of, packed
+from silotune.settings.guarantees import Local
 from silotune.transports.frames import Frame
 
 Move = Callable[[Coordinator], Frame]
@@ -228,7 +229,10 @@ MOVES: Mapping[str, Listed] = {
     ),
     "start": Listed("an adapter below a path", with_setup("adapter", "start", value="/home/somebody/run"), "setup"),
     "model": Listed("another base model by its path", with_setup("model", "name", value="/models/evil"), "setup"),
-    "ledger": Listed("a ledger elsewhere", with_setup("privacy", "ledger", value="/tmp/ledger"), "setup"),
+    "ledger": Listed(
+        "a ledger elsewhere",
+        with_setup("privacy", "dp", value=Local(ledger=Path("/tmp/ledger")).model_dump(mode="json")), "setup",
+    ),
     "policies": Listed("a policy of another's", with_setup("federation", "policies", value={SITE: "/etc/x"}), "setup"),
     "gold": Listed("a file to score on", with_setup("evaluation", "gold", value="/etc/passwd.txt"), "setup"),
     "setup-unsigned": Listed(

@@ -169,7 +169,7 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
         "missing: 'federated/adapter/adapter_config.json'",
     ),
     "config.json claims differential privacy": (
-        in_json("config.json", lambda value: value["privacy"].update(dp="example", epsilon=1.0)),
+        in_json("config.json", lambda value: value["privacy"].update(dp={"type": "example", "epsilon": 1.0})),
         "changed: 'config.json'",
     ),
     "config.json claims another rate": (

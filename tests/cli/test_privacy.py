@@ -11,7 +11,7 @@ from silotune.cli.main import _run
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry
 
-FAST = ("--set", "privacy.accountant=rdp", "--set", "training.batch_size=16", "--set", "training.epochs=1")
+FAST = ("--set", "privacy.dp.accountant=rdp", "--set", "training.batch_size=16", "--set", "training.epochs=1")
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
@@ -21,7 +21,7 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
 
 def test_noise_for_an_epsilon_over_rounds(capsys, tmp_path: Path) -> None:
     picture = tmp_path / "epsilon.png"
-    words = ("--set", "privacy.epsilon=4", "--set", "federation.rounds=3", "--out", str(picture))
+    words = ("--set", "privacy.dp.epsilon=4", "--set", "federation.rounds=3", "--out", str(picture))
     made = plan(capsys, "--examples", "600", "--examples", "16", *words)
     assert picture.read_bytes()[:4] == b"\x89PNG"
     first, second = made["sites"]["site-1"], made["sites"]["site-2"]
@@ -40,10 +40,10 @@ def test_the_cost_of_a_configuration_and_of_clients(capsys) -> None:
     settings = (
         "privacy.dp=client",
         "federation.weighting=uniform",
-        "privacy.noise_multiplier=2",
+        "privacy.dp.noise_multiplier=2",
         "federation.clients_per_round=10",
         "federation.rounds=2",
-        "privacy.client_sampling=poisson",
+        "privacy.dp.client_sampling=poisson",
     )
     words = [word for setting in settings for word in ("--set", setting)]
     made = plan(capsys, *["--examples", "100"] * 40, "--set", "data.partition.clients=40", *words)
@@ -53,7 +53,7 @@ def test_the_cost_of_a_configuration_and_of_clients(capsys) -> None:
 
 
 def test_a_plan_for_people(capsys) -> None:
-    words = ["privacy", "plan", "--examples", "16", "--set", "privacy.noise_multiplier=1", *FAST]
+    words = ["privacy", "plan", "--examples", "16", "--set", "privacy.dp.noise_multiplier=1", *FAST]
     assert _run(words, is_debug=True) == 0
     shown = capsys.readouterr().out
     for text in ("multiplier", "after round", "privacy: the server sees", "note: noise on both LoRA factors"):
@@ -64,7 +64,7 @@ def test_a_plan_of_a_mixture(capsys) -> None:
     words = ["privacy", "plan", "quickstart", "--json", "--set", "data.task=mixture"]
     words += ["--set", "data.mixture.finance-news=1", "--set", "data.mixture.medical-choice=1"]
     words += ["--set", "data.partition.field=label", "--set", "federation.rounds=2"]
-    words += ["--set", "privacy.dp=example", "--set", "privacy.noise_multiplier=1", *FAST]
+    words += ["--set", "privacy.dp=example", "--set", "privacy.dp.noise_multiplier=1", *FAST]
     assert _run(words, is_debug=True) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert len(sites) == 4 and all(site["num_examples"] > 0 for site in sites.values())
@@ -91,7 +91,7 @@ def test_what_was_spent_over_all_runs(capsys, tmp_path: Path) -> None:
     ("words", "says"),
     [
         ((), "give a configuration, or --examples"),
-        (("--examples", "9"), "needs privacy.epsilon, privacy.noise_multiplier or both"),
+        (("--examples", "9"), "needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both"),
         (("--examples", "9", "--set", "privacy.dp=none"), "costs nothing and promises nothing"),
     ],
 )

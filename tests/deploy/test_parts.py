@@ -183,9 +183,9 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "federation.clock": {"federation": {"clock": {"latency_seconds": 1}}},
     "federation.personalization": {"federation": {"personalization": "ditto"}},
     "federation.ranks: unknown site 'bank-c'": {"federation": {"ranks": {"bank-c": 1}}},
-    "privacy.ledger": {"privacy": {"dp": "local", "epsilon": 8, "ledger": "x"}},
+    "privacy.dp.ledger": {"privacy": {"dp": {"type": "local", "epsilon": 8, "ledger": "x"}}},
     "federation.weighting = 'capped' with privacy.dp = 'client'": {
-        "privacy": {"dp": "client", "epsilon": 8}, "federation": {"weighting": {"type": "capped", "cap": 9}},
+        "privacy": {"dp": {"type": "client", "epsilon": 8}}, "federation": {"weighting": {"type": "capped", "cap": 9}},
     },
     "adapter.start": {"adapter": {"start": "x"}, "training": {"objective": "dpo"}, "data": {"task": "note-preference"}},
     "privacy.protection = 'he'": {"privacy": {"protection": "he", "least_clients": 2}},

@@ -98,7 +98,7 @@ def test_the_bits_are_those_of_one_process(
 
 # --- privacy at the sites --------------------------------------------------------------------------------------------
 
-PRIVATE = {"dp": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
+PRIVATE = {"dp": {"type": "example", "noise_multiplier": 1.0, "accountant": "rdp"}}
 WHOLE = {"batch_size": 32}
 """Every step takes all examples: quickly counted."""
 
@@ -148,7 +148,7 @@ def test_a_site_counts_what_it_spends_and_refuses_by_its_own_rule(
 def test_a_run_ends_when_its_own_budget_is_spent_at_every_site(
     deployed: Deployed, configuration: Callable[..., Config]
 ) -> None:
-    budget, rounds = {**PRIVATE, "epsilon": 9.0}, {"rounds": 30, "lora": "freeze-a"}
+    budget, rounds = {"dp": {**PRIVATE["dp"], "epsilon": 9.0}}, {"rounds": 30, "lora": "freeze-a"}
     planned = configuration(privacy=budget, training=WHOLE, federation=rounds)
     result = deployed.run(planned).part("federated").read_json("result")
     assert 0 < result["rounds"] < 30 and "no client's privacy budget allows round" in result["stopped"]
@@ -160,7 +160,10 @@ def test_a_share_of_a_sums_noise_is_priced_by_each_site(
 ) -> None:
     """Three sites, all needed, one of which may collude: two shares make up the noise."""
     shared = {
-        "privacy": {"protection": "secure_sum", "dp": "distributed", "noise_multiplier": 1.0, "accountant": "rdp"},
+        "privacy": {
+            "dp": {"type": "distributed", "noise_multiplier": 1.0, "accountant": "rdp"},
+            "protection": "secure_sum",
+        },
         "federation": {"rounds": 2, "weighting": "uniform", "lora": "freeze-a"},
     }
     run = deployed.run(configuration(**shared, record={"name": "shares"}))

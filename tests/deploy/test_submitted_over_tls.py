@@ -47,7 +47,7 @@ def test_a_secure_sum_ends_with_the_bits_of_one_process(
 def test_private_rounds_are_counted_at_the_sites(
     deployed: Deployed, submitted: Callable[..., RunFolder], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    private = {"dp": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
+    private = {"dp": {"type": "example", "noise_multiplier": 1.0, "accountant": "rdp"}}
     whole = {"batch_size": 32}  # every step takes all examples: quickly counted
     run = submitted(document(tiny_folder, tmp_path, privacy=private, training=whole, federation={"rounds": 1}))
     said = run.part("federated").read_json("result")["privacy"]["clients"]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import tiny
 from silotune.config import Config, from_mapping
 from silotune.errors import PrivacyError, ProtectionError
 from silotune.experiment.audit import verify_run
@@ -36,11 +37,11 @@ from silotune.experiment.run import run_experiment
 run_experiment(from_mapping(json.loads(sys.argv[1])))
 """
 ALIKE = {"num_train": 48, "num_validation": 12, "num_test": 18, "partition": {"clients": 3, "scheme": "iid"}}
-EXAMPLE = {"dp": "example", "noise_multiplier": 1.0, "accountant": "rdp"}
+EXAMPLE = {"dp": {"type": "example", "noise_multiplier": 1.0, "accountant": "rdp"}}
 
 
 def made(**privacy) -> Config:
-    return from_mapping({"privacy": {"accountant": "rdp", **privacy}})
+    return from_mapping({"privacy": tiny.sorted_privacy({"accountant": "rdp", **privacy})})
 
 
 def test_three_lines_say_what_is_promised() -> None:
@@ -119,7 +120,7 @@ def test_ledgers_count_what_no_report_tells(tmp_path: Path) -> None:
     three = epsilon([Spend(1.0)] * 3, 1e-5, accountant="rdp")
     assert spent is not None and spent["clients"] == {"a": pytest.approx(three), "b": 1.0}
     assert spent["epsilon"] == pytest.approx(three)
-    sections = {"privacy": {"dp": "client", "noise_multiplier": 1.0, "accountant": "rdp"}}
+    sections = {"privacy": {"dp": {"type": "client", "noise_multiplier": 1.0, "accountant": "rdp"}}}
     central = from_mapping({**sections, "federation": {"weighting": "uniform"}})
     rows = [as_row(entry("run/federated", number, Spend(1.0))) for number in (1, 2, 2)]
     folder.append("ledger", *rows)
@@ -169,7 +170,7 @@ def test_plain_sgd_is_warned_of_before_a_run() -> None:
     silent = (
         Config(),
         plain(federation={"modes": ["centralized"]}),
-        plain(privacy={"dp": "example", "noise_multiplier": 1.0}, federation={"lora": "freeze-a"}),
+        plain(privacy={"dp": {"type": "example", "noise_multiplier": 1.0}}, federation={"lora": "freeze-a"}),
     )
     for config in silent:
         assert warnings(config, {"a": 10**3}, exposed=exposed) == []
@@ -192,11 +193,11 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
     said = "\n".join(warnings(made(dp="example", epsilon=1), {"a": 10**6}))
     assert "is not below 1 / 1000000 (examples of the largest client)" in said
     assert "federation.lora = 'freeze-a'" in said
-    frozen = from_mapping({"privacy": {"dp": "example", "epsilon": 1}, "federation": {"lora": "freeze-a"}})
+    frozen = from_mapping({"privacy": {"dp": {"type": "example", "epsilon": 1}}, "federation": {"lora": "freeze-a"}})
     assert warnings(frozen, {"a": 100}) == []
     few = from_mapping(
         {
-            "privacy": {"dp": "client", "epsilon": 1},
+            "privacy": {"dp": {"type": "client", "epsilon": 1}},
             "federation": {"weighting": "uniform"},
             "adapter": {"type": "ia3"},
         }
@@ -207,7 +208,7 @@ def test_warnings_name_what_weakens_a_guarantee() -> None:
 
 def test_noise_in_shares_is_planned_and_said() -> None:
     sections = {"federation": {"weighting": "uniform"}, "data": {"partition": {"clients": 12}}}
-    shared = {"dp": "distributed", "protection": "secure_sum", "epsilon": 3}
+    shared = {"dp": {"type": "distributed", "epsilon": 3}, "protection": "secure_sum"}
     config = from_mapping({"privacy": shared, **sections})
     sizes = {f"site-{number}": 10 for number in range(12)}
     plan = plan_of(config, sizes)
@@ -217,8 +218,8 @@ def test_noise_in_shares_is_planned_and_said() -> None:
     assert "masked integers" in sees and sees.endswith("noise was added at the institutions")
     assert "from the server as well and from up to 1 others that work with it" in protected
     assert "add their shares of the noise" in trusted
-    with pytest.raises(ProtectionError, match="take fewer privacy.colluding"):
-        plan_of(from_mapping({"privacy": {**shared, "colluding": 9}, **sections}), sizes)
+    with pytest.raises(ProtectionError, match="take fewer privacy.dp.colluding"):
+        plan_of(from_mapping({"privacy": {**shared, "dp": {**shared["dp"], "colluding": 9}}, **sections}), sizes)
 
 
 @pytest.mark.end_to_end
@@ -301,27 +302,27 @@ def test_a_run_says_spends_and_stops(configuration: Callable[..., Config], tmp_p
     assert summary["federated"]["cost"]["core_seconds"] is None
     shared = tmp_path / "ledgers"
     spent = summary["federated"]["privacy"]["epsilon"]
-    capped = {"dp": "example", "epsilon": 1.01 * spent, "noise_multiplier": 1.0, "accountant": "rdp"}
+    capped = {"dp": {"type": "example", "epsilon": 1.01 * spent, "noise_multiplier": 1.0, "accountant": "rdp"}}
     again = configuration(
         data=ALIKE,
-        privacy={**capped, "ledger": str(shared)},
+        privacy={"dp": {**capped["dp"], "ledger": str(shared)}},
         federation={"rounds": 9},
         evaluation={"bootstrap_samples": 0},
     )
     stopped = run_experiment(again).part("federated").read_json("result")
     assert stopped["rounds"] == 2
     assert "no client's privacy budget allows round" in stopped["stopped"]
-    assert stopped["privacy"]["epsilon"] <= capped["epsilon"]
+    assert stopped["privacy"]["epsilon"] <= capped["dp"]["epsilon"]
     assert sorted(file.name for file in shared.glob("*.jsonl"))
     assert spent_of(Config(), RunFolder(tmp_path), {}, run="x") is None
     with pytest.raises(PrivacyError, match="nothing was trained"):
-        run_experiment(configuration(privacy={**capped, "epsilon": 0.01}))
+        run_experiment(configuration(privacy={"dp": {**capped["dp"], "epsilon": 0.01}}))
 
 
 @pytest.mark.end_to_end
 def test_noise_in_shares(configuration: Callable[..., Config]) -> None:
     """Three sites, all needed, one of which may collude; the run's account is that of the sites."""
-    shared = {"dp": "distributed", "protection": "secure_sum", "noise_multiplier": 1.0, "clip_norm": 0.1}
+    shared = {"dp": {"type": "distributed", "noise_multiplier": 1.0, "clip_norm": 0.1}, "protection": "secure_sum"}
     run = run_experiment(
         configuration(data=ALIKE, privacy=shared, federation={"weighting": "uniform"}, adapter={"type": "ia3"})
     )

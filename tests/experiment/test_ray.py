@@ -37,7 +37,7 @@ run_experiment(from_mapping(json.loads(sys.argv[1])))
 @pytest.mark.end_to_end
 def test_an_actor_keeps_the_ledger_where_the_run_says(configuration: Callable[..., Config], tmp_path: Path) -> None:
     """What an actor does, in this process: it needs no memory of the client from one message to the next."""
-    private = {"dp": "local", "noise_multiplier": 1.0, "accountant": "rdp"}
+    private = {"dp": {"type": "local", "noise_multiplier": 1.0, "accountant": "rdp"}}
     config = configuration(privacy=private, federation={"rounds": 2, "engine": "ray", "lora": "freeze-a"})
     setup = json.dumps(setup_of(config, is_simulated=True)).encode()
     work = functools.partial(actor_work, str(tmp_path / "states"), str(tmp_path / "ledger"))

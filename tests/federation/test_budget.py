@@ -39,7 +39,7 @@ FAST = {"accountant": "rdp"}
 
 
 def section(**changes: Any) -> PrivacySection:
-    return PrivacySection(**{"dp": "example", "noise_multiplier": 1.0, **FAST, **changes})
+    return PrivacySection(**tiny.sorted_privacy({"dp": "example", "noise_multiplier": 1.0, **FAST, **changes}))
 
 
 def opened(place: Path | None, state: SiteState | None = None, number: int = 1, run: str = "r", **changes: Any):
@@ -91,7 +91,7 @@ def test_the_round_that_would_overspend_is_refused_and_leaves_no_trace(tmp_path:
     for number in (1, 2):
         state = opened(tmp_path, state, number, epsilon=two).state
     before = lines(tmp_path)
-    with pytest.raises(PrivacyError, match=r"above privacy.epsilon = 7.07739; nothing was trained"):
+    with pytest.raises(PrivacyError, match=r"above privacy.dp.epsilon = 7.07739; nothing was trained"):
         opened(tmp_path, state, 3, epsilon=two)
     assert lines(tmp_path) == before
 
@@ -288,7 +288,7 @@ def plan(rounds: int = 3, **more: Any):
     from silotune.federation.coordinator.rounds import Plan
     from silotune.methods.algorithms import method
 
-    reported = Reported(PrivacySection(dp="local", epsilon=2.0), TrainingSection(), rounds)
+    reported = Reported(PrivacySection(dp={"type": "local", "epsilon": 2.0}), TrainingSection(), rounds)
     return Plan(rounds=rounds, method=method(FederationSection()), body={}, seed=1, reported=reported, **more)
 
 
@@ -319,7 +319,7 @@ def test_the_coordinator_adds_noise_counts_it_and_stops(tmp_path: Path) -> None:
     made = plan(privacy=central(epsilon=two))
     state = run_rounds(made, Clients(), ServerState(0, {"w": torch.zeros(3)}), run)
     assert (state.round_number, len(run.read_rows(LEDGER))) == (2, 2)
-    assert "above privacy.epsilon" in state.stopped
+    assert "above privacy.dp.epsilon" in state.stopped
     assert state.privacy["epsilon"] == pytest.approx(two)
     assert all(abs(value - 2.0) > 1e-3 for value in state.weights["w"].tolist())  # noise of deviation 25 a round
 

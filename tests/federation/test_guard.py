@@ -282,7 +282,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "adapter.start": {"adapter": {"start": "/home/somebody/run"}},
     "model.name": {"model": {"name": "/models/other"}},
     "model.revision": {"model": {"revision": "evil"}},
-    "privacy.ledger": {"privacy": {"dp": "local", "epsilon": 8, "ledger": "/tmp/ledger"}},
+    "privacy.dp.ledger": {"privacy": {"dp": {"type": "local", "epsilon": 8, "ledger": "/tmp/ledger"}}},
     "federation.policies": {"federation": {"policies": {"bank-a": "/etc/passwd"}}},
     "federation.clock": {"federation": {"clock": {"trace": "/etc/passwd"}}},
     "evaluation.gold": {"evaluation": {"gold": "/etc/passwd"}},

@@ -128,7 +128,7 @@ def test_a_site_refuses_the_round_that_would_overspend(model, start, tmp_path: P
     with pytest.raises(BudgetError, match="nothing was trained"):
         run(tmp_path / "first", Net(model, distributed(epsilon=0.1)), start, distributed(epsilon=0.1), **UNIFORM)
     state = run(tmp_path / "run", net, start, settings, rounds=9, **UNIFORM)
-    assert 1 <= state.round_number < 9 and "above privacy.epsilon" in state.stopped
+    assert 1 <= state.round_number < 9 and "above privacy.dp.epsilon" in state.stopped
 
 
 def test_noise_is_made_to_fit_the_epsilon() -> None:
@@ -212,7 +212,7 @@ def test_a_sum_that_turns_out_cheaper_changes_no_other_entry(tmp_path: Path) -> 
         max_examples=1, size=100, work="0" * 64, noise=noise,
     )  # fmt: skip
     share = noised_sum.begin(terms, Order(run="r", seed=0), site)
-    local = PrivacySection(dp="local", noise_multiplier=1.0)
+    local = PrivacySection(dp={"type": "local", "noise_multiplier": 1.0})
     begin(local, TrainingSection(), site, rounds=1, place=("r", 1))
     noised_sum.settle(terms, 5, site, share.entry)
     rows = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())

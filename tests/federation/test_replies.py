@@ -143,7 +143,7 @@ def test_where_no_site_adds_noise_no_report_names_an_epsilon(facts: Reported | N
 
 
 def test_no_report_is_above_the_run_s_own_epsilon() -> None:
-    facts = Reported(PrivacySection(dp="example", epsilon=2.0), TRAINING, 3)
+    facts = Reported(PrivacySection(dp={"type": "example", "epsilon": 2.0}), TRAINING, 3)
     assert isinstance(reports(2.0, facts), Reply)
     refused = reports(2.001, facts)
     assert isinstance(refused, Failure) and "epsilon = 2.001: at most 2 can have been spent" in refused.reason
@@ -155,7 +155,7 @@ def test_no_report_is_above_the_run_s_own_epsilon() -> None:
 def test_what_a_site_spends_on_all_rounds_is_believed_and_a_thousand_times_that_is_not(
     dp: str, accountant: str, examples: int
 ) -> None:
-    privacy = PrivacySection.model_validate({"dp": dp, "noise_multiplier": 1.0, "accountant": accountant})
+    privacy = PrivacySection(dp={"type": dp, "noise_multiplier": 1.0, "accountant": accountant})
     state, cost = SiteState(), 0.0
     for number in (1, 2, 3, 3):  # the last one was done again
         opened = open_round(
@@ -170,5 +170,5 @@ def test_what_a_site_spends_on_all_rounds_is_believed_and_a_thousand_times_that_
 
 
 def test_a_round_that_may_be_tried_again_may_cost_again() -> None:
-    once = Reported(PrivacySection(dp="local", noise_multiplier=1.0), TRAINING, 3)
+    once = Reported(PrivacySection(dp={"type": "local", "noise_multiplier": 1.0}), TRAINING, 3)
     assert once.most(10) < replace(once, is_tried_again=True).most(10)

@@ -108,7 +108,7 @@ def test_a_rounded_update_is_never_longer_than_its_sensitivity(size: int, seed: 
 
 
 def test_an_update_that_is_too_long_is_refused() -> None:
-    with pytest.raises(ProtectionError, match="longer than privacy.clip_norm"):
+    with pytest.raises(ProtectionError, match="longer than privacy.dp.clip_norm"):
         rounded(np.full(100, 1.0, np.float32), 1, Scale(5000, 1.0, 1), bits=32, generator=np.random.default_rng(0))
 
 
@@ -138,7 +138,7 @@ def test_shares_by_hand() -> None:
 
 
 def test_what_cannot_be_noised_is_said() -> None:
-    with pytest.raises(ProtectionError, match="take fewer privacy.colluding"):
+    with pytest.raises(ProtectionError, match="take fewer privacy.dp.colluding"):
         shared_noise(1.0, bits=32, clients=3, needed=3, colluding=3, size=10)
     with pytest.raises(ProtectionError, match="do not fit a ring of 16 bits"):
         shared_noise(1.0, bits=16, clients=1000, needed=700, colluding=0, size=1_000_000)

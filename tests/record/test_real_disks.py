@@ -132,7 +132,7 @@ def test_entries_of_a_trail_that_found_no_room_are_written_later_in_order_and_on
 
 @pytest.mark.parametrize("place", [16], indirect=True)
 def test_a_round_whose_charge_finds_no_room_does_not_begin(place: Path) -> None:
-    privacy = PrivacySection(dp="example", noise_multiplier=1.0, accountant="rdp")
+    privacy = PrivacySection(dp={"type": "example", "noise_multiplier": 1.0, "accountant": "rdp"})
 
     def charge(number: int) -> None:
         open_round(

@@ -37,7 +37,7 @@ def plan(
     """Say what noise a configuration's epsilon takes, or what its noise costs, by site and round.
 
     How much noise for epsilon 4 over 50 rounds at a site of 600 examples:
-    silotune privacy plan --examples 600 --set privacy.epsilon=4 --set federation.rounds=50
+    silotune privacy plan --examples 600 --set privacy.dp.epsilon=4 --set federation.rounds=50
     """
     from silotune.cli.shipped import find
     from silotune.config import from_mapping, merge, read_toml
@@ -47,8 +47,7 @@ def plan(
     if config is None and not examples:
         raise ConfigError("give a configuration, or --examples N for a site without one")
     document = read_toml(find(config)) if config else {}
-    is_named = any(item.startswith("privacy.dp=") for item in settings or ())
-    if not is_named and not document.get("privacy"):
+    if not document.get("privacy"):
         document = merge(document, ["privacy.dp=example"])
     loaded = from_mapping(merge(document, settings or ()), source=config or "--set")
     with reserved_stdout(as_json):
@@ -70,7 +69,7 @@ def plan(
 
 
 def spent(
-    folder: Annotated[Path, typer.Argument(help="Folder of ledgers: privacy.ledger, or state/ledger of a site.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of ledgers: privacy.dp.ledger, or state/ledger of a site.")],
     delta: Annotated[float, typer.Option(help="At which epsilon is told.")] = 1e-5,
     rdp: Annotated[bool, typer.Option("--rdp", help="Count by RDP, faster and looser than by PLD.")] = False,
     as_json: AsJson = False,

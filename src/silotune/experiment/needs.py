@@ -29,7 +29,7 @@ class Need:
 
 NEEDS = (
     Need("model.precision = 'int4'", lambda config: config.model.precision == "int4", "bitsandbytes", "int4"),
-    Need("privacy.dp", lambda config: config.privacy.dp != "none", "dp-accounting", "dp"),
+    Need("privacy.dp", lambda config: config.privacy.dp.is_promised, "dp-accounting", "dp"),
     Need("privacy.protection = 'he'", lambda config: config.privacy.protection == "he", "tenseal", "he"),
     Need("federation.engine = 'ray'", lambda config: config.federation.engine == "ray", "ray", "ray"),
     Need(

@@ -5,7 +5,7 @@ The same three lines say what a run kept; what it really spent is for ``experime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,15 @@ from silotune.federation.coordinator.privacy import CentralPrivacy, central_priv
 from silotune.federation.coordinator.protection import SEES, TRUSTED
 from silotune.privacy.accountant import Spend, curve
 from silotune.settings.adapters import Lora
+from silotune.settings.guarantees import (
+    ByClient,
+    ByExample,
+    Distributed,
+    DpSettings,
+    Guarantee,
+    Local,
+    NoGuarantee,
+)
 from silotune.settings.sections import PrivacySection
 from silotune.training.release import release_of
 
@@ -47,9 +56,9 @@ class Plan:
 
     @property
     def epsilon(self) -> float:
-        """The largest of any site after all rounds, within ``privacy.epsilon``: what would pass it is refused."""
+        """The largest of any site after all rounds, within ``privacy.dp.epsilon``: what would pass it is refused."""
         largest = max(values[-1] for values in self.curves.values())
-        return min(largest, self.privacy.epsilon or largest)
+        return min(largest, self.privacy.guarantee.epsilon or largest)
 
 
 def plan_of(config: Config, sizes: Mapping[str, int]) -> Plan | None:
@@ -59,14 +68,14 @@ def plan_of(config: Config, sizes: Mapping[str, int]) -> Plan | None:
     each site's own ledger to say.
 
     Raises:
-        ConfigError: No noise keeps ``privacy.epsilon``.
+        ConfigError: No noise keeps ``privacy.dp.epsilon``.
     """
-    if config.privacy.dp == "none" or (config.privacy.dp == "example" and not any(sizes.values())):
+    if not config.privacy.dp.is_promised or (config.privacy.dp.is_by_example and not any(sizes.values())):
         return None
     rounds = config.federation.rounds
-    releases = RELEASES[config.privacy.dp](config, sizes)
+    releases = (_of_sum if config.privacy.dp.is_on_sum else _of_sites)(config, sizes)
     points = _points(rounds)
-    delta, accountant = config.privacy.delta, config.privacy.accountant
+    delta, accountant = config.privacy.guarantee.delta, config.privacy.guarantee.accountant
     known: dict[Spend, list[float]] = {}
     for spend in releases.values():
         if spend not in known:
@@ -88,15 +97,6 @@ def _of_sum(config: Config, sizes: Mapping[str, int]) -> dict[str, Spend]:
     return {"all": central_privacy(config.privacy, config.federation, sizes, run="").release}
 
 
-RELEASES: Mapping[str, Callable[[Config, Mapping[str, int]], dict[str, Spend]]] = {
-    "example": _of_sites,
-    "local": _of_sites,
-    "client": _of_sum,
-    "distributed": _of_sum,
-}
-"""``privacy.dp`` -> what a round releases, by who adds the noise."""
-
-
 def _points(rounds: int) -> list[int]:
     steps = min(rounds, CURVE_POINTS)
     return sorted({round((place + 1) * rounds / steps) for place in range(steps)})
@@ -110,7 +110,7 @@ def plan_of_config(config: Config) -> Plan | None:
 
 def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:
     """Noise on the sums of a part of a run and its account; None where the sites add noise each for itself."""
-    if config.privacy.dp not in ("client", "distributed"):
+    if not config.privacy.dp.is_on_sum:
         return None
     sizes = {name: len(examples) for name, examples in part.clients.items()}
     return central_privacy(config.privacy, config.federation, sizes, run=run)
@@ -119,23 +119,24 @@ def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:
 def collected(config: Config, part: Part) -> PrivacySection:
     """The section as the collector of a part's updates needs it: of noise in shares, how much and for what weights."""
     privacy, federation = config.privacy, config.federation
-    if privacy.dp != "distributed":
+    if not privacy.dp.is_in_shares:
         return privacy
     clients = federation.clients_per_round or len(part.clients)
     release = noise_in_shares(privacy, clients, federation.rounds)
     most = federation.weighting.largest or 1
-    return privacy.model_copy(update={"noise_multiplier": release.noise_multiplier, "max_examples": most})
+    dp = privacy.dp.model_copy(update={"noise_multiplier": release.noise_multiplier})
+    return privacy.model_copy(update={"dp": dp, "max_examples": most})
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """A plan for files and for ``--json``."""
     return {
-        "dp": plan.privacy.dp,
-        "delta": plan.privacy.delta,
+        "dp": plan.privacy.dp.type,
+        "delta": plan.privacy.guarantee.delta,
         "rounds": plan.rounds,
         "epsilon": plan.epsilon,
-        "accountant": plan.privacy.accountant,
-        "clip_norm": plan.privacy.clip_norm,
+        "accountant": plan.privacy.guarantee.accountant,
+        "clip_norm": plan.privacy.guarantee.clip_norm,
         "points": list(plan.points),
         "sites": {
             name: {
@@ -160,7 +161,8 @@ def statement(privacy: PrivacySection, plan: Plan | None) -> list[str]:
     """
     if plan is not None:
         return _lines(privacy, f"{plan.epsilon:.3g} (planned)", plan.rounds)
-    capped = None if privacy.epsilon is None else f"{privacy.epsilon:.3g} at most (planned)"
+    most = privacy.dp.epsilon if isinstance(privacy.dp, Guarantee) else None
+    capped = None if most is None else f"{most:.3g} at most (planned)"
     return _lines(privacy, capped or _UNKNOWN, "all")
 
 
@@ -184,41 +186,43 @@ _UNKNOWN = "what its institution's ledger says"
 
 
 def _lines(privacy: PrivacySection, epsilon: str, rounds: int | str) -> list[str]:
-    sees, protected, trusted = _STATEMENTS[privacy.dp]
+    sees, protected, trusted = _STATEMENTS[type(privacy.dp)]
     if privacy.protection != "none":
-        added = "" if privacy.dp == "none" else "; noise was added at the institutions"
+        added = "; noise was added at the institutions" if privacy.dp.is_promised else ""
         sees = f"in a round {SEES[privacy.protection]}{added}"
-    if privacy.dp == "none":
+    if not privacy.dp.is_promised:
         what = "an update" if privacy.protection == "none" else "the sum, and the model made from it,"
         return [sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"]
-    figures = {"epsilon": epsilon, "delta": f"{privacy.delta:g}", "rounds": rounds, "colluding": privacy.colluding}
+    figures = {"epsilon": epsilon, "delta": f"{privacy.guarantee.delta:g}", "rounds": rounds}
+    if isinstance(privacy.dp, Distributed):
+        figures["colluding"] = privacy.dp.colluding
     return [sees, protected.format(**figures), trusted]
 
 
-_STATEMENTS: Mapping[str, tuple[str, str, str]] = {
-    "none": (
+_STATEMENTS: Mapping[type[DpSettings], tuple[str, str, str]] = {
+    NoGuarantee: (
         "the server sees every institution's update in the clear, its number of examples and its loss",
         "no record is protected: {what} can give away what it was trained on",
         "",
     ),
-    "example": (
+    ByExample: (
         "the server sees every institution's update, noised, and its number of examples; losses are withheld",
         "a record is protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, from the server too",
         "trusted: each institution with its own records; not the server, not the others",
     ),
-    "client": (
+    ByClient: (
         "the server sees every institution's update in the clear; models carry the noise",
         "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
         "from whoever gets a model",
         "trusted: the server, to clip, to add noise and to keep updates to itself",
     ),
-    "local": (
+    Local: (
         "the server sees every institution's update, clipped and noised, and its number of examples",
         "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
         "from the server as well",
         "trusted: each institution with its own data; not the server, not the others",
     ),
-    "distributed": (
+    Distributed: (
         "the server sees the sum of the institutions' updates, noised",
         "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
         "from the server as well and from up to {colluding} others that work with it",
@@ -235,7 +239,7 @@ def warnings(config: Config, sizes: Mapping[str, int], *, exposed: Exposed | Non
         sizes: Examples by client.
         exposed: What updates show of what the model reads, where the adapter is known.
     """
-    if config.privacy.dp == "none":
+    if not config.privacy.dp.is_promised:
         return sgd_warnings(config, exposed)
     return _dp_warnings(config, sizes)
 
@@ -243,20 +247,21 @@ def warnings(config: Config, sizes: Mapping[str, int], *, exposed: Exposed | Non
 def _dp_warnings(config: Config, sizes: Mapping[str, int]) -> list[str]:
     privacy = config.privacy
     made: list[str] = []
-    units = max(sizes.values()) if privacy.dp == "example" else len(sizes)
-    unit = "examples of the largest client" if privacy.dp == "example" else "clients"
-    if privacy.delta * units >= 1:
+    units = max(sizes.values()) if privacy.dp.is_by_example else len(sizes)
+    unit = "examples of the largest client" if privacy.dp.is_by_example else "clients"
+    if privacy.guarantee.delta * units >= 1:
         made.append(
-            f"privacy.delta = {privacy.delta:g} is not below 1 / {units} ({unit}): it could give one away whole"
+            f"privacy.dp.delta = {privacy.guarantee.delta:g} is not below 1 / {units} ({unit}): it could give one away "
+            "whole"
         )
     if isinstance(config.adapter, Lora) and config.federation.lora.is_plain:
         made.append(
             "noise on both LoRA factors multiplies: their product carries noise times noise; "
             "federation.lora = 'freeze-a' (Sun et al. 2024) loses less accuracy at the same epsilon, 'sb' less still"
         )
-    if privacy.dp in ("client", "local", "distributed") and len(sizes) < 20:
+    if not privacy.dp.is_by_example and len(sizes) < 20:
         made.append(
-            f"privacy.dp = {privacy.dp!r} hides one of {len(sizes)} institutions: with so few the noise outweighs what "
-            "they have in common; privacy.dp = 'example' protects records at a fraction of it"
+            f"privacy.dp = {privacy.dp.type!r} hides one of {len(sizes)} institutions: with so few the noise outweighs "
+            "what they have in common; privacy.dp = 'example' protects records at a fraction of it"
         )
     return made

@@ -240,7 +240,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
     if kept != planned:
         notify("privacy", {"statement": kept})
     summary["notes"] = list(prepared.notes)
-    summary["privacy"] = {"dp": prepared.config.privacy.dp, "statement": kept}
+    summary["privacy"] = {"dp": prepared.config.privacy.dp.type, "statement": kept}
     summary["seconds"] = time.perf_counter() - run.began
     summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
     folder.write_json("summary", summary)

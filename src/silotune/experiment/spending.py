@@ -17,7 +17,6 @@ from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import Entry, from_row, spent, union
 from silotune.record.files import read_lines
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import SITE_NOISE
 
 FILE = "privacy"
 """Name of the run folder's file: the run's identity in ledgers, the statement, the plan, in the end what was spent."""
@@ -60,7 +59,7 @@ def settled(config: Config, folder: RunFolder, parts: Sequence[tuple[str, ...]])
         folder: The run folder.
         parts: Places of its parts, all of which have a result.
     """
-    if config.privacy.dp == "none":
+    if not config.privacy.dp.is_promised:
         return planned_of(folder)
     results = {names: folder.part(*names).read_json("result") for names in parts}
     spent = {names: result["privacy"] for names, result in results.items()}
@@ -85,11 +84,11 @@ def spent_of(config: Config, folder: RunFolder, kept: Mapping[str, Any], *, run:
         run: The part's identity in ledgers.
     """
     privacy = config.privacy
-    if privacy.dp == "none":
+    if not privacy.dp.is_promised:
         return None
-    counted = partial(spent, delta=privacy.delta, accountant=privacy.accountant)
-    made = {"dp": privacy.dp, "delta": privacy.delta}
-    if privacy.dp not in SITE_NOISE:
+    counted = partial(spent, delta=privacy.guarantee.delta, accountant=privacy.guarantee.accountant)
+    made = {"dp": privacy.dp.type, "delta": privacy.guarantee.delta}
+    if not privacy.dp.is_at_site:
         entries = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(ENTRIES, ())))
         return {**made, "epsilon": counted(entries) if entries else None, "clients": {}}
     rows = folder.read_rows("clients")

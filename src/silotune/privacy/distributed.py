@@ -80,7 +80,7 @@ def shared_noise(multiplier: float, *, bits: int, clients: int, needed: int, col
     if counted < 1:
         raise ProtectionError(
             f"a sum that is opened for {needed} sites, {colluding} of which may collude, has no noise that protects: "
-            "take fewer privacy.colluding, or more clients a round"
+            "take fewer privacy.dp.colluding, or more clients a round"
         )
     root = math.sqrt(size)
     ratio = multiplier / math.sqrt(counted)  # deviation of a share over the sensitivity
@@ -151,7 +151,7 @@ def rounded(values: Array, weight: int, scale: Scale, *, bits: int, generator: n
         made, _ = quantise(values, weight, scale, bits=bits, generator=generator)
         if np.linalg.norm(signed(made).astype(np.float64)) <= largest:
             return made
-    raise ProtectionError("an update is longer than privacy.clip_norm and cannot be noised")
+    raise ProtectionError("an update is longer than privacy.dp.clip_norm and cannot be noised")
 
 
 def skellam_rdp(order: float, l1: float, l2: float, variance: float) -> float:

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from silotune.settings.adapters import AdapterSettings, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
+from silotune.settings.guarantees import ByClient, Guarantee
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, Dpo
@@ -209,11 +210,12 @@ def privacy_faults(
     record: RecordSection,
 ) -> list[str]:
     """Combinations under which a guarantee could not be given, or a setting would do nothing."""
-    faults = _unused_faults(privacy)
-    if privacy.dp == "none":
+    faults, dp = _unused_faults(privacy), privacy.dp
+    if not isinstance(dp, Guarantee):
         return faults
-    if privacy.epsilon is None and privacy.noise_multiplier is None:
-        faults.append(f"privacy.dp = {privacy.dp!r} needs privacy.epsilon, privacy.noise_multiplier or both")
+    given = f"privacy.dp = {dp.type!r}"
+    if dp.epsilon is None and dp.noise_multiplier is None:
+        faults.append(f"{given} needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both")
     if evaluation.per_client:
         faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
     if federation.weighting.needs_loss:
@@ -221,26 +223,18 @@ def privacy_faults(
             f"federation.weighting = {federation.weighting.type!r} needs losses, which clients withhold "
             "under privacy.dp"
         )
-    if federation.budget.joules is not None and not privacy.report_costs:
+    if federation.budget.joules is not None and not dp.report_costs:
         faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
-    if privacy.dp == "client" and record.keep_updates:
-        faults.append("record.keep_updates proves sums that noise changes: leave it out with privacy.dp = 'client'")
+    if dp.is_on_sum and not dp.is_in_shares and record.keep_updates:
+        faults.append(f"record.keep_updates proves sums that noise changes: leave it out with {given}")
     if is_linked(federation):
         faults.append(
-            f"privacy.dp = {privacy.dp!r} is accounted for updates as they are, of whole rounds: leave "
+            f"{given} is accounted for updates as they are, of whole rounds: leave "
             "federation.upload, federation.download and federation.clock out"
         )
-    if privacy.dp != "client" and (privacy.clipping != "fixed" or privacy.client_sampling != "fixed"):
-        faults.append("privacy.clipping and privacy.client_sampling are of privacy.dp = 'client' alone")
     faults += _lora_faults(privacy, federation)
-    faults += _example_faults(federation, training) if privacy.dp == "example" else _client_faults(privacy, federation)
+    faults += _example_faults(federation, training) if dp.is_by_example else _client_faults(privacy, federation)
     return faults
-
-
-_OF_GUARANTEE = (
-    "epsilon", "noise_multiplier", "ledger", "delta", "clip_norm", "accountant", "colluding", "clipping",
-    "clip_quantile", "clip_learning_rate", "client_sampling", "report_costs",
-)  # fmt: skip
 
 
 _OF_PROTECTION: Mapping[str, tuple[str, ...]] = {
@@ -256,17 +250,10 @@ _OF_PROTECTION: Mapping[str, tuple[str, ...]] = {
 def _unused_faults(privacy: PrivacySection) -> list[str]:
     """Settings that would do nothing: who gives one believes in a protection that is not there."""
     faults = []
-    for key in _OF_GUARANTEE:
-        if privacy.dp == "none" and _is_given(privacy, key):
-            faults.append(
-                f"privacy.{key} = {getattr(privacy, key)!r} needs a guarantee: privacy.dp = 'example', for one"
-            )
     for key, kinds in _OF_PROTECTION.items():
         if privacy.protection not in kinds and _is_given(privacy, key):
             asked = " or ".join(map(repr, kinds))
             faults.append(f"privacy.{key} = {getattr(privacy, key)!r} is for privacy.protection = {asked}")
-    if privacy.dp not in ("none", "distributed") and _is_given(privacy, "colluding"):
-        faults.append(f"privacy.colluding = {privacy.colluding} is for privacy.dp = 'distributed'")
     return faults
 
 
@@ -342,7 +329,7 @@ def clock_faults(federation: FederationSection, known: int | None, *, keeps_upda
 
 def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
     """What reads single updates past the noise, or hands out models that no noise protects."""
-    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    given, faults = f"privacy.dp = {privacy.dp.type!r}", []
     if not federation.lora.goes_with_noise:
         faults.append(
             f"federation.lora = {federation.lora.type!r} needs more of a client than a noised update, and cannot be "
@@ -372,7 +359,7 @@ def _example_faults(federation: FederationSection, training: TrainingSection) ->
 
 def _client_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
     """What protects whole institutions: one release a round, whose sensitivity is known."""
-    given, faults = f"privacy.dp = {privacy.dp!r}", []
+    given, faults = f"privacy.dp = {privacy.dp.type!r}", []
     if set(federation.modes) != {"federated"}:
         faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
     if not federation.algorithm.linear:
@@ -380,27 +367,31 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
             f"federation.algorithm = {federation.algorithm.type!r} cannot be used with {given}; those that learn "
             f"nothing but the updates' mean: {', '.join(ALGORITHMS.those('linear'))}"
         )
-    if privacy.dp == "local":
+    dp = privacy.dp
+    if not dp.is_on_sum:
         return faults
-    if privacy.dp == "client" and privacy.protection != "none":
+    if not dp.is_in_shares and privacy.protection != "none":
         faults.append(
             f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides; "
             "privacy.dp = 'distributed' noises secure sums"
         )
-    if privacy.dp == "distributed" and privacy.protection != "secure_sum":
+    if dp.is_in_shares and privacy.protection != "secure_sum":
         faults.append(
             f"{given} noises sums that nobody sees the parts of: set privacy.protection = 'secure_sum' "
             f"(now {privacy.protection!r})"
         )
-    if privacy.dp == "distributed" and privacy.ring_bits < 32:
+    if dp.is_in_shares and privacy.ring_bits < 32:
         faults.append(f"{given} needs room for the noise: privacy.ring_bits = 32 or 64 (now {privacy.ring_bits})")
     if federation.weighting.largest is None or not federation.aggregation.is_mean:
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "
             "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
         )
-    if privacy.client_sampling == "poisson" and federation.clients_per_round is None:
-        faults.append("privacy.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws")
+    is_drawn = isinstance(dp, ByClient) and dp.client_sampling == "poisson"
+    if is_drawn and federation.clients_per_round is None:
+        faults.append(
+            "privacy.dp.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws"
+        )
     return faults
 
 
@@ -505,7 +496,7 @@ LIMITS: tuple[Limit, ...] = (
         lambda run: bool(run.federation.policies),
     ),
     Limit(
-        "privacy.ledger",
+        "privacy.dp.ledger",
         ("sites",),
         "every site keeps a ledger of its own over all runs: leave it out",
         lambda run: run.privacy.ledger is not None,
@@ -514,7 +505,7 @@ LIMITS: tuple[Limit, ...] = (
         "federation.weighting = 'capped' with privacy.dp = 'client'",
         ("sites",),
         "the noise depends on the sites' numbers of examples, which are known only when they reply: use 'uniform'",
-        lambda run: run.privacy.dp == "client" and run.federation.weighting.needs_sizes,
+        lambda run: isinstance(run.privacy.dp, ByClient) and run.federation.weighting.needs_sizes,
     ),
     Limit(
         "adapter.start",

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from silotune.errors import PrivacyError
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
 from silotune.settings.base import FolderName, Place, Positive, PositiveNumber, Section
+from silotune.settings.guarantees import DifferentialPrivacy, Guarantee, NoGuarantee
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
@@ -28,12 +30,7 @@ Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
 ProtectionKind = Literal["none", "secure_sum", "he"]
 AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
-DifferentialPrivacy = Literal["none", "example", "client", "local", "distributed"]
-Accountant = Literal["pld", "rdp"]
-Clipping = Literal["fixed", "adaptive"]
 
-SITE_NOISE: tuple[DifferentialPrivacy, ...] = ("example", "local")
-"""Guarantees whose noise is added at the site, so that the server need not be trusted."""
 
 LONGEST_PROMPT, MOST_PLACES = 4096, 32
 """Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
@@ -245,39 +242,29 @@ class PrivacySection(Section):
     max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
     ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
     he_packing: Literal[2, 3, 4] = Field(3, description="of he: values a slot; more are smaller and coarser")
-    dp: DifferentialPrivacy = Field(
-        "none",
-        description="differential privacy: example (DP-SGD at each site), client (noise on the sum of updates), "
-        "local (noise on each update before it leaves), distributed (each site adds a share of the sum's noise)",
-    )
-    epsilon: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="most that a run may cost; without noise_multiplier the noise is made to fit it"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="below 1 / examples, or 1 / clients")
-    noise_multiplier: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="standard deviation of the noise over the sensitivity; default: made to fit epsilon"
-    )
-    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
-        1.0, description="bound on an example's gradient, or on a client's update; of adaptive clipping the first one"
-    )
-    clipping: Clipping = Field("fixed", description="of client: adaptive follows a quantile of the updates' norms")
-    clip_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of adaptive clipping")
-    clip_learning_rate: Annotated[float, Field(gt=0)] = Field(0.2, description="of adaptive clipping")
-    client_sampling: Literal["fixed", "poisson"] = Field(
-        "fixed",
-        description="of client: poisson draws each client by itself, clients_per_round on average, and is counted as "
-        "amplification; fixed is not",
-    )
-    colluding: Annotated[int, Field(ge=0)] = Field(
-        1, description="of distributed: sites that may work with the coordinator; their shares of noise do not count"
-    )
-    accountant: Accountant = Field("pld", description="how epsilon is computed; rdp is faster and looser")
-    ledger: Place | None = Field(
-        None, description="folder in which sites keep what they spent over all runs; default: of this run only"
-    )
-    report_costs: bool = Field(
-        False, description="let sites under DP send seconds and joules, which the guarantee does not cover"
-    )
+    dp: DifferentialPrivacy = Field(NoGuarantee(), description="differential privacy: what is promised, and by whom")
+
+    def without_ledger(self) -> PrivacySection:
+        """The section without the place of a ledger."""
+        if self.ledger is None:
+            return self
+        return self.model_copy(update={"dp": self.dp.model_copy(update={"ledger": None})})
+
+    @property
+    def ledger(self) -> Path | None:
+        """Folder in which sites keep what they spent over all runs."""
+        return self.dp.ledger if isinstance(self.dp, Guarantee) else None
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """The settings of the promise.
+
+        Raises:
+            PrivacyError: There is none.
+        """
+        if not isinstance(self.dp, Guarantee):
+            raise PrivacyError(f"privacy.dp = {self.dp.type!r} promises nothing")
+        return self.dp
 
 
 class EvaluationSection(Section):

@@ -20,6 +20,7 @@ from silotune.privacy.noise import Entropy, drawn, system
 from silotune.privacy.secure_sum.terms import needed_of
 from silotune.record.runs import RunFolder
 from silotune.settings.aggregation import Capped
+from silotune.settings.guarantees import Adaptive, ByClient, Distributed
 from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 
@@ -55,7 +56,8 @@ class CentralPrivacy:
 
         Sites know the run's seed, so it must not draw them: amplification is for those who do not know who took part.
         """
-        if self.privacy.client_sampling == "fixed":
+        dp = self.privacy.dp
+        if not isinstance(dp, ByClient) or dp.client_sampling == "fixed":
             return None
         return tuple(clients[place] for place in drawn(len(clients), self.release.sampling_rate, self.entropy))
 
@@ -63,15 +65,15 @@ class CentralPrivacy:
         """Writes the round's cost to the ledger, and gives what the state is to keep.
 
         Raises:
-            BudgetError: The round would pass ``privacy.epsilon``; nothing is written.
+            BudgetError: The round would pass ``privacy.dp.epsilon``; nothing is written.
         """
         known = union(map(from_row, folder.read_rows(LEDGER)), map(from_row, kept.get(ENTRIES, ())))
         new = entry(self.run, number, self.release)
-        delta, accountant = self.privacy.delta, self.privacy.accountant
-        if self.privacy.epsilon is None:
+        delta, accountant = self.privacy.guarantee.delta, self.privacy.guarantee.accountant
+        if self.privacy.guarantee.epsilon is None:
             cost = spent([*known, new], delta, accountant=accountant)
         else:
-            cap = Cap(self.privacy.epsilon, "privacy.epsilon")
+            cap = Cap(self.privacy.guarantee.epsilon, "privacy.dp.epsilon")
             cost = check([*known, new], delta, cap, accountant=accountant)
         folder.append(LEDGER, as_row(new))
         return {**kept, ENTRIES: [as_row(item) for item in (*known, new)], "epsilon": cost}
@@ -83,7 +85,7 @@ class CentralPrivacy:
         if self.mechanism is None:
             (summed,) = updates
             return summed.delta, dict(kept)
-        bound = float(kept.get(_CLIP, self.privacy.clip_norm))
+        bound = float(kept.get(_CLIP, self.privacy.guarantee.clip_norm))
         mean, bound = private_mean(updates, like, self.mechanism, clip_norm=bound, entropy=self.entropy)
         return mean, {**kept, _CLIP: bound}
 
@@ -95,7 +97,7 @@ class CentralPrivacy:
         entries = [*map(from_row, kept[ENTRIES])]
         entries[-1] = replace(entries[-1], spend=Spend(**released[0]))
         folder.append(LEDGER, as_row(entries[-1]))
-        cost = spent(entries, self.privacy.delta, accountant=self.privacy.accountant)
+        cost = spent(entries, self.privacy.guarantee.delta, accountant=self.privacy.guarantee.accountant)
         return {**kept, ENTRIES: [as_row(item) for item in entries], "epsilon": cost}
 
 
@@ -108,27 +110,28 @@ def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend
         rounds: Of the run.
 
     Raises:
-        ConfigError: No noise keeps ``privacy.epsilon``.
+        ConfigError: No noise keeps ``privacy.dp.epsilon``.
         ProtectionError: The noise does not fit the ring, or nobody's is left when some collude.
     """
-    needed = needed_of(clients, privacy.threshold)
+    dp, needed = privacy.dp, needed_of(clients, privacy.threshold)
+    assert isinstance(dp, Distributed), "noise in shares is of this guarantee alone"
 
     def release(multiplier: float) -> Spend:
         made = shared_noise(
-            multiplier, bits=privacy.ring_bits, clients=clients, needed=needed, colluding=privacy.colluding,
+            multiplier, bits=privacy.ring_bits, clients=clients, needed=needed, colluding=dp.colluding,
             size=PLANNED_SIZE,
         )  # fmt: skip
         return replace(spend_of(made, needed), noise_multiplier=multiplier)
 
-    if privacy.noise_multiplier is not None:
-        return release(privacy.noise_multiplier)
-    target = float(privacy.epsilon or 0) * _ROOM_FOR_SIZE
+    if dp.noise_multiplier is not None:
+        return release(dp.noise_multiplier)
+    target = float(dp.epsilon or 0) * _ROOM_FOR_SIZE
     found = least_noise(
-        lambda noise: epsilon([replace(release(noise), steps=rounds)], privacy.delta) <= target, rounds**0.5 / target
+        lambda noise: epsilon([replace(release(noise), steps=rounds)], dp.delta) <= target, rounds**0.5 / target
     )
     if found is None:
         raise ConfigError(
-            f"no noise keeps privacy.epsilon = {privacy.epsilon:g} at delta = {privacy.delta:g} over {rounds} rounds; "
+            f"no noise keeps privacy.dp.epsilon = {dp.epsilon:g} at delta = {dp.delta:g} over {rounds} rounds; "
             "allow a larger epsilon or fewer rounds"
         )
     return release(found)
@@ -137,7 +140,7 @@ def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend
 def central_privacy(
     privacy: PrivacySection, federation: FederationSection, sizes: Mapping[str, int], *, run: str
 ) -> CentralPrivacy:
-    """The mechanism for these clients; noise that fits ``privacy.epsilon`` over all rounds unless it is given.
+    """The mechanism for these clients; noise that fits ``privacy.dp.epsilon`` over all rounds unless it is given.
 
     Args:
         privacy: The ``[privacy]`` section.
@@ -146,26 +149,21 @@ def central_privacy(
         run: Its identity in the ledger.
     """
     expected = federation.clients_per_round or len(sizes)
-    if privacy.dp == "distributed":
+    dp = privacy.guarantee
+    if dp.is_in_shares:
         return CentralPrivacy(privacy, None, noise_in_shares(privacy, expected, federation.rounds), run)
     share = expected / len(sizes)
-    rate = share if privacy.client_sampling == "poisson" else 1.0
-    noise = privacy.noise_multiplier
+    assert isinstance(dp, ByClient), "the server adds noise under this guarantee alone"
+    rate = share if dp.client_sampling == "poisson" else 1.0
+    noise = dp.noise_multiplier
     if noise is None:
-        asked = float(privacy.epsilon or 0)
-        noise = noise_for(
-            asked, privacy.delta, sampling_rate=rate, steps=federation.rounds, accountant=privacy.accountant
-        )
+        asked = float(dp.epsilon or 0)
+        noise = noise_for(asked, dp.delta, sampling_rate=rate, steps=federation.rounds, accountant=dp.accountant)
     cap = federation.weighting.cap if isinstance(federation.weighting, Capped) else None
     weight = share * sum(weight_of(size, cap) for size in sizes.values())
-    mechanism = ClientMechanism(
-        noise,
-        weight,
-        cap,
-        quantile=privacy.clip_quantile,
-        clip_learning_rate=privacy.clip_learning_rate,
-    )
-    if privacy.clipping == "adaptive":
+    mechanism = ClientMechanism(noise, weight, cap)
+    if isinstance(clipping := dp.clipping, Adaptive):
+        mechanism = replace(mechanism, quantile=clipping.quantile, clip_learning_rate=clipping.learning_rate)
         mechanism = with_bound(mechanism, expected)
     return CentralPrivacy(privacy, mechanism, Spend(noise, rate, 1), run)
 

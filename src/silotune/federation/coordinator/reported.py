@@ -9,7 +9,7 @@ from silotune.errors import MessageError, require
 from silotune.federation.coordinator.decisions import MOST_TRIES
 from silotune.federation.wire.messages import TrainReport
 from silotune.privacy.accountant import Spend, epsilon
-from silotune.settings.sections import SITE_NOISE, PrivacySection, TrainingSection
+from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.training.release import release_of
 
 SPARE_ROUNDS = 10
@@ -34,19 +34,19 @@ class Reported:
     is_tried_again: bool = False
 
     def __post_init__(self) -> None:
-        if self.privacy.dp in SITE_NOISE and self.privacy.epsilon is None:
+        if self.privacy.dp.is_at_site and self.privacy.guarantee.epsilon is None:
             require("dp_accounting", extra="dp")
 
     def most(self, num_examples: int) -> float:
-        """For a site with so many examples: ``privacy.epsilon``, or what all rounds of such a site cost.
+        """For a site with so many examples: ``privacy.dp.epsilon``, or what all rounds of such a site cost.
 
         Counted by moments, which is quick, and looser than the accountant that a site may count with.
         """
-        if self.privacy.epsilon is not None:
-            return self.privacy.epsilon * _ROUNDING
+        if self.privacy.guarantee.epsilon is not None:
+            return self.privacy.guarantee.epsilon * _ROUNDING
         spend = release_of(self.privacy, self.training, num_examples=num_examples, rounds=self.rounds)
         rounds = (self.rounds + SPARE_ROUNDS) * (MOST_TRIES if self.is_tried_again else 1)
-        return _cost(spend.noise_multiplier, spend.sampling_rate, spend.steps * rounds, self.privacy.delta)
+        return _cost(spend.noise_multiplier, spend.sampling_rate, spend.steps * rounds, self.privacy.guarantee.delta)
 
 
 def check_epsilon(report: TrainReport, facts: Reported | None) -> None:
@@ -61,7 +61,7 @@ def check_epsilon(report: TrainReport, facts: Reported | None) -> None:
     """
     if report.epsilon is None:
         return
-    if facts is None or facts.privacy.dp not in SITE_NOISE:
+    if facts is None or not facts.privacy.dp.is_at_site:
         raise MessageError("a report names an epsilon, and the sites of this run add no noise")
     most = facts.most(report.num_examples)
     if report.epsilon > most:

@@ -53,6 +53,7 @@ from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedShar
 from silotune.privacy.secure_sum.stages import Sealed
 from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms
 from silotune.record.signatures import raw_public
+from silotune.settings.guarantees import Distributed
 from silotune.settings.sections import PrivacySection
 from silotune.structs import ClientUpdate, Failure
 
@@ -95,9 +96,10 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
 
 
 def _noise(privacy: PrivacySection) -> NoiseTerms | None:
-    if privacy.dp != "distributed" or privacy.noise_multiplier is None:
+    dp = privacy.dp
+    if not isinstance(dp, Distributed) or dp.noise_multiplier is None:
         return None
-    return NoiseTerms(multiplier=privacy.noise_multiplier, clip_norm=privacy.clip_norm, colluding=privacy.colluding)
+    return NoiseTerms(multiplier=dp.noise_multiplier, clip_norm=dp.clip_norm, colluding=dp.colluding)
 
 
 @dataclass

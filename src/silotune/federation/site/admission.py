@@ -29,6 +29,7 @@ from silotune.federation.wire.signed_job import JOB, Job, SignedJob
 from silotune.record.audit import Head
 from silotune.record.plain_json import sha256
 from silotune.settings.base import exactly
+from silotune.settings.guarantees import ByClient
 from silotune.settings.plugins import only
 from silotune.structs import Request
 from silotune.tensors import digest
@@ -294,7 +295,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
 def _check_cohort(job: Job, config: Config, cohort: int | None) -> None:
     """A sum begins over as many sites as the signed settings say: few of them would hide each other badly."""
     federation, everybody = config.federation, len(set(job.participants))
-    if config.privacy.client_sampling == "poisson":
+    if isinstance(config.privacy.dp, ByClient) and config.privacy.dp.client_sampling == "poisson":
         return  # how many are drawn differs by round: the site's least cohort bounds it
     wanted = min(federation.clients_per_round or everybody, everybody)
     if cohort is None or cohort < wanted:

@@ -158,7 +158,7 @@ def _order(request: Request, site: Site) -> Order:
         PrivacyError: The run that the site takes part in has spent under a guarantee, and its settings name none now.
     """
     order = read_order(request)
-    if site.settings.privacy.dp == "none" and has_spent(site.state):
+    if not site.settings.privacy.dp.is_promised and has_spent(site.state):
         raise PrivacyError("this run was under differential privacy, and its settings say privacy.dp = 'none' now")
     return order
 
@@ -210,7 +210,7 @@ def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dic
 def score(request: Request, site: Site) -> Reply:
     """``evaluate``: figures of the model that came, on the site's own examples."""
     read_order(request)
-    if site.settings.privacy.dp != "none" or has_spent(site.state):
+    if site.settings.privacy.dp.is_promised or has_spent(site.state):
         raise PrivacyError("this site trains under differential privacy and releases no figures on its own examples")
     adapters.write(site.adapted, request.tensors)
     how = site.settings.evaluation

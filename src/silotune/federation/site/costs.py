@@ -18,14 +18,12 @@ from silotune.federation.wire.orders import read_order
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
 from silotune.settings.limits import privacy_faults
-from silotune.settings.sections import SITE_NOISE, EvaluationSection, RecordSection
+from silotune.settings.sections import EvaluationSection, RecordSection
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
 from silotune.training.release import release_of
 
-PRICED = (*SITE_NOISE, "distributed")
-"""``privacy.dp`` under which a site answers for noise: its own, or its share of a sum's."""
 Item = TypeVar("Item")
 
 
@@ -55,7 +53,7 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
         return None
     settings = site.settings
     privacy = settings.privacy
-    if privacy.dp not in PRICED:
+    if not privacy.dp.costs_sites:
         return None
     faults = privacy_faults(privacy, settings.federation, settings.training, EvaluationSection(), RecordSection())
     if faults:
@@ -64,7 +62,7 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     if spend is None:
         return None
     new = entry(read_order(request).run, request.round_number, spend)
-    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=privacy.accountant)
+    return cost_of(site.name, site.state, site.budget, new, delta=delta, accountant=privacy.guarantee.accountant)
 
 
 class Timed(Sequence[Item], Generic[Item]):
@@ -98,7 +96,7 @@ class Timed(Sequence[Item], Generic[Item]):
 def _release(site: Site) -> Spend | None:
     """What the update gives away; of noise in shares, as the terms say that every site of the sum has signed."""
     settings = site.settings
-    if settings.privacy.dp in SITE_NOISE:
+    if settings.privacy.dp.is_at_site:
         rounds, noise = settings.federation.rounds, kept_noise(site.state)
         return release_of(
             settings.privacy, settings.training, num_examples=len(site.examples), rounds=rounds, noise=noise

@@ -20,7 +20,8 @@ from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
 from silotune.record.files import append_line, explained, mend, read_lines, to_line
 from silotune.settings.base import NAME, NAME_RULE
-from silotune.settings.sections import Accountant, PrivacySection
+from silotune.settings.guarantees import Accountant
+from silotune.settings.sections import PrivacySection
 from silotune.structs import SiteState
 
 _ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
@@ -73,11 +74,11 @@ def open_round(
         known = _known(rows, state)
         new = entry(run, round_number, planned)
         own = [item for item in (*known, new) if item.run == run]
-        counted = {"accountant": privacy.accountant}
-        if privacy.epsilon is not None:
-            cost = check(own, privacy.delta, Cap(privacy.epsilon, "privacy.epsilon"), **counted)
+        dp = privacy.guarantee
+        if dp.epsilon is not None:
+            cost = check(own, dp.delta, Cap(dp.epsilon, "privacy.dp.epsilon"), accountant=dp.accountant)
         else:
-            cost = spent(own, privacy.delta, **counted)
+            cost = spent(own, dp.delta, accountant=dp.accountant)
         append(as_row(new))
     kept = {**state.data, _ENTRIES: [as_row(item) for item in own], _NOISE: planned.noise_multiplier}
     return Opened(new.identity, planned, cost, replace(state, data=kept))
@@ -121,7 +122,7 @@ def spent_in(folder: Path, *, delta: float, accountant: Accountant = "pld") -> d
     """What the ledgers of a folder say that each site spent, on all runs together and on each.
 
     Args:
-        folder: With one file a site, as ``privacy.ledger`` and a site's state have it.
+        folder: With one file a site, as ``privacy.dp.ledger`` and a site's state have it.
         delta: At which epsilon is told.
         accountant: How it is counted.
 

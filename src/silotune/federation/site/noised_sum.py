@@ -21,6 +21,7 @@ from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
 from silotune.privacy.ring import RINGS, Integers
 from silotune.privacy.secure_sum.terms import Terms
+from silotune.settings.guarantees import Distributed
 from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import Reply, Tensors
 
@@ -62,18 +63,19 @@ def begin(terms: Terms, order: Order, site: Site) -> Share | None:
 
 def check_noise(terms: Terms, privacy: PrivacySection) -> None:
     """Raises ``ProtectionError`` unless the noise in the terms of a sum is that of the order to train."""
-    if (terms.noise is None) != (privacy.dp != "distributed"):
-        raise ProtectionError(f"the order says privacy.dp = {privacy.dp!r}, which the terms of the sum do not")
-    if terms.noise is None:
+    dp = privacy.dp
+    if (terms.noise is None) == dp.is_in_shares:
+        raise ProtectionError(f"the order says privacy.dp = {dp.type!r}, which the terms of the sum do not")
+    if terms.noise is None or not isinstance(dp, Distributed):
         return
-    asked = (privacy.clip_norm, privacy.colluding, privacy.noise_multiplier or terms.noise.multiplier)
+    asked = (dp.clip_norm, dp.colluding, dp.noise_multiplier or terms.noise.multiplier)
     if (terms.noise.clip_norm, terms.noise.colluding, terms.noise.multiplier) != asked:
         raise ProtectionError("the noise in the terms of the sum is not that of the order to train")
 
 
 def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:
     """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
-    if privacy.dp != "distributed":
+    if not privacy.dp.is_in_shares:
         return privacy.max_examples
     return federation.weighting.largest or 1
 

@@ -10,7 +10,7 @@ from silotune.federation.site.noised_sum import within
 from silotune.federation.site.state import Site
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
-from silotune.settings.sections import SITE_NOISE, PrivacySection, ProtectionKind, TrainingSection
+from silotune.settings.sections import PrivacySection, ProtectionKind, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.private import DpSgd
 from silotune.training.release import release_of
@@ -32,7 +32,7 @@ def begin(
         BudgetError: The round would overspend.
         DataError: There are no examples.
     """
-    if privacy.dp not in SITE_NOISE:
+    if not privacy.dp.is_at_site:
         return None
     if not site.examples:
         raise DataError("a client has no examples to train on")
@@ -48,18 +48,18 @@ def begin(
 
 def dp_sgd(privacy: PrivacySection, opened: Opened | None) -> DpSgd | None:
     """What protects single examples in the steps of the round; None where nothing does."""
-    if opened is None or privacy.dp != "example":
+    if opened is None or not privacy.dp.is_by_example:
         return None
-    return DpSgd(opened.spend.noise_multiplier, privacy.clip_norm)
+    return DpSgd(opened.spend.noise_multiplier, privacy.guarantee.clip_norm)
 
 
 def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> Tensors:
     """The update as it may leave the site; of noise in shares, as it may enter the sum."""
-    if privacy.dp == "distributed":
-        return within(delta, privacy.clip_norm)
-    if opened is None or privacy.dp != "local":
+    if privacy.dp.is_in_shares:
+        return within(delta, privacy.guarantee.clip_norm)
+    if opened is None or privacy.dp.is_by_example:
         return delta
-    return private_update(delta, clip_norm=privacy.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
+    return private_update(delta, clip_norm=privacy.guarantee.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
 
 
 def check_way(privacy: PrivacySection, way: ProtectionKind) -> None:
@@ -72,8 +72,8 @@ def check_way(privacy: PrivacySection, way: ProtectionKind) -> None:
         raise ProtectionError(
             f"the order says privacy.protection = {privacy.protection!r}: no update of it leaves with {way!r}"
         )
-    if privacy.dp == "distributed" and way != "secure_sum":
-        raise ProtectionError("privacy.dp = 'distributed' noises sums: no update leaves but inside a secure sum")
+    if privacy.dp.is_in_shares and way != "secure_sum":
+        raise ProtectionError(f"privacy.dp = {privacy.dp.type!r} noises sums: no update leaves but inside a secure sum")
 
 
 def withheld(privacy: PrivacySection, opened: Opened | None) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def withheld(privacy: PrivacySection, opened: Opened | None) -> dict[str, Any]:
 
     Those are a mean loss, counts of tokens, and time and energy, which follow from them.
     """
-    if privacy.dp == "none":
+    if not privacy.dp.is_promised:
         return {}
     costs = {"seconds": None, "core_seconds": None, "joules": None, "energy_source": "unavailable"}
     kept = {"loss": None, "tokens": 0, "epsilon": None if opened is None else opened.epsilon}
-    return kept if privacy.report_costs else {**kept, **costs}
+    return kept if privacy.guarantee.report_costs else {**kept, **costs}

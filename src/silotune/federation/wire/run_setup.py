@@ -52,7 +52,7 @@ def without_places(config: Config) -> Config:
             "adapter": config.adapter.without_start(),
             "data": data.model_copy(update=nowhere),
             "federation": config.federation.model_copy(update={"clock": None, "policies": {}, "engine": "in_process"}),
-            "privacy": config.privacy.model_copy(update={"ledger": None}),
+            "privacy": config.privacy.without_ledger(),
             "evaluation": EvaluationSection(**{name: getattr(config.evaluation, name) for name in _OF_SCORING}),
             "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
         }
