@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup quickstart test lint types unit end-to-end fuzz docs clean
+.PHONY: help setup quickstart test lint types unit end-to-end fuzz docs site clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ fuzz: $(READY)  ## five minutes of wrong messages to a site and a coordinator
 
 docs: $(READY)  ## write docs/cli.md and docs/configuration.md from the code
 	$(BIN)/python scripts/write_docs.py
+
+site: $(READY)  ## build the documentation as a site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html; with its search: $(BIN)/python -m http.server --directory build/site"
 
 clean:  ## remove what make and the tests created
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
