@@ -111,6 +111,12 @@ def test_files_that_a_page_has_written_are_valid(page: Path) -> None:
                 VALID[key](document)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=name_of)
+def test_the_python_of_a_page_is_python(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, name_of(page), "exec")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_in_the_running_text_exist(page: Path) -> None:
     for words in inline_commands(page):
