@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,8 @@ from silotune.data import tasks
 from silotune.deploy.charter import Charter
 from silotune.deploy.kits import FederationPlan
 from silotune.federation.site.policy import Policy
-from silotune.models import adapters
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.settings.adapters import Lora
 
 
 def script() -> ModuleType:
@@ -95,7 +94,7 @@ CODE = blocks(ROOT / "CONTRIBUTING.md", "python")
 
 
 def test_recipes_are_short() -> None:
-    assert len(CODE) == 4
+    assert len(CODE) == 6
     assert max(len(code.splitlines()) for code in CODE) < 30
 
 
@@ -109,23 +108,6 @@ def test_the_recipe_for_a_task_works() -> None:
     (task,) = eval("[" + CODE[1] + "]", vars(tasks).copy())
     example = tasks.to_example(task, {"text": "We drew lots.", "label": 2, "journal": "A"}, where="x", number=1)
     assert example.answer == "methods" and example.fields["journal"] == "A"
-
-
-@pytest.mark.end_to_end
-def test_the_recipe_for_an_adapter_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = dict(vars(adapters))
-    exec(CODE[2], names)
-    monkeypatch.setattr(adapters, "CONFIGS", {**adapters.CONFIGS, "loha": names["_loha"]})
-    base = tiny.base()
-    line = torch.tensor([[7, 8, 9]])
-    before = base.model(input_ids=line).logits
-    section = Lora(rank=2, targets="all-linear").model_copy(update={"kind": "loha"})
-    adapted = adapters.attach(base, section, seed=0)
-    assert adapted.parameters
-    torch.testing.assert_close(adapted.model(input_ids=line).logits, before)
-    tensors = adapters.read(adapted)
-    adapters.write(adapted, tensors)
-    tiny.assert_same_bits(adapters.read(adapted), tensors)
 
 
 PIECE = re.compile(r"^# (\S+\.py)(?:, in (\w+))?$", flags=re.MULTILINE)
@@ -153,32 +135,64 @@ def apply_recipe(code: str, package: Path) -> None:
 
 RUN = """
 import json, sys
-from silotune.config import from_mapping
+from silotune.config import from_mapping, overlaid
 from silotune.experiment.run import run_experiment
-for algorithm in ({"type": "diloco", "server_momentum": 0.5}, {"type": "diloco", "server_momentum": 0.0}, "fedavg"):
-    document = json.loads(sys.argv[1])
-    document["federation"].update(algorithm=algorithm)
-    run_experiment(from_mapping(document))
+document, *changes = map(json.loads, sys.argv[1:])
+for change in changes:
+    run_experiment(from_mapping(overlaid(document, change)))
 """
+DOCUMENT = {
+    "model": {"max_length": 128},
+    "adapter": {"rank": 2},
+    "data": {"num_train": 24, "num_validation": 6, "num_test": 6, "partition": {"clients": 2}},
+    "training": {"batch_size": 4, "max_steps": 1, "objective": "choice"},
+    "federation": {"rounds": 2},
+    "evaluation": {"bootstrap_samples": 0},
+}
+
+
+def runs_with(recipe: str, folder: Path, model: Path, *changes: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Adapters of runs with these changes, in a copy of the package that holds a recipe."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    apply_recipe(recipe, folder / "src" / "silotune")
+    document = {**DOCUMENT, "record": {"folder": str(folder), "name": "run"}}
+    document["model"] = {**DOCUMENT["model"], "name": str(model)}
+    paths = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+    words = map(json.dumps, (document, *changes))
+    subprocess.run([sys.executable, "-c", RUN, *words], check=True, env=paths, timeout=400)
+    names = ["run", *(f"run-{number}" for number in range(2, len(changes) + 1))]
+    return [RunFolder.open(folder / name).part("federated").load_adapter()[0] for name in names]
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_for_an_adapter_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
+    (loha,) = runs_with(
+        CODE[2], tmp_path, tiny_folder, {"adapter": {"type": "loha", "rank": 2, "targets": "all-linear"}}
+    )
+    assert loha and all("hada_" in name for name in loha)
 
 
 @pytest.mark.end_to_end
 def test_the_recipe_for_an_algorithm_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    apply_recipe(CODE[3], tmp_path / "src" / "silotune")
-    document = {
-        "model": {"name": str(tiny_folder), "max_length": 128},
-        "adapter": {"rank": 2},
-        "data": {"num_train": 24, "num_validation": 6, "num_test": 6, "partition": {"clients": 2}},
-        "training": {"batch_size": 4, "max_steps": 1, "objective": "choice"},
-        "federation": {"rounds": 2},
-        "evaluation": {"bootstrap_samples": 0},
-        "record": {"folder": str(tmp_path), "name": "run"},
-    }
-    paths = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", RUN, json.dumps(document)], check=True, env=paths, timeout=200)
-    with_momentum, without, fedavg = (
-        RunFolder.open(tmp_path / name).part("federated").load_adapter()[0] for name in ("run", "run-2", "run-3")
-    )
+    algorithms = ({"type": "diloco", "server_momentum": 0.5}, {"type": "diloco", "server_momentum": 0.0}, "fedavg")
+    changes = [{"federation": {"algorithm": algorithm}} for algorithm in algorithms]
+    with_momentum, without, fedavg = runs_with(CODE[3], tmp_path, tiny_folder, *changes)
     tiny.assert_same_bits(without, fedavg)
     assert any(not torch.equal(with_momentum[name], tensor) for name, tensor in fedavg.items())
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_for_a_rule_for_factors_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
+    ways = (("warm-b", 1), ("freeze-a", 1), ("warm-b", 2))
+    changes = [{"federation": {"lora": rule, "rounds": rounds}} for rule, rounds in ways]
+    first, frozen, second = runs_with(CODE[4], tmp_path, tiny_folder, *changes)
+    tiny.assert_same_bits(first, frozen)
+    assert any("lora_A" in name and not torch.equal(second[name], tensor) for name, tensor in frozen.items())
+
+
+@pytest.mark.end_to_end
+def test_the_recipe_for_an_objective_adds_one(tiny_folder: Path, tmp_path: Path) -> None:
+    focal, choice = runs_with(
+        CODE[5], tmp_path, tiny_folder, {"training": {"objective": {"type": "focal", "gamma": 1.0}}}, {}
+    )
+    assert any(not torch.equal(focal[name], tensor) for name, tensor in choice.items())

@@ -33,6 +33,10 @@ def with_job(kind: str = "train", **changes: Any) -> Move:
     return lambda it: it.send(it.request(kind, body={**it.body(kind), "job": it.job(**changes)}))
 
 
+ELSEWHERE = Local(ledger=Path("/tmp/ledger")).model_dump(mode="json")
+"""A guarantee whose ledger a coordinator places."""
+
+
 def with_setup(*path: str, value: Any, kind: str = "train") -> Move:
     """The setup changed, and signed so by a submitter who means no good; the site's own places are not for it."""
 
@@ -229,10 +233,7 @@ MOVES: Mapping[str, Listed] = {
     ),
     "start": Listed("an adapter below a path", with_setup("adapter", "start", value="/home/somebody/run"), "setup"),
     "model": Listed("another base model by its path", with_setup("model", "name", value="/models/evil"), "setup"),
-    "ledger": Listed(
-        "a ledger elsewhere",
-        with_setup("privacy", "dp", value=Local(ledger=Path("/tmp/ledger")).model_dump(mode="json")), "setup",
-    ),
+    "ledger": Listed("a ledger elsewhere", with_setup("privacy", "dp", value=ELSEWHERE), "setup"),
     "policies": Listed("a policy of another's", with_setup("federation", "policies", value={SITE: "/etc/x"}), "setup"),
     "gold": Listed("a file to score on", with_setup("evaluation", "gold", value="/etc/passwd.txt"), "setup"),
     "setup-unsigned": Listed(

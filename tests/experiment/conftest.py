@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from silotune.config import Config, from_mapping
+from silotune.config import Config, from_mapping, overlaid
 
 
 @pytest.fixture
@@ -23,8 +23,6 @@ def configuration(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
             "evaluation": {"bootstrap_samples": 20},
             "record": {"folder": str(tmp_path / "runs"), "name": "demo"},
         }
-        for name, values in sections.items():
-            document[name] = {**document.get(name, {}), **values} if isinstance(values, dict) else values
-        return from_mapping(document)
+        return from_mapping(overlaid(document, sections))
 
     return make

@@ -26,7 +26,7 @@ from silotune.record.runs import RunFolder
 from silotune.settings.adapters import Lora
 from silotune.settings.aggregation import AGGREGATIONS, WEIGHTINGS
 from silotune.settings.algorithms import ALGORITHMS
-from silotune.settings.objectives import OBJECTIVES
+from silotune.settings.objectives import OBJECTIVES, AdamW
 from silotune.settings.sections import ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
@@ -186,8 +186,8 @@ def test_controls_travel_both_ways_in_one_layout(model, start, tmp_path: Path) -
 
 STATEFUL = {
     "scaffold": {},
-    "feddyn": {"optimizer": "adamw", "optimizer_state": "keep"},
-    "fedyogi": {"optimizer": "adamw"},
+    "feddyn": {"optimizer": AdamW(), "optimizer_state": "keep"},
+    "fedyogi": {"optimizer": AdamW()},
 }
 
 

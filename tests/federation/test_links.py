@@ -21,6 +21,7 @@ from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.objectives import Sgd
 from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import put_under
@@ -210,7 +211,7 @@ def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytes
 
 def test_scaffold_s_controls_travel_packed_too(model, start, tmp_path: Path) -> None:
     federation = FederationSection(algorithm="scaffold", **{**BOTH, "upload": {"values": "int8"}})
-    training = TRAINING.model_copy(update={"optimizer": "sgd", "optimizer_state": "reset"})
+    training = TRAINING.model_copy(update={"optimizer": Sgd(), "optimizer_state": "reset"})
     clients = transport(model, federation, training=training)
     state = run_rounds(
         plan(federation, rounds=2, training=training), clients, ServerState(0, start), RunFolder(tmp_path)

@@ -15,7 +15,6 @@ from silotune.errors import MessageError
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site, completed
-from silotune.federation.wire.links import RESIDUAL
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.orders import expected_reply
 from silotune.methods.algorithms import method
@@ -27,7 +26,6 @@ from silotune.settings.adapters import Lora
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
-from silotune.tensors import taken_from
 from silotune.training.local import RoundPlace, train_round
 from silotune.transports.in_process import InProcess
 
@@ -167,7 +165,7 @@ def test_what_a_rule_sends_can_be_sent_later(rule: str, models, tmp_path: Path) 
     federation.rounds(2)
     assert all(row["failures"] == [] for row in federation.run.read_rows("metrics"))
     for state in federation.transport.states().values():
-        left = taken_from(RESIDUAL, state.tensors)
+        left = state.residual
         assert left.keys() == {name for name in federation.start if federation.method.schedule(2).rises(name)}
 
 

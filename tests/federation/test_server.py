@@ -346,4 +346,4 @@ def test_checkpoints_hold_the_clients_states(tmp_path: Path) -> None:
     run(tmp_path, plan(rounds=1), transport)
     checkpoint = RunFolder(tmp_path).load_checkpoint()
     assert checkpoint is not None
-    tiny.assert_same_bits(checkpoint[1]["b"].tensors, {"exp_avg/w": torch.ones(3)})
+    tiny.assert_same_bits(checkpoint[1]["b"].optimizer, {"exp_avg/w": torch.ones(3)})

@@ -123,7 +123,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_in_order(run):
         assert getattr(server, name) == getattr(loaded, name)
     assert list(loaded_sites) == ["Bank one", "b"]
     assert loaded_sites["Bank one"].data == {"steps": 5, "loss": float("inf")}
-    assert torch.equal(loaded_sites["Bank one"].tensors["m"], torch.tensor([1, 2]))
+    assert torch.equal(loaded_sites["Bank one"].optimizer["m"], torch.tensor([1, 2]))
 
 
 @given(data=st.data())

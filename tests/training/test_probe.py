@@ -16,7 +16,8 @@ from silotune.models.fast import paths
 from silotune.models.fast.attention import ShortAttention
 from silotune.models.fast.paths import ALL, PLAIN, SHORTCUTS, longest_alike
 from silotune.models.load import Base
-from silotune.settings.sections import AdapterSection, ModelSection
+from silotune.settings.adapters import Lora
+from silotune.settings.sections import ModelSection
 from silotune.structs import Tensors
 from silotune.training import probe
 from silotune.training.encode import Encoded
@@ -48,7 +49,7 @@ WORDS = tiny.tokenizer()
 def loaded(name: str, *, dtype: torch.dtype = torch.float32, **section: Any) -> Adapted:
     """A tiny model with a fresh adapter, as loading leaves it."""
     base = Base(tiny.model(name).to(dtype), WORDS, torch.device("cpu"), name)
-    return attach(base, AdapterSection(**{"rank": 2, "alpha": 4, "targets": "all-linear", **section}), seed=0)
+    return attach(base, Lora(**{"rank": 2, "alpha": 4, "targets": "all-linear", **section}), seed=0)
 
 
 def examples(objective: str) -> list[Encoded]:
@@ -175,7 +176,7 @@ def test_a_classifier_is_probed_by_its_classes() -> None:
 
     body = AutoModelForSequenceClassification.from_config(tiny.configuration("bert")).requires_grad_(False).eval()
     base = Base(body, WORDS, torch.device("cpu"), "bert", labels=("a", "b"), head=("classifier",))
-    found = probed(attach(base, AdapterSection(rank=2, targets="all-linear"), seed=0), AUTO).fast
+    found = probed(attach(base, Lora(rank=2, targets="all-linear"), seed=0), AUTO).fast
     assert found.names() == ("attention", "narrow_lora") and not found.note
 
 

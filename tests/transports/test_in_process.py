@@ -99,7 +99,7 @@ def test_states_are_kept_and_given_back(model, start) -> None:
     transport = InProcess(sites(model, KEEPING))
     ask(transport, start)
     states = transport.states()
-    assert all(state.tensors for state in states.values())
+    assert all(state.optimizer for state in states.values())
     fresh = InProcess(sites(model))
     fresh.restore({"b": states["b"]})
     assert fresh.states() == {"a": SiteState(), "b": states["b"]}
@@ -146,7 +146,7 @@ def test_fedprox_of_zero_is_fedavg(model, start, tmp_path: Path) -> None:
 def test_side_by_side_gives_the_bits_and_the_order_of_one_after_another(kind: str, encoded: bool) -> None:
     found = []
     for workers in (1, 3):
-        model = tiny.adapted(kind=kind, stirred=False)
+        model = tiny.adapted(type=kind, stirred=False)
         first = adapters.read(model)
         transport = InProcess(many(model, settings=KEEPING), encode=encoded, workers=workers)
         rounds = [ask(transport, first) for _ in range(2)]

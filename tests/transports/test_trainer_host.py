@@ -182,7 +182,7 @@ def test_a_request_that_is_refused_undoes_nothing(model, start, tmp_path: Path) 
             work(path, request(start, number))
         site = desk.site
         known = site.state
-        assert known.tensors  # of the optimiser, after two rounds
+        assert known.optimizer  # of the optimiser, after two rounds
         assert work(path, request(start, 1, body={**ORDER, "seed": "none"})).header["status"] == "failure"
         assert site.state is known
 
