@@ -48,6 +48,7 @@ from silotune.record.audit import FILE
 from silotune.record.chain import read_chain
 from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import new_key
+from silotune.settings.objectives import SoftmaxOverOptions
 from silotune.structs import Reply, Request
 from silotune.tensors import digest
 

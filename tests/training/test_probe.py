@@ -49,7 +49,7 @@ WORDS = tiny.tokenizer()
 def loaded(name: str, *, dtype: torch.dtype = torch.float32, **section: Any) -> Adapted:
     """A tiny model with a fresh adapter, as loading leaves it."""
     base = Base(tiny.model(name).to(dtype), WORDS, torch.device("cpu"), name)
-    return attach(base, Lora(**{"rank": 2, "alpha": 4, "targets": "all-linear", **section}), seed=0)
+    return attach(base, tiny.adapter(**{"targets": "all-linear", **section}), seed=0)
 
 
 def examples(objective: str) -> list[Encoded]:
@@ -158,7 +158,7 @@ def test_shortcuts_that_fail_beside_each_other_alone_are_all_left(monkeypatch: p
     assert not found.names() and "the plain way itself raised ZeroDivisionError: no)" in found.note
 
 
-@pytest.mark.parametrize("section", [{}, {"kind": "ia3"}, {"kind": "none"}, {"dora": True}])
+@pytest.mark.parametrize("section", [{}, {"type": "ia3"}, {"type": "none"}, {"dora": True}])
 def test_weights_gradients_and_generators_are_as_before(section: dict[str, Any]) -> None:
     model = loaded("llama", **section)
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}

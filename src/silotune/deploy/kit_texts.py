@@ -28,6 +28,7 @@ _POLICY_EXAMPLES = {
     "largest_upload_bytes": "200000000",
     "metrics": '["loss", "accuracy", "macro_f1"]',
     "charter": '"64 hexadecimal digits, as sha256sum prints them"',
+    "plugins": '["silotune-nesterov"]',
 }
 _OWN_KEYS = "Put `auth.key` and `signing.key`, which `silotune provision request` made here, into the folder.\n\n"
 PLACE = "/srv/silotune"
