@@ -27,6 +27,7 @@ from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
 from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
+from silotune.settings.protections import SecureSum
 from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten
@@ -172,7 +173,7 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
     """A coordinator whose sums are under other settings than its orders."""
     plan = Plan(
         rounds=1, method=method(FederationSection(**UNIFORM)), body=order_of(told), seed=3,
-        protected=PROTECTIONS["secure_sum"](terms, {}),
+        protected=PROTECTIONS[SecureSum](terms, {}),
     )  # fmt: skip
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 

@@ -35,7 +35,8 @@ from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.audit import FILE, Trail
 from silotune.record.signatures import raw_public, read_key, read_secret
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.protections import HeScheme
+from silotune.settings.sections import PrivacySection
 from silotune.transports.frames import listen
 from silotune.transports.trainer_host import TrainerHost
 
@@ -132,11 +133,11 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
     Who the others are comes from the list that the authority signed, never from a message. The least number of sites
     and the least threshold are the policy's; a run may ask for more, not for less.
     """
-    if privacy.protection == "none":
+    if not privacy.protection.is_sum:
         return None
     policy, members = read_policy(guard.gate.policy), kit.members().active()
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
-    least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
+    least = max(privacy.sums.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
     own = Member(name, guard.key.private.sign, public, least, policy.least_threshold)
     keys: dict[HeScheme, bytes] = {scheme: _secret(kit, file) for scheme, file in HE_KEYS.items() if _has(kit, file)}
     return Protection(own, is_required=True, he_keys=keys)

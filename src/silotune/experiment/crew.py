@@ -97,7 +97,7 @@ def _is_possible(config: Config) -> bool:
         sys.platform == "linux"  # where another process's cost can be read
         and config.federation.engine == "in_process"
         and config.federation.encode  # what is plain JSON can pass to another process
-        and config.privacy.protection == "none"
+        and not config.privacy.protection.is_sum
         and not config.privacy.dp.is_promised
         and config.model.precision != "int4"
         and not config.adapter.draws

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from silotune.errors import ProtectionError, require
-from silotune.settings.sections import HeScheme
+from silotune.settings.protections import HeScheme
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

@@ -72,10 +72,10 @@ class _EncryptedSum:
         wire = Exchange(self.asking)
         (clients, num_examples), hidden = self._weights(wire), self._hidden()
         order = EncryptOrder(
-            scheme=self.privacy.he_scheme,
+            scheme=self.privacy.ciphertexts.he_scheme,
             packing=packing_of(self.privacy).values,
-            fraction=self.privacy.he_fraction,
-            bound=self.privacy.bound,
+            fraction=self.privacy.ciphertexts.he_fraction,
+            bound=self.privacy.sums.bound,
             clients=clients,
             num_examples=num_examples,
             size=len(hidden),
@@ -87,7 +87,8 @@ class _EncryptedSum:
 
     def _hidden(self) -> Array:
         """Which values of an update travel encrypted."""
-        return places({name: self.asking.weights[name] for name in self.asking.shape}, self.privacy.he_fraction)
+        weights = {name: self.asking.weights[name] for name in self.asking.shape}
+        return places(weights, self.privacy.ciphertexts.he_fraction)
 
     def _weights(self, wire: Exchange) -> tuple[int, int]:
         """How many clients there are, and their examples together."""
@@ -105,11 +106,11 @@ class _EncryptedSum:
         """Clients and examples that an opened sum of weights stands for."""
         clients, num_examples = map(int, opened[FIGURES_NAME].tolist())
         self._check_count(clients)
-        most = clients * self.privacy.max_examples
+        most = clients * self.privacy.sums.max_examples
         if not clients <= num_examples <= most:
             raise impossible(
                 f"{clients} sites hold {num_examples} examples, and may hold {clients} to {most} under "
-                f"privacy.max_examples = {self.privacy.max_examples}"
+                f"privacy.protection.max_examples = {self.privacy.sums.max_examples}"
             )
         return clients, num_examples
 
@@ -140,7 +141,7 @@ class _EncryptedSum:
         if PLAIN not in reply.tensors:
             return None
         largest = float(np.abs(reply.tensors[PLAIN].numpy()).max(initial=0.0))
-        most = self.privacy.bound * min(1.0, self.privacy.max_examples / order.num_examples)
+        most = self.privacy.sums.bound * min(1.0, self.privacy.sums.max_examples / order.num_examples)
         if largest <= most * (1 + FLOAT32):
             return None
         return f"a value in the clear is {largest:.6g} times its weight, at most {most:.6g} can be"
@@ -155,7 +156,7 @@ class _EncryptedSum:
         hidden, counted = self._hidden(), opened[FIGURES_NAME].numpy()
         self._check_count(int(counted[0]))
         clients, is_whole = len(self.openers), len(self.openers) == order.clients
-        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.max_examples, len(hidden)))
+        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.sums.max_examples, len(hidden)))
         examples = figures["num_examples"]
         if examples > order.num_examples or (is_whole and examples < order.num_examples):
             raise impossible(f"{examples} examples are in it, {order.num_examples} were said to be in all")
@@ -239,10 +240,10 @@ class _EncryptedSum:
             raise impossible(f"{clients} sites count themselves in it, {len(self.openers)} have sent their part")
 
     def _check_enough(self, count: int) -> None:
-        if count < self.privacy.least_clients:
+        if count < self.privacy.sums.least_clients:
             raise ProtectionError(
-                f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.least_clients} are "
-                "needed: it stays closed and nothing of it was revealed"
+                f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.sums.least_clients} "
+                "are needed: it stays closed and nothing of it was revealed"
             )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from silotune.federation.site.state import Protection
 from silotune.privacy.encryption import new_key
 from silotune.privacy.secure_sum.terms import Member
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.protections import EncryptedSum, HeScheme, SecureSum, SumSettings
+from silotune.settings.sections import PrivacySection
 
 
 def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
@@ -16,17 +17,19 @@ def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protecti
     Returns:
         Site -> its keys; empty where nothing is protected.
     """
-    if privacy.protection == "none":
+    protection = privacy.protection
+    if not isinstance(protection, SumSettings):
         return {}
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     private = {name: Ed25519PrivateKey.generate() for name in names}
     public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
-    schemes: set[HeScheme] = {"bfv", privacy.he_scheme} if privacy.protection == "he" else set()
+    schemes: set[HeScheme] = {"bfv", protection.he_scheme} if isinstance(protection, EncryptedSum) else set()
+    threshold = protection.threshold if isinstance(protection, SecureSum) else SecureSum().threshold
     he_keys = {scheme: new_key(scheme) for scheme in schemes}
     return {
         name: Protection(
-            Member(name, key.sign, public, privacy.least_clients, privacy.threshold),
+            Member(name, key.sign, public, protection.least_clients, threshold),
             is_required=True,
             he_keys=he_keys,
         )

@@ -26,7 +26,6 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
 from silotune.record.cost import Account
 from silotune.seeds import derive
-from silotune.settings.sections import ProtectionKind
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import put_under, taken_from
 from silotune.training.local import LocalResult, RoundPlace
@@ -197,7 +196,7 @@ def _encrypted_input(request: Request, site: Site) -> Reply:
     return encrypted_sum.encrypt_update(request, site, lambda order: _train_within("he", order, site))
 
 
-def _train_within(way: ProtectionKind, request: Request, site: Site) -> Reply:
+def _train_within(way: str, request: Request, site: Site) -> Reply:
     """``_train`` for a protected sum."""
     check_way(read_body(TrainOrder, request).privacy, way)
     return figures_within(_train(request, site), site.metrics)

@@ -12,6 +12,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.site.noised_sum import settings_of
+from silotune.federation.site.privacy import check_way
 from silotune.federation.site.secure_sum import Seat, check_alike, protection_of
 from silotune.federation.site.state import Protection
 from silotune.federation.wire.messages import read_body
@@ -32,7 +33,7 @@ from silotune.privacy.encryption import Array, Packing, decrypt, encrypt
 from silotune.privacy.figures import to_integers
 from silotune.privacy.ring import Scale, quantise, signed
 from silotune.seeds import derive
-from silotune.settings.sections import HeScheme
+from silotune.settings.protections import HeScheme
 from silotune.structs import Reply, Request
 
 _SENT, _DONE = "sent", "opened"
@@ -62,22 +63,24 @@ def encrypt_update(request: Request, site: EncryptedSeat, train: Callable[[Reque
     """
     order = read_body(EncryptOrder, request)
     privacy, _ = settings_of(order.train)
+    check_way(privacy, "he")
     check_alike(
         "orders to encrypt",
         {
-            "fraction": (order.fraction, privacy.he_fraction),
-            "scheme": (order.scheme, privacy.he_scheme),
+            "fraction": (order.fraction, privacy.ciphertexts.he_fraction),
+            "scheme": (order.scheme, privacy.ciphertexts.he_scheme),
             "packing": (order.packing, packing_of(privacy).values),
-            "bound": (order.bound, privacy.bound),
+            "bound": (order.bound, privacy.sums.bound),
         },
     )
     protection = protection_of(site)
     key, figures_key = _key(protection, order.scheme), _key(protection, "bfv")
     scale = order.scale()
     update = train(replace(request, kind="train", body=order.train))
-    if int(update.body["num_examples"]) > privacy.max_examples:
+    if int(update.body["num_examples"]) > privacy.sums.max_examples:
         raise ProtectionError(
-            f"this site holds more examples than privacy.max_examples = {privacy.max_examples}: raise it"
+            f"this site holds more examples than privacy.protection.max_examples = {privacy.sums.max_examples}: "
+            "raise it"
         )
     values = arithmetic.flatten(update.tensors).float().numpy()
     hidden = places({name: request.tensors[name] for name in update.tensors}, order.fraction)

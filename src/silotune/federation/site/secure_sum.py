@@ -124,10 +124,10 @@ def check_terms(terms: Terms, train: Mapping[str, Any]) -> None:
     check_alike(
         "terms of the sum",
         {
-            "bits": (terms.bits, privacy.ring_bits),
-            "bound": (terms.bound, privacy.bound),
+            "bits": (terms.bits, privacy.masks.ring_bits),
+            "bound": (terms.bound, privacy.sums.bound),
             "max_examples": (terms.max_examples, noised_sum.largest_weight(privacy, federation)),
-            "threshold": (terms.threshold, privacy.threshold),
+            "threshold": (terms.threshold, privacy.masks.threshold),
         },
     )
 

@@ -14,7 +14,7 @@ from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.cost import Meter
 from silotune.settings.guarantees import DpSettings, NoGuarantee
-from silotune.settings.sections import HeScheme
+from silotune.settings.protections import HeScheme
 from silotune.structs import SiteState, Tensors
 from silotune.training.encode import Encoded
 

@@ -19,7 +19,8 @@ from silotune.privacy.secure_sum.sharing import FalseSharing, OpenShare, SignedS
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, SignedKeys, Terms
 from silotune.record.plain_json import sha256
 from silotune.settings.base import Fraction, Positive, Section
-from silotune.settings.sections import HeScheme, PrivacySection
+from silotune.settings.protections import HeScheme
+from silotune.settings.sections import PrivacySection
 from silotune.structs import Request, Tensors
 
 SealedText = Annotated[str, Field(pattern="^([0-9a-f]{2}){82}$")]
@@ -193,7 +194,8 @@ class OpenOrder(SumOrder):
 
 def packing_of(privacy: PrivacySection) -> Packing:
     """How a run's settings say that numbers lie in slots."""
-    return Packing(privacy.he_scheme, privacy.he_packing if privacy.he_scheme == "bfv" else 1)
+    settings = privacy.ciphertexts
+    return Packing(settings.he_scheme, settings.packing if settings.he_scheme == "bfv" else 1)
 
 
 def places(weights: Tensors, fraction: float) -> Array:
