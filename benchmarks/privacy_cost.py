@@ -85,7 +85,7 @@ def rows() -> list[tuple[str, str, bool, tuple[str, ...]]]:
     made: list[tuple[str, str, bool, tuple[str, ...]]] = [
         ("none", "none", False, ()),
         ("none", "none", True, ()),
-        ("secure sum", "none", False, ("privacy.protection=secure_sum", "privacy.max_examples=512")),
+        ("secure sum", "none", False, ("privacy.protection=secure_sum", "privacy.protection.max_examples=512")),
         ("homomorphic encryption", "none", False, ("privacy.protection=he",)),
     ]
     for kind, is_one_sided, epsilon in itertools.product(("by example", "by client"), (False, True), (8, 4, 1)):

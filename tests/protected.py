@@ -130,7 +130,7 @@ def run(
     sizes = {name: len(site.examples) for name, site in net.sites.items()}
     plan = Plan(
         rounds=rounds, method=method(section), body={**ORDER, "run": "r"}, seed=3, settings=acts,
-        protected=PROTECTIONS[settings.protection](settings, net.keys), below_minimum=section.below_minimum,
+        protected=PROTECTIONS[type(settings.protection)](settings, net.keys), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip
     return run_rounds(plan, net, state or ServerState(0, start), RunFolder(folder), notify=notify)

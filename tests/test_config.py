@@ -129,10 +129,13 @@ def test_sections_are_frozen() -> None:
         ),
         (
             {
-                "privacy": {"dp": {"type": "distributed", "epsilon": 1}, "protection": "secure_sum", "ring_bits": 16},
+                "privacy": {
+                    "dp": {"type": "distributed", "epsilon": 1},
+                    "protection": {"type": "secure_sum", "ring_bits": 16},
+                },
                 "federation": {"weighting": "uniform"},
             },
-            "privacy.dp = 'distributed' needs room for the noise: privacy.ring_bits = 32 or 64 (now 16)",
+            "privacy.dp = 'distributed' needs room for the noise: privacy.protection.ring_bits = 32 or 64 (now 16)",
         ),
         (
             {"privacy": {"dp": {"type": "distributed", "epsilon": 1}, "protection": "secure_sum"}},
@@ -279,11 +282,9 @@ def test_a_value_of_several_types_has_one_fault(document: dict[str, Any], fault:
             {"adapter": {"type": "none", "start": "x"}},
             "adapter.start: this is a setting of 'lora' and",
         ),
-        ({"privacy": {"ring_bits": 16}}, "privacy.ring_bits = 16 is for privacy.protection = 'secure_sum'"),
-        ({"privacy": {"bound": 2}}, "privacy.bound = 2.0 is for privacy.protection = 'secure_sum' or 'he'"),
         (
-            {"privacy": {"protection": "secure_sum", "he_packing": 2}},
-            "privacy.he_packing = 2 is for privacy.protection = 'he'",
+            {"privacy": {"protection": {"type": "secure_sum", "packing": 2}}},
+            "privacy.protection.packing: this is a setting of 'he' and means nothing with 'secure_sum'",
         ),
         (
             {"privacy": {"protection": "secure_sum"}, "record": {"keep_updates": True}},
@@ -407,19 +408,19 @@ def test_an_unknown_key_below_a_free_table_is_explained_without_a_list() -> None
 def test_what_protection_cannot_do_is_refused() -> None:
     found = faults(
         {
-            "privacy": {"protection": "secure_sum", "least_clients": 5},
+            "privacy": {"protection": {"type": "secure_sum", "least_clients": 5}},
             "evaluation": {"per_client": True},
             "data": {"partition": {"clients": 4}},
         }
     )
     assert len(found) == 2
     assert "hides each client's figures, which evaluation.per_client asks for" in found[0]
-    assert "no sum of fewer than privacy.least_clients = 5: a round has 4 clients" in found[1]
+    assert "no sum of fewer than privacy.protection.least_clients = 5: a round has 4 clients" in found[1]
     assert faults({"privacy": {"protection": "secure-sum"}})[0].startswith(
         "privacy.protection: unknown value 'secure-sum': did you mean 'secure_sum'?"
     )
     for threshold in (0.5, 1.0):
-        assert len(faults({"privacy": {"threshold": threshold}})) == 1
+        assert len(faults({"privacy": {"protection": {"type": "secure_sum", "threshold": threshold}}})) == 1
 
 
 def test_algorithms_that_need_single_updates_are_refused_under_protection() -> None:

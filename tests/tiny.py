@@ -15,6 +15,7 @@ from silotune.models.load import Base
 from silotune.settings.adapters import ADAPTERS, AdapterSettings
 from silotune.settings.guarantees import GUARANTEES
 from silotune.settings.objectives import OBJECTIVES, ObjectiveSettings
+from silotune.settings.protections import PROTECTIONS
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example, Tensors
 from silotune.training import objectives
@@ -177,11 +178,11 @@ def adapter(**section: Any) -> AdapterSettings:
 
 def sorted_privacy(flat: Mapping[str, Any]) -> dict[str, Any]:
     """A section [privacy] whose keys stand beside each other, with those of the guarantee within it."""
-    guarantee = GUARANTEES[flat.get("dp", "none")]
-    of_any = {key for name in GUARANTEES for key in GUARANTEES[name].model_fields}
-    own = {key: value for key, value in flat.items() if key in guarantee.model_fields}
-    rest = {key: value for key, value in flat.items() if key not in of_any and key != "dp"}
-    return {**rest, "dp": {"type": guarantee.type, **own}}
+    made = {}
+    for choice, table in (("dp", GUARANTEES), ("protection", PROTECTIONS)):
+        settings = table[flat.get(choice, "none")]
+        made[choice] = {"type": settings.type, **{key: flat[key] for key in flat if key in settings.model_fields}}
+    return made
 
 
 def objective(name: str) -> Objective:

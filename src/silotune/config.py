@@ -30,6 +30,7 @@ from silotune.settings.limits import (
     rule_faults,
     unused_faults,
 )
+from silotune.settings.protections import SumSettings
 from silotune.settings.registry import FAULT, TYPE, brought_by, overlay, section_of, table_at
 from silotune.settings.sections import (
     DataSection,
@@ -117,9 +118,9 @@ class Config(Section):
 def _protection_faults(config: Config, known: int | None) -> list[str]:
     """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
     privacy, federation = config.privacy, config.federation
-    if privacy.protection == "none":
+    if not isinstance(privacy.protection, SumSettings):
         return []
-    given = f"privacy.protection = {privacy.protection!r}"
+    least, given = privacy.protection.least_clients, f"privacy.protection = {privacy.protection.type!r}"
     sees = f"{given} shows the coordinator a sum weighted by examples alone"
     faults = []
     if not federation.algorithm.summable:
@@ -151,12 +152,12 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     if is_linked(federation):
         faults.append(
             f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
-            "federation.clock out; privacy.ring_bits = 16 takes half the bytes"
+            "federation.clock out; privacy.protection.ring_bits = 16 takes half the bytes"
         )
     clients = federation.clients_per_round or known
-    if clients is not None and clients < privacy.least_clients:
+    if clients is not None and clients < least:
         faults.append(
-            f"{given} opens no sum of fewer than privacy.least_clients = {privacy.least_clients}: "
+            f"{given} opens no sum of fewer than privacy.protection.least_clients = {least}: "
             f"a round has {clients} clients"
         )
     return faults
@@ -396,6 +397,12 @@ MOVED: Mapping[str, str] = {
     "privacy.colluding": "privacy.dp.colluding",
     "privacy.clipping": "privacy.dp.clipping",
     "privacy.client_sampling": "privacy.dp.client_sampling",
+    "privacy.threshold": "privacy.protection.threshold",
+    "privacy.least_clients": "privacy.protection.least_clients",
+    "privacy.bound": "privacy.protection.bound",
+    "privacy.max_examples": "privacy.protection.max_examples",
+    "privacy.ring_bits": "privacy.protection.ring_bits",
+    "privacy.he_packing": "privacy.protection.packing",
     "privacy.clip_quantile": "privacy.dp.clipping.quantile",
     "privacy.clip_learning_rate": "privacy.dp.clipping.learning_rate",
 }

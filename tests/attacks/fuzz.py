@@ -35,7 +35,7 @@ from silotune.record.plain_json import sha256
 from silotune.structs import Failure, Reply, Request
 from silotune.transports.frames import Frame
 
-SUMS = {"privacy": {"protection": "secure_sum", "max_examples": 64}, "evaluation": {"per_client": False}}
+SUMS = {"privacy": {"protection": {"type": "secure_sum", "max_examples": 64}}, "evaluation": {"per_client": False}}
 SLOWEST_SECONDS = 20.0
 """Of one answer: a round of the tiny model takes a tenth of a second."""
 EQUAL = {0: (False, 0.0, "0", -0.0), 1: (True, 1.0, "1", [1])}

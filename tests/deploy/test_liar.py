@@ -86,7 +86,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Ite
 def asked(tiny_folder: Path, tmp_path: Path) -> Callable[[int], dict[str, Any]]:
     """A run of so many rounds."""
     return lambda rounds: document(
-        tiny_folder, tmp_path / "runs", privacy={"protection": "secure_sum", "max_examples": 64},
+        tiny_folder, tmp_path / "runs", privacy={"protection": {"type": "secure_sum", "max_examples": 64}},
         federation={"rounds": rounds}, data={"partition": {"clients": 4, "scheme": "iid"}},
     )  # fmt: skip
 

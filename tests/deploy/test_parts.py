@@ -174,7 +174,7 @@ def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit, subm
     said = fault.value.faults
     assert said[0].startswith("federation.modes: must name 'federated' to be submitted")
     assert said[1] == "federation.clients_per_round = 3, but the federation has 2 sites"
-    assert said[2].startswith("privacy.protection opens no sum of fewer than privacy.least_clients = 3: a round has 2")
+    assert said[2].startswith("privacy.protection opens no sum of fewer than least_clients = 3: a round has 2")
     assert len(said) == 3
 
 
@@ -188,7 +188,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
         "privacy": {"dp": {"type": "client", "epsilon": 8}}, "federation": {"weighting": {"type": "capped", "cap": 9}},
     },
     "adapter.start": {"adapter": {"start": "x"}, "training": {"objective": "dpo"}, "data": {"task": "note-preference"}},
-    "privacy.protection = 'he'": {"privacy": {"protection": "he", "least_clients": 2}},
+    "privacy.protection = 'he'": {"privacy": {"protection": {"type": "he", "least_clients": 2}}},
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from silotune.record.chain import read_chain
 from silotune.record.runs import RunFolder
 
 pytestmark = pytest.mark.end_to_end
-SUM = {"protection": "secure_sum", "max_examples": 64}
+SUM = {"protection": {"type": "secure_sum", "max_examples": 64}}
 PACKED = {
     "upload": {"keep": "top-k", "share": 0.5, "values": "int8", "zstd": 1},
     "download": {"values": "int8", "delta": True, "zstd": 1},
@@ -254,7 +254,7 @@ def test_the_policy_says_how_few_a_site_opens_a_sum_of(
     deployed.allow(NAMES[0], f"{rule} = 7")
     try:
         protection = protection_of(kit, guard, settings, name=NAMES[0])
-        assert protection is not None and protection.member.least_clients == 7 > settings.least_clients
+        assert protection is not None and protection.member.least_clients == 7 > settings.sums.least_clients
     finally:
         deployed.allow(NAMES[0], "")
 

@@ -34,7 +34,7 @@ def submitted(deployed: Deployed) -> Callable[..., RunFolder]:
 def test_a_secure_sum_ends_with_the_bits_of_one_process(
     deployed: Deployed, submitted: Callable[..., RunFolder], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"protection": "secure_sum", "max_examples": 64}
+    settings = {"protection": {"type": "secure_sum", "max_examples": 64}}
     asked = document(tiny_folder, tmp_path / "runs", privacy=settings, federation={"rounds": 1})
     far, near = submitted(asked), run_experiment(from_mapping(asked))
     tiny.assert_same_bits(*(run.part("federated").load_adapter()[0] for run in (far, near)))

@@ -54,7 +54,7 @@ def test_three_lines_say_what_is_promised() -> None:
         "no record is protected: the sum"
     )
     assert trusted.startswith(
-        "trusted: the institutions, of which fewer than 2 x privacy.threshold - 1 work with the server"
+        "trusted: the institutions, of which fewer than 2 x privacy.protection.threshold - 1 work with the server"
     )
     assert trusted.endswith("not the server")
     trusted = statement(from_mapping({"privacy": {"protection": "he"}}).privacy, None)[2]

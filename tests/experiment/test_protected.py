@@ -17,7 +17,7 @@ pytestmark = pytest.mark.end_to_end
 @pytest.mark.parametrize("protection", ["secure_sum", "he"])
 def test_a_protected_experiment(configuration: Callable[..., Config], protection: str) -> None:
     told: list[tuple[str, Any]] = []
-    settings = {"protection": protection, **({"max_examples": 64} if protection == "secure_sum" else {})}
+    settings = {"protection": {"type": protection, **({"max_examples": 64} if protection == "secure_sum" else {})}}
     hidden = run_experiment(
         configuration(privacy=settings), observer=lambda event, fields: told.append((event, dict(fields)))
     )

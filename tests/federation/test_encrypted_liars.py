@@ -120,7 +120,7 @@ def test_a_sum_that_cannot_be_true_is_refused(model, start, tmp_path: Path, lie:
 
 def test_the_largest_lie_of_an_encrypted_update_is_a_mean_within_the_bound(model, start, tmp_path: Path) -> None:
     """Numbers are cut off where their slots end: what fits there, an honest site could have sent."""
-    settings = privacy("he", he_packing=2)
+    settings = privacy("he", packing=2)
     net = Lying(model, settings, changed("he.input", CELLS, update(1 << 26, 2)), SITES)
     state = run(tmp_path, net, start, settings, notify=net.notify)
     assert 0.4 < max(float((state.weights[name] - start[name]).abs().max()) for name in start) <= 1.0
@@ -169,5 +169,7 @@ def test_a_coordinator_cannot_choose_how_to_encrypt(model, start, changes) -> No
 
 def test_a_site_with_more_examples_than_a_weight_may_say_sends_nothing(model, start, tmp_path: Path) -> None:
     settings = privacy("he", max_examples=5)  # 'd' has 6
-    with pytest.raises(ProtectionError, match="may hold 4 to 20|holds more examples than privacy.max_examples = 5"):
+    with pytest.raises(
+        ProtectionError, match="may hold 4 to 20|holds more examples than privacy.protection.max_examples = 5"
+    ):
         run(tmp_path, Net(model, settings, names=("b", "c", "d", "e")), start, settings)

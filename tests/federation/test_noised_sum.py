@@ -29,6 +29,7 @@ from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
 from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
+from silotune.settings.protections import SecureSum
 from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten
@@ -175,7 +176,7 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
     acts = let_act(net, told)
     plan = Plan(
         rounds=1, method=method(acts.federation), body={**ORDER, "run": "r"}, seed=3, settings=acts,
-        protected=PROTECTIONS["secure_sum"](terms, {}),
+        protected=PROTECTIONS[SecureSum](terms, {}),
     )  # fmt: skip
     run_rounds(plan, net, ServerState(0, start), RunFolder(folder))
 

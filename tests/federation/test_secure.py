@@ -25,6 +25,7 @@ from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
 from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.protections import SecureSum
 from silotune.settings.sections import FederationSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten
@@ -192,14 +193,16 @@ def told_in(folder: Path, model, start, settings) -> tuple[ServerState, list[str
 def test_values_beyond_the_bound_raise_an_alarm(model, start, tmp_path: Path) -> None:
     state, told = told_in(tmp_path, model, start, privacy(bound=1e-5))
     (row,) = RunFolder(tmp_path).read_rows("clients")
-    assert row["clipped"] > 0 and f"round 1: {row['clipped']} values" in told[0] and "privacy.bound" in told[0]
+    assert (
+        row["clipped"] > 0 and f"round 1: {row['clipped']} values" in told[0] and "privacy.protection.bound" in told[0]
+    )
     assert (flatten(state.weights) - flatten(start)).abs().max() <= 1.1e-5
 
 
 def test_a_ring_that_is_too_coarse_for_its_settings_raises_an_alarm(model, start, plain, tmp_path: Path) -> None:
     """16 bits carry more than an int8 would where bound and largest weight fit, at half the bytes of 32."""
     coarse, told = told_in(tmp_path / "coarse", model, start, privacy(ring_bits=16, max_examples=65536))
-    assert len(told) == 1 and "round 1: rounding in the ring" in told[0] and "lower privacy.max_examples" in told[0]
+    assert len(told) == 1 and "round 1: rounding in the ring" in told[0] and "lower max_examples" in told[0]
     delta = flatten(plain.weights) - flatten(start)
     bound = 1.5 * float(delta.abs().max())
     fitting = privacy(ring_bits=16, max_examples=8, bound=bound)
@@ -244,7 +247,7 @@ def test_orders_that_do_not_fit_are_refused(model, start) -> None:
     net = Net(model, settings)
     nothing = Asking(2, NAMES, start, start, ORDER, lambda requests: iter(()), None, lambda event, fields: None)
     terms = terms_of(settings, nothing)
-    with pytest.raises(ProtectionError, match="round 2 has 1 clients, privacy.least_clients = 3"):
+    with pytest.raises(ProtectionError, match="round 2 has 1 clients, least_clients = 3"):
         terms_of(settings, replace(nothing, clients=("a",)))
     with pytest.raises(ProtectionError, match="for another round"):
         asked(net, "a", "secure_sum.keys", {"terms": terms.model_dump(mode="json")}, number=1)
@@ -267,7 +270,7 @@ def test_a_coordinator_cannot_choose_terms_that_the_settings_do_not_say(
 ) -> None:
     """The settings stand in the signed setup; nothing is trained under other terms, and no budget is spent."""
     net = Net(model, privacy())
-    chosen = PROTECTIONS["secure_sum"](privacy(**chosen), net.keys)
+    chosen = PROTECTIONS[SecureSum](privacy(**chosen), net.keys)
     plan = Plan(rounds=1, method=method(FederationSection()), body=ORDER, seed=3, protected=chosen)
     with pytest.raises(ProtectionError, match="0 of 5 clients sent their input"):
         run_rounds(plan, net, ServerState(0, start), RunFolder(tmp_path))
@@ -285,10 +288,11 @@ def test_threshold_and_weights_follow_from_the_settings(model, start) -> None:
     with pytest.raises(ProtectionError, match="terms of the sum say threshold = 0.9, .* say 0.6"):
         check_terms(terms.model_copy(update={"threshold": 0.9}), acting(TRAINING, privacy=settings))
     capped = FederationSection(weighting={"type": "capped", "cap": 9})
-    noised = privacy(dp="distributed", noise_multiplier=0.5, clip_norm=0.05)
+    noise = {"noise_multiplier": 0.5, "clip_norm": 0.05}
+    noised = privacy(dp="distributed", **noise)
     for federation, weight in ((FederationSection(weighting="uniform"), 1), (capped, 9)):
         acts = acting(TRAINING, privacy=noised, section=federation)
-        made = terms_of(noised.model_copy(update={"max_examples": weight}), asking)
+        made = terms_of(privacy(dp="distributed", **noise, max_examples=weight), asking)
         check_terms(made, acts)
         with pytest.raises(ProtectionError, match=f"say max_examples = 10, .* say {weight}"):
             check_terms(made.model_copy(update={"max_examples": 10}), acts)
@@ -327,7 +331,7 @@ def test_a_protected_site_is_never_seen_alone(model, start, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
-    [({"he_packing": 2}, 1e-6), ({}, 2e-5)],
+    [({"packing": 2}, 1e-6), ({}, 2e-5)],
 )
 def test_encrypted_rounds_give_the_same_model(model, start, plain, tmp_path: Path, changes, tolerance) -> None:
     settings = privacy("he", **changes)

@@ -54,7 +54,7 @@ def test_quantise_by_hand() -> None:
     assert signed(made)[:4].tolist() == [500, -500, 0, 500] and clipped == 1
     assert signed(made)[4] in (-101, -100, -99)
     assert mean(made, 5, scale)[0] == 2.0
-    with pytest.raises(ProtectionError, match="more examples than privacy.max_examples = 10"):
+    with pytest.raises(ProtectionError, match="more examples than privacy.protection.max_examples = 10"):
         scale.factor(11)
 
 

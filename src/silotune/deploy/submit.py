@@ -37,6 +37,7 @@ from silotune.record.runs import RunFolder, is_run
 from silotune.record.signatures import read_key
 from silotune.settings.base import Section
 from silotune.settings.limits import limits
+from silotune.settings.protections import EncryptedSum, SumSettings
 
 LOOK_SECONDS = 0.3
 AWAY_SECONDS = 60.0
@@ -105,7 +106,7 @@ def kinds_of(config: Config) -> tuple[str, ...]:
     scores = (EVALUATE,) if config.evaluation.per_client else ()
     if scores:
         check_scorable(tuple(resolve(config.data).options))
-    return (*steps_of(config.privacy.protection), *scores, COUNTERSIGN)
+    return (*steps_of(config.privacy.protection.type), *scores, COUNTERSIGN)
 
 
 def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:
@@ -284,17 +285,18 @@ def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
     for table in ("ranks", "memory_mb"):
         strange = sorted(set(getattr(federation, table)) - set(sites))
         faults += [f"federation.{table}: {unknown_choice('site', name, sites)}" for name in strange]
-    least, most = config.privacy.least_clients, min(wanted or len(sites), len(sites))
-    if config.privacy.protection != "none" and least > most:
+    protection, most = config.privacy.protection, min(wanted or len(sites), len(sites))
+    if isinstance(protection, SumSettings) and protection.least_clients > most:
         faults.append(
-            f"privacy.protection opens no sum of fewer than privacy.least_clients = {least}: a round has {most} sites"
+            f"privacy.protection opens no sum of fewer than least_clients = {protection.least_clients}: a round has "
+            f"{most} sites"
         )
     return faults
 
 
 def _kit_faults(kit: Kit, config: Config) -> list[str]:
     """What the federation was not provisioned for."""
-    if config.privacy.protection == "he" and not coordinator_settings(kit).he:
+    if isinstance(config.privacy.protection, EncryptedSum) and not coordinator_settings(kit).he:
         return [
             "privacy.protection = 'he' needs a key at the sites: provision the federation with he = true, or use "
             "'secure_sum'"

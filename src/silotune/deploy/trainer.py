@@ -132,11 +132,11 @@ def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str)
     Who the others are comes from the list that the authority signed, never from a message. The least number of sites
     and the least threshold are the policy's; a run may ask for more, not for less.
     """
-    if privacy.protection == "none":
+    if not privacy.protection.is_sum:
         return None
     policy, members = read_policy(guard.gate.policy), kit.members().active()
     public = {other: raw_public(member.signing_public) for other, member in members.items()}
-    least = max(privacy.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
+    least = max(privacy.sums.least_clients, policy.least_participants or 0, policy.least_cohort or 0)
     own = Member(name, guard.key.private.sign, public, least, policy.least_threshold)
     he_key = _secret(kit, HE_KEY) if _has(kit, HE_KEY) else None
     return Protection(own, is_required=True, he_key=he_key)

@@ -115,7 +115,7 @@ def _privacy(config: Config, mode: str, result: Mapping[str, Any]) -> str:
         return "All examples were pooled in one place."
     if mode == "isolated":
         return "One institution's examples alone; nothing travelled."
-    return f"{_federated_privacy(result.get('privacy'))} In a round {SEES[config.privacy.protection]}."
+    return f"{_federated_privacy(result.get('privacy'))} In a round {SEES[type(config.privacy.protection)]}."
 
 
 def _federated_privacy(spent: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from silotune.config import Config
 from silotune.errors import MissingPackageError
 from silotune.record import environment
+from silotune.settings.protections import EncryptedSum
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Need:
 NEEDS = (
     Need("model.precision = 'int4'", lambda config: config.model.precision == "int4", "bitsandbytes", "int4"),
     Need("privacy.dp", lambda config: config.privacy.dp.is_promised, "dp-accounting", "dp"),
-    Need("privacy.protection = 'he'", lambda config: config.privacy.protection == "he", "tenseal", "he"),
+    Need(
+        "privacy.protection = 'he'", lambda config: isinstance(config.privacy.protection, EncryptedSum), "tenseal", "he"
+    ),
     Need("federation.engine = 'ray'", lambda config: config.federation.engine == "ray", "ray", "ray"),
     Need(
         "federation.budget.joules", lambda config: config.federation.budget.joules is not None, "codecarbon", "energy"

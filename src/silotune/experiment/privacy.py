@@ -125,7 +125,8 @@ def collected(config: Config, part: Part) -> PrivacySection:
     release = noise_in_shares(privacy, clients, federation.rounds)
     most = federation.weighting.largest or 1
     dp = privacy.dp.model_copy(update={"noise_multiplier": release.noise_multiplier})
-    return privacy.model_copy(update={"dp": dp, "max_examples": most})
+    protection = privacy.protection.model_copy(update={"max_examples": most})
+    return privacy.model_copy(update={"dp": dp, "protection": protection})
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -187,12 +188,12 @@ _UNKNOWN = "what its institution's ledger says"
 
 def _lines(privacy: PrivacySection, epsilon: str, rounds: int | str) -> list[str]:
     sees, protected, trusted = _STATEMENTS[type(privacy.dp)]
-    if privacy.protection != "none":
+    if privacy.protection.is_sum:
         added = "; noise was added at the institutions" if privacy.dp.is_promised else ""
-        sees = f"in a round {SEES[privacy.protection]}{added}"
+        sees = f"in a round {SEES[type(privacy.protection)]}{added}"
     if not privacy.dp.is_promised:
-        what = "an update" if privacy.protection == "none" else "the sum, and the model made from it,"
-        return [sees, protected.format(what=what), f"trusted: {TRUSTED[privacy.protection]}"]
+        what = "the sum, and the model made from it," if privacy.protection.is_sum else "an update"
+        return [sees, protected.format(what=what), f"trusted: {TRUSTED[type(privacy.protection)]}"]
     figures = {"epsilon": epsilon, "delta": f"{privacy.guarantee.delta:g}", "rounds": rounds}
     if isinstance(privacy.dp, Distributed):
         figures["colluding"] = privacy.dp.colluding

@@ -63,7 +63,7 @@ def plan_of(
         meter=meter,
         audit=audit,
         reported=Reported(config.privacy, part.training, federation.rounds, federation.below_minimum == "wait"),
-        protected=PROTECTIONS[config.privacy.protection](privacy.collected(config, part), keys or {})
+        protected=PROTECTIONS[type(config.privacy.protection)](privacy.collected(config, part), keys or {})
         if part.sends_updates
         else None,
         privacy=privacy.central_of(config, part, name),

@@ -93,7 +93,7 @@ def shared_noise(multiplier: float, *, bits: int, clients: int, needed: int, col
     if length < 1:
         raise ProtectionError(
             f"{size} values of {clients} clients and their noise do not fit a ring of {bits} bits: take more "
-            "privacy.ring_bits or less noise"
+            "privacy.protection.ring_bits or less noise"
         )
     norms = integer_norms(length, size)
     return SharedNoise(length, norms, math.ceil((ratio * norms[1]) ** 2), colluding)

@@ -36,7 +36,7 @@ def levels(bits: int, clients: int) -> int:
     """
     found = min(((1 << (bits - 1)) - 1) // clients, FINEST)
     if found < 1:
-        raise ProtectionError(f"{clients} clients do not fit a ring of {bits} bits: take more privacy.ring_bits")
+        raise ProtectionError(f"{clients} clients do not fit a ring of {bits} bits: take more ring_bits")
     return found
 
 
@@ -62,8 +62,8 @@ class Scale:
         """
         if num_examples > self.max_examples:
             raise ProtectionError(
-                f"a client holds more examples than privacy.max_examples = {self.max_examples}, the most a weight "
-                "can say: raise it, with privacy.ring_bits when updates get too coarse"
+                f"a client holds more examples than privacy.protection.max_examples = {self.max_examples}, the most a "
+                "weight can say: raise it, with ring_bits when updates get too coarse"
             )
         return self.levels * num_examples / (self.max_examples * self.bound)
 

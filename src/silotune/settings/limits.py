@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ from silotune.settings.guarantees import ByClient, Guarantee
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, Dpo
+from silotune.settings.protections import SecureSum
 from silotune.settings.sections import (
     DataSection,
     Engine,
@@ -210,9 +211,10 @@ def privacy_faults(
     record: RecordSection,
 ) -> list[str]:
     """Combinations under which a guarantee could not be given, or a setting would do nothing."""
-    faults, dp = _unused_faults(privacy), privacy.dp
+    dp = privacy.dp
     if not isinstance(dp, Guarantee):
-        return faults
+        return []
+    faults = []
     given = f"privacy.dp = {dp.type!r}"
     if dp.epsilon is None and dp.noise_multiplier is None:
         faults.append(f"{given} needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both")
@@ -235,30 +237,6 @@ def privacy_faults(
     faults += _lora_faults(privacy, federation)
     faults += _example_faults(federation, training) if dp.is_by_example else _client_faults(privacy, federation)
     return faults
-
-
-_OF_PROTECTION: Mapping[str, tuple[str, ...]] = {
-    "threshold": ("secure_sum",),
-    "ring_bits": ("secure_sum",),
-    "max_examples": ("secure_sum",),
-    "bound": ("secure_sum", "he"),
-    "he_packing": ("he",),
-}
-"""Keys that say something of these protections alone."""
-
-
-def _unused_faults(privacy: PrivacySection) -> list[str]:
-    """Settings that would do nothing: who gives one believes in a protection that is not there."""
-    faults = []
-    for key, kinds in _OF_PROTECTION.items():
-        if privacy.protection not in kinds and _is_given(privacy, key):
-            asked = " or ".join(map(repr, kinds))
-            faults.append(f"privacy.{key} = {getattr(privacy, key)!r} is for privacy.protection = {asked}")
-    return faults
-
-
-def _is_given(privacy: PrivacySection, key: str) -> bool:
-    return bool(getattr(privacy, key) != type(privacy).model_fields[key].default)
 
 
 def is_linked(federation: FederationSection) -> bool:
@@ -370,18 +348,21 @@ def _client_faults(privacy: PrivacySection, federation: FederationSection) -> li
     dp = privacy.dp
     if not dp.is_on_sum:
         return faults
-    if not dp.is_in_shares and privacy.protection != "none":
+    if not dp.is_in_shares and privacy.protection.is_sum:
         faults.append(
-            f"{given} clips single updates, which privacy.protection = {privacy.protection!r} hides; "
+            f"{given} clips single updates, which privacy.protection = {privacy.protection.type!r} hides; "
             "privacy.dp = 'distributed' noises secure sums"
         )
-    if dp.is_in_shares and privacy.protection != "secure_sum":
+    masks = privacy.protection if isinstance(privacy.protection, SecureSum) else None
+    if dp.is_in_shares and masks is None:
         faults.append(
             f"{given} noises sums that nobody sees the parts of: set privacy.protection = 'secure_sum' "
-            f"(now {privacy.protection!r})"
+            f"(now {privacy.protection.type!r})"
         )
-    if dp.is_in_shares and privacy.ring_bits < 32:
-        faults.append(f"{given} needs room for the noise: privacy.ring_bits = 32 or 64 (now {privacy.ring_bits})")
+    if dp.is_in_shares and masks is not None and masks.ring_bits < 32:
+        faults.append(
+            f"{given} needs room for the noise: privacy.protection.ring_bits = 32 or 64 (now {masks.ring_bits})"
+        )
     if federation.weighting.largest is None or not federation.aggregation.is_mean:
         faults.append(
             f"{given} adds noise to a mean in which no client weighs more than a known share: set "
@@ -487,7 +468,7 @@ LIMITS: tuple[Limit, ...] = (
         ("ray",),
         "the secrets of a sum lie in one process's memory, and Ray's actors share their clients: use engine = "
         "'in_process'",
-        lambda run: run.privacy.protection != "none",
+        lambda run: run.privacy.protection.is_sum,
     ),
     Limit(
         "federation.policies",

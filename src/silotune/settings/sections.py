@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from silotune.errors import PrivacyError
+from silotune.errors import PrivacyError, ProtectionError
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
@@ -17,6 +17,7 @@ from silotune.settings.guarantees import DifferentialPrivacy, Guarantee, NoGuara
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
+from silotune.settings.protections import EncryptedSum, NoProtection, Protection, SecureSum, SumSettings
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -28,7 +29,6 @@ Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
-ProtectionKind = Literal["none", "secure_sum", "he"]
 AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
 
 
@@ -229,19 +229,7 @@ class FederationSection(Section):
 class PrivacySection(Section):
     """What is promised about single records or institutions (dp), and what the coordinator may see of one update."""
 
-    protection: ProtectionKind = Field(
-        "none", description="secure_sum: masks that cancel in the sum; he: sums of ciphertexts that sites decrypt"
-    )
-    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
-        2 / 3, description="of secure_sum: more than this share of a round's clients must stay to its end"
-    )
-    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
-    bound: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
-    )
-    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
-    ring_bits: Literal[16, 32, 64] = Field(32, description="of secure_sum: bits a value; more are finer and larger")
-    he_packing: Literal[2, 3, 4] = Field(3, description="of he: values a slot; more are smaller and coarser")
+    protection: Protection = Field(NoProtection(), description="what the coordinator may see of one update")
     dp: DifferentialPrivacy = Field(NoGuarantee(), description="differential privacy: what is promised, and by whom")
 
     def without_ledger(self) -> PrivacySection:
@@ -254,6 +242,39 @@ class PrivacySection(Section):
     def ledger(self) -> Path | None:
         """Folder in which sites keep what they spent over all runs."""
         return self.dp.ledger if isinstance(self.dp, Guarantee) else None
+
+    @property
+    def sums(self) -> SumSettings:
+        """The settings of sums that hide single updates.
+
+        Raises:
+            ProtectionError: Nothing is hidden.
+        """
+        if not isinstance(self.protection, SumSettings):
+            raise ProtectionError(f"privacy.protection = {self.protection.type!r} makes no sum")
+        return self.protection
+
+    @property
+    def masks(self) -> SecureSum:
+        """The settings of sums under masks.
+
+        Raises:
+            ProtectionError: There are no masks.
+        """
+        if not isinstance(self.protection, SecureSum):
+            raise ProtectionError(f"privacy.protection = {self.protection.type!r} masks nothing")
+        return self.protection
+
+    @property
+    def ciphertexts(self) -> EncryptedSum:
+        """The settings of sums of ciphertexts.
+
+        Raises:
+            ProtectionError: Nothing is encrypted.
+        """
+        if not isinstance(self.protection, EncryptedSum):
+            raise ProtectionError(f"privacy.protection = {self.protection.type!r} encrypts nothing")
+        return self.protection
 
     @property
     def guarantee(self) -> Guarantee:

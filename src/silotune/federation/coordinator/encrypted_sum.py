@@ -66,8 +66,8 @@ class _EncryptedSum:
         wire = Exchange(self.asking)
         clients, num_examples = self._weights(wire)
         order = EncryptOrder(
-            packing=self.privacy.he_packing,
-            bound=self.privacy.bound,
+            packing=self.privacy.ciphertexts.packing,
+            bound=self.privacy.sums.bound,
             clients=clients,
             num_examples=num_examples,
             size=sum(self.asking.weights[name].numel() for name in self.asking.shape),
@@ -95,11 +95,11 @@ class _EncryptedSum:
         """Clients and examples that an opened sum of weights stands for."""
         clients, num_examples = map(int, opened[FIGURES_NAME].tolist())
         self._check_count(clients)
-        most = clients * self.privacy.max_examples
+        most = clients * self.privacy.sums.max_examples
         if not clients <= num_examples <= most:
             raise impossible(
                 f"{clients} sites hold {num_examples} examples, and may hold {clients} to {most} under "
-                f"privacy.max_examples = {self.privacy.max_examples}"
+                f"privacy.protection.max_examples = {self.privacy.sums.max_examples}"
             )
         return clients, num_examples
 
@@ -127,7 +127,7 @@ class _EncryptedSum:
         counted = opened[FIGURES_NAME].numpy()
         self._check_count(int(counted[0]))
         clients, is_whole = len(self.openers), len(self.openers) == order.clients
-        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.max_examples, order.size))
+        figures = from_integers(counted[1:].view("<u8"), Limits(clients, self.privacy.sums.max_examples, order.size))
         examples = figures["num_examples"]
         if examples > order.num_examples or (is_whole and examples < order.num_examples):
             raise impossible(f"{examples} examples are in it, {order.num_examples} were said to be in all")
@@ -153,7 +153,7 @@ class _EncryptedSum:
         Where the first has not, either it lies or the sum cannot be: then what two sites say alike counts, and who says
         something else has not decrypted it.
         """
-        order = OpenOrder(packing=self.privacy.he_packing, size=size, num_figures=num_figures)
+        order = OpenOrder(packing=self.privacy.ciphertexts.packing, size=size, num_figures=num_figures)
         tensors = {name: torch.from_numpy(array) for name, array in cells.items()}
         said: dict[str, str] = {}
         first: ProtectionError | None = None
@@ -204,10 +204,10 @@ class _EncryptedSum:
             raise impossible(f"{clients} sites count themselves in it, {len(self.openers)} have sent their part")
 
     def _check_enough(self, count: int) -> None:
-        if count < self.privacy.least_clients:
+        if count < self.privacy.sums.least_clients:
             raise ProtectionError(
-                f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.least_clients} are "
-                "needed: it stays closed and nothing of it was revealed"
+                f"round {self.asking.number}: {count} clients are left for this sum, {self.privacy.sums.least_clients} "
+                "are needed: it stays closed and nothing of it was revealed"
             )
 
 

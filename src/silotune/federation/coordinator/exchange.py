@@ -169,8 +169,8 @@ def booked(
         asking.notify(
             "note",
             {
-                "text": f"round {asking.number}: {clipped} values ({share:.2%}) were beyond privacy.bound and cut off: "
-                "raise it"
+                "text": f"round {asking.number}: {clipped} values ({share:.2%}) were beyond "
+                "privacy.protection.bound and cut off: raise it"
             },
         )
     delta = arithmetic.unflatten(torch.from_numpy(values), asking.shape)

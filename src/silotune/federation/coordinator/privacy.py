@@ -113,12 +113,12 @@ def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend
         ConfigError: No noise keeps ``privacy.dp.epsilon``.
         ProtectionError: The noise does not fit the ring, or nobody's is left when some collude.
     """
-    dp, needed = privacy.dp, needed_of(clients, privacy.threshold)
+    dp, needed = privacy.dp, needed_of(clients, privacy.masks.threshold)
     assert isinstance(dp, Distributed), "noise in shares is of this guarantee alone"
 
     def release(multiplier: float) -> Spend:
         made = shared_noise(
-            multiplier, bits=privacy.ring_bits, clients=clients, needed=needed, colluding=dp.colluding,
+            multiplier, bits=privacy.masks.ring_bits, clients=clients, needed=needed, colluding=dp.colluding,
             size=PLANNED_SIZE,
         )  # fmt: skip
         return replace(spend_of(made, needed), noise_multiplier=multiplier)

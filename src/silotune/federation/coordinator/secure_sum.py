@@ -77,18 +77,18 @@ def terms_of(privacy: PrivacySection, asking: Asking) -> Terms:
     Raises:
         ProtectionError: The round has fewer clients than a sum may be over.
     """
-    if len(asking.clients) < privacy.least_clients:
+    if len(asking.clients) < privacy.sums.least_clients:
         raise ProtectionError(
-            f"round {asking.number} has {len(asking.clients)} clients, privacy.least_clients = {privacy.least_clients}"
+            f"round {asking.number} has {len(asking.clients)} clients, least_clients = {privacy.sums.least_clients}"
         )
     return Terms(
         session=secrets.token_hex(16),
         round_number=asking.number,
         cohort=tuple(sorted(asking.clients)),
-        threshold=privacy.threshold,
-        bits=privacy.ring_bits,
-        bound=privacy.bound,
-        max_examples=privacy.max_examples,
+        threshold=privacy.masks.threshold,
+        bits=privacy.masks.ring_bits,
+        bound=privacy.sums.bound,
+        max_examples=privacy.sums.max_examples,
         size=arithmetic.count(asking.shape),
         work=work_digest(order_in(asking), asking.weights),
         noise=_noise(privacy),
@@ -306,8 +306,8 @@ class _Sum:
         if error > COARSE * largest:
             text = (
                 f"round {self.asking.number}: rounding in the ring changes a value by up to {error:.2g}, and the "
-                f"largest value of the mean update is {largest:.2g}: lower privacy.max_examples to the largest site's, "
-                "lower privacy.bound, or raise privacy.ring_bits"
+                f"largest value of the mean update is {largest:.2g}: lower max_examples to the largest site's, "
+                "lower bound, or raise ring_bits, of privacy.protection"
             )
             self.asking.notify("note", {"text": text})
 

@@ -28,7 +28,6 @@ from silotune.methods.schedule import AdapterParts, outgoing, returned
 from silotune.models import adapters
 from silotune.record.cost import Account
 from silotune.seeds import derive
-from silotune.settings.sections import ProtectionKind
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.training.local import LocalResult, RoundPlace
 from silotune.training.private import DpSgd
@@ -240,7 +239,7 @@ def train_encrypted(request: Request, site: Site) -> Reply:
     return encrypted_sum.encrypt_update(request, site, lambda order: _train_within("he", order, site))
 
 
-def _train_within(way: ProtectionKind, request: Request, site: Site) -> Reply:
+def _train_within(way: str, request: Request, site: Site) -> Reply:
     """A round of training for a protected sum."""
     privacy.check_way(site.settings.privacy, way)
     return figures_within(_trained(request, site), site.metrics)

@@ -11,6 +11,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import ProtectionError
 from silotune.federation.kinds import TRAIN
+from silotune.federation.site.privacy import check_way
 from silotune.federation.site.secure_sum import check_alike, protection_of
 from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.messages import read_body
@@ -50,19 +51,21 @@ def encrypt_update(request: Request, site: Site, train: Callable[[Request], Repl
     """
     order = read_body(EncryptOrder, request)
     privacy = site.settings.privacy
+    check_way(privacy, "he")
     check_alike(
         "orders to encrypt",
         {
-            "packing": (order.packing, privacy.he_packing),
-            "bound": (order.bound, privacy.bound),
+            "packing": (order.packing, privacy.ciphertexts.packing),
+            "bound": (order.bound, privacy.sums.bound),
         },
     )
     protection = protection_of(site)
     key, scale = _key(protection), order.scale()
     update = train(replace(request, kind=TRAIN, body=order.train.body()))
-    if int(update.body["num_examples"]) > privacy.max_examples:
+    if int(update.body["num_examples"]) > privacy.sums.max_examples:
         raise ProtectionError(
-            f"this site holds more examples than privacy.max_examples = {privacy.max_examples}: raise it"
+            f"this site holds more examples than privacy.protection.max_examples = {privacy.sums.max_examples}: "
+            "raise it"
         )
     values = arithmetic.flatten(update.tensors).float().numpy()
     if len(values) != order.size:

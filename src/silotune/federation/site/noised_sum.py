@@ -76,7 +76,7 @@ def check_noise(terms: Terms, privacy: PrivacySection) -> None:
 def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:
     """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
     if not privacy.dp.is_in_shares:
-        return privacy.max_examples
+        return privacy.sums.max_examples
     return federation.weighting.largest or 1
 
 

@@ -10,7 +10,7 @@ from silotune.federation.site.noised_sum import within
 from silotune.federation.site.state import Site
 from silotune.privacy.accountant import Spend
 from silotune.privacy.client_dp import private_update
-from silotune.settings.sections import PrivacySection, ProtectionKind, TrainingSection
+from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Tensors
 from silotune.training.private import DpSgd
 from silotune.training.release import release_of
@@ -62,15 +62,15 @@ def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> 
     return private_update(delta, clip_norm=privacy.guarantee.clip_norm, noise_multiplier=opened.spend.noise_multiplier)
 
 
-def check_way(privacy: PrivacySection, way: ProtectionKind) -> None:
+def check_way(privacy: PrivacySection, way: str) -> None:
     """Refuses an update that would leave in another way than its order says: alone, in a secure or an encrypted sum.
 
     Raises:
         ProtectionError: The order asks for another protection, or for noise that this way does not carry.
     """
-    if privacy.protection != way:
+    if privacy.protection.type != way:
         raise ProtectionError(
-            f"the order says privacy.protection = {privacy.protection!r}: no update of it leaves with {way!r}"
+            f"the order says privacy.protection = {privacy.protection.type!r}: no update of it leaves with {way!r}"
         )
     if privacy.dp.is_in_shares and way != "secure_sum":
         raise ProtectionError(f"privacy.dp = {privacy.dp.type!r} noises sums: no update leaves but inside a secure sum")

@@ -114,10 +114,10 @@ def check_terms(terms: Terms, settings: RunSettings) -> None:
     check_alike(
         "terms of the sum",
         {
-            "bits": (terms.bits, privacy.ring_bits),
-            "bound": (terms.bound, privacy.bound),
+            "bits": (terms.bits, privacy.masks.ring_bits),
+            "bound": (terms.bound, privacy.sums.bound),
             "max_examples": (terms.max_examples, noised_sum.largest_weight(privacy, federation)),
-            "threshold": (terms.threshold, privacy.threshold),
+            "threshold": (terms.threshold, privacy.masks.threshold),
         },
     )
 
