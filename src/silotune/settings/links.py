@@ -1,4 +1,4 @@
-"""The settings of what lies between coordinator and clients: compressed links, and a simulated clock over them."""
+"""The settings of the links between coordinator and clients: compression, and a simulated clock."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PaceSection(Section):
 
 
 class ClockSection(Section):
-    """A simulated clock over the clients of one process: seconds that rounds would take, and what waits for whom."""
+    """A simulated clock over the clients of one process: how long rounds take, and which replies they wait for."""
 
     seconds_per_step: Annotated[float, Field(gt=0)] = Field(1.0, description="of a client with speed 1")
     speed_spread: Annotated[float, Field(ge=0)] = Field(
