@@ -87,7 +87,7 @@ class FedAvgM(AlgorithmSettings):
 
 
 class AdaptiveSettings(AlgorithmSettings):
-    """Adaptive server steps (Reddi et al. 2021): each value moves by about the learning rate, however short the update."""
+    """Adaptive server steps (Reddi et al. 2021): each value moves by about the learning rate in each step."""
 
     linear = summable = True
 
