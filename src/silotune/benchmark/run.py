@@ -24,7 +24,7 @@ class Watcher(Protocol):
     """Is told of the progress of a grid."""
 
     def stage(self, title: str, *, total: int, done: int) -> None:
-        """A stage begins: so many cells, of which so many were done before."""
+        """A stage with ``total`` cells begins, of which ``done`` were done before."""
 
     def cell(self, cell: Cell, what: str, fields: Mapping[str, Any]) -> None:
         """A cell has ``started``, had an ``event``, is ``done`` or has ``failed``."""

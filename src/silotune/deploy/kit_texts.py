@@ -72,7 +72,7 @@ def policy_toml(site: str, *, submitters: Sequence[str], charter: str | None) ->
     given |= {name: f"{Policy.model_fields[name].default:.0f}" for name in ("most_steps", "most_seconds")}
     lines = [
         f"# The policy of {site}. It belongs to the site and wins over whatever a coordinator asks.",
-        "# A key that is unknown, or a value that cannot be, refuses everything. See docs/policy.md.",
+        "# With an unknown key or an impossible value in it, the site refuses everything. See docs/policy.md.",
         "",
     ]
     for name, field in Policy.model_fields.items():

@@ -162,7 +162,9 @@ class SiteTrainer(Section):
 
     folder: Path = Field(Path("state"), description="socket, logs, audit chain and state between rounds; mode 0700")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
-    idle_seconds: Annotated[float, Field(gt=0)] = Field(600.0, description="free the adapter's memory after so long")
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="free the adapter's memory after this time without a request"
+    )
     largest_message_mb: Positive = Field(2048, description="a longer message is not fetched from the coordinator")
 
 

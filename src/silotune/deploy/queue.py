@@ -105,7 +105,7 @@ class Jobs:
         """The folder of a job that exists.
 
         Raises:
-            FederationError: There is none of this name.
+            FederationError: There is no job of this name.
         """
         if not NAME.fullmatch(name) or not (self._place(name) / "state.json").is_file():
             known = self.names()
@@ -122,7 +122,7 @@ class Jobs:
         """What a job's submitter signed.
 
         Raises:
-            FederationError: There is none of this name, or it cannot be read.
+            FederationError: There is no job of this name, or it cannot be read.
         """
         try:
             return SignedJob.model_validate(read_json(self._known(name) / "job.json"))
@@ -139,7 +139,7 @@ class Jobs:
         """How far a job is.
 
         Raises:
-            FederationError: There is none of this name, or it cannot be read.
+            FederationError: There is no job of this name, or it cannot be read.
         """
         try:
             return JobState(**read_json(self._known(name) / "state.json"))
@@ -172,7 +172,7 @@ class Jobs:
         """The state of a job that can be queued again.
 
         Raises:
-            FederationError: There is none of this name, it goes on already, or is finished.
+            FederationError: There is no job of this name, it goes on already, or is finished.
         """
         state = self.read(name)
         if state.status not in ("failed", "cancelled"):

@@ -1,6 +1,6 @@
 """Carries requests over Flower's Grid and answers them at a site; only this module knows Flower's messages.
 
-A message of Flower carries one of ours as bytes, in an array that Flower cuts into pieces, and the run's name and
+A message of Flower carries one of silotune's as bytes, in an array that Flower cuts into pieces, and the run's name and
 setup beside it. The coordinator's side yields replies in the order of the requests, whatever the order in which they
 arrive, so that sums of floating-point numbers have the same bits as in one process.
 """
@@ -54,7 +54,7 @@ _GONE = ("NODE_UNAVAILABLE", "MESSAGE_UNAVAILABLE")
 
 
 def pack(envelope: Mapping[str, str], message: bytes) -> RecordDict:
-    """One of our messages as the content of one of Flower's."""
+    """One of silotune's messages as the content of one of Flower's."""
     content = RecordDict({ENVELOPE: ConfigRecord(dict(envelope))})
     content[PAYLOAD] = ArrayRecord({PAYLOAD: Array("uint8", (len(message),), _STYPE, message)})
     return content
@@ -160,7 +160,7 @@ class FlowerTransport:
         return self._sites
 
     def states(self) -> dict[str, SiteState]:
-        """None: sites keep their own."""
+        """Empty, because sites keep their own states."""
         return {}
 
     def restore(self, states: Mapping[str, SiteState]) -> None:

@@ -34,7 +34,7 @@ def address(
 
     Args:
         requests: By client, with the tensors that the client should have; with ``delta`` the same for all.
-        settings: Of the way down.
+        settings: Of compression on the way down.
         held: What ``holders`` received last; empty where nobody holds anything.
         holders: Clients that hold it.
         seed: Of random rounding.
@@ -78,7 +78,7 @@ def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *,
 
     Args:
         tensors: Those that came.
-        settings: Of the way down.
+        settings: Of compression on the way down.
         layout: Of what they stand for.
         held: What the client received last; a change is added to it.
 
