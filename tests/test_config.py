@@ -221,7 +221,7 @@ def test_sections_are_frozen() -> None:
         ),
         (
             {"federation": {"attack": {"type": "scaled", "clients": 4}}},
-            "federation.attack.clients = 4 leaves none of 4 clients honest",
+            "federation.attack.clients = 4 leaves no honest one of 4 clients",
         ),
     ],
 )

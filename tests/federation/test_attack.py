@@ -41,7 +41,7 @@ def test_attackers_are_drawn_by_the_seed() -> None:
     assert attackers(section, NAMES, seed=1) == attackers(section, NAMES[::-1], seed=1)
     assert len({attackers(section, NAMES, seed=seed) for seed in range(9)}) > 1
     assert attackers(NoAttack(), NAMES, seed=1) == frozenset()
-    with pytest.raises(ConfigError, match="leaves none of 2 clients honest"):
+    with pytest.raises(ConfigError, match="leaves no honest one of 2 clients"):
         attackers(section, NAMES[:2], seed=1)
 
 

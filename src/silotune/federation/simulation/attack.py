@@ -31,7 +31,9 @@ def attackers(section: AttackSettings, clients: Sequence[str], *, seed: int) -> 
     if not isinstance(section, Malicious):
         return frozenset()
     if section.clients >= len(clients):
-        raise ConfigError(f"federation.attack.clients = {section.clients} leaves none of {len(clients)} clients honest")
+        raise ConfigError(
+            f"federation.attack.clients = {section.clients} leaves no honest one of {len(clients)} clients"
+        )
     generator = random.Random(derive(seed, "attack"))  # noqa: S311
     return frozenset(generator.sample(sorted(clients), section.clients))
 
