@@ -1,4 +1,4 @@
-"""The configuration of a run: its sections together, read from TOML with overrides, all faults reported at once."""
+"""The configuration of a run: all sections, read from TOML with overrides; all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _qlora_implies_int4(cls, document: Any) -> Any:
-        """An adapter for an int4 base without a precision means int4: that is what its name says."""
+        """Sets the precision to int4 where it is not given and the adapter needs an int4 base."""
         adapter = document.get("adapter") if isinstance(document, Mapping) else None
         name = adapter.get(TYPE) if isinstance(adapter, Mapping) else getattr(adapter, TYPE, adapter)
         if name not in ADAPTERS.those("needs_int4"):
@@ -116,7 +116,10 @@ class Config(Section):
 
 
 def _protection_faults(config: Config, known: int | None) -> list[str]:
-    """What cannot be done when single updates are not seen; ``known`` is the number of clients, where it is known."""
+    """Faults of settings that need single updates, under a protection that hides them.
+
+    ``known`` is the number of clients, where it is known.
+    """
     privacy, federation = config.privacy, config.federation
     if not isinstance(privacy.protection, SumSettings):
         return []
@@ -135,10 +138,14 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     if config.record.keep_updates:
         faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
     if not federation.weighting.is_by_examples and not privacy.dp.is_in_shares:
-        faults.append(f"{sees}: federation.weighting = {federation.weighting.type!r} is another one; use 'examples'")
+        faults.append(
+            f"{sees}: federation.weighting = {federation.weighting.type!r} is another weighting; use 'examples'"
+        )
     attack = federation.attack
     if isinstance(attack, Malicious) and attack.changes_updates:
-        faults.append(f"{given} hides updates, which federation.attack = {attack.type!r} changes on their way")
+        faults.append(
+            f"{given} hides updates, which federation.attack = {attack.type!r} changes: leave one of them out"
+        )
     unfit = {
         f"federation.lora = {federation.lora.type!r} needs each client's product": federation.lora.keeps_product,
         "federation.ranks, memory_mb and policies give updates different shapes": federation.has_ranks,
@@ -148,7 +155,9 @@ def _protection_faults(config: Config, known: int | None) -> list[str]:
     }
     faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
     if config.evaluation.per_client:
-        faults.append(f"{given} hides each client's figures, which evaluation.per_client asks for: set one of them off")
+        faults.append(
+            f"{given} hides each client's figures, which evaluation.per_client asks for: turn one of them off"
+        )
     if is_linked(federation):
         faults.append(
             f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
@@ -176,7 +185,7 @@ def plugins_of(config: Config) -> dict[str, str]:
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Splits ``a.b=c`` into its path and value; nothing after ``=`` unsets, else it is TOML, else a string.
+    """Splits ``a.b=c`` into its path and value: None for an empty value, else a TOML value, else a string.
 
     Raises:
         ConfigError: There is no ``=`` or the path is empty.
@@ -196,7 +205,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 def overlaid(document: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
     """The document with the values of other documents put over it, section by section; the inputs are left alone.
 
-    Of a choice such as ``federation.algorithm`` a plain name takes the place of the whole, and a table adds settings.
+    For a choice such as ``federation.algorithm``, a plain name replaces the whole choice, and a table adds settings.
     """
     result = _copy(document)
     for change in changes:
@@ -207,8 +216,8 @@ def overlaid(document: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[s
 def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The document with ``a.b=c`` overrides applied, in order; the input is left alone.
 
-    Names of choices come before their settings, wherever they stand: ``federation.algorithm=fedadam`` takes the place
-    of the algorithm that the document has, not of settings that another override gives.
+    Names of choices are applied before their settings, wherever they stand: ``federation.algorithm=fedadam`` replaces
+        the document's algorithm, but not the settings that another override gives.
     """
     result = _copy(document)
     parsed = [(text, *parse_override(text)) for text in overrides]
@@ -218,7 +227,7 @@ def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 
 def _depth_of_name(keys: Sequence[str]) -> int:
-    """How deep the choice lies whose name these keys give; of keys that give no name, more than any."""
+    """The depth of the choice that these keys name; a number above every depth for keys that name none."""
     path = keys[:-1] if keys[-1] == TYPE else keys
     return len(path) if table_at(Config, path) is not None else _DEEPEST
 
@@ -227,7 +236,7 @@ _DEEPEST = 1 << 10
 
 
 def _set(document: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:
-    """Puts a value into a document at a path of keys; below a choice it is one of the choice's settings."""
+    """Puts a value into a document at a path of keys; below a choice, it sets one of the choice's settings."""
     place = document
     for depth, key in enumerate(keys[:-1], start=1):
         table = table_at(Config, keys[:depth])
@@ -264,7 +273,7 @@ def validated(
         schema: The section.
         document: The mapping.
         source: Where it comes from, such as a file's path.
-        is_named: Every fault says the source: a file that the command line does not name itself.
+        is_named: Every fault names the source, which is a file that the command line does not name.
 
     Raises:
         ConfigError: With every fault, one line each, in ``faults``.
@@ -277,7 +286,7 @@ def validated(
         own = _own(error.errors())
     lines = [line for fault in own for line in _explain(fault, schema)]
     dropped = [".".join(map(str, fault["loc"])) for fault in own if fault["loc"]]
-    try:  # what does not go together is looked at only where every value is right: once more without those that are not
+    try:  # pydantic checks sections as a whole only if every value is right: so once more without wrong values
         schema.model_validate(_without(document, [fault["loc"] for fault in own]))
     except ValidationError as error:
         more = [line for fault in error.errors() if not fault["loc"] for line in _explain(fault, schema)]
@@ -286,8 +295,10 @@ def validated(
 
 
 def _own(faults: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Faults without those that follow from others, each at the key that a user wrote: pydantic also names the branches
-    of a type that has several, and gives a fault for each."""
+    """Faults without those that follow from others, each at the key that a user wrote.
+
+    For a type with several branches, pydantic gives a fault for each branch, with the branch in its place.
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for fault in faults:
         if not _follows(fault, faults):
@@ -313,7 +324,7 @@ def _without(document: Mapping[str, Any], places: Sequence[tuple[Any, ...]]) -> 
 
 
 def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a list is said to be too short only because its entries have faults of their own."""
+    """Whether pydantic calls a list too short only because its entries have faults."""
     where = fault["loc"]
     return fault["type"] == "too_short" and any(
         len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in others
@@ -321,7 +332,7 @@ def _follows(fault: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> b
 
 
 def faulty(faults: Sequence[str], *, source: str, is_named: bool = False) -> ConfigError:
-    """The error that lists these faults; each says the source where ``is_named``."""
+    """The error that lists these faults; each names the source where ``is_named``."""
     summary = faults[0] if len(faults) == 1 else f"{len(faults)} faults: " + "; ".join(faults)
     return ConfigError(f"{source}: {summary}", [f"{source}: {fault}" for fault in faults] if is_named else faults)
 
@@ -340,7 +351,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Reads a TOML file; ``ConfigError`` with line and column when it cannot be."""
+    """Reads a TOML file; raises ``ConfigError``, with line and column for a fault in the TOML."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -354,7 +365,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def parsed_toml(text: str) -> dict[str, Any]:
-    """A TOML document; ``ValueError`` says where it is none, or that it nests deeper than can be read."""
+    """A TOML document; ``ValueError`` says where it is not valid, or that it nests too deep to be read."""
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -406,11 +417,11 @@ MOVED: Mapping[str, str] = {
     "privacy.clip_quantile": "privacy.dp.clipping.quantile",
     "privacy.clip_learning_rate": "privacy.dp.clipping.learning_rate",
 }
-"""Keys of earlier configurations -> where what they said is said now."""
+"""Keys of earlier configurations -> the keys that have replaced them."""
 
 
 def _moved(old: str, value: Any) -> str:
-    """Where a key of an earlier configuration went, as it stands in a file and on a command line."""
+    """Says what has replaced a key of an earlier configuration, as a file and as a command line write it."""
     new = MOVED[old]
     section, _, key = new.rpartition(".")
     table = table_at(Config, section.split("."))
@@ -446,6 +457,6 @@ def _explain(fault: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
 def _keys_at(where: Sequence[str], schema: type[BaseModel]) -> list[str]:
     section: type[BaseModel] | None = schema
     for name in where:
-        if not name.isdigit():  # a place in a list: its entries are looked at already
+        if not name.isdigit():  # an index in a list, whose entries are the current section
             section = section_of(section, name)
     return [] if section is None else list(section.model_fields)

@@ -38,7 +38,7 @@ class SilotuneError(Exception):
 
     @property
     def told(self) -> str:
-        """The line for people at other machines than the one where it happened."""
+        """The message for people at other machines than the one where the error happened."""
         return str(self)
 
 
@@ -53,11 +53,11 @@ class ConfigError(SilotuneError):
 
 
 class PluginError(ConfigError):
-    """A package of the user's own that adds to a choice cannot be used; the message names it."""
+    """A plug-in, which an installed package adds, cannot be used; the message names it."""
 
 
 class DataError(SilotuneError):
-    """Examples that are missing or do not fit their task; ``beside`` says what a folder holds in place of a file."""
+    """Examples are missing or do not fit their task; ``beside`` says what a folder holds instead of the file."""
 
     exit_code = 3
 
@@ -70,7 +70,7 @@ class DataError(SilotuneError):
 
     @property
     def told(self) -> str:
-        """The line without what else lies in a folder: that is for who is at this machine."""
+        """The message without the other files of a folder, which are shown only at this machine."""
         return super().__str__()
 
 
@@ -117,7 +117,7 @@ class MissingPackageError(SilotuneError):
 
 
 class GridError(SilotuneError):
-    """A grid that was worked through, and some of whose cells failed; the others have their results."""
+    """Some cells of a grid failed; the others have their results."""
 
     exit_code = 9
 
@@ -155,7 +155,7 @@ class KitError(SilotuneError):
 
 
 class SignatureError(KitError):
-    """A key that cannot be used, or a signature that is not its alleged author's."""
+    """A key cannot be used, or a signature is not by the author that it names."""
 
 
 def require(package: str, *, extra: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Nouns that every layer shares: tensors by name, examples, requests, replies, states and records."""
+"""Data types that every layer shares: tensors by name, examples, requests, replies, states and records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Example:
         label: Index of ``answer`` in ``options``; -1 for open answers.
         fields: Values that a partition may use, such as ``label``, ``subject`` or ``source``.
         rejected: The worse of two answers, where ``answer`` is the preferred one; empty where there is no pair.
-        wanted: Of a single answer that was judged, whether it is a good one; None where nothing was judged.
+        wanted: Whether a single answer that was judged is a good one; None where nothing was judged.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
     """
@@ -49,9 +49,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a coordinator asks of one client: kind (``train``, ``evaluate``), adapter tensors, the rest.
+    """What a coordinator asks of one client: kind (such as ``train``), adapter tensors, and a body of plain JSON.
 
-    ``wire`` is what travels instead of ``tensors`` where a link compresses them; the client makes ``tensors`` of it.
+    ``wire`` is what travels instead of ``tensors`` where a link compresses them; the client unpacks it to ``tensors``.
     ``head`` is the signed end of the coordinator's audit trail at that time; empty where none is kept.
     """
 
@@ -73,8 +73,8 @@ class Reply:
     """What a client sends back: for ``train`` the adapter delta, its weight and metrics.
 
     ``simulated_seconds`` is when it arrived, since the run began, where a simulated clock runs.
-    ``signature`` is the site's, where it has a key; ``digest`` that of the tensors as they travelled, where one is
-    signed. ``read`` is what the coordinator has read in the body, once it believes it.
+    ``signature`` is the site's, where it has a key; ``digest`` is that of the tensors as they travelled, where the
+    reply is signed. ``read`` is the checked body, once the coordinator believes the reply.
     """
 
     kind: str
@@ -91,15 +91,15 @@ class Reply:
 
 
 BUDGET = "privacy"
-"""Stage of a failure that is a refusal: the client's privacy budget does not allow the round."""
+"""Stage of a failure where the client refused because its privacy budget does not allow the round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A client that gave no usable reply: where, when, and why in one line without any of its text.
 
-    ``bytes_down`` is what the request took all the same, ``bytes_up`` a reply that could not be used;
-    ``simulated_seconds`` is until when it was waited for, where a simulated clock runs;
+    ``bytes_down`` is the size of the request that was sent all the same, ``bytes_up`` that of a reply that could not
+    be used; ``simulated_seconds`` is when the wait for it ended, where a simulated clock runs;
     ``rule`` is the rule of the site's policy that refused, empty for other failures.
     """
 
@@ -160,13 +160,13 @@ class ClientUpdate:
 
     @property
     def counts(self) -> float:
-        """Its weight, before all weights of a round are made to sum to one."""
+        """Its weight, before the weights of a round are scaled to sum to one."""
         return self.num_examples if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, slots=True)
 class SiteState:
-    """What a client keeps between rounds, in groups of which each has one owner.
+    """What a client keeps between rounds, in groups; one part of the code owns each group.
 
     Attributes:
         optimizer: Moments of the local optimiser, as ``moment/parameter``.
@@ -214,10 +214,10 @@ class ServerState:
         joules: Spent so far by clients and coordinator; None where some of it is not known.
         stopped: Why the run ended before its last round; empty otherwise.
         held: Adapter tensors that ``holders`` received last, where requests carry changes to them; else empty.
-        holders: Clients that answered the last round, and so hold them.
+        holders: Clients that answered the last round, and so hold these tensors.
         simulated_seconds: By a simulated clock, since the run began; 0 without one.
         privacy: What differential privacy keeps: the largest epsilon so far, entries of the ledger, the clip bound.
-        excluded: Clients that are asked no more, since they have lied in a protected sum, and why.
+        excluded: Clients that are no longer asked because they have lied in a protected sum, and why.
     """
 
     round_number: int

@@ -103,7 +103,7 @@ def test_the_command_line_makes_no_cell_other_than_its_name_says(make: Make) -> 
         "--set adapter.type", "--set data.partition.alpha", "--set seed", "--set federation.modes",
         "--set training.learning_rate",
     ]  # fmt: skip
-    assert "would make all 3 adapters of the grid the same one" in said[0] and "all 2 partitions" in said[1]
+    assert "would make all 3 adapters of the grid the same" in said[0] and "all 2 partitions" in said[1]
 
 
 def test_what_takes_the_place_of_an_only_entry_gives_the_name(make: Make) -> None:

@@ -56,7 +56,7 @@ def test_a_key_that_is_not_the_party_s(charter: Path) -> None:
 
 
 def test_faults_of_a_charter(charter: Path) -> None:
-    with pytest.raises(KitError, match="'bank-z' is no party of the charter: bank-a, bank-b"):
+    with pytest.raises(KitError, match="'bank-z' is not a party of the charter: name one of bank-a, bank-b"):
         sign_charter(charter, A, party="bank-z")
     charter.write_text(TEXT.replace("owner", "ownr"))
     with pytest.raises(ConfigError, match="did you mean 'owner'"):

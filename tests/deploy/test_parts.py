@@ -240,7 +240,7 @@ def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
 def test_a_job_that_failed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     name = jobs.submit(Config(), job(run="demo"))
-    with pytest.raises(FederationError, match="is queued: only one that failed or was cancelled"):
+    with pytest.raises(FederationError, match="is queued: only a run that failed or was cancelled"):
         jobs.resume(name)
     jobs.change(name, status="failed", reason="no space left", exit_code=7, attempts=2)
     again = jobs.resume(name)

@@ -210,7 +210,7 @@ def test_add_revoke_rotate(office: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="has version 2; the kit has 5"):
         replace_members(kit, added.path(kits.MEMBERS))
     for call in (lambda: add_site(office, "bank-a"), lambda: revoke(office, "bank-b")):
-        with pytest.raises(KitError, match="is a site already|is no site of this federation"):
+        with pytest.raises(KitError, match="is a site already|is not a site of this federation"):
             call()
     with pytest.raises(KitError, match="is not a name"):
         add_site(office, "Bank/../C")
@@ -226,7 +226,7 @@ def test_submitters_come_and_go(office: Path, tmp_path: Path) -> None:
     assert revoke(office, "alice").submitter_keys() == first
     assert replace_members(kit, office / kits.MEMBERS).submitter_keys() == first
     for call in (lambda: add_site(office, "researcher"), lambda: add_submitter(office, "bank-a")):
-        with pytest.raises(KitError, match="a name of its own"):
+        with pytest.raises(KitError, match="another name"):
             call()
 
 

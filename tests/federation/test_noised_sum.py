@@ -157,8 +157,8 @@ def let_act(net: Net, privacy: PrivacySection) -> RunSettings:
 @pytest.mark.parametrize(
     ("terms", "told", "said"),
     [
-        (privacy(), distributed(), "which the terms of the sum do not"),
-        (distributed(), privacy(), "which the terms of the sum do not"),
+        (privacy(), distributed(), "but the terms of the sum say otherwise"),
+        (distributed(), privacy(), "but the terms of the sum say otherwise"),
         (distributed(clip_norm=9.0), distributed(), "is not that of the order to train"),
         (distributed(colluding=0), distributed(), "is not that of the order to train"),
         (distributed(noise_multiplier=0.3), distributed(), "is not that of the order to train"),
@@ -184,7 +184,7 @@ def run_as(folder: Path, net: Net, start, terms: PrivacySection, told: PrivacySe
 @pytest.mark.parametrize(("kind", "way"), [("train", "none"), ("he.input", "he")])
 @pytest.mark.parametrize(
     ("asked_for", "said"),
-    [("secure_sum", "no update of it leaves with '{way}'"), (None, "no update leaves but inside a secure sum")],
+    [("secure_sum", "so its updates cannot leave with '{way}'"), (None, "no update leaves but inside a secure sum")],
 )
 def test_an_update_never_leaves_without_its_noise(
     model, start, kind: str, way: str, asked_for: str | None, said: str

@@ -85,7 +85,7 @@ def test_rules_of_training_do_not_hold_up_an_evaluation(name: str) -> None:
 @pytest.mark.parametrize("name", EPSILON_RULES)
 def test_exact_figures_are_bounded_by_no_epsilon(name: str) -> None:
     policy = Policy.model_validate({name: 8.0})
-    with pytest.raises(PolicyError, match=f"'{name}': exact figures on this site's examples are bounded by no epsilon"):
+    with pytest.raises(PolicyError, match=f"'{name}': exact figures on this site's examples have no finite epsilon"):
         check(policy, asked(kind="evaluate"))
     check(policy, asked(kind="countersign"))
 

@@ -230,7 +230,7 @@ LEFT_OUT: dict[str, tuple[Steps, str]] = {
     "a number": ((STARTED, ("request", {"kind": "train", "round": "1", "client": "a"})), "entry 1 is not one of"),
     "a list": (
         (STARTED, *asked(1), ("aggregation", {"round": 1, "clients": "a", "weights": MODEL})),
-        "entry 3 is not one of 'aggregation': its 'clients' is missing or of no use",
+        "entry 3 is not one of 'aggregation': its 'clients' is missing or of another type",
     ),
     "a manifest": ((STARTED, result(0, MODEL), ("closed", {"round": 0})), "entry 2 is not one of 'closed'"),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from silotune.record.grids import Cell, cell_folder, config_digest
 from silotune.settings.registry import TYPE
 
 Key = tuple[str, str, str]
-"""Task, model and adapter: what hyper-parameters are chosen for."""
+"""Task, model and adapter, for which hyper-parameters are chosen together."""
 Setting = Mapping[str, Any]
 """``section.key`` -> value: one combination of candidates."""
 _STANDS_FOR = {
@@ -42,7 +42,7 @@ class Planned:
 
     @property
     def key(self) -> Key:
-        """What the cell's hyper-parameters are chosen for."""
+        """The task, model and adapter that the cell's hyper-parameters are chosen for."""
         return _key(asdict(self.cell))
 
 
@@ -63,15 +63,15 @@ class Changes:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What ``--set`` names."""
+        """The keys that ``--set`` names."""
         return tuple(setting.partition("=")[0].strip() for setting in self.settings)
 
 
 def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = None) -> list[Planned]:
-    """The cells of a grid, those with one model and adapter together.
+    """The cells of a grid, in an order that keeps cells of one model and adapter together.
 
-    The baselines do not depend on the algorithm: of the cells that differ in it alone, the first trains all modes and
-    the others the federated one.
+    The baselines do not depend on the algorithm: of the cells that differ only in it, the first trains all modes, and
+        the others only the federated mode.
 
     Args:
         grid: The grid.
@@ -79,7 +79,7 @@ def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = 
         chosen: Hyper-parameters by task, model and adapter, where they were chosen.
 
     Raises:
-        ConfigError: A cell's configuration holds faults (all of all cells are listed), or no cell is left.
+        ConfigError: A cell's configuration holds faults (those of all cells are listed), or no cell is left.
     """
     planned: list[Planned] = []
     faults: dict[str, None] = dict.fromkeys(_misleading(grid, changes))
@@ -102,7 +102,7 @@ def expand(grid: Grid, changes: Changes, chosen: Mapping[Key, Setting] | None = 
 
 
 def trials(grid: Grid, changes: Changes) -> list[Trial]:
-    """The runs that choose hyper-parameters: scored on the selection set; the gold-standard set is not looked at."""
+    """The runs that choose hyper-parameters. They are scored on the selection set, never on the gold-standard set."""
     tune = grid.tune
     if tune is None:
         return []
@@ -121,7 +121,7 @@ def trials(grid: Grid, changes: Changes) -> list[Trial]:
 
 
 def _misleading(grid: Grid, changes: Changes) -> list[str]:
-    """What of the command line would make cells other than their names in the report say, one line each."""
+    """Changes of the command line that would make cells differ from their names in the report, one line each."""
     faults = []
     for key in changes.keys:
         if key in ("seed", "federation.modes"):
@@ -132,7 +132,9 @@ def _misleading(grid: Grid, changes: Changes) -> list[str]:
         if axis is None and any(key == f"data.partition.{name}" for name in _set_by(grid.partitions)):
             axis = "partition"
         if axis is not None and len(grid.choices(axis)) > 1:
-            faults.append(f"--set {key}: it would make all {len(grid.choices(axis))} {axis}s of the grid the same one")
+            faults.append(
+                f"--set {key}: it would make all {len(grid.choices(axis))} {axis}s of the grid the same: leave it out"
+            )
     return faults
 
 
@@ -142,7 +144,7 @@ def _set_by(partitions: Sequence[PartitionChoice]) -> set[str]:
 
 
 def _replaced(config: Config, changes: Changes) -> dict[str, str]:
-    """Axis -> what the command line put in the place of its only entry."""
+    """Axis -> the value that the command line put in place of the axis's only entry."""
     return {
         axis: str(reduce(getattr, stands, config))
         for axis, stands in _STANDS_FOR.items()
@@ -151,12 +153,12 @@ def _replaced(config: Config, changes: Changes) -> dict[str, str]:
 
 
 def _is_name(key: str, stands: Sequence[str]) -> bool:
-    """Whether a key of ``--set`` is what an axis stands for: of a choice its type, or the whole."""
+    """Whether a key of ``--set`` is the one that an axis sets: a choice's type, or the choice itself."""
     return key.split(".") in (list(stands), [part for part in stands if part != TYPE])
 
 
 def _names(grid: Grid) -> Iterator[dict[str, str | int]]:
-    """The names of every cell that include and exclude leave; a worker's cells with one model and adapter together."""
+    """The names of every cell that include and exclude leave; cells with one model and adapter come together."""
     axes = ("model", "adapter", "task", "partition")
     for chosen in itertools.product(*(grid.choices(axis) for axis in axes), grid.seeds, grid.algorithms):
         *entries, seed, algorithm = chosen
@@ -190,7 +192,7 @@ def _planned(
 def _document(
     grid: Grid, names: Mapping[str, str | int], modes: Sequence[str], changes: Changes, setting: Setting
 ) -> dict[str, Any]:
-    """The cell's configuration: base, then each list's entry, overrides, what was chosen, the command line."""
+    """The cell's configuration: the base, each list's entry, overrides, chosen values, then the command line."""
     parts = [_part(axis, _entry(grid, axis, str(names[axis]))) for axis in AXES]
     parts += [override.config for override in grid.overrides if override.when.matches(names)]
     document = merge(overlaid(grid.base, *parts), [_assignment(key, value) for key, value in setting.items()])
@@ -201,7 +203,7 @@ def _document(
 
 
 def _part(axis: str, entry: Choice | PartitionChoice) -> dict[str, Any]:
-    """The sections that an entry of a list sets: what the list stands for, and what the entry says itself."""
+    """The sections that an entry of a list sets: the key that the list stands for, and the entry's own ``config``."""
     if isinstance(entry, PartitionChoice):
         given = entry.model_dump(exclude_unset=True, exclude={"name", "config"}, mode="json")
         return overlaid({"data": {"partition": given}}, entry.config)
@@ -218,7 +220,7 @@ def _assignment(key: str, value: Any) -> str:
 
 
 def _for_trial(grid: Grid, document: dict[str, Any]) -> dict[str, Any]:
-    """The same run, scored on its selection set in place of the gold-standard set."""
+    """The same run, scored on its selection set instead of the gold-standard set."""
     assert grid.tune is not None
     selection = document.get("evaluation", {}).get("selection", "validation")
     changes: dict[str, Any] = {"evaluation": {"gold": selection}}

@@ -1,4 +1,4 @@
-"""Says what a grid will cost before it is started, from a few real steps of each kind of cell."""
+"""Estimates what a grid will cost before it is started, from a few real steps of each kind of cell."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Forecast:
     Attributes:
         planned: The cell; its configuration may still change where hyper-parameters are to be chosen.
         is_trial: Whether it chooses hyper-parameters.
-        is_done: Whether its result is there already.
-        figures: ``seconds``, ``steps``, ``bytes``, ``memory_bytes``, ``trainable``; empty where it could not be tried.
-        problem: Why it could not.
+        is_done: Whether its result exists already.
+        figures: ``seconds``, ``steps``, ``bytes``, ``memory_bytes``, ``trainable``; empty where no estimate could be
+            made.
+        problem: Why no estimate could be made.
     """
 
     planned: Planned
@@ -34,13 +35,13 @@ class Forecast:
 
 
 def forecast(grid: Grid, path: Path, changes: Changes, *, threads: int | None = None) -> Iterator[Forecast]:
-    """A forecast for each run of the grid; one run of each task, model, adapter and set of modes is tried for it.
+    """A forecast for each run of the grid, from a trial of one run of each task, model, adapter and set of modes.
 
     Nothing is written.
 
     Args:
         grid: The grid.
-        path: Its folder, which need not be there.
+        path: Its folder, which need not exist.
         changes: What the command line adds.
         threads: CPU threads of the processes that will run it.
 
@@ -76,7 +77,7 @@ def _calibrated(planned: Planned, threads: int | None) -> tuple[Mapping[str, Any
 
 
 def totals(forecasts: Sequence[Forecast], *, jobs: int) -> dict[str, Any]:
-    """Sums over the runs that are still to do; ``seconds`` is wall time with so many cells side by side."""
+    """Sums over the runs that are still to do; ``seconds`` is wall time with ``jobs`` cells side by side."""
     missing = [each for each in forecasts if not each.is_done]
     seconds = sum(each.figures.get("seconds", 0.0) for each in missing)
     return {

@@ -1,4 +1,4 @@
-"""Runs what is missing of a grid: first what chooses hyper-parameters, then the cells."""
+"""Runs what is missing of a grid: first the trials that choose hyper-parameters, then the cells."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _UNTUNED = "no hyper-parameters: every candidate failed, tuning.json says why"
 
 
 class Watcher(Protocol):
-    """What is told of how a grid goes on."""
+    """Is told of the progress of a grid."""
 
     def stage(self, title: str, *, total: int, done: int) -> None:
-        """A stage begins: so many cells, of which so many were done before."""
+        """A stage with ``total`` cells begins, of which ``done`` were done before."""
 
     def cell(self, cell: Cell, what: str, fields: Mapping[str, Any]) -> None:
         """A cell has ``started``, had an ``event``, is ``done`` or has ``failed``."""
@@ -46,13 +46,13 @@ class Work:
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of each of several processes; one process has what torch takes by itself."""
+        """CPU threads of each of several processes; None for a single process, where torch decides."""
         return None if self.jobs == 1 else max(1, cores() // self.jobs)
 
 
 @dataclass
 class Tally:
-    """What one time of working on a grid came to."""
+    """What one session of work on a grid has done."""
 
     skipped: int = 0
     computed: int = 0
@@ -61,7 +61,7 @@ class Tally:
 
 
 def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Path | None = None) -> Tally:
-    """Runs the cells of a grid that have no result yet, and keeps what it needs to go on after a kill.
+    """Runs the cells of a grid that have no result yet, and keeps what is needed to go on after a kill.
 
     Args:
         grid: The grid.
@@ -75,10 +75,10 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
 
     Raises:
         ConfigError: The configuration of a cell holds faults; nothing is run.
-        RunFolderError: The folder is of something else, or in use.
+        RunFolderError: The folder belongs to something else, or is in use.
     """
     began = time.perf_counter()
-    expand(grid, changes)  # all faults of all cells before anything is written
+    expand(grid, changes)  # reports all faults of all cells before anything is written
     folder = GridFolder.make(path)
     tally = Tally()
     with folder.lock():
@@ -98,7 +98,7 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
 
 
 def describe(grid: Grid, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What readers of a grid folder are told about the grid."""
+    """The description of a grid in its folder, for readers of the folder."""
     axes = {f"{axis}s": list(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES}
     budget = None if grid.budget_megabytes is None else grid.budget_megabytes * 2**20
     return {
@@ -158,7 +158,7 @@ def _tuned(grid: Grid, changes: Changes, folder: GridFolder, work: Work, tally: 
     tried = trials(grid, changes)
     if not tried:
         return {}
-    own = Tally()  # a candidate that fails is no failure of the grid: another one is chosen
+    own = Tally()  # a candidate that fails is not a failure of the grid: another one is chosen
     _run([trial.planned for trial in tried], folder, work, own, title="choosing hyper-parameters")
     tally.computed, tally.skipped = tally.computed + own.computed, tally.skipped + own.skipped
     tally.cell_seconds += own.cell_seconds
@@ -169,12 +169,12 @@ def _tuned(grid: Grid, changes: Changes, folder: GridFolder, work: Work, tally: 
 
 
 def known_choices(grid: Grid, changes: Changes, folder: GridFolder) -> dict[Key, Setting]:
-    """What the trials that are finished already chose; nothing is run."""
+    """The hyper-parameters that the finished trials choose; nothing is run."""
     return choose([(trial, _figure(trial, folder)) for trial in trials(grid, changes)])
 
 
 def choose(figures: Sequence[tuple[Trial, float | None]]) -> dict[Key, Setting]:
-    """The candidate with the best figure for each task, model and adapter; of equal ones the first."""
+    """The candidate with the best figure for each task, model and adapter; the first one of equal candidates."""
     best: dict[Key, tuple[float, Setting]] = {}
     for trial, figure in figures:
         key = trial.planned.key

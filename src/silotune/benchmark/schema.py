@@ -23,7 +23,7 @@ def _named(value: Any) -> Any:
 
 
 def _several(value: Any) -> Any:
-    """One value stands for a list of one."""
+    """A single value stands for a list with this value."""
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
@@ -48,7 +48,7 @@ Choices = tuple[Annotated[Choice, BeforeValidator(_named)], ...]
 
 
 class Condition(Section):
-    """Which cells are meant: those that match every key given; a key takes one value or several."""
+    """Selects the cells that match every given key; a key takes one value or several."""
 
     task: Names = ()
     model: Names = ()
@@ -58,7 +58,7 @@ class Condition(Section):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(_several)] = ()
 
     def matches(self, names: Mapping[str, str | int]) -> bool:
-        """Whether a cell with these names is meant."""
+        """Whether the condition selects a cell with these names."""
         given: dict[str, tuple[str | int, ...]] = {axis: getattr(self, axis) for axis in (*AXES, "seed")}
         return all(names[axis] in allowed for axis, allowed in given.items() if allowed)
 
@@ -112,12 +112,12 @@ class Grid(Section):
     def _parts_fit(self) -> Grid:
         names = {axis: [choice.name for choice in self.choices(axis)] for axis in AXES}
         faults = [
-            f"{axis}s: {name!r} stands there twice"
+            f"{axis}s: {name!r} is listed twice"
             for axis, given in names.items()
             for name in sorted({name for name in given if given.count(name) > 1})
         ]
         if len(set(self.seeds)) != len(self.seeds):
-            faults.append("seeds: one stands there twice")
+            faults.append("seeds: one seed is listed twice")
         if not self.modes or len(set(self.modes)) != len(self.modes):
             faults.append("modes must name at least one mode, each once")
         conditions = [*self.include, *self.exclude, *(override.when for override in self.overrides)]
@@ -128,7 +128,7 @@ class Grid(Section):
         return self
 
     def _unknown(self, conditions: list[Condition], names: Mapping[str, list[str]]) -> list[str]:
-        """Names in conditions that no list has: such a condition would silently match nothing."""
+        """Faults for names in conditions that are in no list, because such a condition would silently match nothing."""
         faults = [
             unknown_choice(axis, name, names[axis])
             for condition in conditions

@@ -1,8 +1,8 @@
-"""Worker processes that run cells, one after another, and live as long as cells of their kind are left.
+"""Worker processes, each of which runs cells one after another as long as cells of its kind are left.
 
 A worker pays for its imports once. It serves one kind of cells (one base model with one adapter), so the memory that
-a cell reports is not that of another adapter that ran before it. A cell that takes its process down, as one that runs
-out of memory does, is reported and the next one gets a new process. A worker whose parent dies ends at once.
+a cell reports does not include that of another adapter that ran before it. A cell whose process dies, for instance
+because memory runs out, is reported, and the next cell gets a new process. A worker whose parent dies ends at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Job:
     """A run to be made or continued.
 
     Attributes:
-        name: What its messages are known by.
+        name: The name by which its messages are told from others.
         kind: Jobs of one kind share a worker.
         path: Its run folder.
         config: The resolved configuration.
@@ -82,7 +82,7 @@ def run_jobs(
 
 
 def _next_for(worker: _Worker, waiting: deque[Job]) -> Job:
-    """The next job of the worker's kind; else the first of the kind of which most are left, to part kinds evenly."""
+    """The next job of the worker's kind; else the first of the kind with the most jobs left, to spread kinds evenly."""
     for place, job in enumerate(waiting):
         if job.kind == worker.kind:
             del waiting[place]
@@ -112,7 +112,7 @@ class _Worker:
             self.end()
             self._begin()
         self.job, self.kind = job, job.kind
-        with suppress(BrokenPipeError):  # it has died; taking from it says so
+        with suppress(BrokenPipeError):  # it has died, which ``take`` reports
             self.reader.send((str(job.path), dict(job.config)))
         return Message(job, "started", {})
 
@@ -124,7 +124,7 @@ class _Worker:
         other.close()
 
     def take(self) -> Iterator[Message]:
-        """The next message of the worker; when it has died, that its job failed."""
+        """Gives the next message of the worker, or the failure of its job when the worker has died."""
         assert self.job is not None and self._process is not None
         job = self.job
         try:
@@ -150,7 +150,7 @@ def _death(code: int) -> str:
         return "its process was killed (signal 9): perhaps out of memory"
     if code < 0:
         return f"its process was ended by signal {-code}"
-    return f"its process ended with code {code}: what it printed says why"
+    return f"its process ended with code {code}: see what it printed"
 
 
 def serve(connection: Connection[Any, Any], threads: int | None, start: Callable[[], None] | None) -> None:
@@ -197,7 +197,7 @@ def run_cell(
     threads: int | None = None,
     observer: Callable[[str, Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Makes the run whose folder is to be ``path``, or continues the one that is there.
+    """Makes the run in the folder ``path``, or continues the run that is there already.
 
     Raises:
         SilotuneError: Whatever went wrong, in one line.
@@ -214,7 +214,7 @@ def run_cell(
         _wait_until_free(RunFolder(path))
         resume_experiment(path, observer=observer)
         return
-    if path.is_dir():  # a kill came before its configuration was written: nothing in it counts
+    if path.is_dir():  # it was killed before its configuration was written, so nothing in it counts
         RunFolder(path).clear()
     document = {**config, "record": {**config["record"], "folder": str(path.parent), "name": path.name}}
     if threads is not None and config["training"]["threads"] is None:
@@ -223,7 +223,7 @@ def run_cell(
 
 
 def _wait_until_free(folder: Any) -> None:
-    """Waits for a worker of a grid that was killed a moment ago; it ends by itself."""
+    """Waits until a worker of a grid that was killed a moment ago has ended by itself."""
     limit = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 _END = "-----END CERTIFICATE REQUEST-----"
 _CLOCK_SLACK = timedelta(hours=1)
-"""Certificates begin to hold a little before they are made: clocks differ."""
+"""Certificates become valid a little before they are made, because clocks differ."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A private key and what belongs to it, as file contents."""
+    """A private key and its certificate or public key, as file contents."""
 
     private: bytes
     public: bytes
 
 
 def new_authority(federation: str, *, days: int) -> Pair:
-    """A self-signed authority (ECDSA P-384) that may sign servers and nothing below."""
+    """A self-signed authority (ECDSA P-384) that may sign servers' certificates, but no further authorities."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = _name(f"{federation} authority")
     built = (
@@ -79,7 +79,7 @@ def new_node_key() -> tuple[ec.EllipticCurvePrivateKey, Pair]:
 
 
 def signing_request(site: str, node: ec.EllipticCurvePrivateKey, signing: SigningKey) -> bytes:
-    """Two PKCS #10 requests in one PEM file, of the node key and the signing key; each proves that its key is held."""
+    """Two PKCS #10 requests in one PEM file, for the node key and the signing key; each proves that the site has it."""
     made = []
     for key, algorithm in ((node, hashes.SHA384()), (signing.private, None)):
         built = x509.CertificateSigningRequestBuilder().subject_name(_name(site))
@@ -91,7 +91,7 @@ def read_request(content: bytes, *, source: str) -> tuple[str, str, str]:
     """The site's name, its public node key and its public signing key, from a request.
 
     Raises:
-        KitError: The file is not such a request, or does not prove that its keys are held.
+        KitError: The file is not such a request, or does not prove that the site has the private keys.
     """
     texts = [part + _END + "\n" for part in content.decode(errors="replace").split(_END)[:-1]]
     try:

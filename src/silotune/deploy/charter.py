@@ -34,7 +34,7 @@ class Charter(Section):
 
 
 class CharterSignature(Section):
-    """One institution's signature of the very bytes of the charter."""
+    """One institution's signature of the exact bytes of the charter."""
 
     party: str
     key: str
@@ -77,7 +77,7 @@ def sign_charter(path: Path, key: SigningKey, *, party: str) -> SignedCharter:
     """
     charter, digest = read_charter(path)
     if party not in charter.parties:
-        raise KitError(f"{party!r} is no party of the charter: {', '.join(charter.parties)}")
+        raise KitError(f"{party!r} is not a party of the charter: name one of {', '.join(charter.parties)}")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     signature = key.sign("charter", _message(digest, party, now))
     made = CharterSignature(party=party, key=key.public, time=now, signature=signature)
@@ -92,7 +92,8 @@ def verify_charter(path: Path, *, keys: Mapping[str, Sequence[str]] | None = Non
 
     Args:
         path: ``charter.toml``.
-        keys: Party -> the public keys that are its own; None accepts any key: compare those in the result.
+        keys: Party -> its own public keys; None accepts any key, so that the caller must compare the keys in the
+            result.
 
     Raises:
         SignatureError: A signature does not fit the charter as it is now, or is by a key that is not the party's.

@@ -1,4 +1,4 @@
-"""Looks at a site before any run: whether all that it needs is in order, and what to do where it is not."""
+"""Checks a site before any run: whether all that it needs is in order, and what to do where it is not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found:
 
 
 def check_site(kit: Kit) -> list[Found]:
-    """Everything that can be told before a run, one line each."""
+    """All that can be checked before a run, one line each."""
     return [_looked(name, look, kit) for name, look in CHECKS.items()]
 
 
@@ -52,7 +52,7 @@ def _looked(name: str, look: Callable[[Kit], str], kit: Kit) -> Found:
 
 
 class _FaultError(Exception):
-    """What is not in order, with its remedy."""
+    """Something is not in order; the message says what to do."""
 
 
 def _files(kit: Kit) -> str:
@@ -182,7 +182,7 @@ def _policy(kit: Kit) -> str:
 
 
 def _never_met(kit: Kit, policy: Policy) -> dict[str, bool]:
-    """What makes the policy refuse every run of this site's, and whether it is so."""
+    """Reasons for which the policy would refuse every run at this site, and whether each holds."""
     members, task = kit.members(), site_settings(kit).data.task
     sites = len(members.active())
     least = max(policy.least_participants or 0, policy.least_cohort or 0)
@@ -222,4 +222,4 @@ CHECKS = {
     "clock": _clock,
     "authentication": _authentication,
 }
-"""What is looked at -> what looks at it; ``site check`` shows them in this order."""
+"""What is checked -> the function that checks it; ``site check`` shows them in this order."""

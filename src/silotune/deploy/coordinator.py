@@ -28,7 +28,7 @@ LINK_SECONDS = 180.0
 LOOK_SECONDS = 0.2
 MEMBERS_SECONDS = 5.0
 MOST_CRASHES = 5
-"""A job whose process dies so often without an error of ours is given up."""
+"""A job fails for good when its process has died this often without an error of silotune's."""
 
 
 def public_keys(kit: Kit) -> dict[str, bytes]:
@@ -37,11 +37,11 @@ def public_keys(kit: Kit) -> dict[str, bytes]:
 
 
 def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
-    """Runs until SIGTERM or SIGINT; a run at hand goes on from its checkpoint at the next start.
+    """Runs until SIGTERM or SIGINT; an unfinished run goes on from its checkpoint at the next start.
 
     Raises:
         FederationError: Another coordinator holds the folder, or the SuperLink does not start.
-        KitError: A file of the kit is missing, or a key is none or may be read by others; nothing was started.
+        KitError: A file of the kit is missing, or a key is not valid or may be read by others; nothing was started.
     """
     folder = coordinator_folder(kit)
     settings = coordinator_settings(kit)
@@ -64,23 +64,23 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
 
 
 def check_server(kit: Kit) -> None:
-    """Whether the server's certificate and key can be used together.
+    """Checks that the server's certificate and key can be used together.
 
     Raises:
-        KitError: One is none, or they are not a pair.
+        KitError: One of them is not valid, or they are not a pair.
     """
     certificate, key = kit.path(SERVER_CERTIFICATE), kit.path(SERVER_KEY)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except OSError:
         raise KitError(
-            f"{str(certificate)!r} and {str(key)!r} are no certificate with its key: unpack the kit again, or ask for "
-            "'provision rotate coordinator'"
+            f"{str(certificate)!r} and {str(key)!r} are not a certificate and its key: unpack the kit again, or ask "
+            "for 'provision rotate coordinator'"
         ) from None
 
 
 class _Keeper:
-    """What the loop of a coordinator keeps in mind."""
+    """The state of a coordinator's loop."""
 
     def __init__(self, kit: Kit, folder: Path, link: Child, notify: Observer) -> None:
         self._kit, self._folder, self._link, self._notify = kit, folder, link, notify
@@ -99,7 +99,7 @@ class _Keeper:
         register(link_socket(self._kit), public_keys(self._kit))
 
     def once_there_is_room(self) -> None:
-        """Does what is to do; where the disk is full, says so once and tries again: sites stay connected meanwhile."""
+        """Does one step of the loop; on a full disk, says so once and tries again, while sites stay connected."""
         try:
             self.once()
             self._cannot_write = ""

@@ -1,6 +1,6 @@
-"""The texts within a kit: its settings, the policy that a site begins with, what to type, and what keeps it running.
+"""The texts within a kit: settings, the policy that a site begins with, instructions, and service files.
 
-Most are templates in the folder ``templates``, whose places are filled as ``str.format`` does.
+Most are templates in the folder ``templates``, which ``str.format`` fills in.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def coordinator_readme(plan: FederationPlan) -> str:
 
 
 def policy_toml(site: str, *, submitters: Sequence[str], charter: str | None) -> str:
-    """The policy that a site begins with: every rule named, those that the kit can set are set."""
+    """The policy that a site begins with: it names every rule, and sets those that the kit can set."""
     given = {"submitters": json.dumps(list(submitters)), **({"charter": json.dumps(charter)} if charter else {})}
     given |= {"format": "1", "generation": "false", "secure_aggregation": "false", "smallest_count": "5"}
     given |= {name: f"{Policy.model_fields[name].default:g}" for name in ("most_models", "most_scorings")}
     given |= {name: f"{Policy.model_fields[name].default:.0f}" for name in ("most_steps", "most_seconds")}
     lines = [
         f"# The policy of {site}. It belongs to the site and wins over whatever a coordinator asks.",
-        "# A key that is unknown, or a value that cannot be, refuses everything. See docs/policy.md.",
+        "# With an unknown key or an impossible value in it, the site refuses everything. See docs/policy.md.",
         "",
     ]
     for name, field in Policy.model_fields.items():
@@ -99,12 +99,12 @@ def _address(plan: FederationPlan) -> dict[str, str]:
 
 
 def service_files(kind: str, top: str, *, port: int | None = None) -> dict[str, bytes]:
-    """The files by name.
+    """The files that start a coordinator or a site as a service, by name.
 
     Args:
         kind: ``coordinator`` or ``site``.
         top: Name of the kit's folder.
-        port: That the coordinator listens at; None for a site, which listens nowhere.
+        port: Port at which the coordinator listens; None for a site, which listens nowhere.
     """
     ports = "" if port is None else f'    ports: ["{port}:{port}"]\n'
     values: Mapping[str, str] = {"kind": kind, "top": top, "place": PLACE, "name": f"silotune-{kind}", "ports": ports}

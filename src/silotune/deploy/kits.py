@@ -1,4 +1,4 @@
-"""What a federation's files say: the plan that is provisioned, the kits, and the list of members.
+"""What a federation's files hold: the plan that is provisioned, the kits, and the list of members.
 
 ``federation.toml`` is written by whoever sets the federation up. ``site.toml``, ``coordinator.toml`` and
 ``submitter.toml`` stand in the kits, beside files with fixed names: keys, certificates, ``members.json``,
@@ -43,7 +43,7 @@ EDITABLE = (SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE, POLICY, CHARTER, CHARTE
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a kit that this machine has made; Python before 3.11.4 knows no filter for what a tar file may do."""
+    """Unpacks a kit that this machine has made; Python before 3.11.4 has no filter against harmful tar files."""
     with tarfile.open(archive) as tar:
         tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
         tar.extractall(folder)
@@ -57,7 +57,7 @@ def _checked_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError(f"{text!r} is not a name: use up to 63 lower-case letters, digits and - (not at an end)")
     if text in RESERVED:
-        raise ValueError(f"{text!r} cannot name a site: it has a meaning of its own")
+        raise ValueError(f"{text!r} cannot name a site: it is reserved, use another name")
     return text
 
 
@@ -125,7 +125,7 @@ class FederationPlan(Section):
     def _a_name_is_one_member(self) -> FederationPlan:
         both = sorted(self.sites.keys() & self.submitters.keys())
         if both:
-            raise ValueError(f"{both[0]!r} is a site and a submitter: give them names of their own")
+            raise ValueError(f"{both[0]!r} is a site and a submitter: give them different names")
         return self
 
 
@@ -162,7 +162,9 @@ class SiteTrainer(Section):
 
     folder: Path = Field(Path("state"), description="socket, logs, audit chain and state between rounds; mode 0700")
     threads: Positive | None = Field(None, description="CPU threads; default: as torch decides")
-    idle_seconds: Annotated[float, Field(gt=0)] = Field(600.0, description="free the adapter's memory after so long")
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="free the adapter's memory after this time without a request"
+    )
     largest_message_mb: Positive = Field(2048, description="a longer message is not fetched from the coordinator")
 
 
@@ -247,15 +249,15 @@ class Members(Section):
         return {member.name: member for member in self.submitters if member.status == "active"}
 
     def submitter_keys(self) -> tuple[str, ...]:
-        """Public keys that sign jobs that count now."""
+        """Public keys whose signatures of jobs are valid now."""
         return tuple(member.signing_public for member in self.active_submitters().values())
 
     def coordinator_now(self) -> str:
-        """The coordinator's key in use; with an earlier one, stolen perhaps, nothing is signed that counts."""
+        """The coordinator's key in use; signatures with an earlier key, which may be stolen, are not valid any more."""
         return self.coordinator[-1]
 
     def signing_keys(self) -> dict[str, tuple[str, ...]]:
-        """Who -> every signing key it has or had, revoked ones too: old entries stay verifiable."""
+        """Name -> every signing key that it has or had, also revoked ones, so that old entries stay verifiable."""
         keys: dict[str, tuple[str, ...]] = {"coordinator": self.coordinator}
         for member in self.members:
             keys[member.name] = (*keys.get(member.name, ()), member.signing_public)
@@ -380,10 +382,10 @@ def site_name(text: str) -> str:
 
 
 def check_start(kit: Kit) -> None:
-    """Looks at all that the processes of a kit read from it, before any is started.
+    """Checks all that the processes of a kit read from it, before any of them is started.
 
     Raises:
-        KitError: A file is missing, a key is none or may be read by others, or the list of members does not hold.
+        KitError: A file is missing, a key is not valid or may be read by others, or the list of members is not valid.
     """
     missing = [name for name in _STARTS_WITH[type(kit.settings)] if not kit.path(name).is_file()]
     if missing:
@@ -397,7 +399,7 @@ def check_start(kit: Kit) -> None:
     try:
         ssl.create_default_context(cafile=kit.path(AUTHORITY))
     except OSError:
-        raise KitError(f"{str(kit.path(AUTHORITY))!r} is no certificate: unpack the kit again") from None
+        raise KitError(f"{str(kit.path(AUTHORITY))!r} is not a certificate: unpack the kit again") from None
 
 
 _EVERYBODY = (AUTHORITY, AUTHORITY_PUBLIC, MEMBERS, SIGNING_KEY)
@@ -405,7 +407,7 @@ _STARTS_WITH: Mapping[type[Section], tuple[str, ...]] = {
     SiteKit: (*_EVERYBODY, AUTH_KEY, POLICY),
     CoordinatorKit: (*_EVERYBODY, SERVER_CERTIFICATE, SERVER_KEY),
 }
-"""Kit -> the files without which nothing starts."""
+"""Kind of kit -> the files that must be there before anything is started."""
 
 
 def check_kit(folder: Path) -> list[str]:

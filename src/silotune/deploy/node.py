@@ -1,4 +1,4 @@
-"""The thin process of a site: takes messages from the SuperLink to the resident trainer, and its answers back.
+"""The thin process of a site: it carries messages from the SuperLink to the resident trainer, and answers back.
 
 It imports neither torch nor transformers, so that it starts at once, needs little memory, and keeps its heartbeat
 whatever the trainer does. No code that comes with a run is executed here.
@@ -38,22 +38,22 @@ from silotune.transports.flower import OTHER_BUNDLE, Work, client_app
 from silotune.transports.frames import Frame, NoAnswerError, ask, wait_until_ready, work_frame
 
 POLL_SECONDS = 0.2
-"""Between two looks for a message while runs go on; ``REST_SECONDS`` after a minute without one."""
+"""Pause between two looks for a message; ``REST_SECONDS`` after a minute without one."""
 REST_SECONDS = 1.0
 LONGEST_REST_SECONDS = 5.0
-"""Between two tries to connect: the first comes after ``POLL_SECONDS``, each further one after twice as long."""
+"""Longest pause between two tries to connect: the first is ``POLL_SECONDS``, each further one twice as long."""
 TRAINER_SECONDS = 300.0
-"""A trainer that died is waited for so long: it reads its base again."""
+"""How long a trainer that died is waited for, which must read its base model again."""
 WORK_SECONDS = 24 * 3600.0
 MOST_TRIES = 3
 MOST_BYTES = 2 << 30
 
 
 def work(socket: Path, envelope: Mapping[str, str], setup: bytes, message: bytes) -> Frame:
-    """Has the trainer do a request's work; a trainer that dies over it is waited for, and asked again.
+    """Gives a request to the trainer; if the trainer dies over it, waits until it is back and asks again.
 
     Raises:
-        TrainerLostError: It died over the same work every time, or did not come back.
+        TrainerLostError: The trainer died over the same request every time, or did not come back.
     """
     for _ in range(MOST_TRIES):
         try:
@@ -64,7 +64,7 @@ def work(socket: Path, envelope: Mapping[str, str], setup: bytes, message: bytes
 
 
 class _Node:
-    """One connection's loop: which runs it has looked at, and what it answers with."""
+    """One step of a connection's loop; it remembers which runs have the bundle of this silotune."""
 
     def __init__(self, fleet: Fleet, work: Work, *, most_bytes: int = MOST_BYTES) -> None:
         self._fleet, self._app, self._most_bytes = fleet, client_app(work), most_bytes
@@ -77,7 +77,7 @@ class _Node:
             return False
         try:
             if found.is_longer_than(self._most_bytes):
-                raise RunEndedError("a message of it is longer than trainer.largest_message_mb in site.toml")
+                raise RunEndedError("a message of this run is longer than trainer.largest_message_mb in site.toml")
             self._answer(found)
         except RunEndedError as error:
             logging.getLogger("silotune").info("run %s: %s", found.run_id, error)
@@ -110,7 +110,7 @@ def run_node(kit: Kit, stopped: list[int]) -> None:
     """Connects, and answers messages until told to stop; a lost connection is tried again.
 
     Raises:
-        FederationError: The coordinator refuses this node, or its certificate does not hold.
+        FederationError: The coordinator refuses this node, or the coordinator's certificate is not valid.
     """
     settings, folder = site_settings(kit), site_folder(kit)
     where = settings.coordinator

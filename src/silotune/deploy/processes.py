@@ -20,7 +20,7 @@ from silotune.record.files import explained
 from silotune.record.printable import one_line, printable
 
 STOP_SECONDS = 20.0
-"""After so long without an end, a process that was asked to end is killed."""
+"""A process that was asked to end and has not ended after this time is killed."""
 _PARENT = "SILOTUNE_PARENT"
 _SET_DEATH_SIGNAL = 1  # prctl(2): PR_SET_PDEATHSIG
 _MOST_BYTES_OF_LOG = 10_000_000
@@ -37,7 +37,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 @dataclass
 class Child:
-    """A process of ours: what it runs, where it writes, and the process itself once it is started.
+    """A process that silotune starts: what it runs, where it writes, and the process itself once it is started.
 
     Attributes:
         name: In logs and errors.
@@ -82,7 +82,7 @@ class Child:
         self._next = time.monotonic() + min(30.0, 0.5 * 2 ** min(self.starts, 10))
 
     def keep_up(self) -> bool:
-        """Starts it again when it has ended, after a pause that grows; True when it did."""
+        """Starts it again when it has ended, after a pause that grows; True when it was started."""
         if self.is_running or time.monotonic() < self._next:
             return False
         self.start()
@@ -106,7 +106,7 @@ class Child:
 
 
 class _Plain(logging.Formatter):
-    """One line an entry but for a traceback, and nothing in it that would act on the terminal of who reads the log."""
+    """One line for each entry, apart from tracebacks, without characters that control the reader's terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is of logging
         return one_line(super().formatMessage(record))
@@ -116,7 +116,7 @@ class _Plain(logging.Formatter):
 
 
 def log_to_stdout() -> None:
-    """Lines with the time: what a process of ours prints goes into its log."""
+    """Logs to standard output, with the time; what a child process prints goes into its log."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -124,7 +124,7 @@ def log_to_stdout() -> None:
 
 
 def follow_parent() -> None:
-    """Ends this process when the one that started it as a ``Child`` ends, however it ends."""
+    """Ends this process when the process that started it as a ``Child`` ends, in whatever way."""
     parent = os.environ.get(_PARENT, "")
     if not parent:
         return
@@ -190,7 +190,7 @@ def stop_holder(folder: Path, what: str, *, limit_seconds: float = 60.0) -> None
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[list[int]]:
-    """While it holds, SIGTERM and SIGINT are noted in the list, so that a loop can end in order."""
+    """Within the block, SIGTERM and SIGINT are added to the list, so that a loop can end in order."""
     seen: list[int] = []
     kinds = (signal.SIGTERM, signal.SIGINT)
     before = {kind: signal.signal(kind, lambda number, frame: seen.append(number)) for kind in kinds}

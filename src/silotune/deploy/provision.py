@@ -2,7 +2,8 @@
 
 The folder holds ``federation.toml``, ``members.json``, ``authority/`` (whose keys sign everything: keep it offline) and
 ``kits/``. Private keys of a site or of the coordinator are written into their own kit and nowhere else. The key of
-encrypted sums, where it is asked for, is the sites' together, and stays in ``authority/`` for sites that are added.
+encrypted sums, where the plan asks for it, is shared by all sites, and stays in ``authority/`` for sites that are
+added later.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _CA_KEY, _SIGNING_KEY = "ca.key", "signing.key"
 
 @dataclass(frozen=True)
 class MadeKit:
-    """A kit that was written: for whom, where, and the hash to read out over the telephone."""
+    """A kit that was written: for whom, where, and its hash, to compare over the telephone."""
 
     name: str
     path: Path
@@ -68,7 +69,7 @@ def provision(plan_file: Path, out: Path, *, requests: Iterable[Path] = ()) -> l
         requests: Requests of sites that made their own keys; their kits hold no private key.
 
     Raises:
-        KitError: The folder is not empty, or a request is of no site in the plan.
+        KitError: The folder is not empty, or a request comes from a site that is not in the plan.
         ConfigError: The plan holds faults.
     """
     plan = kits.read_plan(plan_file)
@@ -78,7 +79,9 @@ def provision(plan_file: Path, out: Path, *, requests: Iterable[Path] = ()) -> l
     asked = {request.name: request for request in map(_request, requests)}
     strangers = sorted(asked.keys() - plan.sites.keys())
     if strangers:
-        raise KitError(f"a request is of {strangers[0]!r}, which is no site of the plan: {', '.join(plan.sites)}")
+        raise KitError(
+            f"a request comes from {strangers[0]!r}, which is not a site of the plan: {', '.join(plan.sites)}"
+        )
     charter = _charter_of(plan, plan_file)
     he_key = new_he_key() if plan.he else None
     office = _found(plan, plan_file, out)
@@ -116,16 +119,16 @@ def add_site(folder: Path, name: str, *, contact: str = "", request: Path | None
 
 
 def add_submitter(folder: Path, name: str, *, contact: str = "") -> MadeKit:
-    """Adds somebody who may ask for runs, or gives one who is there a new key; the old one stays verifiable.
+    """Adds a submitter, or gives an existing one a new key; what the old key signed stays verifiable.
 
-    A site's policy lists the keys that it allows under ``submitters``: it takes the new one in by hand.
+    A site's policy lists the keys that it allows under ``submitters``: each site must add the new key by hand.
 
     Raises:
         KitError: There is a site of this name.
     """
     office, members = _open(folder)
     if kits.site_name(name) in members.active():
-        raise KitError(f"{name!r} is a site: give the submitter a name of its own")
+        raise KitError(f"{name!r} is a site: give the submitter another name")
     kept, key = _submitters_ended(members, name, "rotated"), new_key()
     made = _next(kept.model_copy(update={"submitters": (*kept.submitters, _submitter(name, key, contact))}))
     return _submitter_kit(office, name, key, _write_members(office, made))
@@ -133,7 +136,7 @@ def add_submitter(folder: Path, name: str, *, contact: str = "") -> MadeKit:
 
 def _check_free(members: Members, name: str) -> None:
     if name in members.active_submitters():
-        raise KitError(f"{name!r} is a submitter: give the site a name of its own")
+        raise KitError(f"{name!r} is a submitter: give the site another name")
 
 
 def rotate_site(folder: Path, name: str, *, request: Path | None = None) -> MadeKit:
@@ -151,7 +154,7 @@ def rotate_site(folder: Path, name: str, *, request: Path | None = None) -> Made
 
 
 def revoke(folder: Path, name: str) -> Members:
-    """Takes a site or a submitter out: who has the new list refuses it.
+    """Removes a site or a submitter: whoever has the new list of members refuses it.
 
     Raises:
         KitError: There is no such member.
@@ -167,7 +170,7 @@ def revoke(folder: Path, name: str) -> Members:
 
 
 def rotate_coordinator(folder: Path) -> MadeKit:
-    """Gives the coordinator a new signing key, server key and certificate, as one that is about to expire needs."""
+    """Gives the coordinator a new signing key, server key and certificate, for instance before the old one expires."""
     office, members = _open(folder)
     key = new_key()
     made = _next(members.model_copy(update={"coordinator": (*members.coordinator, key.public)}))
@@ -175,7 +178,7 @@ def rotate_coordinator(folder: Path) -> MadeKit:
 
 
 def make_request(name: str, out: Path) -> Path:
-    """Run at a site: makes its keys, which stay there, and the request to send to whoever provisions."""
+    """Makes a site's keys, at the site, where they stay, and the request to send to whoever provisions."""
     checked = kits.site_name(name)
     node, pair = new_node_key()
     signing = new_key()
@@ -260,7 +263,7 @@ def _new_keys(office: _Office, members: Members, name: str, *, entry: SitePlan, 
 
 def _active(members: Members, name: str) -> Member:
     if name not in members.active():
-        raise KitError(f"{name!r} is no site of this federation: {', '.join(sorted(members.active()))}")
+        raise KitError(f"{name!r} is not a site of this federation: {', '.join(sorted(members.active()))}")
     return members.active()[name]
 
 
@@ -336,7 +339,7 @@ def _coordinator_kit(office: _Office, key: SigningKey, members: bytes) -> MadeKi
 
 
 def _submitter_kit(office: _Office, name: str, key: SigningKey, members: bytes) -> MadeKit:
-    """The kit of whoever asks for runs: its key is in no other."""
+    """The kit of a submitter, whose private key is in no other kit."""
     files = {
         kits.SUBMITTER_FILE: submitter_toml(office.plan, name).encode(),
         kits.SIGNING_KEY: private_bytes(key),
@@ -361,7 +364,7 @@ def _site_kit(office: _Office, site: _SiteKeys, members: Members, signed: bytes)
 
 
 def _he_key(office: _Office) -> dict[str, bytes]:
-    """The key of encrypted sums, which all sites have and the coordinator has not."""
+    """The key of encrypted sums, which all sites have and the coordinator does not."""
     return {kits.HE_KEY: read_secret(office.folder / _AUTHORITY / kits.HE_KEY)} if office.plan.he else {}
 
 

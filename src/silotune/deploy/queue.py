@@ -1,4 +1,4 @@
-"""The runs that were submitted to a coordinator, as folders on its disk: what is asked, and how far it is.
+"""The runs that were submitted to a coordinator, as folders on its disk with their configuration and progress.
 
 A job is ``jobs/<name>/`` with ``config.json``, ``job.json`` (what its submitter signed) and ``state.json``; its results
 are the run folder ``runs/<name>/``. Only the coordinator's own user can write there, and only a submitter can sign.
@@ -26,7 +26,8 @@ from silotune.settings.base import NAME
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 CANNOT_START_AGAIN = 3
-"""Exit status of a job's process for an error of ours: it is written down, and the same work would end the same."""
+"""Exit status of a job's process after an error of silotune's: the error is recorded, and a new try would fail in the
+same way."""
 ENDED: tuple[Status, ...] = ("finished", "failed", "cancelled")
 
 
@@ -60,16 +61,16 @@ class Jobs:
     folder: Path
 
     def free_name(self, wanted: str) -> str:
-        """The name, or that with a number where a job has it.
+        """The wanted name, or with a number added where another job has that name.
 
         Raises:
-            RunFolderError: It cannot be that of a run folder.
+            RunFolderError: The name cannot be that of a run folder.
         """
         names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
         return next(name for name in names if not self._place(name).exists())
 
     def submit(self, config: Config, signed: SignedJob) -> str:
-        """Queues a run under the name that was signed; gives it.
+        """Queues a run under the name that was signed; returns the name.
 
         Raises:
             FederationError: There is a job of this name.
@@ -93,7 +94,7 @@ class Jobs:
         return name
 
     def _place(self, name: str) -> Path:
-        """The folder of a job, there or not; every path to a job's files begins here, so that none leads elsewhere.
+        """The folder of a job, which need not exist; every path to a job's files begins here, so none leads elsewhere.
 
         Raises:
             RunFolderError: The name cannot be that of a run folder.
@@ -101,10 +102,10 @@ class Jobs:
         return self.folder / "jobs" / checked_name(name)
 
     def _known(self, name: str) -> Path:
-        """The folder of a job that is there.
+        """The folder of a job that exists.
 
         Raises:
-            FederationError: There is none of this name.
+            FederationError: There is no job of this name.
         """
         if not NAME.fullmatch(name) or not (self._place(name) / "state.json").is_file():
             known = self.names()
@@ -121,7 +122,7 @@ class Jobs:
         """What a job's submitter signed.
 
         Raises:
-            FederationError: There is none of this name, or it cannot be read.
+            FederationError: There is no job of this name, or it cannot be read.
         """
         try:
             return SignedJob.model_validate(read_json(self._known(name) / "job.json"))
@@ -138,7 +139,7 @@ class Jobs:
         """How far a job is.
 
         Raises:
-            FederationError: There is none of this name, or it cannot be read.
+            FederationError: There is no job of this name, or it cannot be read.
         """
         try:
             return JobState(**read_json(self._known(name) / "state.json"))
@@ -155,7 +156,7 @@ class Jobs:
         write_json(self._place(name) / "state.json", asdict(state))
 
     def change(self, name: str, **changes: Any) -> JobState:
-        """Changes values of a job's state; one that has ended stays as it is."""
+        """Changes values of a job's state; a job that has ended stays as it is."""
         before = self.read(name)
         after = before if before.status in ENDED else replace(before, **changes)
         if after.status in ENDED and not after.ended:
@@ -171,15 +172,17 @@ class Jobs:
         """The state of a job that can be queued again.
 
         Raises:
-            FederationError: There is none of this name, it goes on already, or is finished.
+            FederationError: There is no job of this name, it goes on already, or is finished.
         """
         state = self.read(name)
         if state.status not in ("failed", "cancelled"):
-            raise FederationError(f"run {name!r} is {state.status}: only one that failed or was cancelled goes on")
+            raise FederationError(
+                f"run {name!r} is {state.status}: only a run that failed or was cancelled can be resumed"
+            )
         return state
 
     def resume(self, name: str) -> JobState:
-        """Queues a job again that failed or was cancelled: it goes on from its newest checkpoint.
+        """Queues a job again that failed or was cancelled, to go on from its newest checkpoint.
 
         Raises:
             FederationError: It goes on already, or is finished.
@@ -190,7 +193,7 @@ class Jobs:
         return after
 
     def run_path(self, name: str) -> Path:
-        """The run folder of a job, there or not.
+        """The run folder of a job, which need not exist yet.
 
         Raises:
             FederationError: There is no job of this name.

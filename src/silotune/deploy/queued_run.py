@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def over(grid: LocalGrid, sites: Sequence[str], name: str, config: Config, setup: Mapping[str, Any]) -> Engine:
-    """What reaches the sites over a Grid, which stays open for longer than it is used."""
+    """The engine that reaches the sites over a Grid; the caller closes the Grid."""
     transport = FlowerTransport(
         grid,
         sites,
@@ -45,7 +45,7 @@ def over(grid: LocalGrid, sites: Sequence[str], name: str, config: Config, setup
 
 
 def ending_of(federation: FederationSection) -> Ending:
-    """What ends a round of training: with over-sampling enough replies, with a deadline that."""
+    """What ends a round of training: enough replies with over-sampling, and the deadline where there is one."""
     clock = federation.clock
     if clock is None:
         return Ending()
@@ -54,7 +54,7 @@ def ending_of(federation: FederationSection) -> Ending:
 
 
 def work_on(kit: Kit, name: str) -> None:
-    """Does a job to its end, and writes down how it ended."""
+    """Works on a job until it ends, and writes down how it ended."""
     jobs, socket = Jobs(coordinator_folder(kit)), link_socket(kit)
     config, signed = jobs.config(name), jobs.signed(name)
     before = jobs.read(name)
@@ -64,9 +64,9 @@ def work_on(kit: Kit, name: str) -> None:
     asked = [site for site in sorted(members) if site in signed.job.participants]
     sites = {site: (members[site].signing_public,) for site in asked}
     try:
-        setup = setup_of(config)  # once: it reads all of the base model for its fingerprint
+        setup = setup_of(config)  # only once, because it reads all of the base model for its fingerprint
         if sha256(setup) != signed.job.setup_sha256:
-            raise ConfigError("the base model here is not the one that the run's submitter signed, or its settings")
+            raise ConfigError("the base model here, or a setting, is not what the run's submitter signed")
         with flower_run(socket, name) as (run_id, grid):
             jobs.change(name, status="running", flower_run=run_id, attempts=before.attempts + 1)
             federate(
@@ -78,7 +78,7 @@ def work_on(kit: Kit, name: str) -> None:
             )
     except SilotuneError as error:
         logging.getLogger("silotune").error("%s", error)
-        with contextlib.suppress(RunFolderError):  # a full disk: the coordinator writes it down when there is room
+        with contextlib.suppress(RunFolderError):  # a full disk: the coordinator records it when there is room
             jobs.change(name, status="failed", reason=" ".join(error.told.split()), exit_code=error.exit_code)
         sys.exit(CANNOT_START_AGAIN)
     jobs.change(name, status="finished")

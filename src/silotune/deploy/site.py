@@ -1,4 +1,4 @@
-"""Runs a site: keeps its two processes up, the thin node and the resident trainer."""
+"""Runs a site: keeps its two processes running, the thin node and the resident trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
 
     Raises:
         FederationError: The site runs already, or the coordinator refuses it.
-        KitError: A file of the kit is missing, or a key is none or may be read by others; nothing was started.
+        KitError: A file of the kit is missing, or a key is not valid or may be read by others; nothing was started.
     """
     from silotune.deploy.flower.fleet import read_node_key
 
@@ -58,7 +58,7 @@ def _refusal(kit: Kit) -> str:
 
 
 def node_state(kit: Kit) -> dict[str, Any]:
-    """What the node wrote down last."""
+    """The state that the node wrote last."""
     path = site_folder(kit) / "node.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 

@@ -1,7 +1,7 @@
-"""A run on its way from who asks for it to the coordinator: signed at one, handed in at the other, followed, copied.
+"""Takes a run from its submitter to the coordinator: signs it, hands it in, follows it, and copies its results.
 
-Signing needs the submitter's kit alone and may be done on another machine than the coordinator's, which has no key that
-sites take for a submitter's. Handing in needs the coordinator's kit, and can change nothing that was signed.
+Signing needs only the submitter's kit, and may be done on another machine than the coordinator's, which has no key
+that sites accept as a submitter's. Handing in needs the coordinator's kit, and can change nothing that was signed.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from silotune.settings.protections import EncryptedSum, SumSettings
 
 LOOK_SECONDS = 0.3
 AWAY_SECONDS = 60.0
-"""Who follows a run waits so long for a coordinator that does not run: one that was killed may be started again."""
+"""How long following a run waits while the coordinator is not running, because it may be started again."""
 VALID_DAYS = 30
-"""A job holds for so long unless another number is given; one that goes on later is signed anew."""
+"""How long a job is valid by default; a run that goes on later must be signed anew."""
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
@@ -58,18 +58,18 @@ class Submission(Section):
 def sign_run(
     config: Config, submitter: Kit, *, name: str | None = None, base: str | None = None, days: int = VALID_DAYS
 ) -> Submission:
-    """A run of the federated mode, signed; on the submitter's own machine.
+    """Signs a run of the federated mode, on the submitter's own machine.
 
     Args:
         config: The whole configuration; paths in it are for the coordinator's machine.
-        submitter: The kit of who asks.
-        name: Of the run; default: the configuration's, or one made of the task and the job's own number.
+        submitter: The submitter's kit.
+        name: Of the run; default: the configuration's name, or one made of the task, the seed and a random number.
         base: Fingerprint of the base model, where the base is not on this machine.
-        days: That the job holds.
+        days: How many days the job is valid.
 
     Raises:
-        ConfigError: It asks for what sites that are elsewhere cannot do, or for more of them than there are; or the
-            fingerprint is none.
+        ConfigError: The run needs something that remote sites cannot do, or more sites than there are; or the
+            fingerprint is not valid.
         ModelError: The base model is not on this machine, and no fingerprint is given.
     """
     submitter_settings(submitter)
@@ -102,7 +102,7 @@ def sign_run(
 
 
 def kinds_of(config: Config) -> tuple[str, ...]:
-    """The kinds of requests that a run needs; sites serve it no others."""
+    """The kinds of requests that a run needs; sites serve no other kinds."""
     scores = (EVALUATE,) if config.evaluation.per_client else ()
     if scores:
         check_scorable(tuple(resolve(config.data).options))
@@ -110,17 +110,18 @@ def kinds_of(config: Config) -> tuple[str, ...]:
 
 
 def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:
-    """Queues a run again that failed or was cancelled; nothing is written before all was looked at.
+    """Queues a run again that failed or was cancelled; nothing is written before everything is checked.
 
     Args:
         kit: The coordinator's.
         name: Of the run.
-        submitter: The kit of who signs it anew, to hold for longer; None where what was signed holds still.
+        submitter: The kit of the submitter who signs it anew, to be valid for longer; None where the job is still
+            valid.
 
     Raises:
         FederationError: There is no run of this name, it goes on already, or is finished.
-        SignatureError: Nobody who may submit has signed it, or it was changed afterwards.
-        ConfigError: It expired.
+        SignatureError: No submitter of the federation has signed it, or it was changed afterwards.
+        ConfigError: The job has expired.
     """
     jobs = Jobs(coordinator_folder(kit))
     jobs.stopped(name)
@@ -135,7 +136,7 @@ def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState
 
 
 def renewed(signed: SignedJob, submitter: Kit, *, days: int = VALID_DAYS) -> SignedJob:
-    """The same job, signed by a submitter to hold for longer."""
+    """The same job, signed by a submitter to be valid for longer."""
     submitter_settings(submitter)
     job = signed.job.model_copy(update={"expires": datetime.now(UTC) + timedelta(days=days)})
     return sign_job(job, read_key(submitter.path(SIGNING_KEY)))
@@ -145,7 +146,7 @@ def read_submission(path: Path) -> Submission:
     """The submission in a file that ``sign_run`` made and ``write_submission`` wrote.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The file holds no submission.
     """
     read = read_document(path, ConfigError)
     try:
@@ -157,7 +158,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def write_submission(submission: Submission, path: Path) -> None:
-    """Writes a submission for who runs the coordinator."""
+    """Writes a submission to a file for whoever runs the coordinator."""
     write_json(path, submission.model_dump(mode="json"))
 
 
@@ -165,8 +166,8 @@ def hand_in(kit: Kit, submission: Submission) -> str:
     """Queues a signed run at the coordinator of a kit on this machine; gives its name.
 
     Raises:
-        ConfigError: The federation was not provisioned for it, what was signed is another configuration, or a file
-            that the coordinator will open is not there.
+        ConfigError: The federation was not provisioned for it, another configuration was signed, or a file that the
+            coordinator will open is missing.
         SignatureError: It is not signed by a submitter of the federation.
         FederationError: There is a run of this name.
     """
@@ -181,10 +182,10 @@ def hand_in(kit: Kit, submission: Submission) -> str:
 
 
 def check_submission(kit: Kit, submission: Submission) -> None:
-    """Whether a submission is what a submitter of the federation has signed, for the sites that there are.
+    """Checks that a submitter of the federation has signed a submission, and its configuration.
 
     Raises:
-        SignatureError: The signature does not fit, or is nobody's who may submit.
+        SignatureError: The signature does not fit, or is not a submitter's.
         ConfigError: The configuration beside the job is another one.
     """
     job, config = submission.job.job, submission.config
@@ -201,7 +202,7 @@ def _check_unchanged(signed: SignedJob) -> None:
 
 
 def _check_signed(kit: Kit, signed: SignedJob, *, anew: str) -> None:
-    """Whether sites will take a job now; ``anew`` is the command that signs it once more."""
+    """Checks that sites will accept a job now; ``anew`` is the command that signs it again."""
     _check_unchanged(signed)
     if signed.submitter not in kit.members().submitter_keys():
         raise SignatureError(
@@ -213,7 +214,7 @@ def _check_signed(kit: Kit, signed: SignedJob, *, anew: str) -> None:
 
 
 def submit_run(kit: Kit, config: Config, *, submitter: Kit, days: int = VALID_DAYS) -> str:
-    """Signs a run and hands it in, where one person has both kits on one machine; gives its name."""
+    """Signs a run and hands it in, where both kits are on one machine; returns the run's name."""
     jobs = Jobs(coordinator_folder(kit))
     wanted = config.record.name or f"{config.data.task}-seed{config.seed}"
     faults = _kit_faults(kit, config)
@@ -225,7 +226,7 @@ def submit_run(kit: Kit, config: Config, *, submitter: Kit, days: int = VALID_DA
 
 
 def _absolute(config: Config) -> Config:
-    """The configuration with whole paths: the coordinator works in a folder of its own."""
+    """The configuration with absolute paths, because the coordinator works in another folder."""
 
     def whole(path: Path | None) -> Path | None:
         return None if path is None else path.absolute()
@@ -245,13 +246,13 @@ def _absolute(config: Config) -> Config:
 
 
 def _scored_files(config: Config) -> dict[str, Path]:
-    """Key of ``[evaluation]`` -> the file that it names; one that names a split or a text of silotune's names none."""
+    """Key of ``[evaluation]`` -> the file that it names; keys that name a split or an embedded text are left out."""
     named = {name: getattr(config.evaluation, name) for name in ("gold", "selection", "forgetting")}
     return {name: Path(text) for name, text in named.items() if Path(text).suffix}
 
 
 def _absent(config: Config) -> list[str]:
-    """What the coordinator will open, by whole paths, and is not on its machine; the run would fail for it later."""
+    """Files that the coordinator will open and that are not on its machine, so that the run would fail later."""
     data = config.data
     files = {
         **{f"data.{name}": getattr(data, name) for name in ("validation", "test")},
@@ -277,7 +278,7 @@ def _absent(config: Config) -> list[str]:
 
 
 def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
-    """What does not fit the sites that there are."""
+    """What in the configuration does not fit the federation's sites."""
     federation, faults = config.federation, []
     wanted = federation.clients_per_round
     if wanted is not None and wanted > len(sites):
@@ -295,7 +296,7 @@ def _site_faults(config: Config, sites: Sequence[str]) -> list[str]:
 
 
 def _kit_faults(kit: Kit, config: Config) -> list[str]:
-    """What the federation was not provisioned for."""
+    """What in the configuration the federation was not provisioned for."""
     if isinstance(config.privacy.protection, EncryptedSum) and not coordinator_settings(kit).he:
         return [
             "privacy.protection = 'he' needs a key at the sites: provision the federation with he = true, or use "
@@ -319,7 +320,7 @@ def _charter_of(kit: Kit) -> str | None:
 
 
 def follow_run(jobs: Jobs, name: str, *, stays: bool = True) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The events of a run as they are written; ends with the run, or at once when not to stay.
+    """The events of a run as they are written; ends with the run, or at once unless ``stays``.
 
     Raises:
         FederationError: There is no such run, or no coordinator works on it.
@@ -348,7 +349,7 @@ def fetch_run(jobs: Jobs, name: str, out: Path) -> Path:
     """Copies a run's folder.
 
     Raises:
-        FederationError: It has not begun, or ``out`` is taken.
+        FederationError: The run has not begun, or ``out`` exists already.
     """
     jobs.read(name)
     source = jobs.run_path(name)

@@ -41,7 +41,7 @@ from silotune.transports.trainer_host import TrainerHost
 
 
 def holdings_of(kit: Kit) -> Holdings:
-    """What a site's kit says that the site has."""
+    """The model, data and task that a site's kit names."""
     settings = site_settings(kit)
     model, data = settings.model, settings.data
     folder = model.path if model.path == "nano" else str(kit.folder / model.path)
@@ -76,7 +76,7 @@ def main() -> None:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    import peft  # noqa: F401  # the longest import of all: it must not fall into the first request
+    import peft  # noqa: F401  # the longest import of all: it must not slow down the first request
 
     host.serve(listen(trainer_socket(kit)))
 
@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 
 LEDGER = "ledger"
-"""Folder of what the site has spent over all runs, in its state folder."""
+"""Folder in the site's state folder that records what the site has spent over all runs."""
 
 
 def guard_of(kit: Kit, holdings: Holdings) -> Guard:
@@ -109,16 +109,16 @@ def guard_of(kit: Kit, holdings: Holdings) -> Guard:
 
 
 def _membership(kit: Kit) -> Membership:
-    """Whose signatures count now, and who takes part, from the list that the authority signed."""
+    """Whose signatures are valid now, and who takes part, by the list that the authority signed."""
     members = kit.members()
     return Membership((members.coordinator_now(),), members.submitter_keys(), tuple(members.active()))
 
 
 def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
-    """The site of a run with what is its own; its list of members is read anew for every run.
+    """The site of a run with its own ledger and keys; the list of members is read anew for every run.
 
     Raises:
-        PolicyError: The policy cannot be read: nothing may be done.
+        PolicyError: The policy cannot be read, so everything is refused.
         SignatureError: The list of members is not signed by the authority, or a key may be read by others.
     """
     made = replace(site, budget=Budget(site_folder(kit) / LEDGER))
@@ -129,8 +129,8 @@ def equip(kit: Kit, guard: Guard, site: Site, config: Config) -> Site:
 def protection_of(kit: Kit, guard: Guard, privacy: PrivacySection, *, name: str) -> Protection | None:
     """The site's part in protected sums; None where the run protects nothing.
 
-    Who the others are comes from the list that the authority signed, never from a message. The least number of sites
-    and the least threshold are the policy's; a run may ask for more, not for less.
+    The other sites come from the list that the authority signed, never from a message. The policy sets the least
+    number of sites and the least threshold; a run may ask for more, but not for less.
     """
     if not privacy.protection.is_sum:
         return None

@@ -1,7 +1,7 @@
-"""The kinds of requests: one record each of all that both sides must know of it. A kind without one is refused.
+"""The kinds of requests, each with a record of all that both sides must know of it. Other kinds are refused.
 
-Both sides read this page, and neither reads the other's code: what one side does with a kind is named by its place, and
-is imported when it is used first.
+Both sides import this module, and neither imports the other's code: a record names a function of one side by its
+place, and the function is imported when it is first called.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class At:
     name: str
 
     def __call__(self, *args: Any) -> Any:
-        """What the function gives."""
+        """Calls the function."""
         return self.found()(*args)
 
     def found(self) -> Callable[..., Any]:
@@ -53,11 +53,11 @@ class Kind:
         trains: What a site sends back is learnt from its examples.
         scores: Exact figures on its examples are sent back.
         sends_update: A change of the model is sent back.
-        protection: The protection of whose sum it is a step, so that what is sent back is seen by nobody but within
-            the sum; empty for what is seen alone.
-        cohort: Where its body names the sites of the sum, or how many they are.
-        first_round: The least round that it can be of: a round of training begins at 1, what comes after all rounds
-            may come after none.
+        protection: The protection whose sum it is a step of, so that what is sent back is seen only within the sum;
+            empty where each reply is seen alone.
+        cohort: The path in its body to the sites of the sum, or to their number.
+        first_round: The smallest round number that it may have. Training begins with round 1; what follows the
+            training may also follow 0 rounds.
         message: The type of Flower's message that it travels as.
     """
 
@@ -75,7 +75,7 @@ class Kind:
 
     @property
     def is_protected(self) -> bool:
-        """Whether what is sent back is seen by nobody but within a sum."""
+        """Whether what is sent back is seen only within a sum."""
         return bool(self.protection)
 
     @property
@@ -90,7 +90,7 @@ class Kind:
 
     @property
     def uses_examples(self) -> bool:
-        """Whether it has the site's examples used: then it carries an adapter, and its body is or holds an order."""
+        """Whether a site uses its examples for it; then it carries an adapter, and its body is or holds an order."""
         return self.trains or self.scores
 
 
@@ -160,7 +160,7 @@ def kind_named(name: str) -> Kind:
     """The record of a kind.
 
     Raises:
-        MessageError: There is none: what is not listed is not done.
+        MessageError: There is no such kind.
     """
     if name not in KINDS:
         raise MessageError(unknown_choice("request", name, KINDS))

@@ -14,7 +14,7 @@ class AdapterSettings(Choice):
     """What is trained and sent.
 
     Attributes:
-        is_whole: All weights of the model are trained, and no adapter is kept apart from them.
+        is_whole: All weights of the model are trained, without a separate adapter.
         needs_int4: It is for a base whose weights take four bits.
     """
 
@@ -28,7 +28,7 @@ class AdapterSettings(Choice):
 
     @property
     def has_factors(self) -> bool:
-        """Whether it is two factors of a low-rank product, which rules for LoRA's factors are about."""
+        """Whether it has the two factors of a low-rank product, which the rules for LoRA's factors need."""
         return False
 
     @property
@@ -57,11 +57,11 @@ class PeftSettings(AdapterSettings):
 
     @property
     def begins_from(self) -> str | None:
-        """As it is set."""
+        """The value of ``start``."""
         return self.start
 
     def without_start(self) -> AdapterSettings:
-        """With ``start`` left out."""
+        """The same with ``start`` left out."""
         return self.model_copy(update={"start": None})
 
 
@@ -78,12 +78,12 @@ class Lora(PeftSettings):
 
     @property
     def has_factors(self) -> bool:
-        """DoRA trains sizes beside the factors."""
+        """Whether it is not DoRA, which also trains magnitudes beside the factors."""
         return not self.dora
 
     @property
     def draws(self) -> bool:
-        """With dropout."""
+        """Whether there is dropout."""
         return self.dropout > 0
 
 
@@ -94,7 +94,7 @@ class QLora(Lora):
     needs_int4 = True
 
     def on_whole_weights(self) -> AdapterSettings:
-        """LoRA with the same settings."""
+        """Plain LoRA with the same settings."""
         return Lora(**{name: getattr(self, name) for name in Lora.model_fields})
 
 

@@ -11,7 +11,7 @@ from silotune.settings.registry import Choice, Table
 
 
 class AggregationSettings(Choice):
-    """A rule that makes one update of a round's.
+    """A rule that makes one update of all the updates of a round.
 
     Attributes:
         is_mean: It is the weighted mean, which needs no single update.
@@ -23,12 +23,12 @@ class AggregationSettings(Choice):
 
     @property
     def least_updates(self) -> int:
-        """Fewest updates of a round for which it promises anything."""
+        """Fewest updates of a round for which the rule's guarantee holds."""
         return 1
 
 
 class Mean(AggregationSettings):
-    """Weighted mean; withstands nobody."""
+    """Weighted mean; it does not withstand malicious clients."""
 
     type = "mean"
     is_mean = True
@@ -75,7 +75,7 @@ class Krum(AggregationSettings):
 
 
 class MultiKrum(Krum):
-    """Mean of all updates but as many as may be malicious, those that are farthest from their neighbours."""
+    """Mean of the updates that are closest to their neighbours; as many as may be malicious are left out."""
 
     type = "multi-krum"
 
@@ -106,7 +106,7 @@ class WeightingSettings(Choice):
     Attributes:
         is_by_examples: It is the number of examples, as a protected sum counts it.
         needs_loss: It is made from the client's own loss.
-        needs_sizes: What an update weighs is known only when its number of examples is.
+        needs_sizes: The weight of an update depends on its number of examples.
     """
 
     is_by_examples: ClassVar[bool] = False
@@ -148,7 +148,7 @@ class QFFL(WeightingSettings):
 
 
 class Capped(WeightingSettings):
-    """Examples, up to a cap, which bounds what one client can say (McMahan et al. 2018)."""
+    """Examples, up to a cap, which bounds the influence of one client (McMahan et al. 2018)."""
 
     type = "capped"
 

@@ -1,6 +1,6 @@
 """The federated algorithms: their settings, and what is true of each.
 
-What is not said of an algorithm is taken for untrue, which refuses more than it must and never less.
+A fact that an algorithm does not state counts as untrue, so that unsafe combinations are refused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class AlgorithmSettings(Choice):
     """What the server does with a round's update, and how clients correct their gradients.
 
     Attributes:
-        linear: It learns of the clients nothing but the mean of their updates.
-        summable: It uses updates in no other way than in their sum weighted by examples.
+        linear: It uses nothing from the clients but the mean of their updates.
+        summable: It uses updates only in their sum weighted by examples.
         keeps_product: The aggregate is the mean, and the server step adds it as it is.
         keeps_control: Its clients keep a control of every trained tensor.
-        is_of_whole_updates: It sums updates as they are: weights of their age would be wrong.
+        is_of_whole_updates: It sums updates without weights, so scaling late updates down would be wrong.
         needs_plain_steps: It is derived for plain steps of SGD.
         needs_no_momentum: It is derived for steps without momentum.
-        trusted: What clients send beside the update, from which no robust rule protects; empty for nothing.
+        trusted: What clients send beside the update, which no robust rule checks; empty for nothing.
     """
 
     linear: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class Scaffold(AlgorithmSettings):
 
     @property
     def sends_gradient(self) -> bool:
-        """With option I the control is the gradient itself."""
+        """Whether the option is I, with which the control is the gradient itself."""
         return self.option == "I"
 
 
@@ -87,8 +87,7 @@ class FedAvgM(AlgorithmSettings):
 
 
 class AdaptiveSettings(AlgorithmSettings):
-    """Adaptive server steps (Reddi et al. 2021): about as long as the learning rate in every value, however short the
-    mean update is."""
+    """Adaptive server steps (Reddi et al. 2021): each value moves by about the learning rate in each step."""
 
     linear = summable = True
 

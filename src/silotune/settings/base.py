@@ -1,4 +1,4 @@
-"""What every section of settings is: strict and immutable; and the limits that many of them share."""
+"""The base of every section of settings, which is strict and immutable, and limits that many sections share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _expanded(path: Path) -> Path:
-    """With the home folder for ~; as it is where there is no such home."""
+    """The path with the home folder in place of ~; unchanged where there is no such home."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -38,7 +38,7 @@ Place = Annotated[Path, AfterValidator(_expanded)]
 """A path; ~ is the home folder."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
-"""What can name a file or a folder of a run: no way out of the folder it lies in, and no option of a command."""
+"""A valid name of a file or a folder of a run: it cannot lead out of its folder, or be taken for an option."""
 NAME_RULE = "use at most 200 letters, digits and . _ + -, with a letter, a digit or _ first"
 
 
@@ -53,14 +53,14 @@ FolderName = Annotated[str, AfterValidator(_named)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused, and numbers that are none or infinite."""
+    """A part of the configuration: immutable; it refuses unknown keys, NaN and infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """Takes no truth value and no text for a number, which pydantic would."""
+        """Refuses a truth value or a text in place of a number, which pydantic would accept."""
         kinds = _numbers(cls).get(str(info.field_name), ())
         if kinds and ((isinstance(value, bool) and bool not in kinds) or _is_text(value, kinds)):
             raise PydanticCustomError("number_needed", "A number is needed")
@@ -73,11 +73,11 @@ SectionType = TypeVar("SectionType", bound=Section)
 def exactly(kind: type[SectionType], document: Mapping[str, Any]) -> SectionType:
     """A section from JSON in which every value is exactly of its field's type: ``true`` is no number, 3.0 no integer.
 
-    An integer may stand for a number that has a fraction; what is left out has its default.
+    An integer may stand where a float is expected; a value that is left out has its default.
 
     Raises:
-        ValueError: A value is missing, left over, cannot be, or is read as another than it is; the text is the dotted
-            name of the first one.
+        ValueError: A value is missing, unknown, not allowed, or would be converted to another; the text is the dotted
+            name of the first such value.
     """
     try:
         made = kind.model_validate(document)
@@ -91,7 +91,7 @@ def exactly(kind: type[SectionType], document: Mapping[str, Any]) -> SectionType
 
 
 def _read_otherwise(given: Any, read: Any, where: str = "") -> str | None:
-    """Where a value was read as another than was given; None for nowhere."""
+    """The dotted name of the first value that was converted when it was read; None if no value was."""
     if isinstance(given, Mapping) and isinstance(read, dict):
         found = (_read_otherwise(item, read.get(name), f"{where}.{name}") for name, item in given.items())
     elif isinstance(given, (list, tuple)) and isinstance(read, list) and len(given) == len(read):
@@ -102,9 +102,9 @@ def _read_otherwise(given: Any, read: Any, where: str = "") -> str | None:
     return next(filter(None, found), None)
 
 
-@cache  # messages hold sections by the thousand
+@cache  # messages hold thousands of sections
 def _numbers(section: type[Section]) -> Mapping[str, Collection[Any]]:
-    """Fields that take a number, and all that each of them takes."""
+    """Fields that accept a number, and all types and values that each of them accepts."""
     found = {name: frozenset(_kinds(field.annotation)) for name, field in section.model_fields.items()}
     return {name: kinds for name, kinds in found.items() if kinds & {int, float}}
 

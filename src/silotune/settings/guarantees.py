@@ -41,11 +41,11 @@ class DpSettings(Choice):
 
     Attributes:
         is_promised: There is a guarantee.
-        is_by_example: It is about single examples, in every step of a site.
+        is_by_example: It protects single examples, by noise in every step of a site.
         is_at_site: The noise is added at the site, so that the server need not be trusted.
         is_on_sum: The noise is on the sum of updates.
         is_in_shares: Each site adds a share of the sum's noise.
-        costs_sites: A site answers for noise: its own, or its share of a sum's.
+        costs_sites: A site adds noise, its own or a share of a sum's, and so keeps a ledger of what it spends.
     """
 
     is_promised: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The settings of what lies between coordinator and clients: compressed links, and a simulated clock over them."""
+"""The settings of the links between coordinator and clients: compression, and a simulated clock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class DownloadSection(CompressionSection):
 class PaceSection(Section):
     """One client's machine and line."""
 
-    speed: Annotated[float, Field(gt=0)] | None = Field(None, description="steps are so many times as fast as at 1")
+    speed: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="how many times as fast its steps are as those of a client with speed 1"
+    )
     upload: Annotated[float, Field(gt=0)] | None = Field(None, description="bytes a second to the coordinator")
     download: Annotated[float, Field(gt=0)] | None = Field(None, description="bytes a second from it")
     available: tuple[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]], ...] = Field(
@@ -53,7 +55,7 @@ class PaceSection(Section):
 
 
 class ClockSection(Section):
-    """A simulated clock over the clients of one process: seconds that rounds would take, and what waits for whom."""
+    """A simulated clock over the clients of one process: how long rounds take, and which replies they wait for."""
 
     seconds_per_step: Annotated[float, Field(gt=0)] = Field(1.0, description="of a client with speed 1")
     speed_spread: Annotated[float, Field(ge=0)] = Field(
@@ -71,10 +73,11 @@ class ClockSection(Section):
         None, description="of a round; replies that come later are discarded"
     )
     over_sampling: Annotated[float, Field(ge=1)] = Field(
-        1.0, description="ask so many times clients_per_round; the first clients_per_round replies count"
+        1.0, description="ask this many times clients_per_round clients; the first clients_per_round replies count"
     )
     buffer: Positive | None = Field(
-        None, description="asynchronous rounds (FedBuff): one ends with so many replies, the other clients work on"
+        None,
+        description="asynchronous rounds (FedBuff): a round ends with this many replies, the other clients work on",
     )
     staleness_exponent: Annotated[float, Field(ge=0)] = Field(
         0.5, description="of buffer: an update that is s rounds late is scaled by (1 + s)^-exponent"

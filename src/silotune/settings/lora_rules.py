@@ -1,4 +1,4 @@
-"""What of LoRA's factors travels and is averaged, models of the clients' own, and what is true of each choice."""
+"""Which of LoRA's factors travel and are averaged, clients' own models, and what is true of each choice."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class LoraRuleSettings(Choice):
 
     Attributes:
         is_plain: It treats the factors as any other tensors, and needs no adapter of a certain kind.
-        keeps_product: It puts the mean of the clients' products into the model, for which it needs each of them.
+        keeps_product: It puts the mean of the clients' products into the model, for which it needs each product.
         sends_all: All that is trained travels in every round.
-        moves: The same name stands for other factors in the next round, or for none.
+        moves: From one round to the next, a tensor's name may stand for other factors, or for none.
         grows: Its model has residuals beside the factors.
         keeps_own_b: Every client has a model of its own.
         has_core: The factors are fixed, and a matrix between them is trained.
-        goes_with_noise: It sends nothing but updates that may be noised.
-        needs_start: Sites need the adapter that training began with, beyond the first round.
+        goes_with_noise: Noise may be added to everything that it sends.
+        needs_start: Sites need the adapter that training began with also after the first round.
     """
 
     is_plain: ClassVar[bool] = False
@@ -44,7 +44,7 @@ class Factors(LoraRuleSettings):
 
 
 class ExactResidual(LoraRuleSettings):
-    """What averaging factors loses of the mean product is put beside them (FedEx-LoRA, Singhal et al. 2025)."""
+    """What averaging the factors loses of the mean product is kept as a residual (FedEx-LoRA, Singhal et al. 2025)."""
 
     type = "exact-residual"
     keeps_product = grows = True
@@ -79,7 +79,7 @@ class Alternate(LoraRuleSettings):
 
 
 class ShareA(LoraRuleSettings):
-    """A is averaged, B stays with its client (FedSA-LoRA, Guo et al. 2025)."""
+    """A is averaged; each client keeps its own B (FedSA-LoRA, Guo et al. 2025)."""
 
     type = "share-a"
     keeps_own_b = True
@@ -97,7 +97,7 @@ LoraRule = Annotated[SerializeAsAny[LoraRuleSettings], LORA_RULES]
 
 
 class PersonalizationSettings(Choice):
-    """Models of the clients' own.
+    """Whether each client has a model of its own, and how that is made.
 
     Attributes:
         makes_models: Every client has one.

@@ -40,7 +40,7 @@ class LanguageSettings(ObjectiveSettings):
 
     @property
     def packs(self) -> bool:
-        """As it is set."""
+        """The value of ``packing``."""
         return self.packing
 
 
@@ -122,7 +122,7 @@ class OptimizerSettings(Choice):
     """The optimiser of the local steps.
 
     Attributes:
-        is_plain: A step is the gradient times the learning rate, but for momentum.
+        is_plain: A step is the gradient times the learning rate, apart from momentum.
         bytes_a_value: Memory for a trained float32 value: itself, its gradient, and the optimiser's moments.
     """
 
@@ -131,7 +131,7 @@ class OptimizerSettings(Choice):
 
     @property
     def keeps_momentum(self) -> bool:
-        """Whether a plain step has a share of the last one."""
+        """Whether a step also contains a share of the last step."""
         return False
 
 
@@ -152,7 +152,7 @@ class Sgd(OptimizerSettings):
 
     @property
     def keeps_momentum(self) -> bool:
-        """Momentum above 0."""
+        """Whether the momentum is above 0."""
         return self.momentum > 0
 
 

@@ -1,4 +1,4 @@
-"""Plug-ins: packages of the user's own that add names to a choice. They are found by their entry points.
+"""Plug-ins: installed packages that add names to a choice. They are found by their entry points.
 
 A package says in its ``pyproject.toml`` under which name it adds what, for instance::
 
@@ -59,11 +59,11 @@ class Plugin:
         """
         try:
             return self.entry.load()
-        except Exception as error:  # another's package: whatever it raises is told under its name
+        except Exception as error:  # a package of others: the message names it, whatever it raises
             said = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
             raise PluginError(
-                f"the plug-in {self.name!r} of {self.origin} cannot be imported ({reason}): mend or uninstall it"
+                f"the plug-in {self.name!r} of {self.origin} cannot be imported ({reason}): repair or uninstall it"
             ) from error
 
 
@@ -88,14 +88,14 @@ def installed() -> Mapping[str, tuple[Plugin, ...]]:
 
 
 def visible(group: str) -> tuple[Plugin, ...]:
-    """The same of one group, as far as they may be used here."""
+    """The plug-ins of one group that may be used here."""
     allowed = _VISIBLE.get()
     return tuple(each for each in installed()[group] if allowed is None or each.package in allowed)
 
 
 @contextmanager
 def only(packages: Collection[str]) -> Iterator[None]:
-    """Within the block no plug-ins are seen but those of these packages."""
+    """Within the block, only the plug-ins of these packages are visible."""
     token = _VISIBLE.set(frozenset(packages))
     try:
         yield

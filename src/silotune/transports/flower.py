@@ -1,8 +1,8 @@
-"""Carries requests over Flower's Grid, and answers them at a site: the only place where Flower's messages are known.
+"""Carries requests over Flower's Grid and answers them at a site; only this module knows Flower's messages.
 
-A message of Flower carries one of ours as bytes, in an array that Flower cuts into pieces, and the run's name and
+A message of Flower carries one of silotune's as bytes, in an array that Flower cuts into pieces, and the run's name and
 setup beside it. The coordinator's side yields replies in the order of the requests, whatever the order in which they
-arrive: sums of floating-point numbers then come out the same bits as in one process.
+arrive, so that sums of floating-point numbers have the same bits as in one process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 POLL_SECONDS = 0.15
-"""Between two looks for replies; the SuperLink is on the same machine."""
+"""Pause between two looks for replies; the SuperLink is on the same machine."""
 SIMULATION_SECONDS = 120.0
 _STAGE = re.compile(r"[a-z_.]{1,40}")
 ENVELOPE, PAYLOAD = "silotune", "message"
@@ -42,19 +42,19 @@ MOST = "most"
 """In the envelope of a request: bytes that the tensors of its reply take at most."""
 _STYPE = "silotune.message"
 OWN_ERROR = 900
-"""Code of an error that is ours and not Flower's: its reason is a code."""
+"""Number of an error that is silotune's and not Flower's; its reason is one of silotune's codes."""
 TOO_LARGE, OTHER_BUNDLE, BROKEN = "too-large", "other-bundle", "broken"
 OWN_REASONS: Mapping[str, str] = {
     TOO_LARGE: "the reply announces far more bytes than its request had",
     OTHER_BUNDLE: "the app bundle is not that of the site's silotune",
-    BROKEN: "the reply is not made of the parts that it says",
+    BROKEN: "the reply cannot be made from the parts that it names",
 }
 """Reason of such an error -> its sentence."""
 _GONE = ("NODE_UNAVAILABLE", "MESSAGE_UNAVAILABLE")
 
 
 def pack(envelope: Mapping[str, str], message: bytes) -> RecordDict:
-    """One of our messages as the content of one of Flower's."""
+    """One of silotune's messages as the content of one of Flower's."""
     content = RecordDict({ENVELOPE: ConfigRecord(dict(envelope))})
     content[PAYLOAD] = ArrayRecord({PAYLOAD: Array("uint8", (len(message),), _STYPE, message)})
     return content
@@ -80,7 +80,7 @@ def unpack(content: RecordDict) -> tuple[dict[str, str], bytes]:
 
 @dataclass
 class _Waiting:
-    """A request that is under way: to which node, since when that node was up, as which message of Flower's."""
+    """A request that is under way: its node, when that node came up, and the id of Flower's message."""
 
     request: Request
     sent: bytes
@@ -100,9 +100,10 @@ def by_name(nodes: Sequence[Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Errand:
-    """What goes beside every message of a run: its name, and its setup as JSON.
+    """What travels beside every message of a run: the run's name, and its setup as JSON.
 
-    ``is_simulated`` says that the sites are on one's own machine or cluster: their errors are told in full.
+    ``is_simulated`` says that the sites are on the user's own machine or cluster, so that their errors are shown in
+    full.
     """
 
     name: str
@@ -115,7 +116,7 @@ class Ending:
     """What ends a round of training before every site has replied.
 
     Attributes:
-        wanted: Replies that are enough; None for all.
+        wanted: How many replies are enough; None for all.
         deadline_seconds: No reply is waited for longer; None for as long as any other reply.
     """
 
@@ -126,15 +127,16 @@ class Ending:
 class FlowerTransport:
     """Reaches sites through a Grid; a site's node carries the site's name.
 
-    A site that is not there is waited for until the limit. One that comes back, as after a crash, is sent its request
-    once more: it then does the same work from the same state.
+    A site that is not connected is waited for until the limit. A site that comes back, for instance after a crash,
+    gets its request again, and does the same work from the same state.
 
     Args:
         grid: Flower's, connected to the run.
         sites: Names of the sites, in a fixed order.
         job: What goes with every message.
         codec: How messages become bytes.
-        name: Nodes that are up -> site and its node; by the nodes' names, which Flower's simulation does not give.
+        name: Gives the site of each node that is up; by default the node's name, which Flower's simulation does not
+            set.
         ending: What ends a round of training before all have replied.
     """
 
@@ -158,7 +160,7 @@ class FlowerTransport:
         return self._sites
 
     def states(self) -> dict[str, SiteState]:
-        """None: sites keep their own."""
+        """Empty, because sites keep their own states."""
         return {}
 
     def restore(self, states: Mapping[str, SiteState]) -> None:
@@ -167,8 +169,7 @@ class FlowerTransport:
     def exchange(self, requests: Mapping[str, Request], *, timeout_seconds: float) -> Iterator[Reply | Failure]:
         """Yields one reply or failure a request, in the order of the requests, within the limit.
 
-        A round of training whose ending wants fewer replies than there are requests is over with them: what comes
-        later is discarded.
+        A round of training whose ending wants fewer replies ends with so many; later replies are discarded.
         """
         is_round = all(request.kind == TRAIN for request in requests.values())
         ending = self._ending if is_round else Ending()
@@ -186,7 +187,7 @@ class FlowerTransport:
             yield done.pop(name)
 
     def _first(self, waiting: dict[str, _Waiting], wanted: int, limit: float) -> dict[str, Reply | Failure]:
-        """What has come once so many replies have, or at the limit; the rest is given up in the first case."""
+        """Waits for so many replies, or for the limit; once there are enough, the other requests are given up."""
         done: dict[str, Reply | Failure] = {}
         usable, enough = 0, f"{wanted} clients had replied already"
         while waiting and time.monotonic() <= limit:
@@ -213,7 +214,7 @@ class FlowerTransport:
         return self._failure(item, "network", f"{where} within federation.timeout_seconds = {timeout_seconds:g}")
 
     def _look(self, waiting: dict[str, _Waiting]) -> dict[str, Reply | Failure]:
-        """Sends what has not reached a node that is up now, and gives what has come back."""
+        """Sends requests that have not reached their node yet, and gives what has come back."""
         nodes = self._name(list(self._grid.get_nodes()))
         for name, item in waiting.items():
             node = nodes.get(name)
@@ -243,7 +244,7 @@ class FlowerTransport:
         item.node, item.activated, item.message = node, activated, pushed[0] if pushed else ""
 
     def _read(self, item: _Waiting, answer: Message) -> Reply | Failure | None:
-        """The reply or failure in an answer; None for one that says that the site has gone, to be asked again."""
+        """The reply or failure in an answer; None where the site is gone, which is then asked again."""
         if answer.has_error():
             if answer.error.code in _gone_codes():
                 item.node, item.activated, item.message = 0, "", ""
@@ -255,12 +256,12 @@ class FlowerTransport:
             return self._opened(item, answer)
         except MessageError as error:
             return self._failure(item, "reply", str(error))
-        except Exception as error:  # noqa: BLE001  # whatever a site's bytes bring about is that site's failure
+        except Exception as error:  # noqa: BLE001  # any error from a site's bytes is that site's failure
             _LOG.warning("the reply of %s: %s", item.request.client, type(error).__name__, exc_info=True)
             return self._failure(item, "reply", f"the reply cannot be read: {type(error).__name__}")
 
     def _opened(self, item: _Waiting, answer: Message) -> Reply | Failure:
-        """What a site's answer holds; of a failure nothing but a code that is on the list is believed."""
+        """What a site's answer holds; of a failure only its code is believed, if it is on the list."""
         envelope, data = unpack(answer.content)
         if envelope.get("nonce") != item.digest:
             raise MessageError("a reply answers another request")
@@ -302,7 +303,7 @@ def client_app(work: Work) -> ClientApp:
 
 
 def answer(message: Message, context: Context, work: Work) -> Message:
-    """The reply to one of Flower's messages; of what goes wrong at the site its code is said."""
+    """The reply to one of Flower's messages; of an error at the site only its code is sent."""
     nonce = ""
     try:
         envelope, data = unpack(message.content)
@@ -329,7 +330,7 @@ def simulated_grid(work: Work, *, clients: int, cpus: float, gpus: float) -> Ite
         gpus: GPUs, or a share of one, that an actor holds.
 
     Raises:
-        FederationError: The simulation ended before its Grid was there.
+        FederationError: The simulation ended before it gave its Grid.
     """
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
@@ -365,5 +366,5 @@ def simulated_grid(work: Work, *, clients: int, cpus: float, gpus: float) -> Ite
 
 
 def by_number(sites: Sequence[str]) -> Naming:
-    """Names the nodes of a simulation: the first of its numbers is the first site; any actor serves any."""
+    """Names the nodes of a simulation: the smallest number is the first site; any actor can serve any site."""
     return lambda nodes: dict(zip(sites, sorted(nodes, key=lambda node: int(node.node_id)), strict=False))

@@ -1,7 +1,7 @@
 """Carries requests to clients that live in this process: the embedded default, and simulation.
 
-All clients share one resident base model. With ``encode`` every message passes through the real encoder and
-the strict decoder, so that bytes are counted on what would travel.
+All clients share one resident base model. With ``encode`` every message passes through the real encoder and the strict
+decoder, so that the counted bytes are those that would travel.
 
 Several clients may train at one time, each worker in a thread with its own adapter around the shared base. A small
 model's operations are too short to be spread over cores: whole clients are spread instead (`models/threads.py`).
@@ -36,15 +36,15 @@ from silotune.tensors import num_bytes
 
 
 def workers_for(adapted: Adapted, num_clients: int, *, side_by_side: int, asked: int | None = None) -> int:
-    """Clients to train at one time; 1 where that could change a result.
+    """How many clients to train at one time; 1 where more could change a result.
 
-    Dropout draws from the process's one generator, so clients that draw must take turns; on a GPU, and with
-    quantised weights, they share what cannot be shared by two.
+    Dropout draws from the process's one generator, so clients that draw must take turns. On a GPU, and with quantised
+    weights, clients cannot train at the same time.
 
     Args:
         adapted: The resident model.
         num_clients: Clients of a round.
-        side_by_side: As many as suit the base and the machine.
+        side_by_side: How many suit the base model and the machine.
         asked: ``federation.workers``; None for ``side_by_side``.
     """
     if not adapters.can_replicate(adapted) or adapted.draws_randomly:
@@ -58,7 +58,7 @@ class InProcess:
     Args:
         sites: The clients by name, all on one resident model.
         encode: Pass messages through the encoder; otherwise bytes are those of the tensors alone.
-        workers: Clients at work at one time; they share out this process's torch threads.
+        workers: How many clients work at one time; they share this process's torch threads.
         links: How tensors are compressed: ``upload`` and ``download`` of the section; default: not at all.
     """
 
@@ -102,7 +102,7 @@ class InProcess:
             site.state = states.get(name, SiteState())
 
     def _answered(self, request: Request, site: Site) -> Reply | Failure:
-        """What a site makes of a request; a failure is never an exception."""
+        """A site's reply to a request, or its failure; errors are never raised."""
         serve: Callable[[Request, Site, FederationSection], Reply] = _encoded if self._encode else _direct
         try:
             return serve(request, site, self._links)
@@ -114,7 +114,7 @@ class InProcess:
             return Failure(site.name, request.round_number, stage, reason, bytes_down=sent, rule=rule)
 
     def _side_by_side(self, requests: Mapping[str, Request]) -> Iterator[Reply | Failure]:
-        """At most one finished reply a worker waits for its turn, so memory does not grow with the clients."""
+        """Runs clients in threads; at most one finished reply a worker waits, so memory stays bounded."""
         idle: queue.SimpleQueue[Adapted] = queue.SimpleQueue()
         for model in self._models:
             idle.put(model)
@@ -146,10 +146,10 @@ class InProcess:
 
 @contextmanager
 def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose workers share out torch's threads; torch's own count and generator are as before afterwards.
+    """A pool whose workers share torch's threads; torch's number of threads and generator are restored at the end.
 
-    This thread takes no more than a worker meanwhile: where all cores are at work, an operation spread over them
-    waits for each, a millisecond for a product that takes microseconds.
+    Meanwhile this thread uses no more threads than a worker does. When all cores are busy, an operation that is spread
+    over them waits for each of them: a millisecond for a product that takes microseconds.
     """
     share = max(1, torch.get_num_threads() // workers)
     with (
@@ -177,12 +177,12 @@ def codec_of(federation: FederationSection) -> Codec:
 
 
 def encode_linked(request: Request, *, links: FederationSection) -> bytes:
-    """A request as its link carries it."""
+    """A request as bytes, compressed as its link says."""
     return encode(request.as_sent(), zstd=links.download.zstd)
 
 
 def decode_expected(data: bytes, request: Request, federation: FederationSection) -> Reply:
-    """A reply, checked against what its request expects, and opened.
+    """Decodes a reply, checks it against its request, and decompresses its update.
 
     Args:
         data: The reply as it came.
@@ -204,7 +204,7 @@ def _direct(request: Request, site: Site, links: FederationSection) -> Reply:
 
 
 def _request_bytes(request: Request, links: FederationSection, *, encoded: bool) -> int:
-    """What sending a request took, whatever became of it; 0 for one that cannot be encoded."""
+    """The bytes of a request, also of one that failed; 0 for a request that cannot be encoded."""
     try:
         return len(encode_linked(request, links=links)) if encoded else num_bytes(request.as_sent().tensors)
     except MessageError:
@@ -216,5 +216,5 @@ def _with_bytes(reply: Reply, *, down: int, up: int) -> Reply:
 
 
 def _one_line(error: BaseException) -> str:
-    """The reason of a failure: our own errors say it without any text; of others only the type is sent."""
+    """The reason of a failure: the message of silotune's own errors, without examples, or another's type."""
     return str(error) if isinstance(error, SilotuneError) else type(error).__name__

@@ -1,10 +1,10 @@
-"""The resident trainer of a site: holds the base model, takes one request at a time over a private Unix socket.
+"""The resident trainer of a site: it holds the base model, and serves one request at a time over a Unix socket.
 
-Every request passes ``federation.guard.serve``; what goes wrong leaves as a code from a closed list.
+Every request passes ``federation.guard.serve``; of an error, only a code from a closed list leaves.
 
 Whoever carries messages (Flower's node, or its simulation) stays thin: it imports neither torch nor transformers, and
 a long local round cannot stop its heartbeat. The base is read from disk once and serves all requests and runs that use
-it. What a site keeps between rounds lies on its disk: a trainer that was killed goes on with the same bits.
+it. What a site keeps between rounds is on its disk, so a trainer that was killed goes on with the same bits.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Opened:
         return self.site.served
 
     def facts(self, request: Request) -> Facts:
-        """What serving a request would cost, but for privacy."""
+        """What serving a request would cost, without its cost in privacy."""
         return facts_of(self.site, request)
 
     def epsilons(self, request: Request, delta: float) -> tuple[float, float] | None:
-        """What it would cost in privacy, of the run and of all runs."""
+        """What it would cost in privacy: epsilon of the run and of all runs."""
         return priced(self.site, request, delta)
 
 
@@ -79,13 +79,13 @@ class Desk(Protocol):
     """Opens runs at a site; keeps the base model between them."""
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
-        """The site for a run's setup; raises ``SilotuneError`` where it does not hold together here."""
+        """The site for a run's setup; raises ``SilotuneError`` where the setup does not fit this site."""
 
     def rest(self) -> None:
         """Frees what only the last run needed."""
 
     def state(self) -> dict[str, Any]:
-        """What it holds, for ``silotune site status``: plain JSON."""
+        """What the desk holds, for ``silotune site status``, as plain JSON."""
 
 
 class TrainerHost:
@@ -94,8 +94,8 @@ class TrainerHost:
     Args:
         desk: Opens runs.
         states: Folder of the states between rounds; a run's lie below, under its name.
-        guard: What stands between a request and the site; None in a simulation of one's own.
-        idle_seconds: After so long without a request, what only the last run needed is freed.
+        guard: Checks every request before the site serves it; None in a simulation on the user's own machine.
+        idle_seconds: After this time without a request, memory that only the last run needed is freed.
         max_bytes: Longest message that is read.
     """
 
@@ -128,15 +128,15 @@ class TrainerHost:
                 if item is None:
                     return
                 connection, frame = item
-                with connection, suppress(OSError):  # who asked is gone: it will ask again
+                with connection, suppress(OSError):  # the asking process is gone, and will ask again
                     send(connection, self.answer(frame))
 
     def stop(self) -> None:
-        """Ends ``serve`` after the request at hand."""
+        """Ends ``serve`` after the current request."""
         self._waiting.put(None)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Answers what needs no model at once, and queues the rest; a broken connection is dropped."""
+        """Answers frames that need no model at once, and queues the others; a broken connection is dropped."""
         while True:
             try:
                 connection, _ = listener.accept()
@@ -170,7 +170,7 @@ class TrainerHost:
         return Frame({"status": "state", **held})
 
     def answer(self, frame: Frame) -> Frame:
-        """Does the work of a frame; of what goes wrong its code is told, and the words stay in this site's log."""
+        """Does the work of a frame; of an error only its code is sent, and the message stays in this site's log."""
         self._works_on = "frame"
         try:
             return self._work(frame)
@@ -198,7 +198,7 @@ class TrainerHost:
         return Frame({"status": "reply"}, encode(reply, zstd=self._open(arrived).zstd))
 
     def _simulated(self, arrived: Arrived) -> Reply:
-        """The reply of a site without a guard, which is one of a simulation on one's own machine."""
+        """The reply of a site without a guard, in a simulation on the user's own machine."""
         opened = self._open(arrived)
         header = read_header(arrived.payload)
         request = decode_request(arrived.payload, opened.expected.get(header.kind, {}))
@@ -207,13 +207,13 @@ class TrainerHost:
         return self._done(arrived, request, opened.site)
 
     def _admitted(self, arrived: Arrived, admitted: Admitted) -> Reply:
-        """The reply to a request that was admitted, within the time and the figures that the policy allows."""
+        """The reply to an admitted request, within the time and with the figures that the policy allows."""
         site, policy = self._open(arrived).site, admitted.policy
         timed = Timed(site.examples, policy.most_seconds)
         return self._done(arrived, admitted.request, site, examples=timed, metrics=policy.metrics)
 
     def _done(self, arrived: Arrived, request: Request, site: Site, **lent: Any) -> Reply:
-        """Does the work from the state before the request's round; the state after it is on the disk on return."""
+        """Does the work from the state before the request's round, and saves the state after it."""
         self._works_on = request.kind
         states, trains = self._states / arrived.run, kind_named(request.kind).trains
         at_work = replace(site, **lent)
@@ -239,7 +239,7 @@ class TrainerHost:
         return opened
 
     def _rest(self) -> None:
-        """Frees the last run's examples and memory, not the base."""
+        """Frees the last run's examples and memory, but not the base model."""
         if self._opened is None:
             return
         self._opened = None
@@ -261,10 +261,10 @@ def _woken_at_the_end(listener: socket.socket) -> Iterator[None]:
 
 
 def _checked_name(run: str) -> str:
-    """The name of a run, which the coordinator chose and a folder is to have.
+    """The name of a run, checked because the coordinator chose it and a folder is named after it.
 
     Raises:
-        MessageError: It cannot be one.
+        MessageError: The name cannot be that of a folder.
     """
     if not NAME.fullmatch(run):
         raise MessageError(f"a run's name cannot name a folder: {NAME_RULE}")

@@ -1,8 +1,8 @@
-"""Keeps a SuperLink's disk clear: what sites and coordinator have sent stays there until it is fetched, and no longer.
+"""Keeps a SuperLink's disk clear: what sites and coordinator send stays there only until it is fetched.
 
-Flower holds messages in a SQLite database until they are fetched. What nobody fetched it leaves there when a run ends
-in order, or dies; and of what it does delete, SQLite leaves the bytes in free pages and in its write-ahead log. Here
-ended runs are cleaned up, deleted bytes are overwritten, and the log is emptied, again and again.
+Flower holds messages in a SQLite database until they are fetched. When a run ends or dies, Flower leaves messages that
+nobody has fetched, and SQLite leaves the bytes of deleted messages in free pages and in its write-ahead log. This
+module repeatedly deletes what ended runs have left, overwrites deleted bytes, and empties the log.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from silotune.record.files import explained
 
 DATABASE = "superlink.db"
 DELETES_FOR_GOOD = (("secure_delete", "ON"), ("journal_size_limit", "0"))
-"""SQLite's settings of each connection: what is deleted is overwritten, and the log keeps no room that it had."""
+"""SQLite's settings for each connection: deleted bytes are overwritten, and an emptied log is truncated."""
 WAIT_SECONDS = 60.0
-"""For the lock of writers; Flower's own 5 s end calls of others while it books a message that announces many parts."""
+"""How long a writer waits for the lock. With Flower's own 5 s, other calls fail while Flower stores a message that
+announces many parts."""
 CLEAR_SECONDS = 1.0
-"""Between two times that ended runs are looked for and the log is emptied."""
+"""Pause between two clean-ups."""
 STOP_SECONDS = 5.0
 _HELD = """
 SELECT run_id FROM run_objects UNION SELECT run_id FROM message_ins UNION SELECT run_id FROM message_res
 """
-"""Runs of which Flower holds anything that was sent."""
+"""Runs for which Flower still holds anything that was sent."""
 
 
 def make_private(database: Path) -> None:
-    """Makes the database's file with mode 0600 where it is not there; SQLite gives its log the mode of the database."""
+    """Makes the database's file with mode 0600 if it is missing; SQLite gives its log the mode of the database."""
     with explained(database):
         os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))
         for path in (database, log_of_changes(database), database.with_name(f"{database.name}-shm")):
@@ -42,7 +43,7 @@ def make_private(database: Path) -> None:
 
 
 def delete_for_good(connection: Any, _: object = None) -> None:
-    """Sets a connection of SQLite's so; SQLAlchemy may call it for each one that it makes."""
+    """Applies ``DELETES_FOR_GOOD`` to a connection of SQLite; SQLAlchemy calls this for each new connection."""
     for name, value in DELETES_FOR_GOOD:
         connection.execute(f"PRAGMA {name} = {value}").close()
 
@@ -53,7 +54,7 @@ def log_of_changes(database: Path) -> Path:
 
 
 def wait_for_writers(connection: Any, *_: object) -> None:
-    """Has a connection of SQLite's wait; SQLAlchemy may call it for each one that it hands out, after Flower set it."""
+    """Makes a connection wait ``WAIT_SECONDS`` for locks; SQLAlchemy calls this whenever it hands one out."""
     connection.execute(f"PRAGMA busy_timeout = {WAIT_SECONDS * 1000:.0f}").close()
 
 
@@ -63,12 +64,12 @@ def onlooker(database: Path) -> sqlite3.Connection:
 
 
 def clear_log(connection: sqlite3.Connection) -> None:
-    """Puts what the write-ahead log holds into the database, and empties the log, unless somebody reads for long."""
+    """Moves the write-ahead log into the database and empties the log, unless a reader blocks it for too long."""
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 
 def clean_up_ended(state: Any) -> None:
-    """Has Flower delete what it holds of runs that have ended.
+    """Makes Flower delete what it holds of runs that have ended.
 
     Args:
         state: Flower's LinkState over SQLite.
@@ -84,7 +85,7 @@ def clean_up_ended(state: Any) -> None:
 
 @contextlib.contextmanager
 def kept_clear(state: Callable[[], Any], database: Path) -> Iterator[None]:
-    """While it holds, a thread of its own keeps the disk clear; once more at the end.
+    """Within the block, a thread keeps the disk clear; the disk is cleared once more at the end.
 
     Args:
         state: Gives Flower's LinkState.
@@ -100,7 +101,7 @@ def kept_clear(state: Callable[[], Any], database: Path) -> Iterator[None]:
             clean_up_ended(state())
             clear_log(connection)
             said = ""
-        except (SQLAlchemyError, sqlite3.Error) as error:  # locked, or a full disk: the next time is soon
+        except (SQLAlchemyError, sqlite3.Error) as error:  # locked, or a full disk: it is tried again soon
             if said != (said := str(error).splitlines()[0]):
                 logging.getLogger("silotune").warning("the SuperLink's disk is not cleared for now: %s", said)
 

@@ -1,7 +1,7 @@
 """A site's connection to the SuperLink: Flower's Fleet interface over TLS, every request signed with the node's key.
 
-These are the calls of Flower's SuperNode, without its loop: that one looks for messages every three seconds and starts
-two processes for each. Errors are ours, in one line, and say what to do.
+These are the calls of Flower's SuperNode without its loop, which looks for messages every three seconds and starts two
+processes for each. Errors are silotune's own: one line that says what to do.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ from silotune.record.signatures import read_secret
 from silotune.transports.flower import OWN_ERROR
 
 HEARTBEAT_SECONDS = 10.0
-"""What the node promises; after twice as long without a sign it counts as gone. Flower takes no less."""
+"""The node's heartbeat interval; after twice as long without one, the node counts as gone. Flower accepts no less."""
 CALL_SECONDS = 30.0
 FETCH_SECONDS = 3600.0
-"""The parts of a message follow the message: they are waited for so long."""
+"""How long the parts of a message are waited for, which arrive after the message."""
 
 
 class RunEndedError(FederationError):
-    """The run that a message belongs to has ended: there is nothing to do for it any more."""
+    """The run that a message belongs to has ended, so there is nothing left to do for it."""
 
 
 class LostConnectionError(FederationError):
-    """The coordinator cannot be reached for now: it is worth trying again."""
+    """The coordinator cannot be reached for now, so the caller should try again."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the coordinator is, and by what its certificate is known."""
+    """Where the coordinator is, and the authority that must have signed its certificate."""
 
     host: str
     port: int
@@ -85,13 +85,13 @@ class Address:
 
 @dataclass(frozen=True)
 class Announced:
-    """A message that waits for this node, before any of its parts is fetched.
+    """A message that waits for this node; none of its parts has been fetched yet.
 
     Attributes:
         run_id: Flower's number of the run that it belongs to.
         kind: Its type, as Flower names it.
-        group: What it is one of, such as the round.
-        tree: What its content is made of.
+        group: What it belongs to, such as the round.
+        tree: The parts that its content is made of.
     """
 
     run_id: int
@@ -108,7 +108,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A node's P-384 key from its OpenSSH file, which nobody but its owner may read.
 
     Raises:
-        KitError: It is no such key, others may read it, or it is not there.
+        KitError: It is not such a key, others may read it, or it is missing.
     """
     content = read_secret(path)
     try:
@@ -121,7 +121,7 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 class Fleet:
-    """A node's calls; used inside ``connected``."""
+    """A node's calls to the coordinator."""
 
     def __init__(self, address: Address, key: ec.EllipticCurvePrivateKey) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
@@ -141,8 +141,8 @@ class Fleet:
     def activate(self, before: int) -> int:
         """Announces the node; gives its id. ``before`` is its id when it was last up, or 0.
 
-        A node that was killed still counts as up for a while: it signs off first, so that the coordinator sees that
-        it came back and sends it again what it lost.
+        A node that was killed still counts as up for a while. So it signs off first; then the coordinator sees that it
+        came back, and sends again what it lost.
         """
         if before:
             with contextlib.suppress(FederationError):
@@ -174,7 +174,7 @@ class Fleet:
         return Announced(metadata.run_id, metadata.message_type, metadata.group_id, tree)
 
     def fetch(self, found: Announced) -> Message:
-        """A message with its content; the process works for its run from now on, and Flower knows it."""
+        """Fetches a message with its content, and tells Flower that this process now works for the message's run."""
         run_id, tree = found.run_id, found.tree
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self.node, run_id)
         confirm = make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self.node, run_id)
@@ -182,7 +182,7 @@ class Fleet:
             message = pull_and_inflate_object_from_tree(
                 tree, pull, confirm, return_type=Message, max_time=FETCH_SECONDS, initial_backoff=0.05, backoff_cap=1.0
             )
-        message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own node does: it is not in the content
+        message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own node does; the content has none
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, run_id, int(self.node.node_id)
         return message
 
@@ -265,13 +265,13 @@ def _unreachable(error: httpx.TransportError, place: str) -> FederationError:
 
 
 def refusal(message: Message, reason: str) -> Message:
-    """A reply that says no more than a code of ours."""
+    """A reply that holds nothing but one of silotune's codes."""
     return Message(Error(OWN_ERROR, reason), reply_to=message)
 
 
 @contextlib.contextmanager
 def beating(fleet: Fleet) -> Iterator[threading.Event]:
-    """Heartbeats in a thread of their own while it holds; the event is set when the coordinator forgot the node."""
+    """Within the block, a thread sends heartbeats; the event is set when the coordinator no longer knows the node."""
     done, forgotten = threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -279,7 +279,7 @@ def beating(fleet: Fleet) -> Iterator[threading.Event]:
             try:
                 if not fleet.heartbeat():
                     forgotten.set()
-            except FederationError:  # the next look for messages meets the same, and says so
+            except FederationError:  # the next look for messages fails in the same way, and reports it
                 continue
 
     thread = threading.Thread(target=beat, daemon=True)

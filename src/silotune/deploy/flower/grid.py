@@ -54,15 +54,15 @@ from silotune.transports.flower import BROKEN, MOST, OWN_ERROR, TOO_LARGE, unpac
 _BASE = "http://superlink"
 _SECONDS = 30.0
 _GOODBYE_SECONDS = 5.0
-"""A run that is not signed off is ended by whoever works on its job next."""
+"""Time for signing off a run; a run that is not signed off is ended by the next process that works on its job."""
 RETRY_SECONDS = 300.0
-"""A SuperLink that was killed is back in seconds; a call is made again for so long, and then given up."""
+"""How long a call is repeated before it fails; a SuperLink that was killed is back in seconds."""
 SPARE_BYTES = 16 << 20
-"""What a reply may have beyond the bound of its request."""
+"""Bytes that a reply may have beyond the bound of its request."""
 
 
 def _through(client: Any, socket: Path) -> Any:
-    """Turns a client of Flower's, which knows TCP only, to the Unix socket."""
+    """Makes a client of Flower's, which knows TCP only, use the Unix socket."""
     client._client.close()
     client._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_SECONDS)
     return client
@@ -78,7 +78,7 @@ def _runtime(socket: Path, token: str = "", *, retry_seconds: float = RETRY_SECO
     if token:
         interceptors.append(RuntimeTokenHttpInterceptor(token))
     retry = make_simple_http_retry_invoker() if token else None
-    if retry is not None:  # Flower's own tries for ever
+    if retry is not None:  # Flower's own client retries for ever
         retry.wait_gen_factory = lambda: exponential(max_delay=2)
         retry.max_time = retry_seconds
     return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, retry_invoker=retry), socket)
@@ -137,7 +137,7 @@ def node_key(line: str) -> bytes:
 
 
 def register(socket: Path, keys: Mapping[str, bytes]) -> None:
-    """Makes the SuperLink's list of nodes that of the members: new ones are added, others and old keys leave.
+    """Makes the SuperLink's list of nodes equal the members: adds new nodes, and removes others and old keys.
 
     Args:
         socket: The SuperLink's.
@@ -154,7 +154,7 @@ def register(socket: Path, keys: Mapping[str, bytes]) -> None:
 
 
 def stop_run(socket: Path, run_id: int) -> None:
-    """Ends a run of Flower's that nobody works on any more; one that has ended is left alone."""
+    """Ends a run of Flower's that nobody works on any more; a run that has ended is left alone."""
     with contextlib.suppress(FederationError), _asked(), _control(socket) as client:
         client.StopRun(StopRunRequest(run_id=run_id))
 
@@ -169,10 +169,10 @@ class _Coming:
 
 
 class LocalGrid(HttpGrid):
-    """Flower's Grid at the Unix socket, which waits for no upload.
+    """Flower's Grid at the Unix socket, which does not wait for uploads.
 
-    Flower's own waits, up to three minutes, until all parts of a reply are there: a site that is killed in its upload
-    would hold up all others. Here a reply is given out when it is whole, and others meanwhile.
+    Flower's own Grid waits, up to three minutes, until all parts of a reply are there, so a site that is killed during
+    its upload would hold up all others. This one gives out each reply when it is complete, without waiting for others.
     """
 
     def __init__(self, socket: Path, token: str) -> None:
@@ -190,7 +190,7 @@ class LocalGrid(HttpGrid):
             return super().get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Sends messages; remembers the bounds of their replies: twice their own size, or what they ask for."""
+        """Sends messages; remembers the bounds of their replies: twice the message's size, or what it asks for."""
         given = list(messages)
         opened = [unpack(message.content) for message in given]
         sizes = [max(2 * len(data), int(envelope.get(MOST, 0))) for envelope, data in opened]
@@ -200,7 +200,7 @@ class LocalGrid(HttpGrid):
         return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that are whole; parts of replies to others are forgotten."""
+        """The complete replies to these messages; parts of replies to other messages are forgotten."""
         with _asked(limit_seconds=RETRY_SECONDS):
             return self._pulled(message_ids)
 
@@ -219,7 +219,7 @@ class LocalGrid(HttpGrid):
         return refused + [self._made(number, self._coming.pop(number)) for number in whole]
 
     def _is_too_large(self, number: str, reply: _Coming) -> bool:
-        """Whether a reply has more parts than its request's bound allows; none of them is fetched then."""
+        """Whether a reply is larger than its request's bound allows; then no more parts of it are fetched."""
         most = self._most_bytes.get(number, 0) + SPARE_BYTES
         return sum(map(len, reply.parts.values())) > most or has_too_many_parts(reply.tree, most)
 
@@ -231,7 +231,7 @@ class LocalGrid(HttpGrid):
         return make_message(metadata, error=Error(OWN_ERROR, reason))
 
     def _fill(self, reply: _Coming) -> bool:
-        """Fetches the parts that have arrived; whether all have."""
+        """Fetches the parts that have arrived; says whether the reply is complete."""
         missing = [part.object_id for part in iterate_object_tree(reply.tree) if part.object_id not in reply.parts]
         for name in missing:
             request = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=name)
@@ -242,7 +242,7 @@ class LocalGrid(HttpGrid):
         return True
 
     def _made(self, number: str, reply: _Coming) -> Message:
-        """The reply from its parts; one that cannot be made of them is that site's failure."""
+        """Makes the reply from its parts; if that is impossible, it is the site's failure."""
         request = ConfirmMessageReceivedRequest(node=self.node, run_id=self.run.run_id, message_object_id=reply.message)
         self._runtime_client.ConfirmMessageReceived(request)
         try:
@@ -251,7 +251,7 @@ class LocalGrid(HttpGrid):
         except Exception as error:  # noqa: BLE001  # Flower's own errors over parts that a site chose
             logging.getLogger("silotune").warning("a reply cannot be made of its parts: %s", type(error).__name__)
             return self._refusal(number, BROKEN)
-        made.metadata.__dict__["_message_id"] = reply.message  # as Flower's own Grid does: it is not in the content
+        made.metadata.__dict__["_message_id"] = reply.message  # as Flower's own Grid does; the content has none
         return made
 
 
@@ -259,7 +259,7 @@ class LocalGrid(HttpGrid):
 def flower_run(socket: Path, job: str) -> Iterator[tuple[int, LocalGrid]]:
     """A run of Flower's for a job, and its Grid; the run ends with the block.
 
-    Its heartbeat has a thread of its own. A process that dies leaves a run that ``stop_run`` ends.
+    A thread sends the run's heartbeat. If this process dies, ``stop_run`` can end the run.
 
     Raises:
         FederationError: The SuperLink gave no run, or its work went to another process.
@@ -288,7 +288,7 @@ def flower_run(socket: Path, job: str) -> Iterator[tuple[int, LocalGrid]]:
 
 
 def _claim(socket: Path, run_id: int) -> str:
-    """The token for a run's work; work of runs that died before they claimed theirs is passed over."""
+    """The token for a run's work; runs that died before they claimed their work are stopped on the way."""
     limit = time.monotonic() + _SECONDS
     with _runtime(socket) as client:
         while time.monotonic() < limit:

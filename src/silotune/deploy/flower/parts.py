@@ -1,4 +1,4 @@
-"""How many parts a message of Flower's may have: what has too many is refused before any of them is fetched."""
+"""How many parts a message of Flower's may have: one with too many is refused before any part is fetched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 SPARE_PARTS = 8
-"""Of a message, beside the pieces of its array."""
+"""Parts that a message may have besides the pieces of its array."""
 
 
 def has_too_many_parts(tree: ObjectTree, size: int) -> bool:

@@ -1,8 +1,8 @@
 """Flower's SuperLink as a coordinator runs it: sites reach the Fleet API over TLS, and nothing else.
 
 Flower 1.42 serves three interfaces at one port: Fleet for nodes, which sign every request; Control, which starts runs
-and registers nodes, and Runtime, which hands out a run's work, both open to whoever reaches the port. Here that port
-answers Fleet alone, and the whole is served at a Unix socket in the coordinator's private folder.
+and registers nodes; and Runtime, which hands out a run's work. Control and Runtime are open to whoever reaches the
+port. Here the port answers only Fleet, and all three are served at a Unix socket in the coordinator's private folder.
 
 Run as ``python -m silotune.deploy.flower.superlink KIT``.
 """
@@ -33,14 +33,15 @@ from silotune.transports.frames import listen
 FLEET = "/v1/fleet/"
 OBJECT = f"{FLEET}push-object"
 MOST_OBJECT_BYTES = 32 << 20
-"""Of one part of a message: Flower cuts arrays into pieces of 5 MiB."""
+"""Most bytes of one part of a message; Flower cuts arrays into pieces of 5 MiB."""
 MOST_BODY_BYTES = 256 << 10
-"""Of any other request of a node. It may announce some 3,600 parts, 18 GB, and others wait while Flower books them."""
+"""Most bytes of any other request of a node. That is enough to announce some 3,600 parts, 18 GB; other nodes wait
+while Flower stores the announcement."""
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def fleet_only(app: Application) -> Application:
-    """The application with everything but the Fleet API cut off, and requests bounded in size."""
+    """The application with only the Fleet API, and with a bound on the size of requests."""
 
     async def gate(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -89,7 +90,7 @@ async def _serve(kit: Kit, folder: Path) -> None:
     import uvicorn
     from sqlalchemy import Engine, Pool, event
 
-    event.listen(Engine, "connect", delete_for_good)  # Flower makes its engines within, one for each of its stores
+    event.listen(Engine, "connect", delete_for_good)  # Flower makes its engines internally, one for each of its stores
     event.listen(Pool, "checkout", wait_for_writers)
     settings = coordinator_settings(kit)
     app = build_app(kit, folder)

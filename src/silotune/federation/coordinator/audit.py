@@ -41,7 +41,10 @@ class Audit:
 
 
 def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
-    """The requests with the head of the trail, in which they stand already, and on the disk."""
+    """Writes requests to the trail, and returns them with its head where clients sign their replies.
+
+    The trail is on the disk before its head is sent.
+    """
     if audit is None:
         return dict(requests)
     known = Digests()
@@ -58,10 +61,10 @@ def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, 
 
 
 def believes(audit: Audit | None, reply: Reply, request: Request | None, digests: Digests) -> None:
-    """Writes a reply down that is signed as it must be.
+    """Checks the signature of a reply, and writes the reply to the trail.
 
     Raises:
-        MessageError: It is not signed by its client for this very request.
+        MessageError: The reply is not signed by its client for this request.
     """
     if audit is None:
         return
@@ -80,7 +83,7 @@ def believes(audit: Audit | None, reply: Reply, request: Request | None, digests
 
 
 def fails(audit: Audit | None, failure: Failure) -> None:
-    """A client gave no usable reply; a refusal by its policy has the rule's name."""
+    """Records that a client gave no usable reply; where the site's policy refused, the entry names the rule."""
     if audit is not None:
         fields = {"round": failure.round_number, "client": failure.client, "stage": failure.stage}
         event = "refusal" if failure.rule else "failure"
@@ -89,7 +92,7 @@ def fails(audit: Audit | None, failure: Failure) -> None:
 
 
 def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any]) -> None:
-    """A run starts, or goes on after the round that its checkpoint holds."""
+    """Records that a run starts, or that it goes on after the round of its checkpoint."""
     if audit is None:
         return
     fields: dict[str, Any] = {"round": state.round_number, "weights": digest(state.weights)}
@@ -104,33 +107,33 @@ def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any])
 
 
 def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights: Tensors, *, share: float) -> None:
-    """The updates of these clients, in this order, a share of all clients, became new weights."""
+    """Records that the updates of these clients, in this order, became new weights; ``share`` is of all clients."""
     if audit is not None:
         fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
         audit.trail.add("aggregation", fields)
 
 
 def falls_short(audit: Audit | None, number: int, *, skipped: bool) -> None:
-    """A round had too few usable replies: what came in is dropped; the round is passed over, or done again."""
+    """Records that a round had too few usable replies: they are dropped, and the round is skipped or done again."""
     if audit is not None:
         audit.trail.add("shortfall", {"round": number if skipped else number - 1, "tried": number})
 
 
 def scores(audit: Audit | None, number: int, metrics: Mapping[str, Any]) -> None:
-    """The model of a round was evaluated; the figures stand in the run folder."""
+    """Records that the model of a round was evaluated; the figures themselves are in the run folder."""
     if audit is not None and metrics:
         fields = {"round": number, "metrics": sha256(metrics), "num_examples": metrics.get("num_examples")}
         audit.trail.add("evaluation", fields)
 
 
 def flush(audit: Audit | None) -> None:
-    """Everything so far is on the disk afterwards."""
+    """Writes everything so far to the disk."""
     if audit is not None:
         audit.trail.flush()
 
 
 def saves(audit: Audit | None, number: int, sha256: str) -> None:
-    """A checkpoint of this hash is about to take its place; the entry is on the disk before it does."""
+    """Records the hash of a checkpoint; the entry is on the disk before the checkpoint takes its place."""
     if audit is not None:
         audit.trail.add("checkpoint", {"round": number, "sha256": sha256})
         audit.trail.flush()
@@ -139,9 +142,9 @@ def saves(audit: Audit | None, number: int, sha256: str) -> None:
 def concludes(
     audit: Audit, *, weights: Tensors, adapter: Tensors, result: Mapping[str, Any], promise: Sequence[str] = ()
 ) -> None:
-    """The rounds are over: the global model, the adapter that was saved of it, the result, and what holds of privacy.
+    """Records the end of the rounds: the global model, the adapter saved from it, the result and the kept privacy.
 
-    The sites with keys stand beside it: it is they who are to sign the end.
+    The entry lists the sites with keys, too, because they are to sign the end.
 
     Args:
         audit: The trail.
@@ -160,7 +163,7 @@ def concludes(
 
 
 def close(audit: Audit, root: Path, *, round_number: int) -> Head:
-    """Ends a trail over the manifest of the whole run folder, in which nothing may be written afterwards.
+    """Closes a trail with the hash of the manifest of the whole run folder, which must not change afterwards.
 
     Returns:
         The head that sites countersign.
@@ -176,7 +179,7 @@ def close(audit: Audit, root: Path, *, round_number: int) -> Head:
 
 
 class Digests:
-    """The digest of tensors, once for all the requests that share them."""
+    """The digest of tensors, computed once for all the requests that share them."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], str] = {}

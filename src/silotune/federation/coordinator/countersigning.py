@@ -38,7 +38,7 @@ def countersign(plan: Plan, transport: Transport, round_number: int) -> tuple[st
 
 
 def _requests(audit: Audit, round_number: int) -> dict[str, Request]:
-    """What asks every site with a key that has not yet signed the head of the closed trail to sign it."""
+    """The requests to sign the head of the closed trail, for every site with a key that has not signed it yet."""
     head = audit.trail.head().text()
     names = uncountersigned(audit)
     return {name: Request(COUNTERSIGN, round_number, name, {}, head=head) for name in names}
@@ -51,7 +51,7 @@ def uncountersigned(audit: Audit) -> tuple[str, ...]:
 
 
 def _kept(audit: Audit) -> list[dict[str, Any]]:
-    """The signatures of this very head that are kept already; what else the file holds is written over."""
+    """The kept signatures of this head; anything else in the file is ignored, and written over later."""
     head, place = audit.trail.head().text(), audit.run.path / COUNTERSIGNED
     try:
         rows = read_json(place) if place.is_file() else []

@@ -1,4 +1,4 @@
-"""The course of a run, as a coordinator's trail tells it: that its rounds follow one another and no step is missing."""
+"""Checks the course of a run in a coordinator's trail: its rounds follow one another and no step is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _OF_EVENT: Mapping[str, Mapping[str, type]] = {
     "result": {"round": int, "weights": str, "adapter": str, "result": str},
     CLOSED: {"round": int, "manifest": str, "files": int, "trail": str},
 }
-"""Event of a coordinator -> what its fields must hold: whoever has the key could have signed anything."""
+"""Event of a coordinator -> its fields and their types. A signature does not vouch for them: whoever has the key
+could have signed anything."""
 
 
 def verify_trail(
@@ -42,7 +43,7 @@ def verify_trail(
 
 
 class Step(Protocol):
-    """Of an entry of a trail, what counts here."""
+    """The properties of an entry of a trail that the checks read."""
 
     @property
     def index(self) -> int: ...
@@ -60,7 +61,7 @@ class _Course:
 
     Attributes:
         last: The round after which the run goes on.
-        weights: Round -> digest of the global model after it; of rounds that were done again, as they were last.
+        weights: Round -> digest of the global model after it; the last one of a round that was done again.
         asked: Clients that were asked, with the round; an answer may come in a later round than its request.
         answered: Clients whose updates wait to be aggregated.
         is_plain: Whether clients were asked for their own updates; else only a protected sum was seen.
@@ -151,7 +152,7 @@ _STEPS: Mapping[str, Callable[[_Course, Step], None]] = {
     "result": _Course.result,
     CLOSED: _Course.closed,
 }
-"""Event of a coordinator -> what it must fit to, and what follows from it."""
+"""Event of a coordinator -> the method that checks its entry against the course so far, and adds it to the course."""
 
 
 def _kind_of(entry: Step) -> Kind:
@@ -168,9 +169,10 @@ def _is_update(entry: Step) -> bool:
 
 
 def check_rounds(entries: Iterable[Step]) -> Mapping[int, str]:
-    """That rounds follow one another, every request has one answer, and what was aggregated is what came in.
+    """Checks that rounds follow one another, every reply was asked for, and each round aggregates what came in.
 
-    Also that a run goes on from the model that it had, ends with one that it had, and that nothing follows its end.
+    It also checks that a run goes on from a model that it had, ends with one that it had, and that nothing follows its
+    end.
 
     Returns:
         Round -> digest of the global model after it, of a coordinator's rounds that count; round 0 is the start.
@@ -194,11 +196,13 @@ def check_rounds(entries: Iterable[Step]) -> Mapping[int, str]:
 def _check_fields(entry: Step) -> None:
     for name, kind in _OF_EVENT.get(entry.event, {}).items():
         if not isinstance(entry.fields.get(name), kind):
-            raise AuditError(f"entry {entry.index} is not one of {entry.event!r}: its {name!r} is missing or of no use")
+            raise AuditError(
+                f"entry {entry.index} is not one of {entry.event!r}: its {name!r} is missing or of another type"
+            )
 
 
 def updates_of(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[Entry]]]:
-    """Each aggregation that counts, with the replies it is made of; rounds that a resume did again come once."""
+    """Gives each aggregation that counts, with its replies; where a round was done again, its last try counts."""
     rounds: dict[int, tuple[Entry, list[Entry]]] = {}
     replies: list[Entry] = []
     for entry in entries:

@@ -13,11 +13,11 @@ from silotune.settings.sections import BudgetSection
 from silotune.structs import Observer, ServerState
 
 MOST_TRIES = 20
-"""Of one round, with ``below_minimum = 'wait'``; each is bounded by ``timeout_seconds``."""
+"""The most tries of one round under ``below_minimum = 'wait'``; ``timeout_seconds`` bounds each of them."""
 
 
 class TooFewRepliesError(FederationError):
-    """A round with fewer usable replies than it needs; ``incoming`` holds what came and what did not."""
+    """A round had fewer usable replies than it needs; ``incoming`` holds its replies and its failures."""
 
     def __init__(self, message: str, incoming: Any) -> None:
         super().__init__(message)
@@ -29,11 +29,11 @@ def _stop(error: TooFewRepliesError, number: int, tries: int, notify: Observer) 
 
 
 def _wait(error: TooFewRepliesError, number: int, tries: int, notify: Observer) -> bool:
-    """The same round again: sites that answered do their work once more, to the same bits.
+    """Asks for the same round again: sites that answered repeat their work, with bit-identical results.
 
     Raises:
-        BudgetError: A client's budget does not allow the round, nor will it later; each try costs the others.
-        FederationError: It was tried often enough.
+        BudgetError: A client's budget does not allow the round and never will, while each try costs the other clients.
+        FederationError: The round was tried ``MOST_TRIES`` times.
     """
     for failure in over_budget(error.incoming.failures)[:1]:
         raise BudgetError(
@@ -51,9 +51,9 @@ def _skip(error: TooFewRepliesError, number: int, tries: int, notify: Observer) 
 
 
 def again_without_liars(error: TooFewRepliesError, number: int, tries: int, notify: Observer) -> bool:
-    """The same round again without the clients that made it fail, whatever else a round with too few replies does.
+    """Asks for the same round again without the clients that made it fail, whatever ``below_minimum`` says.
 
-    Each such try leaves out one more, so there are no more of them than clients.
+    Each such try leaves out at least one client more, so there are no more tries than clients.
     """
     names = ", ".join(map(repr, sorted(error.incoming.excluded)))
     notify("note", {"text": f"round {number} is done again without {names}: {error}"})
@@ -65,7 +65,8 @@ SHORTFALLS: Mapping[str, Callable[[TooFewRepliesError, int, int, Observer], bool
     "wait": _wait,
     "skip": _skip,
 }
-"""``federation.below_minimum`` -> (error, round, tries, observer) to whether the round is passed over; may raise."""
+"""``federation.below_minimum`` -> function of (error, round, tries, observer) that says whether the round is skipped,
+or raises."""
 
 
 def sample_clients(clients: Sequence[str], count: int | None, *, seed: int, round_number: int) -> tuple[str, ...]:
@@ -94,8 +95,8 @@ def offered_clients(clients: Sequence[str], count: int | None, *, seed: int, rou
 def why_stop(before: ServerState, after: ServerState, *, target: float | None, budget: BudgetSection) -> str:
     """Why the run stops after a round; empty where it goes on.
 
-    A budget is kept, not passed: the run stops when another round like this one would pass it. Only the first round
-    is not known beforehand.
+    The run stops when another round like this one would pass a budget. Only the cost of the first round is not known
+    beforehand.
 
     Args:
         before: The state before the round.

@@ -1,8 +1,9 @@
 """Collects a round's update as a sum of ciphertexts: weights, updates, and a site that opens the sum.
 
 The coordinator never holds a key. A site decrypts the sum for it, so an honest coordinator sees what a secure sum
-shows; one that cheats could have a single update opened, which ``secure_sum`` does not allow. What no honest sites can
-have sent is refused: with the name of the site where its part is seen, without one where only the sum is.
+shows; one that cheats could have a single update opened, which ``secure_sum`` does not allow. Values that honest sites
+cannot have sent are refused. The refusal names a site where its own part is visible, and no site where only the sum
+is.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from silotune.settings.sections import PrivacySection
 from silotune.structs import ClientUpdate, Reply, Request, Tensors
 
 FLOAT32 = 1e-6
-"""Share by which a number in float32 may be larger than what it stands for, after a product or two."""
+"""Relative error that a float32 number may have after one or two products."""
 AGREEING = 2
-"""Sites that open a sum alike before the others are said to lie."""
+"""How many sites must open a sum to the same values before a site that opened it to others is booked as failed."""
 Opened = TypeVar("Opened")
 
 
@@ -80,7 +81,7 @@ class _EncryptedSum:
         return booked(self.asking, wire, values, counted, clients=len(self.openers))
 
     def _weights(self, wire: Exchange) -> tuple[int, int]:
-        """How many clients there are, and their examples together."""
+        """How many clients there are, and how many examples they have together."""
         total = Adder()
         bodies = dict.fromkeys(self.asking.clients, WeightOrder())
         for name, _, reply in wire.phase("he.weight", bodies, Section):
@@ -148,10 +149,10 @@ class _EncryptedSum:
         size: int,
         num_figures: int,
     ) -> Opened:
-        """Asks one site after the other until one has decrypted the sum to something that can be.
+        """Asks one site after the other to decrypt the sum, until a result is possible.
 
-        Where the first has not, either it lies or the sum cannot be: then what two sites say alike counts, and who says
-        something else has not decrypted it.
+        If the first site's result is impossible, either that site lies or the sum itself is impossible. Then the
+        result that two sites agree on counts, and sites with another result are booked as failed.
         """
         order = OpenOrder(packing=self.privacy.ciphertexts.packing, size=size, num_figures=num_figures)
         tensors = {name: torch.from_numpy(array) for name, array in cells.items()}
@@ -183,7 +184,7 @@ class _EncryptedSum:
     def _read(
         self, wire: Exchange, reply: Reply, expected: Layout, adders: Mapping[str, Adder]
     ) -> dict[str, list[Any]] | None:
-        """A site's ciphertexts by name, all of them ready to be added; None for a site that was booked."""
+        """A site's ciphertexts by name, all of them ready to be added; None for a site that was booked as failed."""
         if not self._fits(wire, reply, expected):
             return None
         try:
@@ -212,7 +213,7 @@ class _EncryptedSum:
 
 
 def _tried(read: Callable[[Tensors], Opened], tensors: Tensors) -> tuple[Opened | None, ProtectionError | None]:
-    """What an opened sum stands for, or why it cannot be."""
+    """What an opened sum stands for, or why such a sum is impossible."""
     try:
         return read(tensors), None
     except ProtectionError as error:

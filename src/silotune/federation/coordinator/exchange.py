@@ -19,26 +19,28 @@ from silotune.settings.base import Section
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Tensors
 
 EVERYBODY = "(sum)"
-"""Stands for a client's name in the rows of a run folder, where only the sum is known."""
+"""Stands in place of a client's name in the rows of a run folder where only the sum is known."""
 
 RELEASE = "release"
 """Field of the row of a noised sum: what was released, as a ledger counts it."""
 
 SigningKeys: TypeAlias = Mapping[str, Sequence[str]]
-"""Client -> the public keys that it may sign with, in OpenSSH's format; what a client signs that is not named here is
-not checked by the coordinator, as in one process, where nobody but this program makes the keys."""
+"""Client -> the public keys that it may sign with, in OpenSSH's format; the coordinator does not check the signatures
+of a client that is not named here. In a run in one process none is named, because this program makes all the keys
+itself."""
 
 _Report = TypeVar("_Report", bound=Section)
 
 
 class Exclusion(Section):
-    """Why a client is asked no more.
+    """Why a client is no longer asked.
 
     Attributes:
         round_number: In which round it was found.
         reason: What it did, in one line.
-        proof: Shown to the others where they have helped to open the sum that it was in.
-        is_lasting: It has lied for certain: it is left out for the rest of the run, not of this round alone.
+        proof: Evidence that is shown to the other clients if they had helped to open the sum in which the client lied.
+        is_lasting: Whether the client has lied for certain; then it is left out for the rest of the run, not only of
+            this round.
     """
 
     round_number: int
@@ -48,7 +50,7 @@ class Exclusion(Section):
 
 
 def lasting(excluded: Mapping[str, Any]) -> dict[str, Any]:
-    """Who is left out of the next rounds, too."""
+    """The exclusions that hold for the next rounds, too."""
     return {name: why for name, why in excluded.items() if why["is_lasting"]}
 
 
@@ -62,7 +64,7 @@ class Book(Protocol):
         """A client gave no usable reply."""
 
     def blame(self, failure: Failure, notify: Observer) -> None:
-        """A client's reply cannot be used: that stands in the audit trail, too."""
+        """A client's reply cannot be used; the audit trail records that, too."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Asking:
         send: Carries requests, gives replies and failures as they arrive.
         book: Keeps rows and failures.
         notify: Told of events.
-        excluded: Who is asked no more, as ``Exclusion`` in plain JSON; they stay in the cohort, like those that do not
-            answer, so that a sum without them has the same bits whether they lie or are away.
+        excluded: Clients that are no longer asked, with their ``Exclusion`` in plain JSON. They stay in the cohort, as
+            clients that do not answer do, so that the sum without them has the same bits in both cases.
     """
 
     number: int
@@ -94,7 +96,7 @@ class Asking:
 
 
 def order_in(asking: Asking) -> Order:
-    """The order to train as a sum's own messages hold it; the job stands beside it."""
+    """The order to train, without the job, which a sum's messages carry beside it."""
     return Order.model_validate({name: value for name, value in asking.body.items() if name != JOB})
 
 
@@ -137,7 +139,7 @@ class Exchange:
             yield reply.client, answer, reply
 
     def has(self, client: str, stage: str, fault: str | None) -> bool:
-        """Whether a client's answer has a fault; then it is booked."""
+        """Books a client whose answer has a fault; says whether it has one."""
         if fault is not None:
             self.fail(client, stage, fault)
         return fault is not None
@@ -157,7 +159,7 @@ def booked(
         wire: Its exchanges.
         values: Weighted mean of the updates, float32 [size].
         figures: Sums of what the clients report; ``clipped`` among them.
-        clients: Whose update is in the sum.
+        clients: How many clients' updates are in the sum.
     """
     clipped = figures.pop("clipped")
     figures.pop("weight")

@@ -1,7 +1,7 @@
-"""What the body of each kind of reply may hold: ``kinds`` names the readers, and nothing is believed before.
+"""What the body of each kind of reply may hold. ``kinds`` names the reader that checks a body before it is used.
 
-Scores come as ``evaluation.figures`` makes them of the order's labels. A site's policy may withhold any of them, which
-is then None, and give rates in steps.
+Scores have the form that ``evaluation.figures`` gives them. A site's policy may withhold any of them, which is then
+None, and may round rates to steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Change = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 
 
 class OneClass(Section):
-    """Of one label: ``support`` examples have it."""
+    """Scores of one label, which ``support`` examples have."""
 
     precision: Share
     recall: Share
@@ -39,7 +39,7 @@ class OneClass(Section):
 
 
 class OneBin(Section):
-    """Of the examples whose confidence lies in one interval."""
+    """Scores of the examples whose confidence lies in one interval."""
 
     begin: Share = Field(alias="from")
     end: Share = Field(alias="to")
@@ -55,7 +55,7 @@ class Scores(Section):
 
 
 class OptionScores(Scores):
-    """Of answers out of a closed set, as far as they were generated."""
+    """Scores of answers from a closed set, with the figures that generated answers have, too."""
 
     scoring: Scoring
     accuracy: Share | None
@@ -66,21 +66,21 @@ class OptionScores(Scores):
 
 
 class LikelihoodScores(OptionScores):
-    """The same where the likeliest option was taken, so that its probability is known."""
+    """Scores of answers from a closed set where the likeliest option was taken, so that its probability is known."""
 
     ece: Share | None
     reliability: Annotated[tuple[OneBin, ...], Field(max_length=CALIBRATION_BINS)] | None
 
 
 class OpenScores(Scores):
-    """Of open answers; no perplexity is above the exponential of 700."""
+    """Scores of open answers; a perplexity is at most the exponential of 700."""
 
     loss: Nats | None
     perplexity: Annotated[FiniteFloat, Field(ge=0, le=math.exp(700.0))] | None
 
 
 class PairScores(Scores):
-    """Of pairs of answers."""
+    """Scores of pairs of answers."""
 
     preference_accuracy: Share | None
     gain: Change | None
@@ -111,7 +111,7 @@ def scores(reply: Reply, settings: RunSettings) -> Scores:
 
 
 def _odd_figure(scores: OptionScores, settings: RunSettings) -> str | None:
-    """The first figure that cannot be one of these labels and as many examples; None for none."""
+    """The first figure that does not fit the labels and the number of examples; None if all of them fit."""
     faults = {
         "scoring": scores.scoring != settings.evaluation.scoring,
         "per_class": scores.per_class is not None and not _is_by_class(scores.per_class, scores, settings.labels),
@@ -128,18 +128,18 @@ def _is_by_class(by_class: Mapping[str, OneClass], scores: Scores, labels: Seque
 
 
 def _is_confusion(rows: Sequence[Sequence[int]], scores: Scores, labels: Sequence[str]) -> bool:
-    """A row a label, in it a column a label and one for what names none, and every example in one cell."""
+    """Whether each label has a row, with a column for each label and one for none, and each example one cell."""
     has_shape = [len(row) for row in rows] == [len(labels) + 1] * len(labels)
     return has_shape and sum(map(sum, rows)) == scores.num_examples
 
 
 def report(reply: Reply, settings: RunSettings) -> TrainReport:
-    """What an update weighs and what it took."""
+    """The weight of an update and what it cost."""
     return read_report(reply)
 
 
 def empty(reply: Reply, settings: RunSettings) -> Section:
-    """Nothing beside the tensors."""
+    """An empty body: such a reply has nothing beside its tensors."""
     return read_body(Section, reply)
 
 
@@ -159,7 +159,7 @@ def complaints(reply: Reply, settings: RunSettings) -> AcceptReport:
 
 
 def answers(reply: Reply, settings: RunSettings) -> InputReport:
-    """What those that complain were given."""
+    """The shares that the sites which complain were given."""
     return read_body(InputReport, reply)
 
 

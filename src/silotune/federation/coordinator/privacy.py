@@ -1,6 +1,6 @@
 """The coordinator's part of client-level differential privacy: who is drawn, what it costs, the noised mean.
 
-Of noise in shares, which the sites add inside a secure sum, the coordinator keeps the account alone.
+Where the sites add the noise in shares inside a secure sum, the coordinator only keeps the account.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENTRIES = "entries"
 """Where the rounds' state keeps the same rows."""
 _CLIP = "clip_norm"
 _ROOM_FOR_SIZE = 1 - 1e-4
-"""Of an epsilon, so that noise planned for one number of values keeps it for another."""
+"""Noise is planned for this share of an epsilon, so that it also keeps the epsilon for another number of values."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CentralPrivacy:
 
     Attributes:
         privacy: The ``[privacy]`` section.
-        mechanism: Noise and weights; None where the sum comes noised.
+        mechanism: Noise and weights; None where the sites have noised the sum.
         release: What one round costs, at most.
         run: The run's identity in the ledger.
         entropy: Where draws and noise come from.
@@ -54,7 +54,8 @@ class CentralPrivacy:
     def sample(self, clients: Sequence[str]) -> tuple[str, ...] | None:
         """The round's clients by independent draws; None where the run samples as it does without privacy.
 
-        Sites know the run's seed, so it must not draw them: amplification is for those who do not know who took part.
+        The run's seed does not draw them, because the sites know it: sampling amplifies privacy only against those who
+        do not know who took part.
         """
         dp = self.privacy.dp
         if not isinstance(dp, ByClient) or dp.client_sampling == "fixed":
@@ -90,7 +91,7 @@ class CentralPrivacy:
         return mean, {**kept, _CLIP: bound}
 
     def settled(self, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: RunFolder) -> dict[str, Any]:
-        """What the state is to keep once the round's cost is certain: of noise in shares, that of those in the sum."""
+        """What the state is to keep once the round's cost is known, which depends on the clients in a noised sum."""
         released = [row[RELEASE] for row in rows if RELEASE in row]
         if not released:
             return dict(kept)
@@ -102,7 +103,7 @@ class CentralPrivacy:
 
 
 def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend:
-    """What a round of distributed noise costs at most: that of the fewest sites that a sum is opened for.
+    """What a round of distributed noise costs at most: its cost with the fewest sites that a sum is opened for.
 
     Args:
         privacy: The ``[privacy]`` section; without a noise multiplier the noise is made to fit its epsilon.
@@ -111,7 +112,7 @@ def noise_in_shares(privacy: PrivacySection, clients: int, rounds: int) -> Spend
 
     Raises:
         ConfigError: No noise keeps ``privacy.dp.epsilon``.
-        ProtectionError: The noise does not fit the ring, or nobody's is left when some collude.
+        ProtectionError: The noise does not fit the ring, or no honest site's noise is left when sites collude.
     """
     dp, needed = privacy.dp, needed_of(clients, privacy.masks.threshold)
     assert isinstance(dp, Distributed), "noise in shares is of this guarantee alone"
@@ -171,7 +172,7 @@ def central_privacy(
 def begin_round(
     privacy: CentralPrivacy | None, clients: Sequence[str], kept: Mapping[str, Any], *, number: int, run: RunFolder
 ) -> tuple[Mapping[str, Any], tuple[str, ...] | None]:
-    """What privacy keeps, the round's cost written down, and its clients where privacy draws them.
+    """Writes the round's cost down; gives what privacy keeps, and the round's clients where privacy draws them.
 
     Raises:
         BudgetError: The round would overspend.
@@ -190,7 +191,7 @@ def with_epsilon(kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def refuse_overspending(clients: Sequence[str], failures: Sequence[Failure]) -> None:
-    """Tells a round that nobody's budget allows, the run's or its owner's, from one that failed.
+    """Raises where no client's budget, the run's or its owner's, allows the round; ignores other failures.
 
     Args:
         clients: Of the round.
@@ -206,5 +207,5 @@ def refuse_overspending(clients: Sequence[str], failures: Sequence[Failure]) -> 
 
 
 def over_budget(failures: Sequence[Failure]) -> list[Failure]:
-    """Those of clients whose budget, the run's or the owner's, does not allow the round."""
+    """The failures of clients whose budget, the run's or the owner's, does not allow the round."""
     return [failure for failure in failures if failure.stage == BUDGET or failure.rule in EPSILON_RULES]

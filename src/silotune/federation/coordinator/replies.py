@@ -18,7 +18,8 @@ from silotune.tensors import put_under, scale, taken_from, without
 class Incoming:
     """What comes in during one round; each update is handed on and forgotten.
 
-    ``seconds`` is the simulated clock's; ``excluded`` who is to be left out when the round is done again, and why.
+    ``seconds`` is the time on the simulated clock; ``excluded`` says who is to be left out when the round is done
+    again, and why.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Incoming:
             del reply, delta  # or they would live on until the next one is there
 
     def blame(self, failure: Failure, notify: Observer) -> None:
-        """A client's reply was believed as one, and what it holds cannot be used: that stands in the trail, too."""
+        """Books a client whose reply was believed, but cannot be used; the audit trail records that, too."""
         audit_trail.fails(self.audit, failure)
         self.fail(failure, notify)
 
@@ -71,20 +72,20 @@ class Incoming:
         return sum(int(row[name]) for row in self.rows)
 
     def bytes_down(self) -> int:
-        """Requests to clients that failed were sent, too."""
+        """Bytes of all requests, those to clients that failed included."""
         return self.total("bytes_down") + sum(failure.bytes_down for failure in self.failures)
 
     def bytes_up(self) -> int:
         return self.total("bytes_up") + sum(failure.bytes_up for failure in self.failures)
 
     def taking_part(self) -> tuple[str, ...]:
-        """Who was asked; of asynchronous rounds, which offer work to all, who replied or failed."""
+        """Clients that were asked; in an asynchronous round, which offers work to all, those that replied or failed."""
         if self.staleness_exponent is None:
             return self.clients
         return tuple([*(row["client"] for row in self.rows), *(failure.client for failure in self.failures)])
 
     def joules(self) -> float | None:
-        """Of the clients; None where one does not know."""
+        """What all clients used; None where a client does not know what it used."""
         known = [row["joules"] for row in self.rows]
         return None if None in known else sum(known)
 
@@ -95,5 +96,5 @@ class Incoming:
 
 
 def _aged(tensors: Tensors, factor: float) -> Tensors:
-    """A late update counts for less; the change of a control stays whole, as its client has made it (SCAFFOLD)."""
+    """Scales a late update down; the change of a control stays as its client has made it (SCAFFOLD)."""
     return {**scale(without(CONTROL, tensors), factor), **put_under(CONTROL, taken_from(CONTROL, tensors))}

@@ -13,7 +13,7 @@ from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.training.release import release_of
 
 SPARE_ROUNDS = 10
-"""Rounds that a run which was killed may have begun beside its own: sites were charged for them."""
+"""Rounds that a killed run may have begun in addition to its own; sites were charged for these, too."""
 _ROUNDING = 1 + 1e-6
 
 
@@ -57,7 +57,7 @@ def check_epsilon(report: TrainReport, facts: Reported | None) -> None:
         facts: Of the run; None where its sites add no noise of their own.
 
     Raises:
-        MessageError: It is too large, or there can be none.
+        MessageError: The epsilon is too large, or the sites of this run add no noise.
     """
     if report.epsilon is None:
         return

@@ -58,7 +58,7 @@ class Plan:
         rounds: In all, those done before a resume counted in.
         method: Aggregation, server step and correction.
         body: The order in every ``train`` request.
-        settings: That the clients act by.
+        settings: The run's settings that the clients act by.
         seed: The run's seed.
         clients_per_round: Sampled each round; None for all.
         ranks: LoRA rank by client; those not named have the adapter's.
@@ -70,7 +70,7 @@ class Plan:
         every: Rounds between two scorings; the first state and the last round are always scored.
         select_every: Rounds between two looks at the selection metric; the last round always has one.
         patience: Rounds without a better selection metric before the run stops; None for never.
-        target: Selection metric at which the run stops, turned as ``select`` turns it; None for never.
+        target: Selection metric at which the run stops, with the sign that ``select`` gives it; None for never.
         budget: What the rounds may spend.
         checkpoint_every: Rounds between checkpoints; the last is always written.
         download: How the tensors of requests are compressed.
@@ -79,7 +79,7 @@ class Plan:
         privacy: Noise on the mean update; None for none, or where the sites add it.
         reported: What bounds an epsilon that a client reports; None where no client may report one.
         audit: The trail to keep, and the keys of clients; None for no trail.
-        protected: Asks for updates in another way, of which only the sum is seen; None to ask each client for its own.
+        protected: Collects updates so that only their sum is seen; None to ask each client for its own.
     """
 
     rounds: int
@@ -285,7 +285,8 @@ def _aggregated(
 
     Raises:
         BudgetError: Every client's budget is spent.
-        FederationError: Too few replies can be used. A round that nobody was drawn for is one of noise alone.
+        FederationError: Too few replies can be used. A round that nobody was drawn for does not fail: its update is
+            noise alone.
     """
     try:
         if plan.privacy is None:

@@ -1,7 +1,7 @@
 """Collects a round's update as a secure sum: the coordinator's six exchanges, of which one trains.
 
-What comes out is one update for all clients together: its delta is their weighted mean, so every method that uses its
-updates in no other way works on it as on theirs. A client that lies is found, booked under its name and left out, where
+The result is one update for all clients together. Its delta is their weighted mean, so every method that uses only
+the mean of updates works on it. A client that lies is found, booked under its name and left out, where
 it can be told which one it is; the others go on where the threshold allows.
 """
 
@@ -58,7 +58,7 @@ from silotune.settings.sections import PrivacySection
 from silotune.structs import ClientUpdate, Failure
 
 COARSE = 0.25
-"""Share of the largest value of a sum above which the error of rounding is told."""
+"""A note warns where the error of rounding is above this share of the largest value of a sum."""
 
 
 def secure_sum(privacy: PrivacySection, keys: SigningKeys) -> Collector:
@@ -156,7 +156,7 @@ class _Sum:
     def _complaints(
         self, wire: Exchange, parties: protocol.Circle, sealed: Mapping[str, Mapping[str, Sealed]]
     ) -> dict[str, Mapping[str, str]]:
-        """Each site that has opened its shares -> the owners of those that it does not hold, and its signatures."""
+        """Each site that has opened its shares -> the owners whose shares it could not open, and its signatures."""
         kind, arrived = "secure_sum.accept", tuple(sorted(sealed))
         bodies = {
             name: AcceptOrder(arrived=arrived, shares={owner: written(one) for owner, one in relayed.items()})
@@ -174,7 +174,7 @@ class _Sum:
     def _agreed(
         self, wire: Exchange, parties: protocol.Circle, complaints: Mapping[str, Mapping[str, str]]
     ) -> protocol.Agreed:
-        """Who shares masks: without those that have lied to others, or about them."""
+        """The sites that share masks, without those that have lied to other sites, or about them."""
         agreed = protocol.after_complaints(parties, complaints)
         for name in agreed.liars:
             wire.fail(name, "secure_sum.accept", "it is in dispute over shares with more sites than may lie")
@@ -230,7 +230,7 @@ class _Sum:
         return signatures
 
     def _proofs(self) -> dict[str, FalseSharing]:
-        """Of the clients that had lied in a sum of this round that the others have helped to open."""
+        """The proofs against clients that lied in a sum of this round which the others have helped to open."""
         known = {name: Exclusion.model_validate(why) for name, why in self.asking.excluded.items()}
         now = {name: why.proof for name, why in known.items() if why.round_number == self.asking.number}
         return {name: proof for name, proof in now.items() if proof is not None}
@@ -265,7 +265,7 @@ class _Sum:
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
         except protocol.FewSharesError as error:
             if error.owner not in alive and error.owner in {owner for owner, _ in agreed.disputes}:
-                reason = "another site says that it cannot open its shares, and it has not answered"
+                reason = "another site says that it cannot open this site's shares, and this site has not answered"
                 self._exclude(error.owner, Exclusion(round_number=number, reason=reason, is_lasting=False))
             raise ProtectionError(f"round {number}: {error}: the sum stays closed") from error
 
@@ -321,7 +321,7 @@ class _Sum:
 
 
 def _shares_in(report: UnmaskReport) -> protocol.Revealed:
-    """Owner of the secret -> (of which secret, share)."""
+    """Owner -> (which of its secrets, the revealed share)."""
     of_seed: dict[str, tuple[Secret, bytes]] = {
         owner: ("seed", bytes.fromhex(text)) for owner, text in report.seed.items()
     }

@@ -1,4 +1,4 @@
-"""What a coordinator believes of what comes back. ``settle`` stands in front of everything that it uses.
+"""What a coordinator believes of what comes back. It uses nothing that has not passed ``settle``.
 
 A reply is believed where it answers a request that was made, once, in the site's own name and under its own signature;
 where its body has the form of its kind and says what can be true; and where its tensors have the shapes that were asked
@@ -29,11 +29,13 @@ from silotune.tensors import all_finite, check_alike, largest
 
 _LOG = logging.getLogger(__name__)
 LARGEST_VALUE = 1e12
-"""In an update: the squares of a billion such values still add up in 32 bits, and no adapter comes near it."""
+"""The largest value in an update: the squares of a billion such values still add up in 32 bits, and no adapter comes
+near it."""
 MOST_WATTS, SPARE_JOULES = 2e5, 1e5
-"""Of one site, by this side's clock: more than a site draws ends nobody's budget of joules."""
+"""The most power of one site by the coordinator's clock, and energy on top. A site that reports more is refused, so
+that it cannot use up the budget of joules."""
 UNKNOWN = "unknown"
-"""The name under which an answer stands that is nobody's."""
+"""The name under which an answer is recorded that comes from none of the clients."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Settlement:
         requests: What was sent, by client.
         settings: Of the run; they say what a reply may hold.
         audit: The trail that believed replies and failures enter; None where none is kept.
-        shapes: Client -> tensors of the shapes that its update must have; of kinds without updates nothing.
+        shapes: Client -> tensors of the shapes that its update must have; empty for kinds without updates.
         oldest_round: Rounds from which replies may still come, where rounds are asynchronous; None for this one alone.
         reported: What bounds an epsilon in a report; None where sites add no noise, so that there is none.
         clock: Seconds that only grow.
@@ -114,7 +116,7 @@ class Settlement:
         return oldest <= reply.round_number <= request.round_number
 
     def _check_report(self, report: TrainReport, client: str) -> None:
-        """A report that can be true: no more energy than a site can have drawn since it was asked, no more epsilon."""
+        """Refuses a report of more energy or epsilon than a site can have spent since it was asked."""
         most = SPARE_JOULES + MOST_WATTS * (self.clock() - self._began)
         if report.joules is not None and report.joules > most and self.oldest_round is None:
             raise MessageError(f"{report.joules:.3g} joules are more than {client!r} can have used meanwhile")
@@ -125,7 +127,7 @@ def check_values(reply: Reply) -> None:
     """Refuses tensors that cannot be added up.
 
     Raises:
-        MessageError: A value is not finite, or larger than any of an update.
+        MessageError: A value is not finite, or larger than a value of an update may be.
     """
     if not all_finite(reply.tensors):
         raise MessageError(f"the update of {reply.client!r} holds values that are not finite")
@@ -137,7 +139,7 @@ def check_values(reply: Reply) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A body of this process's own as plain JSON: tuples as lists; one that was decoded is that already."""
+    """A body that this process made as plain JSON, with lists for tuples; a decoded body is plain already."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

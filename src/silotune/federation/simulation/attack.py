@@ -1,8 +1,9 @@
 """Simulated clients that work against the others, to see what an aggregation rule withstands.
 
-For simulations in one process only: nothing of it is in a request, and no client of a deployment can be told to attack.
-An update is changed after its client was done with it; with flipped labels the client itself learns what is wrong, and
-its update is made larger, as model replacement does (Bagdasaryan et al. 2020).
+This is for simulations in one process only: no request mentions an attack, so no client of a deployment can be told to
+    attack.
+An attack changes an update after its client has made it. With flipped labels, the client trains on wrong labels, and
+its update is then made larger, as in model replacement (Bagdasaryan et al. 2020).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from silotune.training.encode import Encoded
 
 
 def attackers(section: AttackSettings, clients: Sequence[str], *, seed: int) -> frozenset[str]:
-    """The malicious ones among the clients, drawn by the run's seed; none without an attack.
+    """The malicious clients, drawn by the run's seed; none without an attack.
 
     Raises:
         ConfigError: No honest client would be left.
@@ -62,7 +63,7 @@ def _flipped(example: Encoded, num_classes: int) -> Encoded:
 
 
 class Simulated(Transport, Protocol):
-    """A transport whose clients live in this process: their states can be given back."""
+    """A transport whose clients live in this process, so that their states can be restored."""
 
     def restore(self, states: Mapping[str, SiteState]) -> None:
         """Gives clients back what they kept; those not named start afresh."""

@@ -1,9 +1,11 @@
 """Puts a simulated clock over the clients of this process: replies come in the order in which they would arrive.
 
 Synchronous rounds end when enough clients have replied or at the deadline; what comes later is discarded, and recorded.
-With a buffer, clients work all the time: a round is over when the buffer is full, and those still at work go on with
-the model that they were given (FedBuff, Nguyen et al. 2022). The work itself is done when a client starts; its reply is
-held back until its time has come, and travels in checkpoints as part of what the client keeps.
+With a buffer, clients work all the time: a round is over when the buffer is full, and clients
+that are still at work keep
+training the model that they
+were given (FedBuff, Nguyen et al. 2022). The work itself is done when a client starts; its reply is held back until
+its simulated arrival, and checkpoints store it with the client's state.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PENDING = "pending"
 
 @dataclass(frozen=True)
 class _Pending:
-    """A reply or failure on its way: when it arrives, and its place among those that were started."""
+    """A reply or failure on its way: when it arrives, and its place in the order in which work was started."""
 
     seconds: float
     place: int
@@ -37,7 +39,8 @@ class Clocked:
         inner: The clients.
         paces: How fast each of them is.
         settings: The ``[federation.clock]`` section.
-        wanted: Replies that end a synchronous round (the rest is late), or clients at work at one time with a buffer.
+        wanted: Number of replies that end a synchronous round (later ones are discarded), or, with a buffer, the
+            number of clients that work at the same time.
         now: Simulated seconds since the run began.
     """
 

@@ -1,7 +1,7 @@
 """A simulated clock: when a client's reply would arrive if every institution had its own machine and line.
 
-Nothing waits. A client's time is what its steps and bytes take at its own speed, in the hours in which it is
-available; all of it follows from the configuration, so two runs give the same seconds.
+No process actually waits. A client's time is what its steps and bytes take at its own speed, in the hours in which it
+is available. It all follows from the configuration, so two runs give the same seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pace:
         upload: Bytes a second to the coordinator.
         download: Bytes a second from it.
         latency_seconds: Of one message, each way.
-        available: Stretches (from, to) of each period in which it works, ascending; none for always.
+        available: Stretches (from, to) of each period in which it works, ascending; empty if it always works.
         period_seconds: Length of that period.
     """
 
@@ -52,7 +52,7 @@ class Pace:
         return self.after(start, sent + work)
 
     def after(self, start: float, seconds: float) -> float:
-        """When so many seconds of work that begins at ``start`` are done; it rests while the client is away."""
+        """When work of so many seconds that begins at ``start`` is done; it pauses while the client is away."""
         if not self.available:
             return start + seconds
         period, offset = divmod(start, self.period_seconds)
@@ -66,10 +66,10 @@ class Pace:
 
 
 def paces(settings: ClockSection, clients: Sequence[str], *, seed: int) -> dict[str, Pace]:
-    """Every client's pace: from the trace, over it the table, and what neither says from the section's own values.
+    """Every client's pace: the table overrides the trace, and the section's own values fill in what neither gives.
 
     Raises:
-        ConfigError: The trace cannot be read, or a client is listed that there is not.
+        ConfigError: The trace cannot be read, or it lists a client that the run does not have.
     """
     told: dict[str, PaceSection] = {**(_trace(settings.trace) if settings.trace else {}), **settings.clients}
     for name in told:
@@ -117,7 +117,7 @@ def _trace(path: Path) -> dict[str, PaceSection]:
 
 
 def _number(text: str) -> float | str:
-    """A cell's number; what is none stays as it is, for the section to refuse."""
+    """A cell's number; other text stays as it is, so that the section refuses it."""
     try:
         return float(text)
     except ValueError:

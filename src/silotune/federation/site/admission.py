@@ -1,9 +1,9 @@
-"""Whether a site does what a request asks. ``admit`` stands in front of everything that a site does.
+"""Decides whether a site does what a request asks. A site does nothing for a request before ``admit`` has passed it.
 
-It reads from top to bottom: what came is brought to its form, then held against the federation's members, the signed
-job, the run's setup and the site's policy, all before any file of the site's is opened; then against what serving it
-would cost, and against what was served before. What is not listed is refused. Nothing is learnt, counted or sent
-before ``admit`` has returned, and what must not be forgotten is on the site's disk by then.
+The checks run from top to bottom. The message is decoded, then checked against the federation's members, the signed
+job, the run's setup and the site's policy, all before any of the site's examples or models is opened; then against
+what serving it would cost, and against what was served before. What is not listed is refused. Nothing is learnt,
+counted or sent before ``admit`` has returned, and what must not be forgotten is on the site's disk by then.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a site knows of itself, and holds against what is asked; nothing of it comes from a request.
+    """What a site itself knows and checks requests against; nothing in it comes from a request.
 
     Attributes:
         site: Its name.
@@ -75,7 +75,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Arrived:
-    """What came, of which nothing is believed: the name of a run, its setup as JSON, and an encoded request."""
+    """A message as it came, before any check: the name of a run, its setup as JSON, and an encoded request."""
 
     run: str
     setup: bytes
@@ -84,7 +84,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Facts:
-    """What serving a request would cost, as only the site can tell once its examples are at hand.
+    """What serving a request would cost, which only the site can tell, once its examples are loaded.
 
     Attributes:
         adapter_values: Values of the adapter that the site has made for the run.
@@ -96,7 +96,7 @@ class Facts:
 
 
 class Ready(Protocol):
-    """A run that the site has opened: its own examples and model, which only an admitted request gets to."""
+    """A run that the site has opened, with the site's own examples and model; only an admitted request reaches them."""
 
     @property
     def expected(self) -> Mapping[str, Expected]:
@@ -107,7 +107,7 @@ class Ready(Protocol):
         """What was served of the run before."""
 
     def facts(self, request: Request) -> Facts:
-        """What serving a request would cost, but for privacy, which takes long to tell."""
+        """What serving a request would cost, without its cost in privacy, which takes long to compute."""
 
     def epsilons(self, request: Request, delta: float) -> tuple[float, float] | None:
         """Privacy loss of the run and of all runs at ``delta``, once it is served; None where nothing bounds it."""
@@ -123,17 +123,17 @@ class Admitted:
 
 
 def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitted:
-    """A request, where it may be served.
+    """Checks a message, and gives its request if the site may serve it.
 
     Args:
         arrived: What came.
         gate: The site's.
-        open_run: Opens the site's own examples and model for the run's setup; called once all that can be told without
-            them has been told.
+        open_run: Opens the site's own examples and model for the run's setup; called after all checks that do not need
+            them.
 
     Raises:
-        PolicyError: It is refused; ``rule`` says by what.
-        MessageError: It is not a request of a kind that there is, or its tensors are not what the run's settings say.
+        PolicyError: The request is refused; ``rule`` names the rule that refuses it.
+        MessageError: It is not a request of a known kind, or its tensors are not what the run's settings say.
         SilotuneError: What opening the run raises.
     """
     policy = rules.read_policy(gate.policy)
@@ -142,7 +142,7 @@ def admit(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready]) -> Admitt
 
 
 def _admitted(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready], policy: Policy) -> Admitted:
-    """A request that may be served under a policy, whose plug-ins are the only ones that can be named."""
+    """A request that may be served under a policy; it can name only the plug-ins that this policy allows."""
     members = gate.membership()
     header = read_header(arrived.payload)
     kind_named(header.kind)
@@ -168,7 +168,7 @@ def _admitted(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready], polic
 
 
 def _check_sender(header: Header, gate: Gate, members: Membership) -> None:
-    """It is for this site, and its coordinator has committed itself to all that it has written so far."""
+    """Checks that it is for this site, and that the coordinator has signed the head of its audit trail."""
     if header.type != "request" or header.client != gate.site:
         raise PolicyError("address", f"a request for {header.client!r} reached {gate.site!r}")
     try:
@@ -202,7 +202,7 @@ def _job_of(header: Header, gate: Gate, members: Membership) -> SignedJob:
 
 
 def _check_run(job: Job, run: str, setup: Mapping[str, Any]) -> None:
-    """The run that the request names is the job's, and so is the setup beside it."""
+    """Checks that the request's run and the setup that came with it are those of the job."""
     if job.run != run:
         raise PolicyError("job.run", f"the job is of the run {job.run!r}, the request came with {run!r}")
     if sha256(setup) != job.setup_sha256:
@@ -210,7 +210,7 @@ def _check_run(job: Job, run: str, setup: Mapping[str, Any]) -> None:
 
 
 def _check_order(header: Header, job: Job, setup: Setup) -> None:
-    """The order in a request names the setup that was signed, the job's own run, and the run's seed; nothing else."""
+    """Checks that the order in a request names exactly the signed setup, the job's run and the run's seed."""
     kind, config = KINDS[header.kind], setup.config
     if job.task != config.data.task or job.rounds != config.federation.rounds:
         raise PolicyError("job.setup", "the job is of another task, or of other rounds, than the run's setup")
@@ -254,15 +254,15 @@ BOUNDS: Mapping[str, float] = {
 
 
 def check_bounds(config: Config) -> None:
-    """Refuses settings that no run needs and that could take a site's memory, or its time.
+    """Refuses settings that no run needs and that could use up a site's memory or time.
 
     Raises:
-        PolicyError: One is beyond its bound.
+        PolicyError: A setting is beyond its bound.
     """
     for name, most in BOUNDS.items():
         value: Any = config
         for part in name.split("."):
-            value = getattr(value, part, None)  # settings of another choice are not there
+            value = getattr(value, part, None)  # only the chosen variant has its settings
         if value is not None and value > most:
             raise PolicyError("bounds", f"{name} = {value:g}, at most {most:g} is served")
 
@@ -293,17 +293,17 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
 
 
 def _check_cohort(job: Job, config: Config, cohort: int | None) -> None:
-    """A sum begins over as many sites as the signed settings say: few of them would hide each other badly."""
+    """Checks that a sum begins over as many sites as the signed settings say: too few would hide each other badly."""
     federation, everybody = config.federation, len(set(job.participants))
     if isinstance(config.privacy.dp, ByClient) and config.privacy.dp.client_sampling == "poisson":
         return  # how many are drawn differs by round: the site's least cohort bounds it
     wanted = min(federation.clients_per_round or everybody, everybody)
     if cohort is None or cohort < wanted:
-        raise PolicyError("job.cohort", f"a sum over {cohort} sites, the job says {wanted}")
+        raise PolicyError("job.cohort", f"the sum is over {cohort} sites, but the job says {wanted}")
 
 
 def _with_terms(asked: Asked, terms: object) -> Asked:
-    """The same, with what a sum that begins is said to be over."""
+    """The same, with the participants, threshold and colluding sites that the terms of a beginning sum name."""
     if not isinstance(terms, Mapping) or asked.cohort is None:
         return asked
     threshold = terms.get("threshold")
@@ -321,7 +321,7 @@ def _colluding(noise: object) -> int | None:
 
 
 def _cohort(header: Header) -> int | None:
-    """How many sites a request says are in its sum; None where its kind says nothing of them, or nothing countable."""
+    """How many sites a request says are in its sum; None where its kind or its body does not tell."""
     path = KINDS[header.kind].cohort
     found: Any = header.body if path else None
     for key in path:
@@ -340,7 +340,7 @@ def _with_epsilons(asked: Asked, epsilons: tuple[float, float] | None) -> Asked:
 
 
 def _note_served(request: Request, served: Served, policy: Policy) -> None:
-    """Remembers with which models a round was trained and the run was scored, before it is; the same again is free."""
+    """Records the model that is about to be trained or scored; the same model again does not count once more."""
     kind, model = KINDS[request.kind], digest(request.tensors)
     if kind.trains:
         place = f"{request.kind}:{request.round_number}"

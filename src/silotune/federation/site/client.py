@@ -1,7 +1,8 @@
-"""All that a silo does: a request in, a reply out.
+"""All that a silo does: it takes a request and gives a reply.
 
-A round of training has three parts. ``begin`` opens what came and writes its privacy down, an engine trains, and
-``release`` makes of the results what may leave. So an engine may train one client after the other, or many in one pass.
+A round of training has three parts. ``begin`` unpacks the request and records its privacy cost, an engine trains, and
+``release`` turns the results into what may leave. So an engine may train one client after the other, or many in one
+pass.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from silotune.training.private import DpSgd
 
 
 def client_round(request: Request, site: Site) -> Reply:
-    """Does what a request asks with the site's own data; the site's state moves on.
+    """Does what a request asks with the site's own data, and updates the site's state.
 
-    A deployed site asks ``admission.admit`` before it comes to this.
+    A deployed site calls ``admission.admit`` first.
 
     Raises:
         MessageError: The kind is unknown, or the body does not hold a valid order.
@@ -51,7 +52,7 @@ def client_round(request: Request, site: Site) -> Reply:
 
 
 def train(request: Request, site: Site) -> Reply:
-    """``train`` at the end of its link: what came is opened before the round, and its update is packed after it."""
+    """``train`` over a compressed link: unpacks the request, trains for one round, and packs the update."""
     settings, order = site.settings, read_order(request)
     privacy.check_way(settings.privacy, "none")
     upload, download = settings.federation.upload, settings.federation.download
@@ -73,7 +74,7 @@ class Begun:
         request: What was asked, opened.
         works: What an engine is to train: the round of the global model, then that of the client's own where the
             method has one (Ditto).
-        parts: What of the adapter travels, trains and stays.
+        parts: Which tensors of the adapter travel, train and stay at the site.
         opened: What the round costs in privacy, written down; None where the site adds no noise.
     """
 
@@ -84,10 +85,11 @@ class Begun:
 
 
 def begin(request: Request, site: Site) -> Begun:
-    """Gets a round ready; what it costs in privacy is in the site's ledger afterwards.
+    """Gets a round ready, and writes what it costs in privacy to the site's ledger.
 
     Raises:
-        PrivacyError: The site has released something under a guarantee in this run, and its settings name none.
+        PrivacyError: The site has released something under a guarantee in this run, but the settings name no
+            guarantee.
         BudgetError: The round would overspend.
         MessageError: The body does not hold a valid order, or a tensor is missing.
     """
@@ -111,7 +113,7 @@ def begin(request: Request, site: Site) -> Begun:
 
 
 def release(begun: Begun, results: Sequence[LocalResult], account: Account, site: Site) -> Reply:
-    """What may leave of a round that was trained; the site's state moves on.
+    """The reply with what may leave of a trained round; the site's state is updated.
 
     Args:
         begun: As ``begin`` gave it.
@@ -139,9 +141,9 @@ def _trained(request: Request, site: Site) -> Reply:
 
 
 def personalize(request: Request, site: Site) -> Reply:
-    """A local round from the final global model, which gives the client a model of its own; nothing is sent."""
+    """Trains a model of the client's own for one round from the final global model; no tensors are sent."""
     order, received = _order(request, site), _received(request, site)
-    full = site.settings.training.model_copy(update={"schedule": "constant"})  # a cosine has come to 0 by now
+    full = site.settings.training.model_copy(update={"schedule": "constant"})  # a cosine schedule has reached 0 by now
     work = replace(_work(request, site, order, received, purpose="personalize"), settings=full)
     with site.meter.client() as account:
         (result,) = one_by_one(site.adapted, [work])
@@ -154,7 +156,7 @@ def _order(request: Request, site: Site) -> Order:
     """The order to train.
 
     Raises:
-        PrivacyError: The run that the site takes part in has spent under a guarantee, and its settings name none now.
+        PrivacyError: The site has spent privacy under a guarantee in this run, but the settings now name no guarantee.
     """
     order = read_order(request)
     if not site.settings.privacy.dp.is_promised and has_spent(site.state):
@@ -193,7 +195,7 @@ def _work(
 
 
 def _report(results: Sequence[LocalResult], account: Account, site: Site) -> dict[str, Any]:
-    """What the update weighs (of the first local round) and what all local rounds took."""
+    """The weight of the update (from the first local round) and what all local rounds cost."""
     return {
         "num_examples": results[0].num_examples,
         "loss": results[0].loss,
@@ -225,7 +227,7 @@ def score(request: Request, site: Site) -> Reply:
 
 
 def countersign(request: Request, site: Site) -> Reply:
-    """Nothing to do: what counts is the signature, which covers the head that came with the request."""
+    """Gives an empty reply: what counts is its signature, which covers the head that came with the request."""
     return Reply(request.kind, request.round_number, site.name, {})
 
 

@@ -41,10 +41,10 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     Args:
         site: Whose ledger counts.
         request: What is asked.
-        delta: The site's own: with that of the run, the run would say what an epsilon means.
+        delta: The site's own. A delta of the run's choice would let the run decide what an epsilon means.
 
     Returns:
-        None where no update is sent, or the site adds no noise: then nothing bounds what is given away.
+        None where no update is sent, or where the site adds no noise, so that nothing bounds what is given away.
 
     Raises:
         PrivacyError: The request's settings do not go together under its guarantee.
@@ -94,7 +94,7 @@ class Timed(Sequence[Item], Generic[Item]):
 
 
 def _release(site: Site) -> Spend | None:
-    """What the update gives away; of noise in shares, as the terms say that every site of the sum has signed."""
+    """What the update gives away; for noise in shares, by the terms that every site of the sum has signed."""
     settings = site.settings
     if settings.privacy.dp.is_at_site:
         rounds, noise = settings.federation.rounds, kept_noise(site.state)

@@ -34,7 +34,7 @@ _SENT, _DONE = "sent", "opened"
 
 
 def encrypt_weight(request: Request, site: Site) -> Reply:
-    """``he.weight``: this site, and its number of examples, encrypted."""
+    """``he.weight``: sends a count of one site and its number of examples, encrypted."""
     read_body(WeightOrder, request)
     protection = protection_of(site)
     figures = encrypt(np.array([1, len(site.examples)], np.int64), FIGURE_PACKING, _key(protection))
@@ -46,8 +46,8 @@ def encrypt_update(request: Request, site: Site, train: Callable[[Request], Repl
     """``he.input``: trains, then sends the update and its figures encrypted.
 
     Raises:
-        ProtectionError: The coordinator has chosen how to encrypt, and not the run's settings; or the site has more
-            examples than a weight may say.
+        ProtectionError: The coordinator has chosen other encryption than the run's settings say, or the site has more
+            examples than ``privacy.max_examples``.
     """
     order = read_body(EncryptOrder, request)
     privacy = site.settings.privacy
@@ -65,11 +65,11 @@ def encrypt_update(request: Request, site: Site, train: Callable[[Request], Repl
     if int(update.body["num_examples"]) > privacy.sums.max_examples:
         raise ProtectionError(
             f"this site holds more examples than privacy.protection.max_examples = {privacy.sums.max_examples}: "
-            "raise it"
+            "raise this setting"
         )
     values = arithmetic.flatten(update.tensors).float().numpy()
     if len(values) != order.size:
-        raise ProtectionError(f"the update has {len(values)} values, {order.size} are asked for")
+        raise ProtectionError(f"the update has {len(values)} values, but {order.size} are asked for")
     numbers, clipped = _numbers(values, order, scale, update)
     figures = to_integers(update.body, clipped=clipped, clients=order.clients, bits=FIGURE_PACKING.bits)
     counted = np.concatenate([np.ones(1, np.int64), signed(figures)])
@@ -82,21 +82,23 @@ def encrypt_update(request: Request, site: Site, train: Callable[[Request], Repl
 
 
 def open_sum(request: Request, site: Site) -> Reply:
-    """``he.open``: decrypts a sum, if it is one of enough clients; each site opens one of each kind a round, and of no
-    round in which it has sent nothing.
+    """``he.open``: decrypts a sum of enough clients.
 
-    The number of clients is summed beside the update. It stops a coordinator that errs, not one that forges it:
-    ciphertexts can be changed by whoever holds them.
+    In a round, each site opens one sum of each kind, and only a kind that it has sent its own part of.
+
+    The number of clients is summed beside the update. This stops a coordinator that errs, but not one that forges the
+    number: whoever holds ciphertexts can change them.
 
     Raises:
-        ProtectionError: Too few clients are in the sum, this site has opened one in this round, or sent nothing.
+        ProtectionError: Too few clients are in the sum, or this site has already opened such a sum in this round, or
+            has sent nothing for it.
     """
     order = read_body(OpenOrder, request)
     protection = protection_of(site)
     which = _which("update" if order.size else "weight", request)
     known = site.served.opened(which)
     if known is None:
-        raise ProtectionError(f"this site has sent nothing in round {request.round_number} that a sum could hold")
+        raise ProtectionError(f"this site has sent nothing in round {request.round_number} that could be in this sum")
     if known == _DONE:
         raise ProtectionError(f"this site has opened a sum of round {request.round_number} before")
     site.served.note_opened(which, _DONE)
@@ -117,7 +119,7 @@ def _which(kind: str, request: Request) -> str:
 
 
 def _note_sent(site: Site, kind: str, request: Request) -> None:
-    """Allows this site one opening of the round's sum, unless it had that."""
+    """Allows this site to open the round's sum once, unless it was allowed to already."""
     if site.served.opened(_which(kind, request)) is None:
         site.served.note_opened(_which(kind, request), _SENT)
 
@@ -132,7 +134,7 @@ def _numbers(values: Array, order: EncryptOrder, scale: Scale, update: Reply) ->
 
 def _key(protection: Protection) -> bytes:
     if protection.he_key is None:
-        raise ProtectionError(f"{protection.member.name!r} has no key of encrypted sums: its kit brings it")
+        raise ProtectionError(f"{protection.member.name!r} has no key for encrypted sums: use the key of its kit")
     return protection.he_key
 
 

@@ -1,7 +1,7 @@
-"""What a data holder puts around its client function: admission before it; then what may leave, signed, written down.
+"""What a data holder puts around its client function: admission, a check of what may leave, signatures, and a trail.
 
-``serve`` is the whole way of a request through a site. Whatever happens on it ends in the site's own audit trail, and
-an error that nobody foresaw is that request's failure and no more.
+``serve`` takes a request the whole way through a site. Whatever happens is written to the site's own audit trail, and
+an unexpected error fails that request only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from silotune.tensors import digest, num_bytes
 NOT_FIGURES = (
     "num_examples", "steps", "tokens", "seconds", "core_seconds", "joules", "energy_source", "scoring",
 )  # fmt: skip
-"""Of a reply's body, what an aggregate or the books need, and the policy's ``metrics`` does not decide on."""
+"""Fields of a reply's body that an aggregate or the accounts need; the policy's ``metrics`` does not decide on them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Guard:
     """A site's means of saying no, and of proving what was asked and answered.
 
     Attributes:
-        gate: What it holds against a request.
+        gate: What it checks a request against.
         key: The site's own signing key.
         trail: The site's own audit chain.
     """
@@ -47,7 +47,7 @@ class Guard:
 
 
 def serve(arrived: Arrived, guard: Guard, open_run: Callable[[], Ready], work: Callable[[Admitted], Reply]) -> Reply:
-    """Admits a request, does the work, withholds what may not leave, signs; all of it enters the site's trail.
+    """Admits a request, does the work, withholds what may not leave, and signs; the site's trail records all of it.
 
     Args:
         arrived: What came.
@@ -89,7 +89,7 @@ def serve(arrived: Arrived, guard: Guard, open_run: Callable[[], Ready], work: C
 
 
 def _rule_of(error: Exception) -> str:
-    """Under what name a refusal stands that is not the policy's."""
+    """The name under which the trail records a refusal that does not come from the policy."""
     if isinstance(error, BudgetError):
         return "privacy"
     return "protection" if isinstance(error, ProtectionError) else "message"
@@ -102,7 +102,7 @@ def _add_spent(trail: Trail, place: dict[str, Any], asked: Asked) -> None:
 
 
 def _place_of(arrived: Arrived) -> dict[str, Any]:
-    """What a request says it is, for the trail: a site's is one for all runs; of what cannot be read, nothing."""
+    """What a request says about itself, for the site's trail of all runs; empty fields if it cannot be read."""
     try:
         header = read_header(arrived.payload)
     except MessageError:
@@ -120,7 +120,7 @@ def released(reply: Reply, allowed: Policy) -> Reply:
     """The reply as it may leave.
 
     Raises:
-        PolicyError: It speaks of too few examples, or is too large.
+        PolicyError: The reply is about too few examples, or is too large.
     """
     figures: tuple[str, ...] = ()
     if KINDS[reply.kind].is_seen_alone:
@@ -133,7 +133,7 @@ def released(reply: Reply, allowed: Policy) -> Reply:
 def figures_within(reply: Reply, metrics: tuple[str, ...] | None) -> Reply:
     """The answer to a training that goes into a sum, without the figures that the policy's ``metrics`` withholds.
 
-    ``smallest_count`` is about what is seen of this site alone, which is nothing.
+    ``smallest_count`` does not apply here, because nobody sees the figures of this site alone.
     """
     figures = tuple(name for name in reply.body if name not in NOT_FIGURES)
     return replace(reply, body=rules.released(Policy(metrics=metrics), reply.body, figures=figures))

@@ -1,4 +1,4 @@
-"""What the tensors of a request must look like at a site, by its kind and the run's settings, never by its own word."""
+"""What the tensors of a request must look like at a site, by its kind and the run's settings, not by what it claims."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Known:
 
 
 def expected_of(federation: FederationSection, initial: Tensors, *, rank: int | None = None) -> Mapping[str, Expected]:
-    """Kind of request -> what gives the layout that its tensors must have.
+    """Kind of request -> function that gives the layout that its tensors must have.
 
     Args:
         federation: The run's ``[federation]`` section.
@@ -40,14 +40,14 @@ def expected_of(federation: FederationSection, initial: Tensors, *, rank: int | 
 
 
 def model(known: Known, header: Header, claimed: Layout) -> Layout:
-    """The round's part of the model, as it is."""
+    """The round's part of the model, without compression."""
     made = method(known.federation)
     down = outgoing(made.sent(known.initial, {}), made.schedule(header.round_number), known.rank)
     return _with_residuals(known, layout_of(down), claimed)
 
 
 def linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
-    """The same as its link packs it: the model, or the change to what this site received last."""
+    """The same as it is packed for its link: the model, or the change to what this site received last."""
     download, whole = known.federation.download, model(known, header, claimed)
     packed = packed_layout(whole, download)
     if not download.delta:
@@ -57,12 +57,12 @@ def linked_model(known: Known, header: Header, claimed: Layout) -> Layout:
 
 
 def whole(known: Known, header: Header, claimed: Layout) -> Layout:
-    """The whole adapter, which is scored."""
+    """The whole adapter, which the site is to score."""
     return _with_residuals(known, layout_of(known.initial), claimed)
 
 
 def _with_residuals(known: Known, layout: Layout, claimed: Layout) -> Layout:
-    """The layout with the residuals that are claimed, where the rule makes such: their rank alone is the sender's.
+    """The layout with the claimed residuals, where the rule makes residuals; the sender chooses only their rank.
 
     Raises:
         MessageError: A residual has no rank, or a larger one than its module's width.

@@ -1,7 +1,7 @@
-"""What a site does before it trains under differential privacy: it makes the noise fit, checks, and writes down.
+"""What a site does before it trains under differential privacy: fits the noise, checks and writes down the cost.
 
-The site's own file is what counts; what it knew at the last checkpoint is counted as well, so that a file that was
-lost or put back does not make anything unspent.
+The site's own file counts, and so do the entries that its last checkpoint kept, so that nothing becomes unspent when
+the file is lost or replaced by an older one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from silotune.structs import SiteState
 
 _ENTRIES, _NOISE = "privacy_entries", "noise_multiplier"
 LOCK_SECONDS = 60.0
-"""Another process holds a ledger for as long as it takes to add a line."""
+"""Longest wait for the lock of a ledger; another process holds it only while it adds a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Budget:
     """Where a site keeps its ledger; the most that its owner allows over all runs stands in the site's policy.
 
     Attributes:
-        folder: Of the ledgers, one file a site; None where what a checkpoint keeps is all there is.
+        folder: Of the ledgers, one file a site; None where only checkpoints keep the entries.
     """
 
     folder: Path | None = None
@@ -54,7 +54,7 @@ def open_round(
     name: str, state: SiteState, budget: Budget, privacy: PrivacySection, *, run: str, round_number: int,
     release: Callable[[float | None], Spend],
 ) -> Opened:  # fmt: skip
-    """Writes a round's cost to the site's ledger, or refuses it.
+    """Writes a round's cost to the site's ledger, or refuses the round.
 
     Args:
         name: The site's.
@@ -63,11 +63,11 @@ def open_round(
         privacy: The run's ``[privacy]`` section.
         run: The run's identity.
         round_number: The round.
-        release: Gives what the round releases from the noise multiplier that the state keeps, if any.
+        release: Function from the noise multiplier that the state keeps, or None, to what the round releases.
 
     Raises:
         BudgetError: The round would pass the run's epsilon; nothing is written, nothing is to be trained.
-        PrivacyError: The ledger is damaged, or the site's name cannot name one.
+        PrivacyError: The ledger is damaged, or the site's name cannot be the name of a file.
     """
     planned = release(kept_noise(state))
     with _ledger(budget.folder, name) as (rows, append):
@@ -85,9 +85,9 @@ def open_round(
 
 
 def settle_round(name: str, state: SiteState, budget: Budget, *, identity: str, spend: Spend) -> SiteState:
-    """Puts the cost of one entry right that turned out cheaper; the state to keep.
+    """Corrects the cost of an entry that turned out cheaper; gives the state to keep.
 
-    An entry that this state knows nothing of stays charged as it was written.
+    An entry that is not in this state stays charged as it was written.
     """
     kept = {item.identity: item for item in map(from_row, state.data.get(_ENTRIES, ()))}
     if identity not in kept:
@@ -122,8 +122,8 @@ def spent_in(folder: Path, *, delta: float, accountant: Accountant = "pld") -> d
     """What the ledgers of a folder say that each site spent, on all runs together and on each.
 
     Args:
-        folder: With one file a site, as ``privacy.dp.ledger`` and a site's state have it.
-        delta: At which epsilon is told.
+        folder: Folder with one file a site, as in ``privacy.dp.ledger`` and in a site's state.
+        delta: The delta at which epsilon is computed.
         accountant: How it is counted.
 
     Returns:
@@ -150,12 +150,12 @@ def _told(entries: Sequence[Entry], delta: float, accountant: Accountant) -> dic
 
 
 def _known(rows: Iterable[Mapping[str, Any]], state: SiteState) -> list[Entry]:
-    """Entries of the ledger's file and of what a checkpoint kept, each once."""
+    """The entries of the ledger's file and of a checkpoint, each once."""
     return union(map(from_row, rows), map(from_row, state.data.get(_ENTRIES, ())))
 
 
 def kept_noise(state: SiteState) -> float | None:
-    """The noise multiplier that the run's first round settled on; None before it."""
+    """The noise multiplier that the run's first round settled on; None before that round."""
     return state.data.get(_NOISE)
 
 
@@ -168,7 +168,7 @@ def has_spent(state: SiteState) -> bool:
 def _ledger(
     folder: Path | None, name: str
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], None]]]:
-    """The rows of a site's file and a way to add one, while nobody else can."""
+    """Locks a site's file, and gives its rows and a function that adds one."""
     if folder is None:
         yield [], lambda row: None
         return

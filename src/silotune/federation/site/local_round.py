@@ -1,7 +1,8 @@
 """A local round under a method's correction: what the client keeps for it, receives for it and sends back.
 
-A request of a method with controls carries the coordinator's beside the adapter's tensors, as ``control/<name>``; the
-reply carries the change of the client's own under the same names, so both messages have one layout.
+With a method that uses controls, a request carries the coordinator's controls beside the adapter's tensors, as
+``control/<name>``. The reply carries the change of the client's own controls under the same names, so both messages
+have the same layout.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Work:
 
 
 def one_by_one(adapted: Adapted, works: Iterable[Work]) -> list[LocalResult]:
-    """The plain engine: every work after the other, on the resident model.
+    """The plain engine: trains one work after the other on the resident model.
 
     Raises:
         SilotuneError: What a local round raises.

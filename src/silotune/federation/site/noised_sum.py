@@ -1,8 +1,8 @@
 """A site's part of distributed differential privacy: the round's cost, the update within its bound, a share of noise.
 
-The noise stands in the terms of the secure sum, which every site signs: each knows that the others add theirs. What a
-round costs is written down as that of the fewest sites that may open the sum, before anything is trained; once the
-sites have agreed whose inputs are in the sum, and before it is opened, the cost is put right.
+The noise is part of the terms of the secure sum, which every site signs, so each knows that the others add their
+shares. Before anything is trained, the site writes down the cost with the fewest sites that may open the sum. Once the
+sites have agreed whose inputs are in the sum, and before it is opened, the site corrects the cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from silotune.structs import Reply, Tensors
 
 @dataclass(frozen=True)
 class Share:
-    """A site's share of a sum's noise, the entry of the ledger that it was charged with, and where it comes from."""
+    """A site's share of a sum's noise, the ledger's entry of its cost, and the source of its randomness."""
 
     noise: SharedNoise
     entry: str
@@ -44,7 +44,7 @@ def begin(terms: Terms, order: Order, site: Site) -> Share | None:
         site: Whose state moves on.
 
     Raises:
-        ProtectionError: The terms promise another noise than the run's settings.
+        ProtectionError: The terms of the sum name other noise than the run's settings.
         BudgetError: The round would overspend.
     """
     privacy = site.settings.privacy
@@ -65,7 +65,7 @@ def check_noise(terms: Terms, privacy: PrivacySection) -> None:
     """Raises ``ProtectionError`` unless the noise in the terms of a sum is that of the order to train."""
     dp = privacy.dp
     if (terms.noise is None) == dp.is_in_shares:
-        raise ProtectionError(f"the order says privacy.dp = {dp.type!r}, which the terms of the sum do not")
+        raise ProtectionError(f"the order says privacy.dp = {dp.type!r}, but the terms of the sum say otherwise")
     if terms.noise is None or not isinstance(dp, Distributed):
         return
     asked = (dp.clip_norm, dp.colluding, dp.noise_multiplier or terms.noise.multiplier)
@@ -74,7 +74,7 @@ def check_noise(terms: Terms, privacy: PrivacySection) -> None:
 
 
 def largest_weight(privacy: PrivacySection, federation: FederationSection) -> int:
-    """The most that one site weighs in a sum: with noise in shares its cap, or 1 where all weigh the same."""
+    """The most that one site weighs in a sum; with noise in shares that is its cap, or 1 where all weigh the same."""
     if not privacy.dp.is_in_shares:
         return privacy.sums.max_examples
     return federation.weighting.largest or 1
@@ -86,12 +86,12 @@ def planned_of(terms: Terms, noise: SharedNoise) -> Spend:
 
 
 def price_of(terms: Terms) -> Spend | None:
-    """What taking part in a sum costs at most; None for an exact sum, whose noise is nobody's."""
+    """What taking part in a sum costs at most; None for an exact sum, to which nobody adds noise."""
     return None if terms.noise is None else planned_of(terms, terms.shared_noise(terms.noise))
 
 
 def settle(terms: Terms, present: int, site: Site, entry: str | None) -> None:
-    """Puts the sum's own entry right: the noise of all that are in the sum is in it."""
+    """Corrects the sum's entry in the ledger, because the noise of all sites in the sum counts."""
     if terms.noise is None or entry is None:
         return
     spend = spend_of(terms.shared_noise(terms.noise), present)

@@ -1,9 +1,9 @@
-"""The site policy: what a data holder allows, whatever a coordinator asks. It fails closed.
+"""The site policy: what a data holder allows, whatever a coordinator asks. It refuses when in doubt.
 
-``policy.toml`` belongs to the site and lies outside every job. A file that is missing, broken or holds an unknown key
-refuses everything; a rule whose fact is not known refuses too. Rules are functions in three tables, named like their
-key: those about what is asked, before anything of the site's is opened; those about what serving it would cost; and
-those about its privacy loss, which takes long to count.
+``policy.toml`` belongs to the site and lies outside every job. If the file is missing, broken or holds an unknown key,
+everything is refused; a rule refuses, too, if the fact that it needs is not known. Rules are functions in three
+tables, under the name of their key: rules about what is asked, which are checked before the site opens anything of its
+own; rules about what serving it would cost; and rules about its privacy loss, which takes long to compute.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RATES = (
 )  # fmt: skip
 """Figures that are a share of the examples, or made of such shares."""
 BY_CLASS = ("per_class", "confusion", "reliability", "by_task")
-"""Figures of parts of the examples: from any of them the counts of another can be worked out."""
+"""Figures about parts of the examples: anyone could compute the counts in one of them from another."""
 
 
 FIGURES = (*RATES, *BY_CLASS, "loss", "loss_interval", "perplexity", "perplexity_interval", "margin", "epsilon")
-"""All figures that a reply may hold, besides what an aggregate or the books need."""
+"""All figures that a reply may hold, besides what an aggregate or the accounts need."""
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _CountOrZero = Annotated[int, Field(ge=0, strict=True)]
 
@@ -62,7 +62,7 @@ def _checked_key(line: str) -> str:
 
 
 def _checked_time(value: Any) -> Any:
-    """Takes no number for a time of day, which pydantic would."""
+    """Refuses a number as a time of day, which pydantic would accept."""
     if not isinstance(value, time) and not (isinstance(value, str) and ":" in value):
         raise ValueError(f"{value!r} is not a time of day, such as '08:00'")
     return value
@@ -113,7 +113,7 @@ ObjectiveName = Annotated[str, AfterValidator(OBJECTIVES.named)]
 
 
 class Policy(Section):
-    """``policy.toml``; a rule that is left out does not restrict, but for those that have a value here."""
+    """``policy.toml``; a key that is left out restricts nothing, unless it has a default value here."""
 
     format: Annotated[int, Field(ge=1, le=1, strict=True)] = 1
     base_models: tuple[Sha256, ...] | None = Field(None, description="fingerprints of base models that may be tuned")
@@ -162,7 +162,7 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Policy:
-        """Refuses rules that no request can ever satisfy: their owner means something else."""
+        """Refuses rules that no request can ever satisfy, because their owner must have meant something else."""
         faults = [
             f"{name} = []: nothing is ever allowed; name at least one, or leave it out"
             for name in ("base_models", "tasks", "objectives", "submitters")
@@ -189,14 +189,14 @@ class Asked:
         base_sha256: Fingerprint of the base model that the site holds.
         adapter_values: Values in the adapter's tensors.
         participants: Sites that the job names, or fewer where a sum is to be over fewer.
-        cohort: Sites of the protected sum that the request belongs to, as many as it says are left.
+        cohort: Number of sites that are left in the protected sum that the request belongs to, as the request says.
         threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
         colluding: Sites whose shares of a sum's noise do not count; None where no sum with noise begins.
         generates: Text is to be written from the site's prompts.
         steps: Optimiser steps of the round; None where nothing is trained.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
         epsilon_total: The same for all runs of the site.
-        submitter: Public key that signed the job, and whose signature fits.
+        submitter: Public key whose signature of the job was checked.
         charter_sha256: Of the charter that the job names.
         charter_until: Last day of that charter; None where the site does not hold it.
     """
@@ -284,7 +284,7 @@ def _secure_aggregation(policy: Policy, asked: Asked) -> str | None:
 
 def _epsilon(asked: Asked, what: str, given: float | None, limit: float | None) -> str | None:
     if limit is not None and asked.does.scores:
-        return "exact figures on this site's examples are bounded by no epsilon"
+        return "exact figures on this site's examples have no finite epsilon"
     return _at_most(what, given, limit) if asked.does.trains else None
 
 
@@ -343,14 +343,14 @@ PRIVACY: Mapping[str, _Rule] = {
         asked, "epsilon of all runs", asked.epsilon_total, policy.largest_epsilon_total
     ),
 }
-"""The same for what it would cost in privacy, which is counted only once all other rules let a request pass."""
+"""The same for what it would cost in privacy, which is computed only once all other rules let a request pass."""
 
 
 def read_policy(path: Path) -> Policy:
     """The policy in a file.
 
     Raises:
-        PolicyError: It is missing, broken or holds an unknown key, so everything is refused.
+        PolicyError: The file is missing, broken or holds an unknown key, so everything is refused.
     """
     if not path.is_file():
         raise PolicyError(path.name, f"everything is refused: there is no {str(path)!r}; an empty file allows most")
@@ -371,10 +371,10 @@ def check(policy: Policy, asked: Asked, *, rules: Mapping[str, _Rule]) -> None:
 def released(policy: Policy, body: Mapping[str, Any], *, figures: tuple[str, ...]) -> dict[str, Any]:
     """A reply's body without the figures that may not leave.
 
-    Where any number of examples in a figure is above 0 and below ``smallest_count``, that figure is withheld whole, and
-    with it all other figures of parts of the examples: precision, recall and support give the cells of a confusion
-    matrix away. Rates over all examples leave in steps of ``smallest_count`` examples: a share of them tells how many
-    they are.
+    If any number of examples in a figure is above 0 and below ``smallest_count``, the whole figure is withheld, and so
+    are all other figures about parts of the examples, because precision, recall and support together reveal the cells
+    of a confusion matrix. Rates over all examples are rounded to steps of ``smallest_count`` examples, because an
+    exact rate reveals a number of examples.
 
     Args:
         policy: The site's.

@@ -1,4 +1,4 @@
-"""What differential privacy changes in a client's round: before training, in it, and in what is sent."""
+"""What differential privacy changes in a client's round: before training, during training, and in what is sent."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def begin(
 
 
 def dp_sgd(privacy: PrivacySection, opened: Opened | None) -> DpSgd | None:
-    """What protects single examples in the steps of the round; None where nothing does."""
+    """The noise that protects single examples in the steps of the round; None where there is none."""
     if opened is None or not privacy.dp.is_by_example:
         return None
     return DpSgd(opened.spend.noise_multiplier, privacy.guarantee.clip_norm)
 
 
 def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> Tensors:
-    """The update as it may leave the site; of noise in shares, as it may enter the sum."""
+    """The update as it may leave the site or, with noise in shares, as it may enter the sum."""
     if privacy.dp.is_in_shares:
         return within(delta, privacy.guarantee.clip_norm)
     if opened is None or privacy.dp.is_by_example:
@@ -63,23 +63,23 @@ def released(privacy: PrivacySection, opened: Opened | None, delta: Tensors) -> 
 
 
 def check_way(privacy: PrivacySection, way: str) -> None:
-    """Refuses an update that would leave in another way than its order says: alone, in a secure or an encrypted sum.
+    """Refuses an update that would not leave in the way its order says: alone, or in a secure or encrypted sum.
 
     Raises:
         ProtectionError: The order asks for another protection, or for noise that this way does not carry.
     """
     if privacy.protection.type != way:
         raise ProtectionError(
-            f"the order says privacy.protection = {privacy.protection.type!r}: no update of it leaves with {way!r}"
+            f"the order says privacy.protection = {privacy.protection.type!r}, so its updates cannot leave with {way!r}"
         )
     if privacy.dp.is_in_shares and way != "secure_sum":
         raise ProtectionError(f"privacy.dp = {privacy.dp.type!r} noises sums: no update leaves but inside a secure sum")
 
 
 def withheld(privacy: PrivacySection, opened: Opened | None) -> dict[str, Any]:
-    """Figures of a reply to put in place of those that no noise was put on, and what the run has cost so far.
+    """Figures that replace those of a reply that carry no noise, and the epsilon that the run has cost so far.
 
-    Those are a mean loss, counts of tokens, and time and energy, which follow from them.
+    These figures are the mean loss, the count of tokens, and time and energy, which depend on the tokens.
     """
     if not privacy.dp.is_promised:
         return {}

@@ -45,7 +45,7 @@ _Stage = TypeVar("_Stage", stages.Advertised, stages.Shared, stages.Held, stages
 
 
 def advertise_keys(request: Request, site: Site) -> Reply:
-    """``secure_sum.keys``; begins a sum and forgets one that was not finished."""
+    """``secure_sum.keys``: begins a sum, and forgets one that was not finished."""
     terms = read_body(KeysOrder, request).terms
     protection = protection_of(site)
     if terms.round_number != request.round_number:
@@ -123,7 +123,7 @@ def check_terms(terms: Terms, settings: RunSettings) -> None:
 
 
 def check_alike(where: str, said: Mapping[str, tuple[object, object]]) -> None:
-    """Raises ``ProtectionError`` at the first name of which (what was asked, what the settings say) differ."""
+    """Raises ``ProtectionError`` at the first name whose two values (what was asked, what the settings say) differ."""
     for name, (asked, agreed) in said.items():
         if asked != agreed:
             raise ProtectionError(f"the {where} say {name} = {asked}, the settings of the order to train say {agreed}")
@@ -132,7 +132,7 @@ def check_alike(where: str, said: Mapping[str, tuple[object, object]]) -> None:
 def integers_of(
     update: Reply, terms: Terms, share: noised_sum.Share | None, *, seed: int
 ) -> tuple[list[Integers], list[Integers]]:
-    """A ``train`` reply as integers before masking: values of the update and figures; and the noise on the values.
+    """The values and figures of a ``train`` reply as integers before masking, and the noise on the values.
 
     The rounding is drawn from the run's seed, so that a repeated round gives the same sum; it hides nothing.
     """
@@ -166,12 +166,12 @@ def _check_same_clients(
 ) -> None:
     """Refuses a round that this site has helped to open before, unless it was over the same clients.
 
-    Clients that have provably lied may be missing now: the two sums then tell the difference of their inputs alone,
-    and against an honest client there is no such proof, of whatever sum. Over the same clients as last time nothing
-    has to be proven, so that a try that was cut short can be made again.
+    Clients that have provably lied may be missing now. The two sums then reveal only the inputs of these liars, and
+    nobody can make such a proof against an honest client. Over the same clients as last time nothing has to be proven,
+    so that a try that was cut short can be repeated.
 
     Raises:
-        ProtectionError: It was over other clients, and none of those that are missing is proven to have lied.
+        ProtectionError: It was over other clients, and a missing client is not proven to have lied.
     """
     noted = site.served.opened(_which(request))
     if noted is None:
@@ -185,12 +185,12 @@ def _check_same_clients(
         )
     for name in sorted(missing):
         if name not in members:
-            raise ProtectionError(f"{name!r} is said to have lied, and is no member of the federation any more")
+            raise ProtectionError(f"{name!r} is said to have lied, but is no longer a member of the federation")
         check_proof(liars[name], name, members[name])
 
 
 def reveal_shares(request: Request, site: Site) -> Reply:
-    """``secure_sum.unmask``; the site remembers over whom it has opened this round."""
+    """``secure_sum.unmask``: reveals shares; the site remembers with which clients it has opened this round."""
     protection, stage = _taken(site, stages.Consistent, request)
     signatures = read_body(UnmaskOrder, request).signatures
     shares = protocol.reveal(protection.member, stage, signatures)
@@ -217,29 +217,31 @@ def _signed(array: np.ndarray[Any, Any]) -> str:
 def protection_of(site: Site) -> Protection:
     """The site's keys; ``ProtectionError`` where it has none."""
     if site.protection is None:
-        raise ProtectionError(f"{site.name!r} has no keys for protected sums: its kit brings them")
+        raise ProtectionError(f"{site.name!r} has no keys for protected sums: use the keys of its kit")
     return site.protection
 
 
 def terms_of(site: Site) -> Terms | None:
-    """The terms of the sum that is going on, which this site's signed keys are bound to; None where none is."""
+    """The terms of the current sum, which this site signed with its keys; None where no sum is going on."""
     stage = site.protection.stage if site.protection is not None else None
     return None if stage is None or isinstance(stage, stages.Closed) else stage.terms
 
 
 def is_amid_sum(site: Site) -> bool:
-    """Whether the site holds secrets of a sum that is not at its end: they are in its memory alone."""
+    """Whether the site holds secrets of a sum that has not ended; they exist only in its memory."""
     return terms_of(site) is not None
 
 
 def _taken(site: Site, kind: type[_Stage], request: Request) -> tuple[Protection, _Stage]:
-    """The stage that a request must find, taken away: whatever is refused now is refused for good in this sum."""
+    """Takes away the stage that a request needs; if the request fails, this sum is over for the site."""
     protection = protection_of(site)
     stage, protection.stage = protection.stage, stages.Closed()
     if not isinstance(stage, kind):
         raise ProtectionError(f"{request.kind} is asked out of turn, or twice: this sum is closed")
     if request.round_number != stage.terms.round_number:
-        raise ProtectionError(f"{request.kind} is asked for another round than the terms of this sum: it is closed")
+        raise ProtectionError(
+            f"{request.kind} is asked for another round than the terms of this sum: the sum is closed"
+        )
     return protection, stage
 
 

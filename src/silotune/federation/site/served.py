@@ -1,8 +1,8 @@
-"""What a site has answered of a run, on its disk before it is answered: no kill, full disk or other spelling undoes it.
+"""What a site has answered in a run. It is on the site's disk before the answer leaves, so that a kill cannot undo it.
 
 Each line of the file is one act: a sum that was opened and over whom, a model that a round was trained with, a model
 that was scored. Lines are only ever added, each flushed to the disk before the act, under keys made of checked values.
-A state that is put back to an earlier round takes nothing of this back.
+Restoring a state of an earlier round does not remove any of them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Served:
     """The memory of one site and run.
 
     Args:
-        place: Its file; None to remember for as long as this process lives, as a simulation of one's own does.
+        place: Its file; None to remember only while this process lives, as a simulation does.
 
     Raises:
-        RunFolderError: The file was changed or cannot be read: then nothing is served.
+        RunFolderError: The file was changed or cannot be read, so nothing is served.
     """
 
     def __init__(self, place: Path | None = None) -> None:
@@ -33,47 +33,47 @@ class Served:
         self._acts: list[tuple[str, str, str]] = [(row["act"], row["of"], row["what"]) for row in rows]
 
     def begin(self, identity: str) -> None:
-        """Binds the memory to the run of a job; another job of the same name finds it taken.
+        """Binds the memory to the run of a job, so that another job of the same name is refused.
 
         Raises:
-            PolicyError: It belongs to another job.
+            PolicyError: The memory belongs to another job.
         """
         known = self.of(RUN, "id")
         if not known:
             self._note(RUN, "id", identity)
         elif identity not in known:
-            raise PolicyError("job.run", "another job of this name was served before: a run's name is used once")
+            raise PolicyError("job.run", "another job of this name was served before: give this run another name")
 
     def of(self, act: str, of: str) -> tuple[str, ...]:
         """What is known of an act on a round or sum, in the order in which it happened."""
         return tuple(what for known, place, what in self._acts if (known, place) == (act, of))
 
     def opened(self, sum_name: str) -> str | None:
-        """What a sum was opened over, or the state it is in; None for one that the site knows nothing of."""
+        """The clients that a sum was opened over, or the sum's state; None for a sum that the site does not know."""
         return next(reversed(self.of(OPENED, sum_name)), None)
 
     def note_opened(self, sum_name: str, over: str) -> None:
-        """Remembers a sum, before it is opened."""
+        """Writes a sum down before it is opened."""
         self._note(OPENED, sum_name, over)
 
     def note(self, act: str, of: str, what: str, *, most: int, rule: str) -> None:
-        """Remembers what a round is about to be asked with; what is known already counts once.
+        """Writes down what is about to be trained or scored; what is known already does not count again.
 
         Args:
             act: ``TRAINED`` or ``SCORED``.
             of: The round, or the run.
             what: Digest of what is asked.
-            most: Different ones that are allowed.
-            rule: Of the policy, that says so.
+            most: How many different digests are allowed.
+            rule: The policy's rule with this limit.
 
         Raises:
-            PolicyError: There would be more.
+            PolicyError: There would be more than ``most``.
         """
         known: Sequence[str] = self.of(act, of)
         if what in known:
             return
         if len(known) >= most:
-            raise PolicyError(rule, f"{len(known)} were served before, at most {most} are allowed")
+            raise PolicyError(rule, f"{len(known)} different models were served before, at most {most} are allowed")
         self._note(act, of, what)
 
     def _note(self, act: str, of: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""A site as its client function sees it, and what it keeps between rounds: its own tensors, its keys for sums."""
+"""A site as its client function sees it, with what it keeps between rounds: its own tensors and its keys for sums."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def completed(request: Tensors, like: Mapping[str, object], *, initial: Tensors,
     Args:
         request: What the coordinator sent, at the client's rank.
         like: The resident model's trained tensors; only their names count.
-        initial: First values, drawn from the run's seed: they stand in for what is never sent.
+        initial: First values, drawn from the run's seed; they replace tensors that are never sent.
         own: Personal tensors, which are used where the coordinator sent none.
 
     Raises:
-        MessageError: A tensor is in none of them.
+        MessageError: A tensor is in none of these.
     """
     sent = lora.without_residuals(request)
     rest = {name: own.get(name, initial.get(name)) for name in like if name not in sent}
@@ -45,7 +45,7 @@ def completed(request: Tensors, like: Mapping[str, object], *, initial: Tensors,
 class Protection:
     """What a site needs for protected sums, and the stage of the one that is going on.
 
-    ``is_required`` refuses whatever would show the coordinator this site alone.
+    With ``is_required`` the site refuses whatever would show the coordinator its own values alone.
     ``he_key`` is the secret key of encrypted sums, which all sites share. ``charged`` is the ledger's entry of the
     noised sum that is going on.
     """
@@ -61,9 +61,11 @@ class Protection:
 class Site:
     """One data holder: examples, the resident model it trains on, what it keeps between rounds, keys, and its meter.
 
-    ``budget`` is what it may spend of privacy, ``served`` what it has answered before. ``initial`` is the adapter as
-    drawn from the run's seed: a coordinator need not send what no client ever trains. ``settings`` are those that the
-    run was opened with: no request gets anything under others. ``metrics`` are the figures that may enter a sum, None
+    ``budget`` is where it keeps its privacy ledger, ``served`` what it has answered
+    before. ``initial`` is the adapter as
+    drawn from the run's seed: a coordinator need not send what no client ever trains. ``settings``
+    are those that the run was opened with; no request is served
+    under other settings. ``metrics`` are the figures that may enter a sum, None
     for all.
     """
 

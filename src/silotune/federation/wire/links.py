@@ -1,8 +1,9 @@
-"""What compression does on both ends of a link: requests packed and opened, updates packed and opened.
+"""What compression does on both ends of a link: it packs and unpacks requests and updates.
 
 On the way up a client sends its update; what a biased compression leaves out it keeps and adds to its next update. On
 the way down the coordinator sends the model, or with ``delta`` the change to what a client received last: then it
-keeps what the clients hold, so that an error of one round is part of the next round's change and never adds up.
+remembers what the clients hold, so that the next round's change corrects an error of this round and errors never add
+up.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ def address(
     holders: Collection[str],
     seed: int,
 ) -> tuple[dict[str, Request], Tensors]:
-    """Requests with what travels to each client.
+    """Gives the requests with the packed tensors that travel to each client.
 
     Args:
         requests: By client, with the tensors that the client should have; with ``delta`` the same for all.
-        settings: Of the way down.
+        settings: Of compression on the way down.
         held: What ``holders`` received last; empty where nobody holds anything.
         holders: Clients that hold it.
         seed: Of random rounding.
 
     Returns:
-        The requests, their ``tensors`` now what the client will make of what travels; and what those that answer
-        hold from now on (empty without ``delta``).
+        The requests, with ``tensors`` as the client will unpack them; and what clients that answer hold from now on
+        (empty without ``delta``).
     """
     if settings.delta:
         return _as_change(requests, settings, held, holders, seed)
@@ -77,19 +78,19 @@ def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *,
 
     Args:
         tensors: Those that came.
-        settings: Of the way down.
+        settings: Of compression on the way down.
         layout: Of what they stand for.
         held: What the client received last; a change is added to it.
 
     Raises:
-        MessageError: They do not fit the layout, or a change came to a client that holds nothing.
+        MessageError: The tensors do not fit the layout, or a change came to a client that holds nothing.
     """
     change = taken_from(CHANGE, tensors) if settings.delta else {}
     if not change and (settings.delta or is_exact(settings)):
         return tensors
     came = change or tensors
     if came.keys() != packed_layout(layout, settings).keys():
-        raise MessageError("a request's tensors are not the adapter's as federation.download packs them")
+        raise MessageError("a request's tensors are not the adapter's tensors as federation.download packs them")
     opened = unpack(came, settings, layout)
     if not change:
         return opened
@@ -99,14 +100,14 @@ def open_request(tensors: Tensors, settings: DownloadSection, layout: Layout, *,
 
 
 def change_layout(packed: Layout) -> Layout:
-    """Of a request that carries a change, from the layout of the packed tensors."""
+    """The layout of a request that carries a change, from the layout of the packed tensors."""
     return {f"{CHANGE}/{name}": entry for name, entry in packed.items()}
 
 
 def pack_reply(
     update: Tensors, settings: CompressionSection, state: SiteState, *, seed: int
 ) -> tuple[Tensors, Tensors]:
-    """A client's update as it is sent, and what of it is left out."""
+    """A client's update as it is sent, and the rest that the client keeps."""
     return pack_update(update, state.residual, settings, layout=layout_of(update), seed=seed)
 
 

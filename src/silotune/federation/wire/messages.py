@@ -32,12 +32,12 @@ MAGIC = b"ST01"
 MAGIC_ZSTD = b"SZ01"
 MAX_HEADER_BYTES = 1 << 20
 MAX_LISTED_BYTES = 256
-"""Of one tensor in a safetensors file's list, beside its name."""
+"""Most bytes of one tensor's entry in a safetensors file's list, without its name."""
 MAX_LIST_BYTES = 4 << 20
-"""Of such a list where the receiver's layout depends on it: 20,000 tensors with long names."""
+"""Most bytes of such a list where the receiver's layout depends on it: enough for 20,000 tensors with long names."""
 MOST_ROUNDS = 1_000_000
 LONGEST_NAME, LONGEST_BESIDE = 200, 512
-"""Characters of a client's name, and of what stands beside a body: a head or a signature."""
+"""Most characters of a client's name, and of the head or signature beside a body."""
 _KIND = re.compile(r"[a-z][a-z_]{0,29}(\.[a-z_]{1,29})?")
 LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
@@ -68,29 +68,30 @@ class Header:
 
 
 Expected: TypeAlias = Layout | Callable[[Header, Layout], Layout]
-"""A layout, or what gives it for a message with this header whose list of tensors claims that much: never more than
-the receiver's own settings allow."""
+"""A layout, or a function that gives it from a message's header and the layout that the message claims; it never
+allows more than the receiver's own settings do."""
 
 
 MOST_COUNTED = 1 << 40
-"""Of examples, steps or nats in a report: far above all that is true, and no sum or power of it leaves a float."""
+"""Most examples, steps or nats in a report: far above any true value, and sums and powers of it still fit a float."""
 
 
 MOST_SECONDS = 1e9
-"""Of a report: thirty years, and more cores than any site has."""
+"""Most seconds in a report: thirty years, also enough for the core-seconds of any site."""
 MOST_JOULES = 1e10
-"""Of a report: three megawatt hours in one round."""
+"""Most joules in a report: three megawatt hours in one round."""
 MOST_EPSILON = 1e9
 
 
 Nats = Annotated[FiniteFloat, Field(ge=-MOST_COUNTED, le=MOST_COUNTED)]
-"""Of a loss or a margin."""
+"""A loss or a margin."""
 
 
 class TrainReport(Section):
-    """The body of a reply to ``train``: what the update weighs and what it took.
+    """The body of a reply to ``train``: the weight of the update and what it cost.
 
-    Under differential privacy a site withholds what the guarantee does not cover: None, and no tokens. ``epsilon`` is
+    Under differential privacy a site withholds what the guarantee does not cover: the values are None,
+        and 0 tokens. ``epsilon`` is
     what the run has cost it so far.
     """
 
@@ -106,7 +107,7 @@ class TrainReport(Section):
 
 
 def read_report(reply: Reply) -> TrainReport:
-    """The body of a ``train`` reply, checked: it comes from another institution and weighs its update.
+    """The body of a ``train`` reply, checked because another institution sent it, and it sets the update's weight.
 
     Raises:
         MessageError: A figure is missing, left over, or cannot be.
@@ -115,9 +116,9 @@ def read_report(reply: Reply) -> TrainReport:
 
 
 def read_body(kind: type[SectionType], message: Request | Reply) -> SectionType:
-    """The body of a message, checked: it comes from another institution.
+    """The body of a message, checked because it comes from another institution.
 
-    Every value must be exactly of its field's type, as JSON says it: ``true`` is no number, 3.0 is no integer.
+    Every value must have exactly the type of its field in JSON: ``true`` is not a number, and 3.0 is not an integer.
 
     Raises:
         MessageError: A value is missing, left over, or cannot be.
@@ -191,7 +192,7 @@ def _beside(message: Request | Reply) -> dict[str, str]:
 
 
 def _slack(value: Any) -> int:
-    """Bytes that make up for numbers printed short, so that a message's size does not depend on what was measured."""
+    """Blanks that make up for short numbers, so that a message's size does not depend on what was measured."""
     if isinstance(value, float):
         return LONGEST_FLOAT - len(float.__repr__(value))
     if isinstance(value, Mapping):
@@ -227,7 +228,7 @@ def decode_reply(data: bytes, expected: Layout) -> Reply:
 
 
 def read_header(data: bytes) -> Header:
-    """What a message says beside its tensors; they are not looked at.
+    """What a message says beside its tensors, which are not read.
 
     Raises:
         MessageError: It is not a message.
@@ -250,7 +251,7 @@ def _decode(data: bytes, wanted: str, expected: Expected) -> tuple[Header, Tenso
         tensors = load(payload)
     except SafetensorError as error:
         raise MessageError(f"the tensors of a message do not decode: {error}") from error
-    return header, {name: tensors[name] for name in expected}  # safetensors gives a hash table's order: sums differ
+    return header, {name: tensors[name] for name in expected}  # safetensors has no fixed order, and sums depend on it
 
 
 def _header(data: bytes) -> tuple[Header, int]:
@@ -258,7 +259,7 @@ def _header(data: bytes) -> tuple[Header, int]:
         raise MessageError("not a silotune message, or one of another version")
     (length,) = struct.unpack("<I", data[4:8])
     if length > MAX_HEADER_BYTES or len(data) < 8 + length:
-        raise MessageError(f"a message's header says {length} bytes, which cannot be")
+        raise MessageError(f"a message's header says {length} bytes, which is impossible")
     fields = strict_object(data[8 : 8 + length], "header")
     expected = {"type": str, "kind": str, "round": int, "client": str, "body": dict}
     optional = "head" if fields.get("type") == "request" else "signature"
@@ -276,7 +277,7 @@ def _header(data: bytes) -> tuple[Header, int]:
 
 
 def _decompressed(frame: bytes, expected: Layout) -> bytes:
-    """A safetensors file from its Zstandard frame, which may claim no more bytes than such a file can have."""
+    """Decompresses a safetensors file, after checking that it claims no more bytes than such a file can have."""
     zstandard = require("zstandard", extra="zstd")
     limit = longest(expected)
     try:
@@ -299,7 +300,7 @@ def _list_in(frame: bytes) -> bytes:
             head = reader.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             if length > MAX_LIST_BYTES:
-                raise MessageError(f"a compressed message's list of tensors claims {length} bytes, which cannot be")
+                raise MessageError(f"a compressed message's list of tensors claims {length} bytes, which is impossible")
             made: bytes = head + reader.read(length)
     except zstandard.ZstdError as error:
         raise MessageError("the tensors of a message do not decompress") from error

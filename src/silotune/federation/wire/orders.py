@@ -1,6 +1,6 @@
-"""The order in a request: which settings, of which run, with which seed. The settings themselves do not travel in it.
+"""The order in a request names the settings, the run and the seed. The settings themselves do not travel in it.
 
-A site has them from the run's setup, whose hash its submitter signed; the round stands in the request's header.
+A site takes them from the run's setup, whose hash its submitter signed; the round is in the request's header.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Order(Section):
     """The body of a request that uses a site's examples.
 
     Attributes:
-        setup: SHA-256 of the settings that it is under: of the run's setup, where one travels beside it.
-        run: What tells the run from others in ledgers.
+        setup: SHA-256 of the settings to use, or of the run's setup, where a setup travels with the request.
+        run: Identity of the run in ledgers.
         seed: The run's.
         job: What the submitter signed; None in one process.
     """
@@ -46,19 +46,19 @@ def read_order(request: Request) -> Order:
     """The order in a request: its body, or in a protected sum what the body holds under ``train``.
 
     Raises:
-        MessageError: It does not hold one.
+        MessageError: The request does not hold an order.
     """
     within = request.body.get(WITHIN) if kind_named(request.kind).is_protected else None
     return read_body(Order, replace(request, body=within) if isinstance(within, Mapping) else request)
 
 
 def trained_layout(request: Request, federation: FederationSection) -> Layout:
-    """Of the answer to ``train``: the method says which tensors come back, and they have the rank that was sent."""
+    """The layout of an answer to ``train``: the method says which tensors come back, in the rank that was sent."""
     return layout_of(returned(request.tensors, method(federation).schedule(request.round_number)))
 
 
 def expected_reply(request: Request, federation: FederationSection) -> Layout:
-    """The layout that the tensors of a reply to this request must have: what its decoder compares a reply with.
+    """The layout that the tensors of a reply to this request must have; the decoder compares a reply with it.
 
     Raises:
         MessageError: There is no such kind, its body does not hold what it must, or a dtype is not carried.

@@ -1,7 +1,7 @@
-"""Why a site gives no reply, as far as anybody else is told: a closed list of codes, each with its one sentence.
+"""What a site tells others of why it gives no reply: a closed list of codes, each with one sentence.
 
-What went wrong at a site may hold names, paths, values and numbers of its examples, and a coordinator can make things
-go wrong to learn them. So a code travels and nothing else; the words stand in the site's own log and audit trail. The
+An error message of a site may hold names, paths, values and numbers of its examples, and a coordinator could provoke
+errors to learn them. So only a code travels; the message itself is in the site's own log and audit trail. The
 coordinator looks the sentence up, so no text of a site's reaches its records or its terminal.
 """
 
@@ -55,7 +55,7 @@ RULES: Mapping[str, str] = {
     "least_cohort": "the sum has too few sites for this one",
     "secure_aggregation": "updates of this site leave only inside a secure sum",
     "least_threshold": "the sum's threshold is too low for the site",
-    "least_colluding": "the sum's noise counts too many sites for this one",
+    "least_colluding": "the sum's noise is not enough without the shares of as many sites as the site's policy asks",
     "largest_epsilon_run": "the site's privacy budget for one run does not allow it",
     "largest_epsilon_total": "the site's privacy budget over all runs does not allow it",
     "largest_upload_bytes": "the reply would be larger than the site allows",
@@ -66,7 +66,7 @@ RULES: Mapping[str, str] = {
     "most_steps": "a round of so many steps is not allowed at the site",
     "most_seconds": "the round took longer than the site allows",
 }
-"""Rule of a refusal -> what the coordinator is told of it: nothing but what it knows already, and the rule."""
+"""Rule of a refusal -> what the coordinator is told: the rule, and nothing about the site that it does not know."""
 REASONS: Mapping[str, str] = {
     "form": "the request is not one that the site can read",
     "data": "the site's examples cannot be used for this run",
@@ -106,7 +106,7 @@ def code_of(error: BaseException) -> str:
 
 
 def sentence_of(code: str) -> str:
-    """What the coordinator records for a code that came from a site; one that is not on the list says nothing."""
+    """What the coordinator records for a code that came from a site, also where the code is not on the list."""
     if code in RULES:
         return f"policy rule {code!r}: {RULES[code]}{SEE}"
     return REASONS.get(code, "the site gave a reason that is not on the list") + SEE

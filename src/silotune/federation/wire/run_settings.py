@@ -11,7 +11,8 @@ from silotune.record.plain_json import sha256
 from silotune.settings.sections import EvaluationSection, FederationSection, PrivacySection, TrainingSection
 
 MOST_LABELS, LONGEST_LABEL = 256, 256
-"""Options that clients score over: a reply holds a number for every pair of them."""
+"""Most options that clients score over, and most characters of one: a reply holds a number for every pair of
+options."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RunSettings:
     labels: tuple[str, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of the settings: what an order names where no setup travels, as in one process."""
+        """SHA-256 of the settings; an order names it where no setup travels, as in a run in one process."""
         sections = (self.training, self.federation, self.privacy, self.evaluation)
         return sha256([*(section.model_dump(mode="json") for section in sections), list(self.labels)])
 
@@ -45,10 +46,10 @@ def run_settings(config: Config) -> RunSettings:
 
 
 def check_scorable(labels: tuple[str, ...]) -> None:
-    """Refuses options that no client scores over.
+    """Refuses options that clients cannot score over.
 
     Raises:
-        ConfigError: They are too many, too long, or one stands twice.
+        ConfigError: There are too many options, one is too long, or one stands twice.
     """
     if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
         raise ConfigError(

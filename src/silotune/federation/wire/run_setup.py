@@ -1,7 +1,8 @@
 """The setup of a run: what its sites are told of its configuration, and nothing that names a place.
 
-One function takes out of a configuration all that names a file, a folder or a service. A coordinator sends what it
-leaves; a site refuses what it would change. So no path of a coordinator's reaches a site, whoever wrote the setup.
+``without_places`` removes from a configuration all that names a file, a folder or a service. A coordinator sends the
+result, and a site refuses a setup that the function would still change. So no path from a coordinator reaches a site,
+whoever wrote the setup.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from silotune.settings.plugins import installed_version
 from silotune.settings.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
 
 MOST_SETUP_BYTES = 1 << 20
-"""Of a setup as JSON, looked at before it is parsed: a configuration takes a few thousand."""
+"""Most bytes of a setup as JSON, checked before it is parsed; a configuration takes a few thousand."""
 
 
 class Setup(Section):
     """What a run tells its sites, once with every message: the settings they need, none of the coordinator's places.
 
     ``base`` is the fingerprint of the coordinator's base model; empty where it has none on disk. ``plugins`` are the
-    packages of others that the configuration names something of, with their versions.
+    packages whose plug-ins the configuration uses, with their versions.
     """
 
     config: Config
@@ -69,7 +70,7 @@ def setup_object(data: bytes) -> dict[str, Any]:
     """The JSON object that came beside a request as its run's setup, in its canonical form.
 
     Raises:
-        PolicyError: It is longer than any run needs.
+        PolicyError: The setup is longer than any run needs.
         MessageError: It is not an object within bounds.
     """
     if len(data) > MOST_SETUP_BYTES:
@@ -81,7 +82,7 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
     """The setup that came with a request, every value exactly of its type, and none that names a place.
 
     Raises:
-        PolicyError: It is not one, or names a place at this site.
+        PolicyError: It is not a valid setup, or it names a place at this site.
     """
     try:
         setup = exactly(Setup, document)
@@ -94,12 +95,14 @@ def read_setup(document: Mapping[str, Any]) -> Setup:
     wanted = without_places(setup.config)
     if wanted != setup.config:
         odd = next(differing(wanted.model_dump(mode="json"), setup.config.model_dump(mode="json")), "it")
-        raise PolicyError("setup", f"the run's setup sets {odd}: what names a place, a site takes from its site.toml")
+        raise PolicyError(
+            "setup", f"the run's setup sets {odd}: leave it out, a site takes such a place from its site.toml"
+        )
     return setup
 
 
 def check_plugins(document: Mapping[str, Any], allowed: Collection[str]) -> None:
-    """Refuses a setup whose plug-ins are not allowed, or not those that are installed; nothing is imported for it.
+    """Refuses a setup whose plug-ins are not allowed, or not installed in that version; it imports none of them.
 
     Args:
         document: The setup, not yet read.

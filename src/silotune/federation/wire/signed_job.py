@@ -21,11 +21,11 @@ MOST_SITES, MOST_ROUNDS, MOST_KINDS = 100_000, 1_000_000, 64
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """The same moment by the clock of UTC, on which the first and last of some other clocks do not stand."""
+    """Refuses a moment of another time zone that lies outside the years 1 to 9999 in UTC."""
     try:
         moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("no moment of the years 1 to 9999 in UTC") from None
+        raise ValueError("the moment is not in the years 1 to 9999 in UTC") from None
     return moment
 
 
@@ -40,7 +40,8 @@ class Job(Section):
         participants: The sites that are asked.
         rounds: In all.
         kinds: The kinds of requests that belong to it; no other is served.
-        setup_sha256: Of what goes beside every message, canonical JSON: all settings that the sites act by.
+        setup_sha256: Of the run's setup, which travels beside every message, as canonical JSON: all settings that the
+        sites act by.
         charter_sha256: Of the federation's charter; None where there is none.
         expires: No request of the job is valid later.
     """

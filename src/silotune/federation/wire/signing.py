@@ -32,7 +32,7 @@ def request_digest(request: Request, tensors: str) -> str:
 
 
 def statement(reply: Reply, *, request: str, head: str) -> dict[str, Any]:
-    """What is signed: the reply by its digests, the digest of its request, and the head that came with that."""
+    """What is signed: the digests of the reply, the digest of its request, and the head that came with the request."""
     return {
         "kind": reply.kind,
         "round": reply.round_number,
@@ -52,10 +52,10 @@ def signed(reply: Reply, *, request: str, head: str, key: SigningKey) -> Reply:
 
 
 def check_signature(reply: Reply, said: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The key that signed.
+    """Checks the signature of a reply, and gives the key that signed it.
 
     Raises:
-        MessageError: The reply is not signed, or not by one of these keys for this very request.
+        MessageError: The reply is not signed, or not by one of these keys for this request.
     """
     if not reply.signature:
         raise MessageError(f"the reply of {reply.client!r} is not signed")

@@ -46,7 +46,7 @@ class SharesOrder(SumOrder):
 
 
 class SealedShares(Section):
-    """What an owner sealed for one holder, the commitments to the two shares in it, and its signature over that."""
+    """What an owner sealed for one holder, the commitments to the two shares in it, and the owner's signature."""
 
     text: SealedText
     seed: Hex32
@@ -54,12 +54,12 @@ class SealedShares(Section):
     signature: Hex64
 
     def read(self) -> stages.Sealed:
-        """With the text as bytes."""
+        """The same with the text as bytes."""
         return stages.Sealed(bytes.fromhex(self.text), self.seed, self.key, self.signature)
 
 
 def written(sealed: stages.Sealed) -> SealedShares:
-    """As it travels."""
+    """The sealed shares as they travel."""
     return SealedShares(text=sealed.text.hex(), seed=sealed.seed, key=sealed.key, signature=sealed.signature)
 
 
@@ -81,7 +81,7 @@ class InputOrder(SumOrder):
 
 
 class CheckOrder(SumOrder):
-    """Phase 5: whose inputs are in the sum; and who is not any more, with the proof that it has lied before."""
+    """Phase 5: whose inputs are in the sum, and proofs that clients which are left out now have lied before."""
 
     survivors: tuple[str, ...]
     liars: dict[str, FalseSharing] = {}
@@ -101,7 +101,7 @@ class SharesReport(Section):
 
 
 class AcceptReport(Section):
-    """Answer of phase 3: the owners whose shares this site does not hold, with its signature under that."""
+    """Answer of phase 3: the owners whose shares this site does not hold, with its signature of each complaint."""
 
     complaints: dict[str, Hex64]
 
@@ -118,7 +118,7 @@ class GivenShares(Section):
 
 
 class InputReport(Section):
-    """Answer of phase 4, beside its tensors: what the holders that complain were given."""
+    """Answer of phase 4, beside its tensors: the shares that the holders which complain were given."""
 
     answers: dict[str, GivenShares] = {}
 
@@ -161,7 +161,7 @@ class WeightOrder(SumOrder):
 
 
 class EncryptOrder(SumOrder):
-    """``he.input``: how to encrypt; all examples; values of an update; the training."""
+    """``he.input``: how to encrypt, numbers of clients, of all examples and of values, and the order to train."""
 
     packing: Positive
     bound: float
@@ -188,12 +188,12 @@ class OpenOrder(SumOrder):
 
 
 def weight_layout(request: Request, federation: FederationSection | None = None) -> Layout:
-    """Of an answer to ``he.weight``."""
+    """The layout of an answer to ``he.weight``."""
     return {FIGURES_NAME: ("U8", (1, CELL_BYTES))}
 
 
 def update_layout(request: Request, federation: FederationSection | None = None) -> Layout:
-    """Of an answer to ``he.input``."""
+    """The layout of an answer to ``he.input``."""
     order = read_body(EncryptOrder, request)
     return {
         CELLS: ("U8", (order.packed().cells(order.size), CELL_BYTES)),
@@ -202,14 +202,14 @@ def update_layout(request: Request, federation: FederationSection | None = None)
 
 
 def open_layout(request: Request, federation: FederationSection | None = None) -> Layout:
-    """Of an answer to ``he.open``."""
+    """The layout of an answer to ``he.open``."""
     order = read_body(OpenOrder, request)
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("I64", (order.num_figures,))}
     return {**figures, SUM: ("I32", (order.size,))} if order.size else figures
 
 
 def carried_sum(known: object, header: Header, claimed: Layout) -> Layout:
-    """Of the ciphertexts in an ``he.open`` request itself: the body says how many they are."""
+    """The layout of the ciphertexts in an ``he.open`` request; the body says how many there are."""
     order = read_body(OpenOrder, Request(header.kind, header.round_number, header.client, {}, header.body))
     figures: dict[str, tuple[str, tuple[int, ...]]] = {FIGURES_NAME: ("U8", (1, CELL_BYTES))}
     if not order.size:

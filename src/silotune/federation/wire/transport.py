@@ -1,4 +1,4 @@
-"""What the server loop asks of whatever carries its messages."""
+"""What the server loop needs from a transport."""
 
 from __future__ import annotations
 
