@@ -150,7 +150,7 @@ def another_round(kind: str) -> Lie:
 LIES: dict[str, tuple[Lie, str, bool]] = {
     "wrong keys": (at("secure_sum.keys", mask=zeros), "its keys are not signed by it", False),
     "keys of another": (another_s_keys, "its keys are not signed by it", False),
-    "keys that are none": (no_keys, "one of its keys is not one", False),
+    "keys that are none": (no_keys, "one of its keys is not valid", False),
     "a mangled signature of keys": (at("secure_sum.keys", signature=zeros), "its keys are not signed by it", False),
     "too few shares": (
         at("secure_sum.shares", shares=lambda net, request, sealed: dict(list(sealed.items())[1:])),

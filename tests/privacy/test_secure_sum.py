@@ -369,7 +369,7 @@ def test_the_site_s_own_rules_win() -> None:
     people = members(6)
     with pytest.raises(ProtectionError, match="a threshold of 0.550 is below this site's 0.600"):
         site.advertise(people["site-000"], terms(tuple(people), threshold=0.55), os.urandom)
-    with pytest.raises(ProtectionError, match="'ghost' is in the cohort and is no member"):
+    with pytest.raises(ProtectionError, match="'ghost' is in the cohort and is not a member"):
         site.advertise(people["site-000"], terms(("ghost", *people)), os.urandom)
     with pytest.raises(ProtectionError, match="is not in"):
         site.advertise(people["site-000"], terms(tuple(people)[1:]), os.urandom)

@@ -105,7 +105,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Blank lines part the documents."""
+    """Blank lines separate the documents."""
     parts = path.read_text(encoding="utf-8-sig").split("\n\n")
     return [{"text": part.strip()} for part in parts if part.strip()]
 

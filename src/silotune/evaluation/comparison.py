@@ -134,7 +134,7 @@ def compare(observations: Sequence[Observation]) -> Comparison:
 
 
 def scale(metric: str) -> float:
-    """What turns a figure into the unit that it is compared in."""
+    """The factor that turns a figure into the unit in which it is compared."""
     return 1.0 if lower_is_better(metric) else POINTS
 
 

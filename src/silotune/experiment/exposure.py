@@ -21,7 +21,7 @@ class Exposed:
     width: int
 
     def tokens(self, rounds: int) -> int:
-        """So many distinct tokens, with their positions where the model adds those, can be read off the updates."""
+        """How many distinct tokens (and positions, if the model adds those) can be read off the updates."""
         return min(rounds * sum(self.ranks), self.width)
 
 

@@ -172,7 +172,7 @@ def _metered(config: Config) -> Iterator[Meter]:
 
 
 def _check_budget(config: Config, meter: Meter) -> None:
-    """A budget of joules that nobody meters would never be reached.
+    """Refuses a budget of joules without a meter, because it would never be reached.
 
     Raises:
         ConfigError: There is no meter.
@@ -211,7 +211,7 @@ def _parts(prepared: Prepared) -> Iterator[Part]:
 
 
 def _work(run: _Run, observer: Observer | None) -> None:
-    """All parts that have no result yet, and what the run comes to."""
+    """Runs all parts that have no result yet, then writes the result of the run."""
     prepared, folder = run.prepared, run.folder
 
     def notify(event: str, fields: Mapping[str, Any]) -> None:
@@ -248,7 +248,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
 
 
 def _identity(run: _Run, part: Part) -> str:
-    """Of a part, in privacy ledgers."""
+    """The identity of a part in privacy ledgers."""
     return "/".join((spending.run_of(run.folder), *part.names))
 
 
@@ -344,7 +344,7 @@ def _finish_part(
 def _scored_result(
     prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors
 ) -> dict[str, Any]:
-    """What a part came to, but for what it cost in time and in privacy."""
+    """The result of a part, except for its cost in time and in privacy."""
     config = prepared.config
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result["num_clients"] = len(prepared.clients)

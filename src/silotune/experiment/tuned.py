@@ -205,7 +205,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 
 
 def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
-    """The call of peft or transformers that loads what ``export`` wrote from a run."""
+    """The line of code with which peft or transformers loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
     place = repr(str(out))
     if not _is_classifier(config):

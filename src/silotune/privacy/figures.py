@@ -85,9 +85,9 @@ class Limits:
 
 
 def impossible(what: str) -> ProtectionError:
-    """The refusal of a sum that honest sites cannot have made; what it hides, it hides from the refusal as well."""
+    """The error for a sum that honest sites cannot have made. It names no site, since the sum hides who sent what."""
     return ProtectionError(
-        f"the opened sum cannot be true: {what}; the protected input of one of its sites is not what it stands for, "
+        f"the opened sum cannot be true: {what}; the protected input of one of its sites is false, "
         "and nobody can tell which"
     )
 
@@ -99,7 +99,7 @@ def from_integers(total: Integers, limits: Limits) -> dict[str, Any]:
     that were cut off, ``weight`` is what the sum of the updates is to be divided by.
 
     Raises:
-        ProtectionError: No honest clients send figures with this sum.
+        ProtectionError: Honest clients cannot have sent figures with this sum.
     """
     sums = {name: int(value) / unit for (name, unit), value in zip(FIGURES.items(), signed(total), strict=True)}
     clients = limits.clients

@@ -138,7 +138,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _sha256_of(state: Mapping[str, Any]) -> str:
-    """Of the text, not of canonical JSON, which has no infinities: what a client keeps may hold one."""
+    """Hash of the JSON text. Canonical JSON has no infinities, and what a client keeps may hold one."""
     text = json.dumps({name: value for name, value in state.items() if name != _SHA256}, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

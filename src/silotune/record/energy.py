@@ -26,7 +26,7 @@ SHORTEST: Final = 0.05
 
 
 LONGEST: Final = 60.0
-"""Seconds between two readings at most: a counter that turned over twice in between could not be told."""
+"""Seconds between two readings at most: a counter that wrapped round twice in between would go unnoticed."""
 
 
 class Gauge(Protocol):
@@ -281,7 +281,7 @@ class _Machine:
         self._describe()
 
     def _part(self, kind: str) -> Any:
-        """What codecarbon found of a kind, CPU or GPU; it says so nowhere else."""
+        """The device of a kind (CPU or GPU) that codecarbon found; only this private attribute tells."""
         return next((part for part in getattr(self.tracker, "_hardware", []) if type(part).__name__ == kind), None)
 
     def _describe(self) -> None:

@@ -123,7 +123,7 @@ def _fault(value: Any, *, is_prose: bool) -> str | None:
         return "an integer of more than 63 bits" if abs(value) > LARGEST_INTEGER else None
     if kind is float:
         return None if math.isfinite(value) else "a number that is not finite"
-    return None if value is None or kind is bool else f"a {kind.__name__}, which is no JSON"
+    return None if value is None or kind is bool else f"a {kind.__name__}, which JSON does not have"
 
 
 def _refuse_constant(name: str) -> NoReturn:

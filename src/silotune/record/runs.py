@@ -210,7 +210,8 @@ class RunFolder:
         return checkpoints.load(self.path)
 
     def keep_tensors(self, name: str, tensors: Tensors) -> None:
-        """Writes ``updates/<name>.safetensors``, whole; each name is led by its place, as the format forgets it."""
+        """Writes ``updates/<name>.safetensors``, whole; each name begins with its position, as the format sorts
+        names."""
         place = self.path / "updates" / f"{checked_name(name)}.safetensors"
         numbered = {f"{number:06d}/{key}": tensor for number, (key, tensor) in enumerate(tensors.items())}
         with explained(place):

@@ -16,7 +16,7 @@ from silotune.record.runs import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one figure of quality is called and shown."""
+    """The title of one figure of quality, and how it is shown."""
 
     key: str
     title: str

@@ -194,7 +194,7 @@ def _watcher(place: Place, rows: _Rows) -> Callable[..., None]:
 
 
 def _one_by_one(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:
-    """The slow obvious way: a backward pass an example."""
+    """The slow obvious way: one backward pass for each example."""
     names, parameters = list(moving(adapted)), list(moving(adapted).values())
     found: list[tuple[torch.Tensor, ...]] = []
     each = []

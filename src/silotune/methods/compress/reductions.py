@@ -122,7 +122,7 @@ def decode_places(data: np.ndarray, kept: int, total: int) -> np.ndarray:
 
 
 def _factored(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
-    """Rows and columns of a tensor whose factors are smaller than itself; None for one that is sent as it is."""
+    """Rows and columns of a tensor whose factors are smaller than the tensor; None for one that is sent as it is."""
     if len(shape) < 2:
         return None
     rows, columns = shape[0], math.prod(shape[1:])

@@ -53,7 +53,7 @@ class FewSharesError(ProtectionError):
 
 @dataclass(frozen=True)
 class Circle:
-    """Whoever has advertised keys that fit: each holds a share of everybody's secrets."""
+    """The sites that have advertised valid keys: each holds a share of everybody's secrets."""
 
     terms: Terms
     keys: Mapping[str, SignedKeys]
@@ -80,7 +80,7 @@ def fault_of_keys(terms: Terms, name: str, keys: SignedKeys, known: Sequence[byt
         for public in (keys.mask, keys.share):
             agreed(os.urandom(SEED_BYTES), bytes.fromhex(public), "check")
     except ProtectionError:
-        return "one of its keys is not one: nobody can agree on a secret with it"
+        return "one of its keys is not valid: nobody can agree on a secret with it"
     return None
 
 
@@ -163,7 +163,7 @@ class Agreed:
 
     Attributes:
         arrived: Who goes on; sorted.
-        liars: In more disputes than there can be liars to have them with.
+        liars: Sites in more disputes than there can be liars to dispute with, so that they lie themselves.
         disputes: (owner, holder that does not hold its shares), of those who go on: one of the two does not keep to the
             protocol; the owner is to answer.
     """
@@ -207,7 +207,7 @@ def fitting(
     *,
     expected: Mapping[str, Mapping[str, Secret]],
 ) -> tuple[dict[str, Revealed], tuple[str, ...]]:
-    """The revealed shares that are those that their owners gave, and the sites that have revealed anything else.
+    """The revealed shares that fit their owners' commitments, and the sites that have revealed anything else.
 
     Args:
         parties: Of the sum.

@@ -57,7 +57,7 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
         raise ProtectionError(f"{member.name!r} is asked to join a sum whose cohort it is not in")
     strangers = [name for name in terms.cohort if name not in member.public_keys]
     if strangers:
-        raise ProtectionError(f"{strangers[0]!r} is in the cohort and is no member of the federation")
+        raise ProtectionError(f"{strangers[0]!r} is in the cohort and is not a member of the federation")
     if terms.threshold < member.least_threshold:
         raise ProtectionError(f"a threshold of {terms.threshold:.3f} is below this site's {member.least_threshold:.3f}")
     mask_key, share_key = entropy(SEED_BYTES), entropy(SEED_BYTES)
