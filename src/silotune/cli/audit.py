@@ -27,7 +27,9 @@ def audit_app() -> typer.Typer:
 
 def verify(
     folder: Folder,
-    kit: Annotated[Path | None, typer.Option("--kit", help="A kit, whose list of members says whose keys are.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="A kit; its list of members says whose key is whose.")
+    ] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="WHO=KEY", help="A public key that may sign; repeatable.")
     ] = None,

@@ -82,7 +82,7 @@ def _precision(config: Config, *, is_merged: bool) -> str:
 
 
 def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
-    """What a model hub reads; ``nano`` is no hub's id."""
+    """The metadata that a model hub reads; it leaves out ``nano``, which is not the id of a model on a hub."""
     lines = [
         *([] if config.model.name == "nano" else [f"base_model: {config.model.name}"]),
         f"library_name: {'transformers' if is_whole else 'peft'}",

@@ -66,7 +66,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
 
 
 def _simulated_seconds(folder: RunFolder) -> float:
-    """Where the simulated clock of a run goes on from."""
+    """The simulated time from which the clock of a run goes on."""
     checkpoint = folder.load_checkpoint()
     return checkpoint[0].simulated_seconds if checkpoint is not None else 0.0
 

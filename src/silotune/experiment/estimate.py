@@ -34,7 +34,7 @@ BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
 def least_memory(config: Config) -> dict[str, int]:
     """``memory_bytes`` or ``gpu_memory_bytes`` that the base's weights alone will take; empty where it is not known.
 
-    Nothing is loaded: what does not fit is told before the system ends the process that tries.
+    Nothing is loaded, so a base that does not fit is reported before the system kills the process that loads it.
 
     Raises:
         ModelError: The configured device is not there.

@@ -61,7 +61,7 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
 
     Args:
         config: The whole configuration.
-        observer: Told of every event; the folder's ``events.jsonl`` holds the same.
+        observer: Called with every event; the folder's ``events.jsonl`` holds the same.
 
     Returns:
         The run folder; ``summary.json`` in it holds the comparison of the modes.
@@ -91,7 +91,7 @@ def federate(
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
 
     In the end the trail is closed over all files of the run, and the sites are asked to countersign its end. A run that
-    is closed changes no more, but for signatures of sites that are missing still.
+    is closed changes no more, except that signatures of sites that are still missing are added.
 
     Args:
         config: The whole configuration; ``federated`` must be its only mode.
@@ -99,7 +99,7 @@ def federate(
         connect: Makes the transport that reaches them, for as long as it is used.
         path: The run folder, new or begun.
         vouched: The job that goes with all that is asked of the sites; None where they ask for none.
-        observer: Told of every event.
+        observer: Called with every event.
 
     Raises:
         SilotuneError: Whatever went wrong, in one line.
@@ -253,7 +253,8 @@ def _identity(run: _Run, part: Part) -> str:
 
 
 def _seal(run: _Run, part: Part, observer: Observer | None) -> None:
-    """Closes the trail over all that the run wrote, and asks the sites to sign its end; the observer alone is told."""
+    """Closes the trail over all that the run wrote, and asks the sites to sign its end. Notes go to the observer
+    only."""
     folder = run.folder.part(*part.names)
     audit = replace(open_audit(folder, run.prepared.config.record), keys=run.keys)
     rounds = int(folder.read_json("result")["rounds"])

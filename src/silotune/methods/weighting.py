@@ -40,7 +40,7 @@ def _q_ffl(settings: QFFL) -> Weigh:
         except OverflowError:
             power = f"federation.weighting.fairness_q = {settings.fairness_q:g}"
             raise FederationError(
-                f"client {update.client!r} told a loss of {loss:.3g}: too large for {power}"
+                f"client {update.client!r} reported a loss of {loss:.3g}: too large for {power}"
             ) from None
 
     return weigh

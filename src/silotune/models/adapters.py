@@ -43,8 +43,8 @@ class Adapted:
         config: Contents of peft's ``adapter_config.json``; empty when all weights are trained.
         start: The trained tensors that training began with, which make the reference of preference objectives; empty
             when all weights are trained.
-        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient can be told
-            from the others'; nothing is computed once for all of them.
+        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient is separate from
+            the others'; nothing is computed once for all of them.
         fast: The shortcuts that are taken.
     """
 

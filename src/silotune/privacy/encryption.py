@@ -124,7 +124,7 @@ class Adder:
         """One client's ciphertexts, from uint8 [cells, cell_bytes]; what this gives can be added to any other.
 
         Raises:
-            ProtectionError: They are none of these parameters.
+            ProtectionError: They were not made with these parameters.
         """
         vectors = [_read(self._context, cell) for cell in cells]
         if not all(map(_is_fresh, vectors)):
@@ -151,7 +151,7 @@ def decrypt(cells: Array, size: int, packing: Packing, key: bytes) -> Array:
     """The numbers in ciphertexts, exactly: int64 [size].
 
     Raises:
-        ProtectionError: They are no ciphertexts of these parameters.
+        ProtectionError: They are not ciphertexts made with these parameters.
     """
     context = _tenseal().context_from(key)
     parts = [np.array(_read(context, cell).decrypt()) for cell in cells]

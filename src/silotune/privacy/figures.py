@@ -1,4 +1,5 @@
-"""What a client reports of its round, as integers that are summed beside its update: no figure is seen on its own."""
+"""What a client reports of its round, as integers that are summed with its update, so that the coordinator sees no
+client's own figure."""
 
 from __future__ import annotations
 

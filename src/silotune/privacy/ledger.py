@@ -2,7 +2,7 @@
 
 An entry is written before the release it counts is begun; one that turns out cheaper is written again, under the same
 identity, once that is certain. A round that was killed has spent: whether anything of it
-left the site cannot be known afterwards, so what comes after a resume is counted beside it, never in its place.
+left the site cannot be known afterwards, so the repeated round is counted in addition to it.
 """
 
 from __future__ import annotations

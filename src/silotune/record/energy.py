@@ -102,7 +102,7 @@ class Codecarbon:
     def _open(self) -> None:
         try:
             self._machine = _Machine(self._country, self._gpu)
-        except Exception as error:  # noqa: BLE001  # another's package on unknown hardware: a run goes on without it
+        except Exception as error:  # noqa: BLE001  # it may fail anyhow on unknown hardware; a run goes on
             known = isinstance(error, (SilotuneError, LookupError))
             self._reason = str(error) if known else f"codecarbon failed ({type(error).__name__})"
         self._share.restart()

@@ -138,7 +138,7 @@ def _is_other(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def _listed(place: Path) -> dict[str, dict[str, Any]]:
-    """The files that a manifest lists; whoever signed it could have signed anything.
+    """The files that a manifest lists; nothing in it is trusted, since its author could have signed anything.
 
     Raises:
         AuditError: It is not a manifest.

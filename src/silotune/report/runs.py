@@ -194,7 +194,7 @@ def scaled_text(value: float | None, unit: str) -> str:
 
 
 def promise_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What the run promised: what the server saw, what is protected, who is trusted; none of older runs."""
+    """What the run promised: what the server saw, what is protected, who is trusted; empty for older runs."""
     return [f"privacy: {line}" for line in (summary.get("privacy") or {}).get("statement", ())]
 
 
@@ -202,7 +202,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
     """A finished run's ``summary.json``.
 
     Raises:
-        RunFolderError: The run is not finished, or the file is none of a run.
+        RunFolderError: The run is not finished, or the file is not the summary of a run.
     """
     if not folder.has("summary"):
         raise RunFolderError(f"{str(folder.path)!r} is not finished: go on with 'silotune resume {folder.path}'")
@@ -250,7 +250,7 @@ def headline(summary: Mapping[str, Any], which: str, key: str) -> float | None:
 
 
 def epsilon_text(spent: Mapping[str, Any] | None) -> str:
-    """What a model cost in privacy, for people; ``-`` where nothing is promised, ``?`` where only the sites know."""
+    """The privacy cost of a model, for people; ``-`` where nothing is promised, ``?`` where only the sites know it."""
     if not spent:
         return "-"
     known = "?" if spent.get("epsilon") is None else f"{spent['epsilon']:.3g}"

@@ -36,7 +36,7 @@ from silotune.training.private import DpSgd, poisson_groups, private_gradient, s
 class RoundPlace:
     """Where in a run a local round stands: its seed (already per client and round), round (from 1), rounds.
 
-    ``private`` protects single examples from whoever sees the round's result; None for plain training.
+    ``private`` protects single examples from everyone who sees the round's result; None for plain training.
     """
 
     seed: int

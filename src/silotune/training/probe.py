@@ -161,7 +161,7 @@ def _batches(adapted: Adapted, possible: Fast) -> _Batches:
     shared = SHARED * room // LENGTH
 
     def example(number: int, beginning: int) -> Encoded:
-        """The example's ids go round the text from a place of its own, behind a beginning that may be another's."""
+        """Makes an example of ids of the text; examples with the same ``beginning`` begin alike."""
         own = OWN[number % 2] * room // LENGTH
         ids = [text[(beginning + place) % len(text)] for place in range(shared)]
         ids += [text[(3 * number + shared + place) % len(text)] for place in range(own)]

@@ -35,7 +35,8 @@ class FalseSharesError(ProtectionError):
 
     Attributes:
         owner: Who made the shares.
-        proof: What shows it to the sites; None for a mask key, whose owner is in no sum that would have to be repeated.
+        proof: Shows the lie to the sites; None for a mask key, since its owner's input is in no sum that must be
+            repeated.
     """
 
     def __init__(self, owner: str, secret: Secret, proof: FalseSharing | None) -> None:
@@ -91,7 +92,7 @@ def fault_of_sharing(
     if sealed.keys() != parties.keys.keys() - {name} or sharing.seed.keys() != parties.keys.keys():
         return "its shares are not one for each of the others"
     if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
-        return "what it says of its shares to their holders is not what it says of them here"
+        return "it signed other hashes of its shares for their holders than for the coordinator"
     if sharing.least != parties.terms.needed:
         return f"its secrets are said to take {sharing.least} shares, {parties.terms.needed} are agreed on"
     signed = [(sharing.signature, sharing.content(parties.roster, name))]
@@ -159,7 +160,7 @@ def routed(sealed: Mapping[str, Mapping[str, Sealed]]) -> dict[str, dict[str, Se
 
 @dataclass(frozen=True)
 class Agreed:
-    """What comes of the sites' complaints.
+    """The outcome of the sites' complaints.
 
     Attributes:
         arrived: Who goes on; sorted.
