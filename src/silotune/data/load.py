@@ -228,7 +228,7 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
 
 
 def _check_owned(section: DataSection) -> None:
-    """With a file for each client, every training example must be in one of them.
+    """Checks that, with a file for each client, every training example is in one of these files.
 
     Raises:
         ConfigError: Other examples would be trained on, or be left out without a word.

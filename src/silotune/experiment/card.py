@@ -75,7 +75,7 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 
 def _precision(config: Config, *, is_merged: bool) -> str:
-    """Of the weights; an int4 base cannot hold the sum with an adapter, so it is merged in float32."""
+    """The precision of the weights; an int4 base cannot hold the sum with an adapter, so it is merged in float32."""
     if is_merged and config.model.precision == "int4":
         return "float32. The adapter was trained, and the metrics below were measured, on the base in int4"
     return config.model.precision

@@ -121,7 +121,8 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
 
 
 def settings_of(prepared: Prepared, part: Part) -> RunSettings:
-    """What the clients of a part act by; they score on their own examples as the gold-standard set is scored."""
+    """The settings that the clients of a part act by; they score their own examples as the gold-standard set is
+    scored."""
     config, federation = prepared.config, federation_of(prepared, part)
     return RunSettings(part.training, federation, config.privacy, config.evaluation, tuple(prepared.gold.labels))
 

@@ -29,7 +29,7 @@ SHOWN_COSTS = (
     "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes", "gpu_peak_memory_bytes",
     "trainable_parameters", "tokens",
 )  # fmt: skip
-"""Of a part's cost, what the summary repeats."""
+"""The fields of a part's cost that the summary repeats."""
 
 
 _LONGEST_PART = 60

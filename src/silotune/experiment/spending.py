@@ -23,7 +23,7 @@ FILE = "privacy"
 
 
 def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> list[str]:
-    """What is to be promised; it is written once, with the plan, and a resumed run goes on under the same identity.
+    """The promise of a run; it is written once, with the plan, and a resumed run goes on under the same identity.
 
     ``run`` is that identity where a submitter has signed it; else one is drawn.
     """

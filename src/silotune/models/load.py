@@ -47,7 +47,7 @@ class Base:
 
     @property
     def task_type(self) -> str:
-        """What peft calls the use of the model."""
+        """The name that peft has for the use of the model."""
         return "SEQ_CLS" if self.labels else "CAUSAL_LM"
 
     @property
@@ -223,7 +223,7 @@ def _source(section: ModelSection) -> str:
 
 
 def _where(section: ModelSection) -> dict[str, Any]:
-    """Where transformers looks for a model's files; code among them is never run, and nobody is asked about it."""
+    """Options that say where transformers looks for a model's files, and that code among them is never run."""
     return {
         "revision": section.revision or "main",
         "local_files_only": section.offline or _hub_is_off(),

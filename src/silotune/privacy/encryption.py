@@ -45,7 +45,7 @@ class Packing:
 
     @property
     def bits(self) -> int:
-        """Of one number's signed sum."""
+        """Bits that the signed sum of one number may take."""
         return PLAIN_BITS // self.values
 
     def levels(self, clients: int) -> int:

@@ -44,7 +44,7 @@ class Head:
     signature: str
 
     def text(self) -> str:
-        """As it travels in a request."""
+        """The head as it travels in a request."""
         return f"{self.entries}:{self.hash}:{self.signature}"
 
     @classmethod

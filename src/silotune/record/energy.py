@@ -39,7 +39,7 @@ class Gauge(Protocol):
         """Whether ``joules`` was read from counters, comes from a model at least in part, or is not there."""
 
     def method(self) -> str:
-        """How, in one line."""
+        """How the joules are known, in one line."""
 
     def co2_kg(self, joules: float | None) -> float | None:
         """Kilograms of CO2 equivalents that go with so much energy."""
@@ -128,7 +128,7 @@ class Codecarbon:
         return "measured" if self._machine.has_counter else "estimated"
 
     def method(self) -> str:
-        """How each part is known."""
+        """How the energy of each part is known."""
         self._ready.wait()
         if self._machine is None:
             return self._reason
@@ -139,7 +139,7 @@ class Codecarbon:
         )
 
     def co2_kg(self, joules: float | None) -> float | None:
-        """By codecarbon's carbon intensity of the country's electricity."""
+        """Kilograms of CO2, by codecarbon's carbon intensity of the country's electricity."""
         self._ready.wait()
         if joules is None or self._machine is None or self._machine.co2_kg_per_joule is None:
             return None

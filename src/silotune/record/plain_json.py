@@ -41,15 +41,16 @@ LARGEST_INTEGER = (1 << 63) - 1
 
 
 LONGEST_TEXT = 4096
-"""Characters of one text in a message."""
+"""The most characters of one text in a message."""
 
 
 LONGEST_PROSE = 1 << 16
-"""The same in a run's setup, which may hold the template of a prompt."""
+"""The most characters of one text in a run's setup, which may hold the template of a prompt."""
 
 
 MOST_COMMAS = 1 << 19
-"""In the whole text, which bounds its values before any is made: a megabyte of `[],` would take thirty."""
+"""The most commas in the whole text. They bound its values before any is made: a megabyte of `[],` would take
+thirty."""
 
 
 _MOST_DIGITS = len(str(LARGEST_INTEGER)) + 1

@@ -264,7 +264,7 @@ def main_text(figures: Mapping[str, Any]) -> str:
 
 
 def tasks_table(summary: Mapping[str, Any]) -> Table:
-    """Of a mixture, each task's main figure by mode; of isolated institutions, those of each.
+    """Each task's main figure by mode, for a mixture; isolated institutions have a column each.
 
     Args:
         summary: The contents of ``summary.json``.

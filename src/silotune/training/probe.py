@@ -176,7 +176,7 @@ def _batches(adapted: Adapted, possible: Fast) -> _Batches:
 
 
 def _losses(adapted: Adapted, batches: _Batches) -> Iterator[torch.Tensor]:
-    """One after the other, so that one graph is held at a time."""
+    """The losses of the batches, one after the other, so that only one graph is held at a time."""
     labels = torch.tensor([example.label for example in batches.apart], device=adapted.base.device)
     if adapted.base.labels:
         yield torch.nn.functional.cross_entropy(class_logits(adapted, batches.apart), labels)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CACHES = ("past_key_values", "layer_past")
-"""What decoder layers call the cache that they are given."""
+"""The names that decoder layers have for the cache that they are given."""
 
 
 def last_layer(model: PreTrainedModel) -> torch.nn.Module | None:

@@ -248,7 +248,7 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
 
 
 def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
-    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum; one list of each only.
+    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum, and only one list of each.
 
     Raises:
         ProtectionError: The list holds others than those who share masks, leaves this site out, or is too short.
