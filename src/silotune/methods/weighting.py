@@ -49,7 +49,7 @@ def _q_ffl(settings: QFFL) -> Weigh:
 def _loss_of(update: ClientUpdate) -> float:
     if update.loss is None:
         raise FederationError(
-            f"client {update.client!r} withholds its loss, by which federation.weighting = 'q-ffl' weighs"
+            f"client {update.client!r} withholds its loss, which federation.weighting = 'q-ffl' needs"
         )
     return update.loss
 

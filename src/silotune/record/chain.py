@@ -166,7 +166,7 @@ def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry], *, has_co
         raise AuditError("a site's trail without any entry says nothing of this run")
     name = site[0].actor
     if name not in sites_of(coordinator):
-        raise AuditError(f"this is the trail of {name!r}, which is no site of this run")
+        raise AuditError(f"this is the trail of {name!r}, which is not a site of this run")
     known = {name: coordinator[0].fields.get(name) for name in OF_RUN} if coordinator else {}
     seen = [entry for entry in site if entry.fields.get("head")]
     own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
@@ -258,7 +258,7 @@ def _check_links(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -
                 raise AuditError(f"entry {index - 1} was changed: its signature does not fit")
             raise AuditError(f"entry {index} does not follow the one before it: one was removed, inserted or moved")
         if entry.actor != entries[0].actor:
-            raise AuditError(f"entry {index} is of {entry.actor!r}, and the trail of {entries[0].actor!r}")
+            raise AuditError(f"entry {index} is by {entry.actor!r}, but the trail is that of {entries[0].actor!r}")
         if entry.index != index:
             raise AuditError(f"entry {index} calls itself {entry.index}: one was removed, inserted or moved")
         if entry.key not in known.get(entry.actor, ()):
@@ -338,7 +338,7 @@ def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[s
             raise _not_countersigned() from None
         if not is_site or client in found:
             raise AuditError(
-                f"{COUNTERSIGNED}: {client!r} {'stands in it twice' if is_site else 'is no site of this run'}"
+                f"{COUNTERSIGNED}: {client!r} {'stands in it twice' if is_site else 'is not a site of this run'}"
             )
         if not is_known or not is_signed or said.get("client") != client or said.get("kind") != "countersign":
             raise AuditError(f"{COUNTERSIGNED}: the countersignature of {client!r} does not fit")

@@ -117,7 +117,7 @@ def decode_places(data: np.ndarray, kept: int, total: int) -> np.ndarray:
         raise MessageError(f"a compressed message names {found.size} places, expected {kept}")
     places: np.ndarray = ((found - np.arange(kept)) << low) + (bits << np.arange(low)).sum(axis=1)
     if places[-1] >= total or bool((np.diff(places) <= 0).any()):
-        raise MessageError("a compressed message names places that do not ascend or that are not there")
+        raise MessageError("a compressed message names places that do not ascend or do not exist")
     return places
 
 
