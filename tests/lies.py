@@ -166,7 +166,7 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
         at("secure_sum.shares", sharing=lambda net, request, said: {**said, "least": 1}), "are agreed on", False,
     ),
     "wrong commitments": (commits_to_something_else, "in dispute over shares", False),
-    "two commitments": (at("secure_sum.shares", shares=frames_a_holder), "is not what it says of them here", False),
+    "two commitments": (at("secure_sum.shares", shares=frames_a_holder), "are not those for the coordinator", False),
     "complaints about all": (complains_of_all, "in dispute over shares", False),
     "complaints about strangers": (complains(of=lambda net, names: ["ghost"]), "that it was not sent", False),
     "complaints about itself": (complains(of=lambda net, names: [net.who]), "that it was not sent", False),

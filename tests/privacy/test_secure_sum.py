@@ -525,8 +525,8 @@ def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
     to_one = {**sealed, "site-003": replace(other, signature=made.members["site-001"].sign(content).hex())}
     for texts, said_of_them, said in (
         (few, sharing, "one for each of the others"),
-        (sealed, made.sharings["site-002"], "not what it says of them here"),
-        (to_one, sharing, "not what it says of them here"),
+        (sealed, made.sharings["site-002"], "are not those for the coordinator"),
+        (to_one, sharing, "are not those for the coordinator"),
         (mangled, sharing, "not signed"),
         (sealed, less, "are said to take 1 shares, 3 are agreed on"),
         (sealed, sharing.model_copy(update={"commitment": "0" * 64}), "not signed"),

@@ -92,7 +92,7 @@ def fault_of_sharing(
     if sealed.keys() != parties.keys.keys() - {name} or sharing.seed.keys() != parties.keys.keys():
         return "its shares are not one for each of the others"
     if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
-        return "it signed other hashes of its shares for their holders than for the coordinator"
+        return "the hashes of its shares for their holders are not those for the coordinator"
     if sharing.least != parties.terms.needed:
         return f"its secrets are said to take {sharing.least} shares, {parties.terms.needed} are agreed on"
     signed = [(sharing.signature, sharing.content(parties.roster, name))]
