@@ -501,7 +501,7 @@ def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
     for wrong, said in (
         (made.keys["site-002"], "not signed"),
         (unsigned, "not signed"),
-        (low_order.model_copy(update={"signature": signature}), "is not one"),
+        (low_order.model_copy(update={"signature": signature}), "is not valid"),
     ):
         fault = coordinator.fault_of_keys(made.terms, "site-001", wrong, public["site-001"])
         assert fault is not None and said in fault
