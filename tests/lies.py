@@ -150,7 +150,7 @@ def another_round(kind: str) -> Lie:
 LIES: dict[str, tuple[Lie, str, bool]] = {
     "wrong keys": (at("secure_sum.keys", mask=zeros), "its keys are not signed by it", False),
     "keys of another": (another_s_keys, "its keys are not signed by it", False),
-    "keys that are none": (no_keys, "one of its keys is not one", False),
+    "keys that are none": (no_keys, "one of its keys is not valid", False),
     "a mangled signature of keys": (at("secure_sum.keys", signature=zeros), "its keys are not signed by it", False),
     "too few shares": (
         at("secure_sum.shares", shares=lambda net, request, sealed: dict(list(sealed.items())[1:])),
@@ -166,7 +166,7 @@ LIES: dict[str, tuple[Lie, str, bool]] = {
         at("secure_sum.shares", sharing=lambda net, request, said: {**said, "least": 1}), "are agreed on", False,
     ),
     "wrong commitments": (commits_to_something_else, "in dispute over shares", False),
-    "two commitments": (at("secure_sum.shares", shares=frames_a_holder), "is not what it says of them here", False),
+    "two commitments": (at("secure_sum.shares", shares=frames_a_holder), "are not those for the coordinator", False),
     "complaints about all": (complains_of_all, "in dispute over shares", False),
     "complaints about strangers": (complains(of=lambda net, names: ["ghost"]), "that it was not sent", False),
     "complaints about itself": (complains(of=lambda net, names: [net.who]), "that it was not sent", False),

@@ -139,7 +139,7 @@ def test_a_package_adds_a_task(install: Install) -> None:
     found = task_named("mine")
     assert found is not None and found.options == ("a", "b")
     assert plugins_of(from_mapping({"data": {"task": "mine"}})) == {"my-package": "1.0"}
-    with pytest.raises(PluginError, match="the plug-in 'other' of my-package 1.0 is no Task of that name"):
+    with pytest.raises(PluginError, match="the plug-in 'other' of my-package 1.0 is not a Task of that name"):
         task_named("other")
 
 

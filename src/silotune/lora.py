@@ -46,7 +46,7 @@ def without_residuals(tensors: Tensors) -> Tensors:
 
 
 def rank_of(tensors: Tensors) -> int | None:
-    """The rank of the factors, which is one for all modules; None where there are none."""
+    """The rank of the factors, which all modules share; None where there are no factors."""
     found = [tensor.shape[0] if is_a(name) else tensor.shape[1] for name, tensor in tensors.items() if _is_factor(name)]
     return max(found, default=None)
 

@@ -235,7 +235,7 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
     "a countersignature twice": (in_signatures(lambda rows: rows * 2), "countersigned.json: 'client-0' stands in it"),
     "a countersignature by nobody of the run": (
         in_signatures(lambda rows: [*rows, stranger(rows[0])]),
-        "countersigned.json: 'FDA' is no site of this run",
+        "countersigned.json: 'FDA' is not a site of this run",
     ),
     "a site's trail in place of the run's": (
         lambda run: (run / FILE).write_bytes(site_trail(run)),

@@ -131,7 +131,7 @@ def test_audit_verify_takes_no_trail_of_a_site_that_says_less(silotune, run: Pat
         outcome = silotune("audit", "verify", run / "run", "--site", tmp_path)
         assert outcome.code == 11 and said in outcome.err and len(outcome.err.splitlines()) == 1, (count, outcome)
     itself = silotune("audit", "verify", run / "run", "--site", run / "run")
-    assert itself.code == 11 and "the trail of 'coordinator', which is no site of this run" in itself.err
+    assert itself.code == 11 and "the trail of 'coordinator', which is not a site of this run" in itself.err
 
 
 def test_audit_verify_takes_no_trail_of_a_site_under_another_key(silotune, run: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_time_that_no_calendar_has_is_one_line(silotune, tmp_path: Path, monke
     made.flush()
     for command in (("show", tmp_path), ("export", tmp_path, tmp_path / "trail.csv")):
         said = silotune("audit", *command)
-        assert (said.code, said.err) == (11, "error: entry 0 is not one: its time is none\n")
+        assert (said.code, said.err) == (11, "error: entry 0 is not valid: its time is not a time\n")
 
 
 @pytest.fixture(scope="module")

@@ -162,8 +162,8 @@ def test_examples_of_nobody(configuration: Make, tmp_path: Path) -> None:
     ("line", "words"),
     [
         (r'{"sentence": "up \ud83d cut", "label": "positive"}', "row 1: holds half a character"),
-        ("[" * 100_000, "JSON beyond what can be read (RecursionError)"),
-        ('{"sentence": "x", "label": ' + "9" * 5000 + "}", "JSON beyond what can be read (ValueError)"),
+        ("[" * 100_000, "JSON that nests too deep or holds too long a number (RecursionError)"),
+        ('{"sentence": "x", "label": ' + "9" * 5000 + "}", "too long a number (ValueError)"),
     ],
     ids=["half a character", "deep", "long number"],
 )

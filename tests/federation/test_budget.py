@@ -64,7 +64,7 @@ def test_entries_are_json_and_counted_once() -> None:
         if row.get("run") == 1:
             assert from_row(row).run == "1"
         else:
-            with pytest.raises(PrivacyError, match="entry that is not one"):
+            with pytest.raises(PrivacyError, match="entry that cannot be read"):
                 from_row(row)
     good = as_row(made[0])
     for key, value in (
@@ -73,7 +73,7 @@ def test_entries_are_json_and_counted_once() -> None:
         ("steps", -100),
         ("sampling_rate", 2),
     ):
-        with pytest.raises(PrivacyError, match="entry that is not one"):
+        with pytest.raises(PrivacyError, match="entry that cannot be read"):
             from_row({**good, "spend": {**good["spend"], key: value}})
 
 

@@ -110,7 +110,7 @@ def test_the_finished_trail_is_countersigned(tmp_path: Path) -> None:
         with pytest.raises(AuditError, match=f"countersigned.json.*{why}"):
             verify_trail(place, keys=keys(sites))
     beside.write_bytes(canonical([stranger(rows[0])]) + b"\n")
-    with pytest.raises(AuditError, match="countersigned.json: 'mallory' is no site of this run"):
+    with pytest.raises(AuditError, match="countersigned.json: 'mallory' is not a site of this run"):
         verify_trail(place, keys=keys(sites))
     beside.write_bytes(canonical([*rows, rows[0]]) + b"\n")
     with pytest.raises(AuditError, match="countersigned.json: 'bank-a' stands in it twice"):

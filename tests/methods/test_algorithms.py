@@ -69,7 +69,7 @@ def test_a_federation_of_one_has_no_method() -> None:
 def test_weighing_by_a_loss_that_is_withheld_is_an_error() -> None:
     updates = [ClientUpdate("bank-1", {"w": torch.ones(2)}, 3, None)]
     assert method(FederationSection()).aggregate(iter(updates))["w"].tolist() == [1.0, 1.0]
-    with pytest.raises(FederationError, match="'bank-1' withholds its loss, by which federation.weighting = 'q-ffl'"):
+    with pytest.raises(FederationError, match="'bank-1' withholds its loss, which federation.weighting = 'q-ffl'"):
         method(FederationSection(weighting="q-ffl")).aggregate(iter(updates))
 
 

@@ -127,7 +127,7 @@ def test_both_sides_agree_and_purposes_differ() -> None:
     one, other = os.urandom(32), os.urandom(32)
     assert agreed(one, public_half(other), "a") == agreed(other, public_half(one), "a")
     assert agreed(one, public_half(other), "a") != agreed(one, public_half(other), "b")
-    with pytest.raises(ProtectionError, match="public key is not one"):
+    with pytest.raises(ProtectionError, match="public key is not valid"):
         agreed(one, bytes(32), "a")
 
 

@@ -369,7 +369,7 @@ def test_the_site_s_own_rules_win() -> None:
     people = members(6)
     with pytest.raises(ProtectionError, match="a threshold of 0.550 is below this site's 0.600"):
         site.advertise(people["site-000"], terms(tuple(people), threshold=0.55), os.urandom)
-    with pytest.raises(ProtectionError, match="'ghost' is in the cohort and is no member"):
+    with pytest.raises(ProtectionError, match="'ghost' is in the cohort and is not a member"):
         site.advertise(people["site-000"], terms(("ghost", *people)), os.urandom)
     with pytest.raises(ProtectionError, match="is not in"):
         site.advertise(people["site-000"], terms(tuple(people)[1:]), os.urandom)
@@ -501,7 +501,7 @@ def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
     for wrong, said in (
         (made.keys["site-002"], "not signed"),
         (unsigned, "not signed"),
-        (low_order.model_copy(update={"signature": signature}), "is not one"),
+        (low_order.model_copy(update={"signature": signature}), "is not valid"),
     ):
         fault = coordinator.fault_of_keys(made.terms, "site-001", wrong, public["site-001"])
         assert fault is not None and said in fault
@@ -525,8 +525,8 @@ def test_what_honest_sites_would_refuse_the_coordinator_finds_first() -> None:
     to_one = {**sealed, "site-003": replace(other, signature=made.members["site-001"].sign(content).hex())}
     for texts, said_of_them, said in (
         (few, sharing, "one for each of the others"),
-        (sealed, made.sharings["site-002"], "not what it says of them here"),
-        (to_one, sharing, "not what it says of them here"),
+        (sealed, made.sharings["site-002"], "are not those for the coordinator"),
+        (to_one, sharing, "are not those for the coordinator"),
         (mangled, sharing, "not signed"),
         (sealed, less, "are said to take 1 shares, 3 are agreed on"),
         (sealed, sharing.model_copy(update={"commitment": "0" * 64}), "not signed"),

@@ -277,7 +277,7 @@ def test_a_trail_has_one_author_and_only_a_coordinator_ends_one(tmp_path: Path) 
     trail = Trail(tmp_path / FILE, KEY, actor="coordinator")
     trail.add(*STARTED)
     trail.flush()
-    with pytest.raises(AuditError, match="entry 2 is of 'coordinator', and the trail of 'bank-a'"):
+    with pytest.raises(AuditError, match="entry 2 is by 'coordinator', but the trail is that of 'bank-a'"):
         verify_trail(tmp_path / FILE, is_open_allowed=True)
 
 

@@ -27,7 +27,9 @@ def audit_app() -> typer.Typer:
 
 def verify(
     folder: Folder,
-    kit: Annotated[Path | None, typer.Option("--kit", help="A kit, whose list of members says whose keys are.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="A kit; its list of members says whose key is whose.")
+    ] = None,
     key: Annotated[
         list[str] | None, typer.Option("--key", metavar="WHO=KEY", help="A public key that may sign; repeatable.")
     ] = None,
@@ -91,7 +93,7 @@ def _state_of(found: Checked) -> str:
 
 
 def coverage_lines(found: Checked) -> list[str]:
-    """Which files the verdict is about, and which it is not."""
+    """Which files the verdict covers, and which it does not."""
     covered, uncovered = found.coverage.covered, found.coverage.uncovered
     if found.site:
         return ["a site's own trail, so the verdict is about the trail alone, as far as it goes"]
@@ -104,7 +106,9 @@ def coverage_lines(found: Checked) -> list[str]:
 
 def show(
     folder: Folder,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many entries from the end.")] = None,
+    last: Annotated[
+        int | None, typer.Option("--last", min=1, help="Show only this many entries, from the end.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the entries of a trail, one line each; nothing is verified."""

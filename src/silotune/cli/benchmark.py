@@ -65,7 +65,7 @@ def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: 
         f"{total['runs']} runs, {total['done']} done, {total['to_do']} to do: about {seconds_text(total['seconds'])} "
         f"with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory"
     )
-    say("Times are from a few steps of one run of each kind; those of other seeds and partitions are like it.")
+    say("Times come from a few steps of one run of each kind; other seeds and partitions are taken to be like it.")
 
 
 def _row(each: Forecast) -> dict[str, Any]:

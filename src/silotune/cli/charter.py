@@ -43,7 +43,9 @@ def sign(
 
 def verify(
     charter: File,
-    kit: Annotated[Path | None, typer.Option("--kit", help="A kit, whose list of members says whose keys are.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="A kit; its list of members says whose key is whose.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every signature of a charter; without --kit, compare the keys yourself."""

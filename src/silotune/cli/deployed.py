@@ -146,5 +146,5 @@ def _say(event: str, fields: Mapping[str, Any]) -> None:
     words = ", ".join(
         f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in fields.items() if value
     )
-    with contextlib.suppress(OSError):  # a service goes on where its own output cannot be written: a full disk
+    with contextlib.suppress(OSError):  # a service goes on even if its output cannot be written, as on a full disk
         say(f"{event.replace('_', ' ')}: {words}")

@@ -150,4 +150,4 @@ def _from_row(line: str, where: str) -> Messages:
             raise ValueError("no message")
         return tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{where} is no JSON object with 'prompt' or 'messages' (role, content)") from None
+        raise DataError(f"{where} is not a JSON object with 'prompt' or 'messages' (role, content)") from None

@@ -45,16 +45,16 @@ def quiet() -> None:
 
 
 class _PrintableConsole(Console):
-    """A console through which no text acts on the terminal: rich's own styles are no part of a segment's text."""
+    """A console that lets no text act on the terminal; rich's own styles, which are no text, still work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Whatever is shown passes here: lines, cells of tables, titles, bars."""
+        """Escapes everything that is shown: lines, cells of tables, titles, bars."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def stdout() -> Console:
-    """A console on standard output as it is now; square brackets in texts are just that."""
+    """A console on the present standard output; square brackets in texts are printed as they are."""
     return _PrintableConsole(file=sys.stdout, markup=False, highlight=False)
 
 
@@ -75,7 +75,7 @@ def write_text(text: str) -> None:
 
 @contextlib.contextmanager
 def reserved_stdout(is_reserved: bool) -> Iterator[None]:
-    """While it holds, what anybody prints goes to stderr, so that stdout gets the JSON object alone."""
+    """Inside the block, everything that is printed goes to stderr, so that stdout gets the JSON object alone."""
     with contextlib.redirect_stdout(sys.stderr) if is_reserved else contextlib.nullcontext():
         yield
 

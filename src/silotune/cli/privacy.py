@@ -70,7 +70,7 @@ def plan(
 
 def spent(
     folder: Annotated[Path, typer.Argument(help="Folder of ledgers: privacy.dp.ledger, or state/ledger of a site.")],
-    delta: Annotated[float, typer.Option(help="At which epsilon is told.")] = 1e-5,
+    delta: Annotated[float, typer.Option(help="The delta at which epsilon is computed.")] = 1e-5,
     rdp: Annotated[bool, typer.Option("--rdp", help="Count by RDP, faster and looser than by PLD.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -52,7 +52,7 @@ def add(
     site: Annotated[str, typer.Argument(help="Name of the new site.")],
     out: Folder,
     csr: Request = None,
-    contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
+    contact: Annotated[str, typer.Option(help="Whom to contact with questions.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Add a site: a kit for it, and a new members.json for the others."""
@@ -62,9 +62,9 @@ def add(
 
 
 def submitter(
-    name: Annotated[str, typer.Argument(help="Name of who may ask for runs.")],
+    name: Annotated[str, typer.Argument(help="Name of the person or system that may submit runs.")],
     out: Folder,
-    contact: Annotated[str, typer.Option(help="Whom to ask.")] = "",
+    contact: Annotated[str, typer.Option(help="Whom to contact with questions.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Add a submitter, or give one a new key: a kit, and a new members.json for coordinator and sites."""

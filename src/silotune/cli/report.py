@@ -29,7 +29,7 @@ def report(
         _grid(folders[0], out, as_json=as_json)
         return
     if out is not None:
-        raise ConfigError("--out goes with a grid folder; of runs a table is shown")
+        raise ConfigError("--out goes with a grid folder; for runs a table is printed")
     _runs(folders, as_json=as_json)
 
 

@@ -84,7 +84,7 @@ def submit(
 
 
 def _refuse_unused(why: str, options: Mapping[str, object]) -> None:
-    """No option is taken that would do nothing."""
+    """Refuses options that would have no effect."""
     given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{why}, so {' and '.join(given)} would do nothing: leave it out")

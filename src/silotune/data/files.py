@@ -56,7 +56,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 def _read_json(path: Path) -> list[Row]:
     document = _parse(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(document, list):
-        raise DataError(f"{path}: holds no list of rows; one row a line is .jsonl")
+        raise DataError(f"{path}: holds no list of rows; if each line is a row, name the file .jsonl")
     return [_object(row, f"{path}: row {number}") for number, row in enumerate(document, start=1)]
 
 
@@ -67,7 +67,9 @@ def _parse(text: str, spot: str) -> Any:
         at = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(f"{spot}: not valid JSON ({at}column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{spot}: JSON beyond what can be read ({type(error).__name__})") from None
+        raise DataError(
+            f"{spot}: JSON that nests too deep or holds too long a number ({type(error).__name__})"
+        ) from None
 
 
 def _object(value: Any, spot: str) -> Row:
@@ -105,7 +107,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Blank lines part the documents."""
+    """Blank lines separate the documents."""
     parts = path.read_text(encoding="utf-8-sig").split("\n\n")
     return [{"text": part.strip()} for part in parts if part.strip()]
 

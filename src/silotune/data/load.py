@@ -23,7 +23,7 @@ from silotune.structs import Example, Row
 __all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]
 
 CARVED: Final[Mapping[str, float]] = {"test": 0.2, "validation": 0.1}
-"""Share of the training examples that stands in for a split that is not there."""
+"""Share of the training examples that is set aside as a split when the data have no such split."""
 EMBEDDED_SIZES: Final[Mapping[str, int]] = {"train": 1600, "validation": 300, "test": 600}
 
 
@@ -48,7 +48,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """An example with what decides where it may go: its unit, and the client whose file it came from."""
+    """An example with what decides which split and client get it: its unit, and the client whose file it came from."""
 
     example: Example
     unit: str
@@ -128,7 +128,7 @@ def _records(rows: Iterable[Row], task: Task, where: str, client: str = "") -> l
 
 
 def _asked(example: Example) -> object:
-    """What two examples share if one gives the other away: the prompt; of plain text, all of it."""
+    """The text that two examples share if one gives the other away: the prompt, or all of a plain text."""
     return example.messages or example.answer
 
 
@@ -228,7 +228,7 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
 
 
 def _check_owned(section: DataSection) -> None:
-    """With a file for each client, every training example must be in one of them.
+    """Checks that, with a file for each client, every training example is in one of these files.
 
     Raises:
         ConfigError: Other examples would be trained on, or be left out without a word.
@@ -319,8 +319,7 @@ _GENERATORS: Final[Mapping[str, Callable[..., dict[str, list[Row]]]]] = {
 def _hold_out(pools: _Pools, section: DataSection) -> list[str]:
     """Pools all splits and draws the test set from them, as ``datasets.Dataset.train_test_split`` does.
 
-    The rows keep their order: it is theirs and the draw's seed that decide, so the same rows in another order give
-    another test set.
+    The draw depends on the order of the rows and on its seed, so the same rows in another order give another test set.
     """
     if section.holdout is None:
         return []
@@ -336,7 +335,7 @@ def _hold_out(pools: _Pools, section: DataSection) -> list[str]:
 
 
 def _carve(pools: _Pools, seed: int) -> list[str]:
-    """Moves part of ``train`` to each split that is not there; rows of one unit (the same text) stay together."""
+    """Moves part of ``train`` to each missing split; rows of one unit (the same text) stay together."""
     notes = []
     total = len(pools["train"])
     for split, share in CARVED.items():

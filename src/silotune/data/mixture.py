@@ -39,7 +39,7 @@ def load_examples(section: DataSection, *, seed: int) -> Dataset:
 
 
 def load_scored_examples(section: DataSection, *, seed: int) -> Dataset:
-    """What a coordinator scores on, where the training examples are elsewhere: ``train`` is empty.
+    """The examples that a coordinator scores on when the training examples are elsewhere: ``train`` is empty.
 
     Raises:
         ConfigError: A task or its source does not hold together.
@@ -63,7 +63,7 @@ def tasks_of(section: DataSection) -> dict[str, Task]:
 
 
 def _alone(section: DataSection, name: str) -> DataSection:
-    """The section for one of the tasks, whole: a root that has nothing for an embedded task does not concern it."""
+    """The section for one of the tasks alone; an embedded task ignores a root that has nothing for it."""
     changes: dict[str, object] = {"task": name, "mixture": {}}
     changes.update(num_train=None, num_validation=None, num_test=None)
     task = resolve(section.model_copy(update=changes))

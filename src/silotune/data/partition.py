@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 Clients = dict[str, tuple[int, ...]]
 OTHER: Final = "other"
-"""Client that holds the rare values of a natural partition."""
+"""Name of the client that holds the rare values of a natural partition."""
 OPEN: Final = "open"
 """Stands for the label of an open answer in a skew report."""
 _MOST_DRAWS: Final = 11
-"""Dirichlet draws before clients that hold too few examples are filled up."""
+"""Number of Dirichlet draws that are tried before clients with too few examples are filled up."""
 
 
 def partition(examples: Sequence[Example], section: PartitionSection, *, seed: int) -> Clients:
@@ -74,7 +74,7 @@ def _dirichlet(examples: Sequence[Example], section: PartitionSection, seed: int
         generator = np.random.default_rng(start)
         shares = _drawn(by_value, section, generator)
     for share in shares:
-        generator.shuffle(share)  # filling up takes from the end, which would else be one value only
+        generator.shuffle(share)  # filling up takes from the end, which would otherwise hold one value only
     return _named(shares, section.min_examples)
 
 
@@ -316,7 +316,7 @@ def _distance(own: Counter[str], pooled: Counter[str]) -> float:
 
 
 def find_faults(examples: Sequence[Example], clients: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Notes on silos that can be trained but should be known of: those with one class only.
+    """Notes on silos that can train but that the user should know of, because they hold one class only.
 
     Raises:
         DataError: There is no silo, or one holds no examples.
@@ -335,7 +335,7 @@ def find_faults(examples: Sequence[Example], clients: Mapping[str, Sequence[int]
 
 
 def digest_of(splits: Mapping[str, Sequence[Example]], clients: Mapping[str, Sequence[int]]) -> str:
-    """SHA-256 of all examples in their order and of who holds which: whether two runs have the same data."""
+    """SHA-256 of all examples in their order and of who holds which: equal for two runs with the same data."""
     found = hashlib.sha256()
     for name, examples in sorted(splits.items()):
         found.update(repr((name, len(examples))).encode())

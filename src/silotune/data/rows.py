@@ -91,7 +91,7 @@ class Task:
         options: Closed set of answers; of a ``cloze`` task, the names of the options' places.
         labels: Raw value of the answer column -> option; the options themselves are always understood.
         system: System text; empty for none.
-        unit: Placeholder whose text identifies a row: rows that share it never part when a split is carved.
+        unit: Placeholder whose text identifies a row: rows that share it stay together when a split is carved.
         folder: Name of the task's folder under ``data.root``.
         files: Local split -> file stems, as in ``SPLITS``.
         pooled: File stems that together hold all splits, told apart by the rows' ``split``.

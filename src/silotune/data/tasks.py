@@ -285,7 +285,7 @@ def task_named(name: str) -> Task | None:
         return TASKS.get(name)
     brought = plugin.load()
     if not isinstance(brought, Task) or brought.name != name:
-        raise PluginError(f"the plug-in {name!r} of {plugin.origin} is no Task of that name")
+        raise PluginError(f"the plug-in {name!r} of {plugin.origin} is not a Task of that name")
     return brought
 
 

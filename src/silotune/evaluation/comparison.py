@@ -134,7 +134,7 @@ def compare(observations: Sequence[Observation]) -> Comparison:
 
 
 def scale(metric: str) -> float:
-    """What turns a figure into the unit that it is compared in."""
+    """The factor that turns a figure into the unit in which it is compared."""
     return 1.0 if lower_is_better(metric) else POINTS
 
 
@@ -151,7 +151,7 @@ def _row_key(seen: Observation) -> tuple[str, ...]:
 
 
 def _algorithm(cell: Cell, mode: str) -> str:
-    """Of the federated mode; a baseline has none and serves every algorithm."""
+    """The algorithm of the federated mode; a baseline has none and serves every algorithm."""
     return cell.algorithm if mode == "federated" else ""
 
 
@@ -257,7 +257,7 @@ def _claim(name: str, key: _Key, metric: str, values: _Values) -> Claim:
 
 
 def _corrected(claims: Sequence[Claim]) -> tuple[Claim, ...]:
-    """With Holm's correction over all claims that have a p."""
+    """The claims, with Holm's correction over all of them that have a p."""
     tested = [place for place, claim in enumerate(claims) if claim.difference and claim.difference.p is not None]
     adjusted = holm([claims[place].difference.p for place in tested])  # type: ignore[union-attr,misc]
     known = dict(zip(tested, adjusted, strict=True))

@@ -235,7 +235,7 @@ def _margins(
     batch_size: int,
     scores_of: Callable[[Adapted, Sequence[Encoded]], torch.Tensor],
 ) -> tuple[float, ...]:
-    """Of each pair, by how much the preferred answer is likelier than the other."""
+    """By how much the preferred answer of each pair is likelier than the other."""
     margins = [0.0] * len(examples)
     for places, batch in by_length(examples, batch_size):
         scores = scores_of(adapted, batch)  # [pairs, 2]

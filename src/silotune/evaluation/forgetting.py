@@ -26,7 +26,8 @@ def general_text(source: str) -> Iterator[Turns]:
     """Documents as (role, content); prose is one turn of role ``text``.
 
     Args:
-        source: ``embedded``; a ``.txt`` file, whose blank lines part the documents; or a file of rows with ``text``.
+        source: ``embedded``; a ``.txt`` file, whose blank lines separate the documents; or a file of rows with
+            ``text``.
 
     Raises:
         DataError: The file is missing, broken or empty, or a row has no text.

@@ -156,7 +156,7 @@ def _ends(adapted: Adapted) -> list[int]:
 
 @contextmanager
 def _cache_on(adapted: Adapted) -> Iterator[None]:
-    """Generation wants the key-value cache that training keeps off."""
+    """Switches on the key-value cache for generation; training keeps it off."""
     config = adapted.base.model.config
     previous, config.use_cache = config.use_cache, True
     try:

@@ -189,7 +189,7 @@ def _intervals(
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of the metric is more."""
+    """Whether a lower value of the metric is better."""
     return metric == "perplexity"
 
 

@@ -148,13 +148,13 @@ def _highest(values: Sequence[float | None]) -> float | None:
 
 
 def _cost(result: Mapping[str, Any], name: str) -> float | None:
-    """From the part's ``cost`` where it has one, else from what every result holds."""
+    """One cost, from the part's ``cost`` where it has one, else from what every result holds."""
     cost = result.get("cost") or {}
     return _number(cost.get(name)) if name in cost else _number(result.get(name))
 
 
 def _spent(result: Mapping[str, Any], name: str) -> float | None:
-    """Of a result under differential privacy: its epsilon or delta."""
+    """The epsilon or delta of a result under differential privacy."""
     return _number((result.get("privacy") or {}).get(name))
 
 

@@ -25,7 +25,7 @@ from silotune.structs import ServerState
 from silotune.tensors import digest
 
 _ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError, OSError)
-"""What reading files raises that were written to be odd: whoever has the key can sign anything."""
+"""Exceptions that reading a maliciously written file can raise: whoever has the key can sign anything."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Checked:
 
     @property
     def site(self) -> str:
-        """Whose own trail it is; empty where it is a run's."""
+        """The site whose own trail this is; empty if it is a run's trail."""
         first = self.chain.entries[0].actor if self.chain.entries else COORDINATOR
         return "" if first == COORDINATOR else first
 
 
 def can_go_on(folder: RunFolder, record: RecordSection) -> bool:
-    """Whether the key that signs a part's trail is there: the one that was made for the run goes when it has ended."""
+    """Whether the key that signs a part's trail is there: a key made for the run is removed when the run has ended."""
     return record.audit_key is not None or (folder.path / KEY_FILE).exists()
 
 
@@ -204,7 +204,7 @@ def _is_of_site(trail: Path) -> bool:
         AuditError: It is a link, or lies in the place of a run's.
     """
     if trail.is_symlink():
-        raise AuditError("it is a link: nothing says what it leads to")
+        raise AuditError("it is a link, and links are not followed: give the folder that holds the trail itself")
     first = next(iter(read_chain(trail)), None)
     if first is None or first.actor == COORDINATOR:
         return False

@@ -75,14 +75,14 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {res
 
 
 def _precision(config: Config, *, is_merged: bool) -> str:
-    """Of the weights; an int4 base cannot hold the sum with an adapter, so it is merged in float32."""
+    """The precision of the weights; an int4 base cannot hold the sum with an adapter, so it is merged in float32."""
     if is_merged and config.model.precision == "int4":
         return "float32. The adapter was trained, and the metrics below were measured, on the base in int4"
     return config.model.precision
 
 
 def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
-    """What a model hub reads; ``nano`` is no hub's id."""
+    """The metadata that a model hub reads; it leaves out ``nano``, which is not the id of a model on a hub."""
     lines = [
         *([] if config.model.name == "nano" else [f"base_model: {config.model.name}"]),
         f"library_name: {'transformers' if is_whole else 'peft'}",

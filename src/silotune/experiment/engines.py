@@ -66,7 +66,7 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
 
 
 def _simulated_seconds(folder: RunFolder) -> float:
-    """Where the simulated clock of a run goes on from."""
+    """The simulated time from which the clock of a run goes on."""
     checkpoint = folder.load_checkpoint()
     return checkpoint[0].simulated_seconds if checkpoint is not None else 0.0
 
@@ -113,7 +113,7 @@ def actor_work(states: str, ledger: str, envelope: Mapping[str, str], setup: byt
     return _host(states, ledger, envelope.get("client", "")).answer(work_frame(envelope.get("job", ""), setup, data))
 
 
-@functools.cache  # Ray unpickles the ClientApp for every message: what is to stay can only stay with the process
+@functools.cache  # Ray unpickles the ClientApp for every message, so what must outlive a message is kept in the process
 def _host(states: str, ledger: str, client: str) -> TrainerHost:
     budget = Budget(Path(ledger))
     desk = SiteDesk(

@@ -28,13 +28,13 @@ from silotune.training.local import RoundPlace, train_round
 
 CALIBRATION_STEPS = 3
 BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
-"""Of a value by ``model.precision``; of int4 the least: embedding, head and scales take more."""
+"""Bytes of a value by ``model.precision``; for int4 a lower bound, since embedding, head and scales take more."""
 
 
 def least_memory(config: Config) -> dict[str, int]:
     """``memory_bytes`` or ``gpu_memory_bytes`` that the base's weights alone will take; empty where it is not known.
 
-    Nothing is loaded: what does not fit is told before the system ends the process that tries.
+    Nothing is loaded, so a base that does not fit is reported before the system kills the process that loads it.
 
     Raises:
         ModelError: The configured device is not there.
@@ -103,7 +103,7 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
 
 
 def _message_bytes(prepared: Prepared) -> tuple[int, int]:
-    """Of a request and of a reply, as a round in the middle of a run sends them."""
+    """Bytes of a request and of a reply, as a round in the middle of a run sends them."""
     federation, sent = prepared.config.federation, []
     parts = method(federation).schedule(1)
     down = outgoing(method(federation).sent(prepared.initial, {}), parts)
@@ -141,6 +141,6 @@ def _scorings(config: Config, num_clients: int) -> int:
 
 
 def _selections(config: Config, num_clients: int) -> int:
-    """Looks at the selection set: in every mode as often, and by every institution of its own when isolated."""
+    """How often the selection set is scored: equally often in each mode, and by every institution when isolated."""
     looks = math.ceil(config.federation.rounds / config.evaluation.select_every)
     return looks * sum(num_clients if mode == "isolated" else 1 for mode in config.federation.modes)

@@ -21,7 +21,7 @@ class Exposed:
     width: int
 
     def tokens(self, rounds: int) -> int:
-        """So many distinct tokens, with their positions where the model adds those, can be read off the updates."""
+        """How many distinct tokens (and positions, if the model adds those) can be read off the updates."""
         return min(rounds * sum(self.ranks), self.width)
 
 
@@ -58,7 +58,7 @@ def exposed_by(trained: Tensors) -> Exposed:
 
 
 def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
-    """Updates of plain gradient steps that leave an institution without noise give back what they were made from.
+    """The warning that updates of plain gradient steps without noise give back what they were made from.
 
     Args:
         config: The whole configuration, without differential privacy.

@@ -2,8 +2,8 @@
 
 ``federated``: every institution is a client. ``centralized``: one client holds everybody's examples.
 ``isolated``: as many federations as institutions, each with that institution alone. All start from the same
-adapter, see the same examples, and do the same number of optimiser steps in total. What the clients of each are told
-follows from the configuration.
+adapter, see the same examples, and do the same number of optimiser steps in total. The settings that the clients of
+each mode get follow from the configuration.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def pooled_steps(prepared: Prepared) -> int:
 
 
 def steps_by_mode(prepared: Prepared) -> dict[Mode, int]:
-    """Optimiser steps of all institutions together over all rounds; alone nobody rests, so there they may be more."""
+    """Optimiser steps of all institutions together over all rounds; isolated ones train in every round, so they may do
+    more."""
     federation, training = prepared.config.federation, prepared.config.training
     pooled = federation.rounds * pooled_steps(prepared)
     alone = federation.rounds * sum(steps_in_round(len(own), training) for own in prepared.clients.values())
@@ -94,7 +95,7 @@ def budget(prepared: Prepared) -> str:
         return f"{config.federation.rounds} rounds; each site does its own optimiser steps on its own examples"
     rounds, per_round, steps = config.federation.rounds, pooled_steps(prepared), steps_by_mode(prepared)
     more = steps["isolated"] > steps["federated"]
-    resting = f", {steps['isolated']} in all: nobody rests who is alone" if more else ""
+    resting = f", {steps['isolated']} in all, as each trains in every round" if more else ""
     return (
         f"same examples, initial adapter, batch size and evaluation; {rounds} round{'' if rounds == 1 else 's'}; "
         f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
@@ -120,7 +121,8 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
 
 
 def settings_of(prepared: Prepared, part: Part) -> RunSettings:
-    """What the clients of a part act by; they score on their own examples as the gold-standard set is scored."""
+    """The settings that the clients of a part act by; they score their own examples as the gold-standard set is
+    scored."""
     config, federation = prepared.config, federation_of(prepared, part)
     return RunSettings(part.training, federation, config.privacy, config.evaluation, tuple(prepared.gold.labels))
 

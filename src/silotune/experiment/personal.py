@@ -39,7 +39,7 @@ def made(
 
 
 def fine_tune(plan: Plan, transport: Transport, weights: Tensors) -> list[Failure]:
-    """Asks every client for a local round from the final global model, and to keep what comes of it.
+    """Asks every client for a local round from the final global model, and to keep the resulting model.
 
     Args:
         plan: Of the rounds that are done: settings, ranks, and the audit trail that messages enter.

@@ -99,7 +99,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     for each in dataset.tasks or (task,):
         check_objective(config, each)
     if config.federation.clock is not None:
-        paces(config.federation.clock, tuple(shares), seed=config.seed)  # a client that there is not, a broken trace
+        paces(config.federation.clock, tuple(shares), seed=config.seed)  # an unknown client or a broken trace
     adapted = adapted_of(config, task)
     encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 

@@ -29,11 +29,11 @@ SHOWN_COSTS = (
     "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes", "gpu_peak_memory_bytes",
     "trainable_parameters", "tokens",
 )  # fmt: skip
-"""Of a part's cost, what the summary repeats."""
+"""The fields of a part's cost that the summary repeats."""
 
 
 _LONGEST_PART = 60
-"""Of a run's name: a model may be named by a long path."""
+"""The most characters of a run's name: a model may be named by a long path."""
 
 
 def default_name(config: Config) -> str:
@@ -230,7 +230,7 @@ def _isolated(clients: Mapping[str, dict[str, Any]], names: Sequence[str], metri
 
 
 def _known_epsilon(spent: Mapping[str, Any]) -> float:
-    """For the largest of several: one that nobody knows could be any."""
+    """Epsilon for finding the largest of several; an unknown one counts as infinite."""
     return math.inf if spent["epsilon"] is None else float(spent["epsilon"])
 
 

@@ -71,7 +71,7 @@ def plan_of(
 
 
 def _asked_a_round(part: Part, federation: FederationSection) -> int | None:
-    """Clients that a round asks, those beyond ``clients_per_round`` included; None for all."""
+    """Number of clients that a round asks, with those beyond ``clients_per_round``; None for all."""
     if part.clients_per_round is None or federation.clock is None:
         return part.clients_per_round
     return min(len(part.clients), math.ceil(part.clients_per_round * federation.clock.over_sampling))

@@ -61,7 +61,7 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
 
     Args:
         config: The whole configuration.
-        observer: Told of every event; the folder's ``events.jsonl`` holds the same.
+        observer: Called with every event; the folder's ``events.jsonl`` holds the same.
 
     Returns:
         The run folder; ``summary.json`` in it holds the comparison of the modes.
@@ -91,7 +91,7 @@ def federate(
     """Runs the federated mode over sites that are elsewhere; goes on where the run folder holds a checkpoint.
 
     In the end the trail is closed over all files of the run, and the sites are asked to countersign its end. A run that
-    is closed changes no more, but for signatures of sites that are missing still.
+    is closed changes no more, except that signatures of sites that are still missing are added.
 
     Args:
         config: The whole configuration; ``federated`` must be its only mode.
@@ -99,7 +99,7 @@ def federate(
         connect: Makes the transport that reaches them, for as long as it is used.
         path: The run folder, new or begun.
         vouched: The job that goes with all that is asked of the sites; None where they ask for none.
-        observer: Told of every event.
+        observer: Called with every event.
 
     Raises:
         SilotuneError: Whatever went wrong, in one line.
@@ -172,7 +172,7 @@ def _metered(config: Config) -> Iterator[Meter]:
 
 
 def _check_budget(config: Config, meter: Meter) -> None:
-    """A budget of joules that nobody meters would never be reached.
+    """Refuses a budget of joules without a meter, because it would never be reached.
 
     Raises:
         ConfigError: There is no meter.
@@ -211,7 +211,7 @@ def _parts(prepared: Prepared) -> Iterator[Part]:
 
 
 def _work(run: _Run, observer: Observer | None) -> None:
-    """All parts that have no result yet, and what the run comes to."""
+    """Runs all parts that have no result yet, then writes the result of the run."""
     prepared, folder = run.prepared, run.folder
 
     def notify(event: str, fields: Mapping[str, Any]) -> None:
@@ -248,12 +248,13 @@ def _work(run: _Run, observer: Observer | None) -> None:
 
 
 def _identity(run: _Run, part: Part) -> str:
-    """Of a part, in privacy ledgers."""
+    """The identity of a part in privacy ledgers."""
     return "/".join((spending.run_of(run.folder), *part.names))
 
 
 def _seal(run: _Run, part: Part, observer: Observer | None) -> None:
-    """Closes the trail over all that the run wrote, and asks the sites to sign its end; the observer alone is told."""
+    """Closes the trail over all that the run wrote, and asks the sites to sign its end. Notes go to the observer
+    only."""
     folder = run.folder.part(*part.names)
     audit = replace(open_audit(folder, run.prepared.config.record), keys=run.keys)
     rounds = int(folder.read_json("result")["rounds"])
@@ -344,7 +345,7 @@ def _finish_part(
 def _scored_result(
     prepared: Prepared, part: Part, folder: RunFolder, state: ServerState, weights: Tensors
 ) -> dict[str, Any]:
-    """What a part came to, but for what it cost in time and in privacy."""
+    """The result of a part, except for its cost in time and in privacy."""
     config = prepared.config
     result = results.result_of(folder, state, metrics=prepared.gold(weights), keep=config.evaluation.keep)
     result["num_clients"] = len(prepared.clients)

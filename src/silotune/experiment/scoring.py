@@ -75,7 +75,7 @@ class Scorer:
     def by_client(self, weights: Tensors, shares: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
         """Figures on each client's own share of the set, from the same answers: nothing is scored again.
 
-        Without intervals and bins: a share can be small. A client whose share is empty has ``num_examples`` 0 alone.
+        Without intervals and bins: a share can be small. A client whose share is empty has only ``num_examples`` 0.
         """
         self(weights)
         answered = self.answers[digest(weights)]
@@ -147,13 +147,13 @@ def scorer_of(
 
 
 def encoder_for(config: Config, base: Base) -> Encode:
-    """What turns a run's examples into ids for its model."""
+    """The encoder that turns a run's examples into ids for its model."""
     training = config.training
     return encoder_of(base, training.objective, max_length=config.model.max_length)
 
 
 def forgetting_of(config: Config, adapted: Adapted, initial: Tensors) -> Forgetting | None:
-    """What scores a general text before and after training; None where the configuration names none."""
+    """The scorer of a general text before and after training; None where the configuration names no text."""
     settings = config.evaluation
     if not settings.forgetting:
         return None
@@ -233,7 +233,7 @@ class MixtureScorer:
         return {"split": self.split, **together(by_task, self.metric), "by_task": by_task}
 
     def by_client(self, weights: Tensors, shares: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
-        """The same on each client's own share; ``num_examples`` 0 alone where no task in it has the metric."""
+        """The same on each client's own share; only ``num_examples`` 0 where no task in it has the metric."""
         found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in shares}
         for task, scorer in self.parts.items():
             local = {place: index for index, place in enumerate(self.places[task])}

@@ -176,7 +176,7 @@ class SiteDesk:
             raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
         if own.train is not None:
             if not own.task:
-                raise DataError("set data.task in site.toml: which columns of a file are read is the site's to say")
+                raise DataError("set data.task in site.toml: only the site says which columns of its file are read")
             if own.task == "custom" and own.definition != config.data.definition:
                 raise DataError("the run's own task reads other columns than [data.definition] in site.toml says")
             return [tasks[own.task]], read_examples(own.train, tasks[own.task])

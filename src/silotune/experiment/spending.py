@@ -1,6 +1,6 @@
 """What the run folder says of privacy: before a run what is planned, after it what was spent, from ledgers and reports.
 
-Rounds that a kill or a failure made twice are spent twice, so no plan is ever told as what a finished run kept.
+A round that is repeated after a kill or a failure is spent twice, so a plan is never reported as what a run spent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = "privacy"
 
 
 def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> list[str]:
-    """What is to be promised; it is written once, with the plan, and a resumed run goes on under the same identity.
+    """The promise of a run; it is written once, with the plan, and a resumed run goes on under the same identity.
 
     ``run`` is that identity where a submitter has signed it; else one is drawn.
     """
@@ -72,7 +72,7 @@ def settled(config: Config, folder: RunFolder, parts: Sequence[tuple[str, ...]])
 
 
 def spent_of(config: Config, folder: RunFolder, kept: Mapping[str, Any], *, run: str) -> dict[str, Any] | None:
-    """Of a finished part: what it cost, by client where clients spent; None without differential privacy.
+    """What a finished part cost, by client where clients spent; None without differential privacy.
 
     Ledgers count, with all that was begun and came to nothing, and where the sites' are elsewhere, what clients
     reported. A protected sum hides the reports: then ``epsilon`` is None, for the coordinator does not know it.

@@ -29,7 +29,7 @@ def read_adapter(source: str) -> Tensors:
 
 
 def check_same_function(source: str, section: AdapterSettings) -> None:
-    """Whether the tensors of a trained LoRA adapter mean under this section what they meant when they were trained.
+    """Checks that a trained LoRA adapter computes the same function under this section as when it was trained.
 
     Raises:
         ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
@@ -49,7 +49,7 @@ def check_same_function(source: str, section: AdapterSettings) -> None:
 
 
 def _factor(alpha: float, rank: int, *, is_rank_stable: bool) -> float:
-    """What LoRA's product is multiplied with."""
+    """The factor that LoRA's product is multiplied by."""
     return alpha / (math.sqrt(rank) if is_rank_stable else rank)
 
 
@@ -69,7 +69,7 @@ def adapter_folder(source: str) -> Path:
 
 
 def check_same_data(folder: RunFolder, skew: Mapping[str, Any]) -> None:
-    """A run that goes on must go on with the examples that it began with.
+    """Checks that a resumed run has the same examples that it began with.
 
     Raises:
         DataError: The data changed since.

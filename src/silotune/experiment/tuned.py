@@ -186,7 +186,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
     part, config = _part(folder, mode), config_of(folder)
     part.load_adapter()
     if not merge and config.adapter.is_whole:
-        raise ModelError("a run with adapter.type = 'none' has no adapter apart; export it with --merge")
+        raise ModelError("a run with adapter.type = 'none' has no separate adapter; export it with --merge")
     with new_folder(target) as building:
         if merge:
             _save_merged(folder, config, mode, building)
@@ -205,7 +205,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 
 
 def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
-    """The call of peft or transformers that loads what ``export`` wrote from a run."""
+    """The line of code with which peft or transformers loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
     place = repr(str(out))
     if not _is_classifier(config):

@@ -89,7 +89,7 @@ def weighted_mean(updates: Iterable[ClientUpdate]) -> Tensors:
     mean = RunningMean()
     for update in updates:
         mean.add(update.delta, update.counts)
-        del update  # or it would live on until the next one is there
+        del update  # otherwise it would stay in memory until the next one arrives
     return mean.result()
 
 

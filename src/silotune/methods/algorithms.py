@@ -196,7 +196,7 @@ def title_of(section: FederationSection) -> str:
 
 
 def plain(section: FederationSection) -> FederationSection:
-    """The section with FedAvg in place of its method: for one client that is training and nothing else."""
+    """The section with FedAvg in place of its method: with a single client, FedAvg is plain training."""
     chosen = {"algorithm", "aggregation", "weighting"}
     chosen |= {"lora", "ranks", "memory_mb", "policies", "personalization"}
     return FederationSection(**section.model_dump(exclude=chosen))
@@ -233,7 +233,8 @@ def advance(
 ) -> tuple[Tensors, Tensors, float | None]:
     """The global model after a round.
 
-    A tensor that was not sent rests: the server step sees a delta of zero, and what it makes of it is not taken.
+    A tensor that was not sent keeps its value: the server step is given a delta of zero for it, and its result is
+    ignored.
 
     Args:
         method: Server step and fold.

@@ -51,7 +51,7 @@ Anchored: TypeAlias = Callable[[Tensors], Corrector]
 
 
 def beside(weights: Tensors, tensors: Tensors) -> Tensors:
-    """The tensors of the weights' names, on the weights' devices: what a client keeps rests in main memory."""
+    """The kept tensors of the weights' names, moved from main memory to the weights' devices."""
     return {name: tensors[name].to(weight.device) for name, weight in weights.items()}
 
 

@@ -57,13 +57,13 @@ class Products:
         self._weight = 0.0
 
     def watch(self, updates: Iterable[ClientUpdate]) -> Iterator[ClientUpdate]:
-        """The updates one by one, filled up to the adapter's rank; each is looked at and forgotten."""
+        """The updates one by one, filled up to the adapter's rank; each is added to the sums on its way."""
         rank = lora.rank_of(self._weights)
         for update in updates:
             if self._modules and all_finite(update.delta):
                 self._add(update)
             yield replace(update, delta=lora.padded(update.delta, rank))
-            del update  # or it would live on until the next one is there
+            del update  # otherwise it would stay in memory until the next one arrives
 
     def mean(self, module: str) -> Pair:
         """The mean product of a module as a pair whose rank is the sum of the clients' (float64)."""

@@ -1,6 +1,6 @@
 """Rules that some malicious or broken clients cannot lead astray.
 
-``median``, ``trimmed_mean`` and Krum count every update once: the number of examples is a client's own word.
+``median``, ``trimmed_mean`` and Krum count every update once: the number of examples is only what a client says.
 All of them hold every update of a round in memory at once, except the norm bound with a fixed bound.
 """
 
@@ -30,9 +30,9 @@ from silotune.structs import ClientUpdate, Tensors
 from silotune.tensors import check_alike, clip, norm
 
 SMOOTHING = 1e-6
-"""The nu of RFA: a distance below it counts as this one, so that no weight is infinite."""
+"""The nu of RFA: a smaller distance is taken to be this one, so that no weight is infinite."""
 _CHUNK = 1 << 18
-"""Values of every update that are looked at together, in float64."""
+"""Number of values of every update that are compared at a time, in float64."""
 _MOST_ITERATIONS = 1000
 _TOLERANCE = 1e-12
 

@@ -40,7 +40,7 @@ def _q_ffl(settings: QFFL) -> Weigh:
         except OverflowError:
             power = f"federation.weighting.fairness_q = {settings.fairness_q:g}"
             raise FederationError(
-                f"client {update.client!r} told a loss of {loss:.3g}: too large for {power}"
+                f"client {update.client!r} reported a loss of {loss:.3g}: too large for {power}"
             ) from None
 
     return weigh
@@ -49,7 +49,7 @@ def _q_ffl(settings: QFFL) -> Weigh:
 def _loss_of(update: ClientUpdate) -> float:
     if update.loss is None:
         raise FederationError(
-            f"client {update.client!r} withholds its loss, by which federation.weighting = 'q-ffl' weighs"
+            f"client {update.client!r} withholds its loss, which federation.weighting = 'q-ffl' needs"
         )
     return update.loss
 

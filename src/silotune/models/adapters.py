@@ -43,8 +43,8 @@ class Adapted:
         config: Contents of peft's ``adapter_config.json``; empty when all weights are trained.
         start: The trained tensors that training began with, which make the reference of preference objectives; empty
             when all weights are trained.
-        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient can be told
-            from the others'; nothing is computed once for all of them.
+        keeps_rows_apart: Every example goes through the model in rows of its own, so that its gradient is separate from
+            the others'; nothing is computed once for all of them.
         fast: The shortcuts that are taken.
     """
 
@@ -116,7 +116,7 @@ def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = 
 
 
 def begin_from(adapted: Adapted, tensors: Tensors) -> Adapted:
-    """The model with other trained tensors to begin with, such as those of an earlier run; it has their values.
+    """The model, started from other trained tensors, such as those of an earlier run, and set to their values.
 
     Raises:
         ModelError: They are of another adapter, or all weights are trained.
@@ -138,12 +138,12 @@ def on(adapted: Adapted, fast: Fast) -> Adapted:
 
 @contextmanager
 def at_start(adapted: Adapted) -> Iterator[None]:
-    """Inside, the model is the one that training began with, and draws nothing; afterwards it is as before.
+    """Inside the block the model is the one that training began with, without dropout; afterwards it is as before.
 
     For a fresh adapter that is the base: LoRA's B is 0 and IA3's factors are 1 at first.
 
     Raises:
-        ModelError: All weights are trained: what they were is not kept.
+        ModelError: All weights are trained, so their first values are not kept.
     """
     if not adapted.start:
         raise ModelError("with adapter.type = 'none' no reference model is kept; use an adapter such as 'lora'")
@@ -241,7 +241,7 @@ def merged(adapted: Adapted) -> PreTrainedModel:
     if not adapted.config:
         return base.model
     _untie(base.model)
-    for name in base.head:  # peft's own way asks for the head's weight, which a head of several layers has not
+    for name in base.head:  # peft's own way reads the head's weight, and a head of several layers has no such weight
         base.model.set_submodule(name, base.model.get_submodule(name).modules_to_save["default"])  # type: ignore[index, arg-type]
     with torch.no_grad():
         plain: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
@@ -249,7 +249,7 @@ def merged(adapted: Adapted) -> PreTrainedModel:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Gives the output head weights of its own where it shares them with the embedding and one of both is adapted."""
+    """Gives the output head its own copy of the weights it shares with the embedding, if either of them is adapted."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -310,7 +310,7 @@ def _ia3(base: Base, section: IA3) -> PeftConfig:
 
 
 def _check_rank(base: Base, rank: int) -> None:
-    """Refuses a rank that no layer's matrix can have, before memory is taken for it."""
+    """Refuses a rank above that of every layer's matrix, before any memory is allocated for it."""
     from transformers.pytorch_utils import Conv1D
 
     sizes = [

@@ -42,7 +42,9 @@ def fingerprint(folder: Path) -> str:
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise ModelError(f"{str(folder)!r} holds no *.safetensors: a base model's fingerprint is taken of these")
+        raise ModelError(
+            f"{str(folder)!r} holds no *.safetensors: a base model's fingerprint is computed from these files"
+        )
     total = hashlib.sha256()
     for path in [*(folder / name for name in _PLAIN if (folder / name).is_file()), *weights]:
         with path.open("rb") as file:

@@ -2,7 +2,7 @@
 
 A head is whatever ``AutoModelForSequenceClassification`` puts around the body (``score``, ``classifier``,
 ``pre_classifier``, a ``pooler`` of its own), and a pooler inside the body that the checkpoint has no weights for.
-It is trained and sent with the adapter, so it stands in no quantised or half precision.
+It is trained and sent with the adapter, so it is never kept in quantised or half precision.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classes:
-    """What a head tells apart, in order, and the run's seed, from which its first weights are drawn."""
+    """The classes that a head tells apart, in order, and the run's seed, from which its first weights are drawn."""
 
     labels: tuple[str, ...]
     seed: int
 
 
 def is_encoder(config: PreTrainedConfig) -> bool:
-    """Whether the model reads in both directions, as BERT does: it was made to fill masks and is no decoder."""
+    """Whether the model reads in both directions, as BERT does: it was trained to fill masks and is no decoder."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)

@@ -47,7 +47,7 @@ class Base:
 
     @property
     def task_type(self) -> str:
-        """What peft calls the use of the model."""
+        """The name that peft has for the use of the model."""
         return "SEQ_CLS" if self.labels else "CAUSAL_LM"
 
     @property
@@ -68,7 +68,7 @@ class Base:
     def context_length(self) -> int | None:
         """Most positions the model was built for; None when its config does not say."""
         for name, module in self.model.named_modules():
-            # RoBERTa's kind counts positions from behind the padding's: 514 in its config are 512 for a text
+            # models like RoBERTa number positions from the padding's on: 514 in the config leave 512 for a text
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 return int(module.num_embeddings) - int(module.padding_idx) - 1
         return getattr(self.model.config, "max_position_embeddings", None)
@@ -194,7 +194,7 @@ def _load_model(
         kind = AutoModelForSequenceClassification
         options.update(config=config, ignore_mismatched_sizes=True)
     with _one_line_errors(section.name), _quiet_loading(), torch.random.fork_rng():
-        torch.manual_seed(0)  # of a tensor that no checkpoint has and that is not drawn again below
+        torch.manual_seed(0)  # for any tensor that the checkpoint lacks and that is not drawn again below
         loaded: Any = kind.from_pretrained(_source(section), output_loading_info=True, **options)
     model, found = loaded
     if classes is None:
@@ -223,7 +223,7 @@ def _source(section: ModelSection) -> str:
 
 
 def _where(section: ModelSection) -> dict[str, Any]:
-    """Where transformers looks for a model's files; code among them is never run, and nobody is asked about it."""
+    """Options that say where transformers looks for a model's files, and that code among them is never run."""
     return {
         "revision": section.revision or "main",
         "local_files_only": section.offline or _hub_is_off(),
@@ -276,7 +276,7 @@ def _kernels_notice_off() -> Iterator[None]:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Keeps bars and the table of tensors that a checkpoint lacks away: what is lacking is checked here."""
+    """Hides progress bars and the table of tensors that a checkpoint lacks: the caller checks what is lacking."""
     from transformers.utils import logging as transformers_logging
 
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()

@@ -29,8 +29,8 @@ class Threads:
     """How a process's CPU threads are used.
 
     Attributes:
-        an_operation: Of one operation, while nothing else is at work in the process.
-        side_by_side: Clients that train at one time, if nothing speaks against it; they share out the threads.
+        an_operation: Threads of one operation, while nothing else is at work in the process.
+        side_by_side: Clients that train at one time, if nothing forbids it; they divide the threads among themselves.
     """
 
     an_operation: int

@@ -24,20 +24,20 @@ GRID = 1e-3
 """Step of the grid on which PLD rounds losses up: an epsilon is at most about 0.002 above that of a step of 1e-4."""
 LARGEST_NOISE = 1e4
 LEAST_NOISE = 0.2
-"""Less protects next to nothing, epsilon above 25 in a single step, and takes a PLD minutes: RDP counts it."""
+"""Less protects next to nothing (epsilon above 25 in a single step) and would take a PLD minutes, so RDP counts it."""
 MOST_POINTS = 1 << 20
-"""On the grid of a PLD, as `_points` bounds them: seconds and some hundred MB. Beyond, where many steps have little
-noise and epsilon is in the hundreds, RDP counts."""
+"""The most points on the grid of a PLD, as `_points` bounds them: seconds and some hundred MB. Above, where many steps
+have little noise and epsilon is in the hundreds, RDP counts."""
 _REACH, _TAIL = 10.0, 1e-15
 """Standard deviations of noise that dp-accounting keeps (all but a mass of exp(-50)), and the mass that it cuts off a
 sum."""
 _CLOSE = 2e-3
-"""How near above the least noise that keeps an epsilon `noise_for` comes, as a share."""
+"""How far above the least noise that keeps an epsilon the answer of `noise_for` may be, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """So many releases of one mechanism, each of a Poisson sample of the protected units.
+    """Several releases of one mechanism, each of a Poisson sample of the protected units.
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over the sensitivity (Euclidean norm) of the sum.
@@ -104,7 +104,7 @@ def _is_within(spends: Sequence[Spend], grid: float) -> bool:
 
 
 def _points(spend: Spend, grid: float) -> float:
-    """At most so many points has the grid on which dp-accounting composes these releases.
+    """An upper bound on the points of the grid on which dp-accounting composes these releases.
 
     Plain Gaussian releases are one with less noise. The loss of a sampled one has a range and a variance. The sum of
     many is cut by Chernoff's bound at the orders 1 to 20 over that range, which Bennett's inequality bounds in turn.
@@ -200,7 +200,7 @@ def _empty(accountant: Accountant, grid: float) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """dp-accounting warns through the root logger of orders that it then leaves out, at every call."""
+    """Silences dp-accounting, which at every call logs a warning about the orders that it leaves out."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -211,5 +211,5 @@ def _silent() -> Iterator[None]:
 
 
 def spend_of(noise: SharedNoise, present: int) -> Spend:
-    """What a sum of so many sites releases."""
+    """What a sum over this many sites releases."""
     return Spend(noise.multiplier(present), skellam_norms=noise.norms)

@@ -45,7 +45,7 @@ def lower_bound(right: int, guesses: int, canaries: int, *, delta: float, confid
 
 
 def guesses_right(scores: Sequence[float], was_in: Sequence[bool], guesses: int) -> int:
-    """Right guesses of the attacker that calls the highest scores in and the lowest out, half of each.
+    """Number of right guesses of an attacker that calls the highest scores "in" and as many of the lowest "out".
 
     Args:
         scores: Of each canary; higher speaks for its being in.

@@ -91,7 +91,7 @@ def private_mean(
         below += 0.5 if norm(exact) <= clip_norm else -0.5
         for name, tensor in clip(exact, clip_norm).items():
             total[name].add_(tensor, alpha=weight_of(update.num_examples, mechanism.max_examples))
-        del update, exact  # or they would live on until the next one is there
+        del update, exact  # otherwise they would stay in memory until the next one arrives
     noised = with_noise(total, _deviation(mechanism.sum_multiplier, clip_norm), entropy)
     mean = {name: (tensor / mechanism.expected_weight).to(like[name].dtype) for name, tensor in noised.items()}
     return mean, _next_bound(clip_norm, below, mechanism, entropy)
@@ -129,7 +129,7 @@ def with_noise(tensors: Tensors, deviation: float, entropy: Entropy = system) ->
 
 
 def _deviation(multiplier: float, sensitivity: float) -> float:
-    """Their product; 0 without noise, whatever the bound."""
+    """Multiplier times sensitivity; 0 without noise, even if the sensitivity is infinite."""
     return multiplier * sensitivity if multiplier else 0.0
 
 

@@ -24,14 +24,14 @@ from silotune.privacy.ring import Integers, Scale, quantise, signed
 ORDERS: tuple[int, ...] = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 """Rényi orders; the bound holds for integers above 1."""
 LARGEST_DEVIATION = 1e5
-"""Of a share, in integers: the table of its distribution has 24 times as many entries."""
+"""Largest standard deviation of a share, in integers: the table of its distribution has 24 times as many entries."""
 LEAST_LENGTH, LENGTH_A_VALUE = 4096, 8
-"""An update of the clip norm becomes integers of at least this norm, and of this times the root of their number: then
-rounding costs less than half a per cent of the noise."""
+"""An update of the clip norm becomes integers whose norm is at least the first, and at least the second times the root
+of their number: then rounding costs less than half a per cent of the noise."""
 PLANNED_SIZE = 1 << 16
 """Values that a plan is made for before the model is known; the cost depends on them by less than a millionth."""
 _TAILS = 12
-"""Standard deviations up to which shares go: less than 1e-30 lies outside."""
+"""Standard deviations that the table of a share covers: less than 1e-30 lies outside."""
 _BITS, _HALF = 126, 63
 _MOST_ROUNDINGS = 100
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -45,7 +45,7 @@ class SharedNoise:
         length: Integers that the clip norm becomes.
         norms: Sensitivity of the sum in integers: (largest sum of sizes, largest Euclidean norm), rounding counted in.
         share_variance: Of each site's share.
-        colluding: Shares that are not counted, because whose they are may tell them.
+        colluding: Shares that are not counted, because their owners may reveal them.
     """
 
     length: int

@@ -19,18 +19,18 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 SLOTS = 4096
 """Degree of the polynomials, N; a ciphertext holds as many numbers."""
 PRIME_BITS = (36, 36, 37)
-"""Of the primes of the coefficient modulus; the last one is in no ciphertext. At most 109 bits in all are 128-bit
+"""Bits of the primes of the coefficient modulus; the last one is in no ciphertext. At most 109 bits in all are 128-bit
 security for N = 4096 (Albrecht et al. 2018, the Homomorphic Encryption Standard, table 1)."""
 PLAIN_MODULUS = 288230376151130113
 """A prime that is 1 modulo 2 N."""
 PLAIN_BITS = 57
 """Bits that a slot's signed sum may take."""
 CELL_BYTES = 90_112
-"""Of an encoded ciphertext on the wire, filled up, so that sizes are known and say nothing."""
+"""Bytes of an encoded ciphertext on the wire, filled up, so that its size is known beforehand and reveals nothing."""
 MOST_CLIENTS = 256
-"""Whose noise together surely leaves the sum readable: a fresh ciphertext's noise is below 21 (6 standard deviations of
-3.2, where SEAL cuts off, and rounding), and the sum of the noise must stay below q / (2 t) = 2**(72 - 59);
-256 * 21 < 2**12.4."""
+"""The most clients whose noise together surely leaves the sum readable: a fresh ciphertext's noise is below 21 (6
+standard deviations of 3.2, where SEAL cuts off, and rounding), and the sum of the noise must stay below q / (2 t) =
+2**(72 - 59); 256 * 21 < 2**12.4."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Packing:
 
     @property
     def bits(self) -> int:
-        """Of one number's signed sum."""
+        """Bits that the signed sum of one number may take."""
         return PLAIN_BITS // self.values
 
     def levels(self, clients: int) -> int:
@@ -124,7 +124,7 @@ class Adder:
         """One client's ciphertexts, from uint8 [cells, cell_bytes]; what this gives can be added to any other.
 
         Raises:
-            ProtectionError: They are none of these parameters.
+            ProtectionError: They were not made with these parameters.
         """
         vectors = [_read(self._context, cell) for cell in cells]
         if not all(map(_is_fresh, vectors)):
@@ -151,7 +151,7 @@ def decrypt(cells: Array, size: int, packing: Packing, key: bytes) -> Array:
     """The numbers in ciphertexts, exactly: int64 [size].
 
     Raises:
-        ProtectionError: They are no ciphertexts of these parameters.
+        ProtectionError: They are not ciphertexts made with these parameters.
     """
     context = _tenseal().context_from(key)
     parts = [np.array(_read(context, cell).decrypt()) for cell in cells]
@@ -198,7 +198,7 @@ def _is_fresh(vector: Any) -> bool:
 def _read(context: Any, cell: Array) -> Any:
     length = int.from_bytes(cell[:4].tobytes(), "little")
     if not 0 < length <= len(cell) - 4:
-        raise ProtectionError("a ciphertext's length cannot be")
+        raise ProtectionError("a ciphertext's length is not one that its cell can hold")
     try:
         return _tenseal().bfv_vector_from(context, cell[4 : 4 + length].tobytes())
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,5 @@
-"""What a client reports of its round, as integers that are summed beside its update: no figure is seen on its own."""
+"""What a client reports of its round, as integers that are summed with its update, so that the coordinator sees no
+client's own figure."""
 
 from __future__ import annotations
 
@@ -85,9 +86,9 @@ class Limits:
 
 
 def impossible(what: str) -> ProtectionError:
-    """The refusal of a sum that honest sites cannot have made; what it hides, it hides from the refusal as well."""
+    """The error for a sum that honest sites cannot have made. It names no site, since the sum hides who sent what."""
     return ProtectionError(
-        f"the opened sum cannot be true: {what}; the protected input of one of its sites is not what it stands for, "
+        f"the opened sum cannot be true: {what}; the protected input of one of its sites is false, "
         "and nobody can tell which"
     )
 
@@ -99,7 +100,7 @@ def from_integers(total: Integers, limits: Limits) -> dict[str, Any]:
     that were cut off, ``weight`` is what the sum of the updates is to be divided by.
 
     Raises:
-        ProtectionError: No honest clients send figures with this sum.
+        ProtectionError: Honest clients cannot have sent figures with this sum.
     """
     sums = {name: int(value) / unit for (name, unit), value in zip(FIGURES.items(), signed(total), strict=True)}
     clients = limits.clients

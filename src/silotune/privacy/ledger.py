@@ -2,7 +2,7 @@
 
 An entry is written before the release it counts is begun; one that turns out cheaper is written again, under the same
 identity, once that is certain. A round that was killed has spent: whether anything of it
-left the site cannot be known afterwards, so what comes after a resume is counted beside it, never in its place.
+left the site cannot be known afterwards, so the repeated round is counted in addition to it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def from_row(row: Mapping[str, Any]) -> Entry:
     """An entry from JSON.
 
     Raises:
-        PrivacyError: A field is missing or is not one: what was spent is then not known.
+        PrivacyError: A field is missing or not valid, so what was spent is not known.
     """
     try:
         spend = dict(row["spend"])
@@ -69,14 +69,14 @@ def from_row(row: Mapping[str, Any]) -> Entry:
             skellam_norms=None if norms is None else (float(norms[0]), float(norms[1])),
         )
         if spend or not (0 <= made.noise_multiplier < math.inf and 0 < made.sampling_rate <= 1 and made.steps >= 1):
-            raise ValueError("its numbers are none that a release can have")
+            raise ValueError("its numbers are not those of a release")
         return Entry(str(row["identity"]), str(row["run"]), int(row["round_number"]), made)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise PrivacyError(f"a privacy ledger holds an entry that is not one ({error}): mend or move it") from None
+        raise PrivacyError(f"a privacy ledger holds an entry that cannot be read ({error}): mend or move it") from None
 
 
 def union(*kept: Iterable[Entry]) -> list[Entry]:
-    """All entries, each once, in the order of their first place, with the cost that stands in their last."""
+    """All entries, each once, in the order in which they first appear and with the cost that was written last."""
     return list({item.identity: item for entries in kept for item in entries}.values())
 
 

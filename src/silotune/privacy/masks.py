@@ -22,7 +22,7 @@ from silotune.privacy.ring import Integers
 
 SEED_BYTES = 32
 SEGMENT_BYTES = 1 << 21
-"""How far a keystream counts under one nonce: threads take segments of their own."""
+"""Bytes of a segment, the part of a keystream under one nonce: each thread takes whole segments."""
 PIECE_BYTES = 1 << 18
 """Keystream is made in pieces that stay in the processor's caches, and are few enough for Python."""
 BLOCK_BYTES = 16
@@ -31,7 +31,7 @@ _ZERO_NONCE = bytes(_NONCE_BYTES)
 ZEROS = memoryview(bytes(PIECE_BYTES))
 
 Keystream = Callable[[bytes, int], CipherContext]
-"""Makes of a seed and the number of a segment what turns zeros into that segment."""
+"""Makes the encryptor that turns zeros into one segment of a keystream, from the seed and the segment's number."""
 
 
 def counter_mode(seed: bytes, segment: int) -> CipherContext:
@@ -124,12 +124,12 @@ def agreed(private: bytes, public: bytes, purpose: str) -> bytes:
     """256 bits that only the two owners of an X25519 pair can derive, for one purpose (HKDF with SHA-256).
 
     Raises:
-        ProtectionError: The public key is not one (a point of small order).
+        ProtectionError: The public key is not valid (a point of small order).
     """
     try:
         secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
-        raise ProtectionError("a peer's public key is not one: the sum is not computed") from error
+        raise ProtectionError("a peer's public key is not valid: the sum is not computed") from error
     return derived(secret, purpose)
 
 
@@ -152,5 +152,5 @@ def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes | None:
 
 
 def commitment(seed: bytes) -> str:
-    """What a site says of its mask seed before anybody may know it, so that a wrong share is noticed (SHA-256)."""
+    """A site's commitment to its mask seed (SHA-256), made before anybody may know it, so that wrong shares show."""
     return hashlib.sha256(b"silotune-v1:mask-seed:" + seed).hexdigest()

@@ -62,8 +62,8 @@ class Scale:
         """
         if num_examples > self.max_examples:
             raise ProtectionError(
-                f"a client holds more examples than privacy.protection.max_examples = {self.max_examples}, the most a "
-                "weight can say: raise it, with ring_bits when updates get too coarse"
+                f"a client holds more examples than privacy.protection.max_examples = {self.max_examples}, the largest "
+                "weight that fits the sum: raise it, with ring_bits when updates get too coarse"
             )
         return self.levels * num_examples / (self.max_examples * self.bound)
 

@@ -44,7 +44,7 @@ class Head:
     signature: str
 
     def text(self) -> str:
-        """As it travels in a request."""
+        """The head as it travels in a request."""
         return f"{self.entries}:{self.hash}:{self.signature}"
 
     @classmethod
@@ -97,7 +97,7 @@ class Trail:
         return self._last_event == CLOSED
 
     def add(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Adds an entry; one behind the entry that closes the chain is found by whoever verifies it."""
+        """Adds an entry. Verification fails on any entry after the one that closes the chain."""
         unsigned = {
             "index": self._entries,
             "time": round(time.time(), 6),
@@ -119,7 +119,7 @@ class Trail:
         return Head(self._entries, self._hash, signature)
 
     def flush(self) -> None:
-        """Writes what waits, and flushes it to the disk; what finds no room waits on for the next flush.
+        """Writes the waiting entries and flushes them to the disk; those that find no room wait for the next flush.
 
         Raises:
             RunFolderError: The disk is full or the file may not be written.

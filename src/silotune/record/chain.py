@@ -50,8 +50,8 @@ class Verified:
     Attributes:
         entries: All of them.
         is_closed: The chain was ended by its author, so none is missing at its end.
-        keys: Public keys that signed, by who signed: the author, sites their replies or the end.
-        countersigned: Site -> entries that the site countersigned: all of them.
+        keys: Public keys that signed, by signer: the author, and the sites that signed replies or the end.
+        countersigned: Site -> number of entries that the site countersigned, which is all of them.
         uncountersigned: Sites that were asked to sign the end of a chain that is closed, or signed replies in it, and
             have not signed its end.
     """
@@ -73,7 +73,8 @@ def read_chain(path: Path, *, first: int | None = None) -> list[Entry]:
 
     Args:
         path: The file.
-        first: Only so many, whatever stands behind them: what a kill left of a line is cut when the chain goes on.
+        first: Read only so many entries and ignore the rest: a torn line that a kill left is cut when the chain goes
+            on.
 
     Raises:
         AuditError: A line is no entry; it is named by its number from 0.
@@ -137,7 +138,7 @@ def verify_chain(
 
 
 def check_own(entries: Sequence[Entry], key: str) -> None:
-    """That a chain which its author goes on with is in order and the author's own, as far as its key shows.
+    """Checks that a chain which its author continues is in order and, as far as the key shows, the author's own.
 
     Raises:
         AuditError: Something is wrong; the message names the first bad entry.
@@ -165,7 +166,7 @@ def check_witness(coordinator: Sequence[Entry], site: Sequence[Entry], *, has_co
         raise AuditError("a site's trail without any entry says nothing of this run")
     name = site[0].actor
     if name not in sites_of(coordinator):
-        raise AuditError(f"this is the trail of {name!r}, which is no site of this run")
+        raise AuditError(f"this is the trail of {name!r}, which is not a site of this run")
     known = {name: coordinator[0].fields.get(name) for name in OF_RUN} if coordinator else {}
     seen = [entry for entry in site if entry.fields.get("head")]
     own = [entry for entry in seen if all(entry.fields.get(name) == value for name, value in known.items())]
@@ -228,12 +229,12 @@ def _entry(index: int, line: bytes) -> Entry:
     except (ValueError, RecursionError):  # no JSON, no UTF-8, NaN
         read, is_canonical = None, False
     if not isinstance(read, dict) or read.keys() != _FIELDS.keys():
-        raise AuditError(f"entry {index} is not one: it does not have the fields of an entry")
+        raise AuditError(f"entry {index} is not valid: it does not have the fields of an entry")
     for name, kind in _FIELDS.items():
         if not isinstance(read[name], kind):
-            raise AuditError(f"entry {index} is not one: its {name!r} is of the wrong type")
+            raise AuditError(f"entry {index} is not valid: its {name!r} is of the wrong type")
     if not 0 <= read["time"] < _LATEST:
-        raise AuditError(f"entry {index} is not one: its time is none")
+        raise AuditError(f"entry {index} is not valid: its time is not a time")
     if not is_canonical:
         raise AuditError(f"entry {index} is not written canonically: it was changed")
     return Entry(**read, hash=hashlib.sha256(line).hexdigest())
@@ -257,7 +258,7 @@ def _check_links(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -
                 raise AuditError(f"entry {index - 1} was changed: its signature does not fit")
             raise AuditError(f"entry {index} does not follow the one before it: one was removed, inserted or moved")
         if entry.actor != entries[0].actor:
-            raise AuditError(f"entry {index} is of {entry.actor!r}, and the trail of {entries[0].actor!r}")
+            raise AuditError(f"entry {index} is by {entry.actor!r}, but the trail is that of {entries[0].actor!r}")
         if entry.index != index:
             raise AuditError(f"entry {index} calls itself {entry.index}: one was removed, inserted or moved")
         if entry.key not in known.get(entry.actor, ()):
@@ -266,7 +267,7 @@ def _check_links(entries: Sequence[Entry], known: Mapping[str, Sequence[str]]) -
 
 
 def _check_signatures(entries: Sequence[Entry]) -> None:
-    """The last signature of each key, which covers every line before it; all of them where one does not fit."""
+    """Checks the last signature of each key, which covers every line before it; names the first entry that fails."""
     last = {entry.key: entry for entry in entries}
     if not all(map(_is_signed, last.values())):
         bad = next(entry for entry in entries if not _is_signed(entry))
@@ -323,7 +324,7 @@ def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[s
     """Sites that signed the last entry's head, each once, with the key; nobody else may have signed there."""
     found: dict[str, str] = {}
     if place.is_symlink():
-        raise AuditError(f"{COUNTERSIGNED} is a link: nothing says what it leads to")
+        raise AuditError(f"{COUNTERSIGNED} is a link, and links are not followed: put the file itself there")
     if not place.is_file():
         return found
     sites = sites_of(entries)
@@ -337,7 +338,7 @@ def _check_countersigned(place: Path, entries: Sequence[Entry], known: Mapping[s
             raise _not_countersigned() from None
         if not is_site or client in found:
             raise AuditError(
-                f"{COUNTERSIGNED}: {client!r} {'stands in it twice' if is_site else 'is no site of this run'}"
+                f"{COUNTERSIGNED}: {client!r} {'stands in it twice' if is_site else 'is not a site of this run'}"
             )
         if not is_known or not is_signed or said.get("client") != client or said.get("kind") != "countersign":
             raise AuditError(f"{COUNTERSIGNED}: the countersignature of {client!r} does not fit")

@@ -54,8 +54,8 @@ def save(
         folder: Where the checkpoints of this run live.
         server: The coordinator's state after ``server.round_number`` rounds.
         sites: Each client's state; empty ones are left out.
-        announce: Told the hash of the whole checkpoint when it is on the disk and not yet in its place: whoever is to
-            vouch for it can do so first, so that no kill leaves a checkpoint that nobody vouches for.
+        announce: Called with the hash of the whole checkpoint once it is on the disk and before it is in its place, so
+            that the audit trail vouches for it first and no kill leaves a checkpoint that nothing vouches for.
 
     Returns:
         The checkpoint's folder, ``checkpoint-<round>``; ``.1``, ``.2`` follow when a round is written again.
@@ -138,7 +138,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _sha256_of(state: Mapping[str, Any]) -> str:
-    """Of the text, not of canonical JSON, which has no infinities: what a client keeps may hold one."""
+    """Hash of the JSON text. Canonical JSON has no infinities, and what a client keeps may hold one."""
     text = json.dumps({name: value for name, value in state.items() if name != _SHA256}, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

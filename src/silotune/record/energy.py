@@ -26,7 +26,7 @@ SHORTEST: Final = 0.05
 
 
 LONGEST: Final = 60.0
-"""Seconds between two readings at most: a counter that turned over twice in between could not be told."""
+"""Seconds between two readings at most: a counter that wrapped round twice in between would go unnoticed."""
 
 
 class Gauge(Protocol):
@@ -39,7 +39,7 @@ class Gauge(Protocol):
         """Whether ``joules`` was read from counters, comes from a model at least in part, or is not there."""
 
     def method(self) -> str:
-        """How, in one line."""
+        """How the joules are known, in one line."""
 
     def co2_kg(self, joules: float | None) -> float | None:
         """Kilograms of CO2 equivalents that go with so much energy."""
@@ -102,7 +102,7 @@ class Codecarbon:
     def _open(self) -> None:
         try:
             self._machine = _Machine(self._country, self._gpu)
-        except Exception as error:  # noqa: BLE001  # another's package on unknown hardware: a run goes on without it
+        except Exception as error:  # noqa: BLE001  # it may fail anyhow on unknown hardware; a run goes on
             known = isinstance(error, (SilotuneError, LookupError))
             self._reason = str(error) if known else f"codecarbon failed ({type(error).__name__})"
         self._share.restart()
@@ -128,7 +128,7 @@ class Codecarbon:
         return "measured" if self._machine.has_counter else "estimated"
 
     def method(self) -> str:
-        """How each part is known."""
+        """How the energy of each part is known."""
         self._ready.wait()
         if self._machine is None:
             return self._reason
@@ -139,7 +139,7 @@ class Codecarbon:
         )
 
     def co2_kg(self, joules: float | None) -> float | None:
-        """By codecarbon's carbon intensity of the country's electricity."""
+        """Kilograms of CO2, by codecarbon's carbon intensity of the country's electricity."""
         self._ready.wait()
         if joules is None or self._machine is None or self._machine.co2_kg_per_joule is None:
             return None
@@ -281,7 +281,7 @@ class _Machine:
         self._describe()
 
     def _part(self, kind: str) -> Any:
-        """What codecarbon found of a kind, CPU or GPU; it says so nowhere else."""
+        """The device of a kind (CPU or GPU) that codecarbon found; only this private attribute tells."""
         return next((part for part in getattr(self.tracker, "_hardware", []) if type(part).__name__ == kind), None)
 
     def _describe(self) -> None:

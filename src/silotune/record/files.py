@@ -189,7 +189,7 @@ def read_document(path: Path, fault: Callable[[str], SilotuneError]) -> Any:
 
 
 def _parsed(content: bytes) -> Any:
-    """The value, of a depth that whatever reads it later can go down; ``ValueError`` says what it is not."""
+    """The value in the text, nested no deeper than later readers can follow; ``ValueError`` names the fault."""
     try:
         document = json.loads(content)
     except RecursionError:
@@ -227,7 +227,7 @@ def append_line(path: Path, line: bytes) -> None:
                 os.fsync(descriptor)
                 if is_new:
                     sync_folder(path.parent)
-            except BaseException:  # Ctrl-C too: who is not told that a line is there must find none
+            except BaseException:  # Ctrl-C too: a caller who is not told that a line was added must not find one
                 os.ftruncate(descriptor, end)
                 raise
 

@@ -64,7 +64,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def cell_folder(stage: str, names: Sequence[str], digest: str) -> str:
-    """Name of a cell's run folder: readable, and another one whenever its configuration is another one."""
+    """Name of a cell's run folder: readable, and different whenever its configuration is different."""
     text = "-".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
     slug = "".join(char if char.isascii() and (char.isalnum() or char in "._") else "-" for char in text)
     return f"{stage}/{slug.lstrip('.-')[:120]}-{digest[:_SHORT]}"

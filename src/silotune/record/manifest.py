@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _HELD, _LONGEST_LOCK = re.compile(rb"(\d{1,20} on [\w.-]+\n)?"), 300
 _MOST_NAMED = 8
-"""Files that one error names; their number is told in any case."""
+"""The most files that one error names; it always says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _countersigned(trail: str) -> str:
 
 
 def _walked(root: Path, is_meant: Callable[[Path], bool]) -> dict[str, Path]:
-    """Place in the folder -> what is meant there; links are not followed, a name that is no UTF-8 has escapes."""
+    """Place in the folder -> path, for each path that is meant; links are not followed, and broken UTF-8 is escaped."""
     found = {}
     for folder, folders, names in os.walk(root, onerror=_fail):
         for path in (Path(folder) / name for name in (*folders, *names)):
@@ -110,7 +110,7 @@ def _walked(root: Path, is_meant: Callable[[Path], bool]) -> dict[str, Path]:
 
 
 def _fail(error: OSError) -> None:
-    """A folder that cannot be read holds files that would be passed over."""
+    """Raises the error of a folder that cannot be read, because its files would otherwise be passed over."""
     raise error
 
 
@@ -119,12 +119,12 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_told(path: Path) -> bool:
-    """Whether this could be taken for something of the run: anything but a folder whose own files are told."""
+    """Whether a path has to be listed: every one but a real folder, whose own files are listed instead."""
     return path.is_symlink() or not path.is_dir()
 
 
 def _is_own_lock(path: Path) -> bool:
-    """The file that a writer of the folder holds, and no more in it than who that is, or was."""
+    """Whether it is the lock file of the folder's writer and holds nothing but the writer's process and machine."""
     return _is_file(path) and path.stat().st_size < _LONGEST_LOCK and bool(_HELD.fullmatch(path.read_bytes()))
 
 
@@ -138,10 +138,10 @@ def _is_other(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def _listed(place: Path) -> dict[str, dict[str, Any]]:
-    """The files that a manifest lists; whoever signed it could have signed anything.
+    """The files that a manifest lists; nothing in it is trusted, since its author could have signed anything.
 
     Raises:
-        AuditError: It is none.
+        AuditError: It is not a manifest.
     """
     read = read_json(place)
     files = read.get("files") if isinstance(read, dict) else None
@@ -149,7 +149,7 @@ def _listed(place: Path) -> dict[str, dict[str, Any]]:
         isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
         for facts in files.values()
     ):
-        raise AuditError(f"{MANIFEST} is none: it does not list files with their bytes and sha256")
+        raise AuditError(f"{MANIFEST} is not a manifest: it does not list files with their bytes and sha256")
     return files
 
 

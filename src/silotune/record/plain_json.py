@@ -41,15 +41,16 @@ LARGEST_INTEGER = (1 << 63) - 1
 
 
 LONGEST_TEXT = 4096
-"""Characters of one text in a message."""
+"""The most characters of one text in a message."""
 
 
 LONGEST_PROSE = 1 << 16
-"""The same in a run's setup, which may hold the template of a prompt."""
+"""The most characters of one text in a run's setup, which may hold the template of a prompt."""
 
 
 MOST_COMMAS = 1 << 19
-"""In the whole text, which bounds its values before any is made: a megabyte of `[],` would take thirty."""
+"""The most commas in the whole text. They bound its values before any is made: a megabyte of `[],` would take
+thirty."""
 
 
 _MOST_DIGITS = len(str(LARGEST_INTEGER)) + 1
@@ -123,7 +124,7 @@ def _fault(value: Any, *, is_prose: bool) -> str | None:
         return "an integer of more than 63 bits" if abs(value) > LARGEST_INTEGER else None
     if kind is float:
         return None if math.isfinite(value) else "a number that is not finite"
-    return None if value is None or kind is bool else f"a {kind.__name__}, which is no JSON"
+    return None if value is None or kind is bool else f"a {kind.__name__}, which JSON does not have"
 
 
 def _refuse_constant(name: str) -> NoReturn:

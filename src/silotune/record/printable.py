@@ -1,4 +1,4 @@
-"""Texts of others made fit to be shown: what would act on a terminal, or turn the order of letters, stands as its code.
+"""Makes other parties' texts safe to show: characters that act on a terminal or turn the order of letters become codes.
 
 A site writes reasons, a coordinator names, a run folder comes from elsewhere: any of them may hold escape sequences.
 """

@@ -129,7 +129,7 @@ class RunFolder:
     def mend(self) -> list[str]:
         """Cuts torn last lines of the folder's files of rows; gives a note about each. Call it within ``lock``.
 
-        A file with a lock of its own, such as a privacy ledger, is left to whoever takes that.
+        A file with a lock of its own, such as a privacy ledger, is left to the code that takes that lock.
         """
         with explained(self.path):
             found = sorted(self.path.rglob("*.jsonl"))
@@ -201,7 +201,7 @@ class RunFolder:
     ) -> None:
         """Writes ``checkpoint-<round>`` whole, then removes older ones; sites with an empty state are left out.
 
-        ``announce`` is told its hash before it appears.
+        ``announce`` is called with its hash before it appears.
         """
         checkpoints.save(self.path, server, sites, announce=announce)
 
@@ -210,7 +210,8 @@ class RunFolder:
         return checkpoints.load(self.path)
 
     def keep_tensors(self, name: str, tensors: Tensors) -> None:
-        """Writes ``updates/<name>.safetensors``, whole; each name is led by its place, as the format forgets it."""
+        """Writes ``updates/<name>.safetensors``, whole; each name begins with its position, as the format sorts
+        names."""
         place = self.path / "updates" / f"{checked_name(name)}.safetensors"
         numbered = {f"{number:06d}/{key}": tensor for number, (key, tensor) in enumerate(tensors.items())}
         with explained(place):

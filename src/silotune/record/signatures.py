@@ -33,7 +33,7 @@ class SigningKey:
         """The signature of a message as base64.
 
         Args:
-            purpose: What is signed, such as ``"audit"``: a signature for one purpose is none for another.
+            purpose: What is signed, such as ``"audit"``: a signature for one purpose does not count for another.
             message: The bytes.
         """
         return base64.b64encode(self.private.sign(_framed(purpose, message))).decode()

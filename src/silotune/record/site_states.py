@@ -66,7 +66,7 @@ def save_after(folder: Path, round_number: int, state: SiteState, *, keep: int) 
 
 
 def _remove(folder: Path, rounds: list[int]) -> None:
-    """Each under another name first: a kill must leave no part of a state where a whole one is looked for."""
+    """Removes states, each renamed first, so that a kill leaves no partial state where a whole one is expected."""
     for number in rounds:
         aside = temporary_beside(folder / str(number))
         (folder / str(number)).rename(aside)
@@ -74,7 +74,7 @@ def _remove(folder: Path, rounds: list[int]) -> None:
 
 
 def _rounds(folder: Path) -> list[int]:
-    """Rounds that a state was written after; a folder without one is what a kill left of its first moment."""
+    """Rounds after which a whole state was written; a folder without one was left by a kill and is ignored."""
     found = folder.iterdir() if folder.is_dir() else ()
     numbered = [path for path in found if path.name.isascii() and path.name.isdigit()]
     return sorted(int(path.name) for path in numbered if checkpoints.newest(path))

@@ -35,7 +35,7 @@ def write_tensors(path: Path, tensors: Tensors) -> None:
     """Writes tensors under their own names, as ``write_groups`` does."""
     from safetensors.torch import save_file
 
-    from silotune.tensors import apart  # late, as torch is: reading a run's rows needs neither
+    from silotune.tensors import apart  # imported here, as it brings torch, and reading a run's rows does not need it
 
     with writing(path):
         save_file(apart(tensors), path, metadata={"format": "pt"})

@@ -1,7 +1,7 @@
 """An audit trail for people and auditors: one line an entry, and JSON, CSV, HTML and PDF files.
 
-Names and reasons in a trail are other parties' words: no character of theirs acts on a terminal, and no cell of theirs
-is a formula.
+Names and reasons in a trail come from other parties: none of their characters may act on a terminal, and none of their
+cells may be run as a formula.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _MODE_COLOURS = {"isolated": MEAN_ALONE, "federated": FEDERATED, "centralized": 
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")  # a second algorithm is told apart without colour, too
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LONGEST_NAME = 120
-"""Of a picture's file: a model may be named by a long path."""
+"""The most characters of a picture's file name: a model may be named by a long path."""
 _COSTS = {"bytes": ("bytes sent in a run", 1e6, "MB"), "joules": ("energy of a run", 1e3, "kJ")}
 
 
@@ -100,7 +100,7 @@ def apart(pictures: Iterable[Picture]) -> list[Picture]:
 
 
 def axis_title(metric: str) -> str:
-    """What stands at an axis of a metric."""
+    """The label of a metric's axis."""
     return f"{KINDS[metric].title}{' (%)' if not lower_is_better(metric) else ' (lower is better)'}"
 
 

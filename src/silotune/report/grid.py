@@ -134,7 +134,7 @@ def _embedded(picture: Picture, drawing: bytes) -> dict[str, str]:
 
 
 def _budgets(folder: GridFolder) -> list[tuple[str, str]]:
-    """What "same budget" means, in each task and partition's own words: of its first finished cell with all modes."""
+    """What "same budget" means for each task and partition, as its first finished cell of several modes says it."""
     found: dict[tuple[str, str], str] = {}
     for cell in folder.cells():
         if folder.is_done(cell) and len(cell.modes) > 1:

@@ -62,7 +62,7 @@ def spent_table(sites: Mapping[str, Any], *, delta: float) -> Table:
     """
     table = Table(title=f"spent, at delta {delta:g}", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("site", no_wrap=True)
-    for heading in ("runs", "releases", "epsilon of the dearest run", "epsilon of all together"):
+    for heading in ("runs", "releases", "epsilon of the costliest run", "epsilon of all together"):
         table.add_column(heading, justify="right")
     for name, site in sites.items():
         dearest = max(run["epsilon"] for run in site["runs"].values())

@@ -16,7 +16,7 @@ from silotune.record.runs import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one figure of quality is called and shown."""
+    """The title of one figure of quality, and how it is shown."""
 
     key: str
     title: str
@@ -194,7 +194,7 @@ def scaled_text(value: float | None, unit: str) -> str:
 
 
 def promise_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What the run promised: what the server saw, what is protected, who is trusted; none of older runs."""
+    """What the run promised: what the server saw, what is protected, who is trusted; empty for older runs."""
     return [f"privacy: {line}" for line in (summary.get("privacy") or {}).get("statement", ())]
 
 
@@ -202,7 +202,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
     """A finished run's ``summary.json``.
 
     Raises:
-        RunFolderError: The run is not finished, or the file is none of a run.
+        RunFolderError: The run is not finished, or the file is not the summary of a run.
     """
     if not folder.has("summary"):
         raise RunFolderError(f"{str(folder.path)!r} is not finished: go on with 'silotune resume {folder.path}'")
@@ -250,7 +250,7 @@ def headline(summary: Mapping[str, Any], which: str, key: str) -> float | None:
 
 
 def epsilon_text(spent: Mapping[str, Any] | None) -> str:
-    """What a model cost in privacy, for people; ``-`` where nothing is promised, ``?`` where only the sites know."""
+    """The privacy cost of a model, for people; ``-`` where nothing is promised, ``?`` where only the sites know it."""
     if not spent:
         return "-"
     known = "?" if spent.get("epsilon") is None else f"{spent['epsilon']:.3g}"
@@ -264,7 +264,7 @@ def main_text(figures: Mapping[str, Any]) -> str:
 
 
 def tasks_table(summary: Mapping[str, Any]) -> Table:
-    """Of a mixture, each task's main figure by mode; of isolated institutions, those of each.
+    """Each task's main figure by mode, for a mixture; isolated institutions have a column each.
 
     Args:
         summary: The contents of ``summary.json``.

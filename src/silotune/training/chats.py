@@ -54,14 +54,14 @@ def chat(
 
 
 def without_first_exchange(turns: Turns) -> Turns:
-    """The turns but those from the first after the system's up to the first answer."""
+    """The turns without the first exchange: the system's turn and everything after the first answer."""
     head = [turn for turn in turns[:1] if turn[0] == "system"]
     first = next(place for place, (role, _) in enumerate(turns) if role == "assistant")
     return [*head, *turns[first + 1 :]]
 
 
 def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> Encoded:
-    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant" and place]  # a greeting is none
+    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant" and place]  # 0 is a greeting
     prompt = prompt_ids(turns[: spoken[0]], tokenizer)
     ids: list[int] = []
     others: list[tuple[int, int]] = []

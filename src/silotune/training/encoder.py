@@ -125,7 +125,9 @@ class Encoder:
             if not _is_prefix_free(ids):  # the end tells "A" from "A B"
                 end = self._tokenizer.eos_token_id
                 if end is None:
-                    raise DataError("an option begins like another, and the tokenizer has no end to tell them apart")
+                    raise DataError(
+                        "one option is the beginning of another, and the tokenizer has no end mark to tell them apart"
+                    )
                 ids = [(*option, end) for option in ids]
             if len(set(ids)) != len(ids) or not all(ids):
                 raise DataError("two options of the task have the same tokens; give them other wordings")

@@ -28,7 +28,7 @@ from silotune.training.scores import answer_losses, class_logits, option_scores
 Losses: TypeAlias = Callable[[Adapted, Sequence[Encoded]], torch.Tensor]
 """``losses(adapted, examples)`` [examples]: each a function of its example alone."""
 SettledLosses: TypeAlias = Callable[[Adapted, Sequence[Encoded], Any], torch.Tensor]
-"""The same with the objective's settings."""
+"""``losses(adapted, examples, settings)``: the same, given the objective's settings."""
 
 
 def _answer(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _watcher(place: Place, rows: _Rows) -> Callable[..., None]:
 
 
 def _one_by_one(adapted: Adapted, examples: Sequence[Encoded], losses: Losses) -> tuple[Tensors, torch.Tensor]:
-    """The slow obvious way: a backward pass an example."""
+    """The slow obvious way: one backward pass for each example."""
     names, parameters = list(moving(adapted)), list(moving(adapted).values())
     found: list[tuple[torch.Tensor, ...]] = []
     each = []

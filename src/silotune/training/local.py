@@ -36,7 +36,7 @@ from silotune.training.private import DpSgd, poisson_groups, private_gradient, s
 class RoundPlace:
     """Where in a run a local round stands: its seed (already per client and round), round (from 1), rounds.
 
-    ``private`` protects single examples from whoever sees the round's result; None for plain training.
+    ``private`` protects single examples from everyone who sees the round's result; None for plain training.
     """
 
     seed: int
@@ -147,7 +147,7 @@ def train_round(
 Group: TypeAlias = Sequence[Sequence[Encoded]]
 """The examples of one step, in forward passes."""
 Gradient: TypeAlias = Callable[[Group], tuple[float, int]]
-"""Leaves a step's mean gradient in the parameters; gives the summed loss and its terms, 0 where nothing is told."""
+"""Leaves a step's mean gradient in the parameters; gives the summed loss and its terms, both 0 if private."""
 
 
 def _sampling(
@@ -198,7 +198,7 @@ class _Loop:
     correction: Correction | None
 
     def run(self, groups: Iterator[Group], steps: int) -> tuple[float | None, int]:
-        """Mean loss over all supervised terms, where it is told, and ids processed."""
+        """Mean loss over all supervised terms (None for private training), and number of ids processed."""
         total, count, tokens = 0.0, 0, 0
         for step in range(steps):
             group = next(groups)

@@ -52,7 +52,7 @@ class Encode(Protocol):
 
 
 def encoder_of(base: Base, objective: ObjectiveSettings, *, max_length: int) -> Encode:
-    """What turns examples into ids for this model: a classifier's examples have no answer."""
+    """The encoder that turns examples into ids for this model: a classifier's examples have no answer."""
     if base.labels:
         wording = objective.wording if isinstance(objective, Classify) else "auto"
         return ClassEncoder(base, max_length=max_length, wording=wording)

@@ -36,7 +36,7 @@ def log_ratios(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
         DataError: The examples do not have equally many options.
         ModelError: All weights are trained, so that there is no reference.
     """
-    reference = reference_scores(adapted, examples)  # first: it writes to the adapter, which no graph would survive
+    reference = reference_scores(adapted, examples)  # first, as it overwrites the adapter
     return option_scores(adapted, examples) - reference
 
 

@@ -94,7 +94,7 @@ def _sorted_out(adapted: Adapted, possible: Fast) -> tuple[Fast, dict[str, str]]
     with _stirred(adapted):
         try:
             expected = _numbers(adapted, batches)
-        except Exception as error:  # noqa: BLE001 - what the model cannot do at all, training says in its place
+        except Exception as error:  # noqa: BLE001 - if the model cannot do even this, training will fail and say why
             return PLAIN, dict.fromkeys(possible.names(), f"the plain way itself raised {_one_line(error)}")
         if not _fault(adapted, possible, batches, expected):
             return possible, {}
@@ -111,7 +111,7 @@ def _fault(adapted: Adapted, fast: Fast, batches: _Batches, expected: _Numbers) 
     """What speaks against some shortcuts, in words that follow the name of one; empty where nothing does."""
     try:
         made = _numbers(adapters.on(adapted, fast), batches)
-    except Exception as error:  # noqa: BLE001 - whatever a shortcut stumbles over, there is the plain way
+    except Exception as error:  # noqa: BLE001 - whatever a shortcut raises, the plain way is still there
         return f"raised {_one_line(error)}"
     finally:
         adapters.on(adapted, PLAIN)
@@ -161,7 +161,7 @@ def _batches(adapted: Adapted, possible: Fast) -> _Batches:
     shared = SHARED * room // LENGTH
 
     def example(number: int, beginning: int) -> Encoded:
-        """The example's ids go round the text from a place of its own, behind a beginning that may be another's."""
+        """Makes an example of ids of the text; examples with the same ``beginning`` begin alike."""
         own = OWN[number % 2] * room // LENGTH
         ids = [text[(beginning + place) % len(text)] for place in range(shared)]
         ids += [text[(3 * number + shared + place) % len(text)] for place in range(own)]
@@ -176,7 +176,7 @@ def _batches(adapted: Adapted, possible: Fast) -> _Batches:
 
 
 def _losses(adapted: Adapted, batches: _Batches) -> Iterator[torch.Tensor]:
-    """One after the other, so that one graph is held at a time."""
+    """The losses of the batches, one after the other, so that only one graph is held at a time."""
     labels = torch.tensor([example.label for example in batches.apart], device=adapted.base.device)
     if adapted.base.labels:
         yield torch.nn.functional.cross_entropy(class_logits(adapted, batches.apart), labels)
@@ -206,9 +206,10 @@ def _numbers(adapted: Adapted, batches: _Batches) -> _Numbers:
 
 @contextmanager
 def _stirred(adapted: Adapted) -> Iterator[None]:
-    """Inside, the adapter is as after some training; afterwards it and the random generators are as before, to the bit.
+    """Inside the block, the adapter is as after some training; afterwards it and the random generators are as before,
+    to the bit.
 
-    Weights of a model without an adapter are no zeros, and stay as they are.
+    A model without an adapter has no zero weights to move, so its weights stay as they are.
     """
     held = (
         {name: parameter.detach().clone() for name, parameter in adapted.parameters.items()} if adapted.config else {}

@@ -104,12 +104,12 @@ class Talk:
 
     @property
     def colours(self) -> Words:
-        """The words of the one kind that are no things."""
+        """The words for colours, the only kind that does not name things."""
         return self.kinds["a colour"]
 
     @property
     def things(self) -> Words:
-        """All words but the colours."""
+        """All words except the colours."""
         named = [words for kind, words in self.kinds.items() if kind != "a colour"]
         return (*(word for words in named for word in words), *self.others)
 

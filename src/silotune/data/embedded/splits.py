@@ -25,7 +25,7 @@ def generated(
 
     Args:
         world: Its name, in the ids and in what the random numbers are drawn from.
-        draw: One random record for a split, after the text that decides whose it is.
+        draw: Makes one random record for a split, and before it the text that decides which split owns it.
         sizes: Records by split.
         seed: Another one gives other records.
 
@@ -44,7 +44,7 @@ def collect(draw: Callable[[], tuple[str, dict]], *, split: str, count: int) -> 
     """Calls `draw` until `count` different records of `split` were seen.
 
     Args:
-        draw: makes one random record, after the text that decides its split and must be unique.
+        draw: makes one random record, and before it the text that decides its split; the text must be unique.
         split: the split to keep.
         count: how many records to return, at least 0.
 

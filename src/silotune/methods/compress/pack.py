@@ -36,7 +36,7 @@ def is_exact(settings: CompressionSection) -> bool:
 
 
 def is_biased(settings: CompressionSection) -> bool:
-    """Whether what arrives differs from what was meant also in the mean, so that the rest must be sent later."""
+    """Whether what arrives is biased, so that what was left out must be sent later."""
     return not _keeps_all(settings) or FORMATS[settings.values].is_biased
 
 
@@ -45,7 +45,7 @@ def _keeps_all(settings: CompressionSection) -> bool:
 
 
 def packed_layout(layout: Layout, settings: CompressionSection) -> Layout:
-    """The layout of what ``pack`` makes of tensors with this layout: exact, before a byte of it has come."""
+    """The exact layout of what ``pack`` makes of tensors with this layout, known before any byte of it has come."""
     names = _packed_names(layout, settings)
     if not names:
         return layout
@@ -126,7 +126,7 @@ def pack_update(
     arrived = unpack(packed, settings, layout)
     names = _packed_names(layout, settings)
     left = subtract({name: meant[name] for name in names}, {name: arrived[name] for name in names})
-    if not all_finite(left) and all_finite(meant):  # factors share a scale with values that are far larger
+    if not all_finite(left) and all_finite(meant):  # the factors share a scale with far larger values
         raise MessageError(
             f"an update of values up to {largest(meant):.0e} does not survive keep = {settings.keep!r} with "
             f"values = {settings.values!r}: lower training.learning_rate, or send wider values"

@@ -117,12 +117,12 @@ def decode_places(data: np.ndarray, kept: int, total: int) -> np.ndarray:
         raise MessageError(f"a compressed message names {found.size} places, expected {kept}")
     places: np.ndarray = ((found - np.arange(kept)) << low) + (bits << np.arange(low)).sum(axis=1)
     if places[-1] >= total or bool((np.diff(places) <= 0).any()):
-        raise MessageError("a compressed message names places that do not ascend or that are not there")
+        raise MessageError("a compressed message names places that do not ascend or do not exist")
     return places
 
 
 def _factored(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
-    """Rows and columns of a tensor whose factors are smaller than itself; None for one that is sent as it is."""
+    """Rows and columns of a tensor whose factors are smaller than the tensor; None for one that is sent as it is."""
     if len(shape) < 2:
         return None
     rows, columns = shape[0], math.prod(shape[1:])

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 NAME = "silotune"
-"""What transformers knows this attention by; everything that it is not made for goes to ``sdpa``."""
+"""The name of this attention in transformers; inputs that it is not made for go to ``sdpa``."""
 LONGEST = 256
-"""Keys up to which it is used: torch's kernel wins beyond (``benchmarks/attention.py``)."""
+"""The most keys that it is used for: above, torch's kernel is faster (``benchmarks/attention.py``)."""
 MOST_WEIGHTS = 1 << 22
-"""Weights of one layer that it keeps at most, 16 MiB."""
+"""The most attention weights of one layer that it keeps, 16 MiB."""
 AT_ONCE = 1 << 19
-"""Weights that are worked on at a time, 2 MiB: few enough for the cache of a core."""
+"""Attention weights that are worked on at a time, 2 MiB: few enough for the cache of a core."""
 NARROW = 8
 """Width of a head up to which products with the head's width first are the faster ones."""
 _SPECIAL = ("position_bias", "cache", "softcap", "s_aux", "head_mask")
 
 
 def can_use(model: Any) -> bool:
-    """Whether a model's attention is ``sdpa`` and can be another one: some architectures have it written out."""
+    """Whether a model's attention is ``sdpa`` and can be replaced: some architectures write theirs out in code."""
     return bool(model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation())
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CACHES = ("past_key_values", "layer_past")
-"""What decoder layers call the cache that they are given."""
+"""The names that decoder layers have for the cache that they are given."""
 
 
 def last_layer(model: PreTrainedModel) -> torch.nn.Module | None:
@@ -36,7 +36,7 @@ def last_layer(model: PreTrainedModel) -> torch.nn.Module | None:
 
 @contextmanager
 def needed_only(layer: torch.nn.Module, positions: torch.Tensor, shape: torch.Size) -> Iterator[None]:
-    """Within, the layer's output is right at ``positions`` and zero elsewhere.
+    """Inside the block, the layer's output is right at ``positions`` and zero elsewhere.
 
     A layer that attends without handing keys and values to a cache does all of its work, as does any layer where more
     than half of the longest row is needed.
@@ -98,7 +98,8 @@ class _Needed:
         self.columns[self._row, self._slot] = self._flat % shape[1]
 
     def select(self, value: Any) -> Any:
-        """The needed part of what a layer is given (hidden states, places, rotations, masks), all of anything else."""
+        """Cuts a layer's arguments (hidden states, places, rotations, masks) to the needed part; leaves any other
+        whole."""
         if isinstance(value, tuple):
             return tuple(map(self.select, value))
         rows, length = self._shape

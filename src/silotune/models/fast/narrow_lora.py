@@ -20,7 +20,7 @@ ROWS_A_RANK, VALUES_A_ROW = 8, 96
 
 
 class NarrowLora(Linear):
-    """peft's layer with another way to its output; for all that the way is not made for, peft's own."""
+    """peft's layer with a faster way to compute its output; inputs that this way is not made for go peft's own way."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x [..., in] to [..., out]."""
@@ -36,13 +36,13 @@ class NarrowLora(Linear):
         return self.base_layer, self.lora_A[name], self.lora_B[name]
 
     def _single(self) -> str | None:
-        """The one adapter at work; None where it is merged, switched off, has company, or is more than LoRA."""
+        """The one active adapter; None where it is merged, switched off, one of several, or more than plain LoRA."""
         at_work = [name for name in self.active_adapters if name in self.lora_A]
         is_plain = len(at_work) == 1 and not (self.merged or self.disable_adapters or at_work[0] in self.lora_variant)
         return at_work[0] if is_plain else None
 
     def _is_fit(self, name: str, x: torch.Tensor) -> bool:
-        """Whether this batch is of the right kind and size, and no hook waits for what the layer's parts do."""
+        """Whether this batch is of the right kind and size, and no hook is set on the layer's parts."""
         parts = self._parts(name)
         base, a, _ = parts
         dropout = self.lora_dropout[name]

@@ -66,7 +66,7 @@ WINDOWS = (
     "attention_window_size",
     "attention_chunk_size",
 )
-"""What configurations call the number of ids that some of their layers see at most."""
+"""The names that configurations give to the largest number of ids that some of their layers see."""
 
 
 def put_on(base: PreTrainedModel, model: torch.nn.Module, fast: Fast) -> None:

@@ -35,7 +35,8 @@ class FalseSharesError(ProtectionError):
 
     Attributes:
         owner: Who made the shares.
-        proof: What shows it to the sites; None for a mask key, whose owner is in no sum that would have to be repeated.
+        proof: Shows the lie to the sites; None for a mask key, since its owner's input is in no sum that must be
+            repeated.
     """
 
     def __init__(self, owner: str, secret: Secret, proof: FalseSharing | None) -> None:
@@ -53,7 +54,7 @@ class FewSharesError(ProtectionError):
 
 @dataclass(frozen=True)
 class Circle:
-    """Whoever has advertised keys that fit: each holds a share of everybody's secrets."""
+    """The sites that have advertised valid keys: each holds a share of everybody's secrets."""
 
     terms: Terms
     keys: Mapping[str, SignedKeys]
@@ -80,7 +81,7 @@ def fault_of_keys(terms: Terms, name: str, keys: SignedKeys, known: Sequence[byt
         for public in (keys.mask, keys.share):
             agreed(os.urandom(SEED_BYTES), bytes.fromhex(public), "check")
     except ProtectionError:
-        return "one of its keys is not one: nobody can agree on a secret with it"
+        return "one of its keys is not valid: nobody can agree on a secret with it"
     return None
 
 
@@ -91,7 +92,7 @@ def fault_of_sharing(
     if sealed.keys() != parties.keys.keys() - {name} or sharing.seed.keys() != parties.keys.keys():
         return "its shares are not one for each of the others"
     if any((one.seed, one.key) != (sharing.seed[peer], sharing.key[peer]) for peer, one in sealed.items()):
-        return "what it says of its shares to their holders is not what it says of them here"
+        return "the hashes of its shares for their holders are not those for the coordinator"
     if sharing.least != parties.terms.needed:
         return f"its secrets are said to take {sharing.least} shares, {parties.terms.needed} are agreed on"
     signed = [(sharing.signature, sharing.content(parties.roster, name))]
@@ -159,11 +160,11 @@ def routed(sealed: Mapping[str, Mapping[str, Sealed]]) -> dict[str, dict[str, Se
 
 @dataclass(frozen=True)
 class Agreed:
-    """What comes of the sites' complaints.
+    """The outcome of the sites' complaints.
 
     Attributes:
         arrived: Who goes on; sorted.
-        liars: In more disputes than there can be liars to have them with.
+        liars: Sites in more disputes than there can be liars to dispute with, so that they lie themselves.
         disputes: (owner, holder that does not hold its shares), of those who go on: one of the two does not keep to the
             protocol; the owner is to answer.
     """
@@ -207,7 +208,7 @@ def fitting(
     *,
     expected: Mapping[str, Mapping[str, Secret]],
 ) -> tuple[dict[str, Revealed], tuple[str, ...]]:
-    """The revealed shares that are those that their owners gave, and the sites that have revealed anything else.
+    """The revealed shares that fit their owners' commitments, and the sites that have revealed anything else.
 
     Args:
         parties: Of the sum.

@@ -54,7 +54,8 @@ def join(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
 
 @lru_cache(maxsize=64)
 def _weights_at_zero(places: tuple[int, ...]) -> tuple[int, ...]:
-    """Of Lagrange's interpolation; remembered, as nearly all secrets of a sum are joined from the same places."""
+    """The weights of Lagrange's interpolation; cached, since nearly all secrets of a sum are joined from the same
+    places."""
     weights = []
     for place in places:
         above, below = 1, 1

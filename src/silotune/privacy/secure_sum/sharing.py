@@ -1,10 +1,10 @@
 """What a party says of the shares of its secrets before anybody knows one, and what proves that it has lied.
 
 A party commits itself to every share (a hash of it), by holder, and signs that. So a holder that reveals another share
-than it was given is told from an owner whose shares do not give its secret. The hash hides the share: each is drawn
-from 2^256 values, whatever fewer shares than the threshold say of it. The signature makes an owner's lie something that
-can be shown to others: for an honest owner there are no shares that fit what it has signed and give anything but its
-secret, so nobody can make up such a proof against it, neither a coordinator nor other parties.
+than it was given can be told apart from an owner whose shares do not give its secret. The hash hides the share: each is
+drawn from 2^256 values, whatever fewer shares than the threshold say of it. The signature makes an owner's lie
+something that can be shown to others: for an honest owner there are no shares that fit what it has signed and give
+anything but its secret, so nobody can make up such a proof against it, neither a coordinator nor other parties.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def check_proof(proof: FalseSharing, owner: str, public: bytes) -> None:
     shares = {holder: bytes.fromhex(text) for holder, text in proof.shares.items()}
     fitting = all(sharing.fits(roster, owner, holder, "seed", share) for holder, share in shares.items())
     if not fitting or len(shares) < sharing.least or secret_of(shares, sharing, "seed") is not None:
-        raise ProtectionError(f"what is said to prove that {owner!r} has lied in its shares does not prove it")
+        raise ProtectionError(f"the proof that {owner!r} has lied in its shares does not hold")
 
 
 def secret_of(shares: Mapping[str, bytes], sharing: SignedSharing, secret: Secret) -> bytes | None:

@@ -6,7 +6,7 @@ active server, figure 4): each shares masks with each, and each holds a share of
 the sites can show its two halves two lists of inputs, or say of all sites around a few that they are gone.
 
 Beyond the paper, a site complains of others whose shares it could not open before anything is masked, and commits
-itself to the shares that it gives, so that a liar among the sites is told from the rest. A commitment hides its share.
+itself to the shares that it gives, so that a liar among the sites can be found. A commitment hides its share.
 A site complains only about what the other has signed, so an honest one never has to answer another; and its answer,
 the two shares that the complainer was to hold, a complainer that lies knows already.
 
@@ -50,14 +50,14 @@ def advertise(member: Member, terms: Terms, entropy: Entropy) -> tuple[Advertise
     """Phase 1: fresh keys for this sum, signed.
 
     Raises:
-        ProtectionError: The terms name somebody who is no member, or too small a cohort or threshold.
+        ProtectionError: The terms name somebody who is not a member, or the cohort or the threshold is too small.
     """
     _check_enough(member, terms, len(terms.cohort))
     if member.name not in terms.cohort:
         raise ProtectionError(f"{member.name!r} is asked to join a sum whose cohort it is not in")
     strangers = [name for name in terms.cohort if name not in member.public_keys]
     if strangers:
-        raise ProtectionError(f"{strangers[0]!r} is in the cohort and is no member of the federation")
+        raise ProtectionError(f"{strangers[0]!r} is in the cohort and is not a member of the federation")
     if terms.threshold < member.least_threshold:
         raise ProtectionError(f"a threshold of {terms.threshold:.3f} is below this site's {member.least_threshold:.3f}")
     mask_key, share_key = entropy(SEED_BYTES), entropy(SEED_BYTES)
@@ -177,7 +177,7 @@ def answer(member: Member, stage: Held, complaints: Mapping[str, str]) -> dict[s
     """Phase 4: what this site gave those that complain of it, for the coordinator to see.
 
     No honest site complains of another: what it complains of is signed by the other, and an honest site seals and
-    signs what opens and fits. So the answer tells nothing that whoever complains does not know.
+    signs what opens and fits. So the answer tells the one who complains nothing new.
 
     Args:
         member: This site.
@@ -248,7 +248,7 @@ def mask(member: Member, stage: Masked, arrays: Sequence[Integers], *, noise: Se
 
 
 def agree(member: Member, stage: Masked, survivors: Sequence[str]) -> tuple[Consistent, str]:
-    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum; one list of each only.
+    """Phase 5, the consistency check: signs who shares masks and whose input is in the sum, and only one list of each.
 
     Raises:
         ProtectionError: The list holds others than those who share masks, leaves this site out, or is too short.
@@ -266,7 +266,7 @@ def reveal(member: Member, stage: Consistent, signatures: Mapping[str, str]) -> 
 
     Args:
         member: This site.
-        stage: Where the check ended; the survivors are those that this site has signed, not those it is told now.
+        stage: Where the check ended; its list of survivors is the one that this site signed, not one that is sent now.
         signatures: Of the same lists by the others.
 
     Returns:

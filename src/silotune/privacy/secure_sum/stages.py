@@ -32,7 +32,7 @@ class Shared:
 
     @property
     def terms(self) -> Terms:
-        """Of the sum."""
+        """The terms of the sum."""
         return self.before.terms
 
 
@@ -46,7 +46,7 @@ class Held:
 
     @property
     def terms(self) -> Terms:
-        """Of the sum."""
+        """The terms of the sum."""
         return self.before.terms
 
 
@@ -60,7 +60,7 @@ class Masked:
 
     @property
     def terms(self) -> Terms:
-        """Of the sum."""
+        """The terms of the sum."""
         return self.before.terms
 
 
@@ -73,7 +73,7 @@ class Consistent:
 
     @property
     def terms(self) -> Terms:
-        """Of the sum."""
+        """The terms of the sum."""
         return self.before.terms
 
     @property

@@ -77,13 +77,13 @@ class Terms(Section):
         return needed_of(len(self.cohort), self.threshold)
 
     def scale(self) -> Scale:
-        """How values stand for integers."""
+        """How integers stand for values."""
         if self.noise is not None:
             return Scale(self.shared_noise(self.noise).length, self.noise.clip_norm, self.max_examples)
         return Scale(levels(self.bits, len(self.cohort)), self.bound, self.max_examples)
 
     def shared_noise(self, noise: NoiseTerms) -> SharedNoise:
-        """What each party adds, and what it is worth.
+        """The noise that each party adds, and the protection that it gives.
 
         Raises:
             ProtectionError: As in ``distributed.shared_noise``.
