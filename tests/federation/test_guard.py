@@ -44,6 +44,7 @@ from silotune.record.audit import FILE
 from silotune.record.chain import read_chain, verify_chain
 from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import new_key
+from silotune.settings.objectives import SoftmaxOverOptions
 from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request
 from silotune.tensors import digest
@@ -226,7 +227,9 @@ def test_a_round_is_an_integer_and_nothing_that_compares_equal(tmp_path: Path, n
 def test_what_the_orders_say_is_what_the_setup_says(tmp_path: Path) -> None:
     """A submitter who signs one thing in the order and another in the setup is refused, whichever a rule looks at."""
     sites = Federation(tmp_path)
-    config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"objective": "choice"})})
+    config = CONFIG.model_copy(
+        update={"training": CONFIG.training.model_copy(update={"objective": SoftmaxOverOptions()})}
+    )
     setup = setup_of(config)
     signed = job(setup_sha256=sha256(setup))
     error = refused(sites.house(), sites.request(body=under(train_body(), signed)), "job.order", setup=setup)

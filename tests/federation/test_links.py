@@ -21,6 +21,7 @@ from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
 from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.objectives import Sgd
 from silotune.settings.sections import FederationSection
 from silotune.structs import Failure, Reply, Request, ServerState
 from silotune.tensors import put_under, taken_from
@@ -210,7 +211,7 @@ def test_a_reply_of_another_length_is_a_failure(model, start, monkeypatch: pytes
 
 def test_scaffold_s_controls_travel_packed_too(model, start, tmp_path: Path) -> None:
     federation = FederationSection(algorithm="scaffold", **{**BOTH, "upload": {"values": "int8"}})
-    settings = SETTINGS.model_copy(update={"optimizer": "sgd", "optimizer_state": "reset"})
+    settings = SETTINGS.model_copy(update={"optimizer": Sgd(), "optimizer_state": "reset"})
     order = TrainOrder(training=settings, federation=federation, seed=3, rounds=3).model_dump(mode="json")
     clients = transport(model, federation)
     state = run_rounds(plan(federation, rounds=2, body=order), clients, ServerState(0, start), RunFolder(tmp_path))
