@@ -93,7 +93,7 @@ ATTACKS: Mapping[str, dict[str, Any]] = {
 BASE: Mapping[str, Any] = {
     "model": {"name": "nano", "max_length": 128},
     "adapter": {"rank": 8, "alpha": 16, "targets": "all-linear"},
-    "data": {"num_train": 120, "num_validation": 80, "num_test": 240, "partition": {"field": "sector+label"}},
+    "data": {"num_train": 120, "num_validation": 80, "num_test": 240},
     "training": {"objective": "choice", "batch_size": 8, "epochs": 1.0, "learning_rate": 5e-3},
     "federation": {"rounds": 8},
     "evaluation": {"every": 2, "batch_size": 200, "bootstrap_samples": 0},
@@ -109,7 +109,14 @@ RULE_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """Rules that leave attackers a part of each step (their signs, a bias of what is left) take longer ones."""
 PARTITIONS: Sequence[Mapping[str, Any]] = (
-    {"name": "alpha 0.1", "scheme": "dirichlet", "alpha": 0.1, "clients": 8, "min_examples": 2},
+    {
+        "name": "alpha 0.1",
+        "scheme": "dirichlet",
+        "field": "sector+label",
+        "alpha": 0.1,
+        "clients": 8,
+        "min_examples": 2,
+    },
     {"name": "IID", "scheme": "iid", "clients": 8},
 )
 

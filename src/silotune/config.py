@@ -90,7 +90,7 @@ class Config(Section):
             faults.append("data.task = 'custom' needs a section [data.definition]")
         if self.data.task == "custom" and self.data.prompt is not None:
             faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
-        faults += unused_faults(self.data)
+        faults += unused_faults(self.data, federation)
         faults += mixture_faults(self.data, self.evaluation)
         faults += classify_faults(self.training, self.evaluation)
         faults += link_faults(federation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -192,15 +192,34 @@ def rule_faults(federation: FederationSection, num_clients: int | None) -> list[
     return faults
 
 
-def unused_faults(data: DataSection) -> list[str]:
+def unused_faults(data: DataSection, federation: FederationSection) -> list[str]:
     """What would be left aside without a word: settings of another choice than the one made."""
-    definition = data.definition is not None and data.task not in ("custom", "mixture")
-    unused = {
-        "data.definition is for data.task = 'custom'": definition,
-        "data.partition.files is for data.partition.scheme = 'file'": bool(data.partition.files)
-        and data.partition.scheme != "file",
-    }
-    return [why for why, is_given in unused.items() if is_given]
+    faults = []
+    if data.definition is not None and data.task not in ("custom", "mixture"):
+        faults.append("data.definition is for data.task = 'custom'")
+    for where, section in (
+        ("data.partition", data.partition),
+        ("federation.upload", federation.upload),
+        ("federation.download", federation.download),
+    ):
+        for key, (choice, names) in _OF_CHOICE.items():
+            value, chosen = getattr(section, key, None), getattr(section, choice, None)
+            if chosen is not None and chosen not in names and value != type(section).model_fields[key].default:
+                allowed = " or ".join(map(repr, names))
+                faults.append(f"{where}.{key} is for {where}.{choice} = {allowed} (now {chosen!r})")
+    return faults
+
+
+_OF_CHOICE: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "clients": ("scheme", ("iid", "dirichlet", "quantity")),
+    "alpha": ("scheme", ("dirichlet", "quantity")),
+    "field": ("scheme", ("dirichlet", "field")),
+    "files": ("scheme", ("file",)),
+    "share": ("keep", ("top-k",)),
+    "rank": ("keep", ("low-rank",)),
+    "block": ("values", ("int8", "int4", "sign")),
+}
+"""Key of [data.partition], or of a link -> the key beside it that it depends on, and the values that it is for."""
 
 
 def privacy_faults(
