@@ -81,10 +81,6 @@ def main() -> None:
     host.serve(listen(trainer_socket(kit)))
 
 
-if __name__ == "__main__":
-    main()
-
-
 LEDGER = "ledger"
 """Folder in the site's state folder that records what the site has spent over all runs."""
 
@@ -156,3 +152,7 @@ def _charter_of(kit: Kit) -> tuple[str, date] | None:
         return None
     charter, digest = read_charter(kit.path(CHARTER))
     return digest, charter.until
+
+
+if __name__ == "__main__":
+    main()
