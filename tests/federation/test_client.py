@@ -5,8 +5,10 @@ import pytest
 import tiny
 from acting import ORDER, acting
 from silotune.errors import MessageError
-from silotune.federation.site.client import client_round
+from silotune.federation.site.client import begin, client_round, release
+from silotune.federation.site.local_round import one_by_one
 from silotune.federation.site.state import Site
+from silotune.record.cost import Account
 from silotune.seeds import derive
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
@@ -29,9 +31,9 @@ def test_train_is_a_local_round_with_the_client_s_own_seed(model, start) -> None
 
 
 def test_clients_and_rounds_draw_different_orders(model, start) -> None:
-    one_by_one = tiny.training(batch_size=1, max_steps=4)
+    single = tiny.training(batch_size=1, max_steps=4)
     replies = [
-        client_round(Request("train", number, name, start, ORDER), site(model, one_by_one, name=name))
+        client_round(Request("train", number, name, start, ORDER), site(model, single, name=name))
         for name in ("a", "b") for number in (1, 2)
     ]  # fmt: skip
     assert len({reply.body["tokens"] + reply.body["loss"] for reply in replies}) == 4
@@ -74,3 +76,17 @@ def test_what_a_client_refuses(model, start) -> None:
         for name, value in wrong.items():
             with pytest.raises(MessageError, match=f"body of this {kind} request is not valid at '{name}'"):
                 client_round(Request(kind, 1, "bank", start, {**ORDER, name: value}), site(model))
+
+
+def test_an_engine_may_train_the_works_of_many_clients_at_once(model, start) -> None:
+    """Begun one after the other, trained in one call, released in another order: each client's bits are its own."""
+    requests = {name: Request("train", 1, name, start, ORDER) for name in "abc"}
+    alone = {name: client_round(requests[name], site(model, name=name)) for name in requests}
+    sites = {name: site(model, name=name) for name in requests}
+    begun = {name: begin(requests[name], sites[name]) for name in requests}
+    works = [work for one in begun.values() for work in one.works]
+    results = dict(zip(begun, one_by_one(model, works), strict=True))
+    for name in reversed(list(begun)):
+        reply = release(begun[name], [results[name]], Account(), sites[name])
+        tiny.assert_same_bits(reply.tensors, alone[name].tensors)
+        assert reply.body["loss"] == alone[name].body["loss"] and reply.body["num_examples"] == len(EXAMPLES)
