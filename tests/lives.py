@@ -27,7 +27,7 @@ PHASES: Mapping[str, tuple[str, str, bool]] = {
     "asking": ("silotune.transports.flower:FlowerTransport", "_send", False),
     "waiting": ("silotune.transports.flower:FlowerTransport", "_look", False),
     "receiving": ("silotune.transports.flower:FlowerTransport", "_read", True),
-    "scoring": ("silotune.experiment.prepare:Scorer", "__call__", False),
+    "scoring": ("silotune.experiment.scoring:Scorer", "__call__", False),
     "recording": ("silotune.federation.coordinator.rounds", "_write", False),
     "before a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", False),
     "after a checkpoint": ("silotune.record.runs:RunFolder", "save_checkpoint", True),
