@@ -281,7 +281,8 @@ def flower_run(socket: Path, job: str) -> Iterator[tuple[int, LocalGrid]]:
         yield run_id, grid
         status, details = SubStatus.COMPLETED, ""
     finally:
-        heartbeat.stop()
+        with contextlib.suppress(RuntimeError):  # its thread has ended by itself: the job's own error counts
+            heartbeat.stop()
         with contextlib.suppress(httpx.HTTPError), _runtime(socket, token, retry_seconds=_GOODBYE_SECONDS) as client:
             client.PushTaskOutput(PushTaskOutputRequest(context=None, sub_status=status, details=details))
         grid.close()
