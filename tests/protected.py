@@ -126,7 +126,7 @@ def run(
     acts = acting(TRAINING, privacy=settings, section=section)
     for site in net.sites.values():
         site.settings = acts
-    is_noised = settings.dp == "distributed"
+    is_noised = settings.dp.is_in_shares
     sizes = {name: len(site.examples) for name, site in net.sites.items()}
     plan = Plan(
         rounds=rounds, method=method(section), body={**ORDER, "run": "r"}, seed=3, settings=acts,

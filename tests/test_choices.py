@@ -215,3 +215,16 @@ def test_a_name_that_is_added_is_one_like_the_others() -> None:
         table.add(AlgorithmSettings, "another")
     with pytest.raises(ValueError, match="defined already"):
         Table("federation.algorithm", FedAdam, FedAdam)
+
+
+def test_another_scheme_leaves_out_what_meant_something_with_the_first_alone() -> None:
+    dealt = {"data": {"partition": {"field": "sector", "clients": 3, "alpha": 0.1}}}
+    for changed in (
+        merge(dealt, ["data.partition.scheme=iid"]),
+        overlaid(dealt, {"data": {"partition": {"scheme": "iid"}}}),
+    ):
+        assert changed["data"]["partition"] == {"clients": 3, "scheme": "iid"}
+    with pytest.raises(ConfigError, match="data.partition.alpha is for data.partition.scheme = 'dirichlet' or"):
+        from_mapping(merge(dealt, ["data.partition.alpha=2", "data.partition.scheme=iid"]))
+    with pytest.raises(ConfigError, match="federation.upload.share is for federation.upload.keep = 'top-k'"):
+        from_mapping({"federation": {"upload": {"share": 0.5}}})

@@ -10,6 +10,7 @@ from silotune.errors import ConfigError, MissingPackageError, SilotuneError, req
 CODES = {
     "SilotuneError": 1,
     "ConfigError": 2,
+    "PluginError": 2,
     "DataError": 3,
     "ModelError": 4,
     "TrainingError": 5,

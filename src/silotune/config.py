@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -31,7 +32,16 @@ from silotune.settings.limits import (
     unused_faults,
 )
 from silotune.settings.protections import SumSettings
-from silotune.settings.registry import FAULT, TYPE, brought_by, overlay, section_of, table_at
+from silotune.settings.registry import (
+    FAULT,
+    TYPE,
+    brought_by,
+    depends_of,
+    overlay,
+    section_of,
+    table_at,
+    void_with,
+)
 from silotune.settings.sections import (
     DataSection,
     EvaluationSection,
@@ -229,10 +239,16 @@ def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _depth_of_name(keys: Sequence[str]) -> int:
     """The depth of the choice that these keys name; a number above every depth for keys that name none."""
     path = keys[:-1] if keys[-1] == TYPE else keys
-    return len(path) if table_at(Config, path) is not None else _DEEPEST
+    leads = any(keys[-1] == other for other, _ in depends_of(_section_at(keys[:-1])).values())
+    return len(path) if leads or table_at(Config, path) is not None else _DEEPEST
 
 
 _DEEPEST = 1 << 10
+
+
+def _section_at(keys: Sequence[str]) -> type[BaseModel] | None:
+    """The section at a path of keys; None where there is none."""
+    return reduce(section_of, keys, cast("type[BaseModel] | None", Config))
 
 
 def _set(document: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:
@@ -249,6 +265,8 @@ def _set(document: dict[str, Any], keys: Sequence[str], value: Any, text: str) -
         if not isinstance(place, dict):
             raise ConfigError(f"--set {text!r}: {key!r} is not a section")
     place[keys[-1]] = value
+    for void in void_with(_section_at(keys[:-1]), {keys[-1]: value}) & place.keys():
+        del place[void]
 
 
 def _copy(document: Mapping[str, Any]) -> dict[str, Any]:

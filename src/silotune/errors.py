@@ -2,6 +2,7 @@
 
     SilotuneError                1   anything below, caught at once
     ├── ConfigError              2   the configuration: unknown key, bad value, broken TOML
+    │   └── PluginError          2   a package of the user's own that adds to a choice, and cannot be used
     ├── DataError                3   examples: missing file, empty silo, row that does not fit
     ├── ModelError               4   base model or adapter: not found, unknown target, wrong hash
     ├── TrainingError            5   a local round: loss not finite, nothing to supervise

@@ -24,6 +24,7 @@ from silotune.models.adapters import attach
 from silotune.record.runs import RunFolder
 from silotune.settings.adapters import Lora
 from silotune.settings.lora_rules import LORA_RULES
+from silotune.settings.objectives import Sgd
 from silotune.settings.sections import FederationSection
 from silotune.structs import Reply, Request, ServerState, SiteState, Tensors
 from silotune.training.local import RoundPlace, train_round
@@ -289,7 +290,7 @@ def test_fine_tuning_keeps_a_model_and_sends_none(models, tmp_path: Path) -> Non
 
 
 def test_fine_tuning_goes_at_the_full_rate_and_takes_the_link_s_tensors_for_no_moments(models, tmp_path: Path) -> None:
-    changes = {"schedule": "cosine", "optimizer": "sgd", "optimizer_state": "keep"}
+    changes = {"schedule": "cosine", "optimizer": Sgd(), "optimizer_state": "keep"}
     options = {"personalization": "fine-tune", "training": SETTINGS.model_copy(update=changes)}
     federation = Federation(models, tmp_path, "factors", **options)
     state = federation.rounds(1)

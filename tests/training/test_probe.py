@@ -49,7 +49,8 @@ WORDS = tiny.tokenizer()
 def loaded(name: str, *, dtype: torch.dtype = torch.float32, **section: Any) -> Adapted:
     """A tiny model with a fresh adapter, as loading leaves it."""
     base = Base(tiny.model(name).to(dtype), WORDS, torch.device("cpu"), name)
-    return attach(base, tiny.adapter(**{"targets": "all-linear", **section}), seed=0)
+    targets = {} if section.get("type") == "none" else {"targets": "all-linear"}
+    return attach(base, tiny.adapter(**{**targets, **section}), seed=0)
 
 
 def examples(objective: str) -> list[Encoded]:

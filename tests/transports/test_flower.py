@@ -181,7 +181,7 @@ BAD = {
     "names": (lambda reply: encode(replace(reply, tensors={"w": torch.zeros(2, 3)})), "missing"),
     "dtype": (lambda reply: encode(replace(reply, tensors={**TENSORS, "v": torch.ones(4).half()})), "expected"),
     "truncated": (lambda reply: encode(reply)[:-5], "do not decode"),
-    "announced": (lambda reply: encode(reply)[:4] + b"\xff\xff\xff\xff" + encode(reply)[8:], "cannot be"),
+    "announced": (lambda reply: encode(reply)[:4] + b"\xff\xff\xff\xff" + encode(reply)[8:], "is impossible"),
     "name": (lambda reply: encode(replace(reply, client="c")), "in the name of another"),
     "pickle": (lambda reply: b"\x80\x04\x95", "not a silotune message"),
 }

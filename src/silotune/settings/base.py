@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -54,6 +54,9 @@ FolderName = Annotated[str, AfterValidator(_named)]
 
 class Section(BaseModel):
     """A part of the configuration: immutable; it refuses unknown keys, NaN and infinite numbers."""
+
+    depends: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
+    """Key -> the key beside it that it depends on, and the values of that one with which it means something."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

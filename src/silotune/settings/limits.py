@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -202,24 +202,12 @@ def unused_faults(data: DataSection, federation: FederationSection) -> list[str]
         ("federation.upload", federation.upload),
         ("federation.download", federation.download),
     ):
-        for key, (choice, names) in _OF_CHOICE.items():
-            value, chosen = getattr(section, key, None), getattr(section, choice, None)
-            if chosen is not None and chosen not in names and value != type(section).model_fields[key].default:
+        for key, (choice, names) in type(section).depends.items():
+            value, chosen = getattr(section, key), getattr(section, choice)
+            if chosen not in names and value != type(section).model_fields[key].default:
                 allowed = " or ".join(map(repr, names))
                 faults.append(f"{where}.{key} is for {where}.{choice} = {allowed} (now {chosen!r})")
     return faults
-
-
-_OF_CHOICE: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "clients": ("scheme", ("iid", "dirichlet", "quantity")),
-    "alpha": ("scheme", ("dirichlet", "quantity")),
-    "field": ("scheme", ("dirichlet", "field")),
-    "files": ("scheme", ("file",)),
-    "share": ("keep", ("top-k",)),
-    "rank": ("keep", ("low-rank",)),
-    "block": ("values", ("int8", "int4", "sign")),
-}
-"""Key of [data.partition], or of a link -> the key beside it that it depends on, and the values that it is for."""
 
 
 def privacy_faults(

@@ -16,6 +16,12 @@ ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
 class CompressionSection(Section):
     """How the tensors of messages are made smaller on their way to the coordinator."""
 
+    depends = {
+        "share": ("keep", ("top-k",)),
+        "rank": ("keep", ("low-rank",)),
+        "block": ("values", ("int8", "int4", "sign")),
+    }
+
     keep: Reduction = Field("all", description="top-k: the largest values; low-rank: factors of each matrix")
     share: Fraction = Field(0.1, description="of top-k: share of the values that is sent")
     rank: Positive = Field(1, description="of low-rank: rank of each matrix that is sent")

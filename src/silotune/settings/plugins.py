@@ -89,7 +89,7 @@ def installed() -> Mapping[str, tuple[Plugin, ...]]:
 
 def visible(group: str) -> tuple[Plugin, ...]:
     """The plug-ins of one group that may be used here."""
-    allowed = _VISIBLE.get()
+    allowed = _VISIBLE.get(None)
     return tuple(each for each in installed()[group] if allowed is None or each.package in allowed)
 
 

@@ -281,9 +281,23 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections_in(inner)
 
 
+def depends_of(section: type[BaseModel] | None) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    """Key of a section -> the key beside it that it depends on, and the values with which it means something."""
+    return section.depends if section is not None and issubclass(section, Section) else {}
+
+
+def void_with(section: type[BaseModel] | None, said: Mapping[str, Any]) -> set[str]:
+    """The keys of a section that mean nothing with what is said of the keys that they depend on."""
+    return {key for key, (other, names) in depends_of(section).items() if other in said and said[other] not in names}
+
+
 def overlay(section: type[BaseModel] | None, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """A document of a section with the values of another one put over it, table by table."""
-    result = dict(below)
+    """A document of a section with the values of another one put over it, table by table.
+
+    What was said below of a key that means nothing with a value above is left out: who asks for another scheme of a
+    partition does not mean the field that the first one was dealt by.
+    """
+    result = {key: value for key, value in below.items() if key not in void_with(section, above)}
     for key, value in above.items():
         table, old = table_of(section, key), result.get(key)
         if table is not None:

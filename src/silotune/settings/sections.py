@@ -105,6 +105,13 @@ class TaskSection(Section):
 class PartitionSection(Section):
     """How the training examples are spread over clients."""
 
+    depends = {
+        "clients": ("scheme", ("iid", "dirichlet", "quantity")),
+        "alpha": ("scheme", ("dirichlet", "quantity")),
+        "field": ("scheme", ("dirichlet", "field")),
+        "files": ("scheme", ("file",)),
+    }
+
     scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
     clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
     alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
