@@ -122,7 +122,9 @@ def test_a_name_that_is_defined_twice_is_refused(install: Install, nesterov: Non
     install("my-other", {"nesterov": "my_other:Mine", "fedavg": "my_other:Mine"})
     with pytest.raises(PluginError, match=r"'nesterov' is defined twice, by my-other 1.0 and by silotune-nesterov 0.1"):
         naming("nesterov")
-    with pytest.raises(PluginError, match=r"'fedavg' is defined twice, by silotune and by my-other 1.0: uninstall one"):
+    with pytest.raises(
+        PluginError, match=r"'fedavg' is defined twice, by silotune and by my-other 1.0: rename it in my-other, or"
+    ):
         naming("fedavg")
     with plugins.only(["silotune-nesterov"]):
         assert naming("nesterov").federation.algorithm.type == "nesterov"
@@ -190,4 +192,4 @@ def test_every_group_has_a_table() -> None:
     from silotune.settings.objectives import OBJECTIVES
 
     groups = {table.group for table in (ADAPTERS, AGGREGATIONS, ALGORITHMS, OBJECTIVES)}
-    assert groups | {"tasks"} == set(plugins.GROUPS)
+    assert groups | {"tasks"} == set(plugins.GROUPS.values())

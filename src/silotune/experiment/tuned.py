@@ -25,6 +25,7 @@ from silotune.models.threads import operation_threads, threads_of
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
+from silotune.settings.adapters import Lora
 from silotune.settings.sections import ModelSection
 from silotune.training.probe import probed
 
@@ -63,7 +64,9 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
     """
     tensors, saved = _part(folder, mode).load_adapter()
     section = config.adapter
-    if "r" in saved:  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
+    if isinstance(
+        section, Lora
+    ):  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
         section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
     adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
     if knows_start and section.begins_from is not None:

@@ -111,5 +111,5 @@ class AllWeights(AdapterSettings):
     is_whole = True
 
 
-ADAPTERS = Table("adapter", Lora, QLora, IA3, AllWeights, group="adapters")
+ADAPTERS = Table("adapter", Lora, QLora, IA3, AllWeights)
 Adapter = Annotated[SerializeAsAny[AdapterSettings], ADAPTERS]

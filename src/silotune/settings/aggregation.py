@@ -86,17 +86,7 @@ class GeometricMedian(AggregationSettings):
     type = "geometric-median"
 
 
-AGGREGATIONS = Table(
-    "federation.aggregation",
-    Mean,
-    Median,
-    TrimmedMean,
-    NormBound,
-    Krum,
-    MultiKrum,
-    GeometricMedian,
-    group="aggregations",
-)
+AGGREGATIONS = Table("federation.aggregation", Mean, Median, TrimmedMean, NormBound, Krum, MultiKrum, GeometricMedian)
 Aggregation = Annotated[SerializeAsAny[AggregationSettings], AGGREGATIONS]
 
 

@@ -136,7 +136,6 @@ class FedDyn(AlgorithmSettings):
 
 
 ALGORITHMS = Table(
-    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn,
-    group="algorithms",
-)  # fmt: skip
+    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn
+)
 Algorithm = Annotated[SerializeAsAny[AlgorithmSettings], ALGORITHMS]

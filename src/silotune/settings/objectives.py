@@ -114,7 +114,7 @@ class Pretrain(LanguageSettings):
     learns_from = ("document",)
 
 
-OBJECTIVES = Table("training.objective", Sft, SoftmaxOverOptions, Classify, Dpo, Kto, Pretrain, group="objectives")
+OBJECTIVES = Table("training.objective", Sft, SoftmaxOverOptions, Classify, Dpo, Kto, Pretrain)
 Objective = Annotated[SerializeAsAny[ObjectiveSettings], OBJECTIVES]
 
 

@@ -22,8 +22,14 @@ from typing import Any
 
 from silotune.errors import PluginError
 
-GROUPS = ("tasks", "adapters", "algorithms", "aggregations", "objectives")
-"""What a package can add to: the entry points of ``silotune.tasks`` and so on."""
+GROUPS: Mapping[str, str] = {
+    "data.task": "tasks",
+    "adapter": "adapters",
+    "federation.algorithm": "algorithms",
+    "federation.aggregation": "aggregations",
+    "training.objective": "objectives",
+}
+"""Key of a choice that a package can add to -> its group of entry points: ``silotune.tasks`` and so on."""
 _VISIBLE: ContextVar[frozenset[str] | None] = ContextVar("visible_plugins", default=None)
 
 
@@ -32,7 +38,7 @@ class Plugin:
     """One name that an installed package adds.
 
     Attributes:
-        group: What it adds to, one of ``GROUPS``.
+        group: What it adds to, one of the values of ``GROUPS``.
         name: The name, as a configuration writes it.
         package: The distribution that brings it.
         version: Of that distribution.
@@ -71,7 +77,7 @@ class Plugin:
 def installed() -> Mapping[str, tuple[Plugin, ...]]:
     """Group -> all names that installed packages add to it."""
     found: dict[str, tuple[Plugin, ...]] = {}
-    for group in GROUPS:
+    for group in GROUPS.values():
         entries = sorted(entry_points(group=f"silotune.{group}"), key=lambda entry: (entry.name, entry.value))
         found[group] = tuple(
             Plugin(
@@ -117,7 +123,10 @@ def named(group: str, name: str, *, is_own: bool) -> Plugin | None:
     found = [each for each in visible(group) if each.name == name]
     origins = [*(["silotune"] if is_own else []), *(each.origin for each in found)]
     if len(origins) > 1:
-        raise PluginError(f"{name!r} is defined twice, by {' and by '.join(origins)}: uninstall one of the packages")
+        raise PluginError(
+            f"{name!r} is defined twice, by {' and by '.join(origins)}: rename it in {found[0].package}, or uninstall "
+            "that package"
+        )
     return found[0] if found else None
 
 

@@ -56,9 +56,9 @@ class Table(Generic[ChoiceType]):
     As the annotation of a field, ``Annotated[SerializeAsAny[...], TABLE]``, it reads what a configuration says.
     """
 
-    def __init__(self, where: str, *classes: type[ChoiceType], group: str = "") -> None:
-        """``where`` is the dotted key of the choice, ``group`` that of its plug-ins; empty where it takes none."""
-        self.where, self.group = where, group
+    def __init__(self, where: str, *classes: type[ChoiceType]) -> None:
+        """``where`` is the dotted key of the choice."""
+        self.where, self.group = where, plugins.GROUPS.get(where, "")
         self._classes: dict[str, type[ChoiceType]] = {}
         self._origins: dict[str, str] = {}
         for each in classes:
@@ -238,7 +238,12 @@ def implemented(table: Mapping[type[Any], Made], choice: Choice) -> Made:
     found = table.get(type(choice))
     if found is not None:
         return found
-    made: Made = type(choice).implementation()
+    try:
+        made: Made = type(choice).implementation()
+    except PluginError:
+        raise
+    except Exception as error:  # another's package: whatever it raises is told under its name
+        raise PluginError(f"the implementation of the plug-in {choice.type!r} cannot be had: {error}") from error
     return made
 
 
