@@ -64,9 +64,7 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
     """
     tensors, saved = _part(folder, mode).load_adapter()
     section = config.adapter
-    if isinstance(
-        section, Lora
-    ):  # a residual of the federated rounds makes the saved adapter's rank larger than the trained one's
+    if isinstance(section, Lora):  # a residual of the federated rounds makes the saved rank larger than the trained one
         section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
     adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
     if knows_start and section.begins_from is not None:
