@@ -209,7 +209,7 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
     ),
     "one line feed appended to the trail": (
         added(f"federated/{FILE}", b"\n"),
-        rf"federated/{FILE}: entry \d+ is not one",
+        rf"federated/{FILE}: entry \d+ is not valid",
     ),
     "the trail without its end": (without_its_end, rf"federated/{FILE}: entry \d+ is missing"),
     "the trail deleted": (lambda run: (run / "federated" / FILE).unlink(), f"holds no audit trail .{FILE}"),

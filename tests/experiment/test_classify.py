@@ -109,7 +109,7 @@ def test_a_merged_export_is_a_plain_classifier(make: Make, tmp_path: Path, name:
     if model and find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     config = make(
-        name, model=model, adapter={"kind": kind.split()[-1], "rank": 2}, federation={"rounds": 1},
+        name, model=model, adapter={"type": kind.split()[-1]}, federation={"rounds": 1},
         training={"learning_rate": 0.05},
     )  # fmt: skip
     run = run_experiment(config)

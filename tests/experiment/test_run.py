@@ -185,7 +185,7 @@ def test_an_exported_model_answers_as_the_tuned_one(configuration: Make, tmp_pat
     if model:
         pytest.importorskip("bitsandbytes")
     config = configuration(
-        adapter={"kind": name, "rank": 2}, federation={"rounds": 1}, model=model, training={"learning_rate": 0.05}
+        adapter={"type": name}, federation={"rounds": 1}, model=model, training={"learning_rate": 0.05}
     )
     run = run_experiment(config)
     merged = export(run.path, tmp_path / "merged", merge=True)

@@ -231,7 +231,7 @@ def test_a_liar_that_was_revoked_meanwhile_is_told_in_a_line(model, start, tmp_p
         site.protection.member = replace(site.protection.member, public_keys=left)
     with pytest.raises(ProtectionError):
         run(tmp_path / "3", truthful, start, privacy(), state=ServerState(0, start, excluded=state.excluded))
-    assert all("is no member" in failure.reason for failure in truthful.failures)
+    assert all("a member of the federation" in failure.reason for failure in truthful.failures)
 
 
 @pytest.mark.parametrize("lost", ["", "a", "ac", "acde"])

@@ -302,7 +302,7 @@ def test_kill_while_writing_leaves_a_whole_newest_checkpoint(run):
         assert number > before
         assert torch.equal(server.weights["w"], torch.full((100_000,), float(number)))
         assert torch.equal(server.memory["m"], torch.full((100_000,), -float(number)))
-        assert sites["a"].data == {"round": number} and sites["a"].tensors["r"][0] == number
+        assert sites["a"].data == {"round": number} and sites["a"].optimizer["r"][0] == number
         assert len(run.read_rows("metrics")) >= number
         run.keep_rounds("metrics", number)
         before = number
