@@ -1,7 +1,7 @@
-"""Writes docs/configuration.md from the configuration's sections and docs/cli.md from the commands' own help.
+"""Writes docs/configuration.md and docs/limits.md from the settings, and docs/cli.md from the commands' own help.
 
-``python scripts/write_docs.py`` writes both; with ``--check`` it writes nothing and ends with code 1 when a file is
-out of date. A test does the same check.
+``python scripts/write_docs.py`` writes all three; with ``--check`` it writes nothing and ends with code 1 when a file
+is out of date. A test does the same check.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from pydantic import BaseModel
 
 from silotune.cli.main import build_app
 from silotune.config import Config
+from silotune.settings.base import Section
+from silotune.settings.limits import LIMITS
 from silotune.settings.registry import Table, section_of, table_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,18 +35,8 @@ refused with the nearest match, and all faults of a file are reported at once. `
 value for one run; the value is read as TOML (`true`, `0.5`, `[1, 2]`, `"text"`), or as text where it is no TOML. Start
 from a shipped file: `silotune configs list`, then `silotune configs copy NAME`.
 
-Rules join keys of different sections: `adapter.type = "qlora"` sets `model.precision = "int4"`;
-`adapter.type = "none"` refuses `int4`; `data.task = "custom"` needs `[data.definition]`;
-`data.partition.scheme = "file"` needs `[data.partition.files]`; `training.objective = "classify"` refuses
-`evaluation.scoring = "generation"`;
-`federation.download` with `keep` other than `"all"` or `values = "sign"` needs `delta = true`;
-`federation.clock.over_sampling` above 1 needs `federation.clients_per_round`; `federation.clock.buffer` refuses
-`deadline_seconds`, `over_sampling` and `federation.download.delta`; `federation.upload`, `federation.download` and
-`federation.clock` go with neither `privacy.dp` nor `privacy.protection` nor `federation.engine = "ray"`; with which
-rules for LoRA's factors they go stands in [communication](communication.md);
-`privacy.dp` needs `privacy.dp.epsilon` or `privacy.dp.noise_multiplier`, and refuses what would undo its guarantee
-([privacy](privacy.md)).
-What algorithms, rules and weightings need of each other and of `[training]` stands in [algorithms](algorithms.md).
+`adapter.type = "qlora"` sets `model.precision = "int4"`. What does not go together is refused, with the reason:
+[limits](limits.md) lists all of it.
 What a run really used, defaults included, stands in `config.json` of its [run folder](run-folder.md).
 
 "not set" as a default means that the key is left out: TOML has no null.
@@ -73,6 +66,13 @@ separator (by a line break for a decoder). `auto` is `text` for an encoder, whic
 instruction that is the same in every row tells nothing, and `prompt` for a decoder, which was trained to go on after
 one. Texts begin and end as the tokenizer does it ([CLS] and [SEP]) and are cut on the left to `model.max_length`.
 """
+LIMITED = """# What does not go together
+
+A run that asks for something that cannot be given, or for a setting that would do nothing, is refused before it loads
+anything, with one of these lines. `…` stands for what the configuration says. They are read from
+`src/silotune/settings/limits.py`, the one table of limits; single values have limits of their own, which stand in the
+[configuration](configuration.md).
+"""
 COMMANDS = """# Commands
 
 What `silotune COMMAND --help` says, without its boxes. Exit codes and remedies: [errors.md](errors.md).
@@ -81,12 +81,54 @@ What `silotune COMMAND --help` says, without its boxes. Exit codes and remedies:
 
 def documents() -> dict[Path, str]:
     """Each generated file with its contents."""
-    return {DOCS / "configuration.md": configuration(), DOCS / "cli.md": commands()}
+    return {DOCS / "configuration.md": configuration(), DOCS / "limits.md": limits(), DOCS / "cli.md": commands()}
 
 
 def configuration() -> str:
     """The reference of all sections, as Markdown."""
     return "\n".join((CONFIGURATION, NOTE, "", "\n".join(_sections("", Config))))
+
+
+def limits() -> str:
+    """The table of limits, as Markdown."""
+    lines: dict[str, list[str]] = {}
+    for subject, rows in LIMITS.items():
+        for limit in rows:
+            if limit.says.startswith("{what} {why}"):  # the table of settings that need another one
+                continue
+            for title in [WAYS[way] for way in limit.ways] or [subject.capitalize()]:
+                lines.setdefault(title, []).append(f"- {_plain(limit.says)}")
+    parts = [f"## {title}\n\n" + "\n".join(dict.fromkeys(own)) + "\n" for title, own in lines.items()]
+    return "\n".join((LIMITED, NOTE, "", *parts, "\n".join(_dependent())))
+
+
+WAYS = {"ray": 'Not with `federation.engine = "ray"`', "sites": "Not over sites, with `silotune submit`"}
+
+
+def _plain(text: str) -> str:
+    """A line of the table with ``…`` for every value of a run."""
+    return re.sub(r"'?\{[^}]*\}'?", "…", text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _dependent() -> Iterator[str]:
+    """The settings that mean something only with a certain value of another one."""
+    yield "## Settings that need another one\n"
+    yield "| setting | means something |\n|---|---|"
+    for path, section in _all_sections("", Config):
+        for key, needs in section.depends.items() if issubclass(section, Section) else ():
+            other = f"`{path}.{needs.key}`"
+            values = " or ".join(f"`{json.dumps(value)}`" for value in needs.values)
+            given = f"without {other}" if needs.values == (None,) else f"with {other} = {values}" if values else ""
+            yield f"| `{path}.{key}` | {given or f'where {other} is given'} |"
+    yield ""
+
+
+def _all_sections(path: str, section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, section
+    for name in section.model_fields:
+        inner = section_of(section, name) if table_of(section, name) is None else None
+        if inner is not None:
+            yield from _all_sections(f"{path}.{name}".lstrip("."), inner)
 
 
 def _sections(path: str, section: type[BaseModel]) -> Iterator[str]:

@@ -203,16 +203,16 @@ def test_a_name_that_is_added_is_one_like_the_others() -> None:
     class Holder(Choice):
         type: ClassVar[str] = "fedavg"
 
-    table = Table("federation.algorithm", *(ALGORITHMS[name] for name in ALGORITHMS))
-    table.add(Mine, "a package")
+    own = [ALGORITHMS[name] for name in ALGORITHMS]
+    table = Table("federation.algorithm", *own, Mine)
     assert table.read({"type": "mine", "strength": 2.0}) == Mine(strength=2.0) and list(table)[-1] == "mine"
     assert "mine" not in ALGORITHMS
-    with pytest.raises(ValueError, match="'mine' of another is defined already, by a package: take another name"):
-        table.add(Mine, "another")
-    with pytest.raises(ValueError, match="'fedavg' of another is defined already, by silotune"):
-        table.add(Holder, "another")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="AlgorithmSettings of another has no name"):
-        table.add(AlgorithmSettings, "another")
+    with pytest.raises(ValueError, match="'mine' of Mine is defined already: take another name"):
+        Table("federation.algorithm", *own, Mine, Mine)
+    with pytest.raises(ValueError, match="'fedavg' of Holder is defined already"):
+        Table("federation.algorithm", *own, Holder)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="AlgorithmSettings has no name"):
+        Table("federation.algorithm", *own, AlgorithmSettings)
     with pytest.raises(ValueError, match="defined already"):
         Table("federation.algorithm", FedAdam, FedAdam)
 

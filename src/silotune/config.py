@@ -14,24 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from silotune.errors import ConfigError, unknown_choice
 from silotune.settings import plugins
 from silotune.settings.adapters import ADAPTERS, Adapter, Lora
-from silotune.settings.algorithms import ALGORITHMS
-from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
-from silotune.settings.limits import (
-    algorithm_faults,
-    classify_faults,
-    clock_faults,
-    is_linked,
-    limits,
-    link_faults,
-    lora_faults,
-    mixture_faults,
-    objective_faults,
-    privacy_faults,
-    rule_faults,
-    unused_faults,
-)
-from silotune.settings.protections import SumSettings
+from silotune.settings.limits import faults, limits
 from silotune.settings.registry import (
     FAULT,
     TYPE,
@@ -81,105 +65,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        faults: list[str] = []
-        federation, partition = self.federation, self.data.partition
-        kind, is_int4 = f"adapter.type = {self.adapter.type!r}", self.model.precision == "int4"
-        if self.adapter.needs_int4 and not is_int4:
-            faults.append(f"{kind} needs model.precision = 'int4'")
-        if self.adapter.is_whole and is_int4:
-            faults.append(f"{kind} trains all weights and cannot use model.precision = 'int4'")
-        if partition.scheme == "file" and not partition.files:
-            faults.append("data.partition.scheme = 'file' needs [data.partition.files]: client name = path")
-        known = partition.clients if partition.scheme in ("iid", "dirichlet", "quantity") else None
-        if federation.clients_per_round and known and federation.clients_per_round > known:
-            faults.append(
-                f"federation.clients_per_round = {federation.clients_per_round} exceeds "
-                f"data.partition.clients = {known}"
-            )
-        if self.data.task == "custom" and self.data.definition is None:
-            faults.append("data.task = 'custom' needs a section [data.definition]")
-        if self.data.task == "custom" and self.data.prompt is not None:
-            faults.append("data.prompt is for known tasks; one of your own has data.definition.prompt")
-        faults += unused_faults(self.data, federation)
-        faults += mixture_faults(self.data, self.evaluation)
-        faults += classify_faults(self.training, self.evaluation)
-        faults += link_faults(federation)
-        faults += clock_faults(federation, known, keeps_updates=self.record.keep_updates)
-        faults += privacy_faults(self.privacy, federation, self.training, self.evaluation, self.record)
-        faults += lora_faults(
-            self.adapter,
-            federation,
-            training=self.training,
-            evaluation=self.evaluation,
-            is_mixture=self.data.task == "mixture",
-        )
-        faults += objective_faults(self.training, self.adapter, self.evaluation)
-        faults += algorithm_faults(federation, self.training)
-        faults += rule_faults(federation, known)
-        faults += _protection_faults(self, known)
-        faults += [f"federation.engine = {federation.engine!r}: {line}" for line in limits(federation.engine, self)]
-        if not federation.modes or len(set(federation.modes)) != len(federation.modes):
-            faults.append("federation.modes must name at least one mode, each once")
-        if faults:
-            raise ValueError("\n".join(faults))
+        engine = self.federation.engine
+        found = [*faults(self), *(f"federation.engine = {engine!r}: {line}" for line in limits(engine, self))]
+        if found:
+            raise ValueError("\n".join(found))
         return self
-
-
-def _protection_faults(config: Config, known: int | None) -> list[str]:
-    """Faults of settings that need single updates, under a protection that hides them.
-
-    ``known`` is the number of clients, where it is known.
-    """
-    privacy, federation = config.privacy, config.federation
-    if not isinstance(privacy.protection, SumSettings):
-        return []
-    least, given = privacy.protection.least_clients, f"privacy.protection = {privacy.protection.type!r}"
-    sees = f"{given} shows the coordinator a sum weighted by examples alone"
-    faults = []
-    if not federation.algorithm.summable:
-        faults.append(
-            f"{sees}, and federation.algorithm = {federation.algorithm.type!r} needs more; it works with "
-            f"{', '.join(ALGORITHMS.those('summable'))}"
-        )
-    if not federation.aggregation.is_mean:
-        faults.append(
-            f"{sees}: federation.aggregation = {federation.aggregation.type!r} looks at single updates; use 'mean'"
-        )
-    if config.record.keep_updates:
-        faults.append(f"{given} hides the updates that record.keep_updates would keep: leave it out")
-    if not federation.weighting.is_by_examples and not privacy.dp.is_in_shares:
-        faults.append(
-            f"{sees}: federation.weighting = {federation.weighting.type!r} is another weighting; use 'examples'"
-        )
-    attack = federation.attack
-    if isinstance(attack, Malicious) and attack.changes_updates:
-        faults.append(
-            f"{given} hides updates, which federation.attack = {attack.type!r} changes: leave one of them out"
-        )
-    unfit = {
-        f"federation.lora = {federation.lora.type!r} needs each client's product": federation.lora.keeps_product,
-        "federation.ranks, memory_mb and policies give updates different shapes": federation.has_ranks,
-        f"federation.personalization = {federation.personalization.type!r} reports by client": (
-            federation.personalization.comes_after
-        ),
-    }
-    faults += [f"{sees}: {why}" for why, is_asked in unfit.items() if is_asked]
-    if config.evaluation.per_client:
-        faults.append(
-            f"{given} hides each client's figures, which evaluation.per_client asks for: turn one of them off"
-        )
-    if is_linked(federation):
-        faults.append(
-            f"{given} sends sums in a form of its own: leave federation.upload, federation.download and "
-            "federation.clock out; privacy.protection.ring_bits = 16 takes half the bytes"
-        )
-    clients = federation.clients_per_round or known
-    if clients is not None and clients < least:
-        faults.append(
-            f"{given} opens no sum of fewer than privacy.protection.least_clients = {least}: "
-            f"a round has {clients} clients"
-        )
-    return faults
 
 
 def plugins_of(config: Config) -> dict[str, str]:
@@ -239,7 +129,7 @@ def merge(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _depth_of_name(keys: Sequence[str]) -> int:
     """The depth of the choice that these keys name; a number above every depth for keys that name none."""
     path = keys[:-1] if keys[-1] == TYPE else keys
-    leads = any(keys[-1] == other for other, _ in depends_of(_section_at(keys[:-1])).values())
+    leads = any(keys[-1] == needs.key for needs in depends_of(_section_at(keys[:-1])).values())
     return len(path) if leads or table_at(Config, path) is not None else _DEEPEST
 
 

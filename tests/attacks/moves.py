@@ -196,6 +196,8 @@ class Listed:
     refused_by: str
 
 
+FLOOD = {"scoring": "generation", "max_new_tokens": 10**9}
+
 MOVES: Mapping[str, Listed] = {
     # --- values of another type that compare equal, and forms
     "round-true": Listed("a round that is true, which equals 1", sends(round=True), "form"),
@@ -288,7 +290,7 @@ MOVES: Mapping[str, Listed] = {
     "batch": Listed(
         "a batch of -3", with_setup("evaluation", "batch_size", value=-3, kind="evaluate"), "setup"
     ),
-    "tokens": Listed("10**9 tokens to write", with_config("evaluate", evaluation={"max_new_tokens": 10**9}), "bounds"),
+    "tokens": Listed("10**9 tokens to write", with_config("evaluate", evaluation=FLOOD), "bounds"),
     "generates": Listed(
         "text written from the site's prompts",
         with_config("evaluate", evaluation={"scoring": "generation"}), "generation",

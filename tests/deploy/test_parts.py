@@ -229,7 +229,8 @@ def test_a_submitted_run_names_its_files_from_wherever_it_is_typed(
     (tmp_path / "base").symlink_to(tiny_folder)
     for name in ("gold.jsonl", "chosen.csv"):
         (tmp_path / name).touch()
-    asked = {"data": {"test": "gold.jsonl"}, "evaluation": {"selection": "chosen.csv"}, "model": {"name": "base"}}
+    chosen = {"selection": "chosen.csv", "keep": "best"}
+    asked = {"data": {"test": "gold.jsonl"}, "evaluation": chosen, "model": {"name": "base"}}
     jobs = Jobs(coordinator_folder(coordinator))
     config = jobs.config(submit_run(coordinator, Config.model_validate(asked), submitter=submitter))
     assert config.data.test == tmp_path / "gold.jsonl" and config.data.validation is None

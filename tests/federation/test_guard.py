@@ -322,6 +322,8 @@ def test_settings_that_no_run_needs_are_refused_whoever_signed_them(tmp_path: Pa
     sites, document = Federation(tmp_path), CONFIG.model_dump(mode="json")
     if setting.startswith("training.objective."):
         document["training"]["objective"] = {"type": "kto"}
+    if setting == "evaluation.max_new_tokens":
+        document["evaluation"]["scoring"] = "generation"
     place, _, name = setting.rpartition(".")
     section: Any = document
     for part in place.split("."):
@@ -450,7 +452,7 @@ UNSCORABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a batch of -3": ({"evaluation": {"batch_size": -3}}, "setup"),
     "a batch of none": ({"evaluation": {"batch_size": 0}}, "setup"),
     "a batch of 2**40": ({"evaluation": {"batch_size": 1 << 40}}, "bounds"),
-    "a billion tokens": ({"evaluation": {"max_new_tokens": 10**9}}, "bounds"),
+    "a billion tokens": ({"evaluation": {"scoring": "generation", "max_new_tokens": 10**9}}, "bounds"),
     "another setting": ({"evaluation": {"more": 1}}, "setup"),
     "257 options": ({"data": options(*(f"{number}" for number in range(MOST_LABELS + 1)))}, "bounds"),
     "a long option": ({"data": options("negative", "x" * 257)}, "bounds"),

@@ -269,8 +269,8 @@ def resolve(section: DataSection) -> Task:
         return _custom(section.definition)
     task = task_named(section.task)
     if task is None:
-        others = [each.name for each in plugins.visible("tasks")]
-        raise ConfigError(f"data.task: {unknown_choice('task', section.task, [*TASKS, *others, 'custom', 'mixture'])}")
+        names = plugins.offered("tasks", (*TASKS, "custom", "mixture"))
+        raise ConfigError(f"data.task: {unknown_choice('task', section.task, names)}")
     return task if section.prompt is None else replace(task, prompt=_other_prompt(task, section.prompt))
 
 

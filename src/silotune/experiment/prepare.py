@@ -106,9 +106,8 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     settings = config.evaluation
     gold_examples = scored_examples(config, dataset, settings.gold)
     gold, gold_places, *cut = scorer_of(config, adapted, dataset, gold_examples, name=settings.gold)
-    selects = settings.patience is not None or settings.target is not None or settings.keep == "best"
     selection = None
-    if selects:
+    if settings.selects:
         chosen = scored_examples(config, dataset, settings.selection)
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)

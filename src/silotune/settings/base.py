@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -52,11 +53,41 @@ FolderName = Annotated[str, AfterValidator(_named)]
 """The name of a folder."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a setting needs of another one beside it, without which it would do nothing.
+
+    Attributes:
+        key: The other setting.
+        values: Those with which it means something; empty where the other setting only has to be given.
+    """
+
+    key: str
+    values: tuple[object, ...] = ()
+
+    def is_met(self, chosen: object) -> bool:
+        """Whether the setting means something with this value of the other one."""
+        return chosen in self.values if self.values else bool(chosen)
+
+    def told(self, where: str, chosen: object) -> str:
+        """Why the setting, of the section at ``where``, means nothing with this value of the other one."""
+        other = f"{where}.{self.key}"
+        if not self.values:
+            return f"is for {other}, which is not given"
+        if self.values == (None,):
+            return f"means nothing beside {other} = {_written(chosen)}: leave one of them out"
+        return f"is for {other} = {' or '.join(map(_written, self.values))} (now {_written(chosen)})"
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable; it refuses unknown keys, NaN and infinite numbers."""
 
-    depends: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
-    """Key -> the key beside it that it depends on, and the values of that one with which it means something."""
+    depends: ClassVar[Mapping[str, Needs]] = {}
+    """Key -> what it needs of another key beside it to mean anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

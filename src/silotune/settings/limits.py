@@ -1,25 +1,32 @@
-"""What in the sections of a configuration does not go together, one line a fault, and why."""
+"""What in the sections of a configuration does not go together, and why: one table for all of it.
+
+``docs/limits.md`` shows the same table. A row is a condition over traits of the choices made, not over their names, so
+that a choice of a plug-in stands in it, too.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 from silotune.settings.adapters import AdapterSettings, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
+from silotune.settings.base import Section
 from silotune.settings.guarantees import ByClient, Guarantee
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, Dpo
-from silotune.settings.protections import SecureSum
+from silotune.settings.protections import SecureSum, SumSettings
+from silotune.settings.registry import Table
 from silotune.settings.sections import (
     DataSection,
     Engine,
     EvaluationSection,
     FederationSection,
+    ModelSection,
     PrivacySection,
     RecordSection,
     TrainingSection,
@@ -28,361 +35,6 @@ from silotune.settings.sections import (
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
 
-
-def is_lora_aware(federation: FederationSection) -> bool:
-    """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
-    return not federation.lora.is_plain or federation.has_ranks or federation.personalization.makes_models
-
-
-def lora_faults(
-    adapter: AdapterSettings,
-    federation: FederationSection,
-    *,
-    training: TrainingSection,
-    evaluation: EvaluationSection,
-    is_mixture: bool,
-) -> list[str]:
-    """What a rule for LoRA's factors, ranks by client and models of the clients' own do not go together with."""
-    rule = f"federation.lora = {federation.lora.type!r}"
-    faults = []
-    if not adapter.has_factors:
-        given = "adapter.dora = true" if isinstance(adapter, Lora) else f"adapter.type = {adapter.type!r}"
-        asked = [] if federation.lora.is_plain else [rule]
-        asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
-        faults += [f"{what} needs adapter.type = 'lora' or 'qlora' without dora, not {given}" for what in asked]
-    faults += [
-        f"federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest"
-        for name, rank in federation.ranks.items()
-        if isinstance(adapter, Lora) and rank > adapter.rank
-    ]
-    faults += _product_faults(federation, training) if federation.lora.keeps_product else []
-    if federation.algorithm.keeps_control and not federation.lora.sends_all:
-        faults.append(
-            f"federation.algorithm = {federation.algorithm.type!r} keeps a control for all that is trained, which goes "
-            f"with federation.lora = {' or '.join(map(repr, LORA_RULES.those('sends_all')))} alone, not "
-            f"{federation.lora.type!r}"
-        )
-    faults += [
-        f"{name!r} stands in federation.{first} and in federation.{second}: keep one"
-        for first, second in itertools.combinations(RANK_TABLES, 2)
-        for name in getattr(federation, first)
-        if name in getattr(federation, second)
-    ]
-    if federation.lora.has_core and federation.has_ranks:
-        faults.append(f"{rule} trains one matrix R of adapter.rank at every client: no ranks by client")
-    if is_mixture and (federation.lora.keeps_own_b or federation.personalization.makes_models):
-        faults.append("models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture")
-    if federation.lora.keeps_own_b:
-        if federation.personalization.makes_models:
-            faults.append(f"{rule} gives every client a model of its own already: leave federation.personalization out")
-        if evaluation.patience is not None or evaluation.keep == "best":
-            faults.append(
-                f"{rule} has no global model to select by: leave evaluation.patience out and evaluation.keep at 'last'"
-            )
-    return faults
-
-
-def _product_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
-    """What a rule that puts the mean product into the model does not go together with."""
-    rule = f"federation.lora = {federation.lora.type!r}"
-    faults = []
-    is_mean = federation.aggregation.is_mean and federation.algorithm.server_learning_rate == 1
-    if not federation.algorithm.keeps_product or not is_mean:
-        faults.append(
-            f"{rule} keeps the mean of the clients' products: it needs federation.algorithm = "
-            f"{' or '.join(map(repr, ALGORITHMS.those('keeps_product')))}, federation.aggregation = 'mean' and "
-            "federation.algorithm.server_learning_rate = 1"
-        )
-    if federation.personalization.is_pulled:
-        faults.append(
-            f"federation.personalization = {federation.personalization.type!r} pulls to the factors received, and "
-            f"{rule} changes them meanwhile: use 'fine-tune'"
-        )
-    if training.optimizer_state == "keep":
-        faults.append(f"{rule} gives clients other factors each round: use training.optimizer_state = 'reset'")
-    return faults
-
-
-def mixture_faults(data: DataSection, evaluation: EvaluationSection) -> list[str]:
-    """What a mixture of tasks cannot have."""
-    if data.task != "mixture":
-        return ["data.mixture needs data.task = 'mixture'"] if data.mixture else []
-    faults = []
-    if data.partition.scheme == "file" or any((data.train, data.validation, data.test)):
-        faults.append("data.task = 'mixture' takes files from the tasks' folders under data.root only")
-    if data.prompt is not None or data.definition is not None:
-        faults.append("data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition")
-    if evaluation.per_client:
-        faults.append("evaluation.per_client is for one task; a mixture has results per task (by_task)")
-    return faults
-
-
-def classify_faults(training: TrainingSection, evaluation: EvaluationSection) -> list[str]:
-    """What does not go together with a classification head, or needs one."""
-    given, faults = f"training.objective = {training.objective.type!r}", []
-    if training.objective.has_head and evaluation.scoring == "generation":
-        faults.append(f"{given} writes no text and cannot use evaluation.scoring = 'generation'")
-    if training.objective.has_head and evaluation.forgetting:
-        faults.append(f"{given} writes no text: leave evaluation.forgetting out")
-    return faults
-
-
-def objective_faults(training: TrainingSection, adapter: AdapterSettings, evaluation: EvaluationSection) -> list[str]:
-    """What does not go together with pairs of answers, with packing, or with an adapter to begin from."""
-    faults, objective = [], training.objective
-    if objective.compares and adapter.is_whole:
-        faults.append(
-            f"training.objective = {objective.type!r} compares with the model that training began with, which "
-            f"adapter.type = {adapter.type!r} does not keep"
-        )
-    if objective.compares and evaluation.scoring == "generation":
-        faults.append("evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood")
-    if objective.needs_several and training.batch_size == 1:
-        faults.append(
-            f"training.objective = {objective.type!r} compares the examples of a batch: training.batch_size needs 2 or "
-            "more"
-        )
-    if isinstance(objective, Dpo) and objective.preference_loss == "ipo" and objective.label_smoothing:
-        faults.append("training.objective.label_smoothing is for preference_loss = 'sigmoid' or 'robust'")
-    return faults
-
-
-def algorithm_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
-    """What an algorithm presumes of the local steps: SCAFFOLD and FedNova are derived for plain ones."""
-    algorithm, given = federation.algorithm, f"federation.algorithm = {federation.algorithm.type!r}"
-    faults = []
-    if algorithm.needs_plain_steps and not training.optimizer.is_plain:
-        faults.append(
-            f"{given} divides an update by steps and learning rate, which holds for plain steps only: set "
-            f"training.optimizer = 'sgd' (now {training.optimizer.type!r})"
-        )
-    if algorithm.needs_no_momentum and training.optimizer.keeps_momentum:
-        faults.append(f"{given} needs training.optimizer.momentum = 0")
-    if algorithm.sends_gradient and training.clip_norm:
-        faults.append(
-            "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped "
-            f"never meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'"
-        )
-    if algorithm.trusted and not federation.aggregation.is_mean:
-        faults.append(
-            f"{given} sends {algorithm.trusted}, from which federation.aggregation = "
-            f"{federation.aggregation.type!r} does not protect: use 'mean', or another algorithm"
-        )
-    return faults
-
-
-def rule_faults(federation: FederationSection, num_clients: int | None) -> list[str]:
-    """What weighting, rule and attack need; ``num_clients`` where it is known before the data."""
-    faults = []
-    in_round = federation.clients_per_round or num_clients
-    rule, weighting = federation.aggregation, federation.weighting
-    if rule.counts_once and not weighting.is_by_examples and weighting.needs_sizes:
-        faults.append(
-            f"federation.aggregation = {rule.type!r} counts every update once: federation.weighting = "
-            f"{weighting.type!r} would do nothing; leave it out"
-        )
-    if in_round is not None and in_round < rule.least_updates:
-        faults.append(
-            f"federation.aggregation = {rule.type!r} with these settings needs at least {rule.least_updates} clients a "
-            f"round, there are {in_round}"
-        )
-    attack = federation.attack
-    if isinstance(attack, Malicious) and num_clients is not None and attack.clients >= num_clients:
-        faults.append(f"federation.attack.clients = {attack.clients} leaves no honest one of {num_clients} clients")
-    return faults
-
-
-def unused_faults(data: DataSection, federation: FederationSection) -> list[str]:
-    """What would be left aside without a word: settings of another choice than the one made."""
-    faults = []
-    if data.definition is not None and data.task not in ("custom", "mixture"):
-        faults.append("data.definition is for data.task = 'custom'")
-    for where, section in (
-        ("data.partition", data.partition),
-        ("federation.upload", federation.upload),
-        ("federation.download", federation.download),
-    ):
-        for key, (choice, names) in type(section).depends.items():
-            value, chosen = getattr(section, key), getattr(section, choice)
-            if chosen not in names and value != type(section).model_fields[key].default:
-                allowed = " or ".join(map(repr, names))
-                faults.append(f"{where}.{key} is for {where}.{choice} = {allowed} (now {chosen!r})")
-    return faults
-
-
-def privacy_faults(
-    privacy: PrivacySection,
-    federation: FederationSection,
-    training: TrainingSection,
-    evaluation: EvaluationSection,
-    record: RecordSection,
-) -> list[str]:
-    """Combinations under which a guarantee could not be given, or a setting would do nothing."""
-    dp = privacy.dp
-    if not isinstance(dp, Guarantee):
-        return []
-    faults = []
-    given = f"privacy.dp = {dp.type!r}"
-    if dp.epsilon is None and dp.noise_multiplier is None:
-        faults.append(f"{given} needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both")
-    if evaluation.per_client:
-        faults.append("evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp")
-    if federation.weighting.needs_loss:
-        faults.append(
-            f"federation.weighting = {federation.weighting.type!r} needs losses, which clients withhold "
-            "under privacy.dp"
-        )
-    if federation.budget.joules is not None and not dp.report_costs:
-        faults.append("federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs")
-    if dp.is_on_sum and not dp.is_in_shares and record.keep_updates:
-        faults.append(f"record.keep_updates proves sums that noise changes: leave it out with {given}")
-    if is_linked(federation):
-        faults.append(
-            f"{given} is accounted for updates as they are, of whole rounds: leave "
-            "federation.upload, federation.download and federation.clock out"
-        )
-    faults += _lora_faults(privacy, federation)
-    faults += _example_faults(federation, training) if dp.is_by_example else _client_faults(privacy, federation)
-    return faults
-
-
-def is_linked(federation: FederationSection) -> bool:
-    """Whether anything is compressed on its way, or a simulated clock runs."""
-    plain = FederationSection()
-    return (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock)
-
-
-def link_faults(federation: FederationSection) -> list[str]:
-    """What cannot be sent: a sparse or signed model instead of a change of it, and packed parts of an adapter."""
-    download, faults = federation.download, []
-    faults += _rule_link_faults(federation)
-    if download.delta or (download.keep == "all" and download.values != "sign"):
-        return faults
-    which = f"keep = {download.keep!r}" if download.keep != "all" else f"values = {download.values!r}"
-    faults.append(
-        f"federation.download.{which} leaves too little of a whole model: set federation.download.delta = true"
-    )
-    return faults
-
-
-def _rule_link_faults(federation: FederationSection) -> list[str]:
-    """Links that a rule for LoRA's factors, or ranks by client, cannot be put on."""
-    upload, rule = federation.upload, f"federation.lora = {federation.lora.type!r}"
-    faults = []
-    if federation.lora.moves and (upload.keep != "all" or upload.values == "sign"):
-        what = f"keep = {upload.keep!r}" if upload.keep != "all" else f"values = {upload.values!r}"
-        faults.append(
-            f"federation.upload.{what} sends later what it leaves out, and {rule} has other factors by then: take "
-            "keep = 'all' with int8, int4, bfloat16 or float16"
-        )
-    if federation.download != DownloadSection() and (federation.has_ranks or federation.lora.grows):
-        given = "federation.ranks, memory_mb and policies send" if federation.has_ranks else f"{rule} sends"
-        faults.append(f"{given} down what has no one shape: leave federation.download out")
-    is_dated = federation.lora.moves or federation.lora.grows
-    if is_dated and federation.clock is not None and federation.clock.buffer is not None:
-        faults.append(
-            f"federation.clock.buffer takes late updates, which with {rule} are of other factors than the model's"
-        )
-    return faults
-
-
-def clock_faults(federation: FederationSection, known: int | None, *, keeps_updates: bool) -> list[str]:
-    """What a simulated clock needs of the rest; ``known`` is the number of clients, where the section says it."""
-    clock = federation.clock
-    faults = []
-    if clock is not None and clock.over_sampling > 1 and federation.clients_per_round is None:
-        faults.append("federation.clock.over_sampling needs federation.clients_per_round: how many replies count")
-    if clock is not None and clock.buffer is not None:
-        if federation.download.delta:
-            faults.append(
-                "federation.clock.buffer lets clients hold different models: set federation.download.delta = false"
-            )
-        if keeps_updates:
-            faults.append(
-                "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: "
-                "set record.keep_updates = false"
-            )
-        if federation.algorithm.is_of_whole_updates:
-            faults.append(
-                f"federation.algorithm = {federation.algorithm.type!r} sums whole updates, and federation.clock.buffer "
-                "weighs them by age: leave the buffer out, or use another algorithm"
-            )
-        if known and clock.buffer > known:
-            faults.append(f"federation.clock.buffer = {clock.buffer} exceeds data.partition.clients = {known}")
-    return faults
-
-
-def _lora_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
-    """What reads single updates past the noise, or hands out models that no noise protects."""
-    given, faults = f"privacy.dp = {privacy.dp.type!r}", []
-    if not federation.lora.goes_with_noise:
-        faults.append(
-            f"federation.lora = {federation.lora.type!r} needs more of a client than a noised update, and cannot be "
-            f"used with {given}; those that can: {', '.join(map(repr, LORA_RULES.those('goes_with_noise')))}"
-        )
-    if federation.personalization.makes_models or federation.has_ranks:
-        faults.append(f"{given} covers one global model: leave personalization, ranks, memory_mb and policies out")
-    return faults
-
-
-def _example_faults(federation: FederationSection, training: TrainingSection) -> list[str]:
-    """What would let examples reach the server past the noise of their steps."""
-    faults = []
-    if not training.objective.is_by_example:
-        faults.append(
-            f"training.objective = {training.objective.type!r} mixes examples, or cuts one into several, and cannot be "
-            f"used with privacy.dp = 'example'; those that can: {', '.join(OBJECTIVES.those('is_by_example'))}"
-        )
-    if training.objective.packs:
-        faults.append("training.objective.packing puts examples into one row: leave it out with privacy.dp = 'example'")
-    if federation.algorithm.sends_gradient:
-        faults.append(
-            "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'"
-        )
-    return faults
-
-
-def _client_faults(privacy: PrivacySection, federation: FederationSection) -> list[str]:
-    """What protects whole institutions: one release a round, whose sensitivity is known."""
-    given, faults = f"privacy.dp = {privacy.dp.type!r}", []
-    if set(federation.modes) != {"federated"}:
-        faults.append(f"{given} protects institutions from each other: federation.modes = ['federated']")
-    if not federation.algorithm.linear:
-        faults.append(
-            f"federation.algorithm = {federation.algorithm.type!r} cannot be used with {given}; those that learn "
-            f"nothing but the updates' mean: {', '.join(ALGORITHMS.those('linear'))}"
-        )
-    dp = privacy.dp
-    if not dp.is_on_sum:
-        return faults
-    if not dp.is_in_shares and privacy.protection.is_sum:
-        faults.append(
-            f"{given} clips single updates, which privacy.protection = {privacy.protection.type!r} hides; "
-            "privacy.dp = 'distributed' noises secure sums"
-        )
-    masks = privacy.protection if isinstance(privacy.protection, SecureSum) else None
-    if dp.is_in_shares and masks is None:
-        faults.append(
-            f"{given} noises sums that nobody sees the parts of: set privacy.protection = 'secure_sum' "
-            f"(now {privacy.protection.type!r})"
-        )
-    if dp.is_in_shares and masks is not None and masks.ring_bits < 32:
-        faults.append(
-            f"{given} needs room for the noise: privacy.protection.ring_bits = 32 or 64 (now {masks.ring_bits})"
-        )
-    if federation.weighting.largest is None or not federation.aggregation.is_mean:
-        faults.append(
-            f"{given} adds noise to a mean in which no client weighs more than a known share: set "
-            "federation.weighting = 'uniform' or 'capped', and federation.aggregation = 'mean'"
-        )
-    is_drawn = isinstance(dp, ByClient) and dp.client_sampling == "poisson"
-    if is_drawn and federation.clients_per_round is None:
-        faults.append(
-            "privacy.dp.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws"
-        )
-    return faults
-
-
 Way = Literal[Engine, "sites"]
 """How clients are reached: an engine, or ``silotune submit`` to sites that are elsewhere."""
 
@@ -390,6 +42,8 @@ Way = Literal[Engine, "sites"]
 class Asked(Protocol):
     """The sections of a run that the table looks at."""
 
+    @property
+    def model(self) -> ModelSection: ...
     @property
     def adapter(self) -> AdapterSettings: ...
     @property
@@ -400,28 +54,168 @@ class Asked(Protocol):
     def federation(self) -> FederationSection: ...
     @property
     def privacy(self) -> PrivacySection: ...
+    @property
+    def evaluation(self) -> EvaluationSection: ...
+    @property
+    def record(self) -> RecordSection: ...
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Some sections of a run, the others as they are by default."""
+
+    model: ModelSection = ModelSection()
+    adapter: AdapterSettings = Lora()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
+    evaluation: EvaluationSection = EvaluationSection()
+    record: RecordSection = RecordSection()
+
+
+SECTIONS = tuple(field.name for field in fields(Sections))
+
+
+def _once(run: Asked) -> Iterable[Mapping[str, object]]:
+    return ({},)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Something that a run may ask for, where it cannot be done, and why.
+    """Something that a run may ask for and cannot have.
 
     Attributes:
-        what: The settings, as they are written.
-        ways: Where it cannot be done.
-        why: In one line, with what to do.
-        is_asked: Whether a run asks for it.
+        says: In one line what was asked, why it cannot be, and what to do. Names in braces are values of the run, as in
+            ``{training.clip_norm}``, or of a case.
+        when: Whether a run asks for it.
+        ways: Where it cannot be done; empty for a limit that holds everywhere.
+        cases: The times that a run asks for it, each with the names that are said of it.
     """
 
-    what: str
-    ways: tuple[Way, ...]
-    why: str
-    is_asked: Callable[[Asked], bool]
+    says: str
+    when: Callable[[Asked], bool] = lambda run: True
+    ways: tuple[Way, ...] = ()
+    cases: Callable[[Asked], Iterable[Mapping[str, object]]] = _once
+
+
+def faults(run: Asked, *subjects: str) -> list[str]:
+    """What of a run does not go together, one line each, whatever runs it; all subjects of the table by default."""
+    rows = (limit for subject in subjects or LIMITS for limit in LIMITS[subject] if not limit.ways)
+    return [line for limit in rows for line in _lines(limit, run)]
 
 
 def limits(way: Way, run: Asked) -> list[str]:
     """What of a run cannot be done this way, one line each."""
-    return [f"{limit.what}: {limit.why}" for limit in LIMITS if way in limit.ways and limit.is_asked(run)]
+    rows = (limit for subject in LIMITS.values() for limit in subject if way in limit.ways)
+    return [line for limit in rows for line in _lines(limit, run)]
+
+
+def _lines(limit: Limit, run: Asked) -> Iterator[str]:
+    if limit.when(run):
+        sections = {name: getattr(run, name) for name in SECTIONS}
+        for case in limit.cases(run):
+            yield limit.says.format(**sections, **case)
+
+
+def is_lora_aware(federation: FederationSection) -> bool:
+    """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
+    return not federation.lora.is_plain or federation.has_ranks or federation.personalization.makes_models
+
+
+def is_linked(federation: FederationSection) -> bool:
+    """Whether anything is compressed on its way, or a simulated clock runs."""
+    plain = FederationSection()
+    return (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock)
+
+
+def _known(run: Asked) -> int | None:
+    """The number of clients, where it is known before the data."""
+    partition = run.data.partition
+    return partition.clients if partition.scheme in ("iid", "dirichlet", "quantity") else None
+
+
+def _in_round(run: Asked) -> int | None:
+    """The number of clients of a round, where it is known before the data."""
+    return run.federation.clients_per_round or _known(run)
+
+
+def _clients(run: Asked) -> Iterable[Mapping[str, object]]:
+    return ({"clients": _in_round(run)},)
+
+
+def _exceeds_known(number: int | None, run: Asked) -> bool:
+    known = _known(run)
+    return number is not None and known is not None and number > known
+
+
+def _named(trait: str, table: Table[Any], *, word: str = ", ") -> str:
+    return word.join(map(repr, table.those(trait)))
+
+
+def _without_factors(run: Asked) -> Iterator[Mapping[str, object]]:
+    """What is asked of LoRA's factors, and the adapter that has none."""
+    adapter, federation = run.adapter, run.federation
+    given = "adapter.dora = true" if isinstance(adapter, Lora) else f"adapter.type = {adapter.type!r}"
+    asked = [] if federation.lora.is_plain else [f"federation.lora = {federation.lora.type!r}"]
+    asked += [f"federation.{table}" for table in RANK_TABLES if getattr(federation, table)]
+    return ({"what": what, "given": given} for what in asked)
+
+
+def _ranks_above(run: Asked) -> Iterator[Mapping[str, object]]:
+    if isinstance(run.adapter, Lora):
+        for name, rank in run.federation.ranks.items():
+            if rank > run.adapter.rank:
+                yield {"name": name, "rank": rank}
+
+
+def _names_twice(run: Asked) -> Iterator[Mapping[str, object]]:
+    for first, second in itertools.combinations(RANK_TABLES, 2):
+        for name in getattr(run.federation, first):
+            if name in getattr(run.federation, second):
+                yield {"name": name, "first": first, "second": second}
+
+
+def _unused(run: Asked) -> Iterator[Mapping[str, object]]:
+    """Settings of another choice than the one made, by what sections say of their keys."""
+    for name in SECTIONS:
+        yield from _unused_in(getattr(run, name), name)
+
+
+def _unused_in(section: Section, where: str) -> Iterator[Mapping[str, object]]:
+    kind = type(section)
+    for key, needs in kind.depends.items():
+        value, chosen = getattr(section, key), getattr(section, needs.key)
+        if not needs.is_met(chosen) and value != kind.model_fields[key].get_default(call_default_factory=True):
+            yield {"what": f"{where}.{key}", "why": needs.told(where, chosen)}
+    for key in kind.model_fields:
+        if isinstance(inner := getattr(section, key), Section):
+            yield from _unused_in(inner, f"{where}.{key}")
+
+
+def _promised(test: Callable[[Asked, Guarantee], bool]) -> Callable[[Asked], bool]:
+    """Whether there is a guarantee, and the test holds of it."""
+    return lambda run: isinstance(run.privacy.dp, Guarantee) and test(run, run.privacy.dp)
+
+
+def _summed(test: Callable[[Asked, SumSettings], bool]) -> Callable[[Asked], bool]:
+    """Whether the coordinator sees sums alone, and the test holds of them."""
+    return lambda run: isinstance(run.privacy.protection, SumSettings) and test(run, run.privacy.protection)
+
+
+def _is_buffered(run: Asked) -> bool:
+    return run.federation.clock is not None and run.federation.clock.buffer is not None
+
+
+def _is_mixture(run: Asked) -> bool:
+    return run.data.task == "mixture"
+
+
+def _of_selection(run: Asked) -> Iterator[Mapping[str, object]]:
+    plain = EvaluationSection()
+    return (
+        {"key": key} for key in ("selection", "select_every") if getattr(run.evaluation, key) != getattr(plain, key)
+    )
 
 
 def _has_simulated_pace(run: Asked) -> bool:
@@ -433,74 +227,516 @@ def _has_simulated_pace(run: Asked) -> bool:
     return clock != plain
 
 
-def _needs_start_at_sites(run: Asked) -> bool:
-    is_kept = run.federation.lora.needs_start or run.training.objective.compares
-    return run.adapter.begins_from is not None and is_kept
+_RULE = "federation.lora = {federation.lora.type!r}"
+_ALGORITHM = "federation.algorithm = {federation.algorithm.type!r}"
+_AGGREGATION = "federation.aggregation = {federation.aggregation.type!r}"
+_WEIGHTING = "federation.weighting = {federation.weighting.type!r}"
+_OBJECTIVE = "training.objective = {training.objective.type!r}"
+_PERSONAL = "federation.personalization = {federation.personalization.type!r}"
+_DP = "privacy.dp = {privacy.dp.type!r}"
+_PROTECTION = "privacy.protection = {privacy.protection.type!r}"
+_SEES = f"{_PROTECTION} shows the coordinator a sum weighted by examples alone"
 
-
-LIMITS: tuple[Limit, ...] = (
+_MODEL_AND_DATA = (
     Limit(
-        "federation.modes",
-        ("sites",),
-        "must name 'federated' to be submitted: sites' examples are not pooled",
-        lambda run: "federated" not in run.federation.modes,
+        "adapter.type = {adapter.type!r} needs model.precision = 'int4'",
+        lambda run: run.adapter.needs_int4 and run.model.precision != "int4",
     ),
     Limit(
-        "federation.attack",
-        ("ray", "sites"),
-        "attacks are simulated in one process: leave it out, or use 'silotune run' with engine = 'in_process'",
-        lambda run: isinstance(run.federation.attack, Malicious),
+        "adapter.type = {adapter.type!r} trains all weights and cannot use model.precision = 'int4'",
+        lambda run: run.adapter.is_whole and run.model.precision == "int4",
     ),
     Limit(
-        "federation.clock",
-        ("ray",),
-        "a clock is simulated in one process: leave it out, or use engine = 'in_process'",
-        lambda run: run.federation.clock is not None,
+        "data.partition.scheme = 'file' needs [data.partition.files]: client name = path",
+        lambda run: run.data.partition.scheme == "file" and not run.data.partition.files,
     ),
     Limit(
-        "federation.clock",
-        ("sites",),
-        "sites take real time: of this section only over_sampling and deadline_seconds, which is real seconds here",
-        _has_simulated_pace,
+        "federation.clients_per_round = {federation.clients_per_round} exceeds data.partition.clients = "
+        "{data.partition.clients}",
+        lambda run: _exceeds_known(run.federation.clients_per_round, run),
     ),
     Limit(
-        "federation.personalization, or lora = 'share-a'",
-        ("ray", "sites"),
-        "a client's own model stays where it is trained, and is not scored there: use 'silotune run' with engine = "
-        "'in_process'",
-        lambda run: run.federation.personalization.makes_models or run.federation.lora.keeps_own_b,
+        "data.task = 'custom' needs a section [data.definition]",
+        lambda run: run.data.task == "custom" and run.data.definition is None,
     ),
     Limit(
-        "privacy.protection",
-        ("ray",),
-        "the secrets of a sum lie in one process's memory, and Ray's actors share their clients: use engine = "
-        "'in_process'",
-        lambda run: run.privacy.protection.is_sum,
+        "data.prompt is for known tasks; one of your own has data.definition.prompt",
+        lambda run: run.data.task == "custom" and run.data.prompt is not None,
     ),
     Limit(
-        "federation.policies",
-        ("sites",),
-        "the sites' policies are at the sites: give federation.ranks or memory_mb",
-        lambda run: bool(run.federation.policies),
+        "data.definition is for data.task = 'custom'",
+        lambda run: run.data.definition is not None and run.data.task not in ("custom", "mixture"),
+    ),
+    Limit("{what} {why}", cases=_unused),
+    Limit(
+        "evaluation.{key}: nothing is decided by the selection set: set evaluation.patience, evaluation.target or "
+        "evaluation.keep = 'best', or leave it out",
+        lambda run: not run.evaluation.selects,
+        cases=_of_selection,
     ),
     Limit(
-        "privacy.dp.ledger",
-        ("sites",),
-        "every site keeps a ledger of its own over all runs: leave it out",
-        lambda run: run.privacy.ledger is not None,
+        "data.mixture needs data.task = 'mixture'",
+        lambda run: bool(run.data.mixture) and not _is_mixture(run),
     ),
     Limit(
-        "federation.weighting = 'capped' with privacy.dp = 'client'",
-        ("sites",),
-        "the noise depends on the sites' numbers of examples, which are known only when they reply: use 'uniform'",
-        lambda run: isinstance(run.privacy.dp, ByClient) and run.federation.weighting.needs_sizes,
+        "data.task = 'mixture' takes files from the tasks' folders under data.root only",
+        lambda run: (
+            _is_mixture(run)
+            and (run.data.partition.scheme == "file" or any((run.data.train, run.data.validation, run.data.test)))
+        ),
     ),
     Limit(
-        "adapter.start",
-        ("sites",),
-        "sites get it as the first round's model, and keep no copy, which training.objective = 'dpo' or 'kto' and "
-        "every federation.lora but 'factors' need: use 'silotune run'",
-        _needs_start_at_sites,
+        "data.task = 'mixture' takes tasks as they are, without data.prompt and data.definition",
+        lambda run: _is_mixture(run) and (run.data.prompt is not None or run.data.definition is not None),
+    ),
+    Limit(
+        "evaluation.per_client is for one task; a mixture has results per task (by_task)",
+        lambda run: _is_mixture(run) and run.evaluation.per_client,
     ),
 )
-"""Everything that one process does and another way does not."""
+
+_OBJECTIVES = (
+    Limit(
+        f"{_OBJECTIVE} writes no text and cannot use evaluation.scoring = 'generation'",
+        lambda run: run.training.objective.has_head and run.evaluation.scoring == "generation",
+    ),
+    Limit(
+        f"{_OBJECTIVE} writes no text: leave evaluation.forgetting out",
+        lambda run: run.training.objective.has_head and bool(run.evaluation.forgetting),
+    ),
+    Limit(
+        f"{_OBJECTIVE} compares with the model that training began with, which adapter.type = {{adapter.type!r}} does "
+        "not keep",
+        lambda run: run.training.objective.compares and run.adapter.is_whole,
+    ),
+    Limit(
+        "evaluation.scoring = 'generation' is for options; pairs of answers are scored by likelihood",
+        lambda run: run.training.objective.compares and run.evaluation.scoring == "generation",
+    ),
+    Limit(
+        f"{_OBJECTIVE} compares the examples of a batch: training.batch_size needs 2 or more",
+        lambda run: run.training.objective.needs_several and run.training.batch_size == 1,
+    ),
+    Limit(
+        "training.objective.label_smoothing is for preference_loss = 'sigmoid' or 'robust'",
+        lambda run: (
+            isinstance(run.training.objective, Dpo)
+            and run.training.objective.preference_loss == "ipo"
+            and bool(run.training.objective.label_smoothing)
+        ),
+    ),
+)
+
+_METHOD = (
+    Limit(
+        f"{_ALGORITHM} divides an update by steps and learning rate, which holds for plain steps only: set "
+        "training.optimizer = 'sgd' (now {training.optimizer.type!r})",
+        lambda run: run.federation.algorithm.needs_plain_steps and not run.training.optimizer.is_plain,
+    ),
+    Limit(
+        f"{_ALGORITHM} needs training.optimizer.momentum = 0",
+        lambda run: run.federation.algorithm.needs_no_momentum and run.training.optimizer.keeps_momentum,
+    ),
+    Limit(
+        "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped never "
+        "meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'",
+        lambda run: run.federation.algorithm.sends_gradient and bool(run.training.clip_norm),
+    ),
+    Limit(
+        f"{_ALGORITHM} sends {{federation.algorithm.trusted}}, from which {_AGGREGATION} does not protect: use "
+        "'mean', or another algorithm",
+        lambda run: bool(run.federation.algorithm.trusted) and not run.federation.aggregation.is_mean,
+    ),
+    Limit(
+        f"{_AGGREGATION} counts every update once: {_WEIGHTING} would do nothing; leave it out",
+        lambda run: (
+            run.federation.aggregation.counts_once
+            and run.federation.weighting.needs_sizes
+            and not run.federation.weighting.is_by_examples
+        ),
+    ),
+    Limit(
+        f"{_AGGREGATION} with these settings needs at least {{federation.aggregation.least_updates}} clients a round, "
+        "there are {clients}",
+        lambda run: (clients := _in_round(run)) is not None and clients < run.federation.aggregation.least_updates,
+        cases=_clients,
+    ),
+    Limit(
+        "federation.attack.clients = {federation.attack.clients} leaves no honest one of {data.partition.clients} "
+        "clients",
+        lambda run: (
+            isinstance(run.federation.attack, Malicious)
+            and (known := _known(run)) is not None
+            and run.federation.attack.clients >= known
+        ),
+    ),
+    Limit(
+        "federation.modes must name at least one mode, each once",
+        lambda run: not run.federation.modes or len(set(run.federation.modes)) != len(run.federation.modes),
+    ),
+)
+
+_FACTORS = (
+    Limit(
+        "{what} needs adapter.type = 'lora' or 'qlora' without dora, not {given}",
+        lambda run: not run.adapter.has_factors,
+        cases=_without_factors,
+    ),
+    Limit(
+        "federation.ranks: {name!r} = {rank} exceeds adapter.rank = {adapter.rank}, which is the largest",
+        cases=_ranks_above,
+    ),
+    Limit(
+        f"{_RULE} keeps the mean of the clients' products: it needs federation.algorithm = "
+        f"{_named('keeps_product', ALGORITHMS, word=' or ')}, federation.aggregation = 'mean' and "
+        "federation.algorithm.server_learning_rate = 1",
+        lambda run: (
+            run.federation.lora.keeps_product
+            and not (
+                run.federation.algorithm.keeps_product
+                and run.federation.aggregation.is_mean
+                and run.federation.algorithm.server_learning_rate == 1
+            )
+        ),
+    ),
+    Limit(
+        f"{_PERSONAL} pulls to the factors received, and {_RULE} changes them meanwhile: use 'fine-tune'",
+        lambda run: run.federation.lora.keeps_product and run.federation.personalization.is_pulled,
+    ),
+    Limit(
+        f"{_RULE} gives clients other factors each round: use training.optimizer_state = 'reset'",
+        lambda run: run.federation.lora.keeps_product and run.training.optimizer_state == "keep",
+    ),
+    Limit(
+        f"{_ALGORITHM} keeps a control for all that is trained, which goes with federation.lora = "
+        f"{_named('sends_all', LORA_RULES, word=' or ')} alone, not {{federation.lora.type!r}}",
+        lambda run: run.federation.algorithm.keeps_control and not run.federation.lora.sends_all,
+    ),
+    Limit("{name!r} stands in federation.{first} and in federation.{second}: keep one", cases=_names_twice),
+    Limit(
+        f"{_RULE} trains one matrix R of adapter.rank at every client: no ranks by client",
+        lambda run: run.federation.lora.has_core and run.federation.has_ranks,
+    ),
+    Limit(
+        "models of the clients' own (federation.personalization, 'share-a') are for one task, no mixture",
+        lambda run: (
+            _is_mixture(run) and (run.federation.lora.keeps_own_b or run.federation.personalization.makes_models)
+        ),
+    ),
+    Limit(
+        f"{_RULE} gives every client a model of its own already: leave federation.personalization out",
+        lambda run: run.federation.lora.keeps_own_b and run.federation.personalization.makes_models,
+    ),
+    Limit(
+        f"{_RULE} has no global model to select by: leave evaluation.patience out and evaluation.keep at 'last'",
+        lambda run: (
+            run.federation.lora.keeps_own_b and (run.evaluation.patience is not None or run.evaluation.keep == "best")
+        ),
+    ),
+)
+
+_LINKS = (
+    Limit(
+        "federation.upload.keep = {federation.upload.keep!r} sends later what it leaves out, and "
+        f"{_RULE} has other factors by then: take keep = 'all' with int8, int4, bfloat16 or float16",
+        lambda run: run.federation.lora.moves and run.federation.upload.keep != "all",
+    ),
+    Limit(
+        "federation.upload.values = {federation.upload.values!r} sends later what it leaves out, and "
+        f"{_RULE} has other factors by then: take keep = 'all' with int8, int4, bfloat16 or float16",
+        lambda run: (
+            run.federation.lora.moves and run.federation.upload.keep == "all" and run.federation.upload.values == "sign"
+        ),
+    ),
+    Limit(
+        "federation.ranks, memory_mb and policies send down what has no one shape: leave federation.download out",
+        lambda run: run.federation.has_ranks and run.federation.download != DownloadSection(),
+    ),
+    Limit(
+        f"{_RULE} sends down what has no one shape: leave federation.download out",
+        lambda run: (
+            run.federation.lora.grows and not run.federation.has_ranks and run.federation.download != DownloadSection()
+        ),
+    ),
+    Limit(
+        f"federation.clock.buffer takes late updates, which with {_RULE} are of other factors than the model's",
+        lambda run: _is_buffered(run) and (run.federation.lora.moves or run.federation.lora.grows),
+    ),
+    Limit(
+        "federation.download.keep = {federation.download.keep!r} leaves too little of a whole model: set "
+        "federation.download.delta = true",
+        lambda run: run.federation.download.keep != "all" and not run.federation.download.delta,
+    ),
+    Limit(
+        "federation.download.values = 'sign' leaves too little of a whole model: set federation.download.delta = true",
+        lambda run: (
+            run.federation.download.values == "sign"
+            and run.federation.download.keep == "all"
+            and not run.federation.download.delta
+        ),
+    ),
+    Limit(
+        "federation.clock.over_sampling needs federation.clients_per_round: how many replies count",
+        lambda run: (
+            run.federation.clock is not None
+            and run.federation.clock.over_sampling > 1
+            and run.federation.clients_per_round is None
+        ),
+    ),
+    Limit(
+        "federation.clock.buffer lets clients hold different models: set federation.download.delta = false",
+        lambda run: _is_buffered(run) and run.federation.download.delta,
+    ),
+    Limit(
+        "federation.clock.buffer weighs updates by their age, which nobody can do again from the audit trail: set "
+        "record.keep_updates = false",
+        lambda run: _is_buffered(run) and run.record.keep_updates,
+    ),
+    Limit(
+        f"{_ALGORITHM} sums whole updates, and federation.clock.buffer weighs them by age: leave the buffer out, or "
+        "use another algorithm",
+        lambda run: _is_buffered(run) and run.federation.algorithm.is_of_whole_updates,
+    ),
+    Limit(
+        "federation.clock.buffer = {federation.clock.buffer} exceeds data.partition.clients = {data.partition.clients}",
+        lambda run: run.federation.clock is not None and _exceeds_known(run.federation.clock.buffer, run),
+    ),
+)
+
+_GUARANTEES = (
+    Limit(
+        f"{_DP} needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both",
+        _promised(lambda run, dp: dp.epsilon is None and dp.noise_multiplier is None),
+    ),
+    Limit(
+        "evaluation.per_client releases exact figures on private examples: leave it out with privacy.dp",
+        _promised(lambda run, dp: run.evaluation.per_client),
+    ),
+    Limit(
+        f"{_WEIGHTING} needs losses, which clients withhold under privacy.dp",
+        _promised(lambda run, dp: run.federation.weighting.needs_loss),
+    ),
+    Limit(
+        "federation.budget.joules needs joules, which clients withhold under privacy.dp: report_costs",
+        _promised(lambda run, dp: run.federation.budget.joules is not None and not dp.report_costs),
+    ),
+    Limit(
+        f"record.keep_updates proves sums that noise changes: leave it out with {_DP}",
+        _promised(lambda run, dp: dp.is_on_sum and not dp.is_in_shares and run.record.keep_updates),
+    ),
+    Limit(
+        f"{_DP} is accounted for updates as they are, of whole rounds: leave federation.upload, federation.download "
+        "and federation.clock out",
+        _promised(lambda run, dp: is_linked(run.federation)),
+    ),
+    Limit(
+        f"{_RULE} needs more of a client than a noised update, and cannot be used with {_DP}; those that can: "
+        + _named("goes_with_noise", LORA_RULES),
+        _promised(lambda run, dp: not run.federation.lora.goes_with_noise),
+    ),
+    Limit(
+        f"{_DP} covers one global model: leave personalization, ranks, memory_mb and policies out",
+        _promised(lambda run, dp: run.federation.personalization.makes_models or run.federation.has_ranks),
+    ),
+    Limit(
+        f"{_OBJECTIVE} mixes examples, or cuts one into several, and cannot be used with privacy.dp = 'example'; "
+        f"those that can: {', '.join(OBJECTIVES.those('is_by_example'))}",
+        _promised(lambda run, dp: dp.is_by_example and not run.training.objective.is_by_example),
+    ),
+    Limit(
+        "training.objective.packing puts examples into one row: leave it out with privacy.dp = 'example'",
+        _promised(lambda run, dp: dp.is_by_example and run.training.objective.packs),
+    ),
+    Limit(
+        "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'",
+        _promised(lambda run, dp: dp.is_by_example and run.federation.algorithm.sends_gradient),
+    ),
+    Limit(
+        f"{_DP} protects institutions from each other: federation.modes = ['federated']",
+        _promised(lambda run, dp: not dp.is_by_example and set(run.federation.modes) != {"federated"}),
+    ),
+    Limit(
+        f"{_ALGORITHM} cannot be used with {_DP}; those that learn nothing but the updates' mean: "
+        f"{', '.join(ALGORITHMS.those('linear'))}",
+        _promised(lambda run, dp: not dp.is_by_example and not run.federation.algorithm.linear),
+    ),
+    Limit(
+        f"{_DP} clips single updates, which {_PROTECTION} hides; privacy.dp = 'distributed' noises secure sums",
+        _promised(lambda run, dp: dp.is_on_sum and not dp.is_in_shares and run.privacy.protection.is_sum),
+    ),
+    Limit(
+        f"{_DP} noises sums that nobody sees the parts of: set privacy.protection = 'secure_sum' (now "
+        "{privacy.protection.type!r})",
+        _promised(lambda run, dp: dp.is_in_shares and not isinstance(run.privacy.protection, SecureSum)),
+    ),
+    Limit(
+        f"{_DP} needs room for the noise: privacy.protection.ring_bits = 32 or 64 (now "
+        "{privacy.protection.ring_bits})",
+        _promised(
+            lambda run, dp: (
+                dp.is_in_shares
+                and isinstance(run.privacy.protection, SecureSum)
+                and run.privacy.protection.ring_bits < 32
+            )
+        ),
+    ),
+    Limit(
+        f"{_DP} adds noise to a mean in which no client weighs more than a known share: set federation.weighting = "
+        "'uniform' or 'capped', and federation.aggregation = 'mean'",
+        _promised(
+            lambda run, dp: (
+                dp.is_on_sum and (run.federation.weighting.largest is None or not run.federation.aggregation.is_mean)
+            )
+        ),
+    ),
+    Limit(
+        "privacy.dp.client_sampling = 'poisson' needs federation.clients_per_round, the mean of its draws",
+        _promised(
+            lambda run, dp: (
+                isinstance(dp, ByClient)
+                and dp.client_sampling == "poisson"
+                and run.federation.clients_per_round is None
+            )
+        ),
+    ),
+)
+
+_PROTECTIONS = (
+    Limit(
+        f"{_SEES}, and {_ALGORITHM} needs more; it works with {', '.join(ALGORITHMS.those('summable'))}",
+        _summed(lambda run, protection: not run.federation.algorithm.summable),
+    ),
+    Limit(
+        f"{_SEES}: {_AGGREGATION} looks at single updates; use 'mean'",
+        _summed(lambda run, protection: not run.federation.aggregation.is_mean),
+    ),
+    Limit(
+        f"{_PROTECTION} hides the updates that record.keep_updates would keep: leave it out",
+        _summed(lambda run, protection: run.record.keep_updates),
+    ),
+    Limit(
+        f"{_SEES}: {_WEIGHTING} is another weighting; use 'examples'",
+        _summed(
+            lambda run, protection: not run.federation.weighting.is_by_examples and not run.privacy.dp.is_in_shares
+        ),
+    ),
+    Limit(
+        f"{_PROTECTION} hides updates, which federation.attack = {{federation.attack.type!r}} changes: leave one of "
+        "them out",
+        _summed(
+            lambda run, protection: (
+                isinstance(run.federation.attack, Malicious) and run.federation.attack.changes_updates
+            )
+        ),
+    ),
+    Limit(
+        f"{_SEES}: {_RULE} needs each client's product",
+        _summed(lambda run, protection: run.federation.lora.keeps_product),
+    ),
+    Limit(
+        f"{_SEES}: federation.ranks, memory_mb and policies give updates different shapes",
+        _summed(lambda run, protection: run.federation.has_ranks),
+    ),
+    Limit(
+        f"{_SEES}: {_PERSONAL} reports by client",
+        _summed(lambda run, protection: run.federation.personalization.comes_after),
+    ),
+    Limit(
+        f"{_PROTECTION} hides each client's figures, which evaluation.per_client asks for: turn one of them off",
+        _summed(lambda run, protection: run.evaluation.per_client),
+    ),
+    Limit(
+        f"{_PROTECTION} sends sums in a form of its own: leave federation.upload, federation.download and "
+        "federation.clock out; privacy.protection.ring_bits = 16 takes half the bytes",
+        _summed(lambda run, protection: is_linked(run.federation)),
+    ),
+    Limit(
+        f"{_PROTECTION} opens no sum of fewer than privacy.protection.least_clients = "
+        "{privacy.protection.least_clients}: a round has {clients} clients",
+        _summed(lambda run, protection: (clients := _in_round(run)) is not None and clients < protection.least_clients),
+        cases=_clients,
+    ),
+)
+
+_WAYS = (
+    Limit(
+        "federation.modes: must name 'federated' to be submitted: sites' examples are not pooled",
+        lambda run: "federated" not in run.federation.modes,
+        ("sites",),
+    ),
+    Limit(
+        "federation.attack: attacks are simulated in one process: leave it out, or use 'silotune run' with engine = "
+        "'in_process'",
+        lambda run: isinstance(run.federation.attack, Malicious),
+        ("ray", "sites"),
+    ),
+    Limit(
+        "federation.clock: a clock is simulated in one process: leave it out, or use engine = 'in_process'",
+        lambda run: run.federation.clock is not None,
+        ("ray",),
+    ),
+    Limit(
+        "federation.clock: sites take real time: of this section only over_sampling and deadline_seconds, which is "
+        "real seconds here",
+        _has_simulated_pace,
+        ("sites",),
+    ),
+    Limit(
+        "federation.personalization, or lora = 'share-a': a client's own model stays where it is trained, and is not "
+        "scored there: use 'silotune run' with engine = 'in_process'",
+        lambda run: run.federation.personalization.makes_models or run.federation.lora.keeps_own_b,
+        ("ray", "sites"),
+    ),
+    Limit(
+        "privacy.protection: the secrets of a sum lie in one process's memory, and Ray's actors share their clients: "
+        "use engine = 'in_process'",
+        lambda run: run.privacy.protection.is_sum,
+        ("ray",),
+    ),
+    Limit(
+        "federation.policies: the sites' policies are at the sites: give federation.ranks or memory_mb",
+        lambda run: bool(run.federation.policies),
+        ("sites",),
+    ),
+    Limit(
+        "privacy.dp.ledger: every site keeps a ledger of its own over all runs: leave it out",
+        lambda run: run.privacy.ledger is not None,
+        ("sites",),
+    ),
+    Limit(
+        "federation.weighting = 'capped' with privacy.dp = 'client': the noise depends on the sites' numbers of "
+        "examples, which are known only when they reply: use 'uniform'",
+        lambda run: isinstance(run.privacy.dp, ByClient) and run.federation.weighting.needs_sizes,
+        ("sites",),
+    ),
+    Limit(
+        "adapter.start: sites get it as the first round's model, and keep no copy, which training.objective = 'dpo' or "
+        "'kto' and every federation.lora but 'factors' need: use 'silotune run'",
+        lambda run: (
+            run.adapter.begins_from is not None and (run.federation.lora.needs_start or run.training.objective.compares)
+        ),
+        ("sites",),
+    ),
+    Limit(
+        "federation.encode: messages to sites are always encoded: leave it out",
+        lambda run: not run.federation.encode,
+        ("sites",),
+    ),
+    Limit(
+        "federation.workers: every site trains by itself: leave it out",
+        lambda run: run.federation.workers is not None,
+        ("sites",),
+    ),
+)
+
+LIMITS: Mapping[str, tuple[Limit, ...]] = {
+    "model and data": _MODEL_AND_DATA,
+    "links": _LINKS,
+    "guarantees": _GUARANTEES,
+    "factors": _FACTORS,
+    "objectives": _OBJECTIVES,
+    "method": _METHOD,
+    "protections": _PROTECTIONS,
+    "ways": _WAYS,
+}
+"""Everything that does not go together, by subject."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from silotune.settings.base import Fraction, Positive, Section
+from silotune.settings.base import Fraction, Needs, Positive, Section
 
 Reduction = Literal["all", "top-k", "low-rank"]
 ValueFormat = Literal["float32", "bfloat16", "float16", "int8", "int4", "sign"]
@@ -17,9 +17,9 @@ class CompressionSection(Section):
     """How the tensors of messages are made smaller on their way to the coordinator."""
 
     depends = {
-        "share": ("keep", ("top-k",)),
-        "rank": ("keep", ("low-rank",)),
-        "block": ("values", ("int8", "int4", "sign")),
+        "share": Needs("keep", ("top-k",)),
+        "rank": Needs("keep", ("low-rank",)),
+        "block": Needs("values", ("int8", "int4", "sign")),
     }
 
     keep: Reduction = Field("all", description="top-k: the largest values; low-rank: factors of each matrix")
@@ -62,6 +62,8 @@ class PaceSection(Section):
 
 class ClockSection(Section):
     """A simulated clock over the clients of one process: how long rounds take, and which replies they wait for."""
+
+    depends = {"staleness_exponent": Needs("buffer")}
 
     seconds_per_step: Annotated[float, Field(gt=0)] = Field(1.0, description="of a client with speed 1")
     speed_spread: Annotated[float, Field(ge=0)] = Field(

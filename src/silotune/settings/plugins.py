@@ -11,12 +11,12 @@ sees only those packages that its policy allows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, entry_points, version
 from types import MappingProxyType
 from typing import Any
 
@@ -97,6 +97,18 @@ def visible(group: str) -> tuple[Plugin, ...]:
     """The plug-ins of one group that may be used here."""
     allowed = _VISIBLE.get(None)
     return tuple(each for each in installed()[group] if allowed is None or each.package in allowed)
+
+
+def offered(group: str, own: Iterable[str]) -> list[str]:
+    """All names that may be chosen here: silotune's own, and those of plug-ins."""
+    return [*own, *(each.name for each in (visible(group) if group else ()))]
+
+
+def strangers() -> list[tuple[str, str]]:
+    """Groups of entry points that look like silotune's and are none, with the packages that name them."""
+    known = {f"silotune.{group}" for group in GROUPS.values()}
+    named = {(entry.group, each.name) for each in distributions() for entry in each.entry_points}
+    return sorted((group, package) for group, package in named if group.startswith("silotune.") and group not in known)
 
 
 @contextmanager

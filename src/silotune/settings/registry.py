@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, Pyd
 
 from silotune.errors import PluginError, unknown_choice
 from silotune.settings import plugins
-from silotune.settings.base import Section
+from silotune.settings.base import Needs, Section
 from silotune.settings.plugins import Plugin
 
 TYPE = "type"
@@ -60,24 +60,16 @@ class Table(Generic[ChoiceType]):
         """``where`` is the dotted key of the choice."""
         self.where, self.group = where, plugins.GROUPS.get(where, "")
         self._classes: dict[str, type[ChoiceType]] = {}
-        self._origins: dict[str, str] = {}
         for each in classes:
-            self.add(each, "silotune")
+            self._add(each)
 
-    def add(self, settings: type[ChoiceType], origin: str) -> None:
-        """One more name; ``origin`` is the package that brings it.
-
-        Raises:
-            ValueError: It has no name, or another one has the same.
-        """
+    def _add(self, settings: type[ChoiceType]) -> None:
         name = settings.type
         if not name:
-            raise ValueError(f"{self.where}: {settings.__name__} of {origin} has no name: set its class variable type")
+            raise ValueError(f"{self.where}: {settings.__name__} has no name: set its class variable type")
         if name in self._classes:
-            raise ValueError(
-                f"{self.where}: {name!r} of {origin} is defined already, by {self._origins[name]}: take another name"
-            )
-        self._classes[name], self._origins[name] = settings, origin
+            raise ValueError(f"{self.where}: {name!r} of {settings.__name__} is defined already: take another name")
+        self._classes[name] = settings
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
@@ -145,7 +137,7 @@ class Table(Generic[ChoiceType]):
             PydanticCustomError: It is unknown.
         """
         if name not in self:
-            raise _fault(unknown_choice("value", name, self))
+            raise self._unknown_name(name)
         return name
 
     @property
@@ -183,8 +175,7 @@ class Table(Generic[ChoiceType]):
             raise PydanticCustomError("choice_type", "A name is needed, or a table with a type and its settings")
         name = given.get(TYPE, self.default)
         if not isinstance(name, str) or name not in self:
-            brought = [each.name for each in plugins.visible(self.group)] if self.group else []
-            raise _fault(unknown_choice("value", str(name), [*self, *brought]))
+            raise self._unknown_name(str(name))
         settings = self[name]
         known = {key: value for key, value in given.items() if key in settings.model_fields}
         faults = [
@@ -199,6 +190,9 @@ class Table(Generic[ChoiceType]):
         if faults:
             raise ValidationError.from_exception_data(self.where, faults)
         return made
+
+    def _unknown_name(self, name: str) -> PydanticCustomError:
+        return _fault(unknown_choice("value", name, plugins.offered(self.group, self)))
 
     def _unknown(self, key: str, name: str) -> PydanticCustomError:
         """What is wrong with a setting that the choice of this name does not have."""
@@ -236,15 +230,22 @@ def implemented(table: Mapping[type[Any], Made], choice: Choice) -> Made:
         PluginError: A plug-in does not say, or cannot be imported.
     """
     found = table.get(type(choice))
-    if found is not None:
-        return found
+    made: Made = found if found is not None else implementation_of(type(choice))
+    return made
+
+
+def implementation_of(brought: type[Choice]) -> Any:
+    """What does the work of a plug-in's choice, by its class.
+
+    Raises:
+        PluginError: The plug-in does not say, or cannot be imported.
+    """
     try:
-        made: Made = type(choice).implementation()
+        return brought.implementation()
     except PluginError:
         raise
     except Exception as error:  # another's package: whatever it raises is told under its name
-        raise PluginError(f"the implementation of the plug-in {choice.type!r} cannot be had: {error}") from error
-    return made
+        raise PluginError(f"the implementation of the plug-in {brought.type!r} cannot be had: {error}") from error
 
 
 def brought_by(section: BaseModel) -> Iterator[Plugin]:
@@ -286,14 +287,16 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections_in(inner)
 
 
-def depends_of(section: type[BaseModel] | None) -> Mapping[str, tuple[str, tuple[str, ...]]]:
-    """Key of a section -> the key beside it that it depends on, and the values with which it means something."""
+def depends_of(section: type[BaseModel] | None) -> Mapping[str, Needs]:
+    """Key of a section -> what it needs of another key beside it to mean anything."""
     return section.depends if section is not None and issubclass(section, Section) else {}
 
 
 def void_with(section: type[BaseModel] | None, said: Mapping[str, Any]) -> set[str]:
     """The keys of a section that mean nothing with what is said of the keys that they depend on."""
-    return {key for key, (other, names) in depends_of(section).items() if other in said and said[other] not in names}
+    return {
+        key for key, needs in depends_of(section).items() if needs.key in said and not needs.is_met(said[needs.key])
+    }
 
 
 def overlay(section: type[BaseModel] | None, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,7 +305,8 @@ def overlay(section: type[BaseModel] | None, below: Mapping[str, Any], above: Ma
     What was said below of a key that means nothing with a value above is left out: who asks for another scheme of a
     partition does not mean the field that the first one was dealt by.
     """
-    result = {key: value for key, value in below.items() if key not in void_with(section, above)}
+    void = void_with(section, above)
+    result = {key: value for key, value in below.items() if key not in void}
     for key, value in above.items():
         table, old = table_of(section, key), result.get(key)
         if table is not None:

@@ -12,7 +12,7 @@ from silotune.errors import PrivacyError, ProtectionError
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
-from silotune.settings.base import FolderName, Place, Positive, PositiveNumber, Section
+from silotune.settings.base import FolderName, Needs, Place, Positive, PositiveNumber, Section
 from silotune.settings.guarantees import DifferentialPrivacy, Guarantee, NoGuarantee
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
@@ -106,10 +106,10 @@ class PartitionSection(Section):
     """How the training examples are spread over clients."""
 
     depends = {
-        "clients": ("scheme", ("iid", "dirichlet", "quantity")),
-        "alpha": ("scheme", ("dirichlet", "quantity")),
-        "field": ("scheme", ("dirichlet", "field")),
-        "files": ("scheme", ("file",)),
+        "clients": Needs("scheme", ("iid", "dirichlet", "quantity")),
+        "alpha": Needs("scheme", ("dirichlet", "quantity")),
+        "field": Needs("scheme", ("dirichlet", "field")),
+        "files": Needs("scheme", ("file",)),
     }
 
     scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
@@ -122,6 +122,8 @@ class PartitionSection(Section):
 
 class DataSection(Section):
     """Where the examples come from."""
+
+    depends = {"holdout_seed": Needs("holdout")}
 
     task: str = Field("finance-news", description="a name from 'silotune tasks', 'custom', or 'mixture'")
     source: Literal["auto", "embedded", "local", "hub"] = Field(
@@ -159,6 +161,8 @@ class DataSection(Section):
 class TrainingSection(Section):
     """One local round at a client."""
 
+    depends = {"epochs": Needs("max_steps", (None,))}
+
     objective: Objective = Field(Sft(), description="what is minimised")
     optimizer: Optimizer = Field(AdamW(), description="of the local steps")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="of the local steps")
@@ -184,6 +188,13 @@ class BudgetSection(Section):
 
 class FederationSection(Section):
     """Who takes part, and how updates become one model."""
+
+    depends = {
+        "ray_cpus": Needs("engine", ("ray",)),
+        "ray_gpus": Needs("engine", ("ray",)),
+        "workers": Needs("engine", ("in_process",)),
+        "encode": Needs("engine", ("in_process",)),
+    }
 
     engine: Engine = Field("in_process", description="where clients train: this process, or Flower's simulation on Ray")
     ray_cpus: Annotated[float, Field(gt=0)] = Field(1.0, description="ray: cores that one client's actor holds")
@@ -298,6 +309,11 @@ class PrivacySection(Section):
 class EvaluationSection(Section):
     """On what, how and when models are scored."""
 
+    depends = {
+        "max_new_tokens": Needs("scoring", ("generation",)),
+        "forgetting_tokens": Needs("forgetting"),
+    }
+
     gold: str = Field("test", description="gold-standard set scored each round: a split, or a file")
     selection: str = Field("validation", description="set behind early stop and best round: a split, or a file")
     scoring: Scoring = Field("likelihood", description="of options; generation parses generated text")
@@ -318,9 +334,20 @@ class EvaluationSection(Section):
     max_new_tokens: Positive = Field(16, description="of a generated answer")
     bootstrap_samples: Annotated[int, Field(ge=0)] = Field(1000, description="behind the 95 % intervals; 0 for none")
 
+    @property
+    def selects(self) -> bool:
+        """Whether anything is decided by the selection set."""
+        return self.patience is not None or self.target is not None or self.keep == "best"
+
 
 class RecordSection(Section):
     """Where results go."""
+
+    depends = {
+        "audit_key": Needs("audit", (True,)),
+        "keep_updates": Needs("audit", (True,)),
+        "country": Needs("energy", (True,)),
+    }
 
     folder: Place = Field(Path("runs"), description="where run folders are made")
     name: FolderName | None = Field(None, description="name of the run folder; default: made from task, model, adapter")

@@ -17,8 +17,7 @@ from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import read_order
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
-from silotune.settings.limits import privacy_faults
-from silotune.settings.sections import EvaluationSection, RecordSection
+from silotune.settings.limits import Sections, faults
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
@@ -55,9 +54,9 @@ def priced(site: Site, request: Request, delta: float) -> tuple[float, float] | 
     privacy = settings.privacy
     if not privacy.dp.costs_sites:
         return None
-    faults = privacy_faults(privacy, settings.federation, settings.training, EvaluationSection(), RecordSection())
-    if faults:
-        raise PrivacyError(faults[0])
+    asked = Sections(privacy=privacy, federation=settings.federation, training=settings.training)
+    if found := faults(asked, "guarantees"):
+        raise PrivacyError(found[0])
     spend = _release(site)
     if spend is None:
         return None
