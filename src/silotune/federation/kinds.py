@@ -20,7 +20,7 @@ EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
 
 @dataclass(frozen=True)
 class At:
-    """A function by its place below ``silotune.federation``, imported when it is called first."""
+    """A function, or a class, by its place below ``silotune.federation``; imported when it is called first."""
 
     module: str
     name: str
@@ -33,6 +33,20 @@ class At:
         """The function."""
         function: Callable[..., Any] = getattr(import_module(f"silotune.federation.{self.module}"), self.name)
         return function
+
+
+@dataclass(frozen=True)
+class Body(At):
+    """Reads a reply's body as one class of settings, which it names by its place."""
+
+    def __call__(self, reply: Any, settings: Any) -> Any:
+        """The body as an instance of the class."""
+        read_body = At("wire.messages", "read_body").found()
+        return read_body(self.found(), reply)
+
+
+EMPTY = Body("wire.messages", "Section")
+"""Of a reply that has nothing beside its tensors."""
 
 
 def nothing(*args: Any) -> dict[str, Any]:
@@ -94,15 +108,15 @@ class Kind:
         return self.trains or self.scores
 
 
-def _of_masks(step: str, form: str, *, within: str = "site.secure_sum", **facts: Any) -> Kind:
+def _of_masks(step: str, report: str, *, within: str = "site.secure_sum", **facts: Any) -> Kind:
     """A step of a secure sum."""
-    return Kind(At(within, step), At("coordinator.forms", form), protection="secure_sum", **facts)
+    return Kind(At(within, step), Body("wire.sum_orders", report), protection="secure_sum", **facts)
 
 
 def _of_ciphers(step: str, returns: str, *, within: str = "site.encrypted_sum", **facts: Any) -> Kind:
     """A step of an encrypted sum, whose replies say nothing beside their tensors."""
     layout = At("wire.sum_orders", returns)
-    return Kind(At(within, step), At("coordinator.forms", "empty"), returns=layout, protection="he", **facts)
+    return Kind(At(within, step), EMPTY, returns=layout, protection="he", **facts)
 
 
 _INPUT: Mapping[str, Any] = {
@@ -135,15 +149,15 @@ KINDS: Mapping[str, Kind] = {
         first_round=0,
         message="evaluate",
     ),
-    COUNTERSIGN: Kind(At("site.client", "countersign"), At("coordinator.forms", "empty"), first_round=0),
-    "secure_sum.keys": _of_masks("advertise_keys", "keys", cohort=("terms", "cohort")),
-    "secure_sum.shares": _of_masks("share_keys", "shares", cohort=("keys",)),
-    "secure_sum.accept": _of_masks("accept_shares", "complaints", cohort=("arrived",)),
+    COUNTERSIGN: Kind(At("site.client", "countersign"), EMPTY, first_round=0),
+    "secure_sum.keys": _of_masks("advertise_keys", "SignedKeys", cohort=("terms", "cohort")),
+    "secure_sum.shares": _of_masks("share_keys", "SharesReport", cohort=("keys",)),
+    "secure_sum.accept": _of_masks("accept_shares", "AcceptReport", cohort=("arrived",)),
     "secure_sum.input": _of_masks(
-        "train_masked", "answers", returns=At("wire.sum_orders", "input_layout"), cohort=("arrived",), **_INPUT
+        "train_masked", "InputReport", returns=At("wire.sum_orders", "input_layout"), cohort=("arrived",), **_INPUT
     ),
-    "secure_sum.check": _of_masks("check_survivors", "agreement", cohort=("survivors",)),
-    "secure_sum.unmask": _of_masks("reveal_shares", "opened"),
+    "secure_sum.check": _of_masks("check_survivors", "CheckReport", cohort=("survivors",)),
+    "secure_sum.unmask": _of_masks("reveal_shares", "UnmaskReport"),
     "he.weight": _of_ciphers("encrypt_weight", "weight_layout"),
     "he.input": _of_ciphers("train_encrypted", "update_layout", cohort=("clients",), **_INPUT),
     "he.open": _of_ciphers("open_sum", "open_layout", carries=At("wire.sum_orders", "carried_sum")),

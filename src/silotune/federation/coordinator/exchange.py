@@ -11,7 +11,6 @@ import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
-from silotune.federation.wire.messages import read_body
 from silotune.federation.wire.orders import Order
 from silotune.federation.wire.signed_job import JOB
 from silotune.privacy.secure_sum.sharing import FalseSharing
@@ -131,12 +130,13 @@ class Exchange:
             try:
                 if (reply.kind, reply.round_number) != (kind, number) or reply.client not in waiting:
                     raise MessageError(f"a reply answers no request of round {number}")
-                answer = reply.read if isinstance(reply.read, report) else read_body(report, reply)
+                if not isinstance(reply.read, report):
+                    raise MessageError(f"a reply to {kind} holds no {report.__name__}")
             except MessageError as error:
                 self.fail(reply.client if reply.client in requests else "unknown", kind, str(error))
                 continue
             waiting.remove(reply.client)
-            yield reply.client, answer, reply
+            yield reply.client, reply.read, reply
 
     def has(self, client: str, stage: str, fault: str | None) -> bool:
         """Books a client whose answer has a fault; says whether it has one."""

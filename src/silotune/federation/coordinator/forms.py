@@ -17,8 +17,6 @@ from silotune.evaluation.metrics import CALIBRATION_BINS
 from silotune.federation.kinds import kind_named
 from silotune.federation.wire.messages import MOST_COUNTED, Nats, TrainReport, read_body, read_report
 from silotune.federation.wire.run_settings import RunSettings
-from silotune.federation.wire.sum_orders import AcceptReport, CheckReport, InputReport, SharesReport, UnmaskReport
-from silotune.privacy.secure_sum.terms import SignedKeys
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import Scoring
 from silotune.structs import Reply
@@ -136,38 +134,3 @@ def _is_confusion(rows: Sequence[Sequence[int]], scores: Scores, labels: Sequenc
 def report(reply: Reply, settings: RunSettings) -> TrainReport:
     """The weight of an update and what it cost."""
     return read_report(reply)
-
-
-def empty(reply: Reply, settings: RunSettings) -> Section:
-    """An empty body: such a reply has nothing beside its tensors."""
-    return read_body(Section, reply)
-
-
-def keys(reply: Reply, settings: RunSettings) -> SignedKeys:
-    """A site's keys for one secure sum."""
-    return read_body(SignedKeys, reply)
-
-
-def shares(reply: Reply, settings: RunSettings) -> SharesReport:
-    """Sealed shares."""
-    return read_body(SharesReport, reply)
-
-
-def complaints(reply: Reply, settings: RunSettings) -> AcceptReport:
-    """The owners of shares that cannot be opened."""
-    return read_body(AcceptReport, reply)
-
-
-def answers(reply: Reply, settings: RunSettings) -> InputReport:
-    """The shares that the sites which complain were given."""
-    return read_body(InputReport, reply)
-
-
-def agreement(reply: Reply, settings: RunSettings) -> CheckReport:
-    """A signature under the list of inputs."""
-    return read_body(CheckReport, reply)
-
-
-def opened(reply: Reply, settings: RunSettings) -> UnmaskReport:
-    """Revealed shares."""
-    return read_body(UnmaskReport, reply)
