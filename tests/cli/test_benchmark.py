@@ -128,11 +128,15 @@ def test_bars_follow_the_cells(file: Path) -> None:
         told = {"event": "round_finished", "mode": "isolated", "client": "bank-1", "round": 1, "rounds": 3,
                 "metrics": {}}  # fmt: skip
         progress.cell(cells[0], "event", told)
+        for mode, client, accuracy in (("federated", None, 0.9), ("isolated", "a", 0.25), ("isolated", "b", 0.75)):
+            ended = {"event": "mode_finished", "mode": mode, "client": client, "metrics": {"accuracy": accuracy}}
+            progress.cell(cells[0], "event", ended)
         progress.cell(cells[0], "done", {"seconds": 1.0})
         progress.cell(cells[1], "failed", {"reason": "no memory"})
         assert progress._bars is not None
         assert [task.completed for task in progress._bars.progress.tasks][0] == 2
     text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "federated accuracy 90.0 %, isolated accuracy 50.0 %" in text
     assert "[1/4]" in text and "FAILED: no memory" in text
     with pytest.raises(KeyboardInterrupt), GridProgress(console, is_silent=False, again="the same command goes on"):
         raise KeyboardInterrupt

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ class GridProgress:
     def __init__(self, console: Console, *, is_silent: bool, again: str) -> None:
         self._console, self._is_silent, self._again = console, is_silent, again
         self._began: dict[str, float] = {}
-        self._last: dict[str, str] = {}
+        self._last: dict[str, dict[str, list[Mapping[str, Any]]]] = {}  # cell -> mode -> metrics of its parts
         self._count = [0, 0]  # cells finished, cells in all
         self._bars = _Bars(console) if console.is_terminal and not is_silent else None
 
@@ -56,14 +57,26 @@ class GridProgress:
         if what == "started":
             self._began[name] = time.monotonic()
         elif what == "event" and fields.get("event") == "mode_finished":
-            self._last[name] = f"{fields['mode']} {figure_text(fields.get('metrics'))}"
+            self._last.setdefault(name, {}).setdefault(fields["mode"], []).append(fields.get("metrics") or {})
         if self._bars:
             self._bars.cell(cell, what, fields)
         if what in ("done", "failed"):
             self._count[0] += 1
             seconds = seconds_text(time.monotonic() - self._began.pop(name))
-            outcome = self._last.pop(name, "done") if what == "done" else f"FAILED: {fields['reason']}"
+            ended = self._last.pop(name, {})
+            outcome = _outcome(ended) if what == "done" else f"FAILED: {fields['reason']}"
             self._say(f"[{self._count[0]}/{self._count[1]}] {cell.title}: {outcome}, {seconds}")
+
+
+def _outcome(ended: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Each mode with its figure; of institutions that each train alone, with the mean over them."""
+    return ", ".join(f"{mode} {figure_text(_mean(parts))}".strip() for mode, parts in ended.items()) or "done"
+
+
+def _mean(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of every figure that all parts have."""
+    numbers = {name: [part[name] for part in parts] for name in parts[0] if all(name in part for part in parts)}
+    return {name: fmean(own) for name, own in numbers.items() if all(isinstance(one, (int, float)) for one in own)}
 
 
 class _Bars:
