@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from silotune.cli.plugins import plugins as command
 from silotune.config import Config, from_mapping, plugins_of
 from silotune.data.tasks import task_named
-from silotune.errors import ConfigError, PluginError, PolicyError
+from silotune.errors import ConfigError, MissingPackageError, PluginError, PolicyError
+from silotune.experiment.needs import config_of
 from silotune.experiment.site import setup_of
 from silotune.federation.wire.run_setup import check_plugins, read_setup
 from silotune.methods.algorithms import method
+from silotune.record.runs import RunFolder
 from silotune.settings import plugins
 from silotune.settings.algorithms import ALGORITHMS, FedAvg
 from silotune.settings.sections import FederationSection
@@ -143,6 +147,38 @@ def test_a_package_adds_a_task(install: Install) -> None:
     assert plugins_of(from_mapping({"data": {"task": "mine"}})) == {"my-package": "1.0"}
     with pytest.raises(PluginError, match="the plug-in 'other' of my-package 1.0 is not a Task of that name"):
         task_named("other")
+
+
+def test_the_list_calls_what_does_the_work_and_tells_of_misspelt_groups(
+    install: Install, nesterov: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (
+        "from silotune.settings.algorithms import AlgorithmSettings\n\n"
+        "class Mine(AlgorithmSettings):\n    type = 'mine'\n\n"
+        "    @classmethod\n    def implementation(cls):\n        import nothing_like_this\n"
+    )
+    install("my-package", {"mine": "my_package:Mine"}, source=source)
+    install("my-other", {"mine": "my_other:Mine"}, group="algorithm")
+    command(as_json=True)
+    rows = {row["name"]: row["fault"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {
+        "mine": "the implementation of the plug-in 'mine' cannot be had: No module named 'nothing_like_this'",
+        "nesterov": "",
+    }
+    command()
+    told = capsys.readouterr().err
+    assert "my-other: unknown group of entry points 'silotune.algorithm': did you mean 'silotune.algorithms'?" in told
+
+
+def test_a_run_folder_says_which_package_it_was_made_with(tmp_path: Path, install: Install, nesterov: None) -> None:
+    config = naming("nesterov")
+    used = {"silotune-nesterov": "0.1.0"}
+    made = RunFolder.create(tmp_path, "run", config=config.model_dump(mode="json"), plugins=used)
+    assert config_of(made) == config
+    sys.path.remove(str(tmp_path))
+    plugins.installed.cache_clear()
+    with pytest.raises(MissingPackageError, match=r"made with plug-ins of silotune-nesterov 0.1.0: install them first"):
+        config_of(made)
 
 
 # --- at a site --------------------------------------------------------------------------------------------------------

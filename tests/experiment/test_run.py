@@ -134,7 +134,7 @@ def test_events_are_told_and_kept_alike(finished) -> None:
 
 def test_no_text_of_a_client_stands_in_the_folder(finished) -> None:
     from silotune.data.load import load
-    from silotune.experiment.tuned import config_of
+    from silotune.experiment.needs import config_of
 
     run, _ = finished
     texts = [example.messages[-1][1] for example in load(config_of(run).data, seed=0).splits["train"]]

@@ -14,12 +14,16 @@ def plugins(as_json: AsJson = False) -> None:
     """List the plug-ins that are installed, and whether each can be used."""
     from rich.table import Table
 
-    from silotune.settings.plugins import installed
+    from silotune.errors import unknown_choice
+    from silotune.settings.plugins import GROUPS, installed, strangers
 
     found = [_row(plugin) for group in installed().values() for plugin in group]
     if as_json:
         print_json(found)
         return
+    for group, package in strangers():
+        known = (f"silotune.{each}" for each in GROUPS.values())
+        say(f"{package}: {unknown_choice('group of entry points', group, known)}", is_error=True)
     if not found:
         say("no plug-ins are installed; docs/plugins.md shows how a package adds one")
         return
@@ -50,13 +54,17 @@ def _row(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _looked_up(group: str, name: str) -> object:
-    """What a configuration that names it would get."""
+def _looked_up(group: str, name: str) -> None:
+    """Gets all that a configuration that names it would get; what does the work of it, too."""
     from silotune.data.tasks import task_named
     from silotune.settings.adapters import ADAPTERS
     from silotune.settings.aggregation import AGGREGATIONS
     from silotune.settings.algorithms import ALGORITHMS
     from silotune.settings.objectives import OBJECTIVES
+    from silotune.settings.registry import implementation_of
 
     tables = {table.group: table for table in (ADAPTERS, AGGREGATIONS, ALGORITHMS, OBJECTIVES)}
-    return tables[group][name] if group in tables else task_named(name)
+    if group in tables:
+        implementation_of(tables[group][name])
+    else:
+        task_named(name)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from silotune.config import Config, from_mapping
+from silotune.config import Config
 from silotune.errors import AuditError, RunFolderError, SilotuneError
+from silotune.experiment.needs import config_of
 from silotune.federation.coordinator.audit import Audit
 from silotune.federation.coordinator.course import check_rounds, updates_of, verify_trail
 from silotune.federation.coordinator.replay import replayed
@@ -260,5 +261,5 @@ def _check_updates(folder: RunFolder, entries: Sequence[Entry], last: Entry | No
 def _config_of(folder: RunFolder) -> Config:
     for place in (folder.path, folder.path.parent):
         if (place / "config.json").is_file():
-            return from_mapping(RunFolder(place).read_json("config"), source=f"{place}/config.json")
+            return config_of(RunFolder(place))
     raise AuditError(f"{str(folder.path)!r} holds kept updates and no config.json to aggregate them by")

@@ -1,13 +1,14 @@
-"""Optional packages that a configuration needs: a run stops at them before it loads anything, `doctor` names them."""
+"""Packages that a configuration needs beside silotune's own: a run stops at them before it loads anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from silotune.config import Config
+from silotune.config import Config, from_mapping
 from silotune.errors import MissingPackageError
 from silotune.record import environment
+from silotune.record.runs import RunFolder
 from silotune.settings.protections import EncryptedSum
 
 
@@ -61,3 +62,18 @@ def check_packages(config: Config) -> None:
     missing = missing_packages(config)
     if missing:
         raise MissingPackageError("; ".join(missing))
+
+
+def config_of(folder: RunFolder) -> Config:
+    """The resolved configuration of a run.
+
+    Raises:
+        MissingPackageError: The run used plug-ins of a package that is not installed here.
+        ConfigError: The configuration is not valid.
+    """
+    used = folder.read_json("versions").get("plugins", {}) if folder.has("versions") else {}
+    if absent := [f"{name} {version}" for name, version in used.items() if environment.version_of(name) is None]:
+        raise MissingPackageError(
+            f"{str(folder.path)!r} was made with plug-ins of {' and of '.join(absent)}: install them first"
+        )
+    return from_mapping(folder.read_json("config"), source=f"{folder.path}/config.json")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from silotune import tensors as arithmetic
-from silotune.config import Config, from_mapping
+from silotune.config import Config, plugins_of
 from silotune.errors import ConfigError, RunFolderError
 from silotune.experiment import personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.exposure import exposed_by
+from silotune.experiment.needs import config_of
 from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
@@ -75,7 +76,9 @@ def run_experiment(config: Config, *, observer: Observer | None = None) -> RunFo
         _check_budget(config, meter)
         prepared = prepare(config)
         name = config.record.name or results.default_name(config)
-        folder = RunFolder.create(config.record.folder, name, config=config.model_dump(mode="json"))
+        folder = RunFolder.create(
+            config.record.folder, name, config=config.model_dump(mode="json"), plugins=plugins_of(config)
+        )
         return _run(_Run(prepared, folder, meter, began, ENGINES[config.federation.engine]), observer)
 
 
@@ -117,7 +120,9 @@ def federate(
         prepared = prepare(config, sites=tuple(sites))
         if path.exists():  # a process died while it made the folder
             RunFolder(path).clear()
-        folder = RunFolder.create(path.parent, path.name, config=config.model_dump(mode="json"))
+        folder = RunFolder.create(
+            path.parent, path.name, config=config.model_dump(mode="json"), plugins=plugins_of(config)
+        )
     with _metered(config) as meter:
         return _run(_Run(prepared, folder, meter, began, connect, keys, vouched), observer)
 
@@ -132,7 +137,7 @@ def resume_experiment(path: str | Path, *, observer: Observer | None = None) -> 
     """
     began = time.perf_counter()
     folder = RunFolder.open(path)
-    config = from_mapping(folder.read_json("config"), source=f"{path}/config.json")
+    config = config_of(folder)
     if has_ended(folder.path):
         forget_key(folder.part(*FEDERATED))
         return folder

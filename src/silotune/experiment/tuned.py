@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from silotune.config import Config, from_mapping
+from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
 from silotune.evaluation.generate import Sampling, stream_answer
 from silotune.experiment.card import model_card
+from silotune.experiment.needs import config_of
 from silotune.experiment.prepare import base_of
 from silotune.experiment.scoring import closed_labels, scored_examples, scorer_of
 from silotune.experiment.start import read_adapter
@@ -84,11 +85,6 @@ def next_command(path: str | Path) -> str:
 
 def _is_classifier(config: Config) -> bool:
     return config.training.objective.has_head
-
-
-def config_of(folder: RunFolder) -> Config:
-    """The resolved configuration of a run."""
-    return from_mapping(folder.read_json("config"), source=f"{folder.path}/config.json")
 
 
 def evaluate(

@@ -49,8 +49,16 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, root: Path, name: str, *, config: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, root: Path, name: str, *, config: Mapping[str, Any], plugins: Mapping[str, str] | None = None
+    ) -> RunFolder:
         """Makes ``root/name``, or ``name-2``, ``name-3`` when taken, with ``config.json`` and ``versions.json``.
+
+        Args:
+            root: Where run folders are made.
+            name: Of this one.
+            config: The run's configuration.
+            plugins: The packages whose plug-ins it uses -> their versions.
 
         Raises:
             RunFolderError: The name is not one, the disk is full, or the folder may not be written.
@@ -63,7 +71,7 @@ class RunFolder:
             with explained(place):
                 building.mkdir()
             made = cls(building)
-            made.write_json(_VERSIONS, versions())
+            made.write_json(_VERSIONS, {**versions(), "plugins": dict(plugins or {})})
             made.write_json(_CONFIG, config)
             with explained(place):
                 return cls(_moved_to_free(building, place))
