@@ -29,13 +29,16 @@ COPIED: Final = ("src", "tests", "configs", "scripts", "pyproject.toml")
 
 MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "data/partition.py": ("data/test_partition.py", "data/test_frozen_partitions.py"),
-    "methods/aggregate.py": ("methods/test_aggregate.py",),
+    "methods/aggregate.py": (
+        "methods/test_aggregate.py",
+        "methods/test_robust.py",
+        "federation/**/test_algorithms_run.py",
+    ),
     "methods/robust.py": ("methods/test_robust.py",),
     "methods/server_step.py": ("methods/test_server_steps.py", "methods/test_algorithms.py"),
     "methods/corrections.py": ("methods/test_corrections.py", "methods/test_algorithms.py"),
     "methods/products.py": ("methods/test_products.py",),
     "methods/ranks.py": ("methods/test_ranks.py", "methods/test_products.py"),
-    "methods/weighting.py": ("methods/test_robust.py", "federation/**/test_algorithms_run.py"),
     "methods/compress/*.py": ("methods/test_compress.py",),
     "privacy/accountant.py": ("privacy/test_accountant.py", "privacy/test_distributed.py"),
     "privacy/client_dp.py": ("privacy/test_client_dp.py",),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.settings.sections import FederationSection, PrivacySection, TrainingSection
 
 ORDER = Order(seed=3).body()

@@ -8,7 +8,7 @@ from typing import Any
 import tiny
 from acting import ORDER, acting
 from silotune.federation.site.state import Site
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.transports.in_process import InProcess
 

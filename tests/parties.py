@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from silotune.errors import ProtectionError
 from silotune.privacy.ring import RINGS
 from silotune.privacy.secure_sum import coordinator, site
-from silotune.privacy.secure_sum.shamir import split
-from silotune.privacy.secure_sum.sharing import SignedSharing
+from silotune.privacy.secure_sum.sharing import SignedSharing, split
 from silotune.privacy.secure_sum.stages import Advertised, Sealed, Shared, Stage
 from silotune.privacy.secure_sum.terms import Member, SignedKeys, Terms
 

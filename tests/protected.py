@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import tiny
 from acting import ORDER, acting
+from silotune.experiment.engines import members
 from silotune.federation.coordinator.privacy import central_privacy
 from silotune.federation.coordinator.protection import PROTECTIONS
 from silotune.federation.coordinator.rounds import Plan, run_rounds
-from silotune.federation.simulation.keys import members
 from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served

@@ -63,15 +63,15 @@ def test_a_mutant_is_the_whole_module_with_one_change(mutate: ModuleType) -> Non
 
 
 def test_a_seed_draws_one_change_on_each_of_so_many_lines(mutate: ModuleType) -> None:
-    drawn = mutate.drawn(["methods/weighting.py", "methods/ranks.py"], 12, 3)
+    drawn = mutate.drawn(["methods/aggregate.py", "methods/ranks.py"], 12, 3)
     assert len({(name, mutant.line) for name, mutant in drawn}) == 12
-    assert drawn == mutate.drawn(["methods/ranks.py", "methods/weighting.py"], 12, 3)
-    assert drawn != mutate.drawn(["methods/weighting.py", "methods/ranks.py"], 12, 4)
+    assert drawn == mutate.drawn(["methods/ranks.py", "methods/aggregate.py"], 12, 3)
+    assert drawn != mutate.drawn(["methods/aggregate.py", "methods/ranks.py"], 12, 4)
 
 
 def test_every_pattern_of_the_table_finds_files(mutate: ModuleType) -> None:
     found = mutate.modules()
-    assert {"data/partition.py", "privacy/secure_sum/shamir.py"} <= set(found)
+    assert {"data/partition.py", "privacy/secure_sum/sharing.py"} <= set(found)
     assert all(files for files in found.values())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from silotune.cli.plugins import plugins as command
+from silotune.cli.listings import plugins as command
 from silotune.config import Config, from_mapping, plugins_of
 from silotune.data.tasks import task_named
 from silotune.errors import ConfigError, MissingPackageError, PluginError, PolicyError

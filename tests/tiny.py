@@ -13,9 +13,8 @@ from silotune.models.adapters import Adapted, attach, on, read, write
 from silotune.models.fast.paths import ALL, Fast
 from silotune.models.load import Base
 from silotune.settings.adapters import ADAPTERS, AdapterSettings
-from silotune.settings.guarantees import GUARANTEES
 from silotune.settings.objectives import OBJECTIVES, ObjectiveSettings
-from silotune.settings.protections import PROTECTIONS
+from silotune.settings.privacy import GUARANTEES, PROTECTIONS
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example, Tensors
 from silotune.training import objectives

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from attacks.hostile import OTHERS, SITE, Coordinator, configuration, key_of, packed
-from silotune.settings.guarantees import Local
+from silotune.settings.privacy import Local
 from silotune.transports.frames import Frame
 
 Move = Callable[[Coordinator], Frame]

@@ -10,7 +10,7 @@ import pytest
 
 from governed import NAMES, Federation
 from silotune.deploy.kits import unpack
-from silotune.federation.coordinator.countersigning import countersign
+from silotune.federation.coordinator.audit import countersign
 from silotune.record.audit import Trail
 from silotune.record.chain import read_chain
 from silotune.record.files import write_json

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tiny
-from silotune.cli.evaluate import _lines
+from silotune.cli.tuned import _lines
 from silotune.config import Config, from_mapping
 from silotune.errors import ConfigError, DataError, ModelError
 from silotune.experiment.run import resume_experiment, run_experiment

@@ -30,7 +30,7 @@ from silotune.settings.objectives import OBJECTIVES, AdamW
 from silotune.settings.sections import ModelSection, TrainingSection
 from silotune.structs import ServerState
 from silotune.training.encode import Encoded
-from silotune.training.gradient import mean_gradient
+from silotune.training.local import mean_gradient
 from silotune.training.objectives import encoder_of
 from silotune.transports.in_process import InProcess
 

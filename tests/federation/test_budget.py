@@ -16,13 +16,13 @@ import tiny
 from acting import acting
 from silotune.errors import MessageError, PrivacyError
 from silotune.federation.coordinator.privacy import LEDGER, central_privacy
-from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.rounds import run_rounds
+from silotune.federation.coordinator.settlement import Reported
 from silotune.federation.site.client import client_round
 from silotune.federation.site.ledger import Budget, cost_of, open_round, spent_in
 from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.models import adapters
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.ledger import as_row, entry, from_row, spent, union

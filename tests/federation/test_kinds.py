@@ -23,7 +23,7 @@ from silotune.federation.kinds import KINDS, At, Kind, kind_named, nothing, step
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import read_body
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.methods.algorithms import method
 from silotune.settings.base import Positive, Section
 from silotune.structs import Failure, Reply, Request

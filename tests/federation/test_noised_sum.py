@@ -22,14 +22,14 @@ from silotune.federation.site.ledger import Budget
 from silotune.federation.site.privacy import begin
 from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.methods.algorithms import method
 from silotune.privacy.accountant import Spend, epsilon
 from silotune.privacy.distributed import integer_norms, shared_noise
 from silotune.privacy.ledger import from_row
 from silotune.privacy.secure_sum.terms import NoiseTerms, Terms
 from silotune.record.runs import RunFolder
-from silotune.settings.protections import SecureSum
+from silotune.settings.privacy import SecureSum
 from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import clip, count, flatten

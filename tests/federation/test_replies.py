@@ -15,13 +15,12 @@ from governed import BODY, LABELS, SETTINGS, report, scores
 from silotune.errors import MessageError
 from silotune.evaluation.evaluate import Answers, figures
 from silotune.federation.coordinator import forms
-from silotune.federation.coordinator.reported import Reported
-from silotune.federation.coordinator.settlement import Settlement
+from silotune.federation.coordinator.settlement import Reported, Settlement
 from silotune.federation.kinds import KINDS
 from silotune.federation.site.guard import NOT_FIGURES
 from silotune.federation.site.ledger import Budget, open_round
 from silotune.federation.site.policy import Policy, released
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.settings.sections import EvaluationSection, PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, SiteState
 from silotune.training.release import release_of

@@ -25,7 +25,7 @@ from silotune.methods.algorithms import method
 from silotune.privacy.ring import Scale, levels
 from silotune.record.runs import RunFolder
 from silotune.settings.algorithms import ALGORITHMS
-from silotune.settings.protections import SecureSum
+from silotune.settings.privacy import SecureSum
 from silotune.settings.sections import FederationSection
 from silotune.structs import Request, ServerState, SiteState
 from silotune.tensors import flatten

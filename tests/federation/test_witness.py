@@ -13,12 +13,11 @@ import torch
 from governed import BODY, NAMES, START, Federation, job, work
 from silotune.errors import AuditError, FederationError
 from silotune.experiment.audit import verify_run
-from silotune.federation.coordinator.audit import close, concludes, flush
-from silotune.federation.coordinator.countersigning import countersign, uncountersigned
+from silotune.federation.coordinator.audit import close, concludes, countersign, flush, uncountersigned
 from silotune.federation.coordinator.course import updates_of, verify_trail
 from silotune.federation.coordinator.replay import replayed
 from silotune.federation.coordinator.rounds import exchange, run_rounds
-from silotune.federation.wire.signed_job import JOB
+from silotune.federation.wire.signing import JOB
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
 from silotune.record.chain import check_witness, read_chain, sites_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tiny
 from silotune.errors import FederationError, MessageError
-from silotune.methods import robust, weighting
+from silotune.methods import aggregate, robust
 from silotune.methods.algorithms import method
 from silotune.settings.aggregation import AGGREGATIONS, WEIGHTINGS
 from silotune.settings.sections import FederationSection
@@ -31,7 +31,7 @@ def rule(name: str, **options) -> robust.Rule:
 
 def test_tables_hold_what_the_configuration_allows() -> None:
     assert [each.type for each in robust.AGGREGATIONS] == list(AGGREGATIONS)
-    assert [each.type for each in weighting.WEIGHTINGS] == list(WEIGHTINGS)
+    assert [each.type for each in aggregate.WEIGHTINGS] == list(WEIGHTINGS)
 
 
 # --- weightings ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from silotune.privacy.masks import (
     public_half,
 )
 from silotune.privacy.ring import RINGS, Scale, largest_of, levels, mean, quantise, signed
-from silotune.privacy.secure_sum.shamir import PRIME, join, split
+from silotune.privacy.secure_sum.sharing import PRIME, join, split
 
 
 @settings(max_examples=25)

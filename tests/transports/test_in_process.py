@@ -18,7 +18,7 @@ from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.messages import encode
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.threads import operation_threads

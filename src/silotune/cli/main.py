@@ -19,18 +19,16 @@ from silotune.cli.configs import configs_app
 from silotune.cli.demo import demo_app
 from silotune.cli.deployed import coordinator_app, site_app
 from silotune.cli.doctor import doctor
-from silotune.cli.evaluate import evaluate
-from silotune.cli.export import export
 from silotune.cli.generate import chat, generate
+from silotune.cli.listings import plugins, tasks
 from silotune.cli.output import quiet, say
-from silotune.cli.plugins import plugins
 from silotune.cli.privacy import privacy_app
 from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
 from silotune.cli.run import resume, run
 from silotune.cli.submitted import cancel, fetch, list_runs, logs, status, submit
-from silotune.cli.tasks import tasks
+from silotune.cli.tuned import evaluate, export
 from silotune.errors import ConfigError, SilotuneError
 
 _SPINS = "10000"

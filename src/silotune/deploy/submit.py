@@ -28,8 +28,8 @@ from silotune.errors import ConfigError, FederationError, ModelError, SignatureE
 from silotune.experiment.site import setup_of
 from silotune.experiment.start import adapter_folder
 from silotune.federation.kinds import COUNTERSIGN, EVALUATE, steps_of
-from silotune.federation.wire.run_settings import check_scorable
-from silotune.federation.wire.signed_job import Job, SignedJob, sign_job
+from silotune.federation.wire.run_setup import check_scorable
+from silotune.federation.wire.signing import Job, SignedJob, sign_job
 from silotune.models.fingerprint import folder_of
 from silotune.record.files import explained, read_document, write_json
 from silotune.record.plain_json import sha256
@@ -37,7 +37,7 @@ from silotune.record.runs import RunFolder, is_run
 from silotune.record.signatures import read_key
 from silotune.settings.base import Section
 from silotune.settings.limits import limits
-from silotune.settings.protections import EncryptedSum, SumSettings
+from silotune.settings.privacy import EncryptedSum, SumSettings
 
 LOOK_SECONDS = 0.3
 AWAY_SECONDS = 60.0

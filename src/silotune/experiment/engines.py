@@ -1,10 +1,10 @@
-"""Where clients run when all is in one place: this process, or Flower's simulation on Ray."""
+"""Where clients run when all is in one place, this process or Flower's simulation on Ray, and their keys for sums."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,19 @@ from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
 from silotune.federation.coordinator.privacy import LEDGER
 from silotune.federation.simulation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.simulation.clocked import Clocked
-from silotune.federation.simulation.keys import members
 from silotune.federation.simulation.pace import paces
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
-from silotune.federation.site.state import Site
+from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.transport import Transport
+from silotune.privacy.encryption import new_key
+from silotune.privacy.secure_sum.terms import Member
 from silotune.record.cost import Meter
 from silotune.record.plain_json import sha256
 from silotune.record.runs import RunFolder
 from silotune.settings.attacks import Malicious
+from silotune.settings.privacy import EncryptedSum, SecureSum, SumSettings
+from silotune.settings.sections import PrivacySection
 from silotune.transports.frames import Frame, work_frame
 from silotune.transports.in_process import InProcess, codec_of, workers_for
 from silotune.transports.trainer_host import TrainerHost
@@ -127,3 +130,28 @@ def _host(states: str, ledger: str, client: str) -> TrainerHost:
 @functools.cache
 def _resident() -> Resident:
     return Resident()
+
+
+def members(names: Iterable[str], privacy: PrivacySection) -> dict[str, Protection]:
+    """Fresh keys for sites that live in one process; real sites have theirs from their kits.
+
+    Returns:
+        Site -> its keys; empty where nothing is protected.
+    """
+    protection = privacy.protection
+    if not isinstance(protection, SumSettings):
+        return {}
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = {name: Ed25519PrivateKey.generate() for name in names}
+    public = {name: key.public_key().public_bytes_raw() for name, key in private.items()}
+    he_key = new_key() if isinstance(protection, EncryptedSum) else None
+    threshold = protection.threshold if isinstance(protection, SecureSum) else SecureSum().threshold
+    return {
+        name: Protection(
+            Member(name, key.sign, public, protection.least_clients, threshold),
+            is_required=True,
+            he_key=he_key,
+        )
+        for name, key in private.items()
+    }

@@ -9,7 +9,7 @@ from silotune.config import Config, from_mapping
 from silotune.errors import MissingPackageError
 from silotune.record import environment
 from silotune.record.runs import RunFolder
-from silotune.settings.protections import EncryptedSum
+from silotune.settings.privacy import EncryptedSum
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import EVALUATE
-from silotune.federation.wire.run_settings import RunSettings, check_scorable
+from silotune.federation.wire.run_setup import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
 from silotune.settings.attacks import NoAttack

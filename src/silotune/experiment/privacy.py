@@ -18,7 +18,7 @@ from silotune.federation.coordinator.privacy import CentralPrivacy, central_priv
 from silotune.federation.coordinator.protection import SEES, TRUSTED
 from silotune.privacy.accountant import Spend, curve
 from silotune.settings.adapters import Lora
-from silotune.settings.guarantees import (
+from silotune.settings.privacy import (
     ByClient,
     ByExample,
     Distributed,

@@ -12,8 +12,8 @@ from silotune.experiment.prepare import Prepared
 from silotune.experiment.scoring import SetScorer
 from silotune.federation.coordinator.audit import Audit
 from silotune.federation.coordinator.protection import PROTECTIONS
-from silotune.federation.coordinator.reported import Reported
 from silotune.federation.coordinator.rounds import Plan
+from silotune.federation.coordinator.settlement import Reported
 from silotune.federation.wire.orders import Order
 from silotune.methods.algorithms import method
 from silotune.record.cost import Meter

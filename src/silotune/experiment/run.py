@@ -22,11 +22,10 @@ from silotune.experiment.parts import MODES, Part, budget, federation_of, scored
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
-from silotune.federation.coordinator.audit import Audit, close, concludes
-from silotune.federation.coordinator.countersigning import countersign, uncountersigned
+from silotune.federation.coordinator.audit import Audit, close, concludes, countersign, uncountersigned
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.signed_job import SignedJob
+from silotune.federation.wire.signing import SignedJob
 from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method

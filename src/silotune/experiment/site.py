@@ -18,8 +18,7 @@ from silotune.experiment.prepare import adapted_of, client_shares
 from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
 from silotune.federation.site.state import Site
-from silotune.federation.wire.run_settings import run_settings
-from silotune.federation.wire.run_setup import Setup, without_places
+from silotune.federation.wire.run_setup import Setup, run_settings, without_places
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from silotune.lora import without_residuals
-from silotune.methods.aggregate import CONTROL, Rule, beside_controls, per_step
+from silotune.methods.aggregate import CONTROL, WEIGHTINGS, Rule, Weigh, beside_controls, per_step, weighed
 from silotune.methods.corrections import (
     Anchored,
     Corrector,
@@ -38,7 +38,6 @@ from silotune.methods.server_step import (
     plain_step,
     yogi_moment,
 )
-from silotune.methods.weighting import WEIGHTINGS, Weigh, weighed
 from silotune.settings.algorithms import (
     AdaptiveSettings,
     AlgorithmSettings,

@@ -18,7 +18,7 @@ import numpy as np
 
 from silotune.errors import ConfigError, require
 from silotune.privacy.distributed import ORDERS, SharedNoise, skellam_rdp
-from silotune.settings.guarantees import Accountant
+from silotune.settings.privacy import Accountant
 
 GRID = 1e-3
 """Step of the grid on which PLD rounds losses up: an epsilon is at most about 0.002 above that of a step of 1e-4."""

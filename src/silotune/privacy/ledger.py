@@ -15,7 +15,7 @@ from typing import Any
 
 from silotune.errors import BudgetError, PrivacyError
 from silotune.privacy.accountant import Spend, epsilon
-from silotune.settings.guarantees import Accountant
+from silotune.settings.privacy import Accountant
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,10 @@ from silotune.settings.adapters import AdapterSettings, Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
-from silotune.settings.guarantees import ByClient, Guarantee
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, Dpo
-from silotune.settings.protections import SecureSum, SumSettings
+from silotune.settings.privacy import ByClient, Guarantee, SecureSum, SumSettings
 from silotune.settings.registry import Table
 from silotune.settings.sections import (
     DataSection,

@@ -13,11 +13,19 @@ from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighti
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
 from silotune.settings.base import FolderName, Needs, Place, Positive, PositiveNumber, Section
-from silotune.settings.guarantees import DifferentialPrivacy, Guarantee, NoGuarantee
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
-from silotune.settings.protections import EncryptedSum, NoProtection, Protection, SecureSum, SumSettings
+from silotune.settings.privacy import (
+    DifferentialPrivacy,
+    EncryptedSum,
+    Guarantee,
+    NoGuarantee,
+    NoProtection,
+    Protection,
+    SecureSum,
+    SumSettings,
+)
 
 Precision = Literal["float32", "bfloat16", "int4"]
 Device = Literal["auto", "cpu", "cuda", "mps"]

@@ -275,3 +275,34 @@ def _kept_state(optimizer: torch.optim.Optimizer, adapted: Adapted) -> SiteState
 
 def _devices(adapted: Adapted) -> list[torch.device]:
     return [adapted.base.device] if adapted.base.device.type == "cuda" else []
+
+
+def mean_gradient(
+    adapted: Adapted, weights: Tensors, examples: Sequence[Encoded], *, settings: TrainingSection
+) -> Tensors:
+    """Gradient of the objective's mean over all supervised terms of the examples, at ``weights``.
+
+    Without dropout, clipping and weight decay. The model's adapter is left at ``weights``.
+
+    Args:
+        adapted: The resident model; its adapter is overwritten.
+        weights: Adapter tensors.
+        examples: The client's encoded examples.
+        settings: The ``[training]`` section; its objective and batch size are used.
+    """
+    objective = objective_of(settings)
+    adapters.write(adapted, weights)
+    count = 0
+    try:
+        for start in range(0, len(examples), settings.batch_size):
+            loss = objective.loss(adapted, examples[start : start + settings.batch_size], settings.objective)
+            loss.total.backward()
+            count += loss.count
+        summed = arithmetic.zeros_like(weights)
+        for name, parameter in adapted.parameters.items():
+            if parameter.grad is not None:
+                summed[name].copy_(parameter.grad)
+    finally:
+        for parameter in adapted.parameters.values():
+            parameter.grad = None
+    return arithmetic.scale(summed, 1 / count)

@@ -29,9 +29,8 @@ from silotune.settings.objectives import (
 from silotune.settings.registry import implemented
 from silotune.settings.sections import TrainingSection
 from silotune.structs import Example
-from silotune.training.classify import ClassEncoder
 from silotune.training.encode import Encoded
-from silotune.training.encoder import Encoder
+from silotune.training.encoder import ClassEncoder, Encoder
 from silotune.training.losses import Loss, LossFunction
 from silotune.training.preference import check_pairs, dpo_loss, kto_loss
 from silotune.training.scores import answer_losses, class_logits, closed_examples, option_scores

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -35,6 +36,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
+    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -54,7 +56,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from silotune.deploy.flower.parts import has_too_many_parts
 from silotune.errors import FederationError, KitError
 from silotune.record.signatures import read_secret
 from silotune.transports.flower import OWN_ERROR
@@ -289,3 +290,13 @@ def beating(fleet: Fleet) -> Iterator[threading.Event]:
     finally:
         done.set()
         thread.join(5.0)
+
+
+SPARE_PARTS = 8
+"""Parts that a message may have besides the pieces of its array."""
+
+
+def has_too_many_parts(tree: ObjectTree, size: int) -> bool:
+    """Whether a message is made of more parts than one with an array of this many bytes."""
+    parts = sum(1 for _ in iterate_object_tree(tree))
+    return parts > size / FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + SPARE_PARTS

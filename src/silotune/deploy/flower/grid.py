@@ -47,7 +47,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from silotune.deploy.flower.bundle import bundle, bundle_hash
-from silotune.deploy.flower.parts import has_too_many_parts
+from silotune.deploy.flower.fleet import has_too_many_parts
 from silotune.errors import FederationError
 from silotune.transports.flower import BROKEN, MOST, OWN_ERROR, TOO_LARGE, unpack
 

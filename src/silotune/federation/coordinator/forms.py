@@ -16,7 +16,7 @@ from silotune.errors import MessageError
 from silotune.evaluation.metrics import CALIBRATION_BINS
 from silotune.federation.kinds import kind_named
 from silotune.federation.wire.messages import MOST_COUNTED, Nats, TrainReport, read_body, read_report
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.settings.base import Positive, Section
 from silotune.settings.sections import Scoring
 from silotune.structs import Reply

@@ -20,7 +20,7 @@ from silotune.privacy.noise import Entropy, drawn, system
 from silotune.privacy.secure_sum.terms import needed_of
 from silotune.record.runs import RunFolder
 from silotune.settings.aggregation import Capped
-from silotune.settings.guarantees import Adaptive, ByClient, Distributed
+from silotune.settings.privacy import Adaptive, ByClient, Distributed
 from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import BUDGET, ClientUpdate, Failure, Tensors
 

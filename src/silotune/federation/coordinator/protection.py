@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from silotune.federation.coordinator.encrypted_sum import encrypted_sum
 from silotune.federation.coordinator.exchange import Collector, SigningKeys
 from silotune.federation.coordinator.secure_sum import secure_sum
-from silotune.settings.protections import EncryptedSum, NoProtection, ProtectionSettings, SecureSum
+from silotune.settings.privacy import EncryptedSum, NoProtection, ProtectionSettings, SecureSum
 from silotune.settings.sections import PrivacySection
 
 PROTECTIONS: Mapping[type[ProtectionSettings], Callable[[PrivacySection, SigningKeys], Collector | None]] = {

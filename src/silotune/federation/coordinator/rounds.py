@@ -22,11 +22,10 @@ from silotune.federation.coordinator.decisions import (
 from silotune.federation.coordinator.exchange import Asking, Collector, lasting
 from silotune.federation.coordinator.privacy import CentralPrivacy, begin_round, refuse_overspending, with_epsilon
 from silotune.federation.coordinator.replies import Incoming
-from silotune.federation.coordinator.reported import Reported
-from silotune.federation.coordinator.settlement import Settlement
+from silotune.federation.coordinator.settlement import Reported, Settlement
 from silotune.federation.kinds import TRAIN
 from silotune.federation.wire.links import address
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.federation.wire.transport import Transport
 from silotune.lora import cut
 from silotune.methods.algorithms import Method, advance

@@ -53,7 +53,7 @@ from silotune.privacy.secure_sum.sharing import FalseSharing, Secret, SignedShar
 from silotune.privacy.secure_sum.stages import Sealed
 from silotune.privacy.secure_sum.terms import NoiseTerms, SignedKeys, Terms
 from silotune.record.signatures import raw_public
-from silotune.settings.guarantees import Distributed
+from silotune.settings.privacy import Distributed
 from silotune.settings.sections import PrivacySection
 from silotune.structs import ClientUpdate, Failure
 

@@ -12,20 +12,24 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
-from silotune.errors import MessageError
+from silotune.errors import MessageError, require
 from silotune.federation.coordinator import audit as audit_trail
 from silotune.federation.coordinator import forms
 from silotune.federation.coordinator.audit import Audit, Digests
-from silotune.federation.coordinator.reported import Reported, check_epsilon
+from silotune.federation.coordinator.decisions import MOST_TRIES
 from silotune.federation.kinds import kind_named
 from silotune.federation.wire.messages import TrainReport
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
+from silotune.privacy.accountant import Spend, epsilon
 from silotune.record.plain_json import check_form
 from silotune.settings.base import Section
+from silotune.settings.sections import PrivacySection, TrainingSection
 from silotune.structs import Failure, Reply, Request, Tensors
 from silotune.tensors import all_finite, check_alike, largest
+from silotune.training.release import release_of
 
 _LOG = logging.getLogger(__name__)
 LARGEST_VALUE = 1e12
@@ -143,3 +147,64 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+SPARE_ROUNDS = 10
+"""Rounds that a killed run may have begun in addition to its own; sites were charged for these, too."""
+_ROUNDING = 1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What bounds an epsilon in a report.
+
+    Attributes:
+        privacy: The run's ``[privacy]`` section.
+        training: Its ``[training]`` section.
+        rounds: Of the run.
+        is_tried_again: Whether a round with too few replies is done again, which costs its sites once more.
+    """
+
+    privacy: PrivacySection
+    training: TrainingSection
+    rounds: int
+    is_tried_again: bool = False
+
+    def __post_init__(self) -> None:
+        if self.privacy.dp.is_at_site and self.privacy.guarantee.epsilon is None:
+            require("dp_accounting", extra="dp")
+
+    def most(self, num_examples: int) -> float:
+        """For a site with so many examples: ``privacy.dp.epsilon``, or what all rounds of such a site cost.
+
+        Counted by moments, which is quick, and looser than the accountant that a site may count with.
+        """
+        if self.privacy.guarantee.epsilon is not None:
+            return self.privacy.guarantee.epsilon * _ROUNDING
+        spend = release_of(self.privacy, self.training, num_examples=num_examples, rounds=self.rounds)
+        rounds = (self.rounds + SPARE_ROUNDS) * (MOST_TRIES if self.is_tried_again else 1)
+        return _cost(spend.noise_multiplier, spend.sampling_rate, spend.steps * rounds, self.privacy.guarantee.delta)
+
+
+def check_epsilon(report: TrainReport, facts: Reported | None) -> None:
+    """Refuses an epsilon that no site of the run can have reached.
+
+    Args:
+        report: A site's.
+        facts: Of the run; None where its sites add no noise of their own.
+
+    Raises:
+        MessageError: The epsilon is too large, or the sites of this run add no noise.
+    """
+    if report.epsilon is None:
+        return
+    if facts is None or not facts.privacy.dp.is_at_site:
+        raise MessageError("a report names an epsilon, and the sites of this run add no noise")
+    most = facts.most(report.num_examples)
+    if report.epsilon > most:
+        raise MessageError(f"a report names epsilon = {report.epsilon:.4g}: at most {most:.4g} can have been spent")
+
+
+@lru_cache(1024)
+def _cost(noise: float, rate: float, steps: int, delta: float) -> float:
+    return epsilon([Spend(noise, rate, steps)], delta, accountant="rdp")

@@ -20,7 +20,7 @@ from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import Cap, Entry, as_row, check, entry, from_row, spent, union
 from silotune.record.files import append_line, explained, mend, read_lines, to_line
 from silotune.settings.base import NAME, NAME_RULE
-from silotune.settings.guarantees import Accountant
+from silotune.settings.privacy import Accountant
 from silotune.settings.sections import PrivacySection
 from silotune.structs import SiteState
 

@@ -20,8 +20,7 @@ from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.tensors import all_finite, put_under, subtract, taken_from, without, zeros_like
 from silotune.training.encode import Encoded
-from silotune.training.gradient import mean_gradient
-from silotune.training.local import LocalResult, RoundPlace, learning_rate, train_round
+from silotune.training.local import LocalResult, RoundPlace, learning_rate, mean_gradient, train_round
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from silotune.privacy.distributed import Array, SharedNoise, rounded, skellam
 from silotune.privacy.noise import Entropy, system
 from silotune.privacy.ring import RINGS, Integers
 from silotune.privacy.secure_sum.terms import Terms
-from silotune.settings.guarantees import Distributed
+from silotune.settings.privacy import Distributed
 from silotune.settings.sections import FederationSection, PrivacySection
 from silotune.structs import Reply, Tensors
 

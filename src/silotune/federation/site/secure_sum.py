@@ -17,7 +17,7 @@ from silotune.federation.kinds import TRAIN
 from silotune.federation.site import noised_sum
 from silotune.federation.site.state import Protection, Site
 from silotune.federation.wire.messages import read_body
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.federation.wire.sum_orders import (
     FIGURES_NAME,
     VALUES,

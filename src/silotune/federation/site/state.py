@@ -9,7 +9,7 @@ from silotune import lora
 from silotune.errors import MessageError
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.served import Served
-from silotune.federation.wire.run_settings import RunSettings
+from silotune.federation.wire.run_setup import RunSettings
 from silotune.models.adapters import Adapted
 from silotune.privacy.secure_sum import stages
 from silotune.privacy.secure_sum.terms import Member

@@ -1,4 +1,4 @@
-"""The setup of a run: what its sites are told of its configuration, and nothing that names a place.
+"""The settings that both sides of a run act by, and the setup that tells them to sites and names no place.
 
 ``without_places`` removes from a configuration all that names a file, a folder or a service. A coordinator sends the
 result, and a site refuses a setup that the function would still change. So no path from a coordinator reaches a site,
@@ -8,16 +8,27 @@ whoever wrote the setup.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from silotune.config import Config, plugins_of
-from silotune.errors import PolicyError
-from silotune.record.plain_json import strict_object
+from silotune.data.tasks import resolve
+from silotune.errors import ConfigError, PolicyError
+from silotune.record.plain_json import sha256, strict_object
 from silotune.settings.base import Section, exactly
 from silotune.settings.plugins import installed_version
-from silotune.settings.sections import DataSection, EvaluationSection, ModelSection, PartitionSection, RecordSection
+from silotune.settings.sections import (
+    DataSection,
+    EvaluationSection,
+    FederationSection,
+    ModelSection,
+    PartitionSection,
+    PrivacySection,
+    RecordSection,
+    TrainingSection,
+)
 
 MOST_SETUP_BYTES = 1 << 20
 """Most bytes of a setup as JSON, checked before it is parsed; a configuration takes a few thousand."""
@@ -133,3 +144,53 @@ def differing(left: Mapping[str, Any], right: Mapping[str, Any], *, within: str 
             yield from differing(one, other, within=f"{within}{name}.")
         else:
             yield f"{within}{name}"
+
+
+MOST_LABELS, LONGEST_LABEL = 256, 256
+"""Most options that clients score over, and most characters of one: a reply holds a number for every pair of
+options."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the clients of a run do, and what the coordinator believes of it.
+
+    Attributes:
+        training: How a local round trains.
+        federation: The method, and how messages are compressed.
+        privacy: The guarantee and the protection.
+        evaluation: How clients score on their own examples.
+        labels: The options that they score over; empty for open answers.
+    """
+
+    training: TrainingSection = TrainingSection()
+    federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
+    evaluation: EvaluationSection = EvaluationSection()
+    labels: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 of the settings; an order names it where no setup travels, as in a run in one process."""
+        sections = (self.training, self.federation, self.privacy, self.evaluation)
+        return sha256([*(section.model_dump(mode="json") for section in sections), list(self.labels)])
+
+
+def run_settings(config: Config) -> RunSettings:
+    """The settings of a run's federated mode."""
+    labels = tuple(resolve(config.data).options)
+    return RunSettings(config.training, config.federation, config.privacy, config.evaluation, labels)
+
+
+def check_scorable(labels: tuple[str, ...]) -> None:
+    """Refuses options that clients cannot score over.
+
+    Raises:
+        ConfigError: There are too many options, one is too long, or one stands twice.
+    """
+    if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
+        raise ConfigError(
+            f"clients score over at most {MOST_LABELS} options of {LONGEST_LABEL} characters each: "
+            "leave evaluation.per_client out"
+        )
+    if len(set(labels)) != len(labels):
+        raise ConfigError("an option of the task stands twice: clients cannot score over it")

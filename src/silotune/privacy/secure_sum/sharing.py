@@ -1,4 +1,4 @@
-"""What a party says of the shares of its secrets before anybody knows one, and what proves that it has lied.
+"""Secrets in shares of which a threshold is needed (Shamir 1979, "How to Share a Secret"), and proofs of a false share.
 
 A party commits itself to every share (a hash of it), by holder, and signs that. So a holder that reveals another share
 than it was given can be told apart from an owner whose shares do not give its secret. The hash hides the share: each is
@@ -10,14 +10,14 @@ anything but its secret, so nobody can make up such a proof against it, neither 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from silotune.errors import ProtectionError
 from silotune.privacy.masks import commitment
-from silotune.privacy.secure_sum.shamir import join
 from silotune.privacy.secure_sum.terms import Hex32, Hex64, check_signature, framed
 from silotune.settings.base import Positive, Section
 
@@ -114,3 +114,58 @@ def secret_of(shares: Mapping[str, bytes], sharing: SignedSharing, secret: Secre
     if found is None or (secret == "seed" and commitment(found) != sharing.commitment):
         return None
     return found
+
+
+PRIME = (1 << 256) + 297
+SECRET_BYTES = 32
+SHARE_BYTES = 33
+
+
+def split(secret: bytes, threshold: int, count: int, entropy: Callable[[int], bytes]) -> list[bytes]:
+    """Shares number 1 to ``count`` of a secret: a random polynomial of degree threshold - 1 at these places.
+
+    Args:
+        secret: 32 bytes.
+        threshold: Shares that give the secret back; fewer say nothing about it.
+        count: Shares to make.
+        entropy: Random bytes, from the operating system's generator.
+    """
+    terms = [int.from_bytes(secret, "big"), *(int.from_bytes(entropy(48), "big") % PRIME for _ in range(threshold - 1))]
+    shares = []
+    for place in range(1, count + 1):
+        value = 0
+        for term in reversed(terms):
+            value = (value * place + term) % PRIME
+        shares.append(value.to_bytes(SHARE_BYTES, "big"))
+    return shares
+
+
+def join(shares: Mapping[int, bytes], threshold: int) -> bytes | None:
+    """The secret from its shares by number: Lagrange interpolation at 0 over the first ``threshold`` of them.
+
+    Returns:
+        32 bytes; None where the shares are surely not of one secret.
+
+    Raises:
+        ProtectionError: There are too few shares.
+    """
+    if len(shares) < threshold:
+        raise ProtectionError(f"{len(shares)} shares of a secret, {threshold} are needed: the sum stays closed")
+    places = tuple(sorted(shares)[:threshold])
+    terms = (int.from_bytes(shares[place], "big") for place in places)
+    secret = sum(term * weight for term, weight in zip(terms, _weights_at_zero(places), strict=True)) % PRIME
+    return None if secret >> (8 * SECRET_BYTES) else secret.to_bytes(SECRET_BYTES, "big")
+
+
+@lru_cache(maxsize=64)
+def _weights_at_zero(places: tuple[int, ...]) -> tuple[int, ...]:
+    """The weights of Lagrange's interpolation; cached, since nearly all secrets of a sum are joined from the same
+    places."""
+    weights = []
+    for place in places:
+        above, below = 1, 1
+        for other in places:
+            if other != place:
+                above, below = above * other % PRIME, below * (other - place) % PRIME
+        weights.append(above * pow(below, -1, PRIME) % PRIME)
+    return tuple(weights)

@@ -24,13 +24,14 @@ import numpy as np
 from silotune.errors import ProtectionError
 from silotune.privacy.masks import SEED_BYTES, add_streams, agreed, commitment, derived, public_half, seal, unseal
 from silotune.privacy.ring import Integers
-from silotune.privacy.secure_sum.shamir import SHARE_BYTES, split
 from silotune.privacy.secure_sum.sharing import (
+    SHARE_BYTES,
     Secret,
     SignedSharing,
     complaint_content,
     sealed_content,
     share_commitment,
+    split,
 )
 from silotune.privacy.secure_sum.stages import Advertised, Consistent, Held, Masked, Sealed, Shared
 from silotune.privacy.secure_sum.terms import (

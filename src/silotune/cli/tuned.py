@@ -1,4 +1,4 @@
-"""``silotune evaluate``: score a run's model again, on a split or on a file."""
+"""``silotune evaluate`` and ``silotune export``: score a tuned model again, or make it a folder for other programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from silotune.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:
     from rich.table import Table
+from silotune.cli.output import say
 
 
 def evaluate(
@@ -76,3 +77,23 @@ def _number_text(name: str, value: float) -> str:
 def _class_text(scores: Mapping[str, float]) -> str:
     shares = [f"{name} {100 * scores[name]:.1f} %" for name in ("precision", "recall", "f1") if name in scores]
     return ", ".join([*shares, f"{scores.get('support', 0)} examples"])
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="The run folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    merge: Annotated[bool, typer.Option("--merge", help="The whole model, with the adapter worked into it.")] = False,
+    mode: ModeName = "federated",
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapter for peft, or with --merge a model for plain transformers, with a model card."""
+    from silotune.experiment.tuned import export as write
+    from silotune.experiment.tuned import loader_of
+
+    with reserved_stdout(as_json):
+        place = write(folder, out, merge=merge, mode=mode)
+    if as_json:
+        print_json({"folder": str(place), "merged": merge, "mode": mode})
+        return
+    say(str(place))
+    say(f"load it with {loader_of(folder, place, merge=merge)}")

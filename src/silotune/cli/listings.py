@@ -1,4 +1,4 @@
-"""``silotune plugins``: list what installed packages add to silotune's choices."""
+"""``silotune tasks`` and ``silotune plugins``: list the names that a configuration may use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,37 @@ from silotune.cli.output import AsJson, print_json, say, stdout
 
 if TYPE_CHECKING:
     from silotune.settings.plugins import Plugin
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks."""
+    from rich.table import Table
+
+    from silotune.data.tasks import TASKS
+
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": task.name,
+                    "summary": task.summary,
+                    "metric": task.metric,
+                    "options": task.options,
+                    "fields": task.partition_fields,
+                    "hub_id": task.hub.id if task.hub else None,
+                    "embedded": task.embedded,
+                }
+                for task in TASKS.values()
+            ]
+        )
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "metric", "partition fields", ""):
+        table.add_column(heading)
+    for task in TASKS.values():
+        table.add_row(task.name, task.metric, ", ".join(task.partition_fields) or "-", task.summary)
+    table.add_row("custom", "", "", "a task of your own, from [data.definition] of the configuration")
+    stdout().print(table)
 
 
 def plugins(as_json: AsJson = False) -> None:

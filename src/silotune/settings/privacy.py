@@ -1,4 +1,4 @@
-"""Differential privacy: what is promised about single records or institutions, its settings, and who adds the noise."""
+"""What ``[privacy]`` chooses: the promise about single records or institutions, and what is seen of one update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from silotune.settings.base import Place, PositiveNumber
+from silotune.settings.base import Place, Positive, PositiveNumber
 from silotune.settings.registry import Choice, Table
 
 Accountant = Literal["pld", "rdp"]
@@ -126,3 +126,54 @@ class Distributed(Guarantee):
 
 GUARANTEES = Table("privacy.dp", NoGuarantee, ByExample, ByClient, Local, Distributed)
 DifferentialPrivacy = Annotated[SerializeAsAny[DpSettings], GUARANTEES]
+
+
+class ProtectionSettings(Choice):
+    """How the updates of a round reach the coordinator.
+
+    Attributes:
+        is_sum: It sees their sum alone.
+    """
+
+    is_sum: ClassVar[bool] = False
+
+
+class NoProtection(ProtectionSettings):
+    """The coordinator sees each update."""
+
+    type = "none"
+
+
+class SumSettings(ProtectionSettings):
+    """The coordinator sees the sum of the updates alone."""
+
+    is_sum = True
+
+    least_clients: Annotated[int, Field(ge=2)] = Field(3, description="a sum of fewer updates is never opened")
+    bound: PositiveNumber = Field(
+        1.0, description="largest magnitude of a value of an update; what is beyond is cut off, counted and reported"
+    )
+    max_examples: Positive = Field(65536, description="most examples that a client may hold: its largest weight")
+
+
+class SecureSum(SumSettings):
+    """Masks that cancel in the sum (Bonawitz et al. 2017)."""
+
+    type = "secure_sum"
+
+    threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        2 / 3, description="more than this share of a round's clients must stay to its end"
+    )
+    ring_bits: Literal[16, 32, 64] = Field(32, description="bits a value; more are finer and larger")
+
+
+class EncryptedSum(SumSettings):
+    """Sums of BFV ciphertexts that the sites decrypt."""
+
+    type = "he"
+
+    packing: Literal[2, 3, 4] = Field(3, description="values a slot; more are smaller and coarser")
+
+
+PROTECTIONS = Table("privacy.protection", NoProtection, SecureSum, EncryptedSum)
+Protection = Annotated[SerializeAsAny[ProtectionSettings], PROTECTIONS]
