@@ -120,6 +120,89 @@ def test_prompts_that_stand_in_train_too_are_counted(root: Path) -> None:
     assert "test: 5 of 9 prompts also stand in train" in run(root).notes
 
 
+def test_prompts_that_differ_in_case_spaces_and_punctuation_are_counted_too(root: Path) -> None:
+    near = [{**row, "text": row["text"].replace(" said.", "  SAID")} for row in rows(9, 25)]
+    write(root / "fpb" / "test.jsonl", near[:3] + rows(6, 28))
+    assert "test: 5 of 9 prompts also stand in train (3 of them but for case, spaces or punctuation)" in run(root).notes
+
+
+@pytest.mark.parametrize("task", ["fpb", "custom"])
+def test_twins_of_a_text_stay_on_one_side(tmp_path: Path, task: str) -> None:
+    twins = [{**row, "text": row["text"].replace(" said.", "\nSaid!")} for row in rows(30)]
+    section: dict[str, Any] = {"train": write(tmp_path / "a.jsonl", rows(30) + twins), "task": task}
+    if task == "custom":
+        section["definition"] = TaskSection(prompt="{text}", answer="label", options=LABELS)
+    dataset = run(**section)
+    numbers = {split: {text.split("Firm ")[1].split()[0] for text in texts(dataset, split)} for split in dataset.splits}
+    assert sum(map(len, numbers.values())) == len(set.union(*numbers.values())) == 30
+
+
+def test_texts_without_twins_are_carved_as_ever(tmp_path: Path) -> None:
+    drawn = texts(run(train=write(tmp_path / "train.jsonl", rows(20))), "test")
+    assert [text.split("Firm ")[1].split()[0] for text in drawn] == ["1", "7", "9", "14"]
+
+
+# --- rows that do not fit
+
+BAD: list[Row] = [{"text": "SECRET"}, {"text": "", "label": "neutral"}, {"text": "SECRET", "label": "SECRET"}]
+
+
+def test_every_row_that_does_not_fit_is_named_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", rows(3) + BAD + rows(3, 3) + BAD[1:2] * 20)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"text": SECRET\n')
+    with pytest.raises(DataError) as caught:
+        run(train=path)
+    told = str(caught.value)
+    assert "train.jsonl: row 4: field 'label' is missing" in told
+    assert "; row 5: field 'text' is empty; row 6: label is not one of negative, neutral, positive; row 10: " in told
+    assert "; row 16: field 'text' is empty; and 14 more. In all 24 rows (21 x field 'text' is empty; 1 x " in told
+    assert "1 x not valid JSON (column 10: Expecting value)) of 30 do not fit: mend them, or set" in told
+    assert "SECRET" not in told and "\n" not in told
+
+
+def test_a_single_row_that_does_not_fit_is_told_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", rows(3) + BAD[:1])
+    with pytest.raises(DataError, match=r"train.jsonl: row 4: field 'label' is missing; task 'fpb' needs [^;]*$"):
+        run(train=path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_rows_that_do_not_fit_are_left_out_where_the_user_says_so(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        lines = [f"{row['text']},{row['label']}" for row in rows(20)]
+        path.write_text("\n".join(["text,label", *lines[:5], "SECRET", ",neutral", *lines[5:]]), encoding="utf-8")
+    else:
+        write(path, rows(5) + [{"label": "neutral"}, {"text": "", "label": "neutral"}] + rows(15, 5))
+    clean = run(train=write(tmp_path / "clean.jsonl", rows(20)))
+    dataset = run(train=path, on_bad_row="skip")
+    assert dataset.splits == clean.splits
+    [note] = [note for note in dataset.notes if "left out" in note]
+    assert f"a.{suffix}: left out 2 rows (1 x " in note and "1 x field 'text' is empty" in note
+
+
+def test_a_file_without_a_row_that_fits_is_refused_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="In all 3 rows .* of 3 do not fit"):
+        run(train=write(tmp_path / "train.jsonl", BAD), on_bad_row="skip")
+
+
+def test_a_wrong_split_is_a_row_that_does_not_fit(tmp_path: Path) -> None:
+    write(tmp_path / "all.jsonl", rows(5) + rows(2, 5, split="dev") + rows(3, 7, split="test") + rows(1, 9, split="x"))
+    dataset = run(tmp_path, on_bad_row="skip")
+    assert sizes(dataset) == (5, 2, 3)
+    assert "all.jsonl: left out 1 row (1 x split is not one of train" in dataset.notes[-1]
+
+
+def test_how_a_file_is_read_holds_for_every_file_and_is_noted(tmp_path: Path) -> None:
+    for name, start in (("train", 0), ("test", 30)):
+        lines = [f"{row['text']} é%{row['label']}" for row in rows(30, start)]
+        (tmp_path / f"{name}.csv").write_bytes("\n".join(["text%label", *lines]).encode("cp1252"))
+    dataset = run(tmp_path, delimiter="%")
+    assert sizes(dataset) == (27, 3, 30)
+    assert sum("read as cp1252" in note for note in dataset.notes) == 2
+
+
 def test_medqa_scores_on_dev_unless_there_is_a_test_file(tmp_path: Path) -> None:
     content = [
         {"question": f"Q{n}?", "options": {"A": "1", "B": "2", "C": "3", "D": "4"}, "answer_idx": "A"}

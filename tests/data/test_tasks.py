@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
+from datetime import date
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from silotune.config import from_mapping
-from silotune.data.rows import Task, placeholders, render, unit_of
+from silotune.data.rows import Task, folded, placeholders, render, unit_of
 from silotune.data.tasks import TASKS, resolve, to_example
 from silotune.errors import ConfigError, DataError
 from silotune.settings.sections import MOST_PLACES, DataSection, TaskSection
-from silotune.structs import Example
+from silotune.structs import Example, Row
 
 OPTIONS = {"A": "iron", "B": "zinc", "C": "salt", "D": "none"}
 ROWS: dict[str, list[tuple[dict[str, Any], str, dict[str, str]]]] = {
@@ -438,3 +442,100 @@ def test_pairs_that_do_not_fit_are_named_by_number(changes: dict[str, Any], word
 def test_pairs_of_ones_own_that_do_not_hold_together(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         custom(**changes)
+
+
+# --- values as people have them
+
+
+def own(options: tuple[str, ...] = (), **more: Any) -> Task:
+    definition = TaskSection(prompt=more.pop("prompt", "{q}"), answer="a", options=options, **more)
+    return resolve(DataSection(task="custom", definition=definition))
+
+
+def asked(task: Task, row: Row) -> Example:
+    return to_example(task, row, where="w", number=1)
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 12, 120])
+@pytest.mark.parametrize("kind", ["mapping", "list", "json"])
+def test_numbered_options_are_read_in_the_order_of_the_definition(count: int, kind: str) -> None:
+    names = tuple(str(number) for number in range(1, count + 1))
+    task = own(names, prompt="{q}\n{options}", choices=("c",))
+    texts = {name: f"option {name}" for name in reversed(names)}
+    given: Any = {"mapping": texts, "list": [texts[name] for name in names], "json": json.dumps(texts)}[kind]
+    example = asked(task, {"q": "?", "c": given, "a": names[-1]})
+    assert example.messages[0][1] == "?\n" + "\n".join(f"{name}. option {name}" for name in names)
+    assert (example.label, example.options) == (count - 1, names)
+
+
+@pytest.mark.parametrize("given", [{"1": "a"}, {"1": "a", "3": "b"}, ["a"], ["a", "b", "c"], {"1": "a", "2": ""}])
+def test_options_of_other_names_or_another_number_are_refused(given: Any) -> None:
+    task = own(("1", "2"), prompt="{q}\n{options}", choices=("c",))
+    with pytest.raises(DataError, match="w: row 1: c: options are not 1, 2, none empty"):
+        asked(task, {"q": "?", "c": given, "a": "1"})
+    assert asked(task, {"q": "?", "c": ["a", "b", ""], "a": "2"}).label == 1
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("other", ["NFC", "NFD"])
+def test_accents_compare_equal_in_either_form(form: str, other: str) -> None:
+    def one(text: str) -> str:
+        return unicodedata.normalize(form, text)
+
+    def two(text: str) -> str:
+        return unicodedata.normalize(other, text)
+
+    definition = TaskSection(
+        prompt=one("{énoncé} {é}"),
+        answer=one("réponse"),
+        columns={one("é"): one("è")},
+        options=(one("été"), one("hiver")),
+        label_names={one("à"): one("été")},
+        fields=(one("hôpital"),),
+    )
+    task = resolve(DataSection(task="custom", definition=definition))
+    for raw in ("été", "ÉTÉ", "à"):
+        row = {two("énoncé"): "x", two("è"): "y", two("réponse"): two(raw), two("hôpital"): two("Besançon")}
+        example = asked(task, row)
+        assert (example.label, example.messages[0][1]) == (0, "x y")
+        assert example.fields == {"hôpital": "Besançon", "label": "été"}
+
+
+def test_the_spaces_that_an_open_answer_begins_with_are_kept() -> None:
+    code = "    y = 2 * x\n    return y\n"
+    assert asked(own(), {"q": "def f(x):\n", "a": code}).answer == code.rstrip()
+    with pytest.raises(DataError, match="row 1: field 'a' is empty"):
+        asked(own(), {"q": "x", "a": " \n "})
+    document = to_example(TASKS["text"], {"text": "  - a: 1\n"}, where="w", number=1)
+    assert document.answer == "  - a: 1"
+
+
+@pytest.mark.parametrize("task", [own(), own(("été", "x"))])
+def test_bytes_are_text_or_are_refused_by_row_and_column(task: Task) -> None:
+    example = asked(task, {"q": "à".encode(), "a": "été".encode(), "image": b"\xff"})
+    assert (example.messages[0][1], example.answer) == ("à", "été")
+    with pytest.raises(DataError, match="w: row 1: field 'q' holds bytes that are not UTF-8 text"):
+        asked(task, {"q": b"\xff\xfe", "a": "x"})
+
+
+@pytest.mark.parametrize("value", [["SECRET", 1], {"k": "SECRET"}, {"SECRET"}, ("SECRET",), [b"SECRET"], object()])
+@pytest.mark.parametrize("column", ["q", "a", "f"])
+@pytest.mark.parametrize("options", [(), ("x", "y")])
+def test_no_value_becomes_what_python_would_write(value: Any, column: str, options: tuple[str, ...]) -> None:
+    row = {"q": "x", "a": "x", "f": "x", column: value}
+    with pytest.raises(DataError, match=f"w: row 1: field '{column}' is not text: it holds") as caught:
+        asked(own(options, fields=("f",)), row)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_scalars_are_written_as_their_file_shows_them() -> None:
+    values = (True, 3.0, 2.5, Decimal("1.50"), date(2026, 1, 2), UUID(int=1))
+    shown = [asked(own(), {"q": value, "a": "x"}).messages[0][1] for value in values]
+    assert shown == ["true", "3", "2.5", "1.50", "2026-01-02", str(UUID(int=1))]
+
+
+def test_texts_are_alike_up_to_case_spaces_and_punctuation() -> None:
+    alike = ("Profit rose, to 7.5!", "profit  rose\nto 7 5", "PROFIT ROSE (to 7,5)")
+    assert len(set(map(folded, alike))) == 1
+    different = ("3 + 4", "3 * 4", "3 < 4", "34", "कि", "का", "?", "!")
+    assert len(set(map(folded, different))) == len(different)

@@ -7,17 +7,17 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from silotune.data.embedded import finance, medicine, notes
-from silotune.data.files import SUFFIXES, listing, read_rows
-from silotune.data.rows import SPLITS, Task, to_example, unit_of
+from silotune.data.files import SUFFIXES, Fault, listing, read_rows, read_table
+from silotune.data.rows import SPLITS, Task, folded, to_example, unit_of
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError
 from silotune.seeds import derive
-from silotune.settings.sections import DataSection
+from silotune.settings.sections import DataSection, FileSettings
 from silotune.structs import Example, Row
 
 __all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]
@@ -48,11 +48,21 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """An example with what decides which split and client get it: its unit, and the client whose file it came from."""
+    """An example with what decides who gets it.
+
+    Attributes:
+        example: The example.
+        unit: The text that identifies it; rows that share it stay together when a split is carved.
+        twin: The unit up to case, spaces and punctuation.
+        client: Whose file it came from.
+        split: Of a file that holds all splits, the one that its row names.
+    """
 
     example: Example
     unit: str
+    twin: str
     client: str = ""
+    split: str = "train"
 
 
 _Pools = dict[str, list[_Record]]
@@ -100,15 +110,15 @@ def load_scored(section: DataSection, *, seed: int) -> Dataset:
     splits, notes = {}, []
     for split, path in given.items():
         if path is not None:
-            records = [_Record(example, "", "") for example in read_examples(path, task)]
-            notes.append(f"{split}: {path}, {len(records)} examples")
+            records, read = _file_records(path, task, section)
+            notes += [f"{split}: {path}, {len(records)} examples", *read]
             records, note = _limit(records, wanted[split], split, seed)
             splits[split] = tuple(record.example for record in records)
             notes += note
     return Dataset(task, {"train": (), **splits}, None, tuple(notes))
 
 
-def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
+def read_examples(path: str | Path, task: Task, settings: FileSettings | None = None) -> tuple[Example, ...]:
     """The examples of one file, such as a gold-standard set.
 
     Raises:
@@ -116,20 +126,89 @@ def read_examples(path: str | Path, task: Task) -> tuple[Example, ...]:
     """
     if task.answer == "mixture":
         raise DataError(f"{path}: a mixture of tasks has no rows of its own; name a split")
-    return tuple(record.example for record in _records(read_rows(path), task, str(path)))
+    return tuple(record.example for record in _file_records(path, task, settings or FileSettings())[0])
 
 
-def _records(rows: Iterable[Row], task: Task, where: str, client: str = "") -> list[_Record]:
-    records = []
-    for number, row in enumerate(rows, start=1):
-        example = to_example(task, row, where=where, number=number)
-        records.append(_Record(example, unit_of(task, row) or repr(_asked(example)), client))
-    return records
+def _file_records(
+    path: str | Path, task: Task, settings: FileSettings, client: str = "", *, is_pooled: bool = False
+) -> tuple[list[_Record], list[str]]:
+    """The records of a file, and notes on how it was read."""
+    table = read_table(path, settings)
+    records, notes = _records(table.entries, task, str(path), settings, client=client, is_pooled=is_pooled)
+    return records, [*table.notes, *notes]
+
+
+def _records(
+    entries: Iterable[Row | Fault],
+    task: Task,
+    where: str,
+    settings: FileSettings,
+    *,
+    client: str = "",
+    is_pooled: bool = False,
+) -> tuple[list[_Record], list[str]]:
+    """The records of rows that fit, and a note on those that were left out.
+
+    Raises:
+        DataError: A row does not fit, and ``data.on_bad_row`` says to stop; or none fits.
+    """
+    records, faults = [], []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            records.append(_record(entry, task, where, number, client=client, is_pooled=is_pooled))
+        except DataError as error:
+            place = entry.place if isinstance(entry, Fault) else f"row {number}"
+            faults.append(Fault(place, error.told.removeprefix(f"{where}: ").removeprefix(f"{place}: ")))
+    if faults and (settings.on_bad_row == "stop" or not records):
+        raise DataError(f"{where}: {_all_of(faults, len(records) + len(faults))}")
+    return records, [f"{where}: left out {_counted(faults)}"] if faults else []
+
+
+def _record(entry: Row | Fault, task: Task, where: str, number: int, *, client: str, is_pooled: bool) -> _Record:
+    if isinstance(entry, Fault):
+        raise DataError(f"{where}: {entry}")
+    example = to_example(task, entry, where=where, number=number)
+    split = _NAMED_SPLITS.get(str(entry.get("split", "train"))) if is_pooled else "train"
+    if split is None:
+        raise DataError(f"{where}: row {number}: split is not one of {', '.join(_NAMED_SPLITS)}")
+    unit = unit_of(task, entry)
+    twin = folded(unit) if unit else repr(_folded(example))
+    return _Record(example, unit or repr(_asked(example)), twin, client, split)
+
+
+_NAMED_SPLITS: Final[Mapping[str, str]] = {name: split for split, stems in SPLITS.items() for name in stems}
+_MOST_NAMED: Final = 10
+"""Most rows, and most kinds of faults, that one message names."""
+
+
+def _all_of(faults: Sequence[Fault], total: int) -> str:
+    """Every fault of a file in one line: the kinds with their counts, and the first rows."""
+    if len(faults) == 1:
+        return str(faults[0])
+    first = "; ".join(map(str, faults[:_MOST_NAMED]))
+    rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
+    return (
+        f"{first}{rest}. In all {_counted(faults)} of {total} do not fit: mend them, or set data.on_bad_row = 'skip' "
+        "to leave such rows out"
+    )
+
+
+def _counted(faults: Sequence[Fault]) -> str:
+    """How many rows have faults, and how many of each kind."""
+    kinds = Counter(fault.reason for fault in faults).most_common()
+    shown = [f"{count} x {reason}" for reason, count in kinds[:_MOST_NAMED]]
+    more = [f"{len(kinds) - _MOST_NAMED} other kinds"] if len(kinds) > _MOST_NAMED else []
+    return f"{len(faults)} {'row' if len(faults) == 1 else 'rows'} ({'; '.join((*shown, *more))})"
 
 
 def _asked(example: Example) -> object:
     """The text that two examples share if one gives the other away: the prompt, or all of a plain text."""
     return example.messages or example.answer
+
+
+def _folded(example: Example) -> object:
+    """What ``_asked`` gives, up to case, spaces, punctuation and the form of accents."""
+    return tuple((role, folded(content)) for role, content in example.messages) or folded(example.answer)
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -163,7 +242,7 @@ def _from_embedded(section: DataSection, task: Task, seed: int) -> tuple[_Pools,
         )
     except ValueError as error:
         raise DataError(f"task {task.name!r}: {error}") from None
-    pools = {split: _records(rows, task, f"{task.name} {split}") for split, rows in made.items()}
+    pools = {split: _records(rows, task, f"{task.name} {split}", section)[0] for split, rows in made.items()}
     return pools, [f"{split}: generated, {len(pool)} examples" for split, pool in pools.items()]
 
 
@@ -182,8 +261,12 @@ def _from_hub(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list
     chosen = _choose(task.hub.splits, lambda stem: stem if stem in found else None)
     if "train" not in chosen:
         raise DataError(f"{name} has no train split; it has {', '.join(sorted(found))}")
-    pools = {split: _records(found[stem], task, f"{name} {stem}") for split, stem in chosen.items()}
-    return pools, [f"{split}: {name} {chosen[split]}, {len(pool)} examples" for split, pool in pools.items()]
+    pools: _Pools = {}
+    notes = []
+    for split, stem in chosen.items():
+        pools[split], left_out = _records(found[stem], task, f"{name} {stem}", section)
+        notes += [f"{split}: {name} {stem}, {len(pools[split])} examples", *left_out]
+    return pools, notes
 
 
 def _from_local(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list[str]]:
@@ -193,12 +276,12 @@ def _from_local(section: DataSection, task: Task, seed: int) -> tuple[_Pools, li
     _refuse_twice([path for group in files.values() for path, _ in group])
     for split, group in files.items():
         for path, client in group:
-            rows = read_rows(path)
-            records = _records(rows, task, str(path), client)
-            parts = _by_split(rows, records, path) if split == "pooled" else {split: records}
-            for part, own in parts.items():
+            is_pooled = split == "pooled"
+            records, read = _file_records(path, task, section, client, is_pooled=is_pooled)
+            for part, own in (_by_split(records) if is_pooled else {split: records}).items():
                 pools.setdefault(part, []).extend(own)
                 notes.append(f"{part}: {path}, {len(own)} examples")
+            notes += read
     if not pools.get("train"):
         raise DataError(f"task {task.name!r}: no training examples; pass data.train=FILE")
     return pools, notes
@@ -281,14 +364,10 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
         seen.add(path.resolve())
 
 
-def _by_split(rows: Sequence[Row], records: Sequence[_Record], path: Path) -> _Pools:
-    names = {name: split for split, stems in SPLITS.items() for name in stems}
+def _by_split(records: Sequence[_Record]) -> _Pools:
     pools: _Pools = {}
-    for number, (row, record) in enumerate(zip(rows, records, strict=True), start=1):
-        split = names.get(str(row.get("split", "train")))
-        if split is None:
-            raise DataError(f"{path}: row {number}: split is not one of {', '.join(names)}")
-        pools.setdefault(split, []).append(record)
+    for record in records:
+        pools.setdefault(record.split, []).append(record)
     return pools
 
 
@@ -335,9 +414,12 @@ def _hold_out(pools: _Pools, section: DataSection) -> list[str]:
 
 
 def _carve(pools: _Pools, seed: int) -> list[str]:
-    """Moves part of ``train`` to each missing split; rows of one unit (the same text) stay together."""
+    """Moves part of ``train`` to each missing split; rows of one unit (the same text but for case, spaces and
+    punctuation) stay together.
+    """
     notes = []
     total = len(pools["train"])
+    pools["train"] = _with_twins_together(pools["train"])
     for split, share in CARVED.items():
         if split in pools:
             continue
@@ -361,6 +443,12 @@ def _carve(pools: _Pools, seed: int) -> list[str]:
     return notes
 
 
+def _with_twins_together(records: Sequence[_Record]) -> list[_Record]:
+    """The records, each with the unit of the first one that is its twin."""
+    first: dict[str, str] = {}
+    return [replace(record, unit=first.setdefault(record.twin, record.unit)) for record in records]
+
+
 def _limit(records: list[_Record], most: int | None, split: str, seed: int) -> tuple[list[_Record], list[str]]:
     """At most ``most`` records, drawn by seed, and a note on it."""
     if most is None or most == len(records):
@@ -373,11 +461,14 @@ def _limit(records: list[_Record], most: int | None, split: str, seed: int) -> t
 
 def _overlap(pools: _Pools) -> list[str]:
     known = {_asked(record.example) for record in pools["train"]}
+    alike = {_folded(record.example) for record in pools["train"]}
     notes = []
     for split in ("validation", "test"):
-        shared = sum(_asked(record.example) in known for record in pools[split])
+        shared = sum(_folded(record.example) in alike for record in pools[split])
+        other = shared - sum(_asked(record.example) in known for record in pools[split])
         if shared:
-            notes.append(f"{split}: {shared} of {len(pools[split])} prompts also stand in train")
+            but_for = f" ({other} of them but for case, spaces or punctuation)" if other else ""
+            notes.append(f"{split}: {shared} of {len(pools[split])} prompts also stand in train{but_for}")
     return notes
 
 

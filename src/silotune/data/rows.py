@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
+from itertools import chain, count
 from string import Formatter
 from types import MappingProxyType
 from typing import Any, Final
+from uuid import UUID
 
 from silotune.errors import DataError
+from silotune.settings.base import composed
 from silotune.settings.sections import AnswerFormat, Metric
 from silotune.structs import Example, Row
 
@@ -135,20 +142,45 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
         DataError: The row does not fit; says where and why without repeating what it holds.
     """
     spot = f"{where}: row {number}"
+    row = _with_one_form_of_accents(row)
     layout = _layout_of(task, row, spot)
+    row = _without_bytes(row, layout, spot)
     messages, answer, text = _READERS[_kind(task, layout)](task, layout, row, spot)
     if not all(map(is_unicode, (*(content for _, content in messages), answer))):
         raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
     if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
-    fields = {name: _plain(row[column]) or UNKNOWN for name, column in layout.fields.items() if column in row}
+    fields = {
+        name: composed(_plain(row[column], f"{spot}: field {column!r}")) or UNKNOWN
+        for name, column in layout.fields.items()
+        if column in row
+    }
     if not task.options:
         rejected, wanted = _rejected(layout, row, answer, spot), _wanted(layout, row, spot)
         return Example(messages, answer, fields=fields, text=text, rejected=rejected, wanted=wanted)
     place, options = task.options.index(answer), task.options
     if task.answer == "cloze":
-        options = tuple(_choices(layout, row, spot).values())
+        options = tuple(_choices(task, layout, row, spot).values())
     return Example(messages, options[place], options, place, {**fields, "label": answer}, text)
+
+
+def _with_one_form_of_accents(row: Row) -> Row:
+    """The row with its columns' names in the form in which a task names them."""
+    return row if all(map(str.isascii, row)) else {composed(column): value for column, value in row.items()}
+
+
+def _without_bytes(row: Row, layout: Layout, spot: str) -> Row:
+    """The row with text in place of the bytes that the layout reads, as some writers of Parquet leave them."""
+    read = {*layout.columns.values(), *layout.required(), *layout.fields.values()}
+    raw = [column for column in sorted(read) if isinstance(row.get(column), bytes)]
+    return {**row, **{column: _decoded(row[column], f"{spot}: field {column!r}") for column in raw}} if raw else row
+
+
+def _decoded(value: bytes, spot: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{spot} holds bytes that are not UTF-8 text") from None
 
 
 _Read = tuple[tuple[tuple[str, str], ...], str, tuple[str, ...]]
@@ -212,17 +244,17 @@ def _wanted(layout: Layout, row: Row, spot: str) -> bool | None:
     """Whether a single answer is wanted; None where the layout has no such column."""
     if not layout.wanted:
         return None
-    wanted = _WANTED.get(_plain(row[layout.wanted]).casefold())
+    wanted = _WANTED.get(_plain(row[layout.wanted], f"{spot}: field {layout.wanted!r}").casefold())
     if wanted is None:
         raise DataError(f"{spot}: field {layout.wanted!r} says neither true nor false")
     return wanted
 
 
 def _reply(value: Any, spot: str) -> str:
-    """An answer as text; of a chat, what its last message says."""
+    """An answer as text, with the spaces that it begins with; of a chat, what its last message says."""
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
         return _turns(value, spot)[-1][1]
-    return _text(value, spot)
+    return value.rstrip() if isinstance(value, str) else _text(value, spot)
 
 
 def unit_of(task: Task, row: Row) -> str:
@@ -230,8 +262,22 @@ def unit_of(task: Task, row: Row) -> str:
     for layout in task.layouts:
         column = layout.columns.get(task.unit)
         if column is not None and column in row:
-            return _plain(row[column])
+            value, spot = row[column], f"field {column!r}"
+            return _text(_decoded(value, spot) if isinstance(value, bytes) else value, spot)
     return ""
+
+
+_MARK: Final = re.compile(r"[^\w\s]|_")
+
+
+def folded(text: str) -> str:
+    """What two texts share that differ in case, spaces, punctuation or the form of accents alone."""
+    return " ".join(_MARK.sub(_spaced, composed(text)).casefold().split()) or text
+
+
+def _spaced(mark: re.Match[str]) -> str:
+    """A space for punctuation; signs such as + and <, and vowels that stand as signs, tell texts apart."""
+    return " " if unicodedata.category(mark[0]).startswith("P") else mark[0]
 
 
 def placeholders(template: str) -> tuple[str, ...]:
@@ -273,17 +319,13 @@ def _values(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
         if not values[name] and name not in layout.optional:
             raise DataError(f"{spot}: field {column!r} is empty")
     if layout.choices:
-        options = _choices(layout, row, spot)
-        if tuple(options) != task.options:
-            raise DataError(
-                f"{spot}: {', '.join(layout.choices)}: options are not {', '.join(task.options)}, none empty"
-            )
+        options = _choices(task, layout, row, spot)
         values["options"] = "\n".join(f"{letter}. {text}" for letter, text in options.items())
     return values
 
 
-def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:
-    """Letter -> option, in order, without empty ones."""
+def _choices(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
+    """Name of an option's place -> the row's option, in the order of the task's names."""
     columns = layout.choices
     value: Any = row[columns[0]] if len(columns) == 1 else [row[column] for column in columns]
     if isinstance(value, str):  # a CSV file holds them as JSON
@@ -291,12 +333,16 @@ def _choices(layout: Layout, row: Row, spot: str) -> dict[str, str]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = None
+    names = task.options
     if isinstance(value, list):
-        value = {chr(ord("A") + index): option for index, option in enumerate(value)}
+        value = dict(zip(chain(names, map("{} too many".format, count(1))), value, strict=False))
     if not isinstance(value, Mapping):
         raise DataError(f"{spot}: field {columns[0]!r} is neither a list nor a mapping of options")
-    texts = {str(letter): _text(option, f"{spot}: options") for letter, option in value.items()}
-    return {letter: texts[letter] for letter in sorted(texts) if texts[letter]}
+    texts = {composed(str(name)): _text(option, f"{spot}: options") for name, option in value.items()}
+    texts = {name: text for name, text in texts.items() if text}
+    if texts.keys() != set(names):
+        raise DataError(f"{spot}: {', '.join(columns)}: options are not {', '.join(task.options)}, none empty")
+    return {name: texts[name] for name in names}
 
 
 def _answer(task: Task, layout: Layout, row: Row, spot: str) -> str:
@@ -307,7 +353,7 @@ def _answer(task: Task, layout: Layout, row: Row, spot: str) -> str:
         return answer
     if layout.cuts:
         return _cut(row[layout.answer], task.options, layout, spot)
-    raw = _plain(row[layout.answer])
+    raw = composed(_plain(row[layout.answer], f"{spot}: field {layout.answer!r}"))
     named = {option.casefold(): option for option in task.options}
     option = task.labels.get(raw) or named.get(raw.casefold())
     if option is None:
@@ -345,7 +391,7 @@ def _turns(turns: Any, spot: str) -> tuple[tuple[str, str], ...]:
     messages = []
     for place, turn in enumerate(turns, start=1):
         role = turn.get("role") if isinstance(turn, Mapping) else None
-        content = _plain(turn.get("content")) if role else ""
+        content = _plain(turn.get("content"), f"{spot}: message {place}: content") if role else ""
         if role not in ("system", "user", "assistant") or not content:
             raise DataError(f"{spot}: message {place} needs a role (system, user, assistant) and a content")
         messages.append((str(role), content))
@@ -358,9 +404,7 @@ def _text(value: Any, spot: str) -> str:
         value = value.get("contexts", value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n".join(value).strip()
-    if isinstance(value, (list, Mapping)):
-        raise DataError(f"{spot} is not text")
-    return _plain(value)
+    return _plain(value, spot)
 
 
 def is_unicode(text: str) -> bool:
@@ -372,10 +416,18 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _plain(value: Any) -> str:
+_SCALARS: Final = (str, int, float, Decimal, date, time, timedelta, UUID)
+"""What is written as a text that a reader of the file would see, too."""
+
+
+def _plain(value: Any, spot: str) -> str:
     """A scalar as text: nothing for None and NaN, ``true`` and ``false``, no ``.0`` after a whole number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if not isinstance(value, _SCALARS):
+        kinds = {list: "a list", Mapping: "a mapping", bytes: "bytes"}
+        kind = next((name for kind, name in kinds.items() if isinstance(value, kind)), "an object")
+        raise DataError(f"{spot} is not text: it holds {kind}; write the text itself into this column")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

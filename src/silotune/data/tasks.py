@@ -14,6 +14,7 @@ from typing import Final
 from silotune.data.rows import SPLITS, Hub, Layout, Task, placeholders, to_example
 from silotune.errors import ConfigError, PluginError, unknown_choice
 from silotune.settings import plugins
+from silotune.settings.base import composed
 from silotune.settings.sections import AnswerFormat, DataSection, Metric, TaskSection
 
 __all__ = ["TASKS", "Task", "resolve", "to_example"]
@@ -333,9 +334,8 @@ def _custom(definition: TaskSection) -> Task:
         raise ConfigError(summary, faults)
     closed: AnswerFormat = "letter" if definition.choices else "label"
     answer: AnswerFormat = closed if definition.options else "preference" if definition.rejected else "text"
-    columns = {
-        name: definition.columns.get(name, name) for name in names if not (definition.choices and name == OPTIONS)
-    }
+    shown = [name for name in names if not (definition.choices and name == OPTIONS)]
+    columns = {name: definition.columns.get(composed(name), composed(name)) for name in shown}
     open_metric: Metric = "preference_accuracy" if definition.rejected else "perplexity"
     return Task(
         name="custom",
@@ -371,6 +371,7 @@ def _column_faults(definition: TaskSection, names: tuple[str, ...], place: str) 
 
 def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
     place, options = "data.definition", definition.options
+    names = tuple(map(composed, names))
     faults = _column_faults(definition, names, place)
     if not names:
         faults.append(f"{place}.prompt names no column; write one in braces, such as {{text}}")

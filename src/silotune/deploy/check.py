@@ -168,7 +168,8 @@ def _data(kit: Kit) -> str:
         return "none of its own: it takes its share of generated tasks"
     if not data.task:
         raise _FaultError("data.task in site.toml names no task: set it to one of 'silotune tasks'")
-    examples = read_examples(kit.folder / data.train, resolve(DataSection(task=data.task, definition=data.definition)))
+    task = resolve(DataSection(task=data.task, definition=data.definition))
+    examples = read_examples(kit.folder / data.train, task, data)
     return f"{len(examples)} examples for {data.task}"
 
 

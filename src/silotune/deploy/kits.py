@@ -26,7 +26,7 @@ from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.settings.base import Positive, Section
-from silotune.settings.sections import Device, Precision, TaskSection
+from silotune.settings.sections import Device, FileSettings, Precision, TaskSection
 from silotune.transports.frames import socket_path
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
@@ -145,8 +145,8 @@ class SiteModel(Section):
     sha256: Sha256 | None = Field(None, description="fingerprint that the folder must have: 'silotune site check'")
 
 
-class SiteData(Section):
-    """The site's own examples; they never leave it."""
+class SiteData(FileSettings):
+    """The site's own examples, and how their files are read; they never leave it."""
 
     task: str = Field("", description="a name from 'silotune tasks'; what a run may ask for")
     definition: TaskSection | None = Field(

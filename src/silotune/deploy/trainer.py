@@ -53,6 +53,7 @@ def holdings_of(kit: Kit) -> Holdings:
         task=data.task,
         definition=data.definition,
         train=None if data.train is None else kit.folder / data.train,
+        files=data,
         threads=settings.trainer.threads,
     )
 

@@ -179,7 +179,7 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     if name in dataset.splits:
         examples: Sequence[Example] = dataset.splits[name]
     elif Path(name).suffix:
-        examples = read_examples(name, dataset.task)
+        examples = read_examples(name, dataset.task, config.data)
     else:
         remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
         if name == "validation":

@@ -25,7 +25,7 @@ from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import fingerprint, folder_of
 from silotune.models.threads import threads_of
 from silotune.record.environment import cores
-from silotune.settings.sections import ModelSection, TaskSection
+from silotune.settings.sections import FileSettings, ModelSection, TaskSection
 from silotune.structs import Example, Tensors
 from silotune.transports.trainer_host import Opened
 
@@ -42,6 +42,7 @@ class Holdings:
         task: The only task that its examples are for; empty where it has none of its own.
         definition: Of the task ``custom``: which columns of its file make an example.
         train: Its examples; None for its share of a task that is generated.
+        files: How the file of its examples is read.
         threads: CPU threads; None for what the run says.
         is_simulated: It has its share of whatever data the run names: all data are in one place anyway.
     """
@@ -53,6 +54,7 @@ class Holdings:
     task: str = ""
     definition: TaskSection | None = None
     train: Path | None = None
+    files: FileSettings = FileSettings()
     threads: int | None = None
     is_simulated: bool = False
 
@@ -178,7 +180,7 @@ class SiteDesk:
                 raise DataError("set data.task in site.toml: only the site says which columns of its file are read")
             if own.task == "custom" and own.definition != config.data.definition:
                 raise DataError("the run's own task reads other columns than [data.definition] in site.toml says")
-            return [tasks[own.task]], read_examples(own.train, tasks[own.task])
+            return [tasks[own.task]], read_examples(own.train, tasks[own.task], own.files)
         strange = [name for name, each in tasks.items() if not each.embedded]
         if strange and not own.is_simulated:
             raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")

@@ -113,7 +113,7 @@ def evaluate(
         raise DataError(f"scoring = 'generation' compares with options, and task {task.name!r} has none: leave it out")
     if data is not None:
         name = str(data)
-        dataset = Dataset(task, {name: read_examples(data, task)})
+        dataset = Dataset(task, {name: read_examples(data, task, config.data)})
         changes["max_examples"] = None
     else:
         read = load_scored_examples if folder.is_of_sites() else load_examples

@@ -21,6 +21,7 @@ EXTRAS = {
     "dp": ("dp-accounting",),
     "he": ("tenseal",),
     "zstd": ("zstandard",),
+    "xlsx": ("openpyxl",),
     "deploy": ("flwr",),
     "ray": ("ray",),
     "bench": ("trl", "flwr", "psutil"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,15 @@ def _expanded(path: Path) -> Path:
 
 Place = Annotated[Path, AfterValidator(_expanded)]
 """A path; ~ is the home folder."""
+
+
+def composed(text: str) -> str:
+    """The text with each accent in one character with its letter (NFC), so that both forms of it compare equal."""
+    return unicodedata.normalize("NFC", text)
+
+
+Name = Annotated[str, AfterValidator(composed)]
+"""The name of a column, an option or a value, which rows may write with accents in another form."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 """A valid name of a file or a folder of a run: it cannot lead out of its folder, or be taken for an option."""

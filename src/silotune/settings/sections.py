@@ -12,7 +12,7 @@ from silotune.errors import PrivacyError, ProtectionError
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
-from silotune.settings.base import FolderName, Needs, Place, Positive, PositiveNumber, Section
+from silotune.settings.base import FolderName, Name, Needs, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
@@ -81,19 +81,19 @@ class TaskSection(Section):
     """A task of the user's own: how a row becomes a prompt and an answer."""
 
     prompt: str = Field(description="template over the columns, e.g. 'Classify: {text}\\nAnswer:'")
-    answer: str = Field(description="column that holds the answer, of pairs the preferred one")
-    columns: dict[str, str] = Field({}, description="name in the prompt -> column, where they differ")
-    choices: tuple[str, ...] = Field(
+    answer: Name = Field(description="column that holds the answer, of pairs the preferred one")
+    columns: dict[Name, Name] = Field({}, description="name in the prompt -> column, where they differ")
+    choices: tuple[Name, ...] = Field(
         (), description="columns of a row's own options, or one column with all; the prompt shows them as {options}"
     )
-    rejected: str = Field("", description="column that holds the worse of two answers; makes a task of pairs")
+    rejected: Name = Field("", description="column that holds the worse of two answers; makes a task of pairs")
     system: str = Field("", description="system message before every prompt")
-    options: tuple[str, ...] = Field(
+    options: tuple[Name, ...] = Field(
         (), description="closed set of answers, with choices their letters; empty for open answers"
     )
-    label_names: dict[str, str] = Field({}, description="raw value in the answer column -> option")
+    label_names: dict[Name, Name] = Field({}, description="raw value in the answer column -> option")
     metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
-    fields: tuple[str, ...] = Field((), description="columns that a partition may use")
+    fields: tuple[Name, ...] = Field((), description="columns that a partition may use")
     hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
     hub_config: str | None = Field(None, description="configuration of that data set")
 
@@ -123,13 +123,49 @@ class PartitionSection(Section):
     scheme: Scheme = Field("dirichlet", description="field: one client per value; file: one client per file")
     clients: Positive = Field(4, description="number of clients; schemes field and file make their own")
     alpha: Annotated[float, Field(gt=0)] = Field(0.3, description="Dirichlet concentration; small is skewed")
-    field: str = Field("label", description="label, a field of the task such as subject, or both: subject+label")
+    field: Name = Field("label", description="label, a field of the task such as subject, or both: subject+label")
     min_examples: Positive = Field(4, description="fewest examples a client may hold")
     files: dict[str, Place] = Field({}, description="scheme 'file': client name -> training file")
 
 
-class DataSection(Section):
-    """Where the examples come from."""
+class FileSettings(Section):
+    """How files of examples are read."""
+
+    delimiter: str | None = Field(
+        None, description="one character that parts the cells of a CSV file, or 'tab'; default: found (, ; tab |)"
+    )
+    encoding: str | None = Field(
+        None, description="of text files, such as 'cp1252'; default: found (UTF-8, UTF-16, else cp1252 with a note)"
+    )
+    on_bad_row: Literal["stop", "skip"] = Field(
+        "stop", description="rows that do not fit: name them all and stop, or leave them out and count them in a note"
+    )
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one_character(cls, text: str | None) -> str | None:
+        made = {"tab": "\t", "\\t": "\t"}.get(text, text) if text is not None else None
+        if made is not None and (len(made) != 1 or made in '"\r\n\0' or made.isalnum()):
+            raise ValueError(
+                f"data.delimiter = {text!r}: one character such as ',', ';', '|' or 'tab' is needed, "
+                "no letter, digit, quote or end of line"
+            )
+        return made
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        try:
+            " ".encode(name or "utf-8")
+        except (LookupError, UnicodeError):  # one that is not of text, such as hex, is a LookupError
+            raise ValueError(
+                f"data.encoding = {name!r}: Python knows no such encoding of text; use 'utf-8', 'utf-16', 'cp1252', ..."
+            ) from None
+        return name
+
+
+class DataSection(FileSettings):
+    """Where the examples come from, and how their files are read."""
 
     depends = {"holdout_seed": Needs("holdout")}
 

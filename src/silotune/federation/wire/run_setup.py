@@ -23,6 +23,7 @@ from silotune.settings.sections import (
     DataSection,
     EvaluationSection,
     FederationSection,
+    FileSettings,
     ModelSection,
     PartitionSection,
     PrivacySection,
@@ -71,7 +72,7 @@ def without_places(config: Config) -> Config:
     )
 
 
-_OF_DATA = ("source", "root", "train", "validation", "test")
+_OF_DATA = ("source", "root", "train", "validation", "test", *FileSettings.model_fields)
 _OF_SCORING = ("scoring", "batch_size", "max_new_tokens")
 """What sites score by, where they score on their own examples."""
 _OF_MODEL = ("name", "revision", "device", "offline")
