@@ -2,6 +2,10 @@
 
 Beside the two factors a module may have a residual pair of any rank, which no client trains (FedEx-LoRA, FLoRA), or
 a core R [rank, rank] that stands between two fixed factors (LoRA-SB).
+
+A mixture of experts may keep the weights of all its experts in one tensor. peft stacks their factors, A [experts x rank,
+in] and B [out, rank x experts], so that neither a rank nor a product can be read off their shapes: such pairs are
+trained, sent and averaged factor by factor, always whole.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import torch
 
 from silotune.structs import Tensors
 
+EXPERTS, WRAPPED = ".experts", ".base_layer"
+"""What the name of a module with fused experts ends with; peft puts one layer around it for each tensor adapted."""
 A, B, CORE = ".lora_A.weight", ".lora_B.weight", ".lora_R.weight"
 RESIDUAL_A, RESIDUAL_B = ".lora_residual_A.weight", ".lora_residual_B.weight"
 
@@ -29,9 +35,19 @@ def is_residual(name: str) -> bool:
     return name.endswith((RESIDUAL_A, RESIDUAL_B))
 
 
+def is_of_experts(name: str) -> bool:
+    """Whether a tensor is a factor of weights that hold several experts of a mixture."""
+    if not name.endswith((A, B)):
+        return False
+    module = name.removesuffix(A).removesuffix(B)
+    while module.endswith(WRAPPED):
+        module = module.removesuffix(WRAPPED)
+    return module.endswith(EXPERTS)
+
+
 def modules(tensors: Tensors) -> list[str]:
-    """Names of the modules of which both factors are there, in the tensors' order."""
-    return [name[: -len(A)] for name in tensors if is_a(name) and name[: -len(A)] + B in tensors]
+    """Names of the linear layers of which both factors are there, in the tensors' order."""
+    return [name[: -len(A)] for name in tensors if is_a(name) and _has_rank(name) and name[: -len(A)] + B in tensors]
 
 
 def residuals(tensors: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -46,8 +62,8 @@ def without_residuals(tensors: Tensors) -> Tensors:
 
 
 def rank_of(tensors: Tensors) -> int | None:
-    """The rank of the factors, which all modules share; None where there are no factors."""
-    found = [tensor.shape[0] if is_a(name) else tensor.shape[1] for name, tensor in tensors.items() if _is_factor(name)]
+    """The rank of the factors, which all linear layers share; None where there are no such factors."""
+    found = [tensor.shape[0] if is_a(name) else tensor.shape[1] for name, tensor in tensors.items() if _has_rank(name)]
     return max(found, default=None)
 
 
@@ -56,7 +72,7 @@ def cut(tensors: Tensors, rank: int | None) -> Tensors:
     if rank is None:
         return dict(tensors)
     return {
-        name: (tensor[:rank] if is_a(name) else tensor[:, :rank]).contiguous() if _is_factor(name) else tensor
+        name: (tensor[:rank] if is_a(name) else tensor[:, :rank]).contiguous() if _has_rank(name) else tensor
         for name, tensor in tensors.items()
     }
 
@@ -69,7 +85,7 @@ def padded(tensors: Tensors, rank: int | None) -> Tensors:
     if rank is None:
         return dict(tensors)
     return {
-        name: _padded(tensor, rank, dim=0 if is_a(name) else 1) if _is_factor(name) else tensor
+        name: _padded(tensor, rank, dim=0 if is_a(name) else 1) if _has_rank(name) else tensor
         for name, tensor in tensors.items()
     }
 
@@ -96,8 +112,9 @@ def compressed(
     return left @ (u[:, :kept] * roots), (roots[:, None] * v[:kept]) @ right.mT
 
 
-def _is_factor(name: str) -> bool:
-    return name.endswith((A, B))
+def _has_rank(name: str) -> bool:
+    """Whether a tensor is a factor whose rows or columns are the adapter's rank."""
+    return name.endswith((A, B)) and not is_of_experts(name)
 
 
 def _padded(tensor: torch.Tensor, rank: int, *, dim: int) -> torch.Tensor:

@@ -11,11 +11,11 @@ import pytest
 from markdown import ROOT, blocks
 from silotune import lora
 from silotune.config import Config
-from silotune.errors import ConfigError, PolicyError
+from silotune.errors import ConfigError, ModelError, PolicyError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import run_experiment
-from silotune.experiment.tuned import evaluate, load_tuned
+from silotune.experiment.tuned import evaluate, export, load_tuned
 from silotune.report.runs import summary_table
 from silotune.settings.lora_rules import LORA_RULES, PERSONALIZATIONS
 
@@ -106,6 +106,23 @@ def test_the_saved_adapter_is_the_model_that_was_scored(rule: str, configuration
     assert (saved["r"] == 2) == (rule == "sb")
     assert saved["lora_alpha"] / saved["r"] == pytest.approx(2)
     assert load_tuned(run.path).config["r"] == saved["r"]
+
+
+@pytest.mark.end_to_end
+def test_a_model_whose_residual_exceeds_the_layers_rank_is_used_as_any_other(
+    configuration: Make, tmp_path: Path
+) -> None:
+    options = {"federation": {"lora": "exact-residual", "rounds": 2}, "training": {"max_steps": 1}}
+    run = run_experiment(configuration(**options, adapter={"rank": 24, "alpha": 48}))
+    result, (_, saved) = run.part("federated").read_json("result"), run.part("federated").load_adapter()
+    assert saved["r"] > 32  # the width of the model
+    assert evaluate(run.path)["accuracy"] == pytest.approx(result["metrics"]["accuracy"], abs=1e-6)
+    assert (export(run.path, tmp_path / "merged", merge=True) / "model.safetensors").is_file()
+    start = {"start": str(run.path), "rank": saved["r"], "alpha": saved["lora_alpha"]}
+    went_on = run_experiment(configuration(adapter=start, federation={"rounds": 1}, record={"name": "on"}))
+    assert went_on.part("federated").load_adapter()[1]["r"] == saved["r"]
+    with pytest.raises(ModelError, match=f"set adapter.rank = {saved['r']} and adapter.alpha = {saved['lora_alpha']}"):
+        run_experiment(configuration(adapter={**start, "rank": 24}, record={"name": "off"}))
 
 
 @pytest.mark.end_to_end

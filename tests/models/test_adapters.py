@@ -157,7 +157,8 @@ def test_an_unknown_target_names_the_nearest(target: str, near: str) -> None:
 def test_a_rank_that_no_layer_has_is_refused_before_memory_is_taken(name: str) -> None:
     base = tiny.base(name)
     width = base.model.config.hidden_size
-    attach(base, Lora(rank=width), seed=0)
+    attach(base, Lora(rank=2 * width), seed=0)  # factors and residual of a run that is gone on with
+    attach(tiny.base(name), Lora(rank=3 * width), seed=0, known_rank=3 * width)
     with pytest.raises(ModelError, match=rf"adapter.rank = {10**9}: .*; take at most {width}$"):
         attach(tiny.base(name), Lora(rank=10**9), seed=0)
 

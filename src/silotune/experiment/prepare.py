@@ -27,6 +27,7 @@ from silotune.experiment.scoring import (
 from silotune.experiment.start import check_same_function, read_adapter
 from silotune.federation.simulation.pace import paces
 from silotune.federation.site.policy import read_policy
+from silotune.lora import is_of_experts
 from silotune.methods.algorithms import method
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
@@ -36,6 +37,7 @@ from silotune.models.load import Base, load_base
 from silotune.models.threads import Threads, threads_of
 from silotune.settings.attacks import AttackSettings, Malicious
 from silotune.settings.limits import RANK_TABLES
+from silotune.settings.lora_rules import LoraRuleSettings
 from silotune.settings.sections import FederationSection
 from silotune.structs import Example, Tensors
 from silotune.training.encode import Encoded, truncation_note
@@ -144,12 +146,29 @@ def adapted_of(config: Config, task: Task) -> Adapted:
     Raises:
         SilotuneError: The base or ``adapter.start`` is not found, or they do not fit each other.
     """
-    has_core = config.federation.lora.has_core
-    adapted = adapters.attach(base_of(config, task), config.adapter, seed=config.seed, has_core=has_core)
-    if config.adapter.begins_from is not None:
-        adapted = adapters.begin_from(adapted, read_adapter(config.adapter.begins_from))
-        check_same_function(config.adapter.begins_from, config.adapter)
+    start, rule = config.adapter.begins_from, config.federation.lora
+    known = 0 if start is None else check_same_function(start, config.adapter)
+    base = base_of(config, task)
+    adapted = adapters.attach(base, config.adapter, seed=config.seed, has_core=rule.has_core, known_rank=known)
+    _check_experts(adapted, rule)
+    if start is not None:
+        adapted = adapters.begin_from(adapted, read_adapter(start))
     return probed(adapted, config.model)
+
+
+def _check_experts(adapted: Adapted, rule: LoraRuleSettings) -> None:
+    """Checks that a rule which needs linear layers is not asked for tensors that hold several experts.
+
+    Raises:
+        ConfigError: It is.
+    """
+    wrapped = adapted.config.get("target_parameters")
+    if wrapped and (rule.grows or rule.has_core):
+        linear = adapted.config["target_modules"] or adapters.linear_names(adapted.base.model)
+        raise ConfigError(
+            f"federation.lora = {rule.type!r} is for linear layers, and the adapter is also on tensors that hold a "
+            f"mixture's experts ({', '.join(wrapped)}): set adapter.targets to linear layers alone, such as {linear}"
+        )
 
 
 def base_of(config: Config, task: Task) -> Base:
@@ -221,13 +240,18 @@ def _factor_notes(federation: FederationSection, initial: Tensors) -> list[str]:
             f"federation.lora = {federation.lora.type!r} is for linear layers, and adapter.targets names an embedding "
             f"({odd[0]}): leave it out"
         )
-    parts = method(federation).schedule(1)
-    if not any(map(parts.is_personal, initial)):
-        return []
-    return [
-        f"federation.lora = {federation.lora.type!r}: B stays with each client, so the global model alone is the base; "
-        "read the figures of the clients' own models"
-    ]
+    notes = []
+    if any(map(is_of_experts, initial)) and (federation.lora.keeps_product or federation.has_ranks):
+        notes.append(
+            "factors of fused experts are averaged one by one and always whole: federation.lora and ranks by client "
+            "are for the linear layers"
+        )
+    if any(map(method(federation).schedule(1).is_personal, initial)):
+        notes.append(
+            f"federation.lora = {federation.lora.type!r}: B stays with each client, so the global model alone is the "
+            "base; read the figures of the clients' own models"
+        )
+    return notes
 
 
 def _text_bytes(example: Example) -> int:

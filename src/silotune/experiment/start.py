@@ -28,16 +28,26 @@ def read_adapter(source: str) -> Tensors:
     return read_tensors(adapter_folder(source) / "adapter_model.safetensors")
 
 
-def check_same_function(source: str, section: AdapterSettings) -> None:
+def check_same_function(source: str, section: AdapterSettings) -> int:
     """Checks that a trained LoRA adapter computes the same function under this section as when it was trained.
 
+    Returns:
+        Its rank; 0 where it has none.
+
     Raises:
-        ModelError: There is no adapter, or it was scaled otherwise, or has DoRA where this section has not.
+        ModelError: There is no adapter, it has another rank, it was scaled otherwise, or has DoRA where this section
+            has not.
     """
     saved = read_document(adapter_folder(source) / "adapter_config.json", ModelError)
-    if not isinstance(section, Lora) or saved.get("r") != section.rank:
-        return
+    rank = saved.get("r")
+    if not isinstance(section, Lora) or not isinstance(rank, int):
+        return 0
     alpha, rslora, dora = saved["lora_alpha"], bool(saved.get("use_rslora")), bool(saved.get("use_dora"))
+    if rank != section.rank:
+        raise ModelError(
+            f"adapter.start does not fit the adapter of this run: {source!r} has rank {rank}, its residual "
+            f"included where it has one; set adapter.rank = {rank} and adapter.alpha = {alpha}"
+        )
     there = _factor(alpha, section.rank, is_rank_stable=rslora)
     asked = _factor(section.alpha, section.rank, is_rank_stable=section.rslora)
     if dora != section.dora or not math.isclose(asked, there):
@@ -46,6 +56,7 @@ def check_same_function(source: str, section: AdapterSettings) -> None:
             f"{dora}: with other values its tensors are another function; set adapter.alpha, adapter.rslora and "
             "adapter.dora to the same"
         )
+    return rank
 
 
 def _factor(alpha: float, rank: int, *, is_rank_stable: bool) -> float:

@@ -67,7 +67,8 @@ def _load(folder: RunFolder, config: Config, mode: str, *, knows_start: bool = F
     section = config.adapter
     if isinstance(section, Lora):  # a residual of the federated rounds makes the saved rank larger than the trained one
         section = section.model_copy(update={"rank": saved["r"], "alpha": saved["lora_alpha"]})
-    adapted = adapters.attach(base_of(config, resolve(config.data)), section, seed=config.seed)
+    base = base_of(config, resolve(config.data))
+    adapted = adapters.attach(base, section, seed=config.seed, known_rank=saved.get("r", 0))
     if knows_start and section.begins_from is not None:
         adapted = adapters.begin_from(adapted, padded(read_adapter(section.begins_from), saved.get("r")))
     adapters.write(adapted, tensors)

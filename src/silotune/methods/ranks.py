@@ -18,7 +18,9 @@ def largest_rank(adapter: Tensors, *, most_values: float) -> int:
         adapter: The adapter at its full rank.
         most_values: Trained values that are allowed.
     """
-    full = lora.rank_of(adapter) or 0
+    full = lora.rank_of(adapter)
+    if full is None:
+        return 0
     sizes = {rank: sum(tensor.numel() for tensor in lora.cut(adapter, rank).values()) for rank in (0, 1)}
     return max(0, min(full, int((most_values - sizes[0]) // (sizes[1] - sizes[0]))))
 

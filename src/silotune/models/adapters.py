@@ -80,7 +80,9 @@ class Adapted:
         return modules or named
 
 
-def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = False) -> Adapted:
+def attach(
+    base: Base, section: AdapterSettings, *, seed: int, has_core: bool = False, known_rank: int = 0
+) -> Adapted:
     """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.
 
     Args:
@@ -88,9 +90,11 @@ def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = 
         section: The ``[adapter]`` section.
         seed: The run's seed.
         has_core: Fix LoRA's factors and train a matrix between them (`lora_layers`).
+        known_rank: Of a trained adapter that is about to be written here: up to it no rank is too large.
 
     Raises:
-        ModelError: A target module does not exist, or the architecture has no default targets.
+        ModelError: A target module does not exist, the architecture has no default targets, peft has no such adapter
+            for it, or the rank is above that of every layer.
     """
     if section.is_whole:
         base.model.requires_grad_(True)
@@ -98,6 +102,7 @@ def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = 
     from peft import get_peft_model
 
     peft_config = implemented(CONFIGS, section)(base, section)
+    _check_rank(base, getattr(peft_config, "r", 0), known_rank)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -276,7 +281,6 @@ def _lora(base: Base, section: Lora) -> PeftConfig:
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
-    _check_rank(base, section.rank)
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft only divides by it
@@ -309,8 +313,11 @@ def _ia3(base: Base, section: IA3) -> PeftConfig:
     )
 
 
-def _check_rank(base: Base, rank: int) -> None:
-    """Refuses a rank above that of every layer's matrix, before any memory is allocated for it."""
+def _check_rank(base: Base, rank: int, known_rank: int) -> None:
+    """Refuses a rank far above that of every layer's matrix, before any memory is allocated for it.
+
+    Up to twice that is let through: a trained adapter has its residual beside its own factors, and may be trained on.
+    """
     from transformers.pytorch_utils import Conv1D
 
     sizes = [
@@ -319,7 +326,7 @@ def _check_rank(base: Base, rank: int) -> None:
         if isinstance(module, (torch.nn.Linear, Conv1D))
     ]
     most = max((min(size) for size in sizes), default=rank)
-    if rank > most:
+    if rank > max(2 * most, known_rank):
         raise ModelError(
             f"adapter.rank = {rank}: no layer of {base.name!r} has a rank above {most}; take at most {most}"
         )

@@ -149,8 +149,10 @@ def as_plain_lora(
 
 def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """peft's LoRA layers around linear ones, by name."""
+    from peft.tuners.lora import ParamWrapper
+
     for name, module in model.named_modules():
-        if ADAPTER in getattr(module, "lora_A", {}):
+        if ADAPTER in getattr(module, "lora_A", {}) and not isinstance(module, ParamWrapper):
             yield name, module
 
 

@@ -96,9 +96,10 @@ class Place:
 def linear_places(adapted: Adapted) -> Mapping[torch.nn.Linear, Place] | None:
     """The linear layers that hold all trained parameters, each in one place; None where others hold some.
 
-    DoRA also reads its factors beside the examples' rows, so theirs are not told apart by rows.
+    DoRA also reads its factors beside the examples' rows, and fused experts nowhere else, so theirs are not told apart
+    by rows.
     """
-    if adapted.config.get("use_dora"):
+    if adapted.config.get("use_dora") or adapted.config.get("target_parameters"):
         return None
     names = {id(parameter): name for name, parameter in moving(adapted).items()}
     found: dict[torch.nn.Linear, Place] = {}
