@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from silotune.methods.aggregate import COUNTED
 from silotune.methods.algorithms import Method, method
 from silotune.methods.corrections import LocalWork, control_variates, dynamic_regulariser
 from silotune.methods.server_step import adam_moment, adaptive_step, control_step, dynamic_step
@@ -124,12 +125,23 @@ def test_scaffold_s_server_by_hand() -> None:
     ]
     delta = made.aggregate(updates)
     assert delta["w"].item() == 4.0, "weighed by examples"
-    assert delta["control/w"].item() == 3.0, "each control counts the same"
+    assert delta["control/w"].item() == 3.5, "a control counts what its update counts"
     weights, memory = made.step(weights, delta, {}, 0.5)
-    assert weights["w"].item() == 9.0 and memory["control/w"].item() == 1.5
+    assert weights["w"].item() == 9.0 and memory["control/w"].item() == 1.75
     _, memory = made.step(weights, delta, memory, 0.5)
-    assert memory["control/w"].item() == 3.0
-    assert made.sent(weights, memory)["control/w"].item() == 3.0
+    assert memory["control/w"].item() == 3.5
+    assert made.sent(weights, memory)["control/w"].item() == 3.5
+
+
+def test_a_mean_over_all_clients_is_in_proportion_to_their_weighted_sum() -> None:
+    """Clients of 1, 3 and 4 examples answer one by one, by hand: all weights are 3, 6, 8 as far as is known by then."""
+    made = method(FederationSection(algorithm="scaffold"))
+    weights, memory, known = {"w": torch.zeros(1)}, {}, []
+    for examples, change in ((1, 3.0), (3, 4.0), (4, 1.0)):
+        update = ClientUpdate("c", {"w": torch.zeros(1), "control/w": torch.tensor([change])}, examples)
+        weights, memory = made.step(weights, made.aggregate([update]), memory, 1 / 3)
+        known.append(memory["control/w"].item())
+    assert known == pytest.approx([1 * 3 / 3, (1 * 3 + 3 * 4) / 6, (1 * 3 + 3 * 4 + 4 * 1) / 8])
 
 
 def work(delta: Tensors, gradient: Tensors | None = None) -> LocalWork:
@@ -148,11 +160,11 @@ def test_scaffold_s_client_by_hand() -> None:
 
 def test_feddyn_by_hand() -> None:
     """Two rounds with alpha = 2 and half of the clients, server and client."""
-    step = dynamic_step(1.0, 2.0)
-    weights, memory = step({"w": torch.tensor([1.0])}, {"w": torch.tensor([0.4])}, {}, 0.5)
+    step, counted = dynamic_step(1.0, 2.0), {COUNTED: torch.tensor([2.0])}
+    weights, memory = step({"w": torch.tensor([1.0])}, {"w": torch.tensor([0.4]), **counted}, {}, 0.5)
     torch.testing.assert_close(memory["w"], torch.tensor([-0.4]))  # h = 0 - 2 * 1/2 * .4
     torch.testing.assert_close(weights["w"], torch.tensor([1.6]))  # 1.4 + .4 / 2
-    weights, memory = step(weights, {"w": torch.tensor([-0.2])}, memory, 0.5)
+    weights, memory = step(weights, {"w": torch.tensor([-0.2]), **counted}, memory, 0.5)
     torch.testing.assert_close(memory["w"], torch.tensor([-0.2]))
     torch.testing.assert_close(weights["w"], torch.tensor([1.5]))
     correction = dynamic_regulariser(2.0)
@@ -233,7 +245,8 @@ def test_what_travels_has_the_layout_of_the_memory_s_weights(name: str) -> None:
     """Before the first round and after one, a request names the same tensors: strict decoding knows what to expect."""
     made = method(FederationSection(algorithm=name))
     first = made.sent(START, {})
-    weights, memory = made.step(START, {key: torch.ones_like(tensor) for key, tensor in first.items()}, {}, 0.5)
+    delta = made.aggregate([ClientUpdate("c", {key: torch.ones_like(tensor) for key, tensor in first.items()}, 1)])
+    weights, memory = made.step(START, delta, {}, 0.5)
     later = made.sent(weights, memory)
     assert {key: tensor.shape for key, tensor in first.items()} == {key: tensor.shape for key, tensor in later.items()}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in later.values())
@@ -241,5 +254,6 @@ def test_what_travels_has_the_layout_of_the_memory_s_weights(name: str) -> None:
 
 def test_control_step_leaves_its_inputs_alone() -> None:
     weights, memory = {"w": torch.ones(2)}, {"control/w": torch.ones(2)}
-    control_step(1.0)(weights, {"w": torch.ones(2), "control/w": torch.ones(2)}, memory, 0.5)
+    delta = {"w": torch.ones(2), "control/w": torch.ones(2), COUNTED: torch.ones(1)}
+    control_step(1.0)(weights, delta, memory, 0.5)
     assert weights["w"].tolist() == memory["control/w"].tolist() == [1.0, 1.0]

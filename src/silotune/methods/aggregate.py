@@ -22,6 +22,9 @@ Rule: TypeAlias = Callable[[Iterable[ClientUpdate]], Tensors]
 
 CONTROL = "control"
 """Group of the tensors that a method sends beside the adapter's, in requests and in replies: ``control/<name>``."""
+COUNTED = "counted"
+"""Name of what a round's updates count in all, [1] in float64, beside the delta of a method that keeps a mean over all
+clients."""
 _CHUNK = 1 << 17
 """Values that are turned to float64 at one time: they stay in the processor's cache."""
 
@@ -119,18 +122,35 @@ def per_step(rule: Rule) -> Rule:
     return aggregate
 
 
-def beside_controls(rule: Rule) -> Rule:
-    """A rule over the adapter's tensors; the change of the control, sent beside them, is a plain mean (SCAFFOLD).
+def beside_counts(rule: Rule) -> Rule:
+    """A rule that also says what the updates count in all, for a mean over all clients (SCAFFOLD, FedDyn)."""
 
-    Karimireddy et al. 2020, Algorithm 1, line 17: every client counts the same in the control's mean, or it would not
-    stay the mean of the clients' own.
+    def aggregate(updates: Iterable[ClientUpdate]) -> Tensors:
+        total = 0.0
+
+        def counted(update: ClientUpdate) -> ClientUpdate:
+            nonlocal total
+            total += update.counts
+            return update
+
+        delta = rule(map(counted, updates))
+        return {**delta, COUNTED: torch.tensor([total], dtype=torch.float64)}
+
+    return aggregate
+
+
+def beside_controls(rule: Rule) -> Rule:
+    """A rule over the adapter's tensors; the change of the control, sent beside them, is a weighted mean (SCAFFOLD).
+
+    Karimireddy et al. 2020, Algorithm 1, line 17, where all clients count the same. Here a client's control counts what
+    its update counts, so that both are of one objective.
     """
 
     def aggregate(updates: Iterable[ClientUpdate]) -> Tensors:
         controls = RunningMean()
 
         def split(update: ClientUpdate) -> ClientUpdate:
-            controls.add(taken_from(CONTROL, update.delta), 1.0)
+            controls.add(taken_from(CONTROL, update.delta), update.counts)
             return replace(update, delta=without(CONTROL, update.delta))
 
         delta = rule(map(split, updates))

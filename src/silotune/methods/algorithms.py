@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from silotune.lora import without_residuals
-from silotune.methods.aggregate import CONTROL, WEIGHTINGS, Rule, Weigh, beside_controls, per_step, weighed
+from silotune.methods.aggregate import (
+    CONTROL,
+    WEIGHTINGS,
+    Rule,
+    Weigh,
+    beside_controls,
+    beside_counts,
+    per_step,
+    weighed,
+)
 from silotune.methods.corrections import (
     Anchored,
     Corrector,
@@ -38,6 +47,7 @@ from silotune.methods.server_step import (
     plain_step,
     yogi_moment,
 )
+from silotune.settings.aggregation import Uniform
 from silotune.settings.algorithms import (
     AdaptiveSettings,
     AlgorithmSettings,
@@ -113,7 +123,7 @@ def _fedprox(settings: FedProx, rule: Rule) -> Method:
 
 def _scaffold(settings: Scaffold, rule: Rule) -> Method:
     return Method(
-        beside_controls(rule),
+        beside_counts(beside_controls(rule)),
         control_step(settings.server_learning_rate),
         control_variates(settings.option),
         lambda weights, memory: {**weights, **put_under(CONTROL, control_of(weights, memory))},
@@ -147,8 +157,11 @@ def _fednova(settings: FedNova, rule: Rule) -> Method:
 
 
 def _feddyn(settings: FedDyn, rule: Rule) -> Method:
+    """With alpha = 0 there is no regulariser and nothing to keep: FedAvg."""
+    if settings.alpha == 0:
+        return Method(rule, plain_step(settings.server_learning_rate), dynamic_regulariser(0.0))
     step = dynamic_step(settings.server_learning_rate, settings.alpha)
-    return Method(rule, step, dynamic_regulariser(settings.alpha))
+    return Method(beside_counts(rule), step, dynamic_regulariser(settings.alpha))
 
 
 ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
@@ -174,7 +187,8 @@ def method(section: FederationSection) -> Method:
     """The method that a ``[federation]`` section names."""
     rule_of = implemented(AGGREGATIONS, section.aggregation)
     made = implemented(ALGORITHMS, section.algorithm)(section.algorithm, rule_of(section.aggregation))
-    weigh, rule = WEIGHTINGS[type(section.weighting)](section.weighting), LORA_RULES[type(section.lora)]
+    weighting = Uniform() if section.aggregation.counts_once else section.weighting
+    weigh, rule = WEIGHTINGS[type(weighting)](weighting), LORA_RULES[type(section.lora)]
     term = PERSONAL_TERMS.get(type(section.personalization))
     return replace(
         made,
@@ -240,7 +254,7 @@ def advance(
         state: Weights and memory before the round.
         delta: The aggregated delta of what was sent in the round.
         products: The clients' products of this round.
-        share: Part of all clients whose updates are in the delta.
+        share: Part of all clients whose updates are in the delta, by heads.
         seed: Of the round, for what a rule draws anew.
 
     Returns:

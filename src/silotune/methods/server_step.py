@@ -1,7 +1,8 @@
 """How the coordinator applies an aggregated delta: (weights, delta, memory, share) -> (weights, memory).
 
 ``memory`` is the step's own and part of every checkpoint. ``share`` is the part of all clients whose updates are in the
-delta: methods that keep a mean over all clients need it.
+delta, by heads. A method that keeps a mean over all clients weighs it as the round's mean is weighed, with what the
+updates count in all (``COUNTED``), which stands beside the delta.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TypeAlias
 
 import torch
 
-from silotune.methods.aggregate import CONTROL
+from silotune.methods.aggregate import CONTROL, COUNTED
 from silotune.structs import Tensors
-from silotune.tensors import add_scaled, combine, put_under, scale, subtract, taken_from, without, zeros_like
+from silotune.tensors import add_scaled, combine, put_under, scale, subtract, taken_from, zeros_like
 
 ServerStep: TypeAlias = Callable[[Tensors, Tensors, Tensors, float], tuple[Tensors, Tensors]]
 SecondMoment: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -73,16 +74,39 @@ def adam_moment(beta2: float) -> SecondMoment:
     return lambda v, square: beta2 * v + (1 - beta2) * square
 
 
+def _counted(memory: Tensors, delta: Tensors, share: float) -> tuple[float, float, Tensors]:
+    """How a round enters a mean over all clients, of whom the coordinator knows what they count once they answer.
+
+    All clients' weight is taken to be what was counted so far, divided by the shares of clients that it was counted of.
+    That is exact where all take part, or all count the same. Elsewhere it moves a little from round to round, and the
+    mean is scaled along, so that it stays in proportion to the clients' weighted sum; where the clients agree, that sum
+    is zero, whatever it is divided by.
+
+    Returns:
+        What the mean so far is multiplied by, the round's part of all clients' weight, and what to remember: the sums
+        of shares and weights, under ``COUNTED``.
+    """
+    now = torch.tensor([share, float(delta[COUNTED])], dtype=torch.float64)
+    before = memory.get(COUNTED)
+    seen = now if before is None else before + now
+    whole = float(seen[1] / seen[0])
+    kept = 1.0 if before is None else float(before[1] / before[0]) / whole
+    return kept, float(delta[COUNTED]) / whole, {COUNTED: seen}
+
+
 def control_step(server_learning_rate: float) -> ServerStep:
     """weights + server_learning_rate * delta, and c <- c + share * (mean change of the clients' controls).
 
-    SCAFFOLD, Karimireddy et al. 2020, Algorithm 1, lines 16 and 17; ``share`` is |S| / N. The change comes in the
-    delta's group ``control``, and the memory holds c in a group of the same name.
+    SCAFFOLD, Karimireddy et al. 2020, Algorithm 1, lines 16 and 17; |S| / N is the round's part of all clients' weight,
+    so that c is the weighted mean of the clients' own. The change comes in the delta's group ``control``, and the
+    memory holds c in a group of the same name.
     """
 
     def step(weights: Tensors, delta: Tensors, memory: Tensors, share: float) -> tuple[Tensors, Tensors]:
-        control = add_scaled(control_of(weights, memory), taken_from(CONTROL, delta), share)
-        return add_scaled(weights, without(CONTROL, delta), server_learning_rate), put_under(CONTROL, control)
+        kept, part, counts = _counted(memory, delta, share)
+        control = add_scaled(scale(control_of(weights, memory), kept), taken_from(CONTROL, delta), part)
+        change = {name: delta[name] for name in weights}
+        return add_scaled(weights, change, server_learning_rate), {**put_under(CONTROL, control), **counts}
 
     return step
 
@@ -93,16 +117,18 @@ def control_of(weights: Tensors, memory: Tensors) -> Tensors:
 
 
 def dynamic_step(server_learning_rate: float, alpha: float) -> ServerStep:
-    """h <- h - alpha * share * delta; weights + server_learning_rate * delta - h / alpha.
+    """h <- h - alpha * share * delta; weights + server_learning_rate * delta - h / alpha, for an alpha above 0.
 
-    FedDyn, Acar et al. 2021, Algorithm 1; ``share`` times the mean over the round's clients is 1/m times their sum.
-    With alpha = 0 there is no regulariser and no h: FedAvg.
+    FedDyn, Acar et al. 2021, Algorithm 1. The share is the round's part of all clients' weight: times the mean over the
+    round's clients it is 1/m times their sum in the paper, where all count the same.
     """
-    if alpha == 0:
-        return plain_step(server_learning_rate)
 
     def step(weights: Tensors, delta: Tensors, memory: Tensors, share: float) -> tuple[Tensors, Tensors]:
-        drift = add_scaled(memory or zeros_like(weights), delta, -alpha * share)
-        return subtract(add_scaled(weights, delta, server_learning_rate), scale(drift, 1 / alpha)), drift
+        kept, part, counts = _counted(memory, delta, share)
+        change = {name: delta[name] for name in weights}
+        before = {name: memory.get(name, torch.zeros_like(tensor)) for name, tensor in weights.items()}
+        drift = add_scaled(scale(before, kept), change, -alpha * part)
+        stepped = subtract(add_scaled(weights, change, server_learning_rate), scale(drift, 1 / alpha))
+        return stepped, {**drift, **counts}
 
     return step

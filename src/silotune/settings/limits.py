@@ -347,6 +347,11 @@ _METHOD = (
         lambda run: bool(run.federation.algorithm.trusted) and not run.federation.aggregation.is_mean,
     ),
     Limit(
+        f"{_ALGORITHM} adds up what its clients keep, by weights that stay, and {_WEIGHTING} changes them with the "
+        "loss: use 'examples', 'uniform' or 'capped', or another algorithm",
+        lambda run: run.federation.algorithm.keeps_control and run.federation.weighting.needs_loss,
+    ),
+    Limit(
         f"{_AGGREGATION} counts every update once: {_WEIGHTING} would do nothing; leave it out",
         lambda run: (
             run.federation.aggregation.counts_once
