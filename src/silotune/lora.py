@@ -3,9 +3,9 @@
 Beside the two factors a module may have a residual pair of any rank, which no client trains (FedEx-LoRA, FLoRA), or
 a core R [rank, rank] that stands between two fixed factors (LoRA-SB).
 
-A mixture of experts may keep the weights of all its experts in one tensor. peft stacks their factors, A [experts x rank,
-in] and B [out, rank x experts], so that neither a rank nor a product can be read off their shapes: such pairs are
-trained, sent and averaged factor by factor, always whole.
+A mixture of experts may keep the weights of all its experts in one tensor. peft stacks their factors,
+A [experts x rank, in] and B [out, rank x experts], so that neither a rank nor a product can be read off their shapes:
+such pairs are trained, sent and averaged factor by factor, always whole.
 """
 
 from __future__ import annotations

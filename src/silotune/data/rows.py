@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import chain, count
@@ -127,6 +127,32 @@ class Task:
         """Fields that a partition may use, if the rows have their columns."""
         own = dict.fromkeys(name for layout in self.layouts for name in layout.fields)
         return (("label",) if self.options else ()) + tuple(own)
+
+
+def with_columns(task: Task, own: Mapping[str, str]) -> Task:
+    """The task, read from a file that names columns in its own way: column of the task -> column of the file."""
+
+    def named(column: str) -> str:
+        return own.get(column, column)
+
+    def renamed(names: Mapping[str, str]) -> dict[str, str]:
+        return {name: named(column) for name, column in names.items()}
+
+    layouts = (
+        replace(
+            layout,
+            columns=renamed(layout.columns),
+            fields=renamed(layout.fields),
+            choices=tuple(map(named, layout.choices)),
+            answer=named(layout.answer),
+            messages=named(layout.messages),
+            rejected=named(layout.rejected),
+            history=named(layout.history),
+            wanted=named(layout.wanted),
+        )
+        for layout in task.layouts
+    )
+    return replace(task, layouts=tuple(layouts))
 
 
 def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:

@@ -336,13 +336,12 @@ def _custom(definition: TaskSection) -> Task:
     answer: AnswerFormat = closed if definition.options else "preference" if definition.rejected else "text"
     shown = [name for name in names if not (definition.choices and name == OPTIONS)]
     columns = {name: definition.columns.get(composed(name), composed(name)) for name in shown}
-    open_metric: Metric = "preference_accuracy" if definition.rejected else "perplexity"
     return Task(
         name="custom",
         summary="a task of your own, from [data.definition]",
         prompt=definition.prompt,
         answer=answer,
-        metric=definition.metric if definition.options else open_metric,
+        metric=definition.metric or _metrics(definition)[0],
         layouts=(
             Layout(
                 columns,
@@ -369,6 +368,13 @@ def _column_faults(definition: TaskSection, names: tuple[str, ...], place: str) 
     return faults
 
 
+def _metrics(definition: TaskSection) -> tuple[Metric, ...]:
+    """The metrics that can rank models in a task of the user's own; the first one does unless another is asked for."""
+    if definition.rejected:
+        return ("preference_accuracy",)
+    return ("accuracy", "macro_f1") if definition.options else ("perplexity",)
+
+
 def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
     place, options = "data.definition", definition.options
     names = tuple(map(composed, names))
@@ -390,10 +396,8 @@ def _faults(definition: TaskSection, names: tuple[str, ...]) -> list[str]:
         faults.append(f"{place}.label_names leads to {strangers[0]!r}, which is not among the options")
     if "label" in definition.fields:
         faults.append(f"{place}.fields: 'label' is there already and stands for the answer")
-    fitting = (
-        ("preference_accuracy",) if definition.rejected else ("accuracy", "macro_f1") if options else ("perplexity",)
-    )
-    if "metric" in definition.model_fields_set and definition.metric not in fitting:
+    fitting = _metrics(definition)
+    if definition.metric is not None and definition.metric not in fitting:
         kind = "pairs" if definition.rejected else f"a task {'with' if options else 'without'} options"
         faults.append(
             f"{place}.metric = {definition.metric!r} is not for {kind}: use {' or '.join(map(repr, fitting))}"

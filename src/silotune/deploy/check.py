@@ -7,15 +7,29 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from silotune.deploy.charter import read_charter
-from silotune.deploy.kits import AUTH_KEY, AUTHORITY, CHARTER, POLICY, Kit, check_kit, site_folder, site_settings
-from silotune.errors import SilotuneError
+from silotune.deploy.kits import (
+    AUTH_KEY,
+    AUTHORITY,
+    CHARTER,
+    POLICY,
+    Kit,
+    SiteData,
+    check_kit,
+    site_folder,
+    site_settings,
+)
+from silotune.errors import SilotuneError, unknown_choice
 from silotune.federation.site.policy import Policy, read_policy
+
+if TYPE_CHECKING:
+    from silotune.structs import Row
 
 MOST_SECONDS_OFF = 240.0
 """Flower accepts signatures that are at most 305 s old."""
@@ -159,18 +173,64 @@ def _base(kit: Kit) -> str:
 
 
 def _data(kit: Kit) -> str:
-    from silotune.data.load import read_examples
+    from silotune.data.load import read_examples, read_rows
     from silotune.data.tasks import resolve
+    from silotune.deploy.trainer import holdings_of
+    from silotune.experiment.site import task_at
     from silotune.settings.sections import DataSection
 
     data = site_settings(kit).data
-    if data.train is None:
-        return "none of its own: it takes its share of generated tasks"
+    fault = next((said for said, is_so in _unreadable(data).items() if is_so), None)
+    if fault is not None:
+        raise _FaultError(fault)
+    if data.task == "custom" and data.definition is None:
+        assert data.train is not None
+        return _offered(data.columns, read_rows(kit.folder / data.train, data))
     if not data.task:
-        raise _FaultError("data.task in site.toml names no task: set it to one of 'silotune tasks'")
+        return "none of its own: it takes its share of generated tasks"
     task = resolve(DataSection(task=data.task, definition=data.definition))
-    examples = read_examples(kit.folder / data.train, task, data)
+    if data.train is None:
+        if not task.embedded:
+            raise _FaultError(f"data.train in site.toml names no file, and task {data.task!r} is not generated: set it")
+        return f"none of its own: it takes its share of the generated task {data.task}"
+    examples = read_examples(kit.folder / data.train, task_at(holdings_of(kit), task, data.definition), data)
     return f"{len(examples)} examples for {data.task}"
+
+
+def _unreadable(data: SiteData) -> dict[str, bool]:
+    """Reasons for which [data] of ``site.toml`` fits no run, and whether each holds."""
+    is_custom = data.task == "custom"
+    return {
+        "data.task in site.toml names no task: set it to one of 'silotune tasks'": (
+            not data.task and data.train is not None
+        ),
+        "data.task = 'mixture' in site.toml: name the one task that this site's examples are of; runs may mix it with "
+        "others": data.task == "mixture",
+        "[data.definition] in site.toml is for data.task = 'custom': leave it out": (
+            data.definition is not None and not is_custom
+        ),
+        "data.train in site.toml names no file, which data.task = 'custom' needs: set it": (
+            is_custom and data.train is None
+        ),
+        "data.task = 'custom' in site.toml needs [data.columns], with a line for each column that a run's own task may "
+        'read: its name in the run\'s definition = "a column of the file"': (
+            is_custom and data.definition is None and not data.columns
+        ),
+    }
+
+
+def _offered(columns: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """What of a file a run's own task may read, and how much of it is there."""
+    for column in columns.values():
+        if not any(column in row for row in rows):
+            there = dict.fromkeys(name for row in rows for name in row)
+            raise _FaultError(f"[data.columns] in site.toml: {unknown_choice('column of the file', column, there)}")
+    empty = {column: sum(row.get(column) in (None, "") for row in rows) for column in columns.values()}
+    parts = (
+        f"{name} (column {column!r}{f', empty in {empty[column]}' if empty[column] else ''})"
+        for name, column in columns.items()
+    )
+    return f"{len(rows)} rows; a run's own task may read {', '.join(parts)}"
 
 
 def _policy(kit: Kit) -> str:

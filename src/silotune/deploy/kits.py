@@ -150,7 +150,10 @@ class SiteData(FileSettings):
 
     task: str = Field("", description="a name from 'silotune tasks'; what a run may ask for")
     definition: TaskSection | None = Field(
-        None, description="of task 'custom': which columns make an example; a run must say the same"
+        None, description="of task 'custom': the only definition that a run may have; default: any over [data.columns]"
+    )
+    columns: dict[str, str] = Field(
+        {}, description="column that the task names -> column of the file; with 'custom', all that a run may read"
     )
     train: Path | None = Field(None, description="training examples; relative paths begin at the kit")
     validation: Path | None = None

@@ -52,6 +52,7 @@ def holdings_of(kit: Kit) -> Holdings:
         fingerprint=model.sha256,
         task=data.task,
         definition=data.definition,
+        columns=data.columns,
         train=None if data.train is None else kit.folder / data.train,
         files=data,
         threads=settings.trainer.threads,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from silotune.config import Config, plugins_of, validated
 from silotune.data.load import read_examples
 from silotune.data.mixture import load_examples, tasks_of
-from silotune.data.rows import Task
+from silotune.data.rows import Task, with_columns
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, spread
@@ -40,7 +40,8 @@ class Holdings:
         device: Where it trains; None for what the run says.
         fingerprint: That the base must have; None for any that the run's coordinator has, too.
         task: The only task that its examples are for; empty where it has none of its own.
-        definition: Of the task ``custom``: which columns of its file make an example.
+        definition: Of the task ``custom``: the only one that a run may have; None for any over ``columns``.
+        columns: Column that a task names -> column of the site's file.
         train: Its examples; None for its share of a task that is generated.
         files: How the file of its examples is read.
         threads: CPU threads; None for what the run says.
@@ -53,6 +54,7 @@ class Holdings:
     fingerprint: str | None = None
     task: str = ""
     definition: TaskSection | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     train: Path | None = None
     files: FileSettings = FileSettings()
     threads: int | None = None
@@ -178,9 +180,9 @@ class SiteDesk:
         if own.train is not None:
             if not own.task:
                 raise DataError("set data.task in site.toml: only the site says which columns of its file are read")
-            if own.task == "custom" and own.definition != config.data.definition:
-                raise DataError("the run's own task reads other columns than [data.definition] in site.toml says")
-            return [tasks[own.task]], read_examples(own.train, tasks[own.task], own.files)
+            return [tasks[own.task]], read_examples(
+                own.train, task_at(own, tasks[own.task], config.data.definition), own.files
+            )
         strange = [name for name, each in tasks.items() if not each.embedded]
         if strange and not own.is_simulated:
             raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")
@@ -203,6 +205,49 @@ class SiteDesk:
             held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
         held.use_threads(held.adapted, self._holdings.threads or config.training.threads)
         return held.adapted, held.initial
+
+
+def task_at(own: Holdings, task: Task, definition: TaskSection | None) -> Task:
+    """A task as a site's file has it: under the names of the site's own columns, and over none that it does not offer.
+
+    Args:
+        own: What the site has.
+        task: As the run has it.
+        definition: The run's, of the task ``custom``.
+
+    Raises:
+        DataError: The site has another definition, or the task reads a column that the site does not offer.
+    """
+    if task.name == "custom" and own.definition is None:
+        task = _over(own.columns, task)
+    elif task.name == "custom" and own.definition != definition:
+        raise DataError("the run's own task is another than [data.definition] in site.toml says")
+    else:
+        known = {column for layout in task.layouts for column in (*layout.required(), *layout.columns.values())}
+        strange = sorted(set(own.columns) - known)
+        if strange:
+            raise DataError(f"[data.columns] in site.toml: {unknown_choice('column of the task', strange[0], known)}")
+    return with_columns(task, own.columns)
+
+
+def _over(columns: Mapping[str, str], task: Task) -> Task:
+    """A run's own task, without the fields that a site does not offer.
+
+    Raises:
+        DataError: It cannot be read without a column that the site does not offer.
+    """
+    for layout in task.layouts:
+        strange = [name for name in layout.required() if name not in columns]
+        if strange:
+            raise DataError(
+                f"the run's own task reads {strange[0]!r}, which [data.columns] in site.toml does not offer: add "
+                f'{strange[0]} = "a column of this site\'s file" there if it may be read'
+            )
+    layouts = (
+        replace(layout, fields={name: column for name, column in layout.fields.items() if column in columns})
+        for layout in task.layouts
+    )
+    return replace(task, layouts=tuple(layouts))
 
 
 def check_base(section: ModelSection, wanted: str, pinned: str | None) -> None:

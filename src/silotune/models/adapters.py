@@ -80,9 +80,7 @@ class Adapted:
         return modules or named
 
 
-def attach(
-    base: Base, section: AdapterSettings, *, seed: int, has_core: bool = False, known_rank: int = 0
-) -> Adapted:
+def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = False, known_rank: int = 0) -> Adapted:
     """Puts a fresh adapter on a base model, its initial values drawn from ``seed``.
 
     Args:

@@ -92,7 +92,11 @@ class TaskSection(Section):
         (), description="closed set of answers, with choices their letters; empty for open answers"
     )
     label_names: dict[Name, Name] = Field({}, description="raw value in the answer column -> option")
-    metric: Metric = Field("accuracy", description="what ranks models; open answers always have perplexity")
+    metric: Metric | None = Field(
+        None,
+        description="what ranks models; default: accuracy with options, preference_accuracy of pairs, perplexity of "
+        "open answers",
+    )
     fields: tuple[Name, ...] = Field((), description="columns that a partition may use")
     hub_id: str | None = Field(None, description="data set on the Hub, where no files are given")
     hub_config: str | None = Field(None, description="configuration of that data set")
