@@ -21,7 +21,7 @@ from silotune.federation.site.served import Served
 from silotune.federation.wire.messages import Expected, decode_reply, encode, layout_of
 from silotune.federation.wire.orders import Order
 from silotune.federation.wire.run_setup import Setup, run_settings, without_places
-from silotune.federation.wire.signing import JOB, Job, SignedJob, sign_job
+from silotune.federation.wire.signed_job import JOB, Job, SignedJob, sign_job
 from silotune.methods.algorithms import method
 from silotune.record.audit import FILE, Trail
 from silotune.record.plain_json import canonical_json, sha256

@@ -42,7 +42,8 @@ from silotune.federation.wire import run_setup
 from silotune.federation.wire.messages import decode_reply, encode, layout_of
 from silotune.federation.wire.reasons import RULES, code_of
 from silotune.federation.wire.run_setup import MOST_LABELS, check_scorable, run_settings
-from silotune.federation.wire.signing import JOB, check_signature, request_digest, statement
+from silotune.federation.wire.signed_job import JOB
+from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.record.audit import FILE
 from silotune.record.chain import read_chain
 from silotune.record.plain_json import canonical, sha256

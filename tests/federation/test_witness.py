@@ -17,7 +17,7 @@ from silotune.federation.coordinator.audit import close, concludes, countersign,
 from silotune.federation.coordinator.course import updates_of, verify_trail
 from silotune.federation.coordinator.replay import replayed
 from silotune.federation.coordinator.rounds import exchange, run_rounds
-from silotune.federation.wire.signing import JOB
+from silotune.federation.wire.signed_job import JOB
 from silotune.methods.algorithms import method
 from silotune.record.audit import COUNTERSIGNED, FILE, Trail
 from silotune.record.chain import check_witness, read_chain, sites_of

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from silotune.config import Config, from_mapping
 from silotune.deploy.processes import holder
 from silotune.errors import FederationError, RunFolderError, unknown_choice
-from silotune.federation.wire.signing import SignedJob
+from silotune.federation.wire.signed_job import SignedJob
 from silotune.record.files import explained, read_json, write_json
 from silotune.record.runs import RunFolder, checked_name
 from silotune.settings.base import NAME

@@ -29,7 +29,7 @@ from silotune.experiment.site import setup_of
 from silotune.experiment.start import adapter_folder
 from silotune.federation.kinds import COUNTERSIGN, EVALUATE, steps_of
 from silotune.federation.wire.run_setup import check_scorable
-from silotune.federation.wire.signing import Job, SignedJob, sign_job
+from silotune.federation.wire.signed_job import Job, SignedJob, sign_job
 from silotune.models.fingerprint import folder_of
 from silotune.record.files import explained, read_document, write_json
 from silotune.record.plain_json import sha256

@@ -25,7 +25,7 @@ from silotune.experiment.start import check_same_data
 from silotune.federation.coordinator.audit import Audit, close, concludes, countersign, uncountersigned
 from silotune.federation.coordinator.rounds import Plan, run_rounds
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.signing import SignedJob
+from silotune.federation.wire.signed_job import SignedJob
 from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
 from silotune.methods.algorithms import method

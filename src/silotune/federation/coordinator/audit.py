@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from silotune.errors import MessageError, RunFolderError
 from silotune.federation.coordinator import forms
 from silotune.federation.kinds import COUNTERSIGN, kind_named
-from silotune.federation.wire.signing import JOB, check_signature, request_digest, statement
+from silotune.federation.wire.signed_job import JOB
+from silotune.federation.wire.signing import check_signature, request_digest, statement
 from silotune.federation.wire.transport import Transport
 from silotune.record.audit import CLOSED, COUNTERSIGNED, FILE, Head, Trail
 from silotune.record.files import read_json, write_bytes

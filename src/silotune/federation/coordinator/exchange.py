@@ -12,7 +12,7 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.errors import MessageError
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.signing import JOB
+from silotune.federation.wire.signed_job import JOB
 from silotune.privacy.secure_sum.sharing import FalseSharing
 from silotune.settings.base import Section
 from silotune.structs import ClientUpdate, Failure, Observer, Reply, Request, Tensors

@@ -24,7 +24,7 @@ from silotune.federation.site.served import SCORED, TRAINED, Served
 from silotune.federation.wire.messages import Expected, Header, decode_request, read_header
 from silotune.federation.wire.orders import Order, read_order
 from silotune.federation.wire.run_setup import Setup, check_plugins, check_scorable, differing, read_setup, setup_object
-from silotune.federation.wire.signing import JOB, Job, SignedJob
+from silotune.federation.wire.signed_job import JOB, Job, SignedJob
 from silotune.record.audit import Head
 from silotune.record.plain_json import sha256
 from silotune.settings.base import exactly

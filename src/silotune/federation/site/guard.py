@@ -17,7 +17,8 @@ from silotune.federation.site import policy as rules
 from silotune.federation.site.admission import Admitted, Arrived, Gate, Ready, admit
 from silotune.federation.site.policy import Asked, Policy
 from silotune.federation.wire.messages import Header, read_header
-from silotune.federation.wire.signing import claimed, request_digest, signed
+from silotune.federation.wire.signed_job import claimed
+from silotune.federation.wire.signing import request_digest, signed
 from silotune.record.audit import LONGEST_NAME, OF_RUN, Trail
 from silotune.record.plain_json import canonical, sha256
 from silotune.record.signatures import SigningKey

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from silotune.config import read_toml, validated
 from silotune.errors import ConfigError, PolicyError, SignatureError, unknown_choice
 from silotune.federation.kinds import Kind, kind_named
-from silotune.federation.wire.signing import Sha256
+from silotune.federation.wire.signed_job import Sha256
 from silotune.record.signatures import normal_public
 from silotune.settings.base import PositiveNumber, Section
 from silotune.settings.objectives import OBJECTIVES

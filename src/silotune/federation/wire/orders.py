@@ -13,7 +13,7 @@ from pydantic import Field
 
 from silotune.federation.kinds import kind_named
 from silotune.federation.wire.messages import Layout, layout_of, longest, read_body
-from silotune.federation.wire.signing import JOB, WITHIN, SignedJob
+from silotune.federation.wire.signed_job import JOB, WITHIN, SignedJob
 from silotune.methods.algorithms import method
 from silotune.methods.schedule import returned
 from silotune.settings.base import Section

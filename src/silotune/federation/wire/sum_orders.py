@@ -9,7 +9,7 @@ from pydantic import Field
 from silotune import tensors as arithmetic
 from silotune.federation.wire.messages import Header, Layout, read_body
 from silotune.federation.wire.orders import Order
-from silotune.federation.wire.signing import JOB, SignedJob
+from silotune.federation.wire.signed_job import JOB, SignedJob
 from silotune.privacy.encryption import CELL_BYTES, Packing
 from silotune.privacy.figures import FIGURES
 from silotune.privacy.ring import Scale
