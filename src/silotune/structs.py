@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +15,61 @@ JSON: TypeAlias = "None | bool | int | float | str | list[Any] | dict[str, Any]"
 Row: TypeAlias = "dict[str, Any]"
 Observer: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Called as ``observer(event, fields)`` while a run goes on; must not change anything."""
+Pair: TypeAlias = "tuple[str, str]"
+"""A turn of a chat, as (role, content)."""
+TOOLS = "tools"
+"""Role of a turn before all others whose content is the JSON of the tools that the assistant may call."""
+
+
+class Turn(tuple[str, str]):
+    """A turn that says more than its role and content: a ``Pair`` all the same.
+
+    Attributes:
+        more: JSON of what a chat template shows of it beside these, such as ``tool_calls``; empty for nothing.
+        is_learnt: Whether an assistant's turn is learnt; False where it is only read.
+    """
+
+    more: str
+    is_learnt: bool
+
+    def __new__(cls, pair: Pair, more: str = "", *, is_learnt: bool = True) -> Turn:
+        """The pair with what it says besides."""
+        made = super().__new__(cls, pair)
+        made.more, made.is_learnt = more, is_learnt
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; one that is only read says no less."""
+        return super().__eq__(other) and self.more == getattr(other, "more", "")
+
+    def __ne__(self, other: object) -> bool:
+        """Not ``==``: a tuple has its own."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """As that of a pair."""
+        return super().__hash__()
+
+
+def more_of(turn: Pair) -> str:
+    """What a turn says beside its role and content, as JSON; empty for nothing."""
+    return turn.more if isinstance(turn, Turn) else ""
+
+
+def is_learnt(turn: Pair) -> bool:
+    """Whether a turn is the assistant's, and not only read."""
+    return turn[0] == "assistant" and (turn.is_learnt if isinstance(turn, Turn) else True)
+
+
+def as_messages(turns: Iterable[Pair]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """Turns as a chat template takes them: the messages, and the tools; None where there are none."""
+    tools, messages = None, []
+    for turn in turns:
+        if turn[0] == TOOLS:
+            tools = json.loads(turn[1])
+        else:
+            messages.append({"role": turn[0], "content": turn[1], **json.loads(more_of(turn) or "{}")})
+    return messages, tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +77,8 @@ class Example:
     """One supervised example, still as text.
 
     Attributes:
-        messages: Turns before the answer as (role, content); roles are system, user, assistant.
+        messages: Turns before the answer as (role, content), some of them a ``Turn``; roles are system, user,
+            assistant, tool, and before all others ``TOOLS``.
         answer: The text to be produced.
         options: The closed set that ``answer`` is one of; empty for open answers.
         label: Index of ``answer`` in ``options``; -1 for open answers.
@@ -30,9 +87,10 @@ class Example:
         wanted: Whether a single answer that was judged is a good one; None where nothing was judged.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
+        calls: What the answer says besides, as ``Turn.more``: its calls of tools.
     """
 
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Pair, ...]
     answer: str
     options: tuple[str, ...] = ()
     label: int = -1
@@ -40,6 +98,7 @@ class Example:
     text: tuple[str, ...] = ()
     rejected: str = ""
     wanted: bool | None = None
+    calls: str = ""
 
     @property
     def is_document(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import tiny
 from silotune.errors import DataError
-from silotune.structs import Example
+from silotune.structs import Example, Turn
 from silotune.training.batches import answer_batch
 from silotune.training.encode import Encoded, answer_ids, prompt_ids
 from silotune.training.encoder import Encoder
@@ -117,6 +119,89 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         Encoder(words, max_length=128)([CHAT])
     assert "profit" not in str(caught.value)
     assert Encoder(words, max_length=128, turns="last")([CHAT])
+
+
+# --- tools, and messages that are only read --------------------------------------------------------------------------
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}</s>{% endif %}"
+    "{% for message in messages %}<|{{ 'user' if message['role'] == 'tool' else message['role'] }}|>"
+    "{{ message['content'] }}{% for call in message.tool_calls or [] %}"
+    "call {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LOOK = ("tools", '[{"type": "function", "function": {"name": "look"}}]')
+CALLS = '{"tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}]}'
+CALL, SAID = Turn(("assistant", ""), CALLS), 'call look {"at": "x"}'
+USED = Example((LOOK, TURNS[0], TURNS[1], CALL, ("tool", "up too")), "good news")
+
+
+def tool_words() -> Any:
+    words = tiny.tokenizer()
+    words.chat_template = TOOL_TEMPLATE
+    return words
+
+
+def test_a_call_of_a_tool_is_learnt_as_the_template_writes_it_and_what_it_answered_is_read() -> None:
+    words = tool_words()
+    (made,) = Encoder(words, max_length=256)([USED])
+    end = words.eos_token
+    assert words.decode(learnt(made)) == f"{SAID}{end}good news{end}"
+    whole = words.decode([*made.prompt, *made.answer])
+    assert "up too" in whole and whole.startswith('<|system|>[{"type": "function"')
+    (last,) = Encoder(words, max_length=256)([Example(USED.messages[:3], "", calls=CALLS)])
+    assert words.decode(last.answer) == f"{SAID}{end}"
+    pair = Example(USED.messages, "yes", rejected="no")
+    assert "up too" in words.decode(Encoder(words, max_length=256)([pair])[0].prompt)
+
+
+def test_a_call_and_what_came_of_it_are_left_out_together() -> None:
+    from silotune.training.chats import without_first_exchange
+
+    turns = [*USED.messages, ("assistant", "good news"), TURNS[3], ("assistant", "up too")]
+    assert without_first_exchange(turns) == [LOOK, TURNS[0], TURNS[3], ("assistant", "up too")]
+    assert without_first_exchange(turns[:6]) == turns[:6]
+    words = tool_words()
+    (whole,) = Encoder(words, max_length=256)([USED])
+    (cut,) = Encoder(words, max_length=whole.length - 1)([USED])
+    assert words.decode(cut.answer) == f"good news{words.eos_token}" and cut.prompt_cut
+
+
+@pytest.mark.parametrize(
+    ("hides", "example", "what"),
+    [
+        ("{% if tools %}<|system|>{{ tools | tojson }}</s>{% endif %}", USED, "does not show tools"),
+        ("call {{ call.function.name }} {{ call.function.arguments | tojson }}", USED, "does not show calls of tools"),
+        (None, USED, "has no chat template, which alone could show tools"),
+        (None, Example(TURNS[:2], "", calls=CALLS), "has no chat template"),
+    ],
+)
+def test_a_template_that_hides_tools_is_refused_by_example(hides: str | None, example: Example, what: str) -> None:
+    words = tool_words()
+    words.chat_template = words.chat_template.replace(hides, "") if hides else None
+    with pytest.raises(DataError, match=f"example 1: .*{what}") as caught:
+        Encoder(words, max_length=256)([example])
+    assert "look" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_answer_that_is_only_read_is_not_learnt() -> None:
+    turns = [Turn(turn, is_learnt=False) if turn[1] == "up too" else turn for turn in TURNS]
+    made, whole = encode(Example(tuple(turns), "see you")), encode(CHAT)
+    end = WORDS.eos_token_id
+    assert learnt(made) == [*answer_ids("good news", WORDS), end, *answer_ids("see you", WORDS), end]
+    assert (made.prompt, made.answer) == (whole.prompt, whole.answer)
+
+
+def test_a_template_may_put_a_space_around_an_answer() -> None:
+    words = tiny.tokenizer()
+    spaced = "{{ ' ' + message['content'] + ' ' if message['role'] == 'assistant' else message['content'] }}"
+    words.chat_template = tiny.TEMPLATE.replace("{{ message['content'] }}", spaced)
+    (made,) = Encoder(words, max_length=128)([CHAT])
+    assert words.decode(learnt(made)) == "good news </s>up too </s>see you</s>"
+    words.chat_template = tiny.TEMPLATE.replace("message['content']", "message['content'] | trim")
+    indented = Example((*TURNS[:2], ("assistant", "  good news"), TURNS[3]), "up too")
+    (made,) = Encoder(words, max_length=128)([indented])
+    assert words.decode(learnt(made)) == "  good news</s>up too</s>"
 
 
 def test_pairs_are_whole_answers_and_share_the_room() -> None:

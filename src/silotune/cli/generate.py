@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, say, write_text
+from silotune.data.chats import Chat, asked_in
 from silotune.errors import DataError, ModelError
 
-Messages = tuple[tuple[str, str], ...]
-
 Source = Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A run folder, a model folder or a model's name.")]
-File = Annotated[
-    Path | None, typer.Option(help="Prompts: a text file, one a line; or .jsonl with 'prompt' or 'messages'.")
-]
+File = Annotated[Path | None, typer.Option(help="Prompts: a text file, one a line; or .jsonl with 'prompt' or a chat.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this much probability.")]
@@ -111,7 +108,7 @@ def _write(pieces: Iterable[str]) -> str:
     return "".join(whole).strip()
 
 
-def _prompts(prompt: str | None, file: Path | None) -> list[Messages]:
+def _prompts(prompt: str | None, file: Path | None) -> list[Chat]:
     if prompt is not None and file is not None:
         raise typer.BadParameter("give --prompt or --file, not both")
     if prompt is not None:
@@ -124,7 +121,7 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Messages]:
     return [(("user", text),)]
 
 
-def _from_file(file: Path) -> list[Messages]:
+def _from_file(file: Path) -> list[Chat]:
     try:
         text = file.read_text(encoding="utf-8-sig")  # with every kind of line end turned to \n
     except (OSError, UnicodeDecodeError) as error:
@@ -138,16 +135,11 @@ def _from_file(file: Path) -> list[Messages]:
     return found
 
 
-def _from_row(line: str, where: str) -> Messages:
+def _from_row(line: str, where: str) -> Chat:
     try:
-        row: dict[str, Any] = json.loads(line)
-        if "prompt" in row:
-            if not isinstance(row["prompt"], str):
-                raise TypeError("no text")
-            return (("user", row["prompt"]),)
-        turns: Sequence[dict[str, str]] = row["messages"]
-        if not turns:
-            raise ValueError("no message")
-        return tuple((str(turn["role"]), str(turn["content"])) for turn in turns)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{where} is not a JSON object with 'prompt' or 'messages' (role, content)") from None
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not a JSON object with 'prompt' or 'messages' (role, content)")
+    return asked_in(row, where)

@@ -9,20 +9,33 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import chain, count
+from os.path import commonprefix
 from string import Formatter
 from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
+from silotune.data.chats import (
+    Chat,
+    conversation_of,
+    is_chat,
+    only_read,
+    opened,
+    question_of,
+    reply_of,
+    tools_of,
+    turns_of,
+    without_answer,
+)
 from silotune.errors import DataError
 from silotune.settings.base import composed
 from silotune.settings.sections import AnswerFormat, Metric
-from silotune.structs import Example, Row
+from silotune.structs import Example, Row, more_of
 
 UNKNOWN: Final = "unknown"
 """Value of a partition field that a row leaves empty."""
@@ -44,11 +57,11 @@ class Layout:
         fields: Partition field -> column; a column that is not there gives no field.
         cuts: The answer is a score; option i+1 starts at ``cuts[i]``.
         prompt: Template instead of the task's own.
-        messages: Column with a list of chat messages, instead of prompt and answer.
+        messages: Column with a chat, instead of prompt and answer.
         rejected: Of a ``preference`` task: column of the worse answer.
         wanted: Of a ``preference`` task: column that says whether a single answer is wanted (true or 1) or not.
         history: Of a ``preference`` task: column with the chat before the answers, instead of a prompt; an answer that
-            it ends with is left out.
+            it ends with is left out. The column ``answer`` itself where both answers begin with what they answer.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -171,23 +184,28 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     row = _with_one_form_of_accents(row)
     layout = _layout_of(task, row, spot)
     row = _without_bytes(row, layout, spot)
-    messages, answer, text = _READERS[_kind(task, layout)](task, layout, row, spot)
-    if not all(map(is_unicode, (*(content for _, content in messages), answer))):
-        raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
+    kind = _kind(task, layout, row)
+    read = _READERS[kind](task, layout, row, spot)
+    messages = read.messages
     if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
+    if kind in _CHATS:
+        messages = (*tools_of(row, spot), *messages)
+    said = (*(text for turn in messages for text in (turn[1], more_of(turn))), read.answer, read.rejected, read.calls)
+    if not all(map(is_unicode, said)):
+        raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
     fields = {
         name: composed(_plain(row[column], f"{spot}: field {column!r}")) or UNKNOWN
         for name, column in layout.fields.items()
         if column in row
     }
     if not task.options:
-        rejected, wanted = _rejected(layout, row, answer, spot), _wanted(layout, row, spot)
-        return Example(messages, answer, fields=fields, text=text, rejected=rejected, wanted=wanted)
-    place, options = task.options.index(answer), task.options
+        made = Example(messages, read.answer, fields=fields, text=read.text, calls=read.calls)
+        return replace(made, rejected=read.rejected, wanted=_wanted(layout, row, spot))
+    place, options = task.options.index(read.answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(task, layout, row, spot).values())
-    return Example(messages, options[place], options, place, {**fields, "label": answer}, text)
+    return Example(messages, options[place], options, place, {**fields, "label": read.answer}, read.text)
 
 
 def _with_one_form_of_accents(row: Row) -> Row:
@@ -209,58 +227,131 @@ def _decoded(value: bytes, spot: str) -> str:
         raise DataError(f"{spot} holds bytes that are not UTF-8 text") from None
 
 
-_Read = tuple[tuple[tuple[str, str], ...], str, tuple[str, ...]]
-"""What a row gives: messages, answer, and the text of the prompt's columns."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a row gives: turns, the answer to them with its calls of tools, the worse one, and its prompt's columns."""
+
+    messages: Chat
+    answer: str
+    text: tuple[str, ...] = ()
+    calls: str = ""
+    rejected: str = ""
 
 
-def _kind(task: Task, layout: Layout) -> str:
+_CHATS: Final = ("messages", "history", "completion")
+"""Kinds of rows whose prompt is a chat."""
+
+
+def _kind(task: Task, layout: Layout, row: Row) -> str:
     """Which of ``_READERS`` reads a row."""
     if task.answer == "document":
         return "document"
-    return "history" if layout.history else "messages" if layout.messages else "prompt"
+    if layout.history:
+        is_text = layout.history == layout.answer and isinstance(opened(row[layout.answer]), str)
+        return "beginning" if is_text else "history"
+    return "messages" if layout.messages else "completion" if _chat_column(task, layout, row) else "prompt"
+
+
+def _chat_column(task: Task, layout: Layout, row: Row) -> str:
+    """The column that is all of the prompt and holds a chat; empty where there is none."""
+    template = (layout.prompt or task.prompt).strip()
+    column = next((column for name, column in layout.columns.items() if template == f"{{{name}}}"), "")
+    return column if is_chat(row.get(column)) and not task.options else ""
 
 
 def _read_prompt(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
-    values, answer = _values(task, layout, row, spot), _answer(task, layout, row, spot)
+    values = _values(task, layout, row, spot)
     template = layout.prompt or task.prompt
     text = tuple(values[name] for name in placeholders(template) if values[name])
-    return (("user", render(template, values).strip()),), answer, text
+    messages: Chat = (("user", render(template, values).strip()),)
+    if task.options:
+        return _Read(messages, _option(task, layout, row, spot), text)
+    return _answered(messages, layout, row, spot, text=text)
 
 
 def _read_messages(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
-    return *_conversation(row[layout.messages], f"{spot}: {layout.messages}"), ()
+    place = f"{spot}: {layout.messages}"
+    messages, answer = conversation_of(turns_of(row[layout.messages], place), place)
+    return _Read(messages, answer[1], calls=more_of(answer))
 
 
 def _read_history(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
-    turns = _turns(row[layout.history], f"{spot}: {layout.history}")
-    before = turns[:-1] if turns and turns[-1][0] == "assistant" else turns
-    if not before or before[-1][0] != "user":
-        raise DataError(f"{spot}: {layout.history}: must end with a user's message, or one and an answer to it")
-    return before, _answer(task, layout, row, spot), ()
+    place = f"{spot}: {layout.history}"
+    before = without_answer(turns_of(row[layout.history], place))
+    if not before and layout.history == layout.answer:
+        raise DataError(f"{place}: holds an answer alone: give what it answers in a column 'prompt'")
+    answers = {column: opened(row[column]) for column in (layout.answer, layout.rejected) if column}
+    return _answered(question_of(before, place), layout, {**row, **answers}, spot)
+
+
+def _read_completion(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    """A prompt that is a chat; of the chat that follows every answer is learnt, of the prompt none."""
+    column, value = _chat_column(task, layout, row), row[layout.answer]
+    before = turns_of(row[column], f"{spot}: {column}")
+    if before[-1][0] == "assistant":
+        raise DataError(
+            f"{spot}: {column}: ends with an answer: put it before those of {layout.answer!r}, or leave it out"
+        )
+    before = question_of(before, f"{spot}: {column}")
+    if layout.rejected or layout.wanted or not is_chat(value):
+        return _answered(before, layout, row, spot)
+    turns = (*only_read(before), *turns_of(value, f"{spot}: {layout.answer}"))
+    messages, answer = conversation_of(turns, f"{spot}: {layout.answer}")
+    return _Read(messages, answer[1], calls=more_of(answer))
+
+
+def _read_beginning(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
+    """Two texts that begin alike: the words that both begin with are the prompt."""
+    columns = (layout.answer, layout.rejected)
+    better, worse = (_text(row[column], f"{spot}: field {column!r}") for column in columns)
+    start = len(commonprefix((better, worse)))
+    while start and not better[start - 1].isspace():
+        start -= 1
+    prompt = better[:start].strip()
+    if not prompt:
+        raise DataError(f"{spot}: fields {columns[0]!r} and {columns[1]!r} have no beginning in common: add a 'prompt'")
+    answers = dict(zip(columns, (better[start:], worse[start:]), strict=True))
+    return _answered((("user", prompt),), layout, {**row, **answers}, spot)
+
+
+def _answered(messages: Chat, layout: Layout, row: Row, spot: str, text: tuple[str, ...] = ()) -> _Read:
+    """The turns with the row's answer to them, and with the worse one of a pair."""
+    histories = (messages, *((("user", each),) for each in text))
+    answer = _reply(row[layout.answer], histories, f"{spot}: field {layout.answer!r}")
+    if not layout.rejected:
+        return _Read(messages, answer, text)
+    rejected = _reply(row[layout.rejected], histories, f"{spot}: field {layout.rejected!r}")
+    if rejected == answer:
+        raise DataError(f"{spot}: fields {layout.answer!r} and {layout.rejected!r} hold the same answer")
+    return _Read(messages, answer, text, rejected=rejected)
+
+
+def _reply(value: Any, histories: Sequence[Chat], spot: str) -> str:
+    """An answer as text, with the spaces that it begins with; of a chat, the answer that it ends with."""
+    if is_chat(value):
+        answer = reply_of(value, histories, spot)
+    else:
+        answer = value.rstrip() if isinstance(value, str) else _text(value, spot)
+    if not answer:
+        raise DataError(f"{spot} is empty")
+    return answer
 
 
 def _read_document(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
-    return (), _answer(task, layout, row, spot), ()
+    text = _text(row[layout.answer], f"{spot}: field {layout.answer!r}")
+    if not text:
+        raise DataError(f"{spot}: field {layout.answer!r} is empty")
+    return _Read((), text)
 
 
 _READERS: Final[Mapping[str, Callable[[Task, Layout, Row, str], _Read]]] = {
     "prompt": _read_prompt,
     "messages": _read_messages,
     "history": _read_history,
+    "completion": _read_completion,
+    "beginning": _read_beginning,
     "document": _read_document,
 }
-
-
-def _rejected(layout: Layout, row: Row, answer: str, spot: str) -> str:
-    """The worse answer of a pair; empty where the layout has none."""
-    if not layout.rejected:
-        return ""
-    rejected = _reply(row[layout.rejected], f"{spot}: field {layout.rejected!r}")
-    if not rejected:
-        raise DataError(f"{spot}: field {layout.rejected!r} is empty")
-    if rejected == answer:
-        raise DataError(f"{spot}: fields {layout.answer!r} and {layout.rejected!r} hold the same answer")
-    return rejected
 
 
 _WANTED: Final[Mapping[str, bool]] = {"true": True, "1": True, "false": False, "0": False}
@@ -274,13 +365,6 @@ def _wanted(layout: Layout, row: Row, spot: str) -> bool | None:
     if wanted is None:
         raise DataError(f"{spot}: field {layout.wanted!r} says neither true nor false")
     return wanted
-
-
-def _reply(value: Any, spot: str) -> str:
-    """An answer as text, with the spaces that it begins with; of a chat, what its last message says."""
-    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
-        return _turns(value, spot)[-1][1]
-    return value.rstrip() if isinstance(value, str) else _text(value, spot)
 
 
 def unit_of(task: Task, row: Row) -> str:
@@ -371,12 +455,7 @@ def _choices(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
     return {name: texts[name] for name in names}
 
 
-def _answer(task: Task, layout: Layout, row: Row, spot: str) -> str:
-    if not task.options:
-        answer = _reply(row[layout.answer], f"{spot}: field {layout.answer!r}")
-        if not answer:
-            raise DataError(f"{spot}: field {layout.answer!r} is empty")
-        return answer
+def _option(task: Task, layout: Layout, row: Row, spot: str) -> str:
     if layout.cuts:
         return _cut(row[layout.answer], task.options, layout, spot)
     raw = composed(_plain(row[layout.answer], f"{spot}: field {layout.answer!r}"))
@@ -395,33 +474,6 @@ def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str
     if math.isnan(score):
         raise DataError(f"{spot}: {layout.answer} is not a number")
     return options[sum(score >= cut for cut in layout.cuts)]
-
-
-def _conversation(value: Any, spot: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Turns before the last answer, and that answer; whatever follows it is refused."""
-    messages = _turns(value, spot)
-    if len(messages) < 2 or messages[-1][0] != "assistant" or messages[-2][0] == "system":
-        raise DataError(f"{spot}: must end with a user's message and an assistant's answer")
-    return messages[:-1], messages[-1][1]
-
-
-def _turns(turns: Any, spot: str) -> tuple[tuple[str, str], ...]:
-    """A list of messages as (role, content)."""
-    if isinstance(turns, str):
-        try:
-            turns = json.loads(turns)
-        except (ValueError, RecursionError):
-            turns = None
-    if not isinstance(turns, Iterable) or isinstance(turns, (str, Mapping)):
-        raise DataError(f"{spot}: is not a list of messages with role and content")
-    messages = []
-    for place, turn in enumerate(turns, start=1):
-        role = turn.get("role") if isinstance(turn, Mapping) else None
-        content = _plain(turn.get("content"), f"{spot}: message {place}: content") if role else ""
-        if role not in ("system", "user", "assistant") or not content:
-            raise DataError(f"{spot}: message {place} needs a role (system, user, assistant) and a content")
-        messages.append((str(role), content))
-    return tuple(messages)
 
 
 def _text(value: Any, spot: str) -> str:

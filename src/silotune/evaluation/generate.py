@@ -15,6 +15,7 @@ from silotune.errors import DataError, ModelError
 from silotune.models.adapters import Adapted
 from silotune.training.batches import by_length
 from silotune.training.encode import Encoded, prompt_ids
+from silotune.training.tools import check_shown
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
     if not all(is_unicode(content) for _, content in messages):
         raise DataError("the prompt is not valid Unicode (UTF-8)")
     tokenizer = adapted.base.tokenizer
+    check_shown(messages, tokenizer)
     ids = prompt_ids(messages, tokenizer)
     context = adapted.base.context_length
     if context is not None and len(ids) >= context:

@@ -13,11 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
+from silotune.structs import TOOLS, is_learnt
 from silotune.training.encode import Encoded, answer_ids, prompt_ids, render, templated
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-from typing import TYPE_CHECKING
+from silotune.training.tools import words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,24 +47,33 @@ def chat(
         whole = max(whole, made.length)
         if made.length <= max_length:
             return replace(made, prompt_cut=whole - made.length), turns, whole
-        turns = without_first_exchange(turns)
+        left = without_first_exchange(turns)
+        if len(left) == len(turns):
+            break
+        turns = left
     return None, turns, whole
 
 
 def without_first_exchange(turns: Turns) -> Turns:
-    """The turns without the first exchange: the system's turn and everything after the first answer."""
-    head = [turn for turn in turns[:1] if turn[0] == "system"]
-    first = next(place for place, (role, _) in enumerate(turns) if role == "assistant")
-    return [*head, *turns[first + 1 :]]
+    """The turns without the first exchange: the tools, the system's turn and everything after the first answer.
+
+    An answer that calls a tool has its own answer behind that of the tool; where nothing is behind it, all turns stay.
+    """
+    begin = int(turns[0][0] == TOOLS)
+    head = turns[: begin + int(turns[begin][0] == "system")]
+    answers = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+    first = next((place for place in answers[:-1] if turns[place + 1][0] != "tool"), None)
+    return turns if first is None else [*head, *turns[first + 1 :]]
 
 
 def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> Encoded:
-    spoken = [place for place, (role, _) in enumerate(turns) if role == "assistant" and place]  # 0 is a greeting
+    begin = int(turns[0][0] == TOOLS)
+    spoken = [place for place, turn in enumerate(turns) if is_learnt(turn) and place > begin]  # the first is a greeting
     prompt = prompt_ids(turns[: spoken[0]], tokenizer)
     ids: list[int] = []
     others: list[tuple[int, int]] = []
     for place, following in zip(spoken, [*spoken[1:], None], strict=True):
-        said = answer_ids(turns[place][1], tokenizer)
+        said = answer_ids(words_of(turns, place, tokenizer), tokenizer)
         if not said:
             raise DataError(f"example {number}: an answer has no tokens, so there is nothing to learn from")
         ids.extend(said)
@@ -85,18 +92,28 @@ def _between(
     turns: Turns, place: int, following: int, tokenizer: PreTrainedTokenizerBase, number: int
 ) -> tuple[str, str]:
     """The mark that ends the answer at ``place``, and the text from there to where the answer ``following`` begins."""
-    said = render(turns[:place], tokenizer) + turns[place][1]
+    said = words_of(turns, place, tokenizer)
+    asked = render(turns[:place], tokenizer)
+    next_asked = render(turns[:following], tokenizer)
     ended = templated(turns[: place + 1], tokenizer)
-    asked = render(turns[:following], tokenizer)
-    if not ended.startswith(said) or not asked.startswith(ended):
+    mark = _after(ended[len(asked) :], said)
+    if mark is None or not ended.startswith(asked) or not next_asked.startswith(ended):
         raise DataError(
             f"example {number}: the tokenizer's chat template words earlier turns differently once others follow, so "
             "they cannot be learnt in one piece; set training.objective.turns = 'last'"
         )
-    mark = ended[len(said) :]
     stop = tokenizer.eos_token
     end = mark[: mark.index(stop) + len(stop)] if stop and stop in mark else mark.rstrip()
-    return end, asked[len(said) + len(end) :]
+    return end, next_asked[len(ended) - len(mark) + len(end) :]
+
+
+def _after(text: str, answer: str) -> str | None:
+    """What follows an answer that a text begins with; a template may put spaces before it, or take its own away."""
+    for words in (answer, answer.strip()):
+        space, found, after = text.partition(words)
+        if found and not space.strip():
+            return after
+    return None
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

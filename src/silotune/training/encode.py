@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from silotune.errors import DataError
+from silotune.structs import as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,9 +69,10 @@ def templated(
     """
     from jinja2 import TemplateError as Refusal
 
-    turns = [{"role": role, "content": content} for role, content in messages]
+    turns, tools = as_messages(messages)
+    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt))
+        return str(tokenizer.apply_chat_template(turns, tools=tools, **how))
     except (Refusal, ValueError) as error:
         roles = ", ".join(role for role, _ in messages)
         raise TemplateError(f"the tokenizer's chat template refuses its turns ({roles}): {error}") from error

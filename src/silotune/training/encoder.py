@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
-from silotune.structs import Example
+from silotune.structs import Example, Turn
 from silotune.training.chats import chat, windows_of
 from silotune.training.encode import Encoded, TemplateError, answer_ids, cut_left, prompt_ids
+from silotune.training.tools import check_shown, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,9 +46,15 @@ class Encoder:
 
     def _numbered(self, example: Example, number: int) -> list[Encoded]:
         try:
-            return self._encode(example, number)
+            return self._encode(self._with_calls(example), number)
         except TemplateError as error:
             raise DataError(f"example {number}: {error}") from error
+
+    def _with_calls(self, example: Example) -> Example:
+        """The example with the calls of its answer as the template words them."""
+        turns = [*example.messages, Turn(("assistant", example.answer), example.calls)]
+        check_shown(turns, self._tokenizer)
+        return replace(example, answer=words_of(turns, len(turns) - 1, self._tokenizer), calls="")
 
     def _encode(self, example: Example, number: int) -> list[Encoded]:
         if example.is_document:
