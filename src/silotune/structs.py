@@ -50,6 +50,10 @@ class Turn(tuple[str, str]):
         """As that of a pair."""
         return super().__hash__()
 
+    def __repr__(self) -> str:
+        """All that it says: a digest of examples is made of this."""
+        return f"Turn({super().__repr__()}, {self.more!r}, is_learnt={self.is_learnt})"
+
 
 def more_of(turn: Pair) -> str:
     """What a turn says beside its role and content, as JSON; empty for nothing."""
@@ -98,7 +102,7 @@ class Example:
     text: tuple[str, ...] = ()
     rejected: str = ""
     wanted: bool | None = None
-    calls: str = ""
+    calls: str = field(default="", repr=False)
 
     @property
     def is_document(self) -> bool:

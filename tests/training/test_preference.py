@@ -11,11 +11,14 @@ import torch
 
 import tiny
 from silotune.errors import DataError, ModelError
+from silotune.experiment.examples import encoded_apart, left_out_note
 from silotune.models import adapters
 from silotune.models.adapters import at_start, attach, begin_from
 from silotune.settings.adapters import AllWeights
 from silotune.settings.objectives import Dpo, Kto
+from silotune.structs import Example
 from silotune.training.encode import Encoded
+from silotune.training.encoder import Encoder
 from silotune.training.local import RoundPlace, train_round
 from silotune.training.preference import PAIR_LOSSES, log_ratios
 
@@ -278,3 +281,21 @@ def test_kto_equals_trl(model, trainers: Any) -> None:
     made = tiny.loss("kto", model, UNPAIRED, settings)
     torch.testing.assert_close(made.total / made.count, expected, rtol=1e-5, atol=1e-5)
     tiny.assert_close(tiny.gradients(model, made.total / made.count), tiny.gradients(theirs, expected), 1e-5)
+
+
+# --- pairs without a signal ------------------------------------------------------------------------------------------
+
+
+def test_pairs_that_are_equal_after_the_cut_are_left_out_and_counted() -> None:
+    same = "profit rose to five million euros from four million " * 3
+    even = Example((("user", "profit"),), same + "yes", rejected=same + "no")
+    whole = Example((("user", "profit"),), "yes", rejected="no")
+    encoder = Encoder(tiny.tokenizer(), max_length=32)
+    made, places = encoded_apart(encoder, [whole, even, whole])
+    assert made == encoder([whole, whole]) and places == [range(1), range(1, 1), range(1, 2)]
+    assert left_out_note(places, "train") == (
+        "train: 1 of 3 pairs were left out: both answers are the same up to model.max_length"
+    )
+    assert left_out_note([range(1)], "train") is None
+    with pytest.raises(DataError, match="all 2 pairs are the same up to model.max_length"):
+        encoded_apart(encoder, [even, even])

@@ -340,6 +340,6 @@ def digest_of(splits: Mapping[str, Sequence[Example]], clients: Mapping[str, Seq
     for name, examples in sorted(splits.items()):
         found.update(repr((name, len(examples))).encode())
         for example in examples:
-            found.update(repr(example).encode())
+            found.update((repr(example) + example.calls).encode())
     found.update(repr([(name, list(indices)) for name, indices in sorted(clients.items())]).encode())
     return found.hexdigest()

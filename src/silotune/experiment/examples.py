@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from silotune.config import Config
 from silotune.data.rows import Task
-from silotune.errors import ConfigError
+from silotune.errors import ConfigError, DataError
 from silotune.settings.objectives import OBJECTIVES
 from silotune.structs import Example
 from silotune.training.encode import Encoded
@@ -17,14 +17,28 @@ Places = Sequence[range]
 
 
 def encoded_apart(encoder: Encode, examples: Sequence[Example]) -> tuple[list[Encoded], Places]:
-    """The examples as ids, and where each of them stands there."""
+    """The examples as ids, and where each of them stands there: nowhere, if it is a pair that was left out.
+
+    Raises:
+        DataError: An example cannot be encoded, or all of them were left out.
+    """
     made: list[Encoded] = []
     places = []
     for number, example in enumerate(examples, start=1):
         start = len(made)
         made.extend(encoder([example], first=number))
         places.append(range(start, len(made)))
+    if examples and not made:
+        raise DataError(f"the two answers of all {len(examples)} pairs are the same up to model.max_length; raise it")
     return made, places
+
+
+def left_out_note(places: Places, what: str) -> str | None:
+    """One line that counts the pairs that were left out; None where none was."""
+    count = sum(not own for own in places)
+    if not count:
+        return None
+    return f"{what}: {count} of {len(places)} pairs were left out: both answers are the same up to model.max_length"
 
 
 def spread(share: Sequence[int], places: Places) -> tuple[int, ...]:

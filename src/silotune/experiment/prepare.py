@@ -12,8 +12,8 @@ from silotune.data.load import Dataset
 from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import counted_by, deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import Task
-from silotune.errors import ConfigError, unknown_choice
-from silotune.experiment.examples import check_objective, encoded_apart, spread
+from silotune.errors import ConfigError, DataError, unknown_choice
+from silotune.experiment.examples import check_objective, encoded_apart, left_out_note, spread
 from silotune.experiment.needs import check_packages
 from silotune.experiment.scoring import (
     Forgetting,
@@ -113,7 +113,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         chosen = scored_examples(config, dataset, settings.selection)
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
-    notes.extend(filter(None, [*cut, truncation_note(encoded, "train")]))
+    notes.extend(filter(None, [*cut, truncation_note(encoded, "train"), left_out_note(places, "train")]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)
@@ -122,7 +122,10 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     return Prepared(
         config=config,
         task=task,
-        clients={name: [encoded[place] for place in spread(share, places)] for name, share in shares.items()},
+        clients={
+            name: _kept(name, [encoded[place] for place in spread(share, places)], share)
+            for name, share in shares.items()
+        },
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         threads=threads_of(adapted, config.training.threads),
@@ -220,6 +223,19 @@ def _most_values(policies: Mapping[str, Path]) -> dict[str, int]:
     """
     found = {name: read_policy(path).largest_adapter for name, path in policies.items()}
     return {name: most for name, most in found.items() if most is not None}
+
+
+def _kept(name: str, encoded: list[Encoded], share: Sequence[int]) -> list[Encoded]:
+    """A client's examples as ids.
+
+    Raises:
+        DataError: All of its pairs were left out.
+    """
+    if share and not encoded:
+        raise DataError(
+            f"client {name!r}: the two answers of all its pairs are the same up to model.max_length; raise it"
+        )
+    return encoded
 
 
 def _attack_notes(attack: AttackSettings) -> list[str]:

@@ -14,7 +14,7 @@ from silotune.data.rows import SPLITS, Task
 from silotune.errors import DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import EMBEDDED, general_text, perplexity, windows
-from silotune.experiment.examples import Places, encoded_apart, spread
+from silotune.experiment.examples import Places, encoded_apart, left_out_note, spread
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
@@ -129,10 +129,10 @@ def scorer_of(
     """Scores on the examples of a set; for a mixture, one scorer a task.
 
     Returns:
-        The scorer, the places of each example among the encoded ones, and a note on those that were cut.
+        The scorer, the places of each example among the encoded ones, and a note on those that were cut or left out.
     """
     encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
-    note = truncation_note(encoded, name)
+    note = "; ".join(filter(None, [truncation_note(encoded, name), left_out_note(places, name)])) or None
     alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
     if not dataset.tasks:
         return alone, places, note

@@ -38,6 +38,11 @@ class Encoded:
     unsupervised: tuple[tuple[int, int], ...] = ()
 
     @property
+    def is_even(self) -> bool:
+        """Whether it is a pair of the same ids twice, as two answers are that differ behind the cut only."""
+        return len(self.options) == 2 and self.options[0] == self.options[1]
+
+    @property
     def supervised(self) -> int:
         """Ids of the answer that are learnt."""
         return len(self.answer) - sum(end - start for start, end in self.unsupervised)

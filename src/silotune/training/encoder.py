@@ -39,10 +39,13 @@ class Encoder:
     def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]:
         """Encodes examples in order, which are numbered from ``first``: one by one, but a long text as several.
 
+        A pair whose two answers are equal in what fits is left out: it says of neither that it is better.
+
         Raises:
             DataError: A closed-ended answer alone does not fit, or an answer is empty; names the example's number.
         """
-        return [made for number, example in enumerate(examples, first) for made in self._numbered(example, number)]
+        found = (self._numbered(example, number) for number, example in enumerate(examples, first))
+        return [made for several in found for made in several if not made.is_even]
 
     def _numbered(self, example: Example, number: int) -> list[Encoded]:
         try:
