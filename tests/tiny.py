@@ -80,6 +80,18 @@ def _sizes(**more: Any) -> dict[str, Any]:
     }
 
 
+def _routed() -> dict[str, Any]:
+    """Sizes of a mixture of experts behind a first layer that is none."""
+    return {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+
+
 def configuration(name: str) -> Any:
     """The configuration of a tiny model; ``-window`` stands for a sliding window of 8 ids, gpt_neo's of 16."""
     import transformers as hf
@@ -139,6 +151,30 @@ def configuration(name: str) -> Any:
         "mpt": lambda: hf.MptConfig(
             vocab_size=320, d_model=32, n_layers=2, n_heads=4, max_seq_len=CONTEXT, initializer_range=0.3,
         ),
+        "cohere": lambda: hf.CohereConfig(**_sizes(logit_scale=1.0)),
+        "granite": lambda: hf.GraniteConfig(**_sizes()),
+        "glm": lambda: hf.GlmConfig(**_sizes(head_dim=8)),
+        "starcoder2": lambda: hf.Starcoder2Config(**_sizes(sliding_window=None)),
+        "olmo2": lambda: hf.Olmo2Config(**_sizes()),
+        "smollm3": lambda: hf.SmolLM3Config(**_sizes()),
+        "mixtral": lambda: hf.MixtralConfig(**_sizes(num_local_experts=4, num_experts_per_tok=2)),
+        "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+            **_sizes(head_dim=8), num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        ),
+        "glm4_moe": lambda: hf.Glm4MoeConfig(**_sizes(head_dim=8), **_routed()),
+        "deepseek_v3": lambda: hf.DeepseekV3Config(
+            **_sizes(num_key_value_heads=4), **_routed(), q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+            qk_nope_head_dim=8, v_head_dim=8,
+        ),
+        "phimoe": lambda: hf.PhimoeConfig(**_sizes(num_local_experts=4, num_experts_per_tok=2)),
+        "mamba": lambda: hf.MambaConfig(
+            vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.3, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
+        ),
+        "t5": lambda: hf.T5Config(vocab_size=320, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4),
+        "electra": lambda: hf.ElectraConfig(**apart, intermediate_size=48, embedding_size=32),
+        "mpnet": lambda: hf.MPNetConfig(**{**apart, "max_position_embeddings": CONTEXT + 1}, intermediate_size=48),
+        "albert": lambda: hf.AlbertConfig(**apart, intermediate_size=48, embedding_size=16),
     }  # fmt: skip
     return made[name]()
 

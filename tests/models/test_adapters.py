@@ -15,7 +15,7 @@ from silotune.errors import MessageError, ModelError
 from silotune.models.adapters import CONFIGS, attach, linear_names, read, write
 from silotune.models.load import load_base
 from silotune.record.runs import RunFolder
-from silotune.settings.adapters import ADAPTERS, AllWeights, Lora, QLora
+from silotune.settings.adapters import ADAPTERS, AllWeights, Lora, PeftSettings, QLora
 from silotune.settings.sections import ModelSection
 from silotune.training.local import RoundPlace, train_round
 
@@ -161,6 +161,44 @@ def test_a_rank_that_no_layer_has_is_refused_before_memory_is_taken(name: str) -
     attach(tiny.base(name), Lora(rank=3 * width), seed=0, known_rank=3 * width)
     with pytest.raises(ModelError, match=rf"adapter.rank = {10**9}: .*; take at most {width}$"):
         attach(tiny.base(name), Lora(rank=10**9), seed=0)
+
+
+def test_a_scale_that_leaves_no_finite_number_is_refused() -> None:
+    attach(tiny.base(), Lora(rank=2, alpha=2e4), seed=0)
+    with pytest.raises(ModelError, match=r"adapter.alpha = 1e\+300 scales .*; take at most 20000$"):
+        attach(tiny.base(), Lora(rank=2, alpha=1e300), seed=0)
+
+
+class _LoHa(PeftSettings):
+    """As CONTRIBUTING.md has it."""
+
+    type = "loha"
+
+    rank: int = 8
+    alpha: float = 16
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "said"),
+    [
+        ("gpt2", {}, r"adapter.type = 'loha' does not go with this model: .*Conv1D"),
+        ("llama", {"rank": 10**9}, "adapter.rank = 1000000000: no layer"),
+        ("llama", {"alpha": 1e9}, r"adapter.alpha = 1e\+09 scales"),
+    ],
+)
+def test_what_peft_has_not_for_a_model_and_absurd_sizes_are_one_line_for_any_adapter(
+    name: str, sizes: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoHaConfig
+
+    def made(base, section: _LoHa) -> LoHaConfig:
+        targets = "c_attn" if name == "gpt2" else "q_proj"
+        return LoHaConfig(r=section.rank, alpha=section.alpha, target_modules=[targets], task_type="CAUSAL_LM")
+
+    monkeypatch.setitem(CONFIGS, _LoHa, made)
+    with pytest.raises(ModelError, match=said) as caught:
+        attach(tiny.base(name), _LoHa(**sizes), seed=0)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3"])

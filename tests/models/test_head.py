@@ -240,9 +240,12 @@ def test_what_is_no_classifier_or_no_writer_is_refused(folders: dict[str, Path],
         load_base(ModelSection(name=str(tmp_path / "made"), max_length=64))
     sizes = {"vocab_size": 320, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
     hf.BartConfig(**sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2).save_pretrained(tmp_path / "both")
-    tiny.tokenizer().save_pretrained(tmp_path / "both")
-    with pytest.raises(ModelError, match="is an encoder-decoder"):
-        load(tmp_path / "both")
+    tiny.configuration("mamba").save_pretrained(tmp_path / "mamba")
+    for family, said in (("both", "is an encoder-decoder .bart."), ("mamba", "is a state-space model .mamba.")):
+        tiny.tokenizer().save_pretrained(tmp_path / family)
+        for refused in (load, lambda folder: load_base(ModelSection(name=str(folder), max_length=64))):
+            with pytest.raises(ModelError, match=said):
+                refused(tmp_path / family)
 
 
 def test_a_checkpoint_without_its_body_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from silotune.errors import ModelError
 from silotune.models import adapters
 from silotune.models.adapters import Adapted, attach
 from silotune.models.fast import paths
@@ -34,7 +35,8 @@ HOLDING: Mapping[str, set[str]] = {
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3", "phi", "phi3", "gpt2", "gpt_neox"), EVERY
     ),
-    **dict.fromkeys(("opt", "stablelm", "glm4"), EVERY),
+    **dict.fromkeys(("opt", "stablelm", "glm4", "glm", "cohere", "granite", "starcoder2", "olmo2", "smollm3"), EVERY),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "glm4_moe", "deepseek_v3"), EVERY),
     "gemma2": OWN_ATTENTION,
     **dict.fromkeys(("mistral-window", "gemma3-window"), WITHOUT_MASKS),
     "gemma2-window": WITHOUT_MASKS - {"attention"},
@@ -154,9 +156,19 @@ def test_shortcuts_that_fail_beside_each_other_alone_are_all_left(monkeypatch: p
     monkeypatch.setattr(probe, "answer_losses", both)
     found = probed(loaded("llama"), AUTO).fast
     assert not found.names() and "beside the others raised ZeroDivisionError: no)" in found.note
+
+
+@pytest.mark.parametrize("section", [AUTO, OFF])
+def test_a_model_that_cannot_train_at_all_is_refused_in_one_line(
+    section: ModelSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"^'phimoe' \(phimoe\) cannot do a training step with this adapter: Attr[^\n]*$"
+    ):
+        probed(loaded("phimoe"), section)
     monkeypatch.setattr(probe, "answer_losses", _raising)
-    found = probed(loaded("llama"), AUTO).fast
-    assert not found.names() and "the plain way itself raised ZeroDivisionError: no)" in found.note
+    with pytest.raises(ModelError, match="ZeroDivisionError: no; aim adapter.targets"):
+        probed(loaded("llama"), section)
 
 
 @pytest.mark.parametrize("section", [{}, {"type": "ia3"}, {"type": "none"}, {"dora": True}])

@@ -99,17 +99,16 @@ def attach(base: Base, section: AdapterSettings, *, seed: int, has_core: bool = 
         return Adapted(base, base.model, dict(base.model.named_parameters()), {})
     from peft import get_peft_model
 
-    peft_config = implemented(CONFIGS, section)(base, section)
-    _check_rank(base, getattr(peft_config, "r", 0), known_rank)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), _one_line_errors(section):
         # peft 0.21 itself asks an int4 model for the attribute that transformers 5 renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # merging unties them
+        # it looks for fused experts among the modules only, and finds them among the parameters later
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        peft_config = implemented(CONFIGS, section)(base, section)
+        _check_size(base, peft_config, known_rank)
         torch.manual_seed(derive(seed, "adapter-init"))
-        try:
-            model = get_peft_model(base.model, peft_config)
-        except ValueError as error:
-            raise ModelError(f"adapter.type = {section.type!r}: {str(error).splitlines()[0]}") from error
+        model = get_peft_model(base.model, peft_config)
         if has_core:
             lora_layers.add_cores(model)
     model.eval()
@@ -311,13 +310,19 @@ def _ia3(base: Base, section: IA3) -> PeftConfig:
     )
 
 
-def _check_rank(base: Base, rank: int, known_rank: int) -> None:
-    """Refuses a rank far above that of every layer's matrix, before any memory is allocated for it.
+LARGEST_SCALE = 1e4
+"""What an adapter's update may be multiplied by: alpha / rank."""
 
-    Up to twice that is let through: a trained adapter has its residual beside its own factors, and may be trained on.
+
+def _check_size(base: Base, config: PeftConfig, known_rank: int) -> None:
+    """Refuses a rank far above that of every layer's matrix, and an alpha that leaves no finite number.
+
+    That is before any memory is allocated. Up to twice the layers' rank is let through: a trained adapter has its
+    residual beside its own factors, and may be trained on.
     """
     from transformers.pytorch_utils import Conv1D
 
+    rank, alpha = getattr(config, "r", 0), getattr(config, "lora_alpha", None) or getattr(config, "alpha", 0)
     sizes = [
         (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else (module.nx, module.nf)
         for module in base.model.modules()
@@ -328,6 +333,21 @@ def _check_rank(base: Base, rank: int, known_rank: int) -> None:
         raise ModelError(
             f"adapter.rank = {rank}: no layer of {base.name!r} has a rank above {most}; take at most {most}"
         )
+    if rank and alpha > LARGEST_SCALE * rank:
+        raise ModelError(
+            f"adapter.alpha = {alpha:g} scales the update by {alpha / rank:g} (alpha / rank); take at most "
+            f"{LARGEST_SCALE * rank:g}"
+        )
+
+
+@contextmanager
+def _one_line_errors(section: AdapterSettings) -> Iterator[None]:
+    """What peft says of an adapter that it has not for a model, or not with these settings."""
+    try:
+        yield
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"adapter.type = {section.type!r} does not go with this model: {reason}") from error
 
 
 def _stored_transposed(model: PreTrainedModel) -> bool:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+STATE_SPACE = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+"""Families whose kernels read the weights of some layers past the layers themselves, and so past an adapter on them."""
+
+
 @dataclass(frozen=True)
 class Classes:
     """The classes that a head tells apart, in order, and the run's seed, from which its first weights are drawn."""
@@ -39,15 +43,22 @@ def check_use(config: PreTrainedConfig, name: str, *, classifies: bool) -> None:
     """Refuses a model that cannot be used as asked.
 
     Raises:
-        ModelError: An encoder or a classifier is to write text, or an encoder-decoder is to classify.
+        ModelError: It is an encoder-decoder or a state-space model, or an encoder or a classifier is to write text.
     """
     start = f"model.name = {name!r} is"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{start} an encoder-decoder ({config.model_type}), which is not trained here: take a causal language "
+            "model, or an encoder with training.objective = 'classify'"
+        )
+    if config.model_type in STATE_SPACE:
+        raise ModelError(
+            f"{start} a state-space model ({config.model_type}), some of whose layers an adapter would be put on "
+            "without effect: take a transformer, such as Llama or Qwen"
+        )
     if classifies:
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(
-                f"{start} an encoder-decoder; training.objective = 'classify' takes an encoder or a decoder"
-            )
-    elif _has_head(config):
+        return
+    if _has_head(config):
         raise ModelError(f"{start} a classifier, which writes no text; use it with training.objective = 'classify'")
     elif is_encoder(config):
         raise ModelError(

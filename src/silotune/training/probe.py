@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from silotune.errors import ModelError
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.fast import attention
@@ -52,12 +53,15 @@ def probed(adapted: Adapted, section: ModelSection) -> Adapted:
     Args:
         adapted: The model with its adapter.
         section: The ``[model]`` section, whose ``fast`` says whether shortcuts are wanted at all.
+
+    Raises:
+        ModelError: The model cannot do a training step with this adapter, whatever the shortcuts.
     """
     plain = adapters.on(adapted, PLAIN)
+    possible = PLAIN if section.fast == "off" else possible_for(plain, section)
+    kept, faults = _sorted_out(plain, possible)
     if section.fast == "off":
         return plain
-    possible = possible_for(plain, section)
-    kept, faults = _sorted_out(plain, possible)
     return adapters.on(adapted, replace(kept, note=_note(plain, section, faults)))
 
 
@@ -89,13 +93,19 @@ def _sorted_out(adapted: Adapted, possible: Fast) -> tuple[Fast, dict[str, str]]
     """The shortcuts that hold, alone and together, and for each of the others what speaks against it.
 
     All are tried at once first: if the numbers are right, each has done its part in them.
+
+    Raises:
+        ModelError: The plain way fails, too.
     """
     batches = _batches(adapted, possible)
     with _stirred(adapted):
         try:
             expected = _numbers(adapted, batches)
-        except Exception as error:  # noqa: BLE001 - if the model cannot do even this, training will fail and say why
-            return PLAIN, dict.fromkeys(possible.names(), f"the plain way itself raised {_one_line(error)}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, training would end with it
+            raise ModelError(
+                f"{adapted.base.name!r} ({adapted.base.model.config.model_type}) cannot do a training step with this "
+                f"adapter: {_one_line(error)}; aim adapter.targets at other layers, or take another adapter or model"
+            ) from error
         if not _fault(adapted, possible, batches, expected):
             return possible, {}
         alone = {name: _fault(adapted, possible.only(name), batches, expected) for name in possible.names()}
