@@ -142,6 +142,11 @@ def all_finite(tensors: Tensors) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
+def same_bits(left: Tensors, right: Tensors) -> bool:
+    """Whether both hold the same names with equal values."""
+    return left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
 def largest(tensors: Tensors) -> float:
     """The largest absolute value; 0 where there is none, NaN where a value is not a number."""
     found = [tensor.abs().amax().double() for tensor in tensors.values() if tensor.numel()]

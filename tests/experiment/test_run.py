@@ -425,6 +425,15 @@ def test_budget_is_what_the_parts_do(configuration: Make) -> None:
     assert f"{2 * steps} in total" in budget(prepared) and "share of these steps" in budget(prepared)
 
 
+@pytest.mark.parametrize("training", [{}, {"max_steps": None, "epochs": 1.5, "schedule": "cosine"}])
+def test_one_client_federated_alone_and_centralised_are_the_same_bits(configuration: Make, training: dict) -> None:
+    run = run_experiment(configuration(training=training, federation=ALL, data={"partition": {"clients": 1}}))
+    names = ("federated", "centralized", "isolated/client-0")
+    states = [run.part(*name.split("/")).load_checkpoint()[0] for name in names]
+    tiny.assert_same_bits(states[0].weights, states[1].weights)
+    tiny.assert_same_bits(states[0].weights, states[2].weights)
+
+
 def test_alone_nobody_rests(configuration: Make) -> None:
     """Where one of three clients takes part in a round, the three alone do three times as many steps."""
     prepared = prepare(configuration(federation={**ALL, "clients_per_round": 1}))

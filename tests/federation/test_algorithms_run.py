@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,36 @@ def test_every_rule_and_weighting_goes_with_a_run(
     asked = plan(**options)
     state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
     assert arithmetic.all_finite(state.weights) and state.round_number == 1
+
+
+# --- clients that stand still ----------------------------------------------------------------------------------------
+
+STILL = SGD.model_copy(update={"learning_rate": 1e-60})
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "feddyn", "fedadam"])
+def test_a_run_whose_clients_all_stand_still_ends_after_the_round(model, start, tmp_path, algorithm: str) -> None:
+    asked = plan(STILL, rounds=3, algorithm=algorithm)
+    state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
+    assert state.round_number == 1 and state.stopped.startswith("no client's update moved the model")
+    tiny.assert_same_bits(state.weights, start)
+
+
+def test_one_client_that_stands_still_is_a_note_and_the_run_goes_on(model, start, tmp_path: Path) -> None:
+    asked, told = plan(rounds=2), []
+    settings = {name: acting(STILL if name == "b" else SGD, rounds=4) for name in NAMES}
+    sites = {name: Site(name, EXAMPLES[n::3], model, settings=settings[name]) for n, name in enumerate(NAMES)}
+    folder = RunFolder(tmp_path)
+    state = run_rounds(asked, InProcess(sites), ServerState(0, start), folder, notify=lambda *event: told.append(event))
+    assert state.round_number == 2 and not state.stopped
+    notes = [fields["text"] for event, fields in told if event == "note"]
+    assert len(notes) == 2 and notes[0].startswith("round 1: the update of 'b' holds zeros alone")
+
+
+def test_where_some_clients_rest_those_that_stand_still_end_nothing(model, start, tmp_path: Path) -> None:
+    asked = replace(plan(STILL, rounds=2), clients_per_round=2)
+    state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
+    assert state.round_number == 2 and not state.stopped
 
 
 # --- SCAFFOLD and FedDyn ---------------------------------------------------------------------------------------------

@@ -37,6 +37,11 @@ def test_a_budget_is_kept_and_not_passed() -> None:
     assert "joules = 2.9: 2 are spent" in why(state(joules=1.0), state(joules=2.0), joules=2.9)
 
 
+def test_a_run_whose_clients_stand_still_ends() -> None:
+    found = why_stop(state(), state(), target=None, budget=BudgetSection(), is_still=True)
+    assert found.startswith("no client's update moved the model: there is nothing left to learn")
+
+
 def test_joules_that_are_not_known_stop_the_run() -> None:
     assert "not known" in why(state(joules=1.0), state(joules=None), joules=1e9)
     assert why(state(joules=1.0), state(joules=None)) == ""

@@ -216,9 +216,19 @@ def test_a_gpu_that_is_too_small_is_told_in_one_line(model, start, monkeypatch: 
     assert "\n" not in str(caught.value) and not model.model.training
 
 
-def test_nothing_learnt_is_an_error(model, start) -> None:
-    with pytest.raises(TrainingError, match="no adapter tensor moved"):
-        go(model, start, settings=SGD.model_copy(update={"learning_rate": 1e-30}))
+def test_an_update_that_moves_nothing_is_an_update(model, start) -> None:
+    result = go(model, start, settings=SGD.model_copy(update={"learning_rate": 1e-30}))
+    assert result.loss > 0 and not any(bool(tensor.any()) for tensor in result.delta.values())
+
+
+def test_an_adapter_that_no_gradient_reaches_is_an_error(model, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(adapted, batch, settings) -> Loss:
+        return Loss(torch.ones(1, requires_grad=True).sum(), 1)
+
+    chosen = type(SGD.objective)
+    monkeypatch.setitem(OBJECTIVES, chosen, replace(OBJECTIVES[chosen], loss=apart))
+    with pytest.raises(TrainingError, match="no gradient reaches a tensor of the adapter"):
+        go(model, start, settings=SGD)
 
 
 def test_unusable_inputs(model, start) -> None:

@@ -1,6 +1,7 @@
 """The modes of a run as federations of different clients, so that one loop serves all and only the data differ.
 
-``federated``: every institution is a client. ``centralized``: one client holds everybody's examples.
+``federated``: every institution is a client. ``centralized``: one client holds everybody's examples; where there is one
+institution alone, it has that one's name, and so its seeds: FedAvg of one client is central training, bit for bit.
 ``isolated``: as many federations as institutions, each with that institution alone. All start from the same
 adapter, see the same examples, and do the same number of optimiser steps in total. The settings that the clients of
 each mode get follow from the configuration.
@@ -55,7 +56,8 @@ def _federated(prepared: Prepared) -> list[Part]:
 def _centralized(prepared: Prepared) -> list[Part]:
     pooled = [example for examples in prepared.clients.values() for example in examples]
     settings = prepared.config.training.model_copy(update={"max_steps": pooled_steps(prepared)})
-    return [Part("centralized", ("centralized",), {"pooled": pooled}, settings, text_bytes=prepared.text_bytes)]
+    name = next(iter(prepared.clients)) if len(prepared.clients) == 1 else "pooled"
+    return [Part("centralized", ("centralized",), {name: pooled}, settings, text_bytes=prepared.text_bytes)]
 
 
 def _isolated(prepared: Prepared) -> list[Part]:

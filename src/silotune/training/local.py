@@ -107,7 +107,7 @@ def train_round(
 
     Raises:
         DataError: There are no examples, or the objective cannot use them.
-        TrainingError: The loss is not finite, no adapter tensor moved, or a GPU's memory is too small.
+        TrainingError: The loss is not finite, no gradient reaches the adapter, or a GPU's memory is too small.
     """
     if not examples:
         raise DataError("a client has no examples to train on")
@@ -138,8 +138,6 @@ def train_round(
     delta = arithmetic.subtract(final, {name: received[name] for name in final})
     if not arithmetic.all_finite(delta):
         raise TrainingError("the adapter is no longer finite; lower training.learning_rate")
-    if not any(bool(tensor.any()) for tensor in delta.values()):
-        raise TrainingError("no adapter tensor moved: nothing was learnt, so the update is not sent")
     kept = _kept_state(optimizer, adapted) if settings.optimizer_state == "keep" else SiteState()
     return LocalResult(delta, len(examples), mean_loss, steps, tokens, time.perf_counter() - began, state=kept)
 
@@ -180,6 +178,10 @@ def _plain_gradient(
         loss.total.backward()
         total, count = total + float(loss.total.detach()), count + loss.count
     gradients = [parameter.grad for parameter in adapted.parameters.values() if parameter.grad is not None]
+    if not gradients:
+        raise TrainingError(
+            "no gradient reaches a tensor of the adapter, so it can learn nothing: look at adapter.targets"
+        )
     torch._foreach_div_(gradients, float(count))
     if settings.clip_norm:
         torch.nn.utils.clip_grad_norm_(adapted.parameters.values(), settings.clip_norm)

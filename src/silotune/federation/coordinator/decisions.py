@@ -92,7 +92,18 @@ def offered_clients(clients: Sequence[str], count: int | None, *, seed: int, rou
     return tuple(generator.sample(list(clients), len(clients)))
 
 
-def why_stop(before: ServerState, after: ServerState, *, target: float | None, budget: BudgetSection) -> str:
+def note_of_still(clients: Sequence[str]) -> str:
+    """What is said of clients whose updates move nothing, in a run that goes on."""
+    names = ", ".join(map(repr, clients))
+    return f"the update of {names} holds zeros alone: {_STILL}"
+
+
+_STILL = "there is nothing left to learn, or training.learning_rate is too small to be felt"
+
+
+def why_stop(
+    before: ServerState, after: ServerState, *, target: float | None, budget: BudgetSection, is_still: bool = False
+) -> str:
     """Why the run stops after a round; empty where it goes on.
 
     The run stops when another round like this one would pass a budget. Only the cost of the first round is not known
@@ -103,7 +114,10 @@ def why_stop(before: ServerState, after: ServerState, *, target: float | None, b
         after: The state after it.
         target: Selection metric that is good enough, the higher the better; None for none.
         budget: What the rounds may spend.
+        is_still: Whether all clients took part, no update moved anything, and the model is as it was before the round.
     """
+    if is_still:
+        return f"no client's update moved the model: {_STILL}"
     if target is not None and after.best_metric is not None and after.best_metric >= target:
         return f"the selection metric reached evaluation.target = {abs(target):g}"
     spent, before_it = after.bytes_up + after.bytes_down, before.bytes_up + before.bytes_down

@@ -19,7 +19,7 @@ class Incoming:
     """What comes in during one round; each update is handed on and forgotten.
 
     ``seconds`` is the time on the simulated clock; ``excluded`` says who is to be left out when the round is done
-    again, and why.
+    again, and why; ``still`` names the clients whose updates hold zeros alone.
     """
 
     number: int
@@ -30,6 +30,19 @@ class Incoming:
     failures: list[Failure] = field(default_factory=list)
     seconds: float | None = None
     excluded: dict[str, Any] = field(default_factory=dict)
+    still: list[str] = field(default_factory=list)
+
+    def watched(self, updates: Iterator[ClientUpdate]) -> Iterator[ClientUpdate]:
+        """The updates as they come, with a look at which of them move nothing."""
+        for update in updates:
+            if not any(bool(tensor.any()) for tensor in update.delta.values()):
+                self.still.append(update.client)
+            yield update
+            del update  # or it would live on until the next one is there
+
+    def is_still(self) -> bool:
+        """Whether none of the round's updates moves anything."""
+        return 0 < len(self.rows) == len(self.still)
 
     def updates(self, replies: Iterator[Reply | Failure], notify: Observer) -> Iterator[ClientUpdate]:
         for reply in replies:

@@ -15,6 +15,7 @@ from silotune.federation.coordinator.decisions import (
     SHORTFALLS,
     TooFewRepliesError,
     again_without_liars,
+    note_of_still,
     offered_clients,
     sample_clients,
     why_stop,
@@ -47,6 +48,7 @@ from silotune.structs import (
     Spent,
     Tensors,
 )
+from silotune.tensors import same_bits
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,11 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     )
     after = _selected(plan, after)
     if not after.stopped:
-        after = replace(after, stopped=why_stop(state, after, target=plan.target, budget=plan.budget))
+        is_still = incoming.is_still() and share == 1 and same_bits(state.weights, weights)
+        stops = why_stop(state, after, target=plan.target, budget=plan.budget, is_still=is_still)
+        after = replace(after, stopped=stops)
+    if incoming.still and not after.stopped:
+        notify("note", {"text": f"round {number}: {note_of_still(incoming.still)}"})
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
 
 
@@ -260,9 +266,9 @@ def _asked(
 ) -> tuple[Iterator[ClientUpdate], Tensors]:
     """The round's updates as they come in, and what the clients that answer hold from then on."""
     if plan.protected is not None:
-        return plan.protected(asking), {}
+        return incoming.watched(plan.protected(asking)), {}
     requests, held = _addressed(plan, state, asking)
-    updates = incoming.updates(asking.send(requests), asking.notify)
+    updates = incoming.watched(incoming.updates(asking.send(requests), asking.notify))
     # under a guarantee nothing may be known of one client's product
     return (products.watch(updates) if plan.privacy is None else updates), held
 

@@ -71,8 +71,7 @@ REASONS: Mapping[str, str] = {
     "form": "the request is not one that the site can read",
     "data": "the site's examples cannot be used for this run",
     "model": "the site's base model is not the run's, or cannot be loaded",
-    "training": "the local round gave no usable update: its loss was not finite, or nothing was learnt; "
-    "lower training.learning_rate",
+    "training": "the local round gave no usable update: its loss was not finite; lower training.learning_rate",
     "configuration": "the run's settings do not go together at the site",
     "protection": "the site takes no further part in this sum",
     "budget": "the privacy budget does not allow the round",
