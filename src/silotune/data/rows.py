@@ -328,20 +328,22 @@ def _answered(messages: Chat, layout: Layout, row: Row, spot: str, text: tuple[s
 
 def _reply(value: Any, histories: Sequence[Chat], spot: str) -> str:
     """An answer as text, with the spaces that it begins with; of a chat, the answer that it ends with."""
-    if is_chat(value):
-        answer = reply_of(value, histories, spot)
-    else:
-        answer = value.rstrip() if isinstance(value, str) else _text(value, spot)
+    answer = reply_of(value, histories, spot) if is_chat(value) else _open_text(value, spot)
     if not answer:
         raise DataError(f"{spot} is empty")
     return answer
 
 
 def _read_document(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
-    text = _text(row[layout.answer], f"{spot}: field {layout.answer!r}")
+    text = _open_text(row[layout.answer], f"{spot}: field {layout.answer!r}")
     if not text:
         raise DataError(f"{spot}: field {layout.answer!r} is empty")
     return _Read((), text)
+
+
+def _open_text(value: Any, spot: str) -> str:
+    """A text that is learnt, with the spaces that it begins with."""
+    return value.rstrip() if isinstance(value, str) else _text(value, spot)
 
 
 _READERS: Final[Mapping[str, Callable[[Task, Layout, Row, str], _Read]]] = {

@@ -322,7 +322,8 @@ def _check_size(base: Base, config: PeftConfig, known_rank: int) -> None:
     """
     from transformers.pytorch_utils import Conv1D
 
-    rank, alpha = getattr(config, "r", 0), getattr(config, "lora_alpha", None) or getattr(config, "alpha", 0)
+    rank: int = getattr(config, "r", 0)
+    alpha: float = getattr(config, "lora_alpha", None) or getattr(config, "alpha", None) or 0.0
     sizes = [
         (module.in_features, module.out_features) if isinstance(module, torch.nn.Linear) else (module.nx, module.nf)
         for module in base.model.modules()

@@ -60,7 +60,7 @@ def check_use(config: PreTrainedConfig, name: str, *, classifies: bool) -> None:
         return
     if _has_head(config):
         raise ModelError(f"{start} a classifier, which writes no text; use it with training.objective = 'classify'")
-    elif is_encoder(config):
+    if is_encoder(config):
         raise ModelError(
             f"{start} an encoder ({config.model_type}), which writes no text; use training.objective = 'classify', "
             "or a causal language model"
