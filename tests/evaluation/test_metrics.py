@@ -11,10 +11,12 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from silotune.evaluation.metrics import (
     UNPARSED,
+    answers_one_class,
     best_and_worst,
     calibration,
     classification,
     language_modelling,
+    majority,
     signed,
 )
 
@@ -125,3 +127,15 @@ def test_less_perplexity_and_more_of_all_else_is_better() -> None:
         best, worst = best_and_worst(metric)
         assert (worst(values), best(values)) == tuple(values)
         assert signed(metric, values[0]) < signed(metric, values[1])
+
+
+def test_one_answer_to_all_is_known_for_what_it_is() -> None:
+    """Of four neutral, one positive: always neutral has .8 accuracy, F1 of 8/9 and 0."""
+    names, labels = ("neutral", "positive", "negative"), [0, 0, 0, 0, 1]
+    same = classification([0] * 5, labels, names, bootstrap_samples=0)
+    known = majority(same)
+    assert known == {"answer": "neutral", "accuracy": same["accuracy"], "macro_f1": pytest.approx(same["macro_f1"])}
+    assert known["macro_f1"] == pytest.approx(4 / 9) and answers_one_class(same)
+    assert not answers_one_class(classification([0, 0, 0, 1, 0], labels, names, bootstrap_samples=0))
+    assert not answers_one_class(classification([0, 0], [0, 0], names, bootstrap_samples=0)), "there is but one class"
+    assert majority({"perplexity": 3.0}) is None and not answers_one_class({"perplexity": 3.0})

@@ -434,6 +434,17 @@ def test_one_client_federated_alone_and_centralised_are_the_same_bits(configurat
     tiny.assert_same_bits(states[0].weights, states[2].weights)
 
 
+def test_a_model_that_is_kept_untrained_is_warned_of_wherever_it_is_named(configuration: Make) -> None:
+    changes = {"evaluation": {"keep": "best"}, "training": {"learning_rate": 1e-30}}
+    run = run_experiment(configuration(**changes, federation={"modes": ["federated"], "rounds": 1}))
+    summary = run.read_json("summary")
+    assert summary["kept"] == "kept, as the best by the selection metric: round of federated 0 of 1 (untrained)"
+    (warning,) = [note for note in summary["notes"] if "untrained" in note]
+    assert warning.startswith("federated: the model is that of round 0") and "training.learning_rate" in warning
+    assert "model of round 0 of 1 (untrained):" in run.part("federated").path.joinpath("adapter/README.md").read_text()
+    assert warning in [row.get("text") for row in run.read_rows("events")]
+
+
 def test_alone_nobody_rests(configuration: Make) -> None:
     """Where one of three clients takes part in a round, the three alone do three times as many steps."""
     prepared = prepare(configuration(federation={**ALL, "clients_per_round": 1}))

@@ -40,6 +40,29 @@ def test_the_summary_has_a_row_for_each_way_to_train():
     assert "80.0 % (77.0–83.0)" in narrow
 
 
+def test_an_answer_that_is_always_the_same_is_told_beside_its_figure():
+    always = {"answer": "neutral", "accuracy": 0.62, "macro_f1": 0.2551}
+    federated = {"accuracy": 0.62, "macro_f1": 0.2551, "answers_one_class": True, "round": 2, "rounds": 8, "seconds": 1}
+    alone = {**summary()["isolated"], "clients": {"a": {"answers_one_class": True}, "b": {"answers_one_class": False}}}
+    given = summary(majority=always, federated=federated, isolated=alone)
+    text = shown(report.summary_table(given))
+    assert "always neutral" in text and "62.0 %" in text and "25.5 %" in text
+    assert text.count("answers one class only") == 1 and "1 of 2 answer one class only" in text
+
+
+def test_the_round_that_was_kept_is_named_below_the_table():
+    kept = "kept, as the best by the selection metric: round of federated 3 of 8"
+    assert kept in " ".join(shown(report.summary_table(summary(kept=kept))).split())
+
+
+def test_a_worst_institution_above_the_mean_is_explained():
+    cost = {"joules": None, "co2_kg": None, "peak_memory_bytes": None, "energy_source": "unavailable"}
+    alone = {**summary()["isolated"], "cost": cost, "own": {"a": 0.9, "b": 0.7}}
+    assert "may exceed the mean" in shown(report.cost_table(summary(isolated=alone)))
+    alone = {**alone, "own": {"a": 0.9, "b": 0.6}}
+    assert "may exceed the mean" not in shown(report.cost_table(summary(isolated=alone)))
+
+
 def test_modes_that_did_not_run_have_no_row():
     text = shown(report.summary_table(summary(isolated=None, centralized=None, base=None)))
     assert "federated" in text and "alone" not in text and "centralised" not in text and "untrained" not in text
@@ -61,6 +84,11 @@ def test_several_runs_side_by_side(tmp_path):
     assert [row["folder"] for row in report.runs_json(runs)] == [str(run.path) for run in runs]
     assert report.runs_json(runs)[0]["seed"] == 3
     assert max(len(line) for line in shown(report.runs_table(runs), width=80).splitlines()) <= 80
+    doubtful = {"accuracy": 0.62, "answers_one_class": True, "seconds": 1, "round": 3}
+    first = {"accuracy": 0.34, "seconds": 1, "round": 0}
+    run = finished_run(tmp_path, "x", federated=doubtful, centralized=first, majority={"accuracy": 0.62})
+    text = shown(report.runs_table([run]))
+    assert "one class" in text and "untrained" in text and text.count("62.0 %") == 2
 
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
@@ -79,6 +107,15 @@ def test_pictures_are_drawn(tmp_path):
     assert out == run.path / "accuracy.png"
     assert min(png_size(out)) > 400
     assert min(png_size(pictures.draw_skew(run, tmp_path / "new" / "skew.png"))) > 300
+
+
+def test_the_picture_shows_the_figure_of_the_table_and_lines_that_lie_on_each_other(tmp_path):
+    points = [(number, 0.5 + number / 10) for number in range(4)]
+    kind = report.KINDS["accuracy"]
+    kept = summary(federated={"accuracy": 0.6, "round": 1, "rounds": 3})
+    assert pictures._kept(kept, kind, points) == (1, 0.6)
+    assert pictures._kept_text(kept, kind, points) == "60.0 % in round 1, which was kept"
+    assert [pictures.twins([0.5, 0.7, 0.5, 0.5], place) for place in range(4)] == [2, 0, 1, 0]
 
 
 def test_a_run_without_federated_rounds_has_no_picture_of_them(tmp_path):

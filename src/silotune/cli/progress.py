@@ -119,7 +119,8 @@ class _Lines:
         self._say(f"{_title(fields)} round {fields['round']}/{fields['rounds']}: {text}")
 
     def mode_finished(self, fields: Mapping[str, Any]) -> None:
-        text = _joined(figure_text(fields.get("metrics")), seconds_text(fields.get("seconds")))
+        kept = f"model of round {fields['round']} of {fields['rounds']}" if "round" in fields else ""
+        text = _joined(figure_text(fields.get("metrics")), kept, seconds_text(fields.get("seconds")))
         self._say(f"{_title(fields)} finished: {text}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,27 @@ def classification(
     if bootstrap_samples:
         result.update(_intervals(predicted, true, len(names), bootstrap_samples, seed))
     return result
+
+
+def majority(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What always giving the most frequent answer would reach: ``answer``, ``accuracy``, ``macro_f1``.
+
+    Args:
+        metrics: As ``classification`` gives them; None comes back for others.
+    """
+    if not metrics.get("per_class") or not metrics.get("confusion"):
+        return None
+    support = {name: int(own["support"]) for name, own in metrics["per_class"].items()}
+    answer = max(support, key=lambda name: support[name])
+    accuracy = support[answer] / sum(support.values())
+    classes = sum(count > 0 for count in support.values())
+    return {"answer": answer, "accuracy": accuracy, "macro_f1": 2 * accuracy / (1 + accuracy) / classes}
+
+
+def answers_one_class(metrics: Mapping[str, Any]) -> bool:
+    """Whether a model gives one and the same answer to all examples of several classes."""
+    matrix = np.asarray(metrics.get("confusion") or [[0]])
+    return int((matrix.sum(axis=0) > 0).sum()) == 1 and int((matrix.sum(axis=1) > 0).sum()) > 1
 
 
 CALIBRATION_BINS = 15

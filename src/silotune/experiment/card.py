@@ -7,8 +7,9 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.data.rows import Task
+from silotune.evaluation.metrics import answers_one_class, majority
 from silotune.experiment.privacy import spent_text
-from silotune.experiment.results import COMPARED
+from silotune.experiment.results import COMPARED, round_text
 from silotune.federation.coordinator.protection import SEES
 from silotune.methods.algorithms import title_of
 from silotune.settings.adapters import AdapterSettings, Lora
@@ -64,14 +65,26 @@ batch {training.batch_size}.
 
 ## Metrics
 
-On {result["num_examples"]} examples of `{result["split"]}`, model of round {result["round"]}:
+On {result["num_examples"]} examples of `{result["split"]}`, model of round {round_text(result)}:
 
 {figures}
-
+{_constant(result)}
 ## Privacy
 
 {_privacy(config, mode, result)}
 """
+
+
+def _constant(result: Mapping[str, Any]) -> str:
+    """What one answer to all would reach, and whether the model does no more; empty where there are no classes."""
+    known = majority(result["metrics"])
+    if known is None:
+        return ""
+    said = "The model itself gives one answer to all examples. " if answers_one_class(result["metrics"]) else ""
+    return (
+        f"\n{said}Always answering `{known['answer']}` has an accuracy of {known['accuracy']:.4f} and a macro-F1 of "
+        f"{known['macro_f1']:.4f}.\n"
+    )
 
 
 def _precision(config: Config, *, is_merged: bool) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
-from silotune.evaluation.metrics import best_and_worst
+from silotune.evaluation.metrics import answers_one_class, best_and_worst, majority
 from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
@@ -154,6 +154,9 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         summary["isolated"] = _isolated(clients, names, metric)
     shown = [summary[mode] for mode in (*parts, "isolated") if mode in summary]
     summary["split"] = shown[0]["split"]
+    results = {names: folder.part(*names).read_json("result") for names in _places(parts, clients)}
+    summary["majority"] = next((majority(result["metrics"]) for result in results.values()), None)
+    summary["kept"] = _kept(config, results)
     summary["base"] = _base(folder, [(mode,) for mode in parts] + [("isolated", name) for name in clients], names)
     summary["stopped"] = _stopped(folder, [(mode,) for mode in parts], [("isolated", name) for name in clients])
     for cost in ("bytes_up", "bytes_down"):
@@ -162,6 +165,56 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
 
 
 _TITLES: Mapping[str, str] = {"federated": "federated", "centralized": "centralised"}
+_Places = tuple[str, ...]
+
+
+def _places(modes: Iterable[str], alone: Iterable[str]) -> list[_Places]:
+    return [*((mode,) for mode in modes), *(("isolated", name) for name in alone)]
+
+
+def _kept(config: Config, results: Mapping[_Places, Mapping[str, Any]]) -> str:
+    """Which round's model each mode kept, where it is the best one and not the last; else empty."""
+    if config.evaluation.keep != "best":
+        return ""
+    said = [
+        f"{_TITLES[places[0]]} {round_text(result)}" for places, result in results.items() if places[0] != "isolated"
+    ]
+    alone = sorted(int(result["round"]) for places, result in results.items() if places[0] == "isolated")
+    if alone:
+        said.append(f"each alone {alone[0]}" + (f" to {alone[-1]}" if alone[-1] > alone[0] else ""))
+    return f"kept, as the best by the selection metric: round of {', '.join(said)}"
+
+
+def round_text(result: Mapping[str, Any]) -> str:
+    """The round of a model, and of how many: ``3 of 8``; that of round 0 is untrained."""
+    return f"{result['round']} of {result['rounds']}" + ("" if result["round"] else " (untrained)")
+
+
+def warnings_of(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each mode whose models are no result of training: they are untrained, or give one answer to all."""
+    alone = (summary.get("isolated") or {}).get("clients", {})
+    parts = {title: [summary[mode]] for mode, title in _TITLES.items() if summary.get(mode)}
+    parts |= {"isolated": list(alone.values())} if alone else {}
+    lines = []
+    for title, models in parts.items():
+        untrained = sum(model["round"] == 0 for model in models)
+        constant = sum(model["answers_one_class"] for model in models)
+        if untrained:
+            lines.append(f"{title}: {_who(untrained, len(models), 'is', 'are')} that of round 0, which is {_UNTRAINED}")
+        if constant:
+            lines.append(f"{title}: {_who(constant, len(models), 'gives', 'give')} one answer to all: {_CONSTANT}")
+    return lines
+
+
+_UNTRAINED = (
+    "untrained, as no round was better by the selection metric: try another training.learning_rate, more rounds or "
+    "steps, or more selection examples"
+)
+_CONSTANT = "such a figure is that of the answer, not of learning; try another training.learning_rate, or more steps"
+
+
+def _who(count: int, of: int, one: str, many: str) -> str:
+    return f"the model {one}" if of == 1 else f"{count} of {of} models {one if count == 1 else many}"
 
 
 def _stopped(folder: RunFolder, parts: Sequence[tuple[str, ...]], alone: Sequence[tuple[str, ...]]) -> list[str]:
@@ -185,7 +238,8 @@ def _figures(folder: RunFolder, names: Sequence[str]) -> dict[str, Any]:
     result = folder.read_json("result")
     chosen = {name: result["metrics"][name] for name in names}
     intervals = {key: value for key, value in result["metrics"].items() if key.endswith("_interval")}
-    costs = {key: result[key] for key in ("split", "num_examples", "round", "seconds", "bytes_up", "bytes_down")}
+    shown = ("split", "num_examples", "round", "rounds", "seconds", "bytes_up", "bytes_down")
+    costs = {key: result[key] for key in shown} | {"answers_one_class": answers_one_class(result["metrics"])}
     unparsed = {"unparsed": result["metrics"]["unparsed"]} if "unparsed" in result["metrics"] else {}
     error = {"ece": result["metrics"]["ece"]} if "ece" in result["metrics"] else {}
     own = {name: client.get(names[0]) for name, client in result["by_client"].items()}

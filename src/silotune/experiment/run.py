@@ -243,7 +243,10 @@ def _work(run: _Run, observer: Observer | None) -> None:
     kept = spending.settled(prepared.config, folder, [part.names for part in _parts(prepared)])
     if kept != planned:
         notify("privacy", {"statement": kept})
-    summary["notes"] = list(prepared.notes)
+    warned = results.warnings_of(summary)
+    for note in warned:
+        notify("note", {"text": note})
+    summary["notes"] = [*prepared.notes, *warned]
     summary["privacy"] = {"dp": prepared.config.privacy.dp.type, "statement": kept}
     summary["seconds"] = time.perf_counter() - run.began
     summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
@@ -343,7 +346,7 @@ def _finish_part(
         promise = privacy.achieved(config.privacy, result)
         concludes(audit, weights=weights, adapter=saved, result=result, promise=promise)
     folder.write_json("result", result)
-    told("mode_finished", {"metrics": result["metrics"], "seconds": result["seconds"]})
+    told("mode_finished", {name: result[name] for name in ("metrics", "seconds", "round", "rounds")})
 
 
 def _scored_result(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from silotune.errors import RunFolderError
 from silotune.record.files import write_bytes
 from silotune.record.runs import RunFolder
-from silotune.report.runs import headline, kinds_of, read_summary
+from silotune.report.runs import Kind, headline, kinds_of, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,18 +51,21 @@ def draw_rounds(folder: RunFolder, out: Path) -> Path:
         [number for number, _ in points],
         [scale * value for _, value in points],
         color=FEDERATED, marker="o", markersize=5, linewidth=2.4, zorder=3,
-        label=f"federated, after each round ({kind.text(points[-1][1])} at the end)",
+        label=f"federated, after each round ({_kept_text(summary, kind, points)})",
     )  # fmt: skip
+    number, reached = _kept(summary, kind, points)
+    axes.plot([number], [scale * reached], color=FEDERATED, marker="*", markersize=14, linestyle="", zorder=4)
     baselines = (
         ("centralized", "centralised: all data in one place", CENTRALIZED, "--"),
         ("best", "each institution alone: the best", BEST_ALONE, "-."),
         ("mean", "each institution alone: the mean", MEAN_ALONE, ":"),
     )
-    for which, title, colour, style in baselines:
-        value = headline(summary, which, kind.key)
+    values = [headline(summary, which, kind.key) for which, *_ in baselines]
+    for place, (_, title, colour, style) in enumerate(baselines):
+        value = values[place]
         if value is not None:
-            label = f"{title} ({kind.text(value)})"
-            axes.axhline(scale * value, color=colour, linestyle=style, linewidth=2, label=label)
+            label, width = f"{title} ({kind.text(value)})", 2 + 3 * twins(values, place)
+            axes.axhline(scale * value, color=colour, linestyle=style, linewidth=width, label=label)
     axes.set_title(f"{summary['task']}: what learning together is worth", **_TITLE)
     axes.set_xlabel("federated round (0 = before training)")
     axes.set_ylabel(f"{kind.title} on the {summary['split']} split ({'%' if kind.is_share else 'lower is better'})")
@@ -70,6 +73,26 @@ def draw_rounds(folder: RunFolder, out: Path) -> Path:
     axes.margins(y=0.08)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
     return save_picture(figure, out)
+
+
+def twins(lines: Sequence[Any], place: int) -> int:
+    """How many later lines lie exactly on this one: drawn so much wider, it is seen below them."""
+    return sum(line == lines[place] for line in lines[place + 1 :])
+
+
+_Points = Sequence[tuple[int, float]]
+
+
+def _kept(summary: Mapping[str, Any], kind: Kind, points: _Points) -> tuple[int, float]:
+    """The round whose model was kept, and its figure, which is that of the table."""
+    part = summary["federated"]
+    last = points[-1][0]
+    return int(part.get("round", last)), float(part.get(kind.key, points[-1][1]))
+
+
+def _kept_text(summary: Mapping[str, Any], kind: Kind, points: _Points) -> str:
+    number, value = _kept(summary, kind, points)
+    return f"{kind.text(value)} in round {number}, which was kept"
 
 
 def draw_skew(folder: RunFolder, out: Path) -> Path:

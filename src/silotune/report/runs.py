@@ -82,6 +82,8 @@ class _Row:
 
 def _rows(summary: Mapping[str, Any]) -> list[_Row]:
     rows = []
+    if summary.get("majority"):
+        rows.append(_Row(f"always {summary['majority']['answer']}", summary["majority"], None, None))
     if summary.get("base"):
         title = "start, untrained" if summary.get("start") else "base, untrained"
         rows.append(_Row(title, summary["base"], None, None))
@@ -90,13 +92,25 @@ def _rows(summary: Mapping[str, Any]) -> list[_Row]:
         for key, title in (("mean", "each alone: mean"), ("best", "each alone: best")):
             figures = {name: alone[name].get(key) for name in KINDS if name in alone}
             figures |= {"privacy": alone["privacy"]} if "privacy" in alone else {}
+            figures["constant"] = _constant_alone(alone) if key == "mean" else ""
             rows.append(_Row(title, figures, *(_cost(alone) if key == "mean" else (None, None))))
     for mode, title in (("federated", "federated"), ("centralized", "centralised")):
         if summary.get(mode):
-            rows.append(_Row(title, summary[mode], *_cost(summary[mode])))
+            constant = ONE_CLASS if summary[mode].get("answers_one_class") else ""
+            rows.append(_Row(title, {**summary[mode], "constant": constant}, *_cost(summary[mode])))
             if "personal" in summary[mode]:
                 rows.append(_Row("federated, own models", summary[mode]["personal"], None, None))
     return rows
+
+
+ONE_CLASS = "answers one class only"
+
+
+def _constant_alone(alone: Mapping[str, Any]) -> str:
+    """How many of the institutions' own models give one answer to all."""
+    models = list(alone.get("clients", {}).values())
+    constant = sum(bool(model.get("answers_one_class")) for model in models)
+    return f"{constant} of {len(models)} answer one class only" if constant else ""
 
 
 def _cost(part: Mapping[str, Any]) -> tuple[float | None, float]:
@@ -110,7 +124,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         summary: The contents of ``summary.json``.
     """
     title = f"{summary['task']} with {summary['model']} and {summary['adapter']}: {summary['split']} split"
-    said = [*filter(None, [summary.get("budget")]), *summary.get("stopped", ())]
+    said = [*filter(None, [summary.get("budget"), summary.get("kept")]), *summary.get("stopped", ())]
     table = Table(title=title, caption="\n".join(said) or None, title_justify="left", caption_justify="left")
     kinds = kinds_of(summary["metric"])
     table.add_column("trained", no_wrap=True)
@@ -132,10 +146,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
     value = kind.text(figures.get(kind.key))
     interval = figures.get(f"{kind.key}_interval")
-    if not interval:
-        return value
-    low, high = (f"{100 * bound:.1f}" if kind.is_share else kind.text(bound) for bound in interval)
-    return f"{value} ({low}–{high})"
+    if interval:
+        low, high = (f"{100 * bound:.1f}" if kind.is_share else kind.text(bound) for bound in interval)
+        value = f"{value} ({low}–{high})"
+    return "\n".join(filter(None, (value, figures.get("constant", ""))))
 
 
 def cost_table(summary: Mapping[str, Any]) -> Table:
@@ -146,13 +160,14 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     """
     kind = KINDS[summary["metric"]]
     title = "calibration, the institution served worst, and cost"
+    better = best_and_worst(kind.key)[0]
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("trained", no_wrap=True)
     for heading in ("ECE", f"worst own {kind.title}", "energy", "CO2e", "memory"):
         table.add_column(heading, justify="right")
-    product = (summary.get("federated") or {}).get("aggregation_error")
+    product, said = (summary.get("federated") or {}).get("aggregation_error"), list[str]()
     if product is not None:
-        table.caption = (
+        said.append(
             f"LoRA aggregation error {product:.2g}, mean over the rounds: how far averaging ({summary['lora']}) is "
             "from the mean of what the clients learnt"
         )
@@ -174,6 +189,13 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
             carbon + (mark if cost["co2_kg"] is not None else ""),
             bytes_text(cost["peak_memory_bytes"]),
         )
+        mean = headline(summary, "mean", kind.key)
+        if mode == "isolated" and worst is not None and mean is not None and worst == better((worst, mean)):
+            said.append(
+                f"each alone: the worst own {kind.title} may exceed the mean above, which is on the common "
+                f"{summary['split']} split: own examples are like those that an institution's model was trained on"
+            )
+    table.caption = "\n".join(said) or None
     return table
 
 
@@ -225,21 +247,38 @@ def runs_table(folders: Sequence[RunFolder]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("task, model, adapter, algorithm, metric")
-    for heading in ("alone:\nmean", "alone:\nbest", "feder-\nated", "cen-\ntralised", "time", "bytes\nsent"):
+    for heading in (
+        "always\none",
+        "alone:\nmean",
+        "alone:\nbest",
+        "feder-\nated",
+        "cen-\ntralised",
+        "time",
+        "bytes\nsent",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for folder in folders:
         summary = read_summary(folder)
         kind = KINDS[summary["metric"]]
         seconds, sent = _cost(summary)
-        values = [headline(summary, mode, kind.key) for mode in ("mean", "best", "federated", "centralized")]
+        modes = ("majority", "mean", "best", "federated", "centralized")
+        values = [(headline(summary, mode, kind.key), _doubt(summary, mode)) for mode in modes]
         table.add_row(
             folder.path.name,
             ", ".join((*(str(summary[key]) for key in ("task", "model", "adapter", "algorithm")), kind.title)),
-            *(kind.text(value) for value in values),
+            *("\n".join(filter(None, (kind.text(value), doubt))) for value, doubt in values),
             seconds_text(seconds),
             bytes_text(sent),
         )
     return table
+
+
+def _doubt(summary: Mapping[str, Any], mode: str) -> str:
+    """Why a mode's figure is no result of training; empty where it is one."""
+    part = summary.get(mode) or {}
+    if part.get("round") == 0:
+        return "untrained"
+    return "one class" if part.get("answers_one_class") else ""
 
 
 def headline(summary: Mapping[str, Any], which: str, key: str) -> float | None:
