@@ -16,6 +16,7 @@ from silotune.settings import plugins
 from silotune.settings.adapters import ADAPTERS, Adapter, Lora
 from silotune.settings.base import Section
 from silotune.settings.limits import faults, limits
+from silotune.settings.places import anchored
 from silotune.settings.registry import (
     FAULT,
     TYPE,
@@ -248,9 +249,21 @@ def faulty(faults: Sequence[str], *, source: str, is_named: bool = False) -> Con
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a TOML file, applies ``a.b=c`` overrides, and validates the result.
 
+    A relative path in the file begins at the file's folder, one in an override at the working directory.
+
     Args:
         path: The TOML file.
         overrides: As given to ``--set``.
+
+    Raises:
+        ConfigError: The file is missing or broken, or holds faults (all of them are listed).
+    """
+    document = anchored(read_toml(path), Path(path).absolute().parent)
+    return from_mapping(anchored(merge(document, overrides), Path.cwd()), source=str(path))
+
+
+def load_for_elsewhere(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """As ``load_config``, for a run on another machine: relative paths stay as they are written.
 
     Raises:
         ConfigError: The file is missing or broken, or holds faults (all of them are listed).
@@ -261,7 +274,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a TOML file; raises ``ConfigError``, with line and column for a fault in the TOML."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {str(path)!r}; 'silotune configs list' shows those shipped") from None
     except (OSError, UnicodeDecodeError) as error:

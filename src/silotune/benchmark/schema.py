@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from silotune.config import read_toml, validated
 from silotune.errors import unknown_choice
 from silotune.settings.base import Positive, Section
+from silotune.settings.places import anchored
 from silotune.settings.sections import Mode, PartitionSection
 
 AXES = ("task", "model", "adapter", "algorithm", "partition")
@@ -166,4 +167,22 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ConfigError: The file is missing or broken, or holds faults (all of them are listed).
     """
-    return validated(Grid, read_toml(path), source=str(path))
+    return validated(Grid, _anchored(read_toml(path), Path(path).parent), source=str(path))
+
+
+def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The document of a grid in which every relative place of its runs begins at a folder."""
+    made = dict(document)
+    if isinstance(base := made.get("base"), Mapping):
+        made["base"] = anchored(base, folder)
+    for name in (*(f"{axis}s" for axis in AXES), "overrides"):
+        if isinstance(entries := made.get(name), list):
+            made[name] = [_entry(entry, folder) if isinstance(entry, Mapping) else entry for entry in entries]
+    return made
+
+
+def _entry(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An entry of one of the grid's lists: what it changes, and the files that a partition of it names."""
+    own = anchored({"data": {"partition": entry}}, folder)["data"]["partition"]
+    changes = entry.get("config")
+    return {**own, "config": anchored(changes, folder)} if isinstance(changes, Mapping) else dict(own)

@@ -38,7 +38,7 @@ def submit(
 ) -> None:
     """Sign a run with a submitter's kit (--as), hand a signed one in at the coordinator (--kit), or both at once."""
     from silotune.cli.shipped import find
-    from silotune.config import load_config
+    from silotune.config import load_config, load_for_elsewhere
     from silotune.deploy.kits import read_kit
     from silotune.deploy.submit import VALID_DAYS, hand_in, read_submission, sign_run, submit_run, write_submission
 
@@ -67,7 +67,7 @@ def submit(
         _refuse_unused("--out signs a run and does not hand it in", {"--follow": follow})
         if out.suffix != ".json" or out.exists():
             raise ConfigError(f"--out {str(out)!r}: name a new file that ends in .json")
-        asked = load_config(find(config), settings or ())
+        asked = load_for_elsewhere(find(config), settings or ())
         signed = sign_run(asked, read_kit(submitter), base=base, days=days or VALID_DAYS)
         write_submission(signed, out)
         _show_signed(signed.job.job.run, out, as_json)

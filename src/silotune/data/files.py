@@ -78,7 +78,7 @@ def read_table(path: str | Path, settings: FileSettings | None = None) -> Table:
     if reader is None or suffix_of(path) not in SUFFIXES:
         raise DataError(f"{path}: unknown kind of file {suffix_of(path)!r}; allowed: {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise DataError(f"no file {str(path)!r}", beside=f"{path.parent} holds {listing(path.parent)}")
+        raise DataError(f"no file {str(path.absolute())!r}", beside=f"{path.parent} holds {listing(path.parent)}")
     try:
         table = reader(path, _unpacked(path), settings or FileSettings())
     except OSError as error:

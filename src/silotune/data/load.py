@@ -306,7 +306,8 @@ def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path,
     if "train" not in found and "train" not in files and pooled:
         return {**files, "pooled": [(path, "") for path in pooled]}
     if "train" not in found and "train" not in files:
-        raise DataError(f"task {task.name!r}: no train file in {folder}", beside=f"it holds {listing(folder)}")
+        where = folder.absolute()
+        raise DataError(f"task {task.name!r}: no train file in {where}", beside=f"it holds {listing(folder)}")
     return {**files, **{split: [(path, "")] for split, path in found.items()}}
 
 
@@ -333,7 +334,8 @@ def _folder(root: Path, task: Task) -> Path:
     if root.is_file():
         raise DataError(f"data.root = {str(root)!r} is a file; data.root takes a folder, data.train a file")
     if not root.is_dir():
-        raise DataError(f"no folder {str(root)!r} (data.root)", beside=f"{root.parent} holds {listing(root.parent)}")
+        beside = f"{root.parent} holds {listing(root.parent)}"
+        raise DataError(f"no folder {str(root.absolute())!r} (data.root)", beside=beside)
     own = root / task.folder
     return own if task.folder and own.is_dir() else root
 
