@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def finished_grid(
     adapters: tuple[str, ...] = ("lora", "ia3"),
     tasks: tuple[str, ...] = ("finance-news", "medical"),
     partitions: tuple[str, ...] = ("alpha 0.1", "alpha 1.0"),
+    algorithms: tuple[str, ...] = ("fedavg",),
     cost: Callable[[Cell, str], Mapping[str, Any] | None] = lambda cell, mode: None,
     metrics: Callable[[Cell, str], Mapping[str, Any]] = lambda cell, mode: {},
     failed: tuple[str, ...] = (),
@@ -57,10 +59,15 @@ def finished_grid(
     for task in tasks:
         for adapter in adapters:
             for partition in partitions:
-                for seed in seeds:
-                    config = {"seed": seed, "training": {"threads": 1}, "record": {}, "of": [task, adapter, partition]}
+                for algorithm, seed in itertools.product(algorithms, seeds):
+                    config = {
+                        "seed": seed,
+                        "training": {"threads": 1},
+                        "record": {},
+                        "of": [task, adapter, partition, algorithm],
+                    }
                     digest = config_digest(config)
-                    names = (task, "nano", adapter, "fedavg", partition)
+                    names = (task, "nano", adapter, algorithm, partition)
                     place = cell_folder("cells", (*names, f"seed{seed}"), digest)
                     modes = ("federated", "isolated", "centralized")
                     cells.append(Cell(*names, seed=seed, modes=modes, folder=place, digest=digest))
@@ -73,7 +80,7 @@ def finished_grid(
     folder.write(
         {"name": "demo", "title": "A demonstration", "modes": ["federated", "isolated", "centralized"],
          "seeds": list(seeds), "budget_bytes": None, "tasks": list(tasks), "models": ["nano"],
-         "adapters": list(adapters), "algorithms": ["fedavg"], "partitions": list(partitions)},
+         "adapters": list(adapters), "algorithms": list(algorithms), "partitions": list(partitions)},
         cells,
     )  # fmt: skip
     folder.write_failures(failures)

@@ -151,3 +151,16 @@ def test_a_grid_folder_is_told_from_others(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(RunFolderError, match="give another with --out"):
         GridFolder.make(tmp_path)
+
+
+def test_a_front_compares_algorithms_too(tmp_path: Path) -> None:
+    """fedadam costs as much as fedavg and is worse: it stands on no front beside it."""
+
+    def level(cell: Cell, mode: str) -> float:
+        return 0.6 if cell.algorithm == "fedadam" else 0.7
+
+    found = comparison(tmp_path / "grid", algorithms=("fedavg", "fedadam"), level=level, adapters=("lora",))
+    on_front = {(each.row.algorithm, each.on_front["bytes"]) for each in found.efficiency}
+    assert on_front == {("fedavg", True), ("fedadam", False)}
+    overall = [claim for claim in found.summaries if claim.task == ALL and claim.name == FIRST]
+    assert [claim.algorithm for claim in overall] == ["fedavg", "fedadam"], "no mean over algorithms"

@@ -146,11 +146,39 @@ def test_findings_follow_the_numbers(tmp_path: Path) -> None:
     assert "learning together is worse than learning alone by 20.0 points" in one(loss, f"On {TWO}", "alone")
     assert "federation beats even the pooled text, by 5.0 points" in one(loss, f"On {TWO}", "pooled")
     equal = said(tmp_path / "equal", level=levels(isolated=0.6, federated=0.6, centralized=0.6))
-    assert "changes the figure by +0.0 points, no more than seeds differ by" in one(equal, f"On {TWO}", "alone")
-    overall = "On average over all tasks, partitions and adapters"
+    assert "changes the figure by +0.0 points of accuracy, which the seeds do not" in one(equal, f"On {TWO}", "alone")
+    overall = "On average over all tasks, partitions and adapters, with fedavg"
     assert "beats" in one(gain, overall, "alone") and "worse" in one(loss, overall, "alone")
     holm = 'single rows "federated − isolated"'
     assert one(gain, holm) != one(equal, holm) and ", 0 have p below 0.05" in one(equal, holm)
+
+
+def test_a_finding_says_what_the_corrected_p_beside_it_says(tmp_path: Path) -> None:
+    """5 points in every seed but for a little: its own interval leaves out 0, and p after correction is above 0.05."""
+    sentences = said(tmp_path / "grid", level=levels(isolated=0.5, federated=0.7, centralized=0.75))
+    found = one(sentences, f"On {TWO}", "pooling")
+    p = float(re.search(r"p = (0\.\d+) after Holm's correction, 3 seeds", found)[1])
+    assert ("which the seeds do not decide" in found) == (p >= 0.05)
+
+
+def constant(cell: Cell, mode: str) -> Mapping[str, Any]:
+    """All models but the centralised ones give one answer to all; two of three examples have it."""
+    confusion = [[60, 0, 0], [30, 0, 0]] if mode != "centralized" else [[50, 10, 0], [10, 20, 0]]
+    classes = {"yes": {"f1": 0.8, "support": 60}, "no": {"f1": 0.0, "support": 30}}
+    return {"confusion": confusion, "per_class": classes}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_answer_that_is_always_the_same_is_never_called_a_gain(tmp_path: Path) -> None:
+    means = levels(isolated=0.4, federated=0.66, centralized=0.9)
+    sentences = said(tmp_path / "grid", level=means, metrics=constant)
+    found = one(sentences, f"On {TWO}", "alone")
+    assert "most models of the better mode answer one class only: that is no gain" in found and "beats" not in found
+    assert "pooling everybody's text would still be better" in one(sentences, f"On {TWO}", "pooling")
+    text = write_report(GridFolder.open(tmp_path / "grid")).files[1].read_text(encoding="utf-8")
+    assert "66.0 ± 0.5 (one class only)" in text and "majority class" in text and "66.7 ± 0.0" in text
+    low = said(tmp_path / "low", level=levels(isolated=0.4, federated=0.5, centralized=0.66), metrics=constant)
+    assert "where always giving the most frequent answer gives 66.7 %" in one(low, "alpha 0.1", "finance", "cannot do")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -172,9 +200,22 @@ def test_a_model_that_cannot_do_the_task_is_told(tmp_path: Path) -> None:
 def test_adapters_are_compared_with_the_first(tmp_path: Path) -> None:
     sentences = said(tmp_path / "grid", cost=estimated)
     ia3 = one(sentences, "ia3 is")
-    assert "2.0 points worse than lora" in ia3 and "0.50 times the bytes, 0.50 times the energy" in ia3
+    assert (
+        "2.0 points of accuracy worse than lora" in ia3
+        and "(fedavg)" in ia3
+        and "0.50 times the bytes, 0.50 times the energy" in ia3
+    )
     turned = said(tmp_path / "turned", cost=estimated, adapters=("ia3", "lora"))
-    assert "lora is 2.0 points better than ia3" in one(turned, "lora is")
+    assert "lora is 2.0 points of accuracy better than ia3" in one(turned, "lora is")
+
+
+def test_energy_has_an_interval_where_seeds_differ(tmp_path: Path) -> None:
+    def by_seed(cell: Cell, mode: str) -> Mapping[str, Any]:
+        more = 1 + 0.1 * cell.seed if cell.adapter == "ia3" else 1.0
+        return {**estimated(cell, mode), "joules": 100 * more}
+
+    ia3 = one(said(tmp_path / "grid", cost=by_seed), "ia3 is")
+    assert "1.10 times the energy (95 % interval 0.85 to 1.35)" in ia3 and "0.50 times the bytes, " in ia3
 
 
 def test_energy_is_never_printed_as_if_measured(tmp_path: Path) -> None:

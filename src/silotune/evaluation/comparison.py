@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,10 @@ from silotune.evaluation.statistics import LEAST_SEEDS, Difference, Sample, desc
 from silotune.record.energy import EnergySource, weakest
 from silotune.record.grids import Cell
 
-EXTRA = ("own", "worst", "base", "forgetting_base", "forgetting_tuned", "personal", "aggregation_error")
+EXTRA = (
+    "own", "worst", "base", "majority", "one_class", "forgetting_base", "forgetting_tuned", "personal",
+    "aggregation_error",
+)  # fmt: skip
 CLAIMS: Mapping[str, tuple[str, str]] = {
     "federated − isolated": ("federated", "isolated"),
     "centralised − federated": ("centralized", "federated"),
@@ -22,6 +26,10 @@ CLAIMS: Mapping[str, tuple[str, str]] = {
 ALL = "all"
 POINTS = 100.0
 """Shares are compared in percentage points."""
+LEVEL = 0.05
+"""A claim is decided where its corrected p is below."""
+MOSTLY = 0.5
+"""From this share of models that answer one class only on, what they are better by is no gain of learning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,7 @@ class Row:
         mode: ``isolated``, ``federated`` or ``centralized``.
         metric: What ranks models of the task.
         seeds: Which were run to the end.
-        figures: Figure -> its sample over the seeds; None where a seed lacks it.
+        figures: Figure -> its sample over the seeds; None where a seed lacks it. ``joules`` is among them.
         costs: Cost -> its mean over the seeds; None where a seed lacks it.
         energy_source: The worst of the seeds'.
         per_class: Class -> mean F1 over the seeds.
@@ -66,9 +74,10 @@ class Claim:
     Attributes:
         name: A key of ``CLAIMS``.
         task: And ``model``, ``adapter``, ``algorithm``, ``partition``: names of the grid, or ``ALL``, the mean.
-        metric: Shares are in percentage points.
+        metric: Shares are in percentage points; ``ALL`` where tasks of several metrics are averaged.
         seeds: Those that both modes have.
         difference: None with fewer than ``LEAST_SEEDS`` seeds: then nothing is claimed.
+        one_class: Of both modes, the share of models that answer one class only.
         p_holm: p after Holm's correction over all claims of the same level.
     """
 
@@ -81,17 +90,23 @@ class Claim:
     metric: str
     seeds: tuple[int, ...]
     difference: Difference | None
+    one_class: tuple[float, float] = (0.0, 0.0)
     p_holm: float | None = None
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``open`` for the mode that stands first, by Student's interval; ``none``."""
-        if self.difference is None or self.difference.low is None or self.difference.high is None:
+        """``better``, ``worse`` or ``open`` for the mode that stands first, by the corrected p; ``none`` without one.
+
+        ``constant`` where most models of the better mode answer one class only.
+        """
+        if self.difference is None or self.p_holm is None:
             return "none"
-        low, high = self.difference.low, self.difference.high
-        if low > 0 or high < 0:
-            return "better" if (low > 0) != lower_is_better(self.metric) else "worse"
-        return "open"
+        if self.p_holm >= LEVEL:
+            return "open"
+        is_better = (self.difference.sample.mean > 0) != lower_is_better(self.metric)
+        if self.one_class[0 if is_better else 1] >= MOSTLY:
+            return "constant"
+        return "better" if is_better else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,7 @@ class Efficiency:
     """What a federated row gained over the untrained model for what it spent; None where a part is unavailable.
 
     ``gain`` is in points (of perplexity: how much lower it is); ``on_front`` says for a cost whether no other adapter
-    of the same task, model, partition and algorithm is as cheap and as good.
+    or algorithm is as cheap and as good on the same task, model and partition.
     """
 
     row: Row
@@ -165,7 +180,8 @@ def _row(group: Sequence[Observation]) -> Row:
         task, model, adapter, partition, algorithm, mode,
         metric=group[0].metric,
         seeds=tuple(seen.cell.seed for seen in group),
-        figures={name: _sample([seen.quality.get(name) for seen in group]) for name in (*QUALITIES, *EXTRA)},
+        figures={name: _sample([seen.quality.get(name) for seen in group]) for name in (*QUALITIES, *EXTRA)}
+        | {"joules": _sample([seen.cost.get("joules") for seen in group])},
         costs={name: mean_of_all([seen.cost.get(name) for seen in group]) for name in group[0].cost},
         energy_source=weakest(seen.energy_source for seen in group),
         per_class={
@@ -184,18 +200,19 @@ def _sample(values: Sequence[float | None]) -> Sample | None:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 _Key = tuple[str, str, str, str, str]
-_Values = dict[int, tuple[float, float]]
-"""Seed -> the figures of the mode that stands first and of the other, in the unit of comparison."""
+_Values = dict[int, tuple[float, ...]]
+"""Seed -> the figures of the mode that stands first and of the other, in the unit of comparison, and of each the share
+of models that answer one class only."""
 
 
 def _pairs(observations: Sequence[Observation], name: str) -> dict[_Key, tuple[str, _Values]]:
     """(task, model, adapter, algorithm, partition) -> metric and figures by seed; baselines serve every algorithm."""
     first, second = CLAIMS[name]
-    known: dict[tuple[str | int, ...], float] = {}
+    known: dict[tuple[str | int, ...], tuple[float, float]] = {}
     for seen in observations:
         cell, value = seen.cell, seen.quality.get(seen.metric)
         if value is not None:
-            known[_place(cell, seen.mode)] = scale(seen.metric) * value
+            known[_place(cell, seen.mode)] = (scale(seen.metric) * value, seen.quality.get("one_class") or 0.0)
     pairs: dict[_Key, tuple[str, _Values]] = {}
     for seen in observations:
         if seen.mode != "federated":
@@ -204,7 +221,8 @@ def _pairs(observations: Sequence[Observation], name: str) -> dict[_Key, tuple[s
         if _place(cell, first) in known and _place(cell, second) in known:
             key = (cell.task, cell.model, cell.adapter, cell.algorithm, cell.partition)
             values = pairs.setdefault(key, (seen.metric, {}))[1]
-            values[cell.seed] = (known[_place(cell, first)], known[_place(cell, second)])
+            both = zip(known[_place(cell, first)], known[_place(cell, second)], strict=True)
+            values[cell.seed] = tuple(itertools.chain.from_iterable(both))
     return pairs
 
 
@@ -217,7 +235,7 @@ def _claims(observations: Sequence[Observation]) -> list[Claim]:
 
 
 def _summaries(observations: Sequence[Observation]) -> list[Claim]:
-    """Means over adapters for each task, model, algorithm and partition, then over everything.
+    """Means over adapters for each task, model, algorithm and partition, then over everything for each algorithm.
 
     Figures of one seed hang together (the same data and partition), so they are averaged first: a seed counts once.
     """
@@ -228,9 +246,13 @@ def _summaries(observations: Sequence[Observation]) -> list[Claim]:
         for (task, model, algorithm, partition, metric), group in groups.items():
             values = _averaged([values for _, (_, values) in group])
             found.append(_claim(name, (task, model, ALL, algorithm, partition), metric, values))
-        shares = [values for metric, values in pairs.values() if not lower_is_better(metric)]
-        if len(groups) > 1 and shares:
-            found.append(_claim(name, (ALL, ALL, ALL, ALL, ALL), "accuracy", _averaged(shares)))
+        for algorithm in dict.fromkeys(key[3] for key in pairs):
+            own = [pair for key, pair in pairs.items() if key[3] == algorithm and not lower_is_better(pair[0])]
+            if own and len([key for key in groups if key[2] == algorithm]) > 1:
+                metrics = {metric for metric, _ in own}
+                metric = metrics.pop() if len(metrics) == 1 else ALL
+                averaged = _averaged([values for _, values in own])
+                found.append(_claim(name, (ALL, ALL, ALL, algorithm, ALL), metric, averaged))
     return found
 
 
@@ -238,10 +260,7 @@ def _averaged(parts: Sequence[_Values]) -> _Values:
     """Means by seed, over the seeds that every part has."""
     seeds = set.intersection(*(set(part) for part in parts))
     return {
-        seed: (
-            statistics.fmean(part[seed][0] for part in parts),
-            statistics.fmean(part[seed][1] for part in parts),
-        )
+        seed: tuple(statistics.fmean(column) for column in zip(*(part[seed] for part in parts), strict=True))
         for seed in sorted(seeds)
     }
 
@@ -253,7 +272,12 @@ def _claim(name: str, key: _Key, metric: str, values: _Values) -> Claim:
     return Claim(
         name, task, model, adapter, algorithm, partition,
         metric=metric, seeds=tuple(values), difference=paired(left, right) if enough else None,
+        one_class=(_mean(values, 2), _mean(values, 3)),
     )  # fmt: skip
+
+
+def _mean(values: _Values, place: int) -> float:
+    return statistics.fmean(own[place] for own in values.values()) if values else 0.0
 
 
 def _corrected(claims: Sequence[Claim]) -> tuple[Claim, ...]:
@@ -272,7 +296,7 @@ FRONT_COSTS = ("joules", "bytes")
 def _efficiency(rows: Sequence[Row]) -> tuple[Efficiency, ...]:
     federated = [row for row in rows if row.mode == "federated"]
     fronts: dict[tuple[int, str], bool] = {}
-    for group in _groups(federated, lambda row: (row.task, row.model, row.partition, row.algorithm)).values():
+    for group in _groups(federated, lambda row: (row.task, row.model, row.partition)).values():
         for cost in FRONT_COSTS:
             for row, is_on in zip(*_front(group, cost), strict=True):
                 fronts[id(row), cost] = is_on

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from silotune.evaluation.metrics import best_and_worst
+from silotune.evaluation.metrics import answers_one_class, best_and_worst, majority
 from silotune.record.energy import EnergySource, weakest
 from silotune.record.grids import Cell, GridFolder
 from silotune.record.runs import RunFolder
@@ -37,7 +37,8 @@ class Observation:
         quality: Figures on the common set; ``own`` and ``worst`` are the metric on the institutions' own sets, mean
             and worst; ``forgetting_base`` and ``forgetting_tuned`` are perplexities of general text; ``personal`` is
             the metric of the institutions' own models over their own sets together; ``aggregation_error`` how far
-            averaging LoRA's factors is from averaging their products, mean over the rounds.
+            averaging LoRA's factors is from averaging their products, mean over the rounds; ``majority`` is the metric
+            of always giving the most frequent answer, ``one_class`` the share of models that give one answer to all.
         cost: What it cost, all institutions together; ``bytes`` is both ways; memory is the most of any, and so are
             ``epsilon`` and ``delta`` of differential privacy.
         energy_source: ``measured``, ``estimated`` or ``unavailable``.
@@ -98,6 +99,8 @@ def _observation(
     quality["own"] = statistics.fmean(own.values()) if own else None
     quality["worst"] = worst(list(own.values())) if own else None
     quality["base"] = _number(known.get("base"))
+    quality["majority"] = mean_of_all([_number((majority(part["metrics"]) or {}).get(metric)) for part in parts])
+    quality["one_class"] = statistics.fmean(answers_one_class(part["metrics"]) for part in parts)
     for which in ("base", "tuned"):
         quality[f"forgetting_{which}"] = mean_of_all([_forgetting(part, which) for part in parts])
     own_models = [((part.get("personal") or {}).get("metrics") or {}).get(metric) for part in parts]

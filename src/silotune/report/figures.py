@@ -13,7 +13,7 @@ from silotune.evaluation.comparison import Comparison, Row, scale
 from silotune.evaluation.metrics import lower_is_better, signed
 from silotune.evaluation.statistics import pareto_front
 from silotune.record.grids import Cell, GridFolder
-from silotune.report.pictures import CENTRALIZED, FEDERATED, INK, MEAN_ALONE, PALETTE, panels, skew_figure
+from silotune.report.pictures import CENTRALIZED, FEDERATED, INK, MEAN_ALONE, PALETTE, panels, skew_figure, twins
 from silotune.report.runs import KINDS
 
 if TYPE_CHECKING:
@@ -141,6 +141,10 @@ def _modes(task: str, model: str, rows: Sequence[Row]) -> Picture:
         for place, (mode, algorithm) in enumerate(series):
             own = [row for row in rows if (row.partition, row.mode, row.algorithm) == (partition, mode, algorithm)]
             _bars(axes, own, adapters, place * width, width, hatch=_hatch(series, algorithm))
+        majority = [row.figures["majority"] for row in rows if row.partition == partition and row.figures["majority"]]
+        if majority:
+            level = scale(metric) * majority[0].mean
+            axes.axhline(level, color=INK, linestyle=":", linewidth=1.2, label="always the most frequent answer")
         axes.set_xticks([number + 0.4 - width / 2 for number in range(len(adapters))], adapters)
         axes.grid(visible=False, axis="x")
         axes.set_ylim(bottom=0)
@@ -203,8 +207,9 @@ def _rounds(folder: GridFolder, cells: Sequence[Cell], task: str, model: str) ->
     partitions, names = (_distinct([key[place] for key in lines]) for place in (0, 1))
     figure, every = _panels(len(partitions), 3.6)
     for axes, partition in zip(every, partitions, strict=True):
+        drawn = [lines.get((partition, name), {}) for name in names]
         for number, name in enumerate(names):
-            _line(axes, lines.get((partition, name), {}), name, number, scale(metric))
+            _line(axes, drawn[number], name, number, unit=scale(metric), twins=twins(drawn, number))
         axes.set_xlabel("federated round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _titled(axes, partition)
@@ -226,15 +231,19 @@ def _rounds(folder: GridFolder, cells: Sequence[Cell], task: str, model: str) ->
     )
 
 
-def _line(axes: Axes, points: Mapping[int, Sequence[float]], name: str, number: int, unit: float) -> None:
+def _line(
+    axes: Axes, points: Mapping[int, Sequence[float]], name: str, number: int, *, unit: float, twins: int
+) -> None:
+    """One line; ``twins`` others lie exactly on it and are drawn over it, so that it is as much wider."""
     rounds = sorted(points)
     if not rounds:
         return
     colour = PALETTE[number % len(PALETTE)]
     means = [unit * statistics.fmean(points[each]) for each in rounds]
     axes.plot(
-        rounds, means, color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4, linewidth=1.8, label=name
-    )
+        rounds, means, color=colour, marker=_MARKERS[number % len(_MARKERS)], markersize=4 + 4 * twins,
+        linewidth=1.8 + 3 * twins, label=name,
+    )  # fmt: skip
     low, high = [unit * min(points[each]) for each in rounds], [unit * max(points[each]) for each in rounds]
     axes.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from silotune.evaluation.comparison import Claim, Comparison, Row, scale
+from silotune.evaluation.comparison import POINTS, Claim, Comparison, Row, scale
 from silotune.evaluation.observations import Observation
 from silotune.evaluation.statistics import Sample
 from silotune.record.grids import Cell, GridFolder
 from silotune.report.figures import MODE_TITLES
-from silotune.report.runs import KINDS, bytes_text, kinds_of, seconds_text
+from silotune.report.runs import KINDS, Kind, bytes_text, kinds_of, seconds_text
 
 UNAVAILABLE = "unavailable"
 NO_CLAIM = "no claim: fewer than 3 seeds"
@@ -85,11 +85,38 @@ def _study(rows: Sequence[Row]) -> TextTable:
         cells: list[str] = list(place)
         for task in tasks:
             found = lines[place].get(task)
-            cells += ["-" if found is None else _percent(found.figures[kind.key], kind.key) for kind in shown[task]]
+            texts = ["-" if found is None else _percent(found.figures[kind.key], kind.key) for kind in shown[task]]
+            cells += [f"{texts[0]}{_one_class(found)}", *texts[1:]]
             cells += [_epsilon(found)] if task in private else []
         body.append(tuple(cells))
-    note = "Per cent (perplexity as it is): mean ± standard deviation over seeds, on the common test set."
+    body += _majority(rows, shown, private)
+    note = (
+        "Per cent (perplexity as it is): mean ± standard deviation over seeds, on the common test set. The majority "
+        "class is what always giving the most frequent answer would reach in the task's own metric."
+    )
     return TextTable("results", "Results by data set", note, tuple(heads), tuple(body), 5)
+
+
+def _one_class(row: Row | None) -> str:
+    """What is said beside the figure of models that give one answer to all; empty where none does."""
+    found = None if row is None else row.figures["one_class"]
+    if found is None or not found.mean:
+        return ""
+    return " (one class only)" if found.mean == 1 else f" ({POINTS * found.mean:.0f} % answer one class only)"
+
+
+def _majority(
+    rows: Sequence[Row], shown: Mapping[str, Sequence[Kind]], private: Iterable[str]
+) -> list[tuple[str, ...]]:
+    """The line of the answer that is always the same; none where no task has classes."""
+    known = {row.task: row for row in rows if row.figures["majority"] is not None}
+    cells = ["all", "all", "none", "majority class", ""]
+    for task, kinds in shown.items():
+        row = known.get(task)
+        own = None if row is None else row.figures["majority"]
+        cells += ["-" if row is None or kind.key != row.metric else _percent(own, kind.key) for kind in kinds]
+        cells += ["-"] if task in private else []
+    return [tuple(cells)] if known else []
 
 
 def _epsilon(row: Row | None) -> str:
@@ -128,13 +155,15 @@ def _claims(name: str, title: str, claims: Sequence[Claim]) -> TextTable:
     )  # fmt: skip
     note = (
         "Paired differences, seed by seed, in percentage points of the task's own metric (of perplexity as it is). "
-        "p is of Student's paired t test, Holm-corrected over all rows of this table. With three seeds the bootstrap "
-        "interval is merely the range of the seeds and too narrow; Student's is the one that the reading goes by."
+        "p is of Student's paired t test, Holm-corrected over all rows of this table; the reading goes by the "
+        "corrected p, below 0.05. With three seeds the bootstrap interval is merely the range of the seeds and too "
+        "narrow."
     )
     return TextTable(name, title, note, heads, tuple(_claim(claim) for claim in claims), 7)
 
 
-_READINGS = {"better": "first is better", "worse": "first is worse", "open": "not decided", "none": NO_CLAIM}
+_READINGS = {"better": "first is better", "worse": "first is worse", "open": "not decided",
+             "constant": "the better one answers one class", "none": NO_CLAIM}  # fmt: skip
 
 
 def _claim(claim: Claim) -> tuple[str, ...]:
@@ -177,9 +206,10 @@ def _quality(rows: Sequence[Row]) -> TextTable:
         "general text before", "after", "own models", "aggregation error",
     )  # fmt: skip
     note = (
-        "Own sets and worst institution: the metric on the institutions' own examples, mean and worst. Calibration "
-        "error: expected calibration error, 0 is best. General text: perplexity before and after training; higher "
-        "after is what was forgotten. Own models: the metric of the institutions' own models over their own sets "
+        "Own sets and worst institution: the metric on the institutions' own examples, mean and worst; alone, each "
+        "model is measured on examples like its own, so that even the worst may exceed the mean on the common set. "
+        "Calibration error: expected calibration error, 0 is best. General text: perplexity before and after training; "
+        "higher after is what was forgotten. Own models: the metric of the institutions' own models over their own sets "
         "together. Aggregation error: share of the clients' mean product that averaging LoRA's factors loses."
     )
     return TextTable("quality", "All figures of quality", note, heads, tuple(_quality_row(row) for row in rows), 7)
@@ -220,8 +250,8 @@ def _costs(rows: Sequence[Row]) -> TextTable:
     )  # fmt: skip
     note = (
         "Mean over seeds of one run of this mode, all institutions together (memory: the most of any). Bytes are of "
-        "encoded messages; of the centralised mode, of the pooled text. Energy says how it was come by; what could not "
-        "be measured is unavailable."
+        "encoded messages; of the centralised mode, of the pooled text. Energy has its bootstrap 95 % interval over "
+        "seeds, and says how it was come by; what could not be measured is unavailable."
     )
     return TextTable("costs", "What it cost", note, heads, tuple(_cost_row(row) for row in rows), 6)
 
@@ -248,8 +278,11 @@ def _known(text: Any, value: float | None) -> str:
 
 
 def _energy(row: Row, cost: str, unit: str) -> str:
-    value = row.costs.get(cost)
-    return UNAVAILABLE if value is None else f"{value:,.4g} {unit} ({row.energy_source})"
+    value, sample = row.costs.get(cost), row.figures.get(cost)
+    if value is None:
+        return UNAVAILABLE
+    spread = "" if sample is None or sample.count < 2 else f", {sample.low:,.4g} to {sample.high:,.4g}"
+    return f"{value:,.4g} {unit}{spread} ({row.energy_source})"
 
 
 def _efficiency(comparison: Comparison) -> TextTable:
@@ -259,7 +292,8 @@ def _efficiency(comparison: Comparison) -> TextTable:
     )  # fmt: skip
     note = (
         "Of the federated models. Gain: points over the untrained model (a share of what the untrained model knows "
-        "would reward doing nothing). Front: no other adapter is as cheap and as good."
+        "would reward doing nothing). Front: no other adapter or algorithm is as cheap and as good on this task, model "
+        "and partition."
     )
     body = (
         (
@@ -309,8 +343,9 @@ def _missing(folder: GridFolder) -> TextTable:
 
 CELL_HEADS = (
     "task", "model", "adapter", "algorithm", "partition", "seed", "mode", "status", "reason", "metric",
-    "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "own", "worst", "base", "forgetting_base",
-    "forgetting_tuned", "personal", "aggregation_error", "best_alone", "worst_alone", "seconds", "evaluate_seconds",
+    "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "own", "worst", "base", "majority", "one_class",
+    "forgetting_base", "forgetting_tuned", "personal", "aggregation_error", "best_alone", "worst_alone", "seconds",
+    "evaluate_seconds",
     "core_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down",
     "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "epsilon", "delta",
     "folder",
