@@ -91,6 +91,8 @@ class Example:
         wanted: Whether a single answer that was judged is a good one; None where nothing was judged.
         text: The row's own words without the prompt's wording: the columns that the prompt shows, in its order;
             empty where there is no such prompt.
+        shorten: Where in the last turn's content columns stand that alone are cut while anything is left of them, as
+            (start, end).
         calls: What the answer says besides, as ``Turn.more``: its calls of tools.
     """
 
@@ -103,6 +105,7 @@ class Example:
     rejected: str = ""
     wanted: bool | None = None
     calls: str = field(default="", repr=False)
+    shorten: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     @property
     def is_document(self) -> bool:

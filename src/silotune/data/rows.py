@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -117,6 +117,7 @@ class Task:
         pooled: File stems that together hold all splits, told apart by the rows' ``split``.
         hub: The Hub's copy, if any.
         embedded: Whether silotune generates the rows itself.
+        shorten: Placeholders whose texts alone are cut in a prompt that is too long.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Task:
     pooled: tuple[str, ...] = ("all",)
     hub: Hub | None = None
     embedded: bool = False
+    shorten: tuple[str, ...] = ()
 
     @property
     def partition_fields(self) -> tuple[str, ...]:
@@ -200,12 +202,13 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
         if column in row
     }
     if not task.options:
-        made = Example(messages, read.answer, fields=fields, text=read.text, calls=read.calls)
+        made = Example(messages, read.answer, fields=fields, text=read.text, calls=read.calls, shorten=read.shorten)
         return replace(made, rejected=read.rejected, wanted=_wanted(layout, row, spot))
     place, options = task.options.index(read.answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(task, layout, row, spot).values())
-    return Example(messages, options[place], options, place, {**fields, "label": read.answer}, read.text)
+    fields["label"] = read.answer
+    return Example(messages, options[place], options, place, fields, read.text, shorten=read.shorten)
 
 
 def _with_one_form_of_accents(row: Row) -> Row:
@@ -229,13 +232,14 @@ def _decoded(value: bytes, spot: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a row gives: turns, the answer to them with its calls of tools, the worse one, and its prompt's columns."""
+    """What a row gives: turns, the answer with its calls of tools, the worse one, and the prompt's columns."""
 
     messages: Chat
     answer: str
     text: tuple[str, ...] = ()
     calls: str = ""
     rejected: str = ""
+    shorten: tuple[tuple[int, int], ...] = ()
 
 
 _CHATS: Final = ("messages", "history", "completion")
@@ -264,9 +268,10 @@ def _read_prompt(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
     template = layout.prompt or task.prompt
     text = tuple(values[name] for name in placeholders(template) if values[name])
     messages: Chat = (("user", render(template, values).strip()),)
+    places = _places(template, values, task.shorten)
     if task.options:
-        return _Read(messages, _option(task, layout, row, spot), text)
-    return _answered(messages, layout, row, spot, text=text)
+        return _Read(messages, _option(task, layout, row, spot), text, shorten=places)
+    return replace(_answered(messages, layout, row, spot, text=text), shorten=places)
 
 
 def _read_messages(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
@@ -412,6 +417,19 @@ def render(template: str, values: Mapping[str, str]) -> str:
     """The template with its placeholders filled by plain look-up: no attributes, no indices, no format codes."""
     parts = Formatter().parse(template)
     return "".join(literal + (values[name] if name is not None else "") for literal, name, _, _ in parts)
+
+
+def _places(template: str, values: Mapping[str, str], names: Collection[str]) -> tuple[tuple[int, int], ...]:
+    """Where the values of some names stand in the rendered and stripped template, as (start, end); not empty ones."""
+    whole = render(template, values)
+    shift, length, end = len(whole) - len(whole.lstrip()), len(whole.strip()), 0
+    found = []
+    for literal, name, _, _ in Formatter().parse(template):
+        start = end + len(literal)
+        end = start + (len(values[name]) if name is not None else 0)
+        if name in names:
+            found.append((max(0, start - shift), min(end - shift, length)))
+    return tuple((start, end) for start, end in found if start < end)
 
 
 def _layout_of(task: Task, row: Row, spot: str) -> Layout:

@@ -263,8 +263,20 @@ def resolve(section: DataSection) -> Task:
     ``data.prompt`` takes the place of a known task's template.
 
     Raises:
-        ConfigError: The name is unknown, or the definition does not hold together.
+        ConfigError: The name is unknown, the definition does not hold together, or ``data.shorten`` names a column
+            that stands in no prompt of the task.
     """
+    task = _named(section)
+    known = {name for layout in task.layouts for name in layout.columns}
+    strangers = [name for name in section.shorten if name not in known]
+    if strangers and not known:
+        raise ConfigError(f"data.shorten: task {task.name!r} has no prompt with columns; leave it out")
+    if strangers:
+        raise ConfigError(f"data.shorten: {unknown_choice('column', strangers[0], known)}")
+    return replace(task, shorten=section.shorten) if section.shorten else task
+
+
+def _named(section: DataSection) -> Task:
     if section.task == "mixture":
         return _mixture(section)
     if section.task == "custom":

@@ -113,7 +113,8 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         chosen = scored_examples(config, dataset, settings.selection)
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
-    notes.extend(filter(None, [*cut, truncation_note(encoded, "train"), left_out_note(places, "train")]))
+    cut.append(truncation_note(encoded, "train", truncate=config.data.truncate))
+    notes.extend(filter(None, [*cut, left_out_note(places, "train")]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)

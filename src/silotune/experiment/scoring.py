@@ -132,7 +132,8 @@ def scorer_of(
         The scorer, the places of each example among the encoded ones, and a note on those that were cut or left out.
     """
     encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
-    note = "; ".join(filter(None, [truncation_note(encoded, name), left_out_note(places, name)])) or None
+    cut = truncation_note(encoded, name, truncate=config.data.truncate)
+    note = "; ".join(filter(None, [cut, left_out_note(places, name)])) or None
     alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
     if not dataset.tasks:
         return alone, places, note
@@ -149,7 +150,7 @@ def scorer_of(
 def encoder_for(config: Config, base: Base) -> Encode:
     """The encoder that turns a run's examples into ids for its model."""
     training = config.training
-    return encoder_of(base, training.objective, max_length=config.model.max_length)
+    return encoder_of(base, training.objective, max_length=config.model.max_length, truncate=config.data.truncate)
 
 
 def forgetting_of(config: Config, adapted: Adapted, initial: Tensors) -> Forgetting | None:

@@ -289,6 +289,14 @@ _MODEL_AND_DATA = (
         lambda run: _is_mixture(run) and (run.data.prompt is not None or run.data.definition is not None),
     ),
     Limit(
+        "data.shorten names columns of one task's prompt; a mixture has several: leave it out",
+        lambda run: _is_mixture(run) and bool(run.data.shorten),
+    ),
+    Limit(
+        f"{_OBJECTIVE} reads plain text to its end: data.truncate would do nothing; leave it out",
+        lambda run: run.training.objective.learns_from == ("document",) and run.data.truncate != "left",
+    ),
+    Limit(
         "evaluation.per_client is for one task; a mixture has results per task (by_task)",
         lambda run: _is_mixture(run) and run.evaluation.per_client,
     ),

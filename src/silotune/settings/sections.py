@@ -37,6 +37,7 @@ Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "macro_f1", "perplexity", "preference_accuracy"]
+Truncate = Literal["left", "right", "middle"]
 AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "document", "mixture"]
 
 
@@ -191,6 +192,10 @@ class DataSection(FileSettings):
     prompt: str | None = Field(
         None,
         description="another template for a known task, over the same columns; at most 4,096 characters, 32 columns",
+    )
+    truncate: Truncate = Field("left", description="where a prompt that is too long for model.max_length is cut")
+    shorten: tuple[str, ...] = Field(
+        (), description="columns of the prompt, by their names in it, that alone are cut while anything is left of them"
     )
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="with task = 'mixture': task -> its share of the examples"

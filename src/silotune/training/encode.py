@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from silotune.errors import DataError
+from silotune.settings.sections import Truncate
 from silotune.structs import as_messages
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Encoded:
         options: Ids of each option (closed-ended tasks), without a common end; of a pair, its two answers with their
             ends, the preferred one first; of an answer that was judged by itself, that answer.
         label: Index of the right option; -1 for open answers, and where the one judged answer is not wanted.
-        prompt_cut: Prompt ids dropped on the left to fit.
+        prompt_cut: Prompt ids dropped to fit, where ``data.truncate`` says.
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
     """
@@ -115,14 +116,17 @@ def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(gap + text, add_special_tokens=False)["input_ids"])
 
 
-def truncation_note(encoded: Sequence[Encoded], what: str) -> str | None:
+WHERE: Mapping[Truncate, str] = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
+
+
+def truncation_note(encoded: Sequence[Encoded], what: str, *, truncate: Truncate = "left") -> str | None:
     """One line that counts cut examples; None when nothing was cut."""
     prompts = sum(1 for example in encoded if example.prompt_cut)
     answers = sum(1 for example in encoded if example.answer_cut)
     if not prompts and not answers:
         return None
     return (
-        f"{what}: {prompts} of {len(encoded)} prompts were cut on the left and {answers} answers on the right "
+        f"{what}: {prompts} of {len(encoded)} prompts were cut {WHERE[truncate]} and {answers} answers on the right "
         "to fit model.max_length"
     )
 

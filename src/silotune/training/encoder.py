@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
+from silotune.settings.sections import Truncate
 from silotune.structs import Example, Turn
 from silotune.training.chats import chat, windows_of
-from silotune.training.encode import Encoded, TemplateError, answer_ids, cut_left, prompt_ids
+from silotune.training.cuts import fitted, tail_ids
+from silotune.training.encode import Encoded, TemplateError, answer_ids, prompt_ids
 from silotune.training.tools import check_shown, words_of
 
 if TYPE_CHECKING:
@@ -28,10 +30,19 @@ class Encoder:
         max_length: Most ids of an example.
         turns: ``all`` answers of a chat are learnt, or the ``last`` alone. Without a chat template there is no mark
             where an answer ends, and the last alone is learnt.
+        truncate: Where a prompt that is too long is cut.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, turns: str = "all") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        turns: str = "all",
+        truncate: Truncate = "left",
+    ) -> None:
         self._tokenizer = tokenizer
+        self._truncate = truncate
         self._max_length = max_length
         self._all_turns = turns == "all" and bool(getattr(tokenizer, "chat_template", None))
         self._options: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
@@ -88,9 +99,20 @@ class Encoder:
             raise DataError(f"example {number}: its prompt has no tokens")
         return prompt
 
-    def _kept(self, prompt: list[int], room: int) -> list[int]:
-        """The end of a prompt that fits, behind its beginning mark."""
-        return cut_left(prompt, room, first=int(room > 1 and prompt[0] == self._tokenizer.bos_token_id))
+    def _kept(self, prompt: list[int], room: int, example: Example) -> list[int]:
+        """What fits of a prompt, with its beginning mark."""
+        if len(prompt) <= room:
+            return prompt
+        first = int(room > 1 and prompt[0] == self._tokenizer.bos_token_id)
+        return fitted(
+            prompt,
+            room,
+            example,
+            lambda other: prompt_ids(other.messages, self._tokenizer),
+            truncate=self._truncate,
+            first=first,
+            last=tail_ids(example.messages, self._tokenizer),
+        )
 
     def _answered(self, example: Example, number: int) -> Encoded:
         answer = self._answer(example.answer, number)
@@ -106,7 +128,7 @@ class Encoder:
             answer = answer[: self._max_length - 1]
         prompt = self._prompt(example, number)
         room = self._max_length - min(longest, self._max_length - 1)  # for the longest option, whichever is right
-        kept = self._kept(prompt, room)
+        kept = self._kept(prompt, room, example)
         return Encoded(
             prompt=tuple(kept),
             answer=tuple(answer),
@@ -121,7 +143,7 @@ class Encoder:
         answers = [self._answer(text, number) for text in (example.answer, example.rejected) if text]
         prompt = self._prompt(example, number)
         longest = max(map(len, answers))
-        kept = self._kept(prompt, max(self._max_length - longest, self._max_length // 2))
+        kept = self._kept(prompt, max(self._max_length - longest, self._max_length // 2), example)
         room = self._max_length - len(kept)
         options = tuple(tuple(answer[:room]) for answer in answers)
         return Encoded(
@@ -157,7 +179,8 @@ def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:
 class ClassEncoder:
     """Encodes examples for a classifier: the text begun and ended as the tokenizer does it, and no answer."""
 
-    def __init__(self, base: Base, *, max_length: int, wording: str) -> None:
+    def __init__(self, base: Base, *, max_length: int, wording: str, truncate: Truncate = "left") -> None:
+        self._truncate = truncate
         self._tokenizer = base.tokenizer
         self._labels = base.labels
         self._max_length = max_length
@@ -175,10 +198,21 @@ class ClassEncoder:
     def _encode(self, example: Example, number: int) -> Encoded:
         if example.options != self._labels:
             raise DataError(f"example {number}: its options are not the classes of the head; use another objective")
-        ids, first, last = framed_ids(self._messages(example, self._between), self._tokenizer)
+        messages = self._messages(example, self._between)
+        ids, first, last = framed_ids(messages, self._tokenizer)
         if len(ids) == first + last:
             raise DataError(f"example {number}: its prompt has no tokens")
-        kept = cut_left(ids, self._max_length, first=first)
+        kept = ids
+        if len(ids) > self._max_length:
+            kept = fitted(
+                ids,
+                self._max_length,
+                example,
+                lambda other: framed_ids(self._messages(other, self._between), self._tokenizer)[0],
+                truncate=self._truncate,
+                first=first,
+                last=last or tail_ids(messages, self._tokenizer),
+            )
         return Encoded(tuple(kept), (), label=example.label, prompt_cut=len(ids) - len(kept))
 
 

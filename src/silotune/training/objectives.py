@@ -27,7 +27,7 @@ from silotune.settings.objectives import (
     SoftmaxOverOptions,
 )
 from silotune.settings.registry import implemented
-from silotune.settings.sections import TrainingSection
+from silotune.settings.sections import TrainingSection, Truncate
 from silotune.structs import Example
 from silotune.training.encode import Encoded
 from silotune.training.encoder import ClassEncoder, Encoder
@@ -50,13 +50,13 @@ class Encode(Protocol):
     def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]: ...
 
 
-def encoder_of(base: Base, objective: ObjectiveSettings, *, max_length: int) -> Encode:
+def encoder_of(base: Base, objective: ObjectiveSettings, *, max_length: int, truncate: Truncate = "left") -> Encode:
     """The encoder that turns examples into ids for this model: a classifier's examples have no answer."""
     if base.labels:
         wording = objective.wording if isinstance(objective, Classify) else "auto"
-        return ClassEncoder(base, max_length=max_length, wording=wording)
+        return ClassEncoder(base, max_length=max_length, wording=wording, truncate=truncate)
     turns = objective.turns if isinstance(objective, Sft) else "all"
-    return Encoder(base.tokenizer, max_length=max_length, turns=turns)
+    return Encoder(base.tokenizer, max_length=max_length, turns=turns, truncate=truncate)
 
 
 def _sft_loss(adapted: Adapted, examples: Sequence[Encoded], settings: LanguageSettings) -> Loss:
