@@ -177,6 +177,60 @@ def test_pad_is_never_missing() -> None:
     assert tiny.base(words=bare).pad_id == 0
 
 
+def with_tokens(folder: Path, *, chat_template: str | None = None, **tokens: object) -> Path:
+    tiny.model("llama").save_pretrained(folder)
+    words = tiny.tokenizer(pad=None)
+    words.add_special_tokens(tokens)
+    words.chat_template = chat_template
+    words.save_pretrained(folder)
+    return folder
+
+
+def test_a_pad_beyond_the_rows_gives_way_to_an_id_that_exists(tmp_path: Path) -> None:
+    folder = with_tokens(tmp_path / "pad", pad_token="[PAD]", additional_special_tokens=["<unused>"])
+    base = load_base(section(folder))
+    assert (base.tokenizer.pad_token_id, base.pad_id) == (320, 2)
+    assert base.notes == (
+        "the tokenizer has a padding mark of id 320, beyond the model's 320 rows: batches are filled up with '</s>' "
+        "(id 2), which is masked",
+    )
+    assert load_base(section(folder), Classes(("a", "b"), 0)).pad_id == 0  # which the model's configuration names
+
+
+def test_a_base_says_what_fills_up_batches_and_which_day_its_template_writes(tmp_path: Path, tiny_folder: Path) -> None:
+    assert load_base(section(tiny_folder)).notes == ()
+    base = load_base(
+        section(with_tokens(tmp_path / "bare", chat_template="{{ strftime_now('%Y') }}"), date="2026-12-01")
+    )
+    assert base.notes == (
+        "the tokenizer has no padding mark: batches are filled up with '</s>' (id 2), which is masked",
+        "the chat template writes today's date, which is 2026-12-01 here (model.date)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "token"),
+    [
+        (lambda words: words.add_tokens(["EBITDA"]), "EBITDA"),
+        (lambda words: words.add_special_tokens({"eos_token": "<end>"}), "<end>"),
+        (lambda words: words.add_special_tokens({"bos_token": "<begin>"}), "<begin>"),
+        (lambda words: words.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|text|>"]}), "<|text|>"),
+    ],
+    ids=["a word", "the end", "the beginning", "a mark of the template"],
+)
+def test_ids_that_the_model_has_no_rows_for_are_refused(tmp_path: Path, change: Callable[..., object], token) -> None:
+    tiny.model("llama").save_pretrained(tmp_path)
+    words = tiny.tokenizer()
+    words.chat_template = "<|text|>" + tiny.TEMPLATE
+    change(words)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_base(section(tmp_path))
+    assert f"the tokenizer's {token!r} has id 320, and the model has rows for the ids 0 to 319 alone" in one_line(
+        caught
+    )
+
+
 @pytest.mark.end_to_end
 def test_int4_prints_nothing_in_a_fresh_process(tiny_folder: Path) -> None:
     if find_spec("bitsandbytes") is None:

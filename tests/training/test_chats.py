@@ -103,13 +103,13 @@ def test_a_template_that_refuses_a_role_names_the_example() -> None:
     assert Encoder(words, max_length=128)([Example(TURNS[1:], "see you")])
 
 
-def test_another_mark_than_the_end_of_sequence_is_learnt_as_it_stands() -> None:
+def test_the_mark_with_which_the_template_ends_turns_is_learnt_after_every_answer() -> None:
     words = tiny.tokenizer()
     words.chat_template = tiny.TEMPLATE.replace("</s>{% endfor %}", "<pad>\n{% endfor %}")
     (made,) = Encoder(words, max_length=128)([CHAT])
-    mark, end = words.convert_tokens_to_ids("<pad>"), words.eos_token_id
+    mark = words.convert_tokens_to_ids("<pad>")
     said = [answer_ids(text, words) for text in ("good news", "up too", "see you")]
-    assert learnt(made) == [*said[0], mark, *said[1], mark, *said[2], end]
+    assert learnt(made) == [number for answer in said for number in (*answer, mark)]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

@@ -123,7 +123,7 @@ def test_options_that_begin_alike_get_the_end() -> None:
 def test_options_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(DataError, match="same tokens"):
         tiny.encoded([Example((("user", "x"),), "A", ("A", "A"), 0)])
-    endless = tiny.tokenizer()
+    endless = tiny.tokenizer(chat=False)
     endless.eos_token = None
     with pytest.raises(DataError, match="no end"):
         Encoder(endless, max_length=64)([Example((("user", "x"),), "A", ("A", "A B"), 0)])

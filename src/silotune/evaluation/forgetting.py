@@ -12,8 +12,9 @@ from silotune.data.files import read_rows
 from silotune.errors import DataError
 from silotune.evaluation.metrics import language_modelling
 from silotune.models.adapters import Adapted
+from silotune.models.marks import templated
 from silotune.training.batches import by_length
-from silotune.training.encode import Encoded, render, templated
+from silotune.training.encode import Encoded, ids_of, render
 from silotune.training.scores import answer_losses
 
 EMBEDDED = "embedded"
@@ -44,7 +45,11 @@ def general_text(source: str) -> Iterator[Turns]:
 
 
 def as_text(document: Turns, adapted: Adapted) -> str:
-    """A document as the model was pre-trained on it: prose as it is, a conversation by the chat template."""
+    """A document as the model was pre-trained on it: prose as it is, a conversation by the chat template.
+
+    Control marks that it spells are parted: they are text.
+    """
+    document = [(role, adapted.base.marks.as_text(content)) for role, content in document]
     if len(document) == 1 and document[0][0] == "text":
         return document[0][1]
     tokenizer = adapted.base.tokenizer
@@ -64,7 +69,7 @@ def windows(adapted: Adapted, documents: Iterable[Turns], *, max_tokens: int, ma
     tokenizer = adapted.base.tokenizer
     ids: list[int] = []
     for document in documents:
-        ids.extend(tokenizer(as_text(document, adapted), add_special_tokens=False)["input_ids"])
+        ids.extend(ids_of(as_text(document, adapted), tokenizer))
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
         if len(ids) >= max_tokens:

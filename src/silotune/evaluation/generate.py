@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -56,9 +56,10 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
     _check_writes(adapted)
     if not all(is_unicode(content) for _, content in messages):
         raise DataError("the prompt is not valid Unicode (UTF-8)")
-    tokenizer = adapted.base.tokenizer
-    check_shown(messages, tokenizer)
-    ids = prompt_ids(messages, tokenizer)
+    tokenizer, marks = adapted.base.tokenizer, adapted.base.marks
+    plain = marks.turns_as_text(messages)
+    check_shown(plain, tokenizer)
+    ids = prompt_ids(plain, tokenizer)
     context = adapted.base.context_length
     if context is not None and len(ids) >= context:
         raise ModelError(f"the prompt has {len(ids)} tokens and the model's context is {context}; shorten the prompt")
@@ -86,7 +87,7 @@ def stream_answer(adapted: Adapted, messages: Sequence[tuple[str, str]], samplin
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
+    yield from _until(streamer, marks.end.words)
     thread.join()
     if not finished:
         cause = failures[0] if failures else None
@@ -120,7 +121,7 @@ def greedy_answers(adapted: Adapted, examples: Sequence[Encoded], *, batch_size:
             )
         texts = tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)
         for place, text in zip(places, texts, strict=True):
-            answers[place] = text.strip()
+            answers[place] = "".join(_until([text], adapted.base.marks.end.words)).strip()
     return answers
 
 
@@ -141,19 +142,27 @@ def _options(adapted: Adapted, sampling: Sampling, room: int) -> dict[str, Any]:
         "do_sample": sampling.temperature > 0,
         "repetition_penalty": sampling.repetition_penalty,
         "pad_token_id": adapted.base.pad_id,
-        "eos_token_id": _ends(adapted) or None,
+        "eos_token_id": list(adapted.base.ends) or None,
         "use_cache": True,
     }
+    if words := adapted.base.marks.end.words:
+        options.update(stop_strings=[words], tokenizer=adapted.base.tokenizer)
     if sampling.temperature > 0:
         options.update(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     return options
 
 
-def _ends(adapted: Adapted) -> list[int]:
-    """Ids that end an answer: those that the model names, such as the end of a turn, and the tokenizer's own."""
-    named = adapted.base.model.generation_config.eos_token_id
-    ids = named if isinstance(named, list) else [named]
-    return sorted({each for each in (*ids, adapted.base.tokenizer.eos_token_id) if each is not None})
+def _until(parts: Iterable[str], words: str) -> Iterator[str]:
+    """What parts of a text say before the first of these words, as soon as it is sure; all of it without words."""
+    held, is_over = "", False
+    for part in parts:
+        before, found, after = (held + part).partition(words) if words else (held + part, "", "")
+        sure = len(before) if found else max(0, len(before) - max(0, len(words) - 1))
+        if not is_over:
+            yield before[:sure]
+        held, is_over = before[sure:], is_over or bool(found)
+    if not is_over:
+        yield held
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from silotune.settings.limits import RANK_TABLES
 from silotune.settings.lora_rules import LoraRuleSettings
 from silotune.settings.sections import FederationSection
 from silotune.structs import Example, Tensors
-from silotune.training.encode import Encoded, truncation_note
+from silotune.training.encode import Encoded, marks_note, truncation_note
 from silotune.training.probe import probed
 
 
@@ -114,12 +114,12 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
     cut.append(truncation_note(encoded, "train", truncate=config.data.truncate))
-    notes.extend(filter(None, [*cut, left_out_note(places, "train")]))
+    notes.extend(filter(None, [*cut, left_out_note(places, "train"), marks_note(encoded, "train")]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)
     notes.extend(_factor_notes(config.federation, initial))
-    notes.extend(filter(None, [adapted.fast.note]))
+    notes.extend(filter(None, [*adapted.base.notes, adapted.fast.note]))
     return Prepared(
         config=config,
         task=task,

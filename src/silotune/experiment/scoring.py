@@ -21,7 +21,7 @@ from silotune.models.load import Base
 from silotune.settings.sections import EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
-from silotune.training.encode import Encoded, truncation_note
+from silotune.training.encode import Encoded, marks_note, truncation_note
 from silotune.training.objectives import Encode, encoder_of
 
 FORGETTING_WINDOW = 512
@@ -129,11 +129,12 @@ def scorer_of(
     """Scores on the examples of a set; for a mixture, one scorer a task.
 
     Returns:
-        The scorer, the places of each example among the encoded ones, and a note on those that were cut or left out.
+        The scorer, the places of each example among the encoded ones, and a note on those that were cut, were left out
+        or spell control marks.
     """
     encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
     cut = truncation_note(encoded, name, truncate=config.data.truncate)
-    note = "; ".join(filter(None, [cut, left_out_note(places, name)])) or None
+    note = "; ".join(filter(None, [cut, left_out_note(places, name), marks_note(encoded, name)])) or None
     alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
     if not dataset.tasks:
         return alone, places, note

@@ -80,9 +80,14 @@ def prepare(config: PreTrainedConfig, classes: Classes, tokenizer: PreTrainedTok
     config.problem_type = "single_label_classification"
     text = config.get_text_config()
     # Decoders are read at the last id that is not this one, and transformers refuses batches where it is None.
-    ids = (getattr(text, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    text.pad_token_id = next(number for number in ids if number is not None)
+    ids = (getattr(text, "pad_token_id", None), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    text.pad_token_id = existing_id(ids, text.vocab_size)
     return is_kept
+
+
+def existing_id(ids: Iterable[int | None], rows: int) -> int:
+    """The first of some ids that a model with so many rows has; 0 where it has none of them."""
+    return next((number for number in ids if number is not None and 0 <= number < rows), 0)
 
 
 def unquantized(config: PreTrainedConfig) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from silotune.errors import ModelError, require
-from silotune.models.head import Classes, check_use, draw, find_head, is_encoder, keep_float32, prepare, unquantized
+from silotune.models.head import (
+    Classes,
+    check_use,
+    draw,
+    existing_id,
+    find_head,
+    is_encoder,
+    keep_float32,
+    prepare,
+    unquantized,
+)
+from silotune.models.marks import DATE_KEY, Marks, asks_for_date, day_of, marks_of
 from silotune.settings.sections import ModelSection
 
 if TYPE_CHECKING:
@@ -60,9 +72,34 @@ class Base:
         """Token id that fills up batches; never supervised, whatever it is."""
         if self.labels:  # the one that the model looks for
             return int(self.model.config.get_text_config().pad_token_id)
-        tokenizer = self.tokenizer
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        return int(next(number for number in ids if number is not None))
+        return existing_id((self.tokenizer.pad_token_id, self.tokenizer.eos_token_id), rows_of(self.model))
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The tokenizer's control marks."""
+        return marks_of(self.tokenizer)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer: the template's end of a turn, the tokenizer's own, and those that the model names."""
+        named = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        ids = (*self.marks.end.ids, self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]))
+        return tuple(sorted({each for each in ids if each is not None}))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results should know of the base."""
+        found = []
+        pad, rows = self.tokenizer.pad_token_id, rows_of(self.model)
+        if pad is None or pad >= rows:
+            why = "no padding mark" if pad is None else f"a padding mark of id {pad}, beyond the model's {rows} rows"
+            mark = self.tokenizer.convert_ids_to_tokens(self.pad_id)
+            found.append(
+                f"the tokenizer has {why}: batches are filled up with {mark!r} (id {self.pad_id}), which is masked"
+            )
+        if asks_for_date(self.tokenizer):
+            found.append(f"the chat template writes today's date, which is {day_of(self.tokenizer)} here (model.date)")
+        return tuple(found)
 
     @property
     def context_length(self) -> int | None:
@@ -72,6 +109,12 @@ class Base:
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 return int(module.num_embeddings) - int(module.padding_idx) - 1
         return getattr(self.model.config, "max_position_embeddings", None)
+
+
+def rows_of(model: PreTrainedModel) -> int:
+    """Rows of a model's embedding: ids from 0 on that it knows."""
+    weight: Any = model.get_input_embeddings().weight
+    return int(weight.shape[0])
 
 
 def nano_folder() -> Path:
@@ -103,7 +146,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with _one_line_errors(section.name):
-        return AutoTokenizer.from_pretrained(_source(section), **_where(section))
+        return AutoTokenizer.from_pretrained(_source(section), **_where(section), **{DATE_KEY: section.date})
 
 
 def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
@@ -135,12 +178,35 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
         model.enable_input_require_grads()
     labels = classes.labels if classes else ()
     base = Base(model, tokenizer, device, section.name, section.autocast, labels, head)
+    _check_ids(base)
     if base.context_length and section.max_length > base.context_length:
         raise ModelError(
             f"model.max_length = {section.max_length} exceeds the {base.context_length} positions of "
             f"{section.name!r}; set model.max_length to at most {base.context_length}"
         )
     return base
+
+
+def _check_ids(base: Base) -> None:
+    """Refuses a tokenizer that has ids beyond the model's rows: of words, or of marks that prompts and answers hold.
+
+    Raises:
+        ModelError: It has; names the token, its id and the rows.
+    """
+    rows, tokenizer = rows_of(base.model), base.tokenizer
+    if max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder, 0) < rows:
+        return
+    marks = base.marks
+    framing = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.cls_token, tokenizer.sep_token)
+    needed = {*framing, *marks.around}
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    for token, number in sorted(beyond.items(), key=lambda item: item[1]):
+        if token in needed or token not in marks.ids:
+            raise ModelError(
+                f"model.name = {base.name!r}: the tokenizer's {token!r} has id {number}, and the model has rows for "
+                f"the ids 0 to {rows - 1} alone; give the model rows for it (resize_token_embeddings), or take the "
+                "tokenizer that the model was made with"
+            )
 
 
 def _config_of(section: ModelSection, classes: Classes | None) -> PreTrainedConfig:

@@ -209,8 +209,8 @@ def _quality(rows: Sequence[Row]) -> TextTable:
         "Own sets and worst institution: the metric on the institutions' own examples, mean and worst; alone, each "
         "model is measured on examples like its own, so that even the worst may exceed the mean on the common set. "
         "Calibration error: expected calibration error, 0 is best. General text: perplexity before and after training; "
-        "higher after is what was forgotten. Own models: the metric of the institutions' own models over their own sets "
-        "together. Aggregation error: share of the clients' mean product that averaging LoRA's factors loses."
+        "higher after is what was forgotten. Own models: the metric of the institutions' own models over their own "
+        "sets together. Aggregation error: share of the clients' mean product that averaging LoRA's factors loses."
     )
     return TextTable("quality", "All figures of quality", note, heads, tuple(_quality_row(row) for row in rows), 7)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Literal
@@ -75,7 +76,19 @@ class ModelSection(Section):
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="tokens of prompt and answer together")
     gradient_checkpointing: bool = Field(False, description="less memory, slower steps")
     autocast: bool = Field(False, description="bfloat16 autocast around the forward pass")
+    date: str = Field("2024-07-26", description="today's date, for a chat template that writes it into every prompt")
     offline: bool = Field(False, description="never ask the Hub for the model; HF_HUB_OFFLINE=1 holds for data, too")
+
+    @field_validator("date")
+    @classmethod
+    def _is_day(cls, text: str) -> str:
+        try:
+            day = date.fromisoformat(text)
+        except ValueError:
+            day = None
+        if day is None or day.isoformat() != text:
+            raise ValueError("must be a day such as '2024-07-26'")
+        return text
 
 
 class TaskSection(Section):

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
+from silotune.models.marks import End
 from silotune.structs import TOOLS, is_learnt
-from silotune.training.encode import Encoded, answer_ids, prompt_ids, render, templated
+from silotune.training.encode import Encoded, answer_ids, ids_of, prompt_ids, render
 from silotune.training.tools import words_of
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ Turns = Sequence[tuple[str, str]]
 
 
 def chat(
-    turns: Turns, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int
+    turns: Turns, tokenizer: PreTrainedTokenizerBase, end: End, *, max_length: int, number: int
 ) -> tuple[Encoded | None, Turns, int]:
     """A chat that ends with an answer; its earliest exchanges are left out until the rest fits.
 
     Args:
         turns: As (role, content); the last is the assistant's.
         tokenizer: One with a chat template.
+        end: What ends an answer.
         max_length: Most ids.
         number: The example's number, for errors.
 
@@ -43,7 +45,7 @@ def chat(
     """
     whole = 0
     while sum(role == "assistant" for role, _ in turns) > 1:
-        made = _encoded(turns, tokenizer, number)
+        made = _encoded(turns, tokenizer, end, number)
         whole = max(whole, made.length)
         if made.length <= max_length:
             return replace(made, prompt_cut=whole - made.length), turns, whole
@@ -66,7 +68,7 @@ def without_first_exchange(turns: Turns) -> Turns:
     return turns if first is None else [*head, *turns[first + 1 :]]
 
 
-def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> Encoded:
+def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, end: End, number: int) -> Encoded:
     begin = int(turns[0][0] == TOOLS)
     spoken = [place for place, turn in enumerate(turns) if is_learnt(turn) and place > begin]  # the first is a greeting
     prompt = prompt_ids(turns[: spoken[0]], tokenizer)
@@ -78,33 +80,28 @@ def _encoded(turns: Turns, tokenizer: PreTrainedTokenizerBase, number: int) -> E
             raise DataError(f"example {number}: an answer has no tokens, so there is nothing to learn from")
         ids.extend(said)
         if following is None:
-            ids.extend([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+            ids.extend(end.ids)
             break
-        end, between = _between(turns, place, following, tokenizer, number)
-        ids.extend(_ids(end, tokenizer))
+        after = _between(turns, place, following, tokenizer, number)
+        mark = end.written if after.startswith(end.written) else ""
+        ids.extend(_ids(mark, tokenizer))
         start = len(ids)
-        ids.extend(_ids(between, tokenizer))
+        ids.extend(_ids(after[len(mark) :], tokenizer))
         others.append((start, len(ids)))
     return Encoded(tuple(prompt), tuple(ids), unsupervised=tuple(others))
 
 
-def _between(
-    turns: Turns, place: int, following: int, tokenizer: PreTrainedTokenizerBase, number: int
-) -> tuple[str, str]:
-    """The mark that ends the answer at ``place``, and the text from there to where the answer ``following`` begins."""
-    said = words_of(turns, place, tokenizer)
-    asked = render(turns[:place], tokenizer)
-    next_asked = render(turns[:following], tokenizer)
-    ended = templated(turns[: place + 1], tokenizer)
-    mark = _after(ended[len(asked) :], said)
-    if mark is None or not ended.startswith(asked) or not next_asked.startswith(ended):
+def _between(turns: Turns, place: int, following: int, tokenizer: PreTrainedTokenizerBase, number: int) -> str:
+    """What the template writes from the end of the answer at ``place`` to where the answer ``following`` begins."""
+    before = render(turns[:place], tokenizer)
+    asked = render(turns[:following], tokenizer)
+    after = _after(asked[len(before) :], words_of(turns, place, tokenizer)) if asked.startswith(before) else None
+    if after is None:
         raise DataError(
             f"example {number}: the tokenizer's chat template words earlier turns differently once others follow, so "
             "they cannot be learnt in one piece; set training.objective.turns = 'last'"
         )
-    stop = tokenizer.eos_token
-    end = mark[: mark.index(stop) + len(stop)] if stop and stop in mark else mark.rstrip()
-    return end, next_asked[len(ended) - len(mark) + len(end) :]
+    return after
 
 
 def _after(text: str, answer: str) -> str | None:
@@ -117,7 +114,7 @@ def _after(text: str, answer: str) -> str | None:
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    return ids_of(text, tokenizer) if text else []
 
 
 def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int, number: int) -> list[Encoded]:
@@ -128,7 +125,7 @@ def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     Raises:
         DataError: The text has fewer than two ids.
     """
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = ids_of(text, tokenizer)
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     if begin is not None and ids[:1] != [begin] and begin in tokenizer("")["input_ids"][:1]:
         ids.insert(0, begin)

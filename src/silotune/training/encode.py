@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from silotune.errors import DataError
+from silotune.models.marks import BREAK, templated
 from silotune.settings.sections import Truncate
-from silotune.structs import as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ class Encoded:
 
     Attributes:
         prompt: At least one id; the answer's first token is predicted from its last position.
-        answer: The answer's ids and the end-of-sequence id; at least one. Of a chat with several answers: all from the
+        answer: The answer's ids and its end; at least one. Of a chat with several answers: all from the
             first of them on, what others say in between included.
         options: Ids of each option (closed-ended tasks), without a common end; of a pair, its two answers with their
             ends, the preferred one first; of an answer that was judged by itself, that answer.
@@ -28,6 +27,7 @@ class Encoded:
         prompt_cut: Prompt ids dropped to fit, where ``data.truncate`` says.
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
+        marks: Control marks that the example's text spells, which were read as text.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +37,7 @@ class Encoded:
     prompt_cut: int = 0
     answer_cut: int = 0
     unsupervised: tuple[tuple[int, int], ...] = ()
+    marks: int = 0
 
     @property
     def is_even(self) -> bool:
@@ -61,33 +62,27 @@ def render(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBa
     return templated(messages, tokenizer, add_generation_prompt=True)
 
 
-class TemplateError(DataError):
-    """The tokenizer's chat template cannot word these turns."""
+def ids_of(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text without anything around it; made of its parts where marks that it spells were parted."""
+    first, *rest = text.split(BREAK)
+    ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])
+    for part in rest:
+        ids.extend(_continued(part, tokenizer))
+    return ids
 
 
-def templated(
-    messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
-) -> str:
-    """The turns as the tokenizer's chat template words them.
-
-    Raises:
-        TemplateError: It refuses them, as some do a system's message or turns out of order.
-    """
-    from jinja2 import TemplateError as Refusal
-
-    turns, tools = as_messages(messages)
-    how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-    try:
-        return str(tokenizer.apply_chat_template(turns, tools=tools, **how))
-    except (Refusal, ValueError) as error:
-        roles = ", ".join(role for role, _ in messages)
-        raise TemplateError(f"the tokenizer's chat template refuses its turns ({roles}): {error}") from error
+def _continued(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a text in the middle of a line: without the space that some tokenizers put before a text."""
+    start = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
+    if whole[: len(start)] == start:
+        return whole[len(start) :]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def prompt_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, begun as the tokenizer begins a text (a chat template begins it itself)."""
-    text = render(messages, tokenizer)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = ids_of(render(messages, tokenizer), tokenizer)
     begin = tokenizer.bos_token_id
     if begin is not None and ids[:1] != [begin] and begin in tokenizer("")["input_ids"][:1]:
         ids.insert(0, begin)
@@ -103,17 +98,21 @@ def framed_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokeniz
     if getattr(tokenizer, "chat_template", None):
         ids = prompt_ids(messages, tokenizer)
         return ids, int(ids[:1] == [tokenizer.bos_token_id]), 0
-    made = tokenizer(render(messages, tokenizer), return_special_tokens_mask=True)
-    own = list(made["special_tokens_mask"])
+    text = render(messages, tokenizer)
+    parted = BREAK in text
+    made = tokenizer("a" if parted else text, return_special_tokens_mask=True)
+    ids, own = list(made["input_ids"]), list(made["special_tokens_mask"])
     first = own.index(0) if 0 in own else len(own)
     last = own[::-1].index(0) if 0 in own else 0
-    return list(made["input_ids"]), first, last
+    if parted:
+        ids = [*ids[:first], *ids_of(text, tokenizer), *ids[len(ids) - last :]]
+    return ids, first, last
 
 
 def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of an answer that follows a prompt, without an end."""
     gap = "" if getattr(tokenizer, "chat_template", None) else " "
-    return list(tokenizer(gap + text, add_special_tokens=False)["input_ids"])
+    return ids_of(gap + text, tokenizer)
 
 
 WHERE: Mapping[Truncate, str] = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
@@ -128,6 +127,17 @@ def truncation_note(encoded: Sequence[Encoded], what: str, *, truncate: Truncate
     return (
         f"{what}: {prompts} of {len(encoded)} prompts were cut {WHERE[truncate]} and {answers} answers on the right "
         "to fit model.max_length"
+    )
+
+
+def marks_note(encoded: Sequence[Encoded], what: str) -> str | None:
+    """One line that counts texts that spell control marks of the tokenizer; None where none does."""
+    texts = sum(1 for example in encoded if example.marks)
+    if not texts:
+        return None
+    return (
+        f"{what}: {texts} of {len(encoded)} texts spell control marks of the tokenizer "
+        f"({sum(example.marks for example in encoded)} in all), which were read as plain text"
     )
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from silotune.errors import DataError
+from silotune.models.load import Base
+from silotune.models.marks import BREAK, Marks, TemplateError, marks_of
 from silotune.settings.sections import Truncate
-from silotune.structs import Example, Turn
+from silotune.structs import Example, Turn, more_of
 from silotune.training.chats import chat, windows_of
 from silotune.training.cuts import fitted, tail_ids
-from silotune.training.encode import Encoded, TemplateError, answer_ids, prompt_ids
+from silotune.training.encode import Encoded, answer_ids, framed_ids, prompt_ids
 from silotune.training.tools import check_shown, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from collections.abc import Callable, Mapping
-
-from silotune.models.load import Base
-from silotune.training.encode import framed_ids
 
 
 class Encoder:
@@ -45,6 +43,7 @@ class Encoder:
         self._truncate = truncate
         self._max_length = max_length
         self._all_turns = turns == "all" and bool(getattr(tokenizer, "chat_template", None))
+        self._marks = marks_of(tokenizer)
         self._options: dict[tuple[str, ...], tuple[tuple[int, ...], ...]] = {}
 
     def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]:
@@ -59,8 +58,10 @@ class Encoder:
         return [made for several in found for made in several if not made.is_even]
 
     def _numbered(self, example: Example, number: int) -> list[Encoded]:
+        plain, marks = _as_text(example, self._marks)
         try:
-            return self._encode(self._with_calls(example), number)
+            found = self._encode(self._with_calls(plain), number)
+            return [replace(each, marks=marks) if marks and not place else each for place, each in enumerate(found)]
         except TemplateError as error:
             raise DataError(f"example {number}: {error}") from error
 
@@ -77,7 +78,9 @@ class Encoder:
             return [self._compared(example, number)]
         if self._all_turns and not example.options:
             turns = [*example.messages, ("assistant", example.answer)]
-            made, left, whole = chat(turns, self._tokenizer, max_length=self._max_length, number=number)
+            made, left, whole = chat(
+                turns, self._tokenizer, self._marks.end, max_length=self._max_length, number=number
+            )
             if made is not None:
                 return [made]
             if len(left) < len(turns):
@@ -90,8 +93,7 @@ class Encoder:
         ids = answer_ids(text, self._tokenizer)
         if not ids:
             raise DataError(f"example {number}: its answer has no tokens, so there is nothing to learn from")
-        end = self._tokenizer.eos_token_id
-        return ids if end is None else [*ids, end]
+        return [*ids, *self._marks.end.ids]
 
     def _prompt(self, example: Example, number: int) -> list[int]:
         prompt = prompt_ids(example.messages, self._tokenizer)
@@ -108,7 +110,7 @@ class Encoder:
             prompt,
             room,
             example,
-            lambda other: prompt_ids(other.messages, self._tokenizer),
+            lambda other: prompt_ids(_as_text(other, self._marks)[0].messages, self._tokenizer),
             truncate=self._truncate,
             first=first,
             last=tail_ids(example.messages, self._tokenizer),
@@ -159,12 +161,11 @@ class Encoder:
         if options and options not in self._options:
             ids = [tuple(answer_ids(option, self._tokenizer)) for option in options]
             if not _is_prefix_free(ids):  # the end tells "A" from "A B"
-                end = self._tokenizer.eos_token_id
-                if end is None:
+                if not self._marks.end.ids:
                     raise DataError(
                         "one option is the beginning of another, and the tokenizer has no end mark to tell them apart"
                     )
-                ids = [(*option, end) for option in ids]
+                ids = [(*option, *self._marks.end.ids) for option in ids]
             if len(set(ids)) != len(ids) or not all(ids):
                 raise DataError("two options of the task have the same tokens; give them other wordings")
             self._options[options] = tuple(ids)
@@ -176,6 +177,34 @@ def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:
     return all(later[: len(earlier)] != earlier for earlier, later in zip(ordered, ordered[1:], strict=False))
 
 
+def _as_text(example: Example, marks: Marks) -> tuple[Example, int]:
+    """The example with all that it says read as text, and how many control marks it spells."""
+
+    def texts(given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(marks.as_text, given))
+
+    content = example.messages[-1][1] if example.shorten else ""
+    made = replace(
+        example,
+        messages=marks.turns_as_text(example.messages),
+        answer=marks.as_text(example.answer),
+        calls=marks.as_text(example.calls),
+        rejected=marks.as_text(example.rejected),
+        options=texts(example.options),
+        text=texts(example.text),
+        shorten=tuple(
+            (len(marks.as_text(content[:start])), len(marks.as_text(content[:end]))) for start, end in example.shorten
+        ),
+    )
+    said = (
+        *(text for turn in made.messages for text in (turn[1], more_of(turn))),
+        made.answer,
+        made.calls,
+        made.rejected,
+    )
+    return made, sum(text.count(BREAK) for text in said)
+
+
 class ClassEncoder:
     """Encodes examples for a classifier: the text begun and ended as the tokenizer does it, and no answer."""
 
@@ -185,6 +214,7 @@ class ClassEncoder:
         self._labels = base.labels
         self._max_length = max_length
         self._messages = WORDINGS[_AUTO[base.is_encoder] if wording == "auto" else wording]
+        self._marks = base.marks
         self._between = f" {base.tokenizer.sep_token} " if base.is_encoder and base.tokenizer.sep_token else "\n"
 
     def __call__(self, examples: Iterable[Example], *, first: int = 1) -> list[Encoded]:
@@ -198,7 +228,8 @@ class ClassEncoder:
     def _encode(self, example: Example, number: int) -> Encoded:
         if example.options != self._labels:
             raise DataError(f"example {number}: its options are not the classes of the head; use another objective")
-        messages = self._messages(example, self._between)
+        plain, marks = _as_text(example, self._marks)
+        messages = self._messages(plain, self._between)
         ids, first, last = framed_ids(messages, self._tokenizer)
         if len(ids) == first + last:
             raise DataError(f"example {number}: its prompt has no tokens")
@@ -207,13 +238,15 @@ class ClassEncoder:
             kept = fitted(
                 ids,
                 self._max_length,
-                example,
-                lambda other: framed_ids(self._messages(other, self._between), self._tokenizer)[0],
+                plain,
+                lambda other: framed_ids(
+                    self._messages(_as_text(other, self._marks)[0], self._between), self._tokenizer
+                )[0],
                 truncate=self._truncate,
                 first=first,
                 last=last or tail_ids(messages, self._tokenizer),
             )
-        return Encoded(tuple(kept), (), label=example.label, prompt_cut=len(ids) - len(kept))
+        return Encoded(tuple(kept), (), label=example.label, prompt_cut=len(ids) - len(kept), marks=marks)
 
 
 def _prompt(example: Example, between: str) -> Sequence[tuple[str, str]]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from silotune.models.marks import TemplateError, templated
 from silotune.structs import TOOLS, Pair, Turn, more_of
-from silotune.training.encode import TemplateError, render, templated
+from silotune.training.encode import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
