@@ -539,3 +539,46 @@ def test_texts_are_alike_up_to_case_spaces_and_punctuation() -> None:
     assert len(set(map(folded, alike))) == 1
     different = ("3 + 4", "3 * 4", "3 < 4", "34", "कि", "का", "?", "!")
     assert len(set(map(folded, different))) == len(different)
+
+
+# --- white space -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        (
+            {"prompt": " def f(x):\n ", "response": "    y = 2\n    return y\n"},
+            "def f(x):\n ",
+            "    y = 2\n    return y",
+        ),
+        ({"instruction": "name it\n", "input": " "}, "name it\n", " yes"),
+        ({"instruction": "name it ", "input": "a:  \n  - b \n"}, "name it\n\na:  \n  - b \n", " yes"),
+        ({"prompt": "name it  "}, "name it", " yes"),
+    ],
+)
+def test_an_answers_indentation_and_a_prompts_last_lines_are_kept(
+    row: dict[str, str], prompt: str, answer: str
+) -> None:
+    filled = {("output" if "instruction" in row else "response"): " yes ", **row}
+    made = to_example(TASKS["instruct"], filled, where="file", number=1)
+    assert (made.messages, made.answer) == ((("user", prompt),), answer)
+
+
+def test_messages_keep_the_white_space_that_says_something() -> None:
+    said = (("user", "  go on:\n"), ("assistant", "  - a\n\n"), ("user", "and? "), ("assistant", "  - b "))
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    made = to_example(TASKS["instruct"], row, where="file", number=1)
+    assert made.messages == (("user", "  go on:\n"), ("assistant", "  - a"), ("user", "and?"))
+    assert made.answer == "  - b"
+    row["messages"][1]["content"] = " \n "
+    with pytest.raises(DataError, match="message 2 needs a role"):
+        to_example(TASKS["instruct"], row, where="file", number=1)
+
+
+def test_pairs_keep_indentation_and_classes_are_compared_without_white_space() -> None:
+    row = {"prompt": "x:\n", "chosen": "  a\n", "rejected": "  b "}
+    made = to_example(TASKS["preference"], row, where="file", number=1)
+    assert (made.messages[0][1], made.answer, made.rejected) == ("x:\n", "  a", "  b")
+    closed = to_example(TASKS["fpb"], {"text": " fell\n", "label": " Neutral\n"}, where="file", number=1)
+    assert closed.answer == "neutral" and closed.text == ("fell",)

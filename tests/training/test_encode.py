@@ -127,3 +127,11 @@ def test_options_that_cannot_be_told_apart_are_refused() -> None:
     endless.eos_token = None
     with pytest.raises(DataError, match="no end"):
         Encoder(endless, max_length=64)([Example((("user", "x"),), "A", ("A", "A B"), 0)])
+
+
+def test_a_space_parts_prompt_and_answer_only_where_there_is_no_white_space() -> None:
+    for prompt, answer, joined in (("a:", "b", "a: b"), ("a:\n", "b", "a:\nb"), ("a:", "  b", "a:  b")):
+        made = Encoder(PLAIN, max_length=64)([Example((("user", prompt),), answer)])[0]
+        assert PLAIN.decode([*made.prompt, *made.answer]) == f"{joined}</s>"
+        chat = tiny.encoded([Example((("user", prompt),), answer)])[0]
+        assert CHAT.decode([*chat.prompt, *chat.answer]) == f"<|user|>{prompt}</s><|assistant|>{answer}</s>"

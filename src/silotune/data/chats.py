@@ -166,7 +166,7 @@ def _turn(message: Any, spot: str) -> Pair:
         if not called:
             raise DataError(f"{spot} {_CALL}")
     content = _content(value, role, spot)
-    if not (content or called or role == "tool"):
+    if not (content.strip() or called or role == "tool"):
         raise DataError(f"{spot} {_NEEDED}")
     more: dict[str, Any] = {}
     if called:
@@ -182,10 +182,20 @@ def _turn(message: Any, spot: str) -> Pair:
 
 
 def _content(value: Any, role: str, spot: str) -> str:
-    """A content as text: its parts one after the other; an answer keeps how far its first line is indented."""
+    """A content as text: its parts one after the other, with the white space that says something."""
     parts = value if isinstance(value, list) else [value]
     text = "".join(_part(part, f"{spot}: part {place}") for place, part in enumerate(parts, start=1))
-    return re.sub(r"\A\s*\n", "", text).rstrip() if role == "assistant" else text.strip()
+    return said(text) if role == "assistant" else ended(text)
+
+
+def said(text: str) -> str:
+    """An answer without empty lines before it and white space behind it; its first line stays indented."""
+    return re.sub(r"\A\s*\n", "", text).rstrip()
+
+
+def ended(text: str) -> str:
+    """A text without the spaces at its end; from a new line on they are kept, since an answer may go on from there."""
+    return text if "\n" in text[len(text.rstrip()) :] else text.rstrip()
 
 
 def _part(part: Any, spot: str) -> str:

@@ -23,11 +23,13 @@ from uuid import UUID
 from silotune.data.chats import (
     Chat,
     conversation_of,
+    ended,
     is_chat,
     only_read,
     opened,
     question_of,
     reply_of,
+    said,
     tools_of,
     turns_of,
     without_answer,
@@ -193,8 +195,8 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
         messages = (("system", task.system), *messages)
     if kind in _CHATS:
         messages = (*tools_of(row, spot), *messages)
-    said = (*(text for turn in messages for text in (turn[1], more_of(turn))), read.answer, read.rejected, read.calls)
-    if not all(map(is_unicode, said)):
+    turns = (text for turn in messages for text in (turn[1], more_of(turn)))
+    if not all(map(is_unicode, (*turns, read.answer, read.rejected, read.calls))):
         raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
     fields = {
         name: composed(_plain(row[column], f"{spot}: field {column!r}")) or UNKNOWN
@@ -267,11 +269,23 @@ def _read_prompt(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
     values = _values(task, layout, row, spot)
     template = layout.prompt or task.prompt
     text = tuple(values[name] for name in placeholders(template) if values[name])
-    messages: Chat = (("user", render(template, values).strip()),)
+    prompt = render(template, values).strip()
     places = _places(template, values, task.shorten)
     if task.options:
-        return _Read(messages, _option(task, layout, row, spot), text, shorten=places)
+        return _Read((("user", prompt),), _option(task, layout, row, spot), text, shorten=places)
+    messages: Chat = (("user", prompt + _last_lines(template, values, layout, row, spot)),)
     return replace(_answered(messages, layout, row, spot, text=text), shorten=places)
+
+
+def _last_lines(template: str, values: Mapping[str, str], layout: Layout, row: Row, spot: str) -> str:
+    """The empty lines, or the next line's indentation, that the row's own text ends with where the prompt does."""
+    for literal, name, _, _ in reversed(list(Formatter().parse(template))):
+        if name and values[name]:
+            whole = ended(_whole(row.get(layout.columns[name]), spot))
+            return whole[len(whole.rstrip()) :]
+        if literal.strip():
+            break
+    return ""
 
 
 def _read_messages(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
@@ -348,7 +362,7 @@ def _read_document(task: Task, layout: Layout, row: Row, spot: str) -> _Read:
 
 def _open_text(value: Any, spot: str) -> str:
     """A text that is learnt, with the spaces that it begins with."""
-    return value.rstrip() if isinstance(value, str) else _text(value, spot)
+    return said(_whole(value, spot))
 
 
 _READERS: Final[Mapping[str, Callable[[Task, Layout, Row, str], _Read]]] = {
@@ -497,12 +511,17 @@ def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str
 
 
 def _text(value: Any, spot: str) -> str:
-    """Text for a prompt; a list of passages, or a mapping that holds one as ``contexts``, is joined by lines."""
+    """Text for a prompt, without the white space around it."""
+    return _whole(value, spot).strip()
+
+
+def _whole(value: Any, spot: str) -> str:
+    """A text as it stands; a list of passages, or a mapping that holds one as ``contexts``, is joined by lines."""
     if isinstance(value, Mapping):
         value = value.get("contexts", value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return "\n".join(value).strip()
-    return _plain(value, spot)
+        return "\n".join(value)
+    return _scalar(value, spot)
 
 
 def is_unicode(text: str) -> bool:
@@ -519,6 +538,11 @@ _SCALARS: Final = (str, int, float, Decimal, date, time, timedelta, UUID)
 
 
 def _plain(value: Any, spot: str) -> str:
+    """A scalar as text, without the white space around it."""
+    return _scalar(value, spot).strip()
+
+
+def _scalar(value: Any, spot: str) -> str:
     """A scalar as text: nothing for None and NaN, ``true`` and ``false``, no ``.0`` after a whole number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -530,4 +554,4 @@ def _plain(value: Any, spot: str) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return str(value)

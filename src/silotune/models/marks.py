@@ -45,7 +45,7 @@ def templated(
 
     turns, tools = as_messages(messages)
     try:
-        template = _dated(tokenizer.get_chat_template(), day_of(tokenizer))
+        template = _dated(tokenizer.get_chat_template(tools=tools), day_of(tokenizer))
         return str(
             tokenizer.apply_chat_template(
                 turns,

@@ -109,10 +109,13 @@ def framed_ids(messages: Sequence[tuple[str, str]], tokenizer: PreTrainedTokeniz
     return ids, first, last
 
 
-def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of an answer that follows a prompt, without an end."""
-    gap = "" if getattr(tokenizer, "chat_template", None) else " "
-    return ids_of(gap + text, tokenizer)
+def answer_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, after: str = "") -> list[int]:
+    """Token ids of an answer that follows a prompt, without an end.
+
+    Without a chat template a space parts the two, unless the prompt ends, or the answer begins, with white space.
+    """
+    apart = getattr(tokenizer, "chat_template", None) or after[-1:].isspace() or text[:1].isspace()
+    return ids_of(text if apart else f" {text}", tokenizer)
 
 
 WHERE: Mapping[Truncate, str] = {"left": "on the left", "right": "on the right", "middle": "in the middle"}

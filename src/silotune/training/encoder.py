@@ -88,9 +88,9 @@ class Encoder:
                 return [replace(made, prompt_cut=whole - made.length - made.answer_cut)]
         return [self._answered(example, number)]
 
-    def _answer(self, text: str, number: int) -> list[int]:
-        """An answer's ids with the end; one without any is refused."""
-        ids = answer_ids(text, self._tokenizer)
+    def _answer(self, text: str, example: Example, number: int) -> list[int]:
+        """The ids of an answer to an example's prompt, with the end; one without any is refused."""
+        ids = answer_ids(text, self._tokenizer, after=example.messages[-1][1])
         if not ids:
             raise DataError(f"example {number}: its answer has no tokens, so there is nothing to learn from")
         return [*ids, *self._marks.end.ids]
@@ -117,7 +117,7 @@ class Encoder:
         )
 
     def _answered(self, example: Example, number: int) -> Encoded:
-        answer = self._answer(example.answer, number)
+        answer = self._answer(example.answer, example, number)
         options = self._option_ids(example.options)
         longest = max(len(answer), *(len(ids) for ids in options), 1)
         answer_cut = max(0, longest - (self._max_length - 1))
@@ -142,7 +142,7 @@ class Encoder:
 
     def _compared(self, example: Example, number: int) -> Encoded:
         """A pair, or a judged answer; where they do not fit, the prompt keeps up to half of the length."""
-        answers = [self._answer(text, number) for text in (example.answer, example.rejected) if text]
+        answers = [self._answer(text, example, number) for text in (example.answer, example.rejected) if text]
         prompt = self._prompt(example, number)
         longest = max(map(len, answers))
         kept = self._kept(prompt, max(self._max_length - longest, self._max_length // 2), example)
