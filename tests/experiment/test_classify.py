@@ -135,9 +135,11 @@ def through_peft(run: RunFolder, place: Path) -> torch.Tensor:
 
     out = export(run.path, place / "adapter", merge=False)
     call = loader_of(run.path, out, merge=False)
-    assert call == f"peft.AutoPeftModelForSequenceClassification.from_pretrained({str(out)!r}, num_labels=3)"
-    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(out, num_labels=3)
-    return logits(model, AutoTokenizer.from_pretrained(run.read_json("config")["model"]["name"]))
+    names = {0: "negative", 1: "neutral", 2: "positive"}
+    assert call == f"peft.AutoPeftModelForSequenceClassification.from_pretrained({str(out)!r}, id2label={names})"
+    model = peft.AutoPeftModelForSequenceClassification.from_pretrained(out, id2label=names)
+    assert model.config.id2label == names
+    return logits(model, AutoTokenizer.from_pretrained(out))
 
 
 @pytest.mark.end_to_end

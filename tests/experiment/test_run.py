@@ -233,6 +233,17 @@ def test_an_exported_adapter_is_read_by_peft(finished, tmp_path: Path) -> None:
     assert torch.equal(theirs, ours)
 
 
+def test_an_exported_adapter_says_in_which_words_it_speaks_and_where_answers_end(finished, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    run, _ = finished
+    out = export(run.path, tmp_path / "adapter", merge=False)
+    words = AutoTokenizer.from_pretrained(out)
+    assert words.chat_template == tiny.tokenizer().chat_template
+    assert words("the bank")["input_ids"] == tiny.tokenizer()("the bank")["input_ids"]
+    assert GenerationConfig.from_pretrained(out).eos_token_id == [2]
+
+
 def test_a_finished_run_is_left_as_it_is(finished) -> None:
     run, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}

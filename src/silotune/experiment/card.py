@@ -49,7 +49,7 @@ Trained with silotune ({mode}).{_head_text(classes, is_whole=is_whole)}
 ## Base model
 
 `{config.model.name}`{" (shipped with silotune)" if config.model.name == "nano" else ""}, precision \
-{_precision(config, is_merged=is_merged)}.
+{_precision(config, is_merged=is_merged)}.{_nano_text(config, is_whole=is_whole)}
 
 ## Data
 
@@ -92,6 +92,15 @@ def _precision(config: Config, *, is_merged: bool) -> str:
     if is_merged and config.model.precision == "int4":
         return "float32. The adapter was trained, and the metrics below were measured, on the base in int4"
     return config.model.precision
+
+
+def _nano_text(config: Config, *, is_whole: bool) -> str:
+    """Where the shipped base is, which no hub has."""
+    if config.model.name != "nano" or is_whole:
+        return ""
+    return """ It is on no model hub: `pip install silotune`,
+load it from the folder `silotune.models.load.nano_folder()`, and put the adapter on it with
+`PeftModel.from_pretrained`."""
 
 
 def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
@@ -159,5 +168,6 @@ It carries a classification head for {len(classes)} classes: {", ".join(classes)
     if is_whole:
         return said
     return f"""{said} Load the
-base with `AutoModelForSequenceClassification.from_pretrained(base, num_labels={len(classes)})` and put the adapter on
-it with `PeftModel.from_pretrained`; a base without a padding token also needs `config.pad_token_id` for batches."""
+base with `AutoModelForSequenceClassification.from_pretrained(base, id2label={dict(enumerate(classes))})`
+and put the adapter on it with `PeftModel.from_pretrained`; a base without a padding token also needs
+`config.pad_token_id` for batches."""

@@ -21,7 +21,7 @@ from silotune.experiment.start import read_adapter
 from silotune.lora import padded
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.models.load import load_base
+from silotune.models.load import load_base, load_generation, load_tokenizer
 from silotune.models.threads import operation_threads, threads_of
 from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
@@ -167,6 +167,8 @@ def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, 
 def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "federated") -> Path:
     """Writes an adapter in peft's format, or the base with the adapter merged in, that plain transformers loads.
 
+    Both come with the tokenizer, its chat template, and where answers end.
+
     Args:
         path: A run folder.
         out: A folder that does not exist yet.
@@ -175,7 +177,8 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
 
     Raises:
         RunFolderError: ``out`` exists, the part has no adapter, or the disk is full; nothing is left behind.
-        ModelError: There is no adapter apart from the weights (``adapter.type = 'none'`` without ``merge``).
+        ModelError: There is no adapter apart from the weights (``adapter.type = 'none'`` without ``merge``), or the
+            base is not there.
     """
     target = Path(out)
     if target.exists():
@@ -199,24 +202,37 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
         else:
             for file in sorted((part.path / "adapter").iterdir()):
                 shutil.copyfile(file, building / file.name)
+            _save_words(config, building)
     return target
 
 
 def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
     """The line of code with which peft or transformers loads what ``export`` wrote from a run."""
     config = config_of(RunFolder.open(path))
+    has_head = _is_classifier(config)
+    purpose = "SequenceClassification" if has_head else "CausalLM"
     place = repr(str(out))
-    if not _is_classifier(config):
-        if merge:
-            return f"transformers.AutoModelForCausalLM.from_pretrained({place})"
-        if config.model.name != "nano":
-            return f"peft.AutoPeftModelForCausalLM.from_pretrained({place})"
-        base = "transformers.AutoModelForCausalLM.from_pretrained(silotune.models.load.nano_folder())"  # no Hub id
-        return f"peft.PeftModel.from_pretrained({base}, {place})"
     if merge:
-        return f"transformers.AutoModelForSequenceClassification.from_pretrained({place})"
-    classes = len(closed_labels(resolve(config.data)))  # the adapter's file does not say it, and peft takes 2
-    return f"peft.AutoPeftModelForSequenceClassification.from_pretrained({place}, num_labels={classes})"
+        return f"transformers.AutoModelFor{purpose}.from_pretrained({place})"
+    # an adapter's file does not name the classes, and peft takes two
+    named = f", id2label={dict(enumerate(closed_labels(resolve(config.data))))}" if has_head else ""
+    if config.model.name != "nano":
+        return f"peft.AutoPeftModelFor{purpose}.from_pretrained({place}{named})"
+    base = f"transformers.AutoModelFor{purpose}.from_pretrained(silotune.models.load.nano_folder(){named})"  # no Hub id
+    return f"peft.PeftModel.from_pretrained({base}, {place})"
+
+
+def _save_words(config: Config, out: Path) -> None:
+    """What an adapter needs to be used without its run: the tokenizer with its chat template, and where answers end.
+
+    Raises:
+        ModelError: The base is not there.
+    """
+    tokenizer = load_tokenizer(config.model)
+    with writing(out):
+        tokenizer.save_pretrained(out)
+        if not _is_classifier(config):
+            load_generation(config.model, tokenizer).to_json_file(out / "generation_config.json")
 
 
 def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> None:
@@ -231,6 +247,8 @@ def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> Non
     adapted = _load(folder, config, mode)
     model = adapters.merged(adapted)
     model.config.use_cache = True
+    if model.generation_config and not adapted.base.labels:
+        model.generation_config.eos_token_id = list(adapted.base.ends) or None
     with writing(out):
         model.save_pretrained(out)
     tokenizer = adapted.base.tokenizer

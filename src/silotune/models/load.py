@@ -30,7 +30,7 @@ from silotune.models.marks import DATE_KEY, Marks, asks_for_date, day_of, marks_
 from silotune.settings.sections import ModelSection
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -82,9 +82,7 @@ class Base:
     @property
     def ends(self) -> tuple[int, ...]:
         """Ids that end an answer: the template's end of a turn, the tokenizer's own, and those that the model names."""
-        named = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ids = (*self.marks.end.ids, self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]))
-        return tuple(sorted({each for each in ids if each is not None}))
+        return _ends(self.model.generation_config, self.tokenizer, self.marks)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -147,6 +145,29 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
     with _one_line_errors(section.name):
         return AutoTokenizer.from_pretrained(_source(section), **_where(section), **{DATE_KEY: section.date})
+
+
+def load_generation(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """How a base model generates by its own files, but for where answers end, as this software trains them.
+
+    Raises:
+        ModelError: The model is not found.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    with _one_line_errors(section.name):
+        try:
+            made = GenerationConfig.from_pretrained(_source(section), **_where(section))
+        except OSError:  # it has no generation_config.json
+            made = GenerationConfig.from_model_config(AutoConfig.from_pretrained(_source(section), **_where(section)))
+    made.eos_token_id = list(_ends(made, tokenizer, marks_of(tokenizer)))
+    return made
+
+
+def _ends(named: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, marks: Marks) -> tuple[int, ...]:
+    own = named.eos_token_id if named else None
+    ids = (*marks.end.ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]))
+    return tuple(sorted({each for each in ids if each is not None}))
 
 
 def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
