@@ -247,7 +247,7 @@ def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> Non
     adapted = _load(folder, config, mode)
     model = adapters.merged(adapted)
     model.config.use_cache = True
-    if model.generation_config and not adapted.base.labels:
+    if not adapted.base.labels and model.generation_config:
         model.generation_config.eos_token_id = list(adapted.base.ends) or None
     with writing(out):
         model.save_pretrained(out)

@@ -82,7 +82,7 @@ class Base:
     @property
     def ends(self) -> tuple[int, ...]:
         """Ids that end an answer: the template's end of a turn, the tokenizer's own, and those that the model names."""
-        return _ends(self.model.generation_config, self.tokenizer, self.marks)
+        return _ends(getattr(self.model, "generation_config", None), self.tokenizer, self.marks)
 
     @property
     def notes(self) -> tuple[str, ...]:
