@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
@@ -29,6 +29,9 @@ from silotune.record.tensor_files import writing
 from silotune.settings.adapters import Lora
 from silotune.settings.sections import ModelSection
 from silotune.training.probe import probed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False) -> Adapted:
@@ -202,7 +205,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
         else:
             for file in sorted((part.path / "adapter").iterdir()):
                 shutil.copyfile(file, building / file.name)
-            _save_words(config, building)
+            _save_words(config, load_tokenizer(config.model), building)
     return target
 
 
@@ -222,16 +225,15 @@ def loader_of(path: str | Path, out: str | Path, *, merge: bool) -> str:
     return f"peft.PeftModel.from_pretrained({base}, {place})"
 
 
-def _save_words(config: Config, out: Path) -> None:
-    """What an adapter needs to be used without its run: the tokenizer with its chat template, and where answers end.
+def _save_words(config: Config, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """What is needed to use a model without its run: the tokenizer with its chat template, and where answers end.
 
     Raises:
         ModelError: The base is not there.
     """
-    tokenizer = load_tokenizer(config.model)
     with writing(out):
         tokenizer.save_pretrained(out)
-        if not _is_classifier(config):
+        if not _is_classifier(config):  # written as it is: some bases sample by settings that a check refuses to save
             load_generation(config.model, tokenizer).to_json_file(out / "generation_config.json")
 
 
@@ -247,14 +249,12 @@ def _save_merged(folder: RunFolder, config: Config, mode: str, out: Path) -> Non
     adapted = _load(folder, config, mode)
     model = adapters.merged(adapted)
     model.config.use_cache = True
-    if not adapted.base.labels and model.generation_config:
-        model.generation_config.eos_token_id = list(adapted.base.ends) or None
     with writing(out):
         model.save_pretrained(out)
     tokenizer = adapted.base.tokenizer
     if adapted.base.labels and tokenizer.pad_token_id is None:  # batches are padded with what the model looks for
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(adapted.base.pad_id)
-    tokenizer.save_pretrained(out)
+    _save_words(config, tokenizer, out)
 
 
 def _part(folder: RunFolder, mode: str) -> RunFolder:
