@@ -161,6 +161,18 @@ def test_of_prompt_and_completion_the_completion_is_learnt() -> None:
         assert (example.messages, example.answer) == ((("user", "Hi"),), "yes")
 
 
+@pytest.mark.parametrize("label", [True, False, "True", "false"])
+def test_judged_answers_are_not_learnt_as_any(label: Any) -> None:
+    with pytest.raises(DataError, match="row 17: field 'label' judges the answer: use data.task = 'preference' with"):
+        convert("instruct", prompt="Hi", completion="yes", label=label)
+    assert convert("instruct", prompt="Hi", completion="yes", label="greeting").answer == "yes"
+
+
+def test_a_chat_within_a_prompt_is_refused() -> None:
+    with pytest.raises(DataError, match="row 17: field 'instruction' holds a chat, which is read where it is all of"):
+        convert("instruct", instruction=[USER], input="", output="yes")
+
+
 PAIR = Example((("user", "Hi"),), "yes", rejected="no")
 
 

@@ -64,6 +64,7 @@ class Layout:
         wanted: Of a ``preference`` task: column that says whether a single answer is wanted (true or 1) or not.
         history: Of a ``preference`` task: column with the chat before the answers, instead of a prompt; an answer that
             it ends with is left out. The column ``answer`` itself where both answers begin with what they answer.
+        unjudged: Column that may not say true or false, because an answer that was judged is not to be learnt as any.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Layout:
     rejected: str = ""
     history: str = ""
     wanted: str = ""
+    unjudged: str = ""
 
     def required(self) -> list[str]:
         """Columns without which a row does not have this layout."""
@@ -450,7 +452,13 @@ def _layout_of(task: Task, row: Row, spot: str) -> Layout:
     gaps = [[column for column in layout.required() if column not in row] for layout in task.layouts]
     missing = min(gaps, key=len)
     if not missing:
-        return task.layouts[gaps.index(missing)]
+        layout = task.layouts[gaps.index(missing)]
+        if str(row.get(layout.unjudged)).casefold() in ("true", "false"):
+            raise DataError(
+                f"{spot}: field {layout.unjudged!r} judges the answer: use data.task = 'preference' with "
+                "training.objective = 'kto', or leave the column out"
+            )
+        return layout
     wanted = " or ".join(", ".join(layout.required()) for layout in task.layouts)
     raise DataError(f"{spot}: field {missing[0]!r} is missing; task {task.name!r} needs {wanted}")
 
@@ -459,6 +467,8 @@ def _values(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
     """Placeholder of the prompt -> the row's text for it."""
     values = {}
     for name, column in layout.columns.items():
+        if is_chat(row.get(column)):
+            raise DataError(f"{spot}: field {column!r} holds a chat, which is read where it is all of the prompt")
         values[name] = _text(row.get(column), f"{spot}: field {column!r}")
         if not values[name] and name not in layout.optional:
             raise DataError(f"{spot}: field {column!r} is empty")
