@@ -16,6 +16,7 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
+from silotune.cli.data import data_app, init
 from silotune.cli.demo import demo_app
 from silotune.cli.deployed import coordinator_app, site_app
 from silotune.cli.doctor import doctor
@@ -39,7 +40,7 @@ _EPILOG = (
     "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
     "13 privacy; 130 interrupted."
 )
-_COMMANDS = (quickstart, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks, plugins)
+_COMMANDS = (quickstart, init, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks, plugins)
 _DEPLOYED: Mapping[str, Callable[..., None]] = {
     "submit": submit,
     "list": list_runs,
@@ -53,6 +54,7 @@ _GROUPS = {
     "site": site_app,
     "demo": demo_app,
     "configs": configs_app,
+    "data": data_app,
     "provision": provision_app,
     "charter": charter_app,
     "audit": audit_app,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from silotune.data.embedded import finance, medicine, notes
-from silotune.data.files import SUFFIXES, Fault, listing, read_rows, read_table
+from silotune.data.files import SUFFIXES, Fault, Table, listing, read_rows, read_table
 from silotune.data.rows import SPLITS, Task, folded, to_example, unit_of
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, DataError
@@ -152,6 +152,22 @@ def _records(
     Raises:
         DataError: A row does not fit, and ``data.on_bad_row`` says to stop; or none fits.
     """
+    records, faults = _sorted_out(entries, task, where, client=client, is_pooled=is_pooled)
+    if faults and (settings.on_bad_row == "stop" or not records):
+        raise DataError(f"{where}: {_all_of(faults, len(records) + len(faults))}")
+    return records, [f"{where}: left out {counted(faults)}"] if faults else []
+
+
+def fitting(table: Table, task: Task, where: str) -> tuple[list[Example], list[Fault]]:
+    """The examples that a file's rows make, and what is wrong with the other rows."""
+    records, faults = _sorted_out(table.entries, task, where)
+    return [record.example for record in records], faults
+
+
+def _sorted_out(
+    entries: Iterable[Row | Fault], task: Task, where: str, *, client: str = "", is_pooled: bool = False
+) -> tuple[list[_Record], list[Fault]]:
+    """The records of rows that fit, and the faults of those that do not."""
     records, faults = [], []
     for number, entry in enumerate(entries, start=1):
         try:
@@ -159,9 +175,7 @@ def _records(
         except DataError as error:
             place = entry.place if isinstance(entry, Fault) else f"row {number}"
             faults.append(Fault(place, error.told.removeprefix(f"{where}: ").removeprefix(f"{place}: ")))
-    if faults and (settings.on_bad_row == "stop" or not records):
-        raise DataError(f"{where}: {_all_of(faults, len(records) + len(faults))}")
-    return records, [f"{where}: left out {_counted(faults)}"] if faults else []
+    return records, faults
 
 
 def _record(entry: Row | Fault, task: Task, where: str, number: int, *, client: str, is_pooled: bool) -> _Record:
@@ -172,8 +186,8 @@ def _record(entry: Row | Fault, task: Task, where: str, number: int, *, client: 
     if split is None:
         raise DataError(f"{where}: row {number}: split is not one of {', '.join(_NAMED_SPLITS)}")
     unit = unit_of(task, entry)
-    twin = folded(unit) if unit else repr(_folded(example))
-    return _Record(example, unit or repr(_asked(example)), twin, client, split)
+    twin = folded(unit) if unit else repr(folded_of(example))
+    return _Record(example, unit or repr(asked_of(example)), twin, client, split)
 
 
 _NAMED_SPLITS: Final[Mapping[str, str]] = {name: split for split, stems in SPLITS.items() for name in stems}
@@ -188,12 +202,12 @@ def _all_of(faults: Sequence[Fault], total: int) -> str:
     first = "; ".join(map(str, faults[:_MOST_NAMED]))
     rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
     return (
-        f"{first}{rest}. In all {_counted(faults)} of {total} do not fit: mend them, or set data.on_bad_row = 'skip' "
+        f"{first}{rest}. In all {counted(faults)} of {total} do not fit: mend them, or set data.on_bad_row = 'skip' "
         "to leave such rows out"
     )
 
 
-def _counted(faults: Sequence[Fault]) -> str:
+def counted(faults: Sequence[Fault]) -> str:
     """How many rows have faults, and how many of each kind."""
     kinds = Counter(fault.reason for fault in faults).most_common()
     shown = [f"{count} x {reason}" for reason, count in kinds[:_MOST_NAMED]]
@@ -201,13 +215,13 @@ def _counted(faults: Sequence[Fault]) -> str:
     return f"{len(faults)} {'row' if len(faults) == 1 else 'rows'} ({'; '.join((*shown, *more))})"
 
 
-def _asked(example: Example) -> object:
+def asked_of(example: Example) -> object:
     """The text that two examples share if one gives the other away: the prompt, or all of a plain text."""
     return example.messages or example.answer
 
 
-def _folded(example: Example) -> object:
-    """What ``_asked`` gives, up to case, spaces, punctuation and the form of accents."""
+def folded_of(example: Example) -> object:
+    """What ``asked_of`` gives, up to case, spaces, punctuation and the form of accents."""
     return tuple((role, folded(content)) for role, content in example.messages) or folded(example.answer)
 
 
@@ -270,7 +284,7 @@ def _from_hub(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list
 
 
 def _from_local(section: DataSection, task: Task, seed: int) -> tuple[_Pools, list[str]]:
-    files = _local_files(section, task)
+    files = local_files(section, task)
     pools: _Pools = {}
     notes = []
     _refuse_twice([path for group in files.values() for path, _ in group])
@@ -287,7 +301,7 @@ def _from_local(section: DataSection, task: Task, seed: int) -> tuple[_Pools, li
     return pools, notes
 
 
-def _local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path, str]]]:
+def local_files(section: DataSection, task: Task) -> dict[str, list[tuple[Path, str]]]:
     """Split (or ``pooled``) -> files with their client; given files win over those of the folder."""
     given = {"train": section.train, "validation": section.validation, "test": section.test}
     files = {split: [(path, "")] for split, path in given.items() if path is not None}
@@ -462,12 +476,12 @@ def _limit(records: list[_Record], most: int | None, split: str, seed: int) -> t
 
 
 def _overlap(pools: _Pools) -> list[str]:
-    known = {_asked(record.example) for record in pools["train"]}
-    alike = {_folded(record.example) for record in pools["train"]}
+    known = {asked_of(record.example) for record in pools["train"]}
+    alike = {folded_of(record.example) for record in pools["train"]}
     notes = []
     for split in ("validation", "test"):
-        shared = sum(_folded(record.example) in alike for record in pools[split])
-        other = shared - sum(_asked(record.example) in known for record in pools[split])
+        shared = sum(folded_of(record.example) in alike for record in pools[split])
+        other = shared - sum(asked_of(record.example) in known for record in pools[split])
         if shared:
             but_for = f" ({other} of them but for case, spaces or punctuation)" if other else ""
             notes.append(f"{split}: {shared} of {len(pools[split])} prompts also stand in train{but_for}")

@@ -201,7 +201,7 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     if not all(map(is_unicode, (*turns, read.answer, read.rejected, read.calls))):
         raise DataError(f"{spot}: holds half a character, such as a cut emoji: text must be valid Unicode")
     fields = {
-        name: composed(_plain(row[column], f"{spot}: field {column!r}")) or UNKNOWN
+        name: composed(plain_text(row[column], f"{spot}: field {column!r}")) or UNKNOWN
         for name, column in layout.fields.items()
         if column in row
     }
@@ -384,7 +384,7 @@ def _wanted(layout: Layout, row: Row, spot: str) -> bool | None:
     """Whether a single answer is wanted; None where the layout has no such column."""
     if not layout.wanted:
         return None
-    wanted = _WANTED.get(_plain(row[layout.wanted], f"{spot}: field {layout.wanted!r}").casefold())
+    wanted = _WANTED.get(plain_text(row[layout.wanted], f"{spot}: field {layout.wanted!r}").casefold())
     if wanted is None:
         raise DataError(f"{spot}: field {layout.wanted!r} says neither true nor false")
     return wanted
@@ -502,7 +502,7 @@ def _choices(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
 def _option(task: Task, layout: Layout, row: Row, spot: str) -> str:
     if layout.cuts:
         return _cut(row[layout.answer], task.options, layout, spot)
-    raw = composed(_plain(row[layout.answer], f"{spot}: field {layout.answer!r}"))
+    raw = composed(plain_text(row[layout.answer], f"{spot}: field {layout.answer!r}"))
     named = {option.casefold(): option for option in task.options}
     option = task.labels.get(raw) or named.get(raw.casefold())
     if option is None:
@@ -547,7 +547,7 @@ _SCALARS: Final = (str, int, float, Decimal, date, time, timedelta, UUID)
 """What is written as a text that a reader of the file would see, too."""
 
 
-def _plain(value: Any, spot: str) -> str:
+def plain_text(value: Any, spot: str) -> str:
     """A scalar as text, without the white space around it."""
     return _scalar(value, spot).strip()
 

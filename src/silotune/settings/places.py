@@ -63,4 +63,5 @@ def _anchored(value: Any, folder: Path, names_place: Callable[[str, Path], bool]
         return {name: _anchored(each, folder, names_place) for name, each in value.items()}
     if not isinstance(value, str) or not value or value.startswith("~") or not names_place(value, folder):
         return value
-    return str(folder / value)
+    place = folder / value
+    return str(place.resolve() if ".." in place.parts else place)
