@@ -12,11 +12,11 @@ import datasets
 import pytest
 
 from silotune.data import load as loader
-from silotune.data.load import Dataset, load
+from silotune.data.load import Dataset, load, read_examples, read_noted
 from silotune.data.partition import find_faults, partition
 from silotune.data.tasks import TASKS
 from silotune.errors import ConfigError, DataError
-from silotune.settings.sections import DataSection, PartitionSection, TaskSection
+from silotune.settings.sections import DataSection, FileSettings, PartitionSection, TaskSection
 from silotune.structs import Row
 
 SHARED = Path(os.environ.get("SILOTUNE_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -185,6 +185,14 @@ def test_rows_that_do_not_fit_are_left_out_where_the_user_says_so(tmp_path: Path
 def test_a_file_without_a_row_that_fits_is_refused_all_the_same(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="In all 3 rows .* of 3 do not fit"):
         run(train=write(tmp_path / "train.jsonl", BAD), on_bad_row="skip")
+
+
+def test_a_gold_standard_set_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, skip = write(tmp_path / "gold.jsonl", rows(3) + BAD[:1]), FileSettings(on_bad_row="skip")
+    with pytest.raises(DataError, match="row 4: field 'label' is missing"):
+        read_examples(path, TASKS["fpb"], skip)
+    examples, [note] = read_noted(path, TASKS["fpb"], skip)
+    assert len(examples) == 3 and "left out 1 row" in note
 
 
 def test_a_wrong_split_is_a_row_that_does_not_fit(tmp_path: Path) -> None:

@@ -119,14 +119,25 @@ def load_scored(section: DataSection, *, seed: int) -> Dataset:
 
 
 def read_examples(path: str | Path, task: Task, settings: FileSettings | None = None) -> tuple[Example, ...]:
-    """The examples of one file, such as a gold-standard set.
+    """The examples of one file that is read whole, such as a gold-standard set: no row is left out of what is scored.
 
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
+    whole = (settings or FileSettings()).model_copy(update={"on_bad_row": "stop"})
+    return read_noted(path, task, whole)[0]
+
+
+def read_noted(path: str | Path, task: Task, settings: FileSettings) -> tuple[tuple[Example, ...], list[str]]:
+    """The examples of one file, and what a reader of results should know of how it was read.
+
+    Raises:
+        DataError: The file is missing, empty or broken, or a row does not fit the task and is not to be left out.
+    """
     if task.answer == "mixture":
         raise DataError(f"{path}: a mixture of tasks has no rows of its own; name a split")
-    return tuple(record.example for record in _file_records(path, task, settings or FileSettings())[0])
+    records, notes = _file_records(path, task, settings)
+    return tuple(record.example for record in records), notes
 
 
 def _file_records(

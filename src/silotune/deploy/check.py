@@ -173,7 +173,8 @@ def _base(kit: Kit) -> str:
 
 
 def _data(kit: Kit) -> str:
-    from silotune.data.load import read_examples, read_rows
+    from silotune.data.files import read_rows
+    from silotune.data.load import read_noted
     from silotune.data.tasks import resolve
     from silotune.deploy.trainer import holdings_of
     from silotune.experiment.site import task_at
@@ -193,8 +194,9 @@ def _data(kit: Kit) -> str:
         if not task.embedded:
             raise _FaultError(f"data.train in site.toml names no file, and task {data.task!r} is not generated: set it")
         return f"none of its own: it takes its share of the generated task {data.task}"
-    examples = read_examples(kit.folder / data.train, task_at(holdings_of(kit), task, data.definition), data)
-    return f"{len(examples)} examples for {data.task}"
+    own_task = task_at(holdings_of(kit), task, data.definition)
+    examples, notes = read_noted(kit.folder / data.train, own_task, data)
+    return "; ".join([f"{len(examples)} examples for {data.task}", *notes])
 
 
 def _unreadable(data: SiteData) -> dict[str, bool]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from silotune.config import Config, plugins_of, validated
-from silotune.data.load import read_examples
+from silotune.data.load import read_noted
 from silotune.data.mixture import load_examples, tasks_of
 from silotune.data.rows import Task, with_columns
 from silotune.data.tasks import resolve
@@ -180,9 +181,11 @@ class SiteDesk:
         if own.train is not None:
             if not own.task:
                 raise DataError("set data.task in site.toml: only the site says which columns of its file are read")
-            return [tasks[own.task]], read_examples(
-                own.train, task_at(own, tasks[own.task], config.data.definition), own.files
-            )
+            task = task_at(own, tasks[own.task], config.data.definition)
+            examples, notes = read_noted(own.train, task, own.files)
+            for note in notes:
+                logging.getLogger("silotune").warning("%s", note)
+            return [tasks[own.task]], examples
         strange = [name for name, each in tasks.items() if not each.embedded]
         if strange and not own.is_simulated:
             raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")
