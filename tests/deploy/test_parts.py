@@ -369,6 +369,24 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         assert not found[name].ok and words in found[name].said, name
 
 
+def test_a_site_says_how_its_own_file_is_read(folder: Path) -> None:
+    kit = read_kit(folder / "bank-a")
+    lines = [
+        "text%label",
+        *(f"Firm {n} s\u00e9lls.%{['negative', 'positive'][n % 2]}" for n in range(6)),
+        "SECRET%none",
+    ]
+    (kit.folder / "own.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    old = (kit.folder / "site.toml").read_text(encoding="utf-8")
+    own = '[data]\ntask = "fpb"\ntrain = "own.csv"\ndelimiter = "%"\n'
+    for more, is_ok in (("", False), ('on_bad_row = "skip"\n', True)):
+        (kit.folder / "site.toml").write_text(old.replace("[data]\n", own + more), encoding="utf-8")
+        found = next(item for item in check_site(read_kit(kit.folder)) if item.name == "data format")
+        assert found.ok == is_ok and "SECRET" not in found.said
+    assert found.said.startswith("6 examples for fpb; ")
+    assert "read as cp1252" in found.said and "left out 1 row (1 x label is not one of" in found.said
+
+
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
