@@ -369,8 +369,8 @@ def test_check_tells_each_fault_with_its_remedy(folder: Path, tmp_path: Path) ->
         assert not found[name].ok and words in found[name].said, name
 
 
-def test_a_site_says_how_its_own_file_is_read(folder: Path) -> None:
-    kit = read_kit(folder / "bank-a")
+def test_a_site_says_how_its_own_file_is_read(tmp_path: Path) -> None:
+    kit = read_kit(kits.make(tmp_path, ["bank-a"]) / "bank-a")
     lines = [
         "text%label",
         *(f"Firm {n} s\u00e9lls.%{['negative', 'positive'][n % 2]}" for n in range(6)),
