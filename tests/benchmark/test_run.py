@@ -101,6 +101,7 @@ def test_a_forecast_tries_each_kind_once_and_writes_nothing(make: Make, tmp_path
     total = totals(planned, jobs=2)
     assert (total["to_do"], total["without_estimate"]) == (8, 4)
     assert total["seconds"] == pytest.approx(sum(each.figures.get("seconds", 0) for each in planned) / 2)
+    assert 0 < total["seconds_least"] <= total["seconds"] <= total["seconds_most"] and total["load"] >= 0
 
 
 def test_a_failed_cell_stops_no_other_side_by_side(make: Make, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def test_a_dry_run_shows_cells_and_totals(
     silotune: Callable[..., Any], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forecast(grid: Any, path: Path, changes: Any, *, threads: int | None) -> list[Forecast]:
-        figures = {"seconds": 60.0, "steps": 12, "bytes": 2e6, "memory_bytes": 1e9, "trainable": 5}
+        times = {"seconds": 60.0, "seconds_least": 50.0, "seconds_most": 90.0, "load": 3.25}
+        figures = {**times, "steps": 12, "bytes": 2e6, "memory_bytes": 1e9, "trainable": 5}
         planned = expand(grid, changes)
         return [
             Forecast(planned[0], True, False, figures),
@@ -107,7 +108,10 @@ def test_a_dry_run_shows_cells_and_totals(
 
     monkeypatch.setattr(plan, "forecast", forecast)
     done = silotune("benchmark", file, "--dry-run", "--jobs", 2)
-    assert done.code == 0 and "4 runs, 1 done, 3 to do: about 60.0 s with --jobs 2, 4.0 MB sent" in done.out
+    assert (
+        done.code == 0
+        and "4 runs, 1 done, 3 to do: about 60.0 s (50.0 s to 90.0 s) with --jobs 2, 4.0 MB sent" in done.out
+    )
     assert "trial: finance-news" in done.out and "problem: no such file" in done.out
     found = json.loads(silotune("benchmark", file, "--dry-run", "--json").out)
     assert len(found["cells"]) == 4 and found["total"]["seconds"] == 120 and found["cells"][0]["steps"] == 12

@@ -29,6 +29,7 @@ from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.report.runs import summary_table
 from silotune.structs import Request
+from silotune.training.local import LocalResult
 
 Make = Callable[..., Config]
 ALL = {"modes": ["federated", "isolated", "centralized"], "rounds": 2}
@@ -471,6 +472,22 @@ def test_the_least_memory_is_that_of_the_weights(configuration: Make, monkeypatc
     assert least_memory(configuration(model={"name": "not/here"})) == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert least_memory(configuration(model={"precision": "bfloat16"})) == {"gpu_memory_bytes": 2 * values}
+
+
+def test_a_few_slow_steps_on_a_busy_machine_do_not_make_an_estimate(
+    configuration: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round is not counted, and of five one is a thousand times slower: the range says so, not the median."""
+    seconds = iter((60.0, 2.0, 2.0, 2000.0, 1.0, 2.0))
+
+    def timed(*given: object, **named: object) -> LocalResult:
+        return LocalResult({}, 1, 0.0, 2, 1, next(seconds))
+
+    monkeypatch.setattr("silotune.experiment.estimate.train_round", timed)
+    monkeypatch.setattr("silotune.experiment.estimate._measured", lambda scorer, prepared: [0.0])
+    figures = estimate(configuration(federation=ALL))
+    assert figures["seconds_per_step"] == 1.0 and figures["seconds"] == 36
+    assert (figures["seconds_least"], figures["seconds_most"]) == (18, 36_000)
 
 
 def test_an_estimate_writes_nothing(configuration: Make, tmp_path: Path) -> None:

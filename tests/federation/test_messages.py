@@ -211,6 +211,12 @@ def test_the_size_of_a_message_does_not_depend_on_what_was_measured(values: list
     assert decode_reply(encode(first), {}) == first
 
 
+def test_the_size_of_a_reply_is_the_same_whether_energy_is_known_or_not() -> None:
+    known = ({"joules": 12.5, "energy_source": how} for how in ("measured", "estimated"))
+    unknown = {"joules": None, "energy_source": "unavailable"}
+    assert len({len(encode(Reply("train", 1, "c", {}, {**REPORT, **own}))) for own in (*known, unknown)}) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [

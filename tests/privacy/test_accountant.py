@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,16 @@ def test_known_answers(noise: float, rate: float, steps: int, rdp: float, pld: f
     assert epsilon(spends, DELTA, accountant="rdp") == pytest.approx(rdp, abs=2e-6)
     coarse = epsilon(spends, DELTA)
     assert pld - 1e-5 <= coarse <= pld + 2e-3  # an upper bound that costs little
+    assert documented()[noise, rate, steps] == (f"{rdp:.3f}", f"{coarse:.3f}")
+
+
+def documented() -> dict[tuple[float, float, int], tuple[str, str]]:
+    """The table of the document, whose figures are those that the program counts."""
+    text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
+    return {
+        (float(noise), float(rate), int(steps.replace(",", ""))): (rdp, pld) for noise, rate, steps, rdp, pld in rows
+    }
 
 
 def test_the_fine_grid_gives_the_known_answer_itself() -> None:

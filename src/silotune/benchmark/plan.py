@@ -22,8 +22,8 @@ class Forecast:
         planned: The cell; its configuration may still change where hyper-parameters are to be chosen.
         is_trial: Whether it chooses hyper-parameters.
         is_done: Whether its result exists already.
-        figures: ``seconds``, ``steps``, ``bytes``, ``memory_bytes``, ``trainable``; empty where no estimate could be
-            made.
+        figures: ``seconds``, ``seconds_least``, ``seconds_most``, ``load``, ``steps``, ``bytes``, ``memory_bytes``,
+            ``trainable``; empty where no estimate could be made.
         problem: Why no estimate could be made.
     """
 
@@ -72,19 +72,35 @@ def _calibrated(planned: Planned, threads: int | None) -> tuple[Mapping[str, Any
         return {}, " ".join(str(error).split())
     is_federated = "federated" in planned.cell.modes
     rounds = planned.config.federation.rounds if is_federated else 0
-    names = ("seconds", "steps", "memory_bytes", "gpu_memory_bytes", "trainable")
+    names = (
+        "seconds",
+        "seconds_least",
+        "seconds_most",
+        "load",
+        "steps",
+        "memory_bytes",
+        "gpu_memory_bytes",
+        "trainable",
+    )
     return {**{name: found[name] for name in names}, "bytes": rounds * found["bytes_per_round"]}, ""
 
 
 def totals(forecasts: Sequence[Forecast], *, jobs: int) -> dict[str, Any]:
-    """Sums over the runs that are still to do; ``seconds`` is wall time with ``jobs`` cells side by side."""
+    """Sums over the runs that are still to do; ``seconds`` is wall time with ``jobs`` cells side by side.
+
+    ``load`` is what the machine had to do before the first kind of run was timed.
+    """
     missing = [each for each in forecasts if not each.is_done]
-    seconds = sum(each.figures.get("seconds", 0.0) for each in missing)
+    together = min(jobs, max(1, len(missing)))
+    names = ("seconds", "seconds_least", "seconds_most")
+    seconds = {name: sum(each.figures.get(name, 0.0) for each in missing) / together for name in names}
+    loads = [each.figures["load"] for each in missing if each.figures.get("load") is not None]
     return {
         "runs": len(forecasts),
         "done": len(forecasts) - len(missing),
         "to_do": len(missing),
-        "seconds": seconds / min(jobs, max(1, len(missing))),
+        **seconds,
+        "load": next(iter(loads), None),
         "bytes": sum(each.figures.get("bytes", 0) for each in missing),
         "memory_bytes": jobs * max((each.figures.get("memory_bytes", 0) for each in missing), default=0),
         "without_estimate": sum(not each.figures for each in missing),

@@ -49,6 +49,7 @@ def benchmark(
 def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: bool) -> None:
     from silotune.benchmark.plan import forecast, totals
     from silotune.benchmark.run import Work
+    from silotune.record.environment import cores
     from silotune.report.runs import bytes_text, seconds_text
 
     with reserved_stdout(as_json):
@@ -61,11 +62,18 @@ def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: 
     console.print(_table(found))
     for problem in dict.fromkeys(each.problem for each in found if each.problem):
         say(f"problem: {problem}")
+    span = f"{seconds_text(total['seconds_least'])} to {seconds_text(total['seconds_most'])}"
     say(
         f"{total['runs']} runs, {total['done']} done, {total['to_do']} to do: about {seconds_text(total['seconds'])} "
-        f"with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory"
+        f"({span}) with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory"
     )
-    say("Times come from a few steps of one run of each kind; other seeds and partitions are taken to be like it.")
+    say(
+        "Times are medians of a few steps of one run of each kind after a warm-up, the range is from the fastest to the "
+        "slowest of them; other seeds and partitions are taken to be like it."
+    )
+    if total["load"] is not None:
+        busy = ": other work makes these times longer than they will be without it" if total["load"] > 1 else ""
+        say(f"The load of this machine was {total['load']:.1f} on {cores()} cores{busy}.")
 
 
 def _row(each: Forecast) -> dict[str, Any]:

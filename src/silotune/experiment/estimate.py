@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from typing import Any, Final
 
@@ -21,12 +22,18 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.models.fingerprint import folder_of
 from silotune.models.load import pick_device
 from silotune.models.threads import operation_threads
+from silotune.record import environment
 from silotune.record.environment import peak_memory_bytes
 from silotune.settings.sections import ModelSection
 from silotune.structs import Request
 from silotune.training.local import RoundPlace, train_round
 
-CALIBRATION_STEPS = 3
+CALIBRATION_STEPS = 2
+"""Steps of a round that is timed."""
+CALIBRATION_ROUNDS = 5
+"""Rounds that are timed, after one that is not: on a busy machine a single one says little."""
+SCORING_SECONDS = 5.0
+"""A set is scored again for its time, up to as many times, while all of it has taken less than this."""
 BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
 """Bytes of a value by ``model.precision``; for int4 a lower bound, since embedding, head and scales take more."""
 
@@ -63,29 +70,35 @@ def weights_bytes(section: ModelSection) -> int | None:
 def estimate(config: Config) -> dict[str, Any]:
     """Parameters, bytes a round, memory and seconds of a run, the last two from a few real steps.
 
+    Times are medians after a warm-up; ``seconds_least`` and ``seconds_most`` are what the run takes if all of it is as
+    fast as the fastest, or as slow as the slowest that was timed.
+
     Returns:
         ``parameters``, ``trainable``, ``clients``, ``steps`` (all modes), ``bytes_per_round``, ``memory_bytes``
-        (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step`` and ``seconds``,
-        and ``fast_paths``: the shortcuts that were found to hold for the model.
+        (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step``, ``seconds``,
+        ``seconds_least`` and ``seconds_most``, ``load`` (processes that wanted to run in the last minute, before the
+        steps; None where the system does not say), and ``fast_paths``: the shortcuts that hold for the model.
 
     Raises:
         SilotuneError: The configuration, its data or its model do not work; nothing is written.
     """
+    load = environment.load()
     prepared = prepare(config)
     with operation_threads(prepared.threads.an_operation):
-        return _estimated(prepared)
+        return {**_estimated(prepared), "load": load}
 
 
 def _estimated(prepared: Prepared) -> dict[str, Any]:
     config, federation = prepared.config, prepared.config.federation
     by_mode = steps_by_mode(prepared)
     steps = sum(by_mode[mode] for mode in federation.modes)
-    seconds_per_step = _measure(prepared)
+    a_step = _measure(prepared)
     down, up = _message_bytes(prepared)
     taking_part = federation.clients_per_round or len(prepared.clients)
-    scored = _measured(prepared.gold, prepared) * _scorings(config, len(prepared.clients))
+    times = [(steps, a_step), (_scorings(config, len(prepared.clients)), _measured(prepared.gold, prepared))]
     if prepared.selection is not None:
-        scored += _measured(prepared.selection, prepared) * _selections(config, len(prepared.clients))
+        times.append((_selections(config, len(prepared.clients)), _measured(prepared.selection, prepared)))
+    median, least, most = (sum(count * of(taken) for count, taken in times) for of in (statistics.median, min, max))
     cuda = prepared.adapted.base.device.type == "cuda"
     return {
         "parameters": prepared.adapted.num_base_parameters,
@@ -95,8 +108,10 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
         "bytes_per_round": (down + up) * taking_part,
         "memory_bytes": peak_memory_bytes(),
         "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
-        "seconds_per_step": seconds_per_step,
-        "seconds": steps * seconds_per_step + scored,
+        "seconds_per_step": statistics.median(a_step),
+        "seconds": median,
+        "seconds_least": least,
+        "seconds_most": most,
         "fast_paths": list(prepared.adapted.fast.names()),
         "notes": list(prepared.notes),
     }
@@ -113,22 +128,25 @@ def _message_bytes(prepared: Prepared) -> tuple[int, int]:
     return sent[0], sent[1]
 
 
-def _measure(prepared: Prepared) -> float:
-    """Seconds of an optimiser step: the second of two short rounds on the largest client."""
+def _measure(prepared: Prepared) -> list[float]:
+    """Seconds of an optimiser step in short rounds on the largest client, after one round to warm up."""
     largest = max(prepared.clients.values(), key=len)
     settings = prepared.config.training.model_copy(update={"max_steps": CALIBRATION_STEPS})
-    seconds = 0.0
-    for number in (1, 2):
-        place = RoundPlace(seed=number)
-        result = train_round(prepared.adapted, prepared.initial, largest, settings=settings, place=place)
-        seconds = result.seconds / result.steps
-    return seconds
+    rounds = [
+        train_round(prepared.adapted, prepared.initial, largest, settings=settings, place=RoundPlace(seed=number))
+        for number in range(CALIBRATION_ROUNDS + 1)
+    ]
+    return [result.seconds / result.steps for result in rounds[1:]]
 
 
-def _measured(scorer: SetScorer, prepared: Prepared) -> float:
-    began = time.perf_counter()
-    scorer(prepared.initial)
-    return time.perf_counter() - began
+def _measured(scorer: SetScorer, prepared: Prepared) -> list[float]:
+    """Seconds of scoring a set: of one that takes long a single time, of others several after one to warm up."""
+    taken: list[float] = []
+    while len(taken) <= CALIBRATION_ROUNDS and sum(taken) < SCORING_SECONDS:
+        began = time.perf_counter()
+        scorer(prepared.initial)
+        taken.append(time.perf_counter() - began)
+    return taken[1:] or taken
 
 
 def _scorings(config: Config, num_clients: int) -> int:

@@ -57,6 +57,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def load() -> float | None:
+    """Processes that ran or waited for a core in the last minute, on average; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 def peak_memory_bytes(status: Path = Path("/proc/self/status")) -> int:
     """The most resident memory that this process, or one child it waited for, ever held."""
     unit = 1 if sys.platform == "darwin" else 1024

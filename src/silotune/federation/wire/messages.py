@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 from pydantic import Field, FiniteFloat
@@ -40,6 +40,7 @@ LONGEST_NAME, LONGEST_BESIDE = 200, 512
 """Most characters of a client's name, and of the head or signature beside a body."""
 _KIND = re.compile(r"[a-z][a-z_]{0,29}(\.[a-z_]{1,29})?")
 LONGEST_FLOAT = len(repr(-2.2250738585072014e-308))
+_SOURCES: tuple[str, ...] = get_args(EnergySource)
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -192,9 +193,12 @@ def _beside(message: Request | Reply) -> dict[str, str]:
 
 
 def _slack(value: Any) -> int:
-    """Blanks that make up for short numbers, so that a message's size does not depend on what was measured."""
-    if isinstance(value, float):
-        return LONGEST_FLOAT - len(float.__repr__(value))
+    """Blanks that make up for short numbers, for numbers that are not known and for the word that says how energy was
+    come by, so that a message's size does not depend on what was measured."""
+    if isinstance(value, float) or value is None:
+        return LONGEST_FLOAT - len(json.dumps(value))
+    if isinstance(value, str) and value in _SOURCES:
+        return max(map(len, _SOURCES)) - len(value)
     if isinstance(value, Mapping):
         return sum(map(_slack, value.values()))
     return sum(map(_slack, value)) if isinstance(value, (list, tuple)) else 0
