@@ -68,8 +68,8 @@ def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: 
         f"({span}) with --jobs {jobs}, {bytes_text(total['bytes'])} sent, {bytes_text(total['memory_bytes'])} of memory"
     )
     say(
-        "Times are medians of a few steps of one run of each kind after a warm-up, the range is from the fastest to the "
-        "slowest of them; other seeds and partitions are taken to be like it."
+        "Times are medians of a few steps of one run of each kind after a warm-up, the range is from the fastest to "
+        "the slowest of them; other seeds and partitions are taken to be like it."
     )
     if total["load"] is not None:
         busy = ": other work makes these times longer than they will be without it" if total["load"] > 1 else ""
