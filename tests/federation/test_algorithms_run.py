@@ -146,6 +146,13 @@ def test_one_client_that_stands_still_is_a_note_and_the_run_goes_on(model, start
     assert len(notes) == 2 and notes[0].startswith("round 1: the update of 'b' holds zeros alone")
 
 
+@pytest.mark.parametrize("federation", [{"lora": "alternate"}, {"personalization": "ditto"}])
+def test_what_clients_move_elsewhere_or_later_is_no_end(model, start, tmp_path: Path, federation: dict) -> None:
+    asked = plan(STILL, rounds=2, **federation)
+    state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))
+    assert state.round_number == 2 and not state.stopped
+
+
 def test_where_some_clients_rest_those_that_stand_still_end_nothing(model, start, tmp_path: Path) -> None:
     asked = replace(plan(STILL, rounds=2), clients_per_round=2)
     state = run_rounds(asked, transport(model, EXAMPLES, asked), ServerState(0, start), RunFolder(tmp_path))

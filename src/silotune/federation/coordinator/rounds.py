@@ -253,12 +253,21 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     )
     after = _selected(plan, after)
     if not after.stopped:
-        is_still = incoming.is_still() and share == 1 and same_bits(state.weights, weights)
+        shows_all = _shows_all(plan.method, number, weights)
+        is_still = shows_all and incoming.is_still() and share == 1 and same_bits(state.weights, weights)
         stops = why_stop(state, after, target=plan.target, budget=plan.budget, is_still=is_still)
         after = replace(after, stopped=stops)
-    if incoming.still and not after.stopped:
+    if incoming.still and not after.stopped and _shows_all(plan.method, number, weights):
         notify("note", {"text": f"round {number}: {note_of_still(incoming.still)}"})
     return replace(after, seconds=state.seconds + time.perf_counter() - began)
+
+
+def _shows_all(method: Method, number: int, weights: Tensors) -> bool:
+    """Whether an update of zeros means that its client moves nothing: no tensor stays with it or rests this time."""
+    now, later = method.schedule(number), method.schedule(number + 1)
+    return method.personal is None and not any(
+        now.is_personal(name) or (later.trains(name) and not now.trains(name)) for name in weights
+    )
 
 
 def _asked(
