@@ -85,9 +85,12 @@ def test_norms_are_those_of_batches_of_one(objective: str, stirred, classifier) 
     assert all(parameter.grad is None for parameter in model.parameters.values())
 
 
-@pytest.mark.parametrize("section", [{"type": "ia3"}, {"dora": True}])
-def test_other_adapters_go_one_at_a_time(section) -> None:
-    model = tiny.adapted(stirred=True, **section)
+@pytest.mark.parametrize(
+    ("name", "section"),
+    [("llama", {"type": "ia3"}), ("llama", {"dora": True}), ("mixtral", {"targets": "all-linear"})],
+)
+def test_other_adapters_go_one_at_a_time(name: str, section) -> None:
+    model = tiny.adapted(name, stirred=True, **section)
     assert linear_places(model) is None
     by_example, _ = gradients(model, EXAMPLES[:3], losses_of(tiny.training(objective="choice")))
     loss = tiny.loss("choice", model, EXAMPLES[:3])

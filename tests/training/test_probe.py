@@ -162,9 +162,7 @@ def test_shortcuts_that_fail_beside_each_other_alone_are_all_left(monkeypatch: p
 def test_a_model_that_cannot_train_at_all_is_refused_in_one_line(
     section: ModelSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        ModelError, match=r"^'phimoe' \(phimoe\) cannot do a training step with this adapter: Attr[^\n]*$"
-    ):
+    with pytest.raises(ModelError, match=r"^'phimoe' \(phimoe\) cannot do a training step with[^\n]* AttributeError"):
         probed(loaded("phimoe"), section)
     monkeypatch.setattr(probe, "answer_losses", _raising)
     with pytest.raises(ModelError, match="ZeroDivisionError: no; aim adapter.targets"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -12,20 +15,26 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.errors import ModelError
-from silotune.experiment.parts import steps_by_mode
+from silotune.experiment.engines import in_process
+from silotune.experiment.parts import MODES, steps_by_mode
 from silotune.experiment.prepare import Prepared, prepare
+from silotune.experiment.rounds import plan_of
 from silotune.experiment.scoring import SetScorer
+from silotune.federation.coordinator.rounds import run_rounds
 from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
+from silotune.models import adapters
 from silotune.models.fingerprint import folder_of
 from silotune.models.load import pick_device
 from silotune.models.threads import operation_threads
 from silotune.record import environment
+from silotune.record.cost import Meter
 from silotune.record.environment import peak_memory_bytes
+from silotune.record.runs import RunFolder
 from silotune.settings.sections import ModelSection
-from silotune.structs import Request
+from silotune.structs import Request, ServerState
 from silotune.training.local import RoundPlace, train_round
 
 CALIBRATION_STEPS = 2
@@ -80,12 +89,35 @@ def estimate(config: Config) -> dict[str, Any]:
         steps; None where the system does not say), and ``fast_paths``: the shortcuts that hold for the model.
 
     Raises:
-        SilotuneError: The configuration, its data or its model do not work; nothing is written.
+        SilotuneError: The configuration, its data or its model do not work, or a round of it fails; no run folder is
+            written.
     """
     load = environment.load()
     prepared = prepare(config)
     with operation_threads(prepared.threads.an_operation):
+        _rehearse(prepared)
         return {**_estimated(prepared), "load": load}
+
+
+def _rehearse(prepared: Prepared) -> None:
+    """One round with a step for each client, and what becomes of its model, in a folder that is thrown away.
+
+    Raises:
+        SilotuneError: What a run would end with.
+    """
+    once = {
+        "training": prepared.config.training.model_copy(update={"max_steps": 1}),
+        "privacy": prepared.config.privacy.without_ledger(),
+    }
+    trial = replace(prepared, config=prepared.config.model_copy(update=once))
+    part, meter = MODES[trial.config.federation.modes[0]](trial)[0], Meter()
+    with TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        with in_process(trial, part, meter, folder) as transport:
+            plan = replace(plan_of(trial, part, meter), rounds=1, below_minimum="stop", score=None, select=None)
+            after = run_rounds(plan, transport, ServerState(round_number=0, weights=trial.initial), folder)
+        folder.save_adapter(*adapters.exported(trial.adapted, after.weights), card="")
+    adapters.write(trial.adapted, trial.initial)
 
 
 def _estimated(prepared: Prepared) -> dict[str, Any]:
