@@ -180,7 +180,7 @@ def configuration(name: str) -> Any:
 
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi")
-ENCODERS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
+ENCODERS = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "electra", "mpnet", "albert")
 WINDOWED = ("mistral-window", "gemma2-window", "gemma3-window")
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import tiny
-from silotune.errors import MissingPackageError, ModelError
+from silotune.config import from_mapping
+from silotune.errors import ConfigError, MissingPackageError, ModelError
 from silotune.experiment.estimate import weights_bytes
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, load_tokenizer, pick_device
@@ -140,6 +141,17 @@ def test_auto_takes_the_fastest_device_there_is(
     if not cuda:
         with pytest.raises(ModelError, match="model.device = 'cuda' is not available on this machine; there is: cpu"):
             pick_device("cuda")
+
+
+def test_one_of_several_gpus_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ModelError, match="'cuda:2' is not available .* there is: cpu, cuda, .*cuda:0, cuda:1"):
+        pick_device(ModelSection(device="cuda:2").device)
+    for wrong in ("cuda:", "cuda:-1", "gpu", "cpu:1"):
+        with pytest.raises(ConfigError, match="model.device = .*unknown device"):
+            from_mapping({"model": {"device": wrong}})
 
 
 def test_a_gpu_that_cannot_hold_the_base_is_told_in_one_line(

@@ -25,8 +25,8 @@ from silotune.errors import KitError, SignatureError
 from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
-from silotune.settings.base import Positive, Section
-from silotune.settings.sections import Device, FileSettings, Precision, TaskSection
+from silotune.settings.base import Device, Positive, Section
+from silotune.settings.sections import FileSettings, Precision, TaskSection
 from silotune.transports.frames import socket_path
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"

@@ -45,6 +45,8 @@ def check_use(config: PreTrainedConfig, name: str, *, classifies: bool) -> None:
     Raises:
         ModelError: It is an encoder-decoder or a state-space model, or an encoder or a classifier is to write text.
     """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
     start = f"model.name = {name!r} is"
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -57,6 +59,8 @@ def check_use(config: PreTrainedConfig, name: str, *, classifies: bool) -> None:
             "without effect: take a transformer, such as Llama or Qwen"
         )
     if classifies:
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ModelError(f"{start} of a family ({config.model_type}) of which transformers has no classifier")
         return
     if _has_head(config):
         raise ModelError(f"{start} a classifier, which writes no text; use it with training.objective = 'classify'")

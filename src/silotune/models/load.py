@@ -121,7 +121,7 @@ def nano_folder() -> Path:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``mps`` means here.
+    """The device that ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` means here.
 
     Raises:
         ModelError: The named device is not there.
@@ -129,10 +129,13 @@ def pick_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    if not available[name]:
-        there = ", ".join(kind for kind, found in available.items() if found)
+    device = torch.device(name)
+    gpus = torch.cuda.device_count() if available["cuda"] else 0
+    if not available[device.type] or (device.index or 0) >= max(1, gpus):
+        numbered = [f"cuda:{number}" for number in range(gpus)]
+        there = ", ".join([*(kind for kind, found in available.items() if found), *numbered])
         raise ModelError(f"model.device = {name!r} is not available on this machine; there is: {there}")
-    return torch.device(name)
+    return device
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -184,6 +187,8 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
         MissingPackageError: ``int4`` without bitsandbytes.
     """
     device = pick_device(section.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # what is counted and made without a device is then of this one
     tokenizer = load_tokenizer(section)
     model, head = _load_model(section, _config_of(section, classes), tokenizer, device=device, classes=classes)
     if section.precision != "int4":

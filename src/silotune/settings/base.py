@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from silotune.errors import unknown_choice
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -61,6 +63,21 @@ def _named(text: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(_named)]
 """The name of a folder."""
+
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Devices by kind; one of several GPUs is ``cuda:`` and its number."""
+
+
+def _device(text: str) -> str:
+    if text not in DEVICES and not re.fullmatch(r"cuda:[0-9]{1,2}", text):
+        said = unknown_choice("device", text, (*DEVICES, "cuda:1"))
+        raise PydanticCustomError("device", "{said}, or another number", {"said": said})
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device)]
+"""Where a model lies."""
 
 
 @dataclass(frozen=True)

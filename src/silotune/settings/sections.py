@@ -13,7 +13,7 @@ from silotune.errors import PrivacyError, ProtectionError
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
-from silotune.settings.base import FolderName, Name, Needs, Place, Positive, PositiveNumber, Section
+from silotune.settings.base import Device, FolderName, Name, Needs, Place, Positive, PositiveNumber, Section
 from silotune.settings.links import ClockSection, CompressionSection, DownloadSection
 from silotune.settings.lora_rules import Factors, LoraRule, NoModels, Personalization
 from silotune.settings.objectives import AdamW, Objective, Optimizer, Sft
@@ -29,7 +29,6 @@ from silotune.settings.privacy import (
 )
 
 Precision = Literal["float32", "bfloat16", "int4"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
 Schedule = Literal["constant", "cosine"]
@@ -68,7 +67,10 @@ class ModelSection(Section):
     name: str = Field("nano", description="Hub id, local folder, or 'nano' (shipped)")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
-    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu")
+    device: Device = Field(
+        "auto",
+        description="auto (which takes cuda, then mps, then cpu), cpu, mps, cuda, or cuda:1 for one of several GPUs",
+    )
     attention: Attention = Field("auto", description="auto: as transformers, with short texts faster on a CPU")
     fast: Literal["auto", "off"] = Field(
         "auto", description="auto: every shortcut that gives this model's plain losses and gradients; off: none"
