@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from markdown import ROOT, blocks
 from silotune import lora
 from silotune.config import Config
@@ -142,3 +143,21 @@ def test_own_models_are_saved_and_scored_on_their_own_share(federation: dict, co
     assert "federated, own models" in list(summary_table(run.read_json("summary")).columns[0].cells)
     figures = evaluate(run.path, mode="federated/personal/client-0")
     assert figures["num_examples"] == 18
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("federation", [{"ranks": {"client-0": 1}}, {"lora": "svd"}, {"lora": "alternate"}])
+def test_a_mixture_of_experts_is_federated_by_all_rules_for_factors(
+    federation: dict, configuration: Make, tmp_path: Path
+) -> None:
+    tiny.save(tmp_path / "base", "qwen3_moe")
+    options = {"model": {"name": str(tmp_path / "base")}, "training": {"max_steps": 1}}
+    run = run_experiment(configuration(**options, federation={"rounds": 1, **federation}))
+    result = run.part("federated").read_json("result")
+    assert evaluate(run.path)["accuracy"] == pytest.approx(result["metrics"]["accuracy"], abs=1e-6)
+    assert any("factors of fused experts" in note for note in run.read_json("summary")["notes"]) == (
+        federation != {"lora": "alternate"}
+    )
+    for rule in ("exact-residual", "stack", "sb"):
+        with pytest.raises(ConfigError, match=rf"'{rule}' is for linear layers.*'k_proj'"):
+            prepare(configuration(**options, federation={"lora": rule}))

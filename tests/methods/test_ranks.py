@@ -27,3 +27,18 @@ def test_said_and_measured_and_allowed() -> None:
         ranks({}, {"b": 0.0001}, {})
     with pytest.raises(ConfigError, match="'c' allows an adapter of 199 values, which rank 1 exceeds"):
         ranks({}, {}, {"c": 199})
+
+
+def test_fused_experts_are_whole_at_every_rank() -> None:
+    name = "layers.0.mlp.experts.base_layer"
+    experts = {f"{name}{lora.A}": torch.zeros(32, 6), f"{name}{lora.B}": torch.zeros(5, 32)}
+    both = {f"q{lora.A}": torch.zeros(8, 6), f"q{lora.B}": torch.zeros(4, 8), **experts}
+    assert lora.rank_of(both) == 8 and lora.rank_of(experts) is None
+    assert lora.modules(both) == ["q"]
+    cut = lora.cut(both, 2)
+    assert cut[f"q{lora.A}"].shape == (2, 6) and cut[f"{name}{lora.A}"].shape == (32, 6)
+    assert {key: tensor.shape for key, tensor in lora.padded(cut, 8).items()} == {
+        key: tensor.shape for key, tensor in both.items()
+    }
+    assert largest_rank(both, most_values=11 * 32 + 3 * 10) == 3
+    assert largest_rank(experts, most_values=10**6) == 0
