@@ -55,10 +55,10 @@ PLAIN, *_, OWN = WAYS
 
 def one_run(model: str, rounds: int, folder: Path, *, is_spread: bool) -> dict[str, float]:
     """Seconds of each mode of the quick start."""
-    from silotune.cli.shipped import shipped
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.models import threads
+    from silotune.shipped import shipped
 
     if is_spread:
         threads.LARGEST_ON_ONE_THREAD = 0  # type: ignore[misc]

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from silotune.cli.shipped import find
 from silotune.config import load_config
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
 from silotune.report.runs import bytes_text, scaled_text
+from silotune.shipped import find
 
 FEDERATION = (
     "federation.modes=['federated']",

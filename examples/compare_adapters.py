@@ -5,16 +5,14 @@
 """
 
 import sys
-from pathlib import Path
 
-from silotune import load_config, run_experiment
+import silotune
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.toml"
 SETTINGS = {"lora": ["training.learning_rate=3e-3"], "ia3": ["training.learning_rate=1e-2"]}
 
 print(f"{'adapter':<8} {'accuracy':>8} {'bytes up':>10} {'seconds':>8}")
 for kind, own in SETTINGS.items():
     shared = [f"adapter.type={kind}", f"record.name=compare-{kind}", 'federation.modes=["federated"]']
-    run = run_experiment(load_config(CONFIG, [*shared, *own, *sys.argv[1:]]))
+    run = silotune.run("quickstart", [*shared, *own, *sys.argv[1:]])
     figures = run.read_json("summary")["federated"]
     print(f"{kind:<8} {figures['accuracy']:>8.3f} {figures['bytes_up']:>10,} {figures['seconds']:>8.1f}")

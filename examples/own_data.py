@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from silotune import load_config, run_experiment
+import silotune
 
 CONFIG = """
 [model]
@@ -84,7 +84,7 @@ with tempfile.TemporaryDirectory() as name:
     write_files(folder)
     config_file = folder / "complaints.toml"
     config_file.write_text(CONFIG.format(folder=folder.as_posix()), encoding="utf-8")
-    run = run_experiment(load_config(config_file, sys.argv[1:]))
+    run = silotune.run(config_file, sys.argv[1:])
     summary = run.read_json("summary")
     for client, figures in summary["isolated"]["clients"].items():
         print(f"{client} alone: macro-F1 {figures['macro_f1']:.3f}")

@@ -5,18 +5,16 @@
 """
 
 import sys
-from pathlib import Path
 
-from silotune import evaluate, generate, load_config, run_experiment
+import silotune
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.toml"
 PROMPT = "Is this news negative, neutral or positive for the company?\nProfit rose to a record.\nAnswer:"
 
-run = run_experiment(load_config(CONFIG, sys.argv[1:]))
+run = silotune.run("quickstart", sys.argv[1:])
 summary = run.read_json("summary")
 print(f"each alone (mean): {summary['isolated']['accuracy']['mean']:.3f}")
 print(f"together:          {summary['federated']['accuracy']:.3f}")
 print(f"all data pooled:   {summary['centralized']['accuracy']:.3f}")
-print(f"together, on the validation split: {evaluate(run.path, split='validation')['accuracy']:.3f}")
-print(f"base model: {generate(run.path, PROMPT, base=True)!r}")
-print(f"tuned model: {generate(run.path, PROMPT)!r}")
+print(f"together, on the validation split: {silotune.evaluate(run.path, split='validation')['accuracy']:.3f}")
+print(f"base model: {silotune.generate(run.path, PROMPT, base=True)!r}")
+print(f"tuned model: {silotune.generate(run.path, PROMPT)!r}")

@@ -10,10 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "silotune"
 ROWS = (
-    ("errors", "structs", "seeds"),
+    ("errors", "structs", "seeds", "quiet"),
     ("tensors", "lora", "settings"),
     ("config",),
-    ("data", "models", "privacy", "methods", "record"),
+    ("data", "models", "privacy", "methods", "record", "shipped"),
     ("training",),
     ("evaluation",),
     ("federation",),

@@ -7,7 +7,7 @@ import pytest
 
 import silotune
 
-PUBLIC = {"load_config", "run_experiment", "evaluate", "generate", "SilotuneError", "__version__"}
+PUBLIC = {"run", "resume", "evaluate", "generate", "export", "load_config", "Sampling", "SilotuneError", "__version__"}
 
 
 def test_the_public_names_are_these() -> None:
@@ -22,13 +22,13 @@ def test_the_public_names_are_these() -> None:
 def test_public_functions_are_those_of_their_modules() -> None:
     from silotune.config import load_config
     from silotune.errors import SilotuneError
-    from silotune.experiment.run import run_experiment
-    from silotune.experiment.tuned import evaluate, generate
+    from silotune.evaluation.generate import Sampling
+    from silotune.experiment import public
 
-    assert silotune.run_experiment is run_experiment
-    assert silotune.evaluate is evaluate
-    assert silotune.generate is generate
+    for name in ("run", "resume", "evaluate", "generate", "export"):
+        assert getattr(silotune, name) is getattr(public, name)
     assert silotune.load_config is load_config
+    assert silotune.Sampling is Sampling
     assert silotune.SilotuneError is SilotuneError
 
 

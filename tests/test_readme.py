@@ -19,10 +19,10 @@ from markdown import PAGES, ROOT, blocks, command_lines, inline_commands, links,
 from silotune.benchmark.expand import Changes, expand
 from silotune.benchmark.schema import Grid
 from silotune.cli.main import build_app
-from silotune.cli.shipped import find
 from silotune.config import load_config, validated
 from silotune.deploy.charter import Charter
 from silotune.deploy.kits import FederationPlan
+from silotune.shipped import find
 
 README = ROOT / "README.md"
 TINY = (
@@ -154,13 +154,13 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[str, Path]:
     """What the README's Python prints, with sizes for a test, and the run folder that it makes."""
-    root, real = tmp_path_factory.mktemp("runs"), silotune.load_config
+    root, real = tmp_path_factory.mktemp("runs"), silotune.run
     small = (*TINY, f"model.name={str(tiny_folder)!r}", f"record.folder={str(root)!r}")
     (block,) = blocks(README, "python")
     assert len(block.splitlines()) <= 11
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(silotune, "load_config", lambda path, changes=(): real(path, [*changes, *small]))
-        patch.chdir(ROOT)
+        patch.setattr(silotune, "run", lambda config, changes=(): real(config, [*changes, *small]))
+        patch.chdir(tmp_path_factory.mktemp("here"))
         exec(compile(block, "README.md", "exec"), {})
     (folder,) = root.iterdir()
     return out.getvalue(), folder

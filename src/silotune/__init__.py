@@ -9,23 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from silotune.errors import SilotuneError
+from silotune.quiet import hushed
 
 if TYPE_CHECKING:
     from silotune.config import load_config
-    from silotune.experiment.run import run_experiment
-    from silotune.experiment.tuned import evaluate, generate
+    from silotune.evaluation.generate import Sampling
+    from silotune.experiment.public import evaluate, export, generate, resume, run
 
 __version__ = "0.1.0"
-__all__ = ["SilotuneError", "__version__", "evaluate", "generate", "load_config", "run_experiment"]
+__all__ = [
+    "Sampling",
+    "SilotuneError",
+    "__version__",
+    "evaluate",
+    "export",
+    "generate",
+    "load_config",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:
     where = {
+        "Sampling": "silotune.evaluation.generate",
         "load_config": "silotune.config",
-        "run_experiment": "silotune.experiment.run",
-        "evaluate": "silotune.experiment.tuned",
-        "generate": "silotune.experiment.tuned",
+        **dict.fromkeys(("evaluate", "export", "generate", "resume", "run"), "silotune.experiment.public"),
     }
     if name not in where:
         raise AttributeError(f"module 'silotune' has no attribute {name!r}")
-    return getattr(import_module(where[name]), name)
+    with hushed():  # what these modules import has hints of its own
+        return getattr(import_module(where[name]), name)

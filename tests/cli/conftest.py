@@ -26,7 +26,7 @@ class Outcome:
 @pytest.fixture
 def silotune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Calls the command line in this process."""
-    monkeypatch.setattr(entry, "quiet", lambda: None)
+    monkeypatch.setattr(entry, "hush", lambda: None)
     monkeypatch.delenv("SILOTUNE_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finished_run import finished_run, summary
-from silotune.cli import shipped
+from silotune import shipped
 from silotune.config import from_mapping, load_config
 from silotune.errors import MissingPackageError
 from silotune.experiment.prepare import prepare
@@ -226,7 +226,7 @@ def test_configurations_of_a_wheel_come_first(tmp_path, monkeypatch):
     package = tmp_path / "silotune"
     (package / "configs" / "more").mkdir(parents=True)
     (package / "configs" / "more" / "x.toml").write_text("seed = 1\n")
-    monkeypatch.setattr(shipped, "__file__", str(package / "cli" / "shipped.py"))
+    monkeypatch.setattr(shipped, "__file__", str(package / "shipped.py"))
     assert shipped.names() == ["more/x"] and shipped.find("more/x").is_file()
     assert shipped.summary("more/x") == ""
 

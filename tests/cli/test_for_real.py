@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from silotune.cli.shipped import shipped
 from silotune.config import load_config
 from silotune.record.runs import RunFolder
+from silotune.shipped import shipped
 
 pytestmark = pytest.mark.end_to_end
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from silotune import errors
+from silotune import errors, quiet
 from silotune.cli import main as entry
-from silotune.cli import output
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "datasets", "sklearn", "numpy")
 
@@ -129,14 +128,14 @@ def test_quiet_leaves_what_the_user_has_set(monkeypatch):
     import os
     import warnings
 
-    for name in output._QUIET_VARIABLES:
+    for name in quiet.VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
-    levels = {name: logging.getLogger(name).level for name in output._QUIET_LOGGERS}
+    levels = {name: logging.getLogger(name).level for name in quiet.LOGGERS}
     try:
         with warnings.catch_warnings():
-            output.quiet()
+            quiet.hush()
         assert os.environ["TRANSFORMERS_VERBOSITY"] == "debug"
         assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
         assert logging.getLogger("kernels").level == logging.ERROR

@@ -21,8 +21,9 @@ from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate, least_memory
 from silotune.experiment.parts import MODES, budget, pooled_steps, steps_by_mode
 from silotune.experiment.prepare import prepare
+from silotune.experiment.public import generate
 from silotune.experiment.run import resume_experiment, run_experiment
-from silotune.experiment.tuned import evaluate, export, generate, load_tuned, sample_prompts
+from silotune.experiment.tuned import evaluate, export, load_tuned, sample_prompts
 from silotune.federation.wire.messages import encode
 from silotune.models import threads
 from silotune.record.runs import RunFolder

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, quiet, reserved_stdout, say, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
+from silotune.quiet import hush
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,7 @@ def benchmark(
     """
     from silotune.benchmark.expand import Changes
     from silotune.benchmark.schema import load_grid
-    from silotune.cli.shipped import find_grid
+    from silotune.shipped import find_grid
 
     source = find_grid(grid)
     loaded = load_grid(source)
@@ -110,7 +111,7 @@ def _run(grid: Grid, source: Path, place: Path, changes: Changes, *, jobs: int, 
     from silotune.cli.grid_progress import GridProgress
 
     with reserved_stdout(as_json), GridProgress(stdout(), is_silent=as_json, again=_again(place)) as watcher:
-        tally = run_grid(grid, place, changes, Work(jobs=jobs, watcher=watcher, start=quiet), source=source)
+        tally = run_grid(grid, place, changes, Work(jobs=jobs, watcher=watcher, start=hush), source=source)
     _show(place, tally, as_json=as_json)
 
 

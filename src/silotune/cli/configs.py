@@ -26,7 +26,7 @@ def list_configs(as_json: AsJson = False) -> None:
     """List the shipped configurations."""
     from rich.table import Table
 
-    from silotune.cli.shipped import names, shipped, summary
+    from silotune.shipped import names, shipped, summary
 
     if as_json:
         print_json([{"name": name, "path": shipped(name), "summary": summary(name)} for name in names()])
@@ -39,7 +39,7 @@ def list_configs(as_json: AsJson = False) -> None:
 
 def show(name: Name) -> None:
     """Print a shipped configuration."""
-    from silotune.cli.shipped import shipped
+    from silotune.shipped import shipped
 
     write_text(shipped(name).read_text(encoding="utf-8"))
 
@@ -49,8 +49,8 @@ def copy(
     out: Annotated[Path | None, typer.Argument(help="Where to; default: NAME.toml here.")] = None,
 ) -> None:
     """Copy a shipped configuration, to be changed."""
-    from silotune.cli.shipped import is_grid, shipped
     from silotune.record.files import write_bytes
+    from silotune.shipped import is_grid, shipped
 
     source = shipped(name)
     place = out / source.name if out is not None and out.is_dir() else out or Path(source.name)

@@ -31,9 +31,9 @@ def _federation(
 ) -> None:
     """Start a coordinator and sites over TLS on 127.0.0.1, run the embedded task, verify the audit trail, stop all."""
     from silotune.cli.progress import RunProgress
-    from silotune.cli.shipped import shipped
     from silotune.config import load_config
     from silotune.errors import require
+    from silotune.shipped import shipped
 
     require("flwr", extra="deploy")
     from silotune.deploy.demo import demo_federation

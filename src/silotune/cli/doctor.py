@@ -54,9 +54,9 @@ def doctor(
 
 
 def _look(name: str | None, settings: list[str]) -> dict[str, Any]:
-    from silotune.cli.shipped import find
     from silotune.config import load_config
     from silotune.record import environment
+    from silotune.shipped import find
 
     config = load_config(find(name), settings) if name else None
     folder = config.record.folder if config else Path("runs")

@@ -22,7 +22,7 @@ from silotune.cli.deployed import coordinator_app, site_app
 from silotune.cli.doctor import doctor
 from silotune.cli.generate import chat, generate
 from silotune.cli.listings import plugins, tasks
-from silotune.cli.output import quiet, say
+from silotune.cli.output import say
 from silotune.cli.privacy import privacy_app
 from silotune.cli.provision import provision_app
 from silotune.cli.quickstart import quickstart
@@ -31,6 +31,7 @@ from silotune.cli.run import resume, run
 from silotune.cli.submitted import cancel, fetch, list_runs, logs, status, submit
 from silotune.cli.tuned import evaluate, export
 from silotune.errors import ConfigError, SilotuneError
+from silotune.quiet import hush
 
 _SPINS = "10000"
 """Looks at whether the others are done, a fraction of a millisecond in all, after which a waiting thread sleeps."""
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in given or os.environ.get("SILOTUNE_DEBUG", "") not in ("", "0")
     if not is_debug:
-        quiet()
+        hush()
     _collect_seldom()
     _wait_briefly()
     sys.exit(_run([argument for argument in given if argument != "--debug"], is_debug=is_debug))

@@ -1,13 +1,10 @@
-"""What all commands share at the edge: the console, one JSON object on stdout, and silence of the libraries."""
+"""What all commands share at the edge: the console, and one JSON object on stdout."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
@@ -23,25 +20,6 @@ Settings = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the configuration; repeatable."),
 ]
 ModeName = Annotated[str, typer.Option("--mode", help="federated, centralized, or isolated/CLIENT.")]
-
-_QUIET_VARIABLES = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "BITSANDBYTES_NOWELCOME": "1",
-}
-_QUIET_LOGGERS = ("transformers", "datasets", "huggingface_hub", "httpx", "bitsandbytes", "kernels", "peft", "torch")
-
-
-def quiet() -> None:
-    """Silences progress bars, notices and warnings of libraries; variables the user has set stay as they are."""
-    for name, value in _QUIET_VARIABLES.items():
-        os.environ.setdefault(name, value)
-    for name in _QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 class _PrintableConsole(Console):

@@ -39,10 +39,10 @@ def plan(
     How much noise for epsilon 4 over 50 rounds at a site of 600 examples:
     silotune privacy plan --examples 600 --set privacy.dp.epsilon=4 --set federation.rounds=50
     """
-    from silotune.cli.shipped import find
     from silotune.config import from_mapping, merge, read_toml
     from silotune.experiment.privacy import as_json as as_mapping
     from silotune.experiment.privacy import plan_of, plan_of_config, statement, warnings
+    from silotune.shipped import find
 
     if config is None and not examples:
         raise ConfigError("give a configuration, or --examples N for a site without one")

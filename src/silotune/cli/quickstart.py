@@ -27,11 +27,11 @@ def quickstart(
 ) -> None:
     """Fine-tune the shipped model over four banks in a minute or two, and compare."""
     from silotune.cli.run import watched
-    from silotune.cli.shipped import shipped
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.report.pictures import draw_rounds, draw_skew
     from silotune.report.runs import cost_table, read_summary, summary_table
+    from silotune.shipped import shipped
 
     changes = [] if seed is None else [f"seed={seed}"]
     changes += [] if folder is None else [f"record.folder={json.dumps(str(folder), ensure_ascii=False)}"]

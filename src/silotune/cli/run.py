@@ -22,13 +22,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: federated, isolated and centralised training as its configuration says."""
-    from silotune.cli.shipped import find, is_grid
-    from silotune.config import load_config
     from silotune.experiment.run import run_experiment
+    from silotune.shipped import asked
 
-    if is_grid(config):
-        raise ConfigError(f"{config!r} is a grid of runs: silotune benchmark {config.removeprefix('benchmarks/')}")
-    loaded = load_config(find(config), settings or ())
+    loaded = asked(config, settings or ())
     folder = watched(lambda observer: run_experiment(loaded, observer=observer), is_silent=as_json)
     _show(folder, as_json)
 

@@ -37,10 +37,10 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Sign a run with a submitter's kit (--as), hand a signed one in at the coordinator (--kit), or both at once."""
-    from silotune.cli.shipped import find
     from silotune.config import load_config, load_for_elsewhere
     from silotune.deploy.kits import read_kit
     from silotune.deploy.submit import VALID_DAYS, hand_in, read_submission, sign_run, submit_run, write_submission
+    from silotune.shipped import find
 
     if Path(config).is_dir():
         raise ConfigError(f"{config!r} is a folder: give a TOML file, a name from 'silotune configs list', or RUN.json")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
 from silotune.data.mixture import load_examples, load_scored_examples
+from silotune.data.rows import Task, to_example
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, RunFolderError
-from silotune.evaluation.generate import Sampling, stream_answer
 from silotune.experiment.card import model_card
 from silotune.experiment.needs import config_of
 from silotune.experiment.prepare import base_of
@@ -27,7 +28,8 @@ from silotune.record.files import new_folder
 from silotune.record.runs import RunFolder, is_run
 from silotune.record.tensor_files import writing
 from silotune.settings.adapters import Lora
-from silotune.settings.sections import ModelSection
+from silotune.settings.sections import FileSettings, ModelSection
+from silotune.structs import Example, Row
 from silotune.training.probe import probed
 
 if TYPE_CHECKING:
@@ -96,10 +98,10 @@ def evaluate(
     *,
     mode: str = "federated",
     split: str = "test",
-    data: Path | None = None,
+    data: str | Path | Sequence[Row] | None = None,
     scoring: str | None = None,
 ) -> dict[str, Any]:
-    """Scores the adapter of a run on a split of its data, or on a file of examples of the same task.
+    """Scores the adapter of a run on a split of its data, or on a file or rows of the same task.
 
     Of a run over sites, the training examples are not here: it is scored on what its coordinator scores on.
 
@@ -116,38 +118,29 @@ def evaluate(
     if scoring == "generation" and not task.options and task.answer != "mixture":
         raise DataError(f"scoring = 'generation' compares with options, and task {task.name!r} has none: leave it out")
     if data is not None:
-        name = str(data)
-        dataset = Dataset(task, {name: read_examples(data, task, config.data)})
+        name, examples = _other_examples(data, task, config.data)
+        dataset = Dataset(task, {name: examples})
         changes["max_examples"] = None
     else:
         read = load_scored_examples if folder.is_of_sites() else load_examples
         dataset, name = read(config.data, seed=config.seed), split
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     adapted = probed(_load(folder, config, mode, knows_start=True), config.model)
-    examples = scored_examples(config, dataset, name)
-    scorer, _, _ = scorer_of(config, adapted, dataset, examples, name=name)
+    scored = scored_examples(config, dataset, name)
+    scorer, _, _ = scorer_of(config, adapted, dataset, scored, name=name)
     with operation_threads(threads_of(adapted, config.training.threads).an_operation):
         figures = scorer(adapters.read(adapted))
     return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **figures}
 
 
-def generate(
-    path: str | Path, prompt: str, *, mode: str = "federated", base: bool = False, sampling: Sampling | None = None
-) -> str:
-    """The answer of a tuned model (or of its base) to one prompt.
-
-    Args:
-        path: A run folder, a model's folder, a Hub id or ``nano``.
-        prompt: The user's turn; it goes through the tokenizer's chat template where there is one.
-        mode: ``federated``, ``centralized`` or ``isolated/<client>``.
-        base: Answer with the base model instead.
-        sampling: How to pick tokens; greedy by default.
-
-    Raises:
-        SilotuneError: The run, its adapter or the model are not there, or the prompt is too long.
-    """
-    adapted = load_tuned(path, mode=mode, base=base)
-    return "".join(stream_answer(adapted, [("user", prompt)], sampling or Sampling()))
+def _other_examples(
+    data: str | Path | Sequence[Row], task: Task, files: FileSettings
+) -> tuple[str, tuple[Example, ...]]:
+    """What examples that are no split are called in results, and the examples: of a file, or of rows."""
+    if isinstance(data, str | Path):
+        return str(data), read_examples(data, task, files)
+    name = "given rows"
+    return name, tuple(to_example(task, row, where=name, number=number) for number, row in enumerate(data, start=1))
 
 
 def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, str], ...], str]]:

@@ -1,9 +1,12 @@
-"""Finds the configurations that come with silotune, in a source checkout and in an installed wheel."""
+"""Finds the configuration that a user means: a dictionary, a file, or one that comes with silotune, by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from silotune.config import Config, from_mapping, load_config, merge
 from silotune.errors import ConfigError, unknown_choice
 
 ENDING = ".toml"
@@ -11,7 +14,7 @@ ENDING = ".toml"
 
 def folder() -> Path:
     """The folder of shipped configurations: package data of a wheel, else ``configs/`` of the checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parent
     in_wheel = package / "configs"
     return in_wheel if in_wheel.is_dir() else package.parents[1] / "configs"
 
@@ -51,6 +54,22 @@ def find(name_or_path: str) -> Path:
 def is_grid(name: str) -> bool:
     """Whether a name is that of a shipped grid for ``silotune benchmark``."""
     return name.startswith("benchmarks/") and not Path(name).is_file()
+
+
+def asked(config: Config | Mapping[str, Any] | str | Path, changes: Sequence[str] = ()) -> Config:
+    """The configuration that a user gives in one way or another, with changes as ``--set`` takes them.
+
+    Raises:
+        ConfigError: There is no such configuration, it is one of a grid, or it holds faults.
+    """
+    if isinstance(config, Config):
+        return from_mapping(merge(config.model_dump(mode="json"), changes)) if changes else config
+    if isinstance(config, Mapping):
+        return from_mapping(merge(config, changes))
+    name = str(config)
+    if is_grid(name):
+        raise ConfigError(f"{name!r} is a grid of runs: silotune benchmark {name.removeprefix('benchmarks/')}")
+    return load_config(find(name), changes)
 
 
 def find_grid(name_or_path: str) -> Path:
