@@ -66,7 +66,11 @@ _GROUPS = {
 def build_app() -> typer.Typer:
     """All commands."""
     app = typer.Typer(
-        help=_HELP, epilog=_EPILOG, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        help=_HELP,
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
     for command in _COMMANDS:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -33,7 +34,21 @@ class _PrintableConsole(Console):
 
 def stdout() -> Console:
     """A console on the present standard output; square brackets in texts are printed as they are."""
-    return _PrintableConsole(file=sys.stdout, markup=False, highlight=False)
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """The same on the present standard error."""
+    return _console(sys.stderr)
+
+
+_WIDE = 1000
+"""Columns of what is no terminal: a row of a table is one line, and no word is parted."""
+
+
+def _console(file: TextIO) -> Console:
+    width = None if file.isatty() or "COLUMNS" in os.environ else _WIDE
+    return _PrintableConsole(file=file, width=width, markup=False, highlight=False)
 
 
 def say(text: str, *, is_error: bool = False) -> None:

@@ -7,9 +7,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from silotune.cli.output import say_to
+from silotune.record.printable import counted
 from silotune.report.runs import KINDS, seconds_text
 
 _TITLES = {"federated": "federated", "isolated": "each alone", "centralized": "centralised"}
@@ -107,8 +109,8 @@ class _Lines:
 
     def mode_started(self, fields: Mapping[str, Any]) -> None:
         clients = fields.get("clients_per_round")
-        each = f", {clients} clients a round" if clients and fields["mode"] == "federated" else ""
-        self._say(f"{_title(fields)}: {fields['rounds']} rounds{each}")
+        each = f", {counted(clients, 'client')} a round" if clients and fields["mode"] == "federated" else ""
+        self._say(f"{_title(fields)}: {counted(fields['rounds'], 'round')}{each}")
 
     def client_finished(self, fields: Mapping[str, Any]) -> None:
         """Too much for a log."""
@@ -124,6 +126,13 @@ class _Lines:
         self._say(f"{_title(fields)} finished: {text}")
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time that is left, which says so; nothing once all is done, as the time spent stands beside it."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.finished else Text.assemble(super().render(task), " left")
+
+
 def bars_with_time(console: Console) -> Progress:
     """Bars with a state of their own words (field ``state``), time spent and time left."""
     return Progress(
@@ -131,8 +140,7 @@ def bars_with_time(console: Console) -> Progress:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[state]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        _TimeLeft(),
         console=console,
     )
 

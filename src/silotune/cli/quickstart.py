@@ -26,7 +26,9 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune the shipped model over four banks in a minute or two, and compare."""
-    from silotune.cli.run import watched
+    from silotune.cli.run import say_loading, watched
+
+    say_loading(as_json)
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.report.pictures import draw_rounds, draw_skew

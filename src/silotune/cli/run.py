@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
+from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stderr, stdout
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment: federated, isolated and centralised training as its configuration says."""
-    from silotune.experiment.run import run_experiment
     from silotune.shipped import asked
 
     loaded = asked(config, settings or ())
+    say_loading(as_json)
+    from silotune.experiment.run import run_experiment
+
     folder = watched(lambda observer: run_experiment(loaded, observer=observer), is_silent=as_json)
     _show(folder, as_json)
 
@@ -45,6 +47,7 @@ def resume(
         return
     if submitter is not None:
         raise ConfigError("--as signs a submitted run anew: name the coordinator's kit, too (--kit)")
+    say_loading(as_json)
     from silotune.experiment.run import resume_experiment
 
     done = watched(lambda observer: resume_experiment(folder, observer=observer), is_silent=as_json)
@@ -64,14 +67,21 @@ def _queue_again(name: str, kit: Path, submitter: Path | None, as_json: bool) ->
     say(f"follow it: silotune logs {name} --kit {kit} --follow")
 
 
+def say_loading(is_silent: bool) -> None:
+    """Says why nothing else is said for the first seconds."""
+    if not is_silent:
+        say("loading PyTorch, the model and the examples")
+
+
 def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) -> RunFolder:
-    """Does the work with live progress, or in silence."""
+    """Does the work with live progress; where standard output is for JSON, on standard error if that is a terminal."""
     from silotune.cli.progress import RunProgress
 
+    console = stderr() if is_silent else stdout()
     with reserved_stdout(is_silent):
-        if is_silent:
+        if is_silent and not console.is_terminal:
             return work(None)
-        with RunProgress(stdout()) as progress:
+        with RunProgress(console) as progress:
             return work(progress)
 
 

@@ -74,6 +74,7 @@ class Child:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.arguments], stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
+                process_group=0,  # Ctrl-C in a terminal is for the parent, which ends its children in order
                 env={**os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
             )  # fmt: skip
         finally:

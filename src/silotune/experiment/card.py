@@ -12,6 +12,7 @@ from silotune.experiment.privacy import spent_text
 from silotune.experiment.results import COMPARED, round_text
 from silotune.federation.coordinator.protection import SEES
 from silotune.methods.algorithms import title_of
+from silotune.record.printable import counted
 from silotune.settings.adapters import AdapterSettings, Lora
 
 
@@ -119,7 +120,7 @@ def _front_matter(config: Config, *, is_whole: bool, has_classes: bool) -> str:
 
 def _rounds(result: Mapping[str, Any], planned: int) -> str:
     done = result["rounds"]
-    return f"{done} rounds" if done == planned else f"{done} of {planned} rounds ({result['stopped']})"
+    return counted(done, "round") if done == planned else f"{done} of {counted(planned, 'round')} ({result['stopped']})"
 
 
 def _adapter_text(adapter: AdapterSettings) -> str:

@@ -20,6 +20,7 @@ from silotune.federation.kinds import EVALUATE
 from silotune.federation.wire.run_setup import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
+from silotune.record.printable import counted
 from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
 from silotune.settings.sections import BudgetSection, FederationSection, Mode, TrainingSection
@@ -94,12 +95,14 @@ def budget(prepared: Prepared) -> str:
     """What "the same budget" means in this run, in one sentence."""
     config = prepared.config
     if not any(prepared.clients.values()):
-        return f"{config.federation.rounds} rounds; each site does its own optimiser steps on its own examples"
+        return (
+            f"{counted(config.federation.rounds, 'round')}; each site does its own optimiser steps on its own examples"
+        )
     rounds, per_round, steps = config.federation.rounds, pooled_steps(prepared), steps_by_mode(prepared)
     more = steps["isolated"] > steps["federated"]
     resting = f", {steps['isolated']} in all, as each trains in every round" if more else ""
     return (
-        f"same examples, initial adapter, batch size and evaluation; {rounds} round{'' if rounds == 1 else 's'}; "
+        f"same examples, initial adapter, batch size and evaluation; {counted(rounds, 'round')}; "
         f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
         f"centralised: the same {rounds * per_round} on the pooled examples; "
         f"isolated: each institution does its own {'steps' if more else 'share of these steps'} on its own examples, "

@@ -17,6 +17,7 @@ from silotune.experiment.prepare import client_shares
 from silotune.federation.coordinator.privacy import CentralPrivacy, central_privacy, noise_in_shares
 from silotune.federation.coordinator.protection import SEES, TRUSTED
 from silotune.privacy.accountant import Spend, curve
+from silotune.record.printable import counted
 from silotune.settings.adapters import Lora
 from silotune.settings.privacy import (
     ByClient,
@@ -194,9 +195,10 @@ def _lines(privacy: PrivacySection, epsilon: str, rounds: int | str) -> list[str
     if not privacy.dp.is_promised:
         what = "the sum, and the model made from it," if privacy.protection.is_sum else "an update"
         return [sees, protected.format(what=what), f"trusted: {TRUSTED[type(privacy.protection)]}"]
-    figures = {"epsilon": epsilon, "delta": f"{privacy.guarantee.delta:g}", "rounds": rounds}
+    over = counted(rounds, "round") if isinstance(rounds, int) else f"{rounds} rounds"
+    figures = {"epsilon": epsilon, "delta": f"{privacy.guarantee.delta:g}", "rounds": over}
     if isinstance(privacy.dp, Distributed):
-        figures["colluding"] = privacy.dp.colluding
+        figures["colluding"] = str(privacy.dp.colluding)
     return [sees, protected.format(**figures), trusted]
 
 
@@ -208,24 +210,24 @@ _STATEMENTS: Mapping[type[DpSettings], tuple[str, str, str]] = {
     ),
     ByExample: (
         "the server sees every institution's update, noised, and its number of examples; losses are withheld",
-        "a record is protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, from the server too",
+        "a record is protected with epsilon = {epsilon} at delta = {delta} over {rounds}, from the server too",
         "trusted: each institution with its own records; not the server, not the others",
     ),
     ByClient: (
         "the server sees every institution's update in the clear; models carry the noise",
-        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds}, "
         "from whoever gets a model",
         "trusted: the server, to clip, to add noise and to keep updates to itself",
     ),
     Local: (
         "the server sees every institution's update, clipped and noised, and its number of examples",
-        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds}, "
         "from the server as well",
         "trusted: each institution with its own data; not the server, not the others",
     ),
     Distributed: (
         "the server sees the sum of the institutions' updates, noised",
-        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds} rounds, "
+        "an institution's whole data are protected with epsilon = {epsilon} at delta = {delta} over {rounds}, "
         "from the server as well and from up to {colluding} others that work with it",
         "trusted: the other institutions, to add their shares of the noise; not the server",
     ),

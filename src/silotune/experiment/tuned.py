@@ -49,6 +49,11 @@ def load_tuned(path: str | Path, *, mode: str = "federated", base: bool = False)
         ModelError: The base model is not found, the adapter does not fit it, or it is a classifier.
     """
     if not is_run(path):
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise RunFolderError(
+                f"{str(path)!r} is neither a run folder nor a model: give the folder that 'silotune run' printed, or "
+                "one that 'silotune export --merge' made"
+            )
         found = load_base(ModelSection(name=str(path), max_length=8))
         return Adapted(found, found.model, {}, {})
     folder = RunFolder.open(path)

@@ -32,3 +32,8 @@ def one_line(text: str) -> str:
 
 def _code(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 round``, ``2 rounds``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
