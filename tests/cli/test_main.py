@@ -171,3 +171,9 @@ def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(monkeypatch, chos
     done = python(code, "--version")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == found
+
+
+def test_h_is_help_everywhere(silotune):
+    for arguments in (("-h",), ("run", "-h"), ("site", "check", "-h")):
+        outcome = silotune(*arguments)
+        assert outcome.code == 0 and "Usage: silotune" in outcome.out

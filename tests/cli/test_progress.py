@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 
 from finished_run import events
-from silotune.cli.progress import RunProgress, count_text, figure_text
+from silotune.cli.output import stdout
+from silotune.cli.progress import RunProgress, bars_with_time, count_text, figure_text
+from silotune.record.printable import counted
 
 
 def test_bars_end_full():
@@ -45,3 +47,23 @@ def test_the_main_figure_is_named():
     assert figure_text({"accuracy": 0.5, "loss": 1.0}) == "accuracy 50.0 %"
     assert figure_text({"perplexity": 12.3}) == "perplexity 12.30"
     assert figure_text({}) == figure_text(None) == ""
+
+
+def test_what_is_left_says_so_and_ends_with_the_work() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    bars = bars_with_time(console)
+    task = bars.add_task("federated", total=2, state="round 1/2", completed=1)
+    left = bars.columns[-1]
+    assert str(left(bars.tasks[0])).endswith(" left")
+    bars.update(task, completed=2)
+    assert str(left.render(bars.tasks[0])) == ""
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "round") for number in (0, 1, 1200)] == ["0 rounds", "1 round", "1200 rounds"]
+
+
+def test_a_row_of_a_table_is_one_line_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert stdout().width > 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -463,3 +464,13 @@ def test_a_log_holds_nothing_that_acts_on_a_terminal() -> None:
     refused, failed, *trace = said.splitlines()
     assert refused.endswith(r"no \u001b]0;owned\u0007\u000a2026-01-01 INFO all is well")
     assert failed.endswith("failed") and trace[0].startswith("Traceback")
+
+
+def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
+    """It ends its children in order: a coordinator's job is stopped, and has not crashed."""
+    child = Child("sleeper", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "log")
+    child.start()
+    try:
+        assert child.process is not None and os.getpgid(child.process.pid) != os.getpgid(0)
+    finally:
+        child.stop()
