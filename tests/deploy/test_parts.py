@@ -30,8 +30,10 @@ from silotune.deploy.node import _Node
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.queue import ENDED, Jobs
 from silotune.deploy.queued_run import ending_of
+from silotune.deploy.site import rounds_after
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
+from silotune.record.audit import Trail
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, write_secret
 from silotune.settings.sections import FederationSection
@@ -474,3 +476,16 @@ def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
         assert child.process is not None and os.getpgid(child.process.pid) != os.getpgid(0)
     finally:
         child.stop()
+
+
+def test_a_site_tells_of_the_rounds_that_it_trained(tmp_path: Path) -> None:
+    trail, key = Trail(tmp_path / "audit.jsonl", new_key(), actor="north"), {"run": "first"}
+    assert rounds_after(tmp_path / "audit.jsonl", 0) == ([], 0)
+    trail.add("request", {"kind": "train", "round": 1, **key})
+    trail.add("reply", {"kind": "train", "round": 1, "body": {"loss": 0.51234, "seconds": 2.0, "steps": 3}, **key})
+    trail.add("reply", {"kind": "evaluate", "round": 1, "body": {"loss": 0.5}, **key})
+    trail.add("reply", {"kind": "train", "round": 2, "body": "0" * 64, **key})
+    trail.flush()
+    trained, seen = rounds_after(tmp_path / "audit.jsonl", 0)
+    assert trained == [{"run": "first", "round": 1, "loss": "0.512", "seconds": "2"}]
+    assert rounds_after(tmp_path / "audit.jsonl", seen) == ([], seen)

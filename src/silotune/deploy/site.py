@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from silotune.deploy.kits import AUTH_KEY, Kit, check_start, log_of, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
+from silotune.record.audit import FILE
 from silotune.structs import Observer
 from silotune.transports.frames import Frame, NoAnswerError, ask
 
@@ -38,7 +40,12 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
             node.start()
             place = f"{settings.coordinator.host}:{settings.coordinator.fleet_port}"
             notify("site_started", {"site": settings.site, "coordinator": place, "folder": str(folder)})
+            trail = folder / FILE
+            seen = trail.stat().st_size if trail.is_file() else 0
             while not stopped:
+                trained, seen = rounds_after(trail, seen)
+                for fields in trained:
+                    notify("round_trained", fields)
                 for child in (trainer, node):
                     refusal = _refusal(kit) if child is node and child.code else ""
                     if refusal:
@@ -49,6 +56,27 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
         finally:
             node.stop()
             trainer.stop(limit_seconds=5.0)
+
+
+def rounds_after(trail: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
+    """The rounds that a site has trained by its own audit trail, from a place in it; and the place to go on at.
+
+    Loss and seconds are those that left: where a round goes into a protected sum none do, and it is not told.
+    """
+    if not trail.is_file():
+        return [], 0
+    with trail.open("rb") as file:
+        file.seek(seen)
+        whole = file.read().rpartition(b"\n")[0]
+    if not whole:
+        return [], seen
+    replies = (entry["fields"] for entry in map(json.loads, whole.splitlines()) if entry["event"] == "reply")
+    trained = []
+    for fields in replies:
+        if isinstance(body := fields["body"], dict) and "steps" in body:  # the report of a training
+            figures = {name: f"{body[name]:.3g}" for name in ("loss", "seconds") if name in body}
+            trained.append({"run": fields.get("run", ""), "round": fields["round"], **figures})
+    return trained, seen + len(whole) + 1
 
 
 def _refusal(kit: Kit) -> str:
