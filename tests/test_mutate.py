@@ -77,10 +77,10 @@ def test_every_pattern_of_the_table_finds_files(mutate: ModuleType) -> None:
 
 def test_lines_are_named_by_module(mutate: ModuleType) -> None:
     lines = (mutate.ROOT / mutate.PACKAGE / "methods/ranks.py").read_text().splitlines()
-    line = next(number for number, text in enumerate(lines, 1) if "rank_of(adapter) or 0" in text)
+    line = next(number for number, text in enumerate(lines, 1) if "if found[name] < 1" in text)
     assert [(name, mutant.line, mutant.change) for name, mutant in mutate.at(f"methods/ranks.py:{line}")] == [
-        ("methods/ranks.py", line, "lora.rank_of(adapter) or 0 -> lora.rank_of(adapter) and 0"),
-        ("methods/ranks.py", line, "0 -> 1"),
+        ("methods/ranks.py", line, "found[name] < 1 -> found[name] <= 1"),
+        ("methods/ranks.py", line, "1 -> 2"),
     ]
     assert len(mutate.at(f"methods/ranks.py:{line}-{line + 2}")) > 2
     with pytest.raises(SystemExit, match="give a module of the package and lines"):

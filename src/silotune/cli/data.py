@@ -61,11 +61,11 @@ def _asked(
     file: Path | None, task: str | None, config: str | None, settings: list[str]
 ) -> tuple[DataSection, ModelSection]:
     """The sections that the options ask for; with a file, that file is the only one."""
-    from silotune.cli.shipped import find
     from silotune.config import from_mapping, load_config, merge
     from silotune.data.guess import GuessError
     from silotune.experiment.data_check import guessed
     from silotune.settings.sections import DataSection, PartitionSection
+    from silotune.shipped import find
 
     if config is not None:
         loaded = load_config(find(config), settings)
