@@ -82,7 +82,7 @@ def test_lines_are_named_by_module(mutate: ModuleType) -> None:
         ("methods/ranks.py", line, "found[name] < 1 -> found[name] <= 1"),
         ("methods/ranks.py", line, "1 -> 2"),
     ]
-    assert len(mutate.at(f"methods/ranks.py:{line}-{line + 2}")) > 2
+    assert len(mutate.at(f"methods/ranks.py:{line}-{line + 9}")) > 2
     with pytest.raises(SystemExit, match="give a module of the package and lines"):
         mutate.at("methods/ranks.py")
 
