@@ -75,6 +75,14 @@ def test_a_check_tells_what_would_be_cut_and_shows_no_text_unless_asked(
     assert SECRET in silotune("data", "check", file, "--show").out
 
 
+def test_a_check_says_what_the_model_cannot_be_given(silotune: Callable[..., Any], tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "lab"}}]
+    turns = [{"role": "user", "content": "K?"}, {"role": "assistant", "content": "4.1"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"tools": tools, "messages": turns}) + "\n", encoding="utf-8")
+    outcome = silotune("data", "check", tmp_path / "chats.jsonl")
+    assert "this model cannot be given 1 example: the tokenizer's chat template does not show tools" in outcome.out
+
+
 def test_a_check_for_a_task_names_the_rows_that_do_not_fit(silotune: Callable[..., Any], folder: Path) -> None:
     outcome = silotune("data", "check", folder / "north.tsv", "--task", "fpb")
     assert outcome.code == 0

@@ -66,6 +66,14 @@ def test_columns_that_show_no_task_are_said_with_the_remedy(row: Row) -> None:
     assert "SECRET" not in str(caught.value)
 
 
+def test_bytes_that_are_text_are_text() -> None:
+    rows = [{"note": f"é {text}".encode(), "urgency": b"now" if place % 2 else b"later", "scan": b"\xff"}
+            for place, text in enumerate(TEXTS * 4)]  # fmt: skip
+    found = guess(rows)
+    assert found.data["definition"]["options"] == ["later", "now"] and "note" in found.data["definition"]["prompt"]
+    assert columns_of(rows)[2].kinds == ("bytes",)
+
+
 def test_what_a_column_holds() -> None:
     rows: list[Row] = [{"a": "xy", "b": 1}, {"a": " ", "b": 2.5}, {"a": "xy", "c": None}, {"b": float("nan"), "a": "z"}]
     a, b, c = columns_of(rows)

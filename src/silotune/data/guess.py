@@ -65,7 +65,15 @@ _REMEDY: Final = "name them in [data.definition] of a configuration ('silotune c
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """What each column holds, in the order of the columns."""
     names = dict.fromkeys(composed(name) for row in rows for name in row)
-    return [_column(name, [row.get(name) for row in rows]) for name in names]
+    return [_column(name, [_decoded(row.get(name)) for row in rows]) for name in names]
+
+
+def _decoded(value: Any) -> Any:
+    """Text in place of bytes that are UTF-8, as some writers of Parquet leave it; any other value as it is."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _column(name: str, values: Sequence[Any]) -> Column:
@@ -152,7 +160,7 @@ def _is_closed(column: Column) -> bool:
 
 def _options(name: str, rows: Sequence[Row]) -> list[str]:
     """The different values of a column; of several spellings in small and large letters, the most frequent one."""
-    found = Counter(composed(plain_text(row.get(name), name)) for row in rows)
+    found = Counter(composed(plain_text(_decoded(row.get(name)), name)) for row in rows)
     spelt: dict[str, str] = {}
     for value, _ in found.most_common():
         if value:

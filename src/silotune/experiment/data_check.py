@@ -154,14 +154,15 @@ def _contradictions(parts: Iterable[Part]) -> int:
 
 
 def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Mapping[str, Any]:
-    """Tokens of prompt and answer together, before anything is cut, and how many examples would be cut."""
+    """Tokens of prompt and answer together, before anything is cut, how many examples would be cut, and how many the
+    model cannot be given, with the reason of the first."""
     encoder = Encoder(tokenizer, max_length=max_length)
-    lengths, cut = [], 0
+    lengths, cut, refused = [], 0, []
     for example in examples:
         try:
             made = encoder([example])
-        except DataError:  # the answer alone is longer than max_length
-            cut += 1
+        except DataError as error:
+            refused.append(str(error).partition(": ")[2])
             continue
         lengths.append(sum(each.length + each.prompt_cut + each.answer_cut for each in made))
         cut += any(each.prompt_cut or each.answer_cut for each in made)
@@ -170,4 +171,4 @@ def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, ma
     found = {
         name: lengths[min(int(share * len(lengths)), len(lengths) - 1)] for name, share in places.items() if lengths
     }
-    return {**found, "cut": cut}
+    return {**found, "cut": cut, "refused": len(refused), "why": refused[0] if refused else ""}
