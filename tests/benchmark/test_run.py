@@ -46,12 +46,17 @@ class Seen:
 
 
 def table(folder: Path) -> list[Any]:
-    """All figures of a grid, to the last digit; time and message headers, which hold times, left out."""
+    """All figures of a grid, to the last digit; time, energy and message headers, which hold times, left out."""
     found: Comparison = compare(observe(GridFolder.open(folder)))
     rows = [
-        (row.task, row.adapter, row.partition, row.algorithm, row.mode, row.seeds, row.figures) for row in found.rows
+        (row.task, row.adapter, row.partition, row.algorithm, row.mode, row.seeds, _exact(row.figures))
+        for row in found.rows
     ]
     return [*rows, *found.claims, *found.summaries]
+
+
+def _exact(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: figure for name, figure in figures.items() if name != "joules"}
 
 
 def written(folder: Path) -> dict[str, int]:
