@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.box import ROUNDED
 from rich.console import Console
+from rich.table import Table
 
 from finished_run import events
 from silotune.cli.output import stdout
@@ -65,5 +67,10 @@ def test_one_is_no_plural() -> None:
 
 def test_a_row_of_a_table_is_one_line_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setattr("sys.stdout", io.StringIO())
-    assert stdout().width > 500
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stdout", written)
+    table = Table("trained", "a word and another", box=ROUNDED)
+    table.add_row("federated", "long " * 60)
+    stdout().print(table)
+    head, row = written.getvalue().splitlines()
+    assert head.split() == ["trained", "a", "word", "and", "another"] and row.split() == ["federated", *["long"] * 60]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from silotune.record.printable import one_line, printable
 
@@ -27,7 +28,9 @@ class _PrintableConsole(Console):
     """A console that lets no text act on the terminal; rich's own styles, which are no text, still work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escapes everything that is shown: lines, cells of tables, titles, bars."""
+        """Escapes everything that is shown: lines, cells of tables, titles, bars; a table in a pipe has no frame."""
+        if isinstance(renderable, Table) and not self.is_terminal:
+            renderable.box, renderable.pad_edge = None, False
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
