@@ -482,10 +482,12 @@ def test_a_site_tells_of_the_rounds_that_it_trained(tmp_path: Path) -> None:
     trail, key = Trail(tmp_path / "audit.jsonl", new_key(), actor="north"), {"run": "first"}
     assert rounds_after(tmp_path / "audit.jsonl", 0) == ([], 0)
     trail.add("request", {"kind": "train", "round": 1, **key})
-    trail.add("reply", {"kind": "train", "round": 1, "body": {"loss": 0.51234, "seconds": 2.0, "steps": 3}, **key})
+    sizes = {"bytes_down": 4000, "bytes_up": 3000}
+    report = {"loss": 0.51234, "seconds": 2.0, "steps": 3}
+    trail.add("reply", {"kind": "train", "round": 1, "body": report, **sizes, **key})
     trail.add("reply", {"kind": "evaluate", "round": 1, "body": {"loss": 0.5}, **key})
     trail.add("reply", {"kind": "train", "round": 2, "body": "0" * 64, **key})
     trail.flush()
     trained, seen = rounds_after(tmp_path / "audit.jsonl", 0)
-    assert trained == [{"run": "first", "round": 1, "loss": "0.512", "seconds": "2"}]
+    assert trained == [{"run": "first", "round": 1, "loss": "0.512", "seconds": "2", **sizes}]
     assert rounds_after(tmp_path / "audit.jsonl", seen) == ([], seen)

@@ -88,6 +88,8 @@ def test_a_reply_is_signed_for_its_request(tmp_path: Path) -> None:
     with pytest.raises(MessageError, match="is not signed"):
         check_signature(replace(reply, signature=""), said, [sites.keys["bank-a"].public])
     assert events(tmp_path) == [("request", ""), ("reply", "")]
+    noted = list(read_chain(tmp_path / "bank-a" / FILE))[-1].fields
+    assert noted["bytes_down"] > 20 and noted["bytes_up"] > 20  # five values each way, and words
     verify_trail(tmp_path / "bank-a" / FILE, is_open_allowed=True)
 
 

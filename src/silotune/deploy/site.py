@@ -75,7 +75,8 @@ def rounds_after(trail: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
     for fields in replies:
         if isinstance(body := fields["body"], dict) and "steps" in body:  # the report of a training
             figures = {name: f"{body[name]:.3g}" for name in ("loss", "seconds") if name in body}
-            trained.append({"run": fields.get("run", ""), "round": fields["round"], **figures})
+            sizes = {name: fields[name] for name in ("bytes_down", "bytes_up") if name in fields}
+            trained.append({"run": fields.get("run", ""), "round": fields["round"], **figures, **sizes})
     return trained, seen + len(whole) + 1
 
 

@@ -72,7 +72,8 @@ def serve(arrived: Arrived, guard: Guard, open_run: Callable[[], Ready], work: C
         reply = signed(reply, request=asked_digest, head=request.head, key=guard.key)
         body = reply.body if KINDS[reply.kind].is_seen_alone else sha256(reply.body)  # no opened share stays in a file
         fields = {"request": asked_digest, "tensors": reply.digest, "body": body, "signature": reply.signature}
-        trail.add("reply", {**place, **fields})
+        sizes = {"bytes_down": len(arrived.payload), "bytes_up": _sent(reply)}
+        trail.add("reply", {**place, **fields, **sizes})
         _add_spent(trail, place, admitted.asked)
     except PolicyError as error:
         trail.add("refusal", {**place, "rule": error.rule, "reason": str(error)})
@@ -126,8 +127,13 @@ def released(reply: Reply, allowed: Policy) -> Reply:
     if KINDS[reply.kind].is_seen_alone:
         figures = tuple(name for name in reply.body if name not in NOT_FIGURES)
     reply = replace(reply, body=rules.released(allowed, reply.body, figures=figures))
-    rules.check_upload(allowed, num_bytes(reply.tensors) + len(canonical(reply.body)))
+    rules.check_upload(allowed, _sent(reply))
     return reply
+
+
+def _sent(reply: Reply) -> int:
+    """Bytes of a reply's tensors and body."""
+    return num_bytes(reply.tensors) + len(canonical(reply.body))
 
 
 def figures_within(reply: Reply, metrics: tuple[str, ...] | None) -> Reply:
