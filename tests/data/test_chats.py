@@ -93,6 +93,16 @@ def test_sharegpt_is_the_same_chat() -> None:
     assert [role for role, _ in example.messages] == ["system", "user", "assistant", "tool"]
 
 
+def test_a_system_s_message_beside_a_sharegpt_chat_is_its_first_turn() -> None:
+    chat = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    own = [{"from": "system", "value": "Be kind."}, *chat]
+    assert convert("instruct", conversations=chat, system="Be kind.") == convert("instruct", conversations=own)
+    assert convert("instruct", conversations=own, system="Be rude.") == convert("instruct", conversations=own)
+    assert convert("instruct", conversations=chat, system=" ") == convert("instruct", conversations=chat)
+    with pytest.raises(DataError, match="field 'system' is not text"):
+        convert("instruct", conversations=chat, system=["SECRET"])
+
+
 @pytest.mark.parametrize(
     "message",
     [

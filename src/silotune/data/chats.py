@@ -34,7 +34,8 @@ ROLES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What a message may call the one who speaks -> role of its turn."""
-_CHATS: Final = ("messages", "conversations")
+_SHARED: Final = "conversations"
+_CHATS: Final = ("messages", _SHARED)
 _NEEDED: Final = "needs a role (system, user, assistant, tool) and a content"
 
 
@@ -129,7 +130,8 @@ def asked_in(row: Row, spot: str) -> Chat:
     if column == "prompt" and isinstance(row["prompt"], str):
         return (("user", row["prompt"]),)
     place = f"{spot}: {column}"
-    return (*tools_of(row, spot), *question_of(without_answer(turns_of(row[column], place)), place))
+    asked = question_of(without_answer(turns_of(row[column], place)), place)
+    return (*tools_of(row, spot), *system_of(row, spot), *asked)
 
 
 def tools_of(row: Row, spot: str) -> Chat:
@@ -147,6 +149,22 @@ def tools_of(row: Row, spot: str) -> Chat:
         raise DataError(f"{spot}: field {TOOLS!r} is not a list of functions with a name")
     described = [{"type": "function", "function": _without_nothing(function)} for function in functions]
     return ((TOOLS, _json(described, f"{spot}: field {TOOLS!r}")),)
+
+
+def system_of(row: Row, spot: str) -> Chat:
+    """The system's turn that ShareGPT's rows may have in a column of its own; none where the chat has one itself.
+
+    Raises:
+        DataError: The column holds no text.
+    """
+    given, chat = row.get("system"), _parsed(row[_SHARED]) if isinstance(row.get(_SHARED), str) else row.get(_SHARED)
+    if chat is None or given is None or given == "":
+        return ()
+    if not isinstance(given, str):
+        raise DataError(f"{spot}: field 'system' is not text")
+    first = chat[0] if isinstance(chat, list) and chat else {}
+    has_own = isinstance(first, Mapping) and ROLES.get(str(first.get("role") or first.get("from"))) == "system"
+    return () if has_own or not given.strip() else (("system", given.strip()),)
 
 
 def only_read(turns: Chat) -> Chat:

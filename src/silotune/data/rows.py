@@ -30,6 +30,7 @@ from silotune.data.chats import (
     question_of,
     reply_of,
     said,
+    system_of,
     tools_of,
     turns_of,
     without_answer,
@@ -192,7 +193,7 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     row = _without_bytes(row, layout, spot)
     kind = _kind(task, layout, row)
     read = _READERS[kind](task, layout, row, spot)
-    messages = read.messages
+    messages = (*(system_of(row, spot) if kind in _CHATS else ()), *read.messages)
     if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
     if kind in _CHATS:
