@@ -9,8 +9,8 @@ import pytest
 from silotune.config import from_mapping, merge, overlaid
 from silotune.errors import ConfigError
 from silotune.settings.adapters import ADAPTERS
-from silotune.settings.limits import LIMITS, SECTIONS, Limit, Sections, faults
-from silotune.settings.sections import FederationSection, TrainingSection
+from silotune.settings.limits import LIMITS, SECTIONS, Limit, faults
+from silotune.settings.sections import FederationSection, Sections, TrainingSection
 
 IDLE = {
     "federation.algorithm.proximal_mu=0.1": "this is a setting of 'fedprox' and means nothing with 'fedavg'",

@@ -7,13 +7,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
 from silotune.settings import plugins
-from silotune.settings.adapters import ADAPTERS, Adapter, Lora
+from silotune.settings.adapters import ADAPTERS
 from silotune.settings.base import Section
 from silotune.settings.limits import faults, limits
 from silotune.settings.places import anchored
@@ -27,31 +27,13 @@ from silotune.settings.registry import (
     table_at,
     void_with,
 )
-from silotune.settings.sections import (
-    DataSection,
-    EvaluationSection,
-    FederationSection,
-    ModelSection,
-    PrivacySection,
-    RecordSection,
-    TrainingSection,
-)
+from silotune.settings.sections import Sections
 
 SectionType = TypeVar("SectionType", bound=Section)
 
 
-class Config(Section):
-    """A whole run."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of data, partition, adapter and training")
-    model: ModelSection = ModelSection()
-    adapter: Adapter = Field(Lora(), description="the small part that is trained and sent")
-    data: DataSection = DataSection()
-    training: TrainingSection = TrainingSection()
-    federation: FederationSection = FederationSection()
-    privacy: PrivacySection = PrivacySection()
-    evaluation: EvaluationSection = EvaluationSection()
-    record: RecordSection = RecordSection()
+class Config(Sections):
+    """A whole run, whose sections go together."""
 
     @model_validator(mode="before")
     @classmethod

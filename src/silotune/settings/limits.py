@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from silotune.settings.adapters import AdapterSettings, Lora
+from silotune.settings.adapters import Lora
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
@@ -20,16 +20,7 @@ from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, Dpo
 from silotune.settings.privacy import ByClient, Guarantee, SecureSum, SumSettings
 from silotune.settings.registry import Table
-from silotune.settings.sections import (
-    DataSection,
-    Engine,
-    EvaluationSection,
-    FederationSection,
-    ModelSection,
-    PrivacySection,
-    RecordSection,
-    TrainingSection,
-)
+from silotune.settings.sections import Engine, EvaluationSection, FederationSection, Sections
 
 RANK_TABLES = ("ranks", "memory_mb", "policies")
 """Keys that give clients LoRA ranks of their own."""
@@ -38,45 +29,10 @@ Way = Literal[Engine, "sites"]
 """How clients are reached: an engine, or ``silotune submit`` to sites that are elsewhere."""
 
 
-class Asked(Protocol):
-    """The sections of a run that the table looks at."""
-
-    @property
-    def model(self) -> ModelSection: ...
-    @property
-    def adapter(self) -> AdapterSettings: ...
-    @property
-    def data(self) -> DataSection: ...
-    @property
-    def training(self) -> TrainingSection: ...
-    @property
-    def federation(self) -> FederationSection: ...
-    @property
-    def privacy(self) -> PrivacySection: ...
-    @property
-    def evaluation(self) -> EvaluationSection: ...
-    @property
-    def record(self) -> RecordSection: ...
+SECTIONS = tuple(name for name in Sections.model_fields if name != "seed")
 
 
-@dataclass(frozen=True)
-class Sections:
-    """Some sections of a run, the others as they are by default."""
-
-    model: ModelSection = ModelSection()
-    adapter: AdapterSettings = Lora()
-    data: DataSection = DataSection()
-    training: TrainingSection = TrainingSection()
-    federation: FederationSection = FederationSection()
-    privacy: PrivacySection = PrivacySection()
-    evaluation: EvaluationSection = EvaluationSection()
-    record: RecordSection = RecordSection()
-
-
-SECTIONS = tuple(field.name for field in fields(Sections))
-
-
-def _once(run: Asked) -> Iterable[Mapping[str, object]]:
+def _once(run: Sections) -> Iterable[Mapping[str, object]]:
     return ({},)
 
 
@@ -93,24 +49,24 @@ class Limit:
     """
 
     says: str
-    when: Callable[[Asked], bool] = lambda run: True
+    when: Callable[[Sections], bool] = lambda run: True
     ways: tuple[Way, ...] = ()
-    cases: Callable[[Asked], Iterable[Mapping[str, object]]] = _once
+    cases: Callable[[Sections], Iterable[Mapping[str, object]]] = _once
 
 
-def faults(run: Asked, *subjects: str) -> list[str]:
+def faults(run: Sections, *subjects: str) -> list[str]:
     """What of a run does not go together, one line each, whatever runs it; all subjects of the table by default."""
     rows = (limit for subject in subjects or LIMITS for limit in LIMITS[subject] if not limit.ways)
     return [line for limit in rows for line in _lines(limit, run)]
 
 
-def limits(way: Way, run: Asked) -> list[str]:
+def limits(way: Way, run: Sections) -> list[str]:
     """What of a run cannot be done this way, one line each."""
     rows = (limit for subject in LIMITS.values() for limit in subject if way in limit.ways)
     return [line for limit in rows for line in _lines(limit, run)]
 
 
-def _lines(limit: Limit, run: Asked) -> Iterator[str]:
+def _lines(limit: Limit, run: Sections) -> Iterator[str]:
     if limit.when(run):
         sections = {name: getattr(run, name) for name in SECTIONS}
         for case in limit.cases(run):
@@ -128,22 +84,22 @@ def is_linked(federation: FederationSection) -> bool:
     return (federation.upload, federation.download, federation.clock) != (plain.upload, plain.download, plain.clock)
 
 
-def _known(run: Asked) -> int | None:
+def _known(run: Sections) -> int | None:
     """The number of clients, where it is known before the data."""
     partition = run.data.partition
     return partition.clients if partition.scheme in ("iid", "dirichlet", "quantity") else None
 
 
-def _in_round(run: Asked) -> int | None:
+def _in_round(run: Sections) -> int | None:
     """The number of clients of a round, where it is known before the data."""
     return run.federation.clients_per_round or _known(run)
 
 
-def _clients(run: Asked) -> Iterable[Mapping[str, object]]:
+def _clients(run: Sections) -> Iterable[Mapping[str, object]]:
     return ({"clients": _in_round(run)},)
 
 
-def _exceeds_known(number: int | None, run: Asked) -> bool:
+def _exceeds_known(number: int | None, run: Sections) -> bool:
     known = _known(run)
     return number is not None and known is not None and number > known
 
@@ -152,7 +108,7 @@ def _named(trait: str, table: Table[Any], *, word: str = ", ") -> str:
     return word.join(map(repr, table.those(trait)))
 
 
-def _without_factors(run: Asked) -> Iterator[Mapping[str, object]]:
+def _without_factors(run: Sections) -> Iterator[Mapping[str, object]]:
     """What is asked of LoRA's factors, and the adapter that has none."""
     adapter, federation = run.adapter, run.federation
     given = "adapter.dora = true" if isinstance(adapter, Lora) else f"adapter.type = {adapter.type!r}"
@@ -161,21 +117,21 @@ def _without_factors(run: Asked) -> Iterator[Mapping[str, object]]:
     return ({"what": what, "given": given} for what in asked)
 
 
-def _ranks_above(run: Asked) -> Iterator[Mapping[str, object]]:
+def _ranks_above(run: Sections) -> Iterator[Mapping[str, object]]:
     if isinstance(run.adapter, Lora):
         for name, rank in run.federation.ranks.items():
             if rank > run.adapter.rank:
                 yield {"name": name, "rank": rank}
 
 
-def _names_twice(run: Asked) -> Iterator[Mapping[str, object]]:
+def _names_twice(run: Sections) -> Iterator[Mapping[str, object]]:
     for first, second in itertools.combinations(RANK_TABLES, 2):
         for name in getattr(run.federation, first):
             if name in getattr(run.federation, second):
                 yield {"name": name, "first": first, "second": second}
 
 
-def _unused(run: Asked) -> Iterator[Mapping[str, object]]:
+def _unused(run: Sections) -> Iterator[Mapping[str, object]]:
     """Settings of another choice than the one made, by what sections say of their keys."""
     for name in SECTIONS:
         yield from _unused_in(getattr(run, name), name)
@@ -192,32 +148,32 @@ def _unused_in(section: Section, where: str) -> Iterator[Mapping[str, object]]:
             yield from _unused_in(inner, f"{where}.{key}")
 
 
-def _promised(test: Callable[[Asked, Guarantee], bool]) -> Callable[[Asked], bool]:
+def _promised(test: Callable[[Sections, Guarantee], bool]) -> Callable[[Sections], bool]:
     """Whether there is a guarantee, and the test holds of it."""
     return lambda run: isinstance(run.privacy.dp, Guarantee) and test(run, run.privacy.dp)
 
 
-def _summed(test: Callable[[Asked, SumSettings], bool]) -> Callable[[Asked], bool]:
+def _summed(test: Callable[[Sections, SumSettings], bool]) -> Callable[[Sections], bool]:
     """Whether the coordinator sees sums alone, and the test holds of them."""
     return lambda run: isinstance(run.privacy.protection, SumSettings) and test(run, run.privacy.protection)
 
 
-def _is_buffered(run: Asked) -> bool:
+def _is_buffered(run: Sections) -> bool:
     return run.federation.clock is not None and run.federation.clock.buffer is not None
 
 
-def _is_mixture(run: Asked) -> bool:
+def _is_mixture(run: Sections) -> bool:
     return run.data.task == "mixture"
 
 
-def _of_selection(run: Asked) -> Iterator[Mapping[str, object]]:
+def _of_selection(run: Sections) -> Iterator[Mapping[str, object]]:
     plain = EvaluationSection()
     return (
         {"key": key} for key in ("selection", "select_every") if getattr(run.evaluation, key) != getattr(plain, key)
     )
 
 
-def _has_simulated_pace(run: Asked) -> bool:
+def _has_simulated_pace(run: Sections) -> bool:
     """Whether a clock is set for more than how a round ends."""
     clock = run.federation.clock
     if clock is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from silotune.errors import PrivacyError, ProtectionError
+from silotune.settings.adapters import Adapter, Lora
 from silotune.settings.aggregation import Aggregation, ByExamples, Mean, Weighting
 from silotune.settings.algorithms import Algorithm, FedAvg
 from silotune.settings.attacks import Attack, NoAttack
@@ -429,3 +430,17 @@ class RecordSection(Section):
     country: Annotated[str, Field(pattern="^[A-Z]{3}$")] = Field(
         "ESP", description="ISO 3166 code of three letters: whose electricity, for CO2"
     )
+
+
+class Sections(Section):
+    """All sections of a run, which need not go together (`limits`)."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of data, partition, adapter and training")
+    model: ModelSection = ModelSection()
+    adapter: Adapter = Field(Lora(), description="the small part that is trained and sent")
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
+    evaluation: EvaluationSection = EvaluationSection()
+    record: RecordSection = RecordSection()

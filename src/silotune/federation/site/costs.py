@@ -17,7 +17,8 @@ from silotune.federation.site.state import Site
 from silotune.federation.wire.orders import read_order
 from silotune.privacy.accountant import Spend
 from silotune.privacy.ledger import entry
-from silotune.settings.limits import Sections, faults
+from silotune.settings.limits import faults
+from silotune.settings.sections import Sections
 from silotune.structs import Request
 from silotune.tensors import count
 from silotune.training.local import steps_in_round
