@@ -131,7 +131,7 @@ def asked_in(row: Row, spot: str) -> Chat:
         return (("user", row["prompt"]),)
     place = f"{spot}: {column}"
     asked = question_of(without_answer(turns_of(row[column], place)), place)
-    return (*tools_of(row, spot), *system_of(row, spot), *asked)
+    return (*tools_of(row, spot), *system_of(row, asked, spot), *asked)
 
 
 def tools_of(row: Row, spot: str) -> Chat:
@@ -151,20 +151,18 @@ def tools_of(row: Row, spot: str) -> Chat:
     return ((TOOLS, _json(described, f"{spot}: field {TOOLS!r}")),)
 
 
-def system_of(row: Row, spot: str) -> Chat:
+def system_of(row: Row, turns: Chat, spot: str) -> Chat:
     """The system's turn that ShareGPT's rows may have in a column of its own; none where the chat has one itself.
 
     Raises:
         DataError: The column holds no text.
     """
-    given, chat = row.get("system"), _parsed(row[_SHARED]) if isinstance(row.get(_SHARED), str) else row.get(_SHARED)
-    if chat is None or given is None or given == "":
+    given = row.get("system")
+    if row.get(_SHARED) is None or given is None or given == "":
         return ()
     if not isinstance(given, str):
         raise DataError(f"{spot}: field 'system' is not text")
-    first = chat[0] if isinstance(chat, list) and chat else {}
-    has_own = isinstance(first, Mapping) and ROLES.get(str(first.get("role") or first.get("from"))) == "system"
-    return () if has_own or not given.strip() else (("system", given.strip()),)
+    return (("system", given.strip()),) if given.strip() and turns[0][0] != "system" else ()
 
 
 def only_read(turns: Chat) -> Chat:

@@ -193,7 +193,7 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     row = _without_bytes(row, layout, spot)
     kind = _kind(task, layout, row)
     read = _READERS[kind](task, layout, row, spot)
-    messages = (*(system_of(row, spot) if kind in _CHATS else ()), *read.messages)
+    messages = (*(system_of(row, read.messages, spot) if kind in _CHATS else ()), *read.messages)
     if task.system and messages and messages[0][0] != "system":
         messages = (("system", task.system), *messages)
     if kind in _CHATS:
@@ -207,8 +207,16 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
         if column in row
     }
     if not task.options:
-        made = Example(messages, read.answer, fields=fields, text=read.text, calls=read.calls, shorten=read.shorten)
-        return replace(made, rejected=read.rejected, wanted=_wanted(layout, row, spot))
+        return Example(
+            messages,
+            read.answer,
+            fields=fields,
+            text=read.text,
+            rejected=read.rejected,
+            wanted=_wanted(layout, row, spot),
+            calls=read.calls,
+            shorten=read.shorten,
+        )
     place, options = task.options.index(read.answer), task.options
     if task.answer == "cloze":
         options = tuple(_choices(task, layout, row, spot).values())
