@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, entry_points, version
+from importlib.metadata import EntryPoint, distributions, entry_points
 from types import MappingProxyType
 from typing import Any
 
@@ -140,11 +140,3 @@ def named(group: str, name: str, *, is_own: bool) -> Plugin | None:
             "that package"
         )
     return found[0] if found else None
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed distribution; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

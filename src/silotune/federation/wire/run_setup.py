@@ -16,9 +16,9 @@ from pydantic import Field
 from silotune.config import Config, plugins_of
 from silotune.data.tasks import resolve
 from silotune.errors import ConfigError, PolicyError
+from silotune.record.environment import version_of
 from silotune.record.plain_json import sha256, strict_object
 from silotune.settings.base import Section, exactly
-from silotune.settings.plugins import installed_version
 from silotune.settings.sections import (
     DataSection,
     EvaluationSection,
@@ -129,7 +129,7 @@ def check_plugins(document: Mapping[str, Any], allowed: Collection[str]) -> None
     for package, version in named.items():
         if package not in allowed:
             raise PolicyError("plugins", f"the run uses plug-ins of {package!r}, which policy.toml does not allow")
-        own = installed_version(package)
+        own = version_of(package)
         if own != version:
             here = f"version {own} is installed here" if own else "it is not installed here"
             raise PolicyError("plugins", f"the run uses {package!r} {version}, and {here}")
