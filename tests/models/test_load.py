@@ -248,7 +248,7 @@ def test_int4_prints_nothing_in_a_fresh_process(tiny_folder: Path) -> None:
     if find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     code = (
-        "from silotune.config import ModelSection; from silotune.models.load import load_base; "
+        "from silotune.settings.sections import ModelSection; from silotune.models.load import load_base; "
         f"load_base(ModelSection(name={str(tiny_folder)!r}, max_length=128, precision='int4'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, TextIO
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
@@ -28,9 +28,12 @@ class _PrintableConsole(Console):
     """A console that lets no text act on the terminal; rich's own styles, which are no text, still work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escapes everything that is shown: lines, cells of tables, titles, bars; a table in a pipe has no frame."""
+        """Escapes everything that is shown: lines, cells of tables, titles, bars. A table in a pipe has no frame, and
+        what is said below it is not folded to the table's width."""
         if isinstance(renderable, Table) and not self.is_terminal:
             renderable.box, renderable.pad_edge = None, False
+            said, renderable.caption = renderable.caption, None
+            renderable = renderable if said is None else Group(renderable, said)
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
