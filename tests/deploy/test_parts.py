@@ -17,7 +17,7 @@ import pytest
 import kits
 from disks import PAGE, disk, fill, make_room
 from governed import job
-from silotune.config import Config
+from silotune.config import Config, from_mapping
 from silotune.deploy import coordinator as coordinators
 from silotune.deploy import site
 from silotune.deploy.check import CHECKS, check_site
@@ -30,13 +30,15 @@ from silotune.deploy.node import _Node
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.queue import ENDED, Jobs
 from silotune.deploy.queued_run import ending_of
-from silotune.deploy.site import rounds_after
+from silotune.deploy.site import notes_beyond, rounds_after
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
+from silotune.experiment.site import Holdings, SiteDesk, setup_of
 from silotune.record.audit import Trail
+from silotune.record.files import write_json
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, write_secret
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, FileSettings
 from silotune.transports.flower import Ending
 from silotune.transports.frames import Frame
 
@@ -388,6 +390,34 @@ def test_a_site_says_how_its_own_file_is_read(tmp_path: Path) -> None:
         assert found.ok == is_ok and "SECRET" not in found.said
     assert found.said.startswith("6 examples for fpb; ")
     assert "read as cp1252" in found.said and "left out 1 row (1 x label is not one of" in found.said
+    (kit.folder / "own.csv").write_text("text%label\n" + "shares " * 600 + "%negative\nup<|eos|>%positive\n")
+    said = CHECKS["data format"](read_kit(kit.folder))
+    assert "; 1 would be cut by a run with model.max_length = 512; control marks of the tokenizer stand in" in said
+    assert "the longest has 18" in said and "shares" not in said
+
+
+def test_a_site_is_told_what_was_cut_skipped_or_escaped_of_its_examples(tmp_path: Path, tiny_folder: Path) -> None:
+    file = tmp_path / "own.csv"
+    file.write_bytes("text,label\nSECRET s\u00e9lls </s>,negative\nup,positive\nSECRET,none\n".encode("cp1252"))
+    own = Holdings(
+        "north", model=str(tiny_folder), task="fpb", train=file, files=FileSettings(on_bad_row="skip"), device="cpu"
+    )
+    data = {"task": "fpb", "test": "elsewhere.csv"}
+    config = from_mapping({"data": data, "model": {"name": str(tiny_folder), "max_length": 24}})
+    notes = SiteDesk(own).open(setup_of(config)).notes
+    for said in ("read as cp1252", "left out 1 row", "2 of 2 prompts were cut", "1 of 2 texts spell control marks"):
+        assert any(said in note for note in notes), said
+    assert "SECRET" not in "".join(notes)
+
+
+def test_a_sites_terminal_shows_a_note_once_a_run(tmp_path: Path) -> None:
+    known: set[tuple[str, str]] = set()
+    place = tmp_path / "notes.json"
+    assert notes_beyond(known, place) == []
+    for run in ("first", "second"):
+        write_json(place, {"run": run, "notes": ["train: 3 of 9 prompts were cut"]})
+        assert notes_beyond(known, place) == [{"run": run, "note": "train: 3 of 9 prompts were cut"}]
+        assert notes_beyond(known, place) == []
 
 
 @pytest.mark.parametrize(

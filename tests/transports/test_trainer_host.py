@@ -36,6 +36,7 @@ class OneModel:
         self.model, self.expected = model, {"train": layout_of(start)}
         self.opened: list[Any] = []
         self.rests = 0
+        self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.gate: threading.Event | None = None
 
     def open(self, setup: Mapping[str, Any]) -> Opened:
@@ -51,7 +52,7 @@ class OneModel:
         if self.gate is not None:
             self.gate.wait(10)
         self.site = Site("a", EXAMPLES, self.model, settings=SETTINGS)
-        return Opened(self.site, self.expected, keep=2)
+        return Opened(self.site, self.expected, keep=2, notes=("train: 1 of 9 prompts were cut",))
 
     def rest(self) -> None:
         self.rests += 1
@@ -64,7 +65,7 @@ class OneModel:
 def served(desk: OneModel, folder: Path) -> Iterator[Path]:
     """A trainer in a thread; its socket."""
     path = folder / "own" / "trainer.sock"
-    host = TrainerHost(desk, folder / "states")
+    host = TrainerHost(desk, folder / "states", notify=lambda event, fields: desk.told.append((event, fields)))
     thread = threading.Thread(target=host.serve, args=(listen(path),), daemon=True)
     thread.start()
     wait_until_ready(path, timeout_seconds=5)
@@ -106,6 +107,9 @@ def test_a_run_is_opened_once_and_the_next_one_frees_it(model, start, tmp_path: 
             assert work(path, request(start, 1), job=job).header["status"] == "reply"
         said = ask(path, Frame({"verb": "state"}), timeout_seconds=5).header
     assert (len(desk.opened), desk.rests, said["served"], said["base_loads"]) == (2, 1, 3, 1)
+    notes = ["train: 1 of 9 prompts were cut"]  # for the site's own staff: no answer holds them
+    assert desk.told == [("run_opened", {"run": run, "notes": notes}) for run in ("run-1", "run-2")]
+    assert "cut" not in str(said)
 
 
 @pytest.mark.parametrize(

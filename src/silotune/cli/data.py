@@ -117,11 +117,12 @@ def _tell(found: Mapping[str, Any], data: DataSection) -> None:
 
 
 def _tell_faults(part: Mapping[str, Any]) -> None:
+    from silotune.experiment.data_check import notes_on
+
     for note in part["notes"]:
         say(f"note: {note}")
-    if refused := part["tokens"]["refused"]:
-        examples = "1 example" if refused == 1 else f"{refused} examples"
-        say(f"{part['file']}: this model cannot be given {examples}: {part['tokens']['why']}")
+    for note in notes_on(part["tokens"]):
+        say(f"{part['file']}: {note}")
     for reason, count in part["bad_rows"]["kinds"].items():
         places = [each["place"] for each in part["bad_rows"]["first"] if each["reason"] == reason]
         where = f" ({', '.join(places)}{' ...' if len(places) < count else ''})" if places else ""

@@ -115,6 +115,9 @@ def _site_status(kit: KitFolder, as_json: AsJson = False) -> None:
     for part, words in _PARTS.items():
         if part in said:
             say(f"  {part}: {words(said[part])}")
+    data = said.get("data", {})
+    for note in data.get("notes", ()):
+        say(f"  examples in run {data['run']}: {note}")
 
 
 def _site_stop(kit: KitFolder) -> None:

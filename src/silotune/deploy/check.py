@@ -29,7 +29,7 @@ from silotune.errors import SilotuneError, unknown_choice
 from silotune.federation.site.policy import Policy, read_policy
 
 if TYPE_CHECKING:
-    from silotune.structs import Row
+    from silotune.structs import Example, Row
 
 MOST_SECONDS_OFF = 240.0
 """Flower accepts signatures that are at most 305 s old."""
@@ -196,7 +196,21 @@ def _data(kit: Kit) -> str:
         return f"none of its own: it takes its share of the generated task {data.task}"
     own_task = task_at(holdings_of(kit), task, data.definition)
     examples, notes = read_noted(kit.folder / data.train, own_task, data)
-    return "; ".join([f"{len(examples)} examples for {data.task}", *notes])
+    return "; ".join([f"{len(examples)} examples for {data.task}", *notes, *_as_tokens(kit, examples)])
+
+
+def _as_tokens(kit: Kit, examples: Sequence[Example]) -> list[str]:
+    """What the site's model would be given of its examples, at the default of ``model.max_length``."""
+    from silotune.deploy.trainer import holdings_of
+    from silotune.experiment.data_check import notes_on, token_lengths
+    from silotune.models.load import load_tokenizer
+    from silotune.settings.sections import ModelSection
+
+    model = ModelSection(name=holdings_of(kit).model or "nano")
+    tokens = token_lengths(examples, load_tokenizer(model), model.max_length)
+    cut = f"{tokens['cut']} would be cut by a run with model.max_length = {model.max_length}"
+    longest = [f"the longest has {tokens['longest']} tokens"] if "longest" in tokens else []
+    return [*longest, *([cut] if tokens["cut"] else []), *notes_on(tokens)]
 
 
 def _unreadable(data: SiteData) -> dict[str, bool]:

@@ -36,6 +36,8 @@ AUTHORITY_PUBLIC = "authority.pub"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 AUTH_KEY, AUTH_PUBLIC = "auth.key", "auth.pub"
 SIGNING_KEY, SIGNING_PUBLIC = "signing.key", "signing.pub"
+NOTES = "notes.json"
+"""In a site's state folder: what its staff should know of its examples in the run that it opened last."""
 HE_KEY = "he.key"
 """The key of encrypted sums, the same in every site's kit; the coordinator's has none."""
 EDITABLE = (SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE, POLICY, CHARTER, CHARTER_SIGNATURES, MEMBERS)

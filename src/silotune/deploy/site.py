@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from silotune.deploy.kits import AUTH_KEY, Kit, check_start, log_of, site_folder, site_settings, trainer_socket
+from silotune.deploy.kits import AUTH_KEY, NOTES, Kit, check_start, log_of, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
 from silotune.errors import FederationError
 from silotune.record.audit import FILE
@@ -36,13 +36,17 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
             for name in ("trainer", "node")
         )
         try:
+            (folder / NOTES).unlink(missing_ok=True)
             trainer.start()
             node.start()
             place = f"{settings.coordinator.host}:{settings.coordinator.fleet_port}"
             notify("site_started", {"site": settings.site, "coordinator": place, "folder": str(folder)})
             trail = folder / FILE
             seen = trail.stat().st_size if trail.is_file() else 0
+            known: set[tuple[str, str]] = set()
             while not stopped:
+                for fields in notes_beyond(known, folder / NOTES):
+                    notify("run_opened", fields)
                 trained, seen = rounds_after(trail, seen)
                 for fields in trained:
                     notify("round_trained", fields)
@@ -80,6 +84,15 @@ def rounds_after(trail: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
     return trained, seen + len(whole) + 1
 
 
+def notes_beyond(known: set[tuple[str, str]], path: Path) -> list[dict[str, Any]]:
+    """What the trainer says of this site's examples in a run, where it is not known yet; from now on it is."""
+    said = _written(path)
+    new = [(str(said["run"]), str(note)) for note in said.get("notes", ())]
+    new = [each for each in new if each not in known]
+    known.update(new)
+    return [{"run": run, "note": note} for run, note in new]
+
+
 def _refusal(kit: Kit) -> str:
     """Why the coordinator refuses this node; empty where it does not."""
     said = node_state(kit)
@@ -88,7 +101,11 @@ def _refusal(kit: Kit) -> str:
 
 def node_state(kit: Kit) -> dict[str, Any]:
     """The state that the node wrote last."""
-    path = site_folder(kit) / "node.json"
+    return _written(site_folder(kit) / "node.json")
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """What one of the site's two processes wrote last; empty before."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
@@ -104,4 +121,4 @@ def status(kit: Kit) -> dict[str, Any]:
         trainer = {"status": "starting"}
     except FederationError as error:
         trainer = {"status": "busy", "reason": str(error)}
-    return {**said, "node": node_state(kit), "trainer": trainer}
+    return {**said, "node": node_state(kit), "trainer": trainer, "data": _written(site_folder(kit) / NOTES)}

@@ -15,6 +15,7 @@ from silotune.deploy.charter import read_charter
 from silotune.deploy.kits import (
     CHARTER,
     HE_KEY,
+    NOTES,
     POLICY,
     SIGNING_KEY,
     Kit,
@@ -34,6 +35,7 @@ from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member
 from silotune.record.audit import FILE, Trail
+from silotune.record.files import write_json
 from silotune.record.signatures import raw_public, read_key, read_secret
 from silotune.settings.sections import PrivacySection
 from silotune.transports.frames import listen
@@ -72,6 +74,7 @@ def main() -> None:
         guard=guard,
         idle_seconds=trainer.idle_seconds,
         max_bytes=trainer.largest_message_mb << 20,
+        notify=lambda event, fields: write_json(site_folder(kit) / NOTES, fields),
     )
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from silotune.data.load import asked_of, fitting, folded_of, local_files
 from silotune.data.tasks import Task, resolve
 from silotune.errors import DataError
 from silotune.models.load import load_tokenizer
+from silotune.record.printable import counted
 from silotune.settings.sections import DataSection, ModelSection
 from silotune.training.encoder import Encoder
 
@@ -114,7 +115,7 @@ def _told(part: Part, tokenizer: PreTrainedTokenizerBase, max_length: int, shows
         },
         "columns": [asdict(column) for column in columns_of(part.rows)],
         "duplicates": _inside(part.examples),
-        "tokens": _lengths(part.examples, tokenizer, max_length),
+        "tokens": token_lengths(part.examples, tokenizer, max_length),
     }
     if shows_texts:
         told["shown"] = [
@@ -153,22 +154,39 @@ def _contradictions(parts: Iterable[Part]) -> int:
     return sum(len(found) > 1 for found in answers.values())
 
 
-def _lengths(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Mapping[str, Any]:
-    """Tokens of prompt and answer together, before anything is cut, how many examples would be cut, and how many the
-    model cannot be given, with the reason of the first."""
+def token_lengths(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Mapping[str, Any]:
+    """Tokens of prompt and answer together, before anything is cut, and how many examples would be cut, spell control
+    marks, are pairs that would be left out, or cannot be given to the model, with the reason of the first."""
     encoder = Encoder(tokenizer, max_length=max_length)
-    lengths, cut, refused = [], 0, []
+    lengths, cut, marked, left_out, refused = [], 0, 0, 0, []
     for example in examples:
         try:
             made = encoder([example])
         except DataError as error:
             refused.append(str(error).partition(": ")[2])
             continue
+        if not made:
+            left_out += 1
+            continue
         lengths.append(sum(each.length + each.prompt_cut + each.answer_cut for each in made))
         cut += any(each.prompt_cut or each.answer_cut for each in made)
+        marked += any(each.marks for each in made)
     lengths.sort()
     places = {"median": 0.5, "p95": 0.95, "longest": 1.0}
     found = {
         name: lengths[min(int(share * len(lengths)), len(lengths) - 1)] for name, share in places.items() if lengths
     }
-    return {**found, "cut": cut, "refused": len(refused), "why": refused[0] if refused else ""}
+    counts = {"cut": cut, "marked": marked, "left_out": left_out, "refused": len(refused)}
+    return {**found, **counts, "why": refused[0] if refused else ""}
+
+
+def notes_on(tokens: Mapping[str, Any]) -> list[str]:
+    """What a reader should know of examples as the model would be given them, beside their lengths and cuts."""
+    kinds = {
+        "marked": "control marks of the tokenizer stand in {}, and are read as plain text",
+        "left_out": "pairs of the same answers up to model.max_length would be left out: {}",
+        "refused": f"this model cannot be given {{}}: {tokens['why']}",
+    }
+    return [words.format(counted(tokens[kind], "example")) for kind, words in kinds.items() if tokens[kind]]

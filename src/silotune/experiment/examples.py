@@ -8,8 +8,9 @@ from silotune.config import Config
 from silotune.data.rows import Task
 from silotune.errors import ConfigError, DataError
 from silotune.settings.objectives import OBJECTIVES
+from silotune.settings.sections import Truncate
 from silotune.structs import Example
-from silotune.training.encode import Encoded
+from silotune.training.encode import Encoded, marks_note, truncation_note
 from silotune.training.objectives import Encode
 
 Places = Sequence[range]
@@ -31,6 +32,12 @@ def encoded_apart(encoder: Encode, examples: Sequence[Example]) -> tuple[list[En
     if examples and not made:
         raise DataError(f"the two answers of all {len(examples)} pairs are the same up to model.max_length; raise it")
     return made, places
+
+
+def notes_of(encoded: Sequence[Encoded], places: Places, what: str, *, truncate: Truncate) -> list[str]:
+    """What a reader should know of examples as ids: how many were cut, left out, or spell control marks."""
+    cut = truncation_note(encoded, what, truncate=truncate)
+    return [note for note in (cut, left_out_note(places, what), marks_note(encoded, what)) if note]
 
 
 def left_out_note(places: Places, what: str) -> str | None:

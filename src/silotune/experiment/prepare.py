@@ -13,7 +13,7 @@ from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import counted_by, deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.errors import ConfigError, DataError, unknown_choice
-from silotune.experiment.examples import check_objective, encoded_apart, left_out_note, spread
+from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
 from silotune.experiment.needs import check_packages
 from silotune.experiment.scoring import (
     Forgetting,
@@ -40,7 +40,7 @@ from silotune.settings.limits import RANK_TABLES
 from silotune.settings.lora_rules import LoraRuleSettings
 from silotune.settings.sections import FederationSection
 from silotune.structs import Example, Tensors
-from silotune.training.encode import Encoded, marks_note, truncation_note
+from silotune.training.encode import Encoded
 from silotune.training.probe import probed
 
 
@@ -113,8 +113,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         chosen = scored_examples(config, dataset, settings.selection)
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
-    cut.append(truncation_note(encoded, "train", truncate=config.data.truncate))
-    notes.extend(filter(None, [*cut, left_out_note(places, "train"), marks_note(encoded, "train")]))
+    notes.extend(filter(None, [*cut, *notes_of(encoded, places, "train", truncate=config.data.truncate)]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)

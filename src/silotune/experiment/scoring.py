@@ -14,14 +14,14 @@ from silotune.data.rows import SPLITS, Task
 from silotune.errors import DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
 from silotune.evaluation.forgetting import EMBEDDED, general_text, perplexity, windows
-from silotune.experiment.examples import Places, encoded_apart, left_out_note, spread
+from silotune.experiment.examples import Places, encoded_apart, notes_of, spread
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.load import Base
 from silotune.settings.sections import EvaluationSection
 from silotune.structs import Example, Tensors
 from silotune.tensors import digest
-from silotune.training.encode import Encoded, marks_note, truncation_note
+from silotune.training.encode import Encoded
 from silotune.training.objectives import Encode, encoder_of
 
 FORGETTING_WINDOW = 512
@@ -133,8 +133,7 @@ def scorer_of(
         or spell control marks.
     """
     encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
-    cut = truncation_note(encoded, name, truncate=config.data.truncate)
-    note = "; ".join(filter(None, [cut, left_out_note(places, name), marks_note(encoded, name)])) or None
+    note = "; ".join(notes_of(encoded, places, name, truncate=config.data.truncate)) or None
     alone = Scorer(adapted, encoded, name, closed_labels(dataset.task), config.evaluation)
     if not dataset.tasks:
         return alone, places, note

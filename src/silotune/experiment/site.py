@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from silotune.data.mixture import load_examples, tasks_of
 from silotune.data.rows import Task, with_columns
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
-from silotune.experiment.examples import check_objective, encoded_apart, spread
+from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
 from silotune.experiment.prepare import adapted_of, client_shares
 from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
@@ -136,18 +135,19 @@ class SiteDesk:
         asked = validated(Setup, dict(setup), source="a run's setup")
         config = self._own(asked.config)
         task = resolve(config.data)
-        tasks, examples = self._examples(config, task)
+        tasks, examples, notes = self._examples(config, task)
         for each in tasks:
             check_objective(config, each)
         adapted, initial = self._adapted(config, task, asked.base)
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
+        notes = [*notes, *notes_of(encoded, places, "train", truncate=config.data.truncate)]
         own = [encoded[place] for place in spread(range(len(examples)), places)]
         site = self._equip(
             Site(self._holdings.name, own, adapted, initial=initial, settings=run_settings(config)), config
         )
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
-        return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd)
+        return Opened(site, expected, keep=keep, zstd=config.federation.upload.zstd, notes=tuple(notes))
 
     def rest(self) -> None:
         """Keeps the base and its adapter; the threads are the process's own again."""
@@ -173,8 +173,8 @@ class SiteDesk:
         found = client_ranks(initial, ranks, memory_mb=memory, most_values={}, bytes_a_value=value)
         return found.get(name)
 
-    def _examples(self, config: Config, task: Task) -> tuple[Sequence[Task], Sequence[Example]]:
-        """The tasks that this site has examples of in the run, and the examples."""
+    def _examples(self, config: Config, task: Task) -> tuple[Sequence[Task], Sequence[Example], Sequence[str]]:
+        """The tasks that this site has examples of in the run, the examples, and notes on how they were read."""
         own, tasks = self._holdings, tasks_of(config.data)
         if own.task and own.task not in tasks:
             raise DataError(f"the run is for task {task.name!r}, this site's examples are for {own.task!r}")
@@ -183,9 +183,7 @@ class SiteDesk:
                 raise DataError("set data.task in site.toml: only the site says which columns of its file are read")
             task = task_at(own, tasks[own.task], config.data.definition)
             examples, notes = read_noted(own.train, task, own.files)
-            for note in notes:
-                logging.getLogger("silotune").warning("%s", note)
-            return [tasks[own.task]], examples
+            return [tasks[own.task]], examples, notes
         strange = [name for name, each in tasks.items() if not each.embedded]
         if strange and not own.is_simulated:
             raise DataError(f"task {strange[0]!r} is not generated: set data.train in site.toml to this site's file")
@@ -193,7 +191,7 @@ class SiteDesk:
         shares = client_shares(config, dataset)
         if own.name not in shares:
             raise DataError(f"{unknown_choice('site', own.name, shares)}: it has no share of {task.name!r}")
-        return dataset.tasks or (task,), [dataset.splits["train"][index] for index in shares[own.name]]
+        return dataset.tasks or (task,), [dataset.splits["train"][index] for index in shares[own.name]], ()
 
     def _adapted(self, config: Config, task: Task, base: str) -> tuple[Adapted, Tensors]:
         """The resident base with the run's adapter: as it is, with another adapter, or read from disk."""

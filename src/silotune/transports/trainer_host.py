@@ -37,7 +37,7 @@ from silotune.federation.wire.reasons import code_of
 from silotune.federation.wire.run_setup import setup_object
 from silotune.record.site_states import load_before, load_newest, save_after
 from silotune.settings.base import NAME, NAME_RULE
-from silotune.structs import BUDGET, Reply, Request
+from silotune.structs import BUDGET, Observer, Reply, Request
 from silotune.transports.frames import MAX_PAYLOAD_BYTES, Frame, check_peer, receive, send
 
 _LOG = logging.getLogger(__name__)
@@ -54,12 +54,14 @@ class Opened:
         expected: Kind of request -> what its tensors must look like; kinds that are left out carry none.
         keep: Rounds whose states are kept, so that a coordinator can go back to its last checkpoint.
         zstd: Level at which the tensors of replies are compressed; 0 for none.
+        notes: What the site's own staff should know of its examples; none of it leaves the site.
     """
 
     site: Site
     expected: Mapping[str, Expected]
     keep: int = 1
     zstd: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def served(self) -> Served:
@@ -97,6 +99,7 @@ class TrainerHost:
         guard: Checks every request before the site serves it; None in a simulation on the user's own machine.
         idle_seconds: After this time without a request, memory that only the last run needed is freed.
         max_bytes: Longest message that is read.
+        notify: Is told when a run was opened, with what the site's own staff should know of its examples.
     """
 
     def __init__(
@@ -107,9 +110,10 @@ class TrainerHost:
         guard: Guard | None = None,
         idle_seconds: float = 600.0,
         max_bytes: int = MAX_PAYLOAD_BYTES,
+        notify: Observer = lambda event, fields: None,
     ) -> None:
         self._desk, self._states, self._guard = desk, states, guard
-        self._idle_seconds, self._max_bytes = idle_seconds, max_bytes
+        self._idle_seconds, self._max_bytes, self._notify = idle_seconds, max_bytes, notify
         self._waiting: queue.SimpleQueue[tuple[socket.socket, Frame] | None] = queue.SimpleQueue()
         self._opened: tuple[str, bytes, Opened] | None = None
         self._began, self._served, self._works_on = time.time(), 0, ""
@@ -235,6 +239,7 @@ class TrainerHost:
         opened = self._desk.open(setup_object(arrived.setup))
         opened.site.state, opened.site.served = load_newest(states), Served(states / FILE)
         self._opened = (arrived.run, arrived.setup, opened)
+        self._notify("run_opened", {"run": arrived.run, "notes": list(opened.notes)})
         self._works_on = "admission"
         return opened
 
