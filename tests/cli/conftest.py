@@ -83,7 +83,7 @@ class Below:
         self.calls["evaluate"] = settings
         return {
             "model": "nano + demo/federated", "split": "test", "num_examples": 4, "accuracy": 0.5, "loss": 1.5,
-            "accuracy_interval": [0.4, 0.6], "confusion": [[1]],
+            "accuracy_interval": [0.4, 0.6], "confusion": [[1]], "notes": ["gold.jsonl: read as cp1252"],
             "per_class": {"negative": {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "support": 2}},
         }  # fmt: skip
 

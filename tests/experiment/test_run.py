@@ -160,10 +160,12 @@ def test_evaluate_again_gives_the_result(finished) -> None:
 
 def test_a_file_of_one_s_own_can_be_scored(finished, tmp_path: Path) -> None:
     run, _ = finished
-    path = tmp_path / "own.jsonl"
-    path.write_text("".join(json.dumps({"text": text, "label": "neutral"}) + "\n" for text in tiny.TEXTS))
+    path = tmp_path / "own.csv"
+    table = "text;label\n" + "".join(f"{text} s\u00ed;neutral\n" for text in tiny.TEXTS)
+    path.write_bytes(table.encode("cp1252"))
     figures = evaluate(run.path, data=path, scoring="generation")
     assert figures["split"] == str(path) and figures["num_examples"] == len(tiny.TEXTS)
+    assert figures["notes"] == [f"{path}: not UTF-8, read as cp1252; data.encoding names another encoding"]
     assert figures["scoring"] == "generation" and figures["per_class"]["neutral"]["support"] == len(tiny.TEXTS)
 
 

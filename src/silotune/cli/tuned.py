@@ -36,6 +36,8 @@ def evaluate(
         print_json(result)
         return
     stdout().print(_table(result))
+    for note in result["notes"]:
+        say(f"note: {note}")
 
 
 def _table(result: Mapping[str, Any]) -> Table:

@@ -118,14 +118,16 @@ def load_scored(section: DataSection, *, seed: int) -> Dataset:
     return Dataset(task, {"train": (), **splits}, None, tuple(notes))
 
 
-def read_examples(path: str | Path, task: Task, settings: FileSettings | None = None) -> tuple[Example, ...]:
-    """The examples of one file that is read whole, such as a gold-standard set: no row is left out of what is scored.
+def read_examples(
+    path: str | Path, task: Task, settings: FileSettings | None = None
+) -> tuple[tuple[Example, ...], list[str]]:
+    """As ``read_noted``, of one file that is read whole, such as a gold-standard set: no row of it is left out.
 
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
     whole = (settings or FileSettings()).model_copy(update={"on_bad_row": "stop"})
-    return read_noted(path, task, whole)[0]
+    return read_noted(path, task, whole)
 
 
 def read_noted(path: str | Path, task: Task, settings: FileSettings) -> tuple[tuple[Example, ...], list[str]]:

@@ -106,14 +106,15 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     encoded, places = encoded_apart(encoder_for(config, adapted.base), train)
 
     settings = config.evaluation
-    gold_examples = scored_examples(config, dataset, settings.gold)
+    gold_examples, read_so = scored_examples(config, dataset, settings.gold)
     gold, gold_places, *cut = scorer_of(config, adapted, dataset, gold_examples, name=settings.gold)
     selection = None
     if settings.selects:
-        chosen = scored_examples(config, dataset, settings.selection)
+        chosen, chosen_so = scored_examples(config, dataset, settings.selection)
+        read_so = [*read_so, *(note for note in chosen_so if note not in read_so)]
         selection, _, note = scorer_of(config, adapted, dataset, chosen, name=settings.selection)
         cut.append(note)
-    notes.extend(filter(None, [*cut, *notes_of(encoded, places, "train", truncate=config.data.truncate)]))
+    notes.extend(filter(None, [*read_so, *cut, *notes_of(encoded, places, "train", truncate=config.data.truncate)]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
     initial = adapters.read(adapted)

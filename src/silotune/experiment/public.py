@@ -69,7 +69,7 @@ def evaluate(
         scoring: ``likelihood`` or ``generation``; default: the run's own.
 
     Returns:
-        The figures by name, such as ``accuracy``.
+        The figures by name, such as ``accuracy``, and ``notes``: how a file was read, and what was cut.
 
     Raises:
         SilotuneError: Run, adapter, split or file are not there, or a row does not fit the task.

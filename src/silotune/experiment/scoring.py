@@ -171,16 +171,17 @@ def closed_labels(task: Task) -> tuple[str, ...]:
     return tuple(task.options)
 
 
-def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Example]:
-    """The examples that ``evaluation.gold`` or ``evaluation.selection`` names: a split, or a file.
+def scored_examples(config: Config, dataset: Dataset, name: str) -> tuple[Sequence[Example], list[str]]:
+    """The examples that ``evaluation.gold`` or ``evaluation.selection`` names: a split, or a file; and notes on a file.
 
     Raises:
         DataError: It is neither, or holds nothing.
     """
     if name in dataset.splits:
         examples: Sequence[Example] = dataset.splits[name]
+        notes: list[str] = []
     elif Path(name).suffix:
-        examples = read_examples(name, dataset.task, config.data)
+        examples, notes = read_examples(name, dataset.task, config.data)
     else:
         remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
         if name == "validation":
@@ -189,7 +190,7 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> Sequence[Exa
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
     most = min(config.evaluation.max_examples or len(examples), len(examples))
-    return [examples[place * len(examples) // most] for place in range(most)]  # from all of it: it may be sorted
+    return [examples[place * len(examples) // most] for place in range(most)], notes  # from all: it may be sorted
 
 
 class SetScorer(Protocol):

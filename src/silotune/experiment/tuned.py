@@ -111,7 +111,8 @@ def evaluate(
     Of a run over sites, the training examples are not here: it is scored on what its coordinator scores on.
 
     Returns:
-        The figures, with ``model`` (which adapter) and ``split`` (on what).
+        The figures, with ``model`` (which adapter), ``split`` (on what) and ``notes`` on how a file was read, and on
+        what was cut.
 
     Raises:
         SilotuneError: Run, adapter, split or file are not there.
@@ -123,29 +124,34 @@ def evaluate(
     if scoring == "generation" and not task.options and task.answer != "mixture":
         raise DataError(f"scoring = 'generation' compares with options, and task {task.name!r} has none: leave it out")
     if data is not None:
-        name, examples = _other_examples(data, task, config.data)
+        name, examples, notes = _other_examples(data, task, config.data)
         dataset = Dataset(task, {name: examples})
         changes["max_examples"] = None
     else:
         read = load_scored_examples if folder.is_of_sites() else load_examples
-        dataset, name = read(config.data, seed=config.seed), split
+        dataset, name, notes = read(config.data, seed=config.seed), split, []
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     adapted = probed(_load(folder, config, mode, knows_start=True), config.model)
-    scored = scored_examples(config, dataset, name)
-    scorer, _, _ = scorer_of(config, adapted, dataset, scored, name=name)
+    scored, _ = scored_examples(config, dataset, name)
+    scorer, _, note = scorer_of(config, adapted, dataset, scored, name=name)
     with operation_threads(threads_of(adapted, config.training.threads).an_operation):
         figures = scorer(adapters.read(adapted))
-    return {"model": f"{config.model.name} + {folder.path.name}/{mode}", **figures}
+    return {
+        "model": f"{config.model.name} + {folder.path.name}/{mode}",
+        **figures,
+        "notes": [*notes, *([note] if note else [])],
+    }
 
 
 def _other_examples(
     data: str | Path | Sequence[Row], task: Task, files: FileSettings
-) -> tuple[str, tuple[Example, ...]]:
-    """What examples that are no split are called in results, and the examples: of a file, or of rows."""
+) -> tuple[str, tuple[Example, ...], list[str]]:
+    """What examples that are no split are called in results, and the examples, of a file or of rows, with notes."""
     if isinstance(data, str | Path):
-        return str(data), read_examples(data, task, files)
+        return (str(data), *read_examples(data, task, files))
     name = "given rows"
-    return name, tuple(to_example(task, row, where=name, number=number) for number, row in enumerate(data, start=1))
+    rows = enumerate(data, start=1)
+    return name, tuple(to_example(task, row, where=name, number=number) for number, row in rows), []
 
 
 def sample_prompts(path: str | Path, count: int) -> list[tuple[tuple[tuple[str, str], ...], str]]:
