@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from silotune.config import from_mapping
 from silotune.data.tasks import resolve
 from silotune.deploy.check import CHECKS, _FaultError
 from silotune.deploy.kits import read_kit
-from silotune.errors import DataError
+from silotune.deploy.trainer import holdings_of
+from silotune.errors import ConfigError, DataError, KitError
 from silotune.experiment.run import run_experiment
 from silotune.experiment.site import Holdings, task_at
-from silotune.federation.wire.run_setup import Setup
+from silotune.federation.wire.run_setup import Setup, without_places
 from silotune.settings.sections import DataSection, TaskSection
 
 OPEN = {"prompt": "{note}\nWhat is to be done?", "answer": "reply", "fields": ["ward"]}
@@ -100,13 +102,40 @@ def test_check_says_what_of_the_file_a_run_may_read(kit: Path) -> None:
     said = checked(kit, 'task = "custom"\ntrain = "a.csv"\n[data.columns]\nnote = "befund"\nreply = "antwort"')
     assert said == "3 rows; a run's own task may read note (column 'befund'), reply (column 'antwort', empty in 1)"
     said = checked(kit, 'task = "fpb"\ntrain = "b.csv"\n[data.columns]\nsentence = "satz"\ntext = "satz"')
-    assert said == "1 examples for fpb"
+    assert said == "1 examples for fpb; the longest has 33 tokens"
+
+
+def test_a_pinned_definition_is_that_of_the_signed_setup_wherever_its_rows_come_from(kit: Path) -> None:
+    pinned = '[data.definition]\nprompt = "{befund}"\nanswer = "antwort"\nhub_id = "some/where"'
+    assert checked(kit, f'task = "custom"\ntrain = "c.csv"\n{pinned}').startswith("1 examples for custom")
+    data = {"task": "custom", "definition": {"prompt": "{befund}", "answer": "antwort", "hub_id": "some/where"}}
+    sent = without_places(from_mapping({"data": data})).data
+    assert task_at(holdings_of(read_kit(kit)), resolve(sent), sent.definition) == resolve(sent)
+
+
+@pytest.mark.parametrize(
+    "line", ['[data]\ntest = "a.csv"', '[data]\nvalidation = "a.csv"', '[model]\nprecision = "int4"']
+)
+def test_what_nobody_reads_is_no_setting_of_a_site(tmp_path: Path, line: str) -> None:
+    head, key = line.split("\n")
+    settings = kits.make(tmp_path / "f", ["north"]) / "north" / "site.toml"
+    settings.write_text(settings.read_text().replace(f"\n{head}\n", f"\n{line}\n"))
+    with pytest.raises(ConfigError, match=key.partition(" ")[0]):
+        read_kit(settings.parent)
+
+
+def test_a_kit_whose_settings_name_another_federation_than_its_members_is_refused(tmp_path: Path) -> None:
+    settings = kits.make(tmp_path / "f", ["north"]) / "north" / "site.toml"
+    settings.write_text(re.sub('federation = ".*"', 'federation = "other"', settings.read_text()))
+    with pytest.raises(KitError, match="the kit's settings name 'other'"):
+        read_kit(settings.parent).members()
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = kits.make(tmp_path_factory.mktemp("kits") / "f", ["north"]) / "north"
     (folder / "a.csv").write_text("befund,antwort\na,b\nc,\nd,e\n")
+    (folder / "c.csv").write_text("befund,antwort\na,b\n")
     (folder / "b.csv").write_text("satz,label\nshares rose,positive\n")
     return folder
 

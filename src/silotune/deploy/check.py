@@ -194,7 +194,8 @@ def _data(kit: Kit) -> str:
         if not task.embedded:
             raise _FaultError(f"data.train in site.toml names no file, and task {data.task!r} is not generated: set it")
         return f"none of its own: it takes its share of the generated task {data.task}"
-    own_task = task_at(holdings_of(kit), task, data.definition)
+    own = holdings_of(kit)
+    own_task = task_at(own, task, own.definition)
     examples, notes = read_noted(kit.folder / data.train, own_task, data)
     return "; ".join([f"{len(examples)} examples for {data.task}", *notes, *_as_tokens(kit, examples)])
 

@@ -26,7 +26,7 @@ from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.settings.base import Device, Positive, Section
-from silotune.settings.sections import FileSettings, Precision, TaskSection
+from silotune.settings.sections import FileSettings, TaskSection
 from silotune.transports.frames import socket_path
 
 SITE_FILE, COORDINATOR_FILE, SUBMITTER_FILE = "site.toml", "coordinator.toml", "submitter.toml"
@@ -142,7 +142,6 @@ class SiteModel(Section):
     """The base model at a site."""
 
     path: str = Field("nano", description="local folder of the base model, or 'nano' (shipped)")
-    precision: Precision = "float32"
     device: Device = "auto"
     sha256: Sha256 | None = Field(None, description="fingerprint that the folder must have: 'silotune site check'")
 
@@ -158,8 +157,6 @@ class SiteData(FileSettings):
         {}, description="column that the task names -> column of the file; with 'custom', all that a run may read"
     )
     train: Path | None = Field(None, description="training examples; relative paths begin at the kit")
-    validation: Path | None = None
-    test: Path | None = None
 
 
 class SiteTrainer(Section):
@@ -291,8 +288,19 @@ class Kit:
         return self.folder / name
 
     def members(self) -> Members:
-        """Who belongs to the federation, the authority's signature checked."""
-        return read_members(self.path(MEMBERS), self.authority())
+        """Who belongs to the federation, the authority's signature checked.
+
+        Raises:
+            SignatureError: The authority did not sign the list.
+            KitError: It cannot be read, or is of another federation than the kit.
+        """
+        members = read_members(self.path(MEMBERS), self.authority())
+        if members.federation != self.settings.federation:
+            raise KitError(
+                f"{str(self.path(MEMBERS))!r} is of the federation {members.federation!r}, the kit's settings name "
+                f"{self.settings.federation!r}: unpack the kit again"
+            )
+        return members
 
     def authority(self) -> str:
         """The public key of the federation's authority.

@@ -31,6 +31,7 @@ from silotune.federation.site.guard import Guard
 from silotune.federation.site.ledger import Budget
 from silotune.federation.site.policy import read_policy
 from silotune.federation.site.state import Protection, Site
+from silotune.federation.wire.run_setup import without_hub
 from silotune.models.fingerprint import fingerprint
 from silotune.models.load import nano_folder
 from silotune.privacy.secure_sum.terms import Member
@@ -53,7 +54,7 @@ def holdings_of(kit: Kit) -> Holdings:
         device=model.device,
         fingerprint=model.sha256,
         task=data.task,
-        definition=data.definition,
+        definition=data.definition and without_hub(data.definition),
         columns=data.columns,
         train=None if data.train is None else kit.folder / data.train,
         files=data,

@@ -40,7 +40,8 @@ class Holdings:
         device: Where it trains; None for what the run says.
         fingerprint: That the base must have; None for any that the run's coordinator has, too.
         task: The only task that its examples are for; empty where it has none of its own.
-        definition: Of the task ``custom``: the only one that a run may have; None for any over ``columns``.
+        definition: Of the task ``custom``: the only one that a run may have, as its setup has it; None for any over
+            ``columns``.
         columns: Column that a task names -> column of the site's file.
         train: Its examples; None for its share of a task that is generated.
         files: How the file of its examples is read.

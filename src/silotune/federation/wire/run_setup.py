@@ -28,6 +28,7 @@ from silotune.settings.sections import (
     PartitionSection,
     PrivacySection,
     RecordSection,
+    TaskSection,
     TrainingSection,
 )
 
@@ -57,7 +58,7 @@ def without_places(config: Config) -> Config:
     if data.partition.scheme == "file" or data.partition.files:
         nowhere["partition"] = PartitionSection()
     if definition is not None:
-        nowhere["definition"] = definition.model_copy(update={"hub_id": None, "hub_config": None})
+        nowhere["definition"] = without_hub(definition)
     of_model = {name: ModelSection.model_fields[name].default for name in _OF_MODEL}
     return config.model_copy(
         update={
@@ -70,6 +71,11 @@ def without_places(config: Config) -> Config:
             "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
         }
     )
+
+
+def without_hub(definition: TaskSection) -> TaskSection:
+    """A task's definition without the data set that its rows may come from: a site's come from its own file."""
+    return definition.model_copy(update={"hub_id": None, "hub_config": None})
 
 
 _OF_DATA = ("source", "root", "train", "validation", "test", *FileSettings.model_fields)
