@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from silotune.settings.sections import Truncate
 from silotune.structs import Example, Pair
-from silotune.training.encode import cut_left, render
+from silotune.training.encode import cut_left, ids_of, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ def fitted(
     ids: list[int],
     room: int,
     example: Example,
-    ids_of: Callable[[Example], list[int]],
+    encode: Callable[[Example], list[int]],
     *,
     truncate: Truncate,
     first: int,
@@ -30,14 +30,14 @@ def fitted(
         ids: Those of the whole prompt.
         room: Most ids.
         example: Whose prompt it is; ``shorten`` says which parts are shortened, until nothing is left of them.
-        ids_of: Makes the ids of a prompt.
+        encode: Makes the ids of a prompt.
         truncate: Where the parts, and the prompt if that is not enough, are cut.
         first: Ids that stay at the beginning, and ``last`` at the end; those at the end only for a cut that is not on
             the left, and as far as there is room.
         last: See ``first``.
     """
     if len(ids) > room and example.shorten:
-        ids = _shortened(example, ids_of, room, truncate)
+        ids = _shortened(example, encode, room, truncate)
     return cut_left(ids, room, first=_FRONTS[truncate](room, first, min(last, room - first)))
 
 
@@ -45,7 +45,7 @@ def tail_ids(messages: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> in
     """How many ids a chat template writes behind the last content, such as the mark that the assistant begins."""
     text, content = render(messages, tokenizer), messages[-1][1].strip()
     tail = text[text.rindex(content) + len(content) :] if content in text else ""
-    return len(tokenizer(tail, add_special_tokens=False)["input_ids"]) if tail else 0
+    return len(ids_of(tail, tokenizer)) if tail else 0
 
 
 _FRONTS: dict[Truncate, Callable[[int, int, int], int]] = {
@@ -56,14 +56,14 @@ _FRONTS: dict[Truncate, Callable[[int, int, int], int]] = {
 """Where a prompt is cut -> how many of the ids that fit stand before the cut."""
 
 
-def _shortened(example: Example, ids_of: Callable[[Example], list[int]], room: int, truncate: Truncate) -> list[int]:
+def _shortened(example: Example, encode: Callable[[Example], list[int]], room: int, truncate: Truncate) -> list[int]:
     """The ids of the prompt with as much of its shortened parts as fits; with nothing of them where nothing fits."""
     least, most = 0, max(end - start for start, end in example.shorten)
     while least < most:
         length = (least + most + 1) // 2
-        fits = len(ids_of(_with_parts(example, length, truncate))) <= room
+        fits = len(encode(_with_parts(example, length, truncate))) <= room
         least, most = (length, most) if fits else (least, length - 1)
-    return ids_of(_with_parts(example, least, truncate))
+    return encode(_with_parts(example, least, truncate))
 
 
 def _with_parts(example: Example, length: int, truncate: Truncate) -> Example:
