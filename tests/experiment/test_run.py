@@ -16,7 +16,7 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.data.embedded import finance
-from silotune.errors import AuditError, FederationError, ModelError, RunFolderError
+from silotune.errors import AuditError, DataError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate, least_memory
 from silotune.experiment.parts import MODES, budget, pooled_steps, steps_by_mode
@@ -175,6 +175,10 @@ def test_generation_and_prompts(finished) -> None:
     assert generate(run.path, "shares fell", base=True) == generate(
         run.read_json("config")["model"]["name"], "shares fell"
     )
+    shared = [{"from": "human", "value": "shares fell"}, {"from": "gpt", "value": "an answer that is asked for anew"}]
+    assert generate(run.path, shared) == generate(run.path, "shares fell")
+    with pytest.raises(DataError, match="the prompt: prompt: message 1 needs a role"):
+        generate(run.path, [{"role": "SECRET", "content": "SECRET"}])
     prompts = sample_prompts(run.path, 3)
     assert len({answer for _, answer in prompts}) == 3
 

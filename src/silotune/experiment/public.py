@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.config import Config
-from silotune.errors import DataError
+from silotune.data.chats import asked_in
 from silotune.evaluation.generate import Sampling, stream_answer
 from silotune.experiment import tuned
 from silotune.experiment.run import resume_experiment, run_experiment
@@ -100,16 +100,7 @@ def generate(
     """
     with hushed():
         adapted = tuned.load_tuned(source, mode=mode, base=base)
-        return "".join(stream_answer(adapted, _turns(prompt), sampling or Sampling()))
-
-
-def _turns(prompt: str | Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    if isinstance(prompt, str):
-        return [("user", prompt)]
-    try:
-        return [(turn["role"], turn["content"]) for turn in prompt]
-    except (KeyError, TypeError):
-        raise DataError("a prompt is a text, or a list of dictionaries with 'role' and 'content'") from None
+        return "".join(stream_answer(adapted, asked_in({"prompt": prompt}, "the prompt"), sampling or Sampling()))
 
 
 def export(folder: str | Path, out: str | Path, *, merge: bool = False, mode: str = "federated") -> Path:
