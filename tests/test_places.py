@@ -9,9 +9,10 @@ from pydantic import BaseModel
 
 from silotune.benchmark.expand import Changes, expand
 from silotune.benchmark.schema import load_grid
-from silotune.config import Config, load_config, load_for_elsewhere
+from silotune.config import Config, from_mapping, load_config, load_for_elsewhere
 from silotune.settings.places import PLACES, anchored
 from silotune.settings.registry import table_of
+from silotune.shipped import asked
 
 FILE = """
 [model]
@@ -47,6 +48,15 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "own" / "c.toml"
     path.write_text(FILE, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("given", [str, Path, lambda name: from_mapping({"data": {"task": "fpb", "train": name}})])
+def test_relative_places_of_a_dictionary_begin_where_it_is_given(tmp_path: Path, monkeypatch: Any, given: Any) -> None:
+    """A run that is gone on with from another folder finds its data again."""
+    monkeypatch.chdir(tmp_path)
+    made = given("own.jsonl")
+    config = asked(made if isinstance(made, Config) else {"data": {"task": "fpb", "train": made}})
+    assert config.data.train == tmp_path / "own.jsonl"
 
 
 @pytest.mark.parametrize("given", ["absolute", "relative"])

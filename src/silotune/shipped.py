@@ -8,6 +8,7 @@ from typing import Any
 
 from silotune.config import Config, from_mapping, load_config, merge
 from silotune.errors import ConfigError, unknown_choice
+from silotune.settings.places import anchored
 
 ENDING = ".toml"
 
@@ -59,13 +60,15 @@ def is_grid(name: str) -> bool:
 def asked(config: Config | Mapping[str, Any] | str | Path, changes: Sequence[str] = ()) -> Config:
     """The configuration that a user gives in one way or another, with changes as ``--set`` takes them.
 
+    A relative path begins at the working directory, in a file at the file's folder: from elsewhere it is found again.
+
     Raises:
         ConfigError: There is no such configuration, it is one of a grid, or it holds faults.
     """
     if isinstance(config, Config):
-        return from_mapping(merge(config.model_dump(mode="json"), changes)) if changes else config
+        config = config.model_dump(mode="json")
     if isinstance(config, Mapping):
-        return from_mapping(merge(config, changes))
+        return from_mapping(anchored(merge(config, changes), Path.cwd()))
     name = str(config)
     if is_grid(name):
         raise ConfigError(f"{name!r} is a grid of runs: silotune benchmark {name.removeprefix('benchmarks/')}")

@@ -167,7 +167,7 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ConfigError: The file is missing or broken, or holds faults (all of them are listed).
     """
-    return validated(Grid, _anchored(read_toml(path), Path(path).parent), source=str(path))
+    return validated(Grid, _anchored(read_toml(path), Path(path).absolute().parent), source=str(path))
 
 
 def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:

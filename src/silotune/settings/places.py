@@ -61,6 +61,7 @@ def _at(document: Mapping[str, Any], keys: list[str], change: Callable[[Any], An
 def _anchored(value: Any, folder: Path, names_place: Callable[[str, Path], bool]) -> Any:
     if isinstance(value, Mapping):
         return {name: _anchored(each, folder, names_place) for name, each in value.items()}
+    value = str(value) if isinstance(value, Path) else value
     if not isinstance(value, str) or not value or value.startswith("~") or not names_place(value, folder):
         return value
     place = folder / value
