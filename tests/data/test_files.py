@@ -50,10 +50,10 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
         ("a.json", '[{}, "SECRET"]', "a.json: row 2: is not a JSON object"),
         ("a.csv", "a,b\n", "a.csv: is empty"),
         ("a.csv", "", "a.csv: is empty"),
-        ("a.csv", "a,a\n1,2\n", "a.csv: two columns have the same name"),
+        ("a.csv", "a,a\n1,2\n", "a.csv: columns 1 and 2 have the same name: rename one"),
         ("a.csv", "a,b\n1,2\n\nSECRET\n", "a.csv: row 2: has 1 cells, the header has 2"),
         ("a.csv", 'a\n"SECRET\n', "a.csv: line 2: not valid CSV"),
-        ("a.parquet", "SECRET", "a.parquet: not a valid Parquet file"),
+        ("a.parquet", "PAR1SECRET", "a.parquet: not a valid Parquet file"),
         ("a.xml", "SECRET", "unknown kind of file '.xml'; allowed: .jsonl, .json, .csv, .parquet, .txt"),
     ],
 )
@@ -182,6 +182,139 @@ def test_a_sheet_of_excel(tmp_path: Path) -> None:
     assert table.entries[0] == {"text": "Très bien", "label": 2}
     assert [str(entry).split(":")[0] for entry in table.entries[1:]] == ["row 2", "row 3"]
     assert "first of 2 sheets" in table.notes[0]
-    (tmp_path / "b.xlsx").write_bytes(b"none")
+    (tmp_path / "b.xlsx").write_bytes(b"PK\x03\x04none")
     with pytest.raises(DataError, match=r"b.xlsx: not a valid .xlsx file"):
         read_rows(tmp_path / "b.xlsx")
+
+
+# --- of another kind than the name says
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        (
+            "a.csv",
+            b"PK\x03\x04...",
+            "holds a zip archive, as an Excel workbook is one, and no .csv: let its name end in .xlsx",
+        ),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n"), "holds a file packed by gzip, and no .csv: let its name end in .gz"),
+        ("a.csv.gz", b"a,b\n1,2\n", "leave .gz out of its name"),
+        ("a.txt", b"PAR1...", "holds a Parquet file, and no .txt"),
+        ("a.tsv", "\ufeff\n <HTML><table>".encode(), "holds HTML or XML"),
+        ("a.xlsx", b"<?xml version='1.0'?>", "holds HTML or XML"),
+        ("a.xlsx", b"\xd0\xcf\x11\xe0\xa1", "holds a workbook of an old Excel, or one with a password"),
+        ("a.xlsx", b"note;label\n", "holds text, and no .xlsx: let its name end in .csv"),
+        ("a.csv", b'{"note": "x", "label": "y"}\n', "holds JSON, and no .csv: let its name end in .jsonl"),
+        ("a.csv", b'[\n  {"note": "x"}]', "holds a list in JSON, and no .csv: let its name end in .json"),
+        ("a.jsonl", b'[\n  {"note": "x"}\n]', "holds one list, and not an object a line: let its name end in .json"),
+        ("a.json", b'{"note": "x"}\n{"note": "y"}\n', "if each line is a row, let its name end in .jsonl"),
+    ],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    assert reason in str(caught.value)
+
+
+def test_running_text_that_is_a_table_of_tabs_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("note\tlabel\nx\twait\n".encode("utf-16"))
+    assert "as a table if its name ends in .tsv" in read_table(tmp_path / "a.txt").notes[0]
+    (tmp_path / "b.txt").write_text("A text.\n\tAn indented line.\n", encoding="utf-8")
+    assert not read_table(tmp_path / "b.txt").notes
+
+
+# --- quotes, names and empty rows of tables
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8", newline="")
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "first"),
+    [("\t", '"Ow" he says'), (";", '"Ow" he says, twice'), (",", '"Ow he says'), ("|", 'a 5" cut, "deep')],
+)
+def test_quotes_that_can_only_be_characters_stay_in_the_text_with_a_note(
+    tmp_path: Path, delimiter: str, first: str
+) -> None:
+    rows = [("note", "label"), (first, "wait"), ("plain", "urgent"), (first, "wait")]
+    table = read_table(written(tmp_path, "a.csv", "\n".join(map(delimiter.join, rows))))
+    assert [(row["note"], row["label"]) for row in table.entries if isinstance(row, dict)] == rows[1:]
+    is_told = [note for note in table.notes if "quotes are read as characters" in note]
+    assert len(is_told) == first.startswith('"')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'note,label\n"He says "ow"",wait\nx,urgent\n',  # stands in quotes, with others within
+        'note,label\n"He says \\"ow\\", twice",wait\n',  # cells that hold the delimiter
+        'note\n"He says\n',  # a single column
+    ],
+)
+def test_quotes_that_could_mean_both_are_refused_with_what_to_do(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"line 2: not valid CSV .*: double each quote .* set data.quotes = 'text'"):
+        read_table(written(tmp_path, "a.csv", text))
+
+
+def test_the_line_of_a_quote_that_stays_open_is_the_one_where_its_row_begins(tmp_path: Path) -> None:
+    text = 'sep=,\nnote,label\nx,wait\n"open,wait\ny,urgent,1\n'
+    with pytest.raises(DataError, match="line 4: not valid CSV"):
+        read_table(written(tmp_path, "a.csv", text))
+
+
+def test_rows_that_quotes_may_have_merged_are_told_and_can_be_said_to_be_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.tsv", 'note\tlabel\n"open\twait\nx\turgent\na 5"\twait\n')
+    table = read_table(path)
+    assert len(table.entries) == 1
+    assert "1 rows on 3 lines, each of which could be a row; if it is one, set data.quotes = 'text'" in table.notes[0]
+    assert [row["note"] for row in read_rows(path, FileSettings(quotes="text"))] == ['"open', "x", 'a 5"']
+    real = written(tmp_path, "b.csv", 'note,label\n"Comes\r\nlate, again",wait\nx,urgent\n')
+    assert read_rows(real)[0] == {"note": "Comes\r\nlate, again", "label": "wait"}
+    assert not read_table(real).notes
+
+
+def test_the_line_that_tells_excel_the_delimiter_is_no_header(tmp_path: Path) -> None:
+    assert read_rows(written(tmp_path, "a.csv", "sep=;\r\nnote;crp\r\nx;1,5\r\n")) == [{"note": "x", "crp": "1,5"}]
+
+
+def test_rows_of_empty_cells_are_no_rows_and_columns_without_names_are_told(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a.csv", ",note,,,\n1,x,,,\n, ,,,\n,,,,\n2,y,,,\n"))
+    assert table.entries == [{"note": "x"}, {"note": "y"}]
+    assert [note.partition(": ")[2] for note in table.notes] == [
+        "not read, because the first row does not name it: column 1"
+    ]
+
+
+def test_a_row_with_too_many_cells_says_what_may_have_parted_one(tmp_path: Path) -> None:
+    table = read_table(written(tmp_path, "a.csv", "note,crp\nx,1,5\ny\n"))
+    assert [str(entry) for entry in table.entries] == [
+        "row 1: has 3 cells, the header has 2: a cell that holds ',' needs quotes around it",
+        "row 2: has 1 cells, the header has 2",
+    ]
+
+
+def test_a_sheet_says_what_it_does_not_read(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in ([None, "note", "share", "code", ""], [1, "x", 0.05, 7, None], ["", " ", None, None, None]):
+        sheet.append(row)
+    sheet["C2"].number_format, sheet["D2"].number_format = "0.0%", "000"
+    book.save(tmp_path / "a.xlsx")
+    table = read_table(tmp_path / "a.xlsx")
+    assert table.entries == [{"note": "x", "share": 0.05, "code": 7}]
+    assert [note.partition(": ")[2].partition(",")[0] for note in table.notes] == [
+        "not read",
+        "column 3 shows percent",
+        "column 4 shows zeros before its numbers",
+    ]
+    book.create_sheet("cover", 0)
+    book.save(tmp_path / "b.xlsx")
+    with pytest.raises(DataError, match=r"is empty below .*first of 2 sheets: put the one with the examples first"):
+        read_table(tmp_path / "b.xlsx")

@@ -5,19 +5,19 @@ What is broken is named by file and line, not by content.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO, StringIO
-from itertools import islice
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
+from silotune.data.delimited import parted
+from silotune.data.disguise import check_kind
 from silotune.data.encodings import Decoded, decoded
 from silotune.errors import DataError, require
 from silotune.settings.base import composed
@@ -74,13 +74,16 @@ def read_table(path: str | Path, settings: FileSettings | None = None) -> Table:
         DataError: The file is missing, empty, unreadable, of an unknown kind, or broken as a whole.
     """
     path = Path(path)
-    reader = _READERS.get(suffix_of(path).removesuffix(PACKED))
+    kind = suffix_of(path).removesuffix(PACKED)
+    reader = _READERS.get(kind)
     if reader is None or suffix_of(path) not in SUFFIXES:
         raise DataError(f"{path}: unknown kind of file {suffix_of(path)!r}; allowed: {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"no file {str(path.absolute())!r}", beside=f"{path.parent} holds {listing(path.parent)}")
     try:
-        table = reader(path, _unpacked(path), settings or FileSettings())
+        data = _unpacked(path)
+        check_kind(path, data, kind)
+        table = reader(path, data, settings or FileSettings())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or type(error).__name__}") from None
     if not table.entries:
@@ -110,14 +113,24 @@ def _unpacked(path: Path) -> bytes:
         try:
             return gzip.decompress(data)
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(f"{path}: not a valid gzip file, or cut off") from None
+            remedy = "copy it anew" if data.startswith(b"\x1f\x8b") else f"leave {PACKED} out of its name"
+            raise DataError(f"{path}: not a valid gzip file, or cut off: {remedy}") from None
     return data
 
 
 def _read_jsonl(path: Path, data: bytes, settings: FileSettings) -> Table:
     text = decoded(data, settings.encoding, path)
+    if text.text.lstrip().startswith("[") and _is_list(text.text):
+        raise DataError(f"{path}: holds one list, and not an object a line: let its name end in .json")
     lines = enumerate(re.split(r"\r\n|\n|\r", text.text), start=1)
     return _table(text, [_object(line, f"line {number}") for number, line in lines if line.strip()])
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(_parse(text), list)
+    except DataError:
+        return False
 
 
 def _object(line: str, place: str) -> Row | Fault:
@@ -132,9 +145,12 @@ def _read_json(path: Path, data: bytes, settings: FileSettings) -> Table:
     try:
         document = _parse(text.text)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error}; if each line is a row, let its name end in .jsonl") from None
     if not isinstance(document, list):
-        raise DataError(f"{path}: holds no list of rows; if each line is a row, name the file .jsonl")
+        raise DataError(
+            f"{path}: holds no list of rows; if each line is a row, let its name end in .jsonl; if a list of rows "
+            "stands within it, save that list alone"
+        )
     return _table(text, [_named(row, f"row {number}") for number, row in enumerate(document, start=1)])
 
 
@@ -158,46 +174,63 @@ def _table(text: Decoded, entries: list[Row | Fault], delimiter: str = "") -> Ta
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
-_DELIMITERS: Final = (",", ";", "\t", "|")
-"""What may part the cells of a CSV file that does not say it; the first of those that fit equally well is taken."""
-_TRIED_ROWS: Final = 50
-
 
 def _read_csv(path: Path, data: bytes, settings: FileSettings, *, usual: str | None = None) -> Table:
     text = decoded(data, settings.encoding, path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text.text)))  # Python's own limit is shorter than a report
-    delimiter = settings.delimiter or usual or max(_DELIMITERS, key=lambda each: _fit(text.text, each))
-    reader = csv.reader(StringIO(text.text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        rows = [cells for cells in reader if cells]
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from None
-    header, *rest = rows or [[]]
-    _check_header(header, path)
-    return _table(text, [_cells(header, cells, number) for number, cells in enumerate(rest, start=1)], delimiter)
+    lines = parted(text.text, settings, usual, path)
+    if not lines.rows:
+        return _table(text, [], lines.delimiter)
+    header, *rest = lines.rows
+    columns = _Columns(header, path)
+    if not rest:
+        raise DataError(f"{path}: is empty below the row that names its columns")
+    entries = [columns.row(cells, number, parted_by=lines.delimiter) for number, cells in enumerate(rest, start=1)]
+    table = _table(text, entries, lines.delimiter)
+    return replace(table, notes=(*table.notes, *lines.notes, *columns.notes(rest)))
 
 
-def _fit(text: str, delimiter: str) -> float:
-    """Share of the first rows that have as many cells as the header, which must have two or more."""
-    reader = csv.reader(StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    try:
-        rows = list(islice(filter(None, reader), _TRIED_ROWS))
-    except csv.Error:
-        return 0.0
-    if not rows or len(rows[0]) < 2:
-        return 0.0
-    return sum(len(cells) == len(rows[0]) for cells in rows) / len(rows)
+class _Columns:
+    """The columns that the first row of a table names; one without a name is not read."""
+
+    def __init__(self, header: Sequence[str], path: Path) -> None:
+        self._header, self._path = header, path
+        self._named = [place for place, name in enumerate(header) if name.strip()]
+        places: dict[str, int] = {}
+        for place in self._named:
+            first = places.setdefault(composed(header[place]), place)
+            if first != place:
+                raise DataError(
+                    f"{path}: columns {first + 1} and {place + 1} have the same name: rename one; if the first row "
+                    "holds an example, put a row of names above it"
+                )
+
+    def row(self, cells: Sequence[Any], number: int, *, parted_by: str) -> Row | Fault:
+        """A row by its columns' names."""
+        if len(cells) != len(self._header):
+            remedy = (
+                f": a cell that holds {parted_by!r} needs quotes around it" if len(cells) > len(self._header) else ""
+            )
+            return Fault(f"row {number}", f"has {len(cells)} cells, the header has {len(self._header)}{remedy}")
+        return self.named(cells)
+
+    def named(self, cells: Sequence[Any]) -> Row:
+        """Cells of the columns that have a name."""
+        return {self._header[place]: cells[place] if place < len(cells) else None for place in self._named}
+
+    def notes(self, rows: Sequence[Sequence[Any]]) -> tuple[str, ...]:
+        """A note on columns that hold something and have no name."""
+        unnamed = [place for place in range(len(self._header)) if place not in self._named]
+        filled = [
+            place for place in unnamed if any(not _is_blank(cell) for row in rows for cell in row[place : place + 1])
+        ]
+        if not filled:
+            return ()
+        which = ", ".join(str(place + 1) for place in filled)
+        return (f"{self._path}: not read, because the first row does not name it: column {which}",)
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    if len(set(map(composed, header))) != len(header):
-        raise DataError(f"{path}: two columns have the same name")
-
-
-def _cells(header: list[str], cells: list[Any], number: int) -> Row | Fault:
-    if len(cells) != len(header):
-        return Fault(f"row {number}", f"has {len(cells)} cells, the header has {len(header)}")
-    return dict(zip(header, cells, strict=True))
+def _is_blank(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def _read_excel(path: Path, data: bytes, settings: FileSettings) -> Table:
@@ -209,26 +242,62 @@ def _read_excel(path: Path, data: bytes, settings: FileSettings) -> Table:
     try:
         book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
         sheets = book.worksheets
-        found = [[(cell.value, cell.data_type) for cell in row] for row in sheets[0].iter_rows()] if sheets else []
+        rows = [list(row) for row in sheets[0].iter_rows()] if sheets else []
+        rows = [row for row in rows if not all(_is_blank(cell.value) for cell in row)]
+        cells = [[_Cell(cell.value, cell.data_type, cell.number_format or "") for cell in row] for row in rows]
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, ParseError):
         raise DataError(f"{path}: not a valid .xlsx file") from None
-    rows = [row for row in found if any(value is not None for value, _ in row)]
-    if not rows:
-        return Table([])
-    width = max(place for place, (value, _) in enumerate(rows[0], start=1) if value is not None)
-    header = ["" if value is None else str(value) for value, _ in rows[0][:width]]
-    _check_header(header, path)
-    notes = (f"{path}: read the first of {len(sheets)} sheets",) if len(sheets) > 1 else ()
-    return Table([_sheet_row(header, row, number) for number, row in enumerate(rows[1:], start=1)], notes)
+    others = f"read the first of {len(sheets)} sheets"
+    if len(cells) < 2:
+        beside = f" ({others}: put the one with the examples first)" if len(sheets) > 1 else ""
+        raise DataError(f"{path}: is empty below the row that names its columns{beside}")
+    header, *rest = cells
+    names = ["" if cell.value is None else str(cell.value) for cell in header]
+    while not names[-1].strip():
+        del names[-1]
+    columns = _Columns(names, path)
+    notes = [f"{path}: {others}"] if len(sheets) > 1 else []
+    notes += [*columns.notes([[cell.value for cell in row] for row in rest]), *_formats(names, rest, path)]
+    entries = [_sheet_row(columns, len(names), row, number) for number, row in enumerate(rest, start=1)]
+    return Table(entries, tuple(notes))
 
 
-def _sheet_row(header: list[str], row: list[tuple[Any, str]], number: int) -> Row | Fault:
-    if any(value is not None for value, _ in row[len(header) :]):
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """What a cell of a sheet holds: its value, openpyxl's letter for its kind, and the format of numbers."""
+
+    value: Any
+    kind: str
+    format: str
+
+    def is_shown_as(self, pattern: str) -> bool:
+        """Whether it is a number that is shown in such a format."""
+        return self.kind == "n" and self.value is not None and re.search(pattern, self.format) is not None
+
+
+_FORMATS: Final = (
+    (r"%", "shows percent, read as fractions, such as 0.05 for 5 %"),
+    (r"\A0{2,}\Z", "shows zeros before its numbers, which are not read; format it as text to keep them"),
+)
+"""Formats of numbers -> what a column says otherwise than it is read."""
+
+
+def _formats(names: Sequence[str], rows: Sequence[Sequence[_Cell]], path: Path) -> tuple[str, ...]:
+    """Notes on columns whose numbers are shown otherwise than they are read."""
+    return tuple(
+        f"{path}: column {place + 1} {said}"
+        for place in range(len(names))
+        for pattern, said in _FORMATS
+        if any(cell.is_shown_as(pattern) for row in rows for cell in row[place : place + 1])
+    )
+
+
+def _sheet_row(columns: _Columns, width: int, row: Sequence[_Cell], number: int) -> Row | Fault:
+    if any(cell.value is not None for cell in row[width:]):
         return Fault(f"row {number}", "has a cell beyond the columns that the first row names")
-    if any(kind == "e" for _, kind in row):
+    if any(cell.kind == "e" for cell in row):
         return Fault(f"row {number}", "has a cell that shows an error of its formula, such as #N/A")
-    values = [value for value, _ in row[: len(header)]]
-    return dict(zip(header, values + [None] * (len(header) - len(values)), strict=True))
+    return columns.named([cell.value for cell in row[:width]])
 
 
 def _read_parquet(path: Path, data: bytes, settings: FileSettings) -> Table:
@@ -245,8 +314,14 @@ def _read_parquet(path: Path, data: bytes, settings: FileSettings) -> Table:
 def _read_text(path: Path, data: bytes, settings: FileSettings) -> Table:
     """Blank lines separate the documents."""
     text = decoded(data, settings.encoding, path)
-    parts = re.sub(r"\r\n|\r", "\n", text.text).split("\n\n")
-    return _table(text, [{"text": part.strip("\n").rstrip()} for part in parts if part.strip()])
+    whole = re.sub(r"\r\n|\r", "\n", text.text)
+    parts = whole.split("\n\n")
+    table = _table(text, [{"text": part.strip("\n").rstrip()} for part in parts if part.strip()])
+    tabs = {line.count("\t") for line in whole.split("\n") if line.strip()}
+    if len(tabs) != 1 or tabs == {0} or whole.strip().count("\n") < 1:
+        return table
+    said = f"{path}: looks like a table parted by tabs and is read as running text; as a table if its name ends in .tsv"
+    return replace(table, notes=(*table.notes, said))
 
 
 _READERS: Final[Mapping[str, Callable[[Path, bytes, FileSettings], Table]]] = {

@@ -158,6 +158,11 @@ class FileSettings(Section):
     encoding: str | None = Field(
         None, description="of text files, such as 'cp1252'; default: found (UTF-8, UTF-16, else cp1252 with a note)"
     )
+    quotes: Literal["cells", "text"] | None = Field(
+        None,
+        description="of CSV files. cells: a quote at the beginning of a cell encloses it; text: a character like "
+        "others; default: cells, or text with a note where that alone fits",
+    )
     on_bad_row: Literal["stop", "skip"] = Field(
         "stop", description="rows that do not fit: name them all and stop, or leave them out and count them in a note"
     )
