@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,36 @@ def test_a_configuration_for_one_file(silotune: Callable[..., Any], folder: Path
     again = silotune("init", folder, "--out", out)
     assert again.code == 2 and "is there already" in again.err
     assert silotune("init", tmp_path / "none", "--out", tmp_path / "d.toml").code == 3
+
+
+def test_a_first_configuration_takes_what_is_said_of_its_files(silotune: Callable[..., Any], tmp_path: Path) -> None:
+    text = "备注,标签\n" + "".join(f"病人 {number},{'急缓'[number % 2]}\n" for number in range(40))
+    (tmp_path / "a.csv").write_bytes(text.encode("gbk"))
+    out = tmp_path / "c.toml"
+    assert "name its encoding" in silotune("init", tmp_path / "a.csv", "--out", out).err
+    outcome = silotune(
+        "init", tmp_path / "a.csv", "--out", out, "--set", "data.encoding=gbk", "--set", "model.max_length=99"
+    )
+    assert outcome.code == 0, outcome.err
+    config = load_config(out)
+    assert (config.data.encoding, config.model.max_length) == ("gbk", 99)
+    assert config.data.definition is not None and config.data.definition.options == ("急", "缓")
+
+
+def test_files_whose_columns_have_other_names_are_told(
+    silotune: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    odd = "text,klass\n" + "".join(f"x {number},wait\n" for number in range(9))
+    (folder / "odd.csv").write_text(odd, encoding="utf-8")
+    outcome = silotune("init", folder, "--out", tmp_path / "c.toml")
+    assert (outcome.code, outcome.err.count("\n")) == (3, 1)
+    assert "odd.csv: no row fits what the columns of all files show (field 'Note' is missing" in outcome.err
+
+
+def test_a_guessed_task_is_printed_as_toml_however_long_its_lines(silotune: Callable[..., Any], tmp_path: Path) -> None:
+    labels = [f"a rather long label number {number}" for number in range(8)]
+    rows = "".join(f"Patient {number} coughs.,{labels[number % 8]}\n" for number in range(40))
+    (tmp_path / "a.csv").write_text(f"note,label\n{rows}", encoding="utf-8")
+    shown = silotune("data", "check", tmp_path / "a.csv").out
+    assert "[data]" in shown and f'options = ["{labels[0]}", ' in shown
+    assert tomllib.loads(shown[shown.index("[data]") :])["data"]["definition"]["options"] == labels

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from silotune.config import from_mapping
-from silotune.data.files import Table
-from silotune.data.guess import GuessError, columns_of, guess
+from silotune.data.files import Fault, Table
+from silotune.data.guess import GuessError, columns_of, guess, guess_from
 from silotune.data.load import fitting
 from silotune.data.tasks import resolve
 from silotune.data.toml import written
+from silotune.errors import DataError
 from silotune.structs import Row
 
 TEXTS = [f"Patient {number} came at night with a case of {number % 7}." for number in range(24)]
@@ -80,6 +82,89 @@ def test_what_a_column_holds() -> None:
     assert (a.kinds, a.filled, a.empty, a.distinct) == (("text",), 3, 1, 2)
     assert (b.kinds, b.filled, b.empty) == (("number",), 2, 2)
     assert (c.kinds, c.filled, c.characters) == ((), 0, 0.0)
+
+
+def test_labels_that_differ_in_what_nobody_sees_are_one_option() -> None:
+    labels = ["1.0", 1, "1 ", "\u200b1", "0", 0.0, "0.0", "0\u200f"]
+    rows: list[Row] = [{"note": text, "label": labels[number % 8]} for number, text in enumerate(TEXTS)]
+    found = guess(rows)
+    assert found.data["definition"]["options"] == ["0", "1"]
+    examples, faults = fitting(Table(list(rows)), resolve(from_mapping({"data": found.data}).data), "w")
+    assert ([example.label for example in examples[:8]], faults) == ([1] * 4 + [0] * 4, [])
+
+
+OWN = [[f"finding {(number + place) % 7}" for place in range(3)] for number in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("said", "label_names"),
+    [
+        (lambda place, own: "ABC"[place], {}),
+        (lambda place, own: own[place].upper(), {}),
+        (lambda place, own: place, {"0": "A", "1": "B", "2": "C"}),
+        (lambda place, own: float(place + 1), {"1": "A", "2": "B", "3": "C"}),
+        (
+            lambda place, own: [place, "abc"[place], own[place]][len(own[0] + own[1]) % 3],
+            {"0": "A", "1": "B", "2": "C"},
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "columns", [("options",), ("option_a", "option_b", "option_c"), ("op1", "op2", "op3"), ("A", "B", "C")]
+)
+def test_options_of_the_rows_own_are_asked_whatever_the_answers_call_them(
+    said: Any, label_names: dict[str, str], columns: tuple[str, ...]
+) -> None:
+    rows: list[Row] = [
+        {"question": text, **(dict(zip(columns, own, strict=True)) if len(columns) > 1 else {"options": own}),
+         "answer": said(number % 3, own)}
+        for number, (text, own) in enumerate(zip(TEXTS, OWN, strict=True))
+    ]  # fmt: skip
+    found = guess(rows)
+    definition = found.data["definition"]
+    assert (definition["choices"], definition["options"]) == (list(columns), ["A", "B", "C"])
+    assert set(definition.get("label_names", {})) <= set(label_names)
+    assert "fields" not in definition and found.unused == ()
+    examples, faults = fitting(Table(list(rows)), resolve(from_mapping({"data": found.data}).data), "w")
+    assert ([example.label for example in examples], faults) == ([number % 3 for number in range(24)], [])
+    assert "A. finding" in examples[0].messages[0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "answers"), [(["x", "y", "z"], (1, 2)), (["x", "y", "z"], (0, 3)), (["2", "4", "6"], ("2", "6"))]
+)
+def test_numbers_that_may_count_options_in_two_ways_are_not_guessed(options: list[str], answers: Any) -> None:
+    rows: list[Row] = [
+        {"question": text, "options": options, "answer": answers[number % 2]} for number, text in enumerate(TEXTS)
+    ]
+    with pytest.raises(DataError, match=r"the numbers in column 'answer' .* do not show which: say it in label_names"):
+        guess(rows)
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_chats_are_known_by_most_of_them_and_say_why_none_fits(column: str) -> None:
+    def chat(role: str) -> Row:
+        return {column: [{"role": "USER", "content": "a"}, {"role": role, "content": "b"}]}
+
+    assert guess([chat("Assistant"), chat("x"), chat("GPT ")]).data == {"task": "instruct"}
+    with pytest.raises(DataError, match=rf"most chats do not fit; the first: row 1: {column}: message 2 needs a role"):
+        guess([chat("x"), chat("y"), chat("gpt")])
+
+
+@pytest.mark.parametrize("first", [("short", "wait"), ("A long note. " * 6, "b")])
+def test_a_first_row_that_is_an_example_is_no_row_of_names(first: tuple[str, str]) -> None:
+    rows = [dict(zip(first, (text, ["wait", "urgent"][number % 2]), strict=True)) for number, text in enumerate(TEXTS)]
+    with pytest.raises(DataError, match="the first row looks like an example: put a row with a short name") as caught:
+        guess(rows)
+    assert "long note" not in str(caught.value)
+
+
+def test_files_without_a_row_that_can_be_read_show_no_task_and_notes_stand_beside_the_error() -> None:
+    faults = [Fault("row 1", "has 3 cells"), Fault("row 2", "has 3 cells")]
+    with pytest.raises(DataError, match="a.csv: none of 2 rows fits: has 3 cells$"):
+        guess_from({Path("a.csv"): Table([*faults])})
+    with pytest.raises(GuessError, match="looks like an answer: .*; column 1 has no name"):
+        guess_from({Path("a.csv"): Table([{"a": "x"}], ("column 1 has no name",))})
 
 
 @pytest.mark.parametrize(

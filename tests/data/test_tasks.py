@@ -236,7 +236,7 @@ USER, ASSISTANT = {"role": "user", "content": SECRET}, {"role": "assistant", "co
         ("fpb", {"text": {"a": SECRET}, "label": "neutral"}, "field 'text' is not text"),
         ("fpb", {"text": [1], "label": "neutral"}, "field 'text' is not text"),
         ("fpb", {"text": "x", "label": SECRET}, "label is not one of negative, neutral, positive"),
-        ("fpb", {"text": "x", "label": None}, "label is not one of negative, neutral, positive"),
+        ("fpb", {"text": "x", "label": None}, "field 'label' is empty"),
         ("fiqa-sa", {"sentence": "x", "target": "y", "score": SECRET}, "score is not a number"),
         ("fiqa-sa", {"sentence": "x", "target": "y", "score": None}, "score is not a number"),
         ("medqa", {"question": "x", "options": SECRET, "answer_idx": "A"}, "'options' is neither a list nor a mapping"),
@@ -582,3 +582,16 @@ def test_pairs_keep_indentation_and_classes_are_compared_without_white_space() -
     assert (made.messages[0][1], made.answer, made.rejected) == ("x:\n", "  a", "  b")
     closed = to_example(TASKS["fpb"], {"text": " fell\n", "label": " Neutral\n"}, where="file", number=1)
     assert closed.answer == "neutral" and closed.text == ("fell",)
+
+
+def test_an_answer_may_be_the_text_of_an_option_of_its_row_but_no_number_that_may_count_them() -> None:
+    row = {"question": "x", "options": ["chest pain", "Cough", "B", "12"]}
+    said = ["cough", " Cough ", "B", "b", "12", "A"]
+    assert [convert("medqa", {**row, "answer_idx": each}).label for each in said] == [1, 1, 1, 1, 3, 0]
+    with pytest.raises(DataError, match="cop is not one of A, B, C, D"):
+        convert("medmcqa", {"question": "x", "opa": "2", "opb": "4", "opc": "6", "opd": "8", "cop": 4})
+
+
+@pytest.mark.parametrize("label", ["1.0", 1.0, 1, " 1", "\ufeff1", "Neutral\u200b", "NEUTRAL\u00a0"])
+def test_labels_compare_without_what_nobody_sees(label: Any) -> None:
+    assert convert("fpb", {"text": "x", "label": label}).answer == "neutral"

@@ -29,7 +29,7 @@ def data_app() -> typer.Typer:
 def check(
     file: Annotated[Path | None, typer.Argument(help="A file of examples; default: all files of --config.")] = None,
     task: Annotated[str | None, typer.Option(help="A name from 'silotune tasks'; default: guessed.")] = None,
-    config: Annotated[str | None, typer.Option(help="A configuration whose [data] and [model] are used.")] = None,
+    config: Annotated[str | None, typer.Option(help="A configuration whose data and model are used.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose tokens are counted; default: nano.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the texts of some examples, too.")] = False,
     settings: Settings = None,
@@ -109,7 +109,8 @@ def _tell(found: Mapping[str, Any], data: DataSection) -> None:
     if found["task"]["is_guessed"]:
         say("the task is guessed; 'silotune init' writes it into a configuration:")
         console.print(
-            written({"data": data.model_dump(mode="json", include={"task", "definition"}, exclude_defaults=True)})
+            written({"data": data.model_dump(mode="json", include={"task", "definition"}, exclude_defaults=True)}),
+            soft_wrap=True,
         )
     for part in found["files"]:
         for shown in part.get("shown", ()):
@@ -159,6 +160,7 @@ def _files(found: Mapping[str, Any]) -> Table:
 def init(
     source: Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", help="A file, or one file an institution.")],
     out: Annotated[Path, typer.Option("--out", help="The configuration to write.")] = Path("config.toml"),
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a configuration for a file, or for a folder of one file an institution.
@@ -171,7 +173,7 @@ def init(
     if out.exists():
         raise ConfigError(f"{str(out)!r} is there already: name another file with --out")
     with reserved_stdout(as_json):
-        text, notes = first_config(source, out)
+        text, notes = first_config(source, out, settings or [])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, text.encode())
     if as_json:

@@ -36,7 +36,7 @@ ROLES: Final[Mapping[str, str]] = MappingProxyType(
 """What a message may call the one who speaks -> role of its turn."""
 _SHARED: Final = "conversations"
 _CHATS: Final = ("messages", _SHARED)
-_NEEDED: Final = "needs a role (system, user, assistant, tool) and a content"
+_NEEDED: Final = "needs a role (system, user or human, assistant or gpt, tool) and a content"
 
 
 def is_chat(value: Any) -> bool:
@@ -172,7 +172,8 @@ def only_read(turns: Chat) -> Chat:
 
 def _turn(message: Any, spot: str) -> Pair:
     said_by = (message.get("role") or message.get("from")) if isinstance(message, Mapping) else None
-    role = ROLES.get(said_by) if isinstance(said_by, str) else None
+    said_by = said_by.strip().casefold() if isinstance(said_by, str) else None
+    role = ROLES.get(said_by or "")
     if role is None:
         raise DataError(f"{spot} {_NEEDED}")
     value = message["value"] if message.get("content") is None and "value" in message else message.get("content")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from silotune.data.rows import placeholders, plain_text, to_example
+from silotune.data.files import Table
+from silotune.data.load import readable
+from silotune.data.own_options import OwnOptions, own_options
+from silotune.data.rows import as_label, placeholders, plain_text, to_example, whole_number
 from silotune.data.tasks import TASKS
 from silotune.errors import DataError
 from silotune.settings.base import composed
@@ -16,9 +20,12 @@ from silotune.structs import Row
 _KNOWN: Final = ("preference", "instruct")
 """Tasks that columns alone tell, looked at in this order; by 0 and 1 two tasks with labels mean different things."""
 _TRIED_ROWS: Final = 200
+_LONGEST_NAME: Final = 60
+_HEADERLESS: Final = "put a row with a short name for each column above it"
 _MOST_OPTIONS, _LONGEST_OPTION, _LISTED_OPTIONS = 30, 40, 8
 _ANSWERS: Final = (
     *("label", "labels", "answer", "class", "category", "target", "sentiment", "urgency", "priority", "outcome"),
+    *("answer_idx", "correct_answer", "correct_option", "correct"),
     *("response", "output", "completion", "reply", "summary", "diagnosis", "code", "y"),
     *("etiqueta", "respuesta", "étiquette", "réponse", "classe", "klasse", "etikett", "antwort", "categoria"),
 )
@@ -96,43 +103,95 @@ def _kind(value: Any) -> str:
     return next((name for kind, name in _KINDS if isinstance(value, kind)), "other")
 
 
+def guess_from(tables: Mapping[Path, Table]) -> Guess:
+    """What the task of some files may be.
+
+    Raises:
+        DataError: A file has no row that can be read, or the columns do not show a task.
+    """
+    rows = [row for path, table in tables.items() for row in readable(table, str(path))]
+    try:
+        return guess(rows)
+    except GuessError as error:
+        error.beside = "; ".join(note for table in tables.values() for note in table.notes)
+        raise
+
+
 def guess(rows: Sequence[Row]) -> Guess:
     """What the rows' task may be.
 
     Raises:
         GuessError: No column looks like a question's, or none like an answer's.
     """
-    for name in _KNOWN:
-        if _fits(name, rows[:_TRIED_ROWS]):
-            return Guess({"task": name}, "dpo" if name == "preference" else "sft")
+    tried = rows[:_TRIED_ROWS]
+    fits = {name: _fits(name, tried) for name in _KNOWN}
+    name = max(_KNOWN, key=lambda each: fits[each])
+    if fits[name] * 2 > len(tried):
+        return Guess({"task": name}, "dpo" if name == "preference" else "sft")
     columns = {column.name: column for column in columns_of(rows)}
+    _refuse_chats(columns, tried)
     if list(columns) == ["text"]:
         return Guess({"task": "text"}, "pretrain")
     answer, options = _answer_of(columns, rows)
-    texts = [column for column in columns.values() if column.is_text and column.name != answer]
+    own = own_options(rows, answer)
+    taken = {answer, *(own.columns if own is not None else ())}
+    texts = [column for column in columns.values() if column.is_text and column.name not in taken]
     if not texts:
-        raise GuessError(f"none of the columns {', '.join(columns)} looks like a question", list(columns.values()))
-    text = max(texts, key=lambda column: column.characters)
-    fields = [name for name, each in columns.items() if name not in (answer, text.name, "label") and _is_closed(each)]
-    definition: dict[str, Any] = {"prompt": _prompt(text.name, options), "answer": answer}
-    if options:
-        definition["options"] = options
-    shown = placeholders(definition["prompt"])[0]
-    if shown != text.name:
-        definition["columns"] = {shown: text.name}
+        raise GuessError(_no_column(columns, "a question"), list(columns.values()))
+    text = max(texts, key=lambda column: column.characters).name
+    if len(text) > _LONGEST_NAME or as_label(answer) in map(as_label, options):
+        raise DataError(f"the first row looks like an example: {_HEADERLESS}")
+    definition = _definition(text, answer, options, own)
+    taken.add(text)
+    fields = [name for name, each in columns.items() if name not in taken | {"label"} and _is_closed(each)]
     if fields:
         definition["fields"] = fields
-    unused = tuple(name for name in columns if name not in (answer, text.name, *fields))
-    return Guess({"task": "custom", "definition": definition}, "choice" if options else "sft", unused)
+    unused = tuple(name for name in columns if name not in taken.union(fields))
+    objective = "choice" if "options" in definition else "sft"
+    return Guess({"task": "custom", "definition": definition}, objective, unused)
 
 
-def _fits(name: str, rows: Sequence[Row]) -> bool:
-    try:
+def _definition(text: str, answer: str, options: Sequence[str], own: OwnOptions | None) -> dict[str, Any]:
+    definition: dict[str, Any] = {"prompt": _prompt(text, options, has_own=own is not None), "answer": answer}
+    if own is not None:
+        definition |= {"options": list(own.names), "choices": list(own.columns)}
+        definition |= {"label_names": dict(own.label_names)} if own.label_names else {}
+    elif options:
+        definition["options"] = list(options)
+    shown = placeholders(definition["prompt"])[0]
+    return definition if shown == text else {**definition, "columns": {shown: text}}
+
+
+def _refuse_chats(columns: Mapping[str, Column], rows: Sequence[Row]) -> None:
+    """Says why chats are none of a known task.
+
+    Raises:
+        DataError: There is a column of chats.
+    """
+    if any(columns[name].kinds == ("list",) for name in ("messages", "conversations") if name in columns):
         for number, row in enumerate(rows, start=1):
+            try:
+                to_example(TASKS["instruct"], row, where="chats", number=number)
+            except DataError as error:
+                raise DataError(f"most chats do not fit; the first: {error.told.removeprefix('chats: ')}") from None
+
+
+def _no_column(columns: Mapping[str, Column], wanted: str) -> str:
+    if any(len(name) > _LONGEST_NAME for name in columns):
+        return f"no column looks like {wanted}, and the first row may be an example: {_HEADERLESS}"
+    return f"none of the columns {', '.join(columns)} looks like {wanted}"
+
+
+def _fits(name: str, rows: Sequence[Row]) -> int:
+    """How many rows are examples of a task."""
+    found = 0
+    for number, row in enumerate(rows, start=1):
+        try:
             to_example(TASKS[name], row, where=name, number=number)
-    except DataError:
-        return False
-    return True
+            found += 1
+        except DataError:
+            continue
+    return found
 
 
 def _answer_of(columns: Mapping[str, Column], rows: Sequence[Row]) -> tuple[str, list[str]]:
@@ -141,7 +200,7 @@ def _answer_of(columns: Mapping[str, Column], rows: Sequence[Row]) -> tuple[str,
     named = [name for name in sorted(columns, key=_place) if composed(name).casefold() in _ANSWERS]
     for name in (*(name for name in named if name in closed), *(named or reversed(closed))):
         return name, _options(name, rows) if name in closed else []
-    raise GuessError(f"none of the columns {', '.join(columns)} looks like an answer", list(columns.values()))
+    raise GuessError(_no_column(columns, "an answer"), list(columns.values()))
 
 
 def _place(name: str) -> int:
@@ -152,23 +211,26 @@ def _place(name: str) -> int:
 def _is_closed(column: Column) -> bool:
     """Whether few short values come again and again."""
     return (
-        column.kinds in (("text",), ("number",), ("truth value",))
+        0 < len(column.kinds) == len({"text", "number", "truth value"}.intersection(column.kinds))
         and 2 <= column.distinct <= min(_MOST_OPTIONS, column.filled // 2)
         and column.characters <= _LONGEST_OPTION
     )
 
 
 def _options(name: str, rows: Sequence[Row]) -> list[str]:
-    """The different values of a column; of several spellings in small and large letters, the most frequent one."""
+    """The different values of a column; of several spellings that compare equal, the most frequent one."""
     found = Counter(composed(plain_text(_decoded(row.get(name)), name)) for row in rows)
     spelt: dict[str, str] = {}
     for value, _ in found.most_common():
-        if value:
-            spelt.setdefault(value.casefold(), value)
+        whole = whole_number(value)
+        if as_label(value):
+            spelt.setdefault(as_label(value), whole if whole in found else value)
     return sorted(spelt.values())
 
 
-def _prompt(column: str, options: Sequence[str]) -> str:
-    shown = column if column.isidentifier() else "text"
+def _prompt(column: str, options: Sequence[str], *, has_own: bool) -> str:
+    shown = column if column.isidentifier() and column != "options" else "text"
+    if has_own:
+        return f"{{{shown}}}\n{{options}}\nAnswer:"
     asked = f"Which of these is it: {', '.join(options)}?\n" if 0 < len(options) <= _LISTED_OPTIONS else ""
     return f"{{{shown}}}\n{asked.replace('{', '{{').replace('}', '}}')}Answer:"

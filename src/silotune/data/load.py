@@ -171,6 +171,19 @@ def _records(
     return records, [f"{where}: left out {counted(faults)}"] if faults else []
 
 
+def readable(table: Table, where: str) -> list[Row]:
+    """The rows of a file that can be read.
+
+    Raises:
+        DataError: None can.
+    """
+    rows = [entry for entry in table.entries if not isinstance(entry, Fault)]
+    if not rows:
+        faults = [entry for entry in table.entries if isinstance(entry, Fault)]
+        raise DataError(f"{where}: {_all_of(faults, len(faults))}")
+    return rows
+
+
 def fitting(table: Table, task: Task, where: str) -> tuple[list[Example], list[Fault]]:
     """The examples that a file's rows make, and what is wrong with the other rows."""
     records, faults = _sorted_out(table.entries, task, where)
@@ -212,6 +225,8 @@ def _all_of(faults: Sequence[Fault], total: int) -> str:
     """Every fault of a file in one line: the kinds with their counts, and the first rows."""
     if len(faults) == 1:
         return str(faults[0])
+    if len(faults) == total and len({fault.reason for fault in faults}) == 1:
+        return f"none of {total} rows fits: {faults[0].reason}"
     first = "; ".join(map(str, faults[:_MOST_NAMED]))
     rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
     return (

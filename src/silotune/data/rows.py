@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -512,11 +512,41 @@ def _option(task: Task, layout: Layout, row: Row, spot: str) -> str:
     if layout.cuts:
         return _cut(row[layout.answer], task.options, layout, spot)
     raw = composed(plain_text(row[layout.answer], f"{spot}: field {layout.answer!r}"))
+    if not raw:
+        raise DataError(f"{spot}: field {layout.answer!r} is empty")
     named = {option.casefold(): option for option in task.options}
-    option = task.labels.get(raw) or named.get(raw.casefold())
+    option = task.labels.get(raw) or named.get(raw.casefold()) or _only(raw, (*task.labels.items(), *named.items()))
+    if option is None and layout.choices and not may_count(raw, len(task.options)):
+        option = _only(raw, [(text, name) for name, text in _choices(task, layout, row, spot).items()])
     if option is None:
         raise DataError(f"{spot}: {layout.answer} is not one of {', '.join(task.options)}")
     return option
+
+
+def _only(raw: str, known: Iterable[tuple[str, str]]) -> str | None:
+    """The one option that a label stands for up to what ``as_label`` leaves out; None where there is none, or more."""
+    found = {option for text, option in known if as_label(text) == as_label(raw)}
+    return found.pop() if len(found) == 1 else None
+
+
+_UNSEEN: Final = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+"
+_AROUND: Final = re.compile(rf"\A{_UNSEEN}|{_UNSEEN}\Z")
+_WHOLE: Final = re.compile(r"\A(-?\d+)\.0+\Z")
+
+
+def as_label(text: str) -> str:
+    """A label as it compares: in small letters, without what nobody sees around it, a whole number without ``.0``."""
+    return whole_number(_AROUND.sub("", composed(text))).casefold()
+
+
+def may_count(text: str, options: int) -> bool:
+    """Whether a text is a number that may say the place of one of so many options, from 0 or from 1 on."""
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None and int(text) <= options
+
+
+def whole_number(text: str) -> str:
+    """A text; without ``.0`` if it is a whole number, as programs write one that was a decimal number before."""
+    return _WHOLE.sub(r"\1", text)
 
 
 def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str:

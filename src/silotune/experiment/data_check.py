@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silotune.data.files import Fault, Table, read_table
-from silotune.data.guess import Guess, columns_of, guess
+from silotune.data.guess import Guess, columns_of, guess_from
 from silotune.data.load import asked_of, fitting, folded_of, local_files
 from silotune.data.tasks import Task, resolve
 from silotune.errors import DataError
@@ -42,12 +42,7 @@ class Part:
     @property
     def rows(self) -> list[Row]:
         """The rows that can be read."""
-        return rows_of(self.table)
-
-
-def rows_of(table: Table) -> list[Row]:
-    """The rows of a file that can be read."""
-    return [entry for entry in table.entries if not isinstance(entry, Fault)]
+        return [entry for entry in self.table.entries if not isinstance(entry, Fault)]
 
 
 def guessed(path: Path, section: DataSection) -> Guess:
@@ -56,7 +51,7 @@ def guessed(path: Path, section: DataSection) -> Guess:
     Raises:
         DataError: The file is missing or broken, or its columns do not show it.
     """
-    return guess(rows_of(read_table(path, section)))
+    return guess_from({path: read_table(path, section)})
 
 
 def look_at(section: DataSection, model: ModelSection, *, shows_texts: bool = False) -> dict[str, Any]:

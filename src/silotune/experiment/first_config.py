@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 from typing import Any, Final
 
-from silotune.config import from_mapping
-from silotune.data.files import SUFFIXES, Fault, Table, listing, read_table, suffix_of
-from silotune.data.guess import Guess, guess
+from silotune.config import from_mapping, merge, overlaid
+from silotune.data.files import SUFFIXES, Table, listing, read_table, suffix_of
+from silotune.data.guess import Guess, guess_from
 from silotune.data.load import fitting, load
 from silotune.data.rows import SPLITS
 from silotune.data.tasks import resolve
@@ -25,12 +25,13 @@ _TRAINING: Final = {"learning_rate": 1e-3, "batch_size": 16}
 _MODES: Final = ("federated", "isolated", "centralized")
 
 
-def first_config(source: Path, out: Path) -> tuple[str, list[str]]:
+def first_config(source: Path, out: Path, settings: Sequence[str] = ()) -> tuple[str, list[str]]:
     """A configuration for a file, or for a folder with one file an institution.
 
     Args:
         source: The file or the folder.
         out: Where the configuration will stand; its paths begin there.
+        settings: ``section.key=value`` for values of it, also for how the files are read.
 
     Returns:
         The configuration as TOML, and notes on what was decided.
@@ -38,9 +39,11 @@ def first_config(source: Path, out: Path) -> tuple[str, list[str]]:
     Raises:
         DataError: There are no files, one is broken, their columns do not show a task, or there are too few examples.
     """
+    given = anchored(merge({}, settings), Path.cwd())
+    read = from_mapping(given).data
     owned, scored = _files(source)
-    tables = {path: read_table(path) for path in (*owned.values(), *scored.values())}
-    found = guess([row for path in owned.values() for row in _rows(tables[path])])
+    tables = {path: read_table(path, read) for path in (*owned.values(), *scored.values())}
+    found = guess_from({path: tables[path] for path in owned.values()})
     data: dict[str, Any] = {key: value for key, value in found.data.items() if key != "definition"}
     data |= {split: _relative(path, out) for split, path in scored.items()}
     notes = _notes(found)
@@ -61,6 +64,7 @@ def first_config(source: Path, out: Path) -> tuple[str, list[str]]:
         "training": {"objective": found.objective, **_TRAINING},
         "federation": {"modes": list(_MODES), "rounds": 5},
     }
+    document = overlaid(document, given)
     config = from_mapping(anchored(document, out.absolute().parent), source=str(out))
     notes += load(config.data, seed=config.seed).notes
     return f"# Written by 'silotune init'. Every key: docs/configuration.md.\n\n{written(document)}", notes
@@ -100,13 +104,23 @@ def _relative(path: Path, out: Path) -> str:
     return Path(relpath(path.absolute(), out.absolute().parent)).as_posix()
 
 
-def _rows(table: Table) -> list[dict[str, Any]]:
-    return [entry for entry in table.entries if not isinstance(entry, Fault)]
-
-
 def _bad_rows(found: Guess, tables: Mapping[Path, Table]) -> int:
+    """How many rows do not fit.
+
+    Raises:
+        DataError: None of a file does.
+    """
     task = resolve(from_mapping({"data": found.data}).data)
-    return sum(len(fitting(table, task, str(path))[1]) for path, table in tables.items())
+    bad = 0
+    for path, table in tables.items():
+        examples, faults = fitting(table, task, str(path))
+        if not examples:
+            raise DataError(
+                f"{path}: no row fits what the columns of all files show ({faults[0].reason}): give its columns the "
+                "names that those of the other files have"
+            )
+        bad += len(faults)
+    return bad
 
 
 def _clients(rows: int) -> int:
