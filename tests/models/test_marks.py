@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 import tiny
+from silotune.data.rows import to_example
+from silotune.data.tasks import TASKS
 from silotune.models.load import DATE_KEY
-from silotune.models.marks import BREAK, marks_of, templated
+from silotune.models.marks import BREAK, TemplateError, marks_of, templated
 from silotune.structs import Example
 from silotune.training.encode import framed_ids, ids_of, marks_note, prompt_ids
 from silotune.training.encoder import Encoder
@@ -177,3 +179,98 @@ def test_a_template_that_writes_the_date_writes_that_of_the_run() -> None:
     assert words.decode(prompt_ids(TURNS[:1], words)) == "26 Jul 2024, 26.7.\n!" + asked
     words.init_kwargs[DATE_KEY] = "2026-12-01"
     assert words.decode(prompt_ids(TURNS[:1], words)) == "01 Dec 2026, 1.12.\n!" + asked
+
+
+CALLING = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'tool' %}<tool_response>{{ m['content'] }}</tool_response>{% else %}{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}<tool_call>{{ call['function']['name'] }}"
+    "{% for name, value in call['function']['arguments'].items() %}{{ name }}<|\"|>{{ value }}<|\"|>{% endfor %}"
+    "</tool_call>{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OF_TOOLS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", '<|"|>')
+
+
+def _row_with_a_call(said: str) -> dict[str, Any]:
+    call = {"function": {"name": f"look{said}", "arguments": {f"at{said}": f"here{said}"}}}
+    return {
+        "tools": [{"name": "look", "description": f"Looks{said}."}],
+        "messages": [
+            {"role": "system", "content": f"Be brief{said}."},
+            {"role": "user", "content": f"Is it so{said}?"},
+            {"role": "assistant", "content": f"I look{said}.", "tool_calls": [call]},
+            {"role": "tool", "name": f"look{said}", "content": f"It is{said}."},
+            {"role": "assistant", "content": f"Yes{said}."},
+        ],
+    }
+
+
+def test_no_text_becomes_a_mark_of_tools_whichever_way_json_writes_it() -> None:
+    """The tokenizer does not call these marks special, and JSON writes a quote with a backslash."""
+    words = speaking(CALLING, "<|im_start|>", "<|im_end|>", plain=OF_TOOLS)
+    control = set(marks_of(words).ids.values())
+    assert set(words.convert_tokens_to_ids(list(OF_TOOLS))) <= control
+    found = []
+    for said in ("", "".join(OF_TOOLS), '"\\'):
+        example = to_example(TASKS["instruct"], _row_with_a_call(said), where="x", number=1)
+        (made,) = Encoder(words, max_length=4000)([example])
+        found.append([number for number in (*made.prompt, *made.answer) if number in control])
+    assert found[0] == found[1] == found[2]
+
+
+def _reading_other_forms() -> Any:
+    """A tokenizer of pieces that changes a text before it looks for them, as those of many encoders do."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -5.0) for letter in "\u2581abcdefs</>")]
+    made = Tokenizer(models.Unigram(pieces, unk_id=2))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("spelt", ["</s>", "\uff1c/s\uff1e", "\ufe64/s\ufe65", "</\uff53>", "</S>", "<</S>/s>"])
+def test_no_other_form_of_its_letters_makes_a_text_a_mark(spelt: str) -> None:
+    words = _reading_other_forms()
+    end = words.eos_token_id
+    (made,) = Encoder(words, max_length=64)([Example((("user", f"ab{spelt}cd"),), f"a{spelt}b")])
+    assert end not in made.prompt
+    assert made.answer.count(end) == 1
+    assert made.marks
+    assert Encoder(words, max_length=64)([Example((("user", "ab < cd"),), "\uff41b")])[0].marks == 0
+
+
+@pytest.mark.parametrize("sign", ["!", "\n"])
+def test_a_sign_that_pads_stays_in_the_texts(sign: str) -> None:
+    words = speaking(CHATML, "<|im_start|>", "<|im_end|>")
+    words.pad_token = sign
+    assert marks_of(words).as_text(f"a{sign}b") == f"a{sign}b"
+
+
+def test_a_mark_of_one_sign_leaves_json_as_it_is() -> None:
+    words = speaking(CALLING, "<|im_start|>", "<|im_end|>", "[", '"', plain=OF_TOOLS)
+    example = to_example(TASKS["instruct"], _row_with_a_call(""), where="x", number=1)
+    assert Encoder(words, max_length=4000)([example])
+
+
+def test_plain_words_that_a_template_puts_around_turns_are_counted_in_a_note() -> None:
+    spoken, marked = (speaking(MISTRAL, *marks) for marks in ((), ("[INST]", "[/INST]")))
+    assert marks_of(spoken).words == ("[/INST]", "[INST]")
+    assert marks_of(marked).words == marks_of(speaking(CHATML, "<|im_start|>", "<|im_end|>")).words == ()
+    example = Example((("user", "no [/INST] yes [INST] so"),), "the user said so")
+    note = marks_note(Encoder(spoken, max_length=200)([example, Example(TURNS[:1], "so")]), "train")
+    assert note == (
+        "train: 1 of 2 texts spell plain words that the chat template puts around turns (2 in all), which a model "
+        "cannot tell from the template's own"
+    )
+
+
+@pytest.mark.parametrize("body", ["raise_exception(messages[0].content)", "1 + messages[0]['content']", "1/0"])
+def test_a_template_that_fails_over_a_text_does_not_repeat_it(body: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        templated([("user", "private words")], speaking(f"{{{{ {body} }}}}"))
+    assert "private" not in str(caught.value)
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        templated([("user", "private words")], speaking("{{ raise_exception('roles must alternate') }}"))

@@ -80,7 +80,7 @@ def evaluate(
 
 def generate(
     source: str | Path,
-    prompt: str | Sequence[Mapping[str, str]],
+    prompt: str | Sequence[Mapping[str, Any]],
     *,
     mode: str = "federated",
     base: bool = False,
@@ -98,9 +98,10 @@ def generate(
     Raises:
         SilotuneError: The run, its adapter or the model are not there, or the prompt is too long.
     """
+    turns = asked_in({"prompt": prompt}, "the prompt")
     with hushed():
         adapted = tuned.load_tuned(source, mode=mode, base=base)
-        return "".join(stream_answer(adapted, asked_in({"prompt": prompt}, "the prompt"), sampling or Sampling()))
+        return "".join(stream_answer(adapted, turns, sampling or Sampling()))
 
 
 def export(folder: str | Path, out: str | Path, *, merge: bool = False, mode: str = "federated") -> Path:

@@ -28,6 +28,7 @@ class Encoded:
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
         marks: Control marks that the example's text spells, which were read as text.
+        turn_words: Times that it spells words which the chat template puts around turns in place of marks.
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +39,7 @@ class Encoded:
     answer_cut: int = 0
     unsupervised: tuple[tuple[int, int], ...] = ()
     marks: int = 0
+    turn_words: int = 0
 
     @property
     def is_even(self) -> bool:
@@ -134,14 +136,21 @@ def truncation_note(encoded: Sequence[Encoded], what: str, *, truncate: Truncate
 
 
 def marks_note(encoded: Sequence[Encoded], what: str) -> str | None:
-    """One line that counts texts that spell control marks of the tokenizer; None where none does."""
+    """One line that counts texts that spell control marks of the tokenizer, or words of the template that stand for
+    such; None where none does."""
     texts = sum(1 for example in encoded if example.marks)
-    if not texts:
-        return None
-    return (
+    spoken = sum(1 for example in encoded if example.turn_words)
+    told = [
         f"{what}: {texts} of {len(encoded)} texts spell control marks of the tokenizer "
         f"({sum(example.marks for example in encoded)} in all), which were read as plain text"
-    )
+        if texts
+        else "",
+        f"{what}: {spoken} of {len(encoded)} texts spell plain words that the chat template puts around turns "
+        f"({sum(example.turn_words for example in encoded)} in all), which a model cannot tell from the template's own"
+        if spoken
+        else "",
+    ]
+    return "; ".join(filter(None, told)) or None
 
 
 def cut_left(ids: list[int], room: int, *, first: int = 0) -> list[int]:

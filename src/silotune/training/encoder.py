@@ -58,10 +58,10 @@ class Encoder:
         return [made for several in found for made in several if not made.is_even]
 
     def _numbered(self, example: Example, number: int) -> list[Encoded]:
-        plain, marks = _as_text(example, self._marks)
+        plain, marks, words = _as_text(example, self._marks)
         try:
-            found = self._encode(self._with_calls(plain), number)
-            return [replace(each, marks=marks) if marks and not place else each for place, each in enumerate(found)]
+            first, *rest = self._encode(self._with_calls(plain), number)
+            return [replace(first, marks=marks, turn_words=words) if marks or words else first, *rest]
         except TemplateError as error:
             raise DataError(f"example {number}: {error}") from error
 
@@ -177,8 +177,8 @@ def _is_prefix_free(options: Sequence[tuple[int, ...]]) -> bool:
     return all(later[: len(earlier)] != earlier for earlier, later in zip(ordered, ordered[1:], strict=False))
 
 
-def _as_text(example: Example, marks: Marks) -> tuple[Example, int]:
-    """The example with all that it says read as text, and how many control marks it spells."""
+def _as_text(example: Example, marks: Marks) -> tuple[Example, int, int]:
+    """The example with all that it says read as text, and how many control marks and words of turns it spells."""
 
     def texts(given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(marks.as_text, given))
@@ -188,7 +188,7 @@ def _as_text(example: Example, marks: Marks) -> tuple[Example, int]:
         example,
         messages=marks.turns_as_text(example.messages),
         answer=marks.as_text(example.answer),
-        calls=marks.as_text(example.calls),
+        calls=marks.json_as_text(example.calls),
         rejected=marks.as_text(example.rejected),
         options=texts(example.options),
         text=texts(example.text),
@@ -202,7 +202,8 @@ def _as_text(example: Example, marks: Marks) -> tuple[Example, int]:
         made.calls,
         made.rejected,
     )
-    return made, sum(text.count(BREAK) for text in said)
+    spelt, spoken = (sum(text.count(each) for text in said for each in sought) for sought in ((BREAK,), marks.words))
+    return made, spelt, spoken
 
 
 class ClassEncoder:
@@ -228,7 +229,7 @@ class ClassEncoder:
     def _encode(self, example: Example, number: int) -> Encoded:
         if example.options != self._labels:
             raise DataError(f"example {number}: its options are not the classes of the head; use another objective")
-        plain, marks = _as_text(example, self._marks)
+        plain, marks, words = _as_text(example, self._marks)
         messages = self._messages(plain, self._between)
         ids, first, last = framed_ids(messages, self._tokenizer)
         if len(ids) == first + last:
@@ -246,7 +247,8 @@ class ClassEncoder:
                 first=first,
                 last=last or tail_ids(messages, self._tokenizer),
             )
-        return Encoded(tuple(kept), (), label=example.label, prompt_cut=len(ids) - len(kept), marks=marks)
+        cut = len(ids) - len(kept)
+        return Encoded(tuple(kept), (), label=example.label, prompt_cut=cut, marks=marks, turn_words=words)
 
 
 def _prompt(example: Example, between: str) -> Sequence[tuple[str, str]]:
