@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import kits
 import tiny
 from deployed import Deployed, document, over_tls, quickly
 from silotune.config import from_mapping
+from silotune.data.rows import to_example
 from silotune.data.tasks import resolve
 from silotune.deploy.check import CHECKS, _FaultError
 from silotune.deploy.kits import read_kit
@@ -23,7 +25,7 @@ from silotune.errors import ConfigError, DataError, KitError
 from silotune.experiment.run import run_experiment
 from silotune.experiment.site import Holdings, task_at
 from silotune.federation.wire.run_setup import Setup, without_places
-from silotune.settings.sections import DataSection, TaskSection
+from silotune.settings.sections import MOST_OPTIONS, DataSection, TaskSection
 
 OPEN = {"prompt": "{note}\nWhat is to be done?", "answer": "reply", "fields": ["ward"]}
 CLOSED = {"prompt": "{note}", "answer": "level", "options": ["low", "high"]}
@@ -76,6 +78,31 @@ def test_a_run_cannot_choose_columns_that_a_site_does_not_offer(has: dict[str, A
     with pytest.raises(DataError) as caught:
         read_at(OPEN, **has)
     assert said in str(caught.value)
+
+
+def test_what_stands_beside_a_chat_is_read_where_a_site_offers_it() -> None:
+    """Tools, and the system's turn beside ShareGPT's, have columns that no definition names."""
+    chat = [{"role": "user", "content": "is it so?"}]
+    row = {
+        "chat": chat, "answer": "yes", "system": "private", "conversations": chat,
+        "tools": [{"name": "look", "description": "private"}],
+    }  # fmt: skip
+    section = task_of({"prompt": "{chat}", "answer": "answer"})
+    columns = {"chat": "chat", "answer": "answer"}
+    more = {"tools": "tools", "system": "system", "conversations": "conversations"}
+    for offered, roles in ((columns, ["user"]), ({**columns, **more}, ["tools", "system", "user"])):
+        own = Holdings("north", task="custom", columns=offered)
+        made = to_example(task_at(own, resolve(section), section.definition), row, where="x", number=1)
+        assert [role for role, _ in made.messages] == roles
+
+
+def test_a_definition_has_no_more_options_than_can_be_scored_and_an_error_lists_few() -> None:
+    many = [f"code {number}" for number in range(MOST_OPTIONS + 1)]
+    with pytest.raises(ValidationError, match="2049 options, at most 2048 are taken"):
+        task_of({**CLOSED, "options": many})
+    with pytest.raises(DataError, match=r"level is not one of code 0, .*, code 39 and 2008 more$"):
+        task = resolve(task_of({**CLOSED, "options": many[:-1]}))
+        to_example(task, {"note": "a", "level": "b"}, where="x", number=1)
 
 
 @pytest.mark.parametrize(

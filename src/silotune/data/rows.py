@@ -123,6 +123,7 @@ class Task:
         hub: The Hub's copy, if any.
         embedded: Whether silotune generates the rows itself.
         shorten: Placeholders whose texts alone are cut in a prompt that is too long.
+        offered: Columns of a row that may be read, whatever a format has beside those of the layout; empty for all.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Task:
     hub: Hub | None = None
     embedded: bool = False
     shorten: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
 
     @property
     def partition_fields(self) -> tuple[str, ...]:
@@ -189,6 +191,8 @@ def to_example(task: Task, row: Row, *, where: str, number: int) -> Example:
     """
     spot = f"{where}: row {number}"
     row = _with_one_form_of_accents(row)
+    if task.offered:
+        row = {column: row[column] for column in task.offered if column in row}
     layout = _layout_of(task, row, spot)
     row = _without_bytes(row, layout, spot)
     kind = _kind(task, layout, row)
@@ -504,7 +508,7 @@ def _choices(task: Task, layout: Layout, row: Row, spot: str) -> dict[str, str]:
     texts = {composed(str(name)): _text(option, f"{spot}: options") for name, option in value.items()}
     texts = {name: text for name, text in texts.items() if text}
     if texts.keys() != set(names):
-        raise DataError(f"{spot}: {', '.join(columns)}: options are not {', '.join(task.options)}, none empty")
+        raise DataError(f"{spot}: {', '.join(columns)}: options are not {_listed(task.options)}, none empty")
     return {name: texts[name] for name in names}
 
 
@@ -519,7 +523,7 @@ def _option(task: Task, layout: Layout, row: Row, spot: str) -> str:
     if option is None and layout.choices and not may_count(raw, len(task.options)):
         option = _only(raw, [(text, name) for name, text in _choices(task, layout, row, spot).items()])
     if option is None:
-        raise DataError(f"{spot}: {layout.answer} is not one of {', '.join(task.options)}")
+        raise DataError(f"{spot}: {layout.answer} is not one of {_listed(task.options)}")
     return option
 
 
@@ -547,6 +551,15 @@ def may_count(text: str, options: int) -> bool:
 def whole_number(text: str) -> str:
     """A text; without ``.0`` if it is a whole number, as programs write one that was a decimal number before."""
     return _WHOLE.sub(r"\1", text)
+
+
+_MOST_LISTED: Final = 40
+
+
+def _listed(options: Sequence[str]) -> str:
+    """The options for an error, which may be one of thousands."""
+    more = f" and {len(options) - _MOST_LISTED} more" if len(options) > _MOST_LISTED else ""
+    return ", ".join(options[:_MOST_LISTED]) + more
 
 
 def _cut(value: Any, options: tuple[str, ...], layout: Layout, spot: str) -> str:

@@ -27,6 +27,7 @@ from silotune.deploy.kits import (
 )
 from silotune.errors import SilotuneError, unknown_choice
 from silotune.federation.site.policy import Policy, read_policy
+from silotune.settings.base import composed
 
 if TYPE_CHECKING:
     from silotune.structs import Example, Row
@@ -238,6 +239,7 @@ def _unreadable(data: SiteData) -> dict[str, bool]:
 
 def _offered(columns: Mapping[str, str], rows: Sequence[Row]) -> str:
     """What of a file a run's own task may read, and how much of it is there."""
+    rows = [{composed(name): value for name, value in row.items()} for row in rows]
     for column in columns.values():
         if not any(column in row for row in rows):
             there = dict.fromkeys(name for row in rows for name in row)

@@ -26,6 +26,7 @@ from silotune.record.files import explained, read_document, write_bytes
 from silotune.record.plain_json import canonical
 from silotune.record.signatures import check_secrets, normal_public, read_key, verify
 from silotune.settings.base import Device, Positive, Section
+from silotune.settings.base import Name as Column
 from silotune.settings.sections import FileSettings, TaskSection
 from silotune.transports.frames import socket_path
 
@@ -153,7 +154,7 @@ class SiteData(FileSettings):
     definition: TaskSection | None = Field(
         None, description="of task 'custom': the only definition that a run may have; default: any over [data.columns]"
     )
-    columns: dict[str, str] = Field(
+    columns: dict[Column, Column] = Field(
         {}, description="column that the task names -> column of the file; with 'custom', all that a run may read"
     )
     train: Path | None = Field(None, description="training examples; relative paths begin at the kit")

@@ -233,7 +233,7 @@ def task_at(own: Holdings, task: Task, definition: TaskSection | None) -> Task:
 
 
 def _over(columns: Mapping[str, str], task: Task) -> Task:
-    """A run's own task, without the fields that a site does not offer.
+    """A run's own task over the columns that a site offers, without the fields that it does not.
 
     Raises:
         DataError: It cannot be read without a column that the site does not offer.
@@ -249,7 +249,7 @@ def _over(columns: Mapping[str, str], task: Task) -> Task:
         replace(layout, fields={name: column for name, column in layout.fields.items() if column in columns})
         for layout in task.layouts
     )
-    return replace(task, layouts=tuple(layouts))
+    return replace(task, layouts=tuple(layouts), offered=tuple(columns.values()))
 
 
 def check_base(section: ModelSection, wanted: str, pinned: str | None) -> None:

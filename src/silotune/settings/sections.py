@@ -44,6 +44,8 @@ AnswerFormat = Literal["label", "letter", "cloze", "text", "preference", "docume
 
 LONGEST_PROMPT, MOST_PLACES = 4096, 32
 """Characters of a prompt's template, and places in it that a row fills: every example is written out so long."""
+MOST_OPTIONS = 2048
+"""Answers of a closed set: every example is scored over all of them."""
 
 
 def _check_length(text: str, name: str) -> None:
@@ -123,6 +125,13 @@ class TaskSection(Section):
     def _is_no_flood(cls, text: str) -> str:
         _check_template(text, "data.definition.prompt")
         return text
+
+    @field_validator("options")
+    @classmethod
+    def _are_few(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        if len(options) > MOST_OPTIONS:
+            raise ValueError(f"data.definition.options: {len(options)} options, at most {MOST_OPTIONS} are taken")
+        return options
 
     @field_validator("system")
     @classmethod
