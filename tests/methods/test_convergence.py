@@ -13,6 +13,7 @@ from silotune.config import from_mapping
 from silotune.errors import ConfigError
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import LocalWork
+from silotune.settings.aggregation import AGGREGATIONS
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.sections import FederationSection
 from silotune.structs import ClientUpdate, Tensors
@@ -44,12 +45,21 @@ def gradient(client: int, weights: torch.Tensor) -> torch.Tensor:
 
 
 def ended(
-    name: str, weighting: Any, *, sampled: int, steps: int, rounds: int = 300, summed: bool = False
+    name: str,
+    weighting: Any,
+    *,
+    sampled: int,
+    steps: int,
+    rounds: int = 300,
+    summed: bool = False,
+    aggregation: Any = "mean",
+    start: float = 0.0,
 ) -> torch.Tensor:
     """The model after so many rounds; ``summed`` hands the round's weighted mean on as a protected sum does."""
-    made = method(FederationSection(algorithm={"type": name, **SETTINGS.get(name, {})}, weighting=weighting))
+    algorithm = {"type": name, **SETTINGS.get(name, {})}
+    made = method(FederationSection(algorithm=algorithm, weighting=weighting, aggregation=aggregation))
     zeros = {"w": torch.zeros(2, dtype=torch.float64)}
-    weights, memory, own = zeros, dict[str, torch.Tensor](), [zeros] * 4
+    weights, memory, own = {"w": torch.full_like(zeros["w"], start)}, dict[str, torch.Tensor](), [zeros] * 4
     draw = random.Random(1)
     for _ in range(rounds):
         server = taken_from("control", made.sent(weights, memory))
@@ -113,7 +123,23 @@ def test_weights_that_change_with_the_loss_are_refused_where_clients_keep_a_cont
         from_mapping({"federation": {"algorithm": name, "weighting": "q-ffl"}, "training": {"optimizer": "sgd"}})
 
 
-def test_a_rule_that_counts_every_update_once_counts_clients_by_heads() -> None:
-    made = method(FederationSection(algorithm="feddyn", aggregation="median"))
-    updates = [ClientUpdate(str(count), {"w": torch.ones(1)}, count) for count in EXAMPLES]
-    assert made.aggregate(updates)["counted"].tolist() == [4.0]
+RULES: dict[str, Any] = {"median": "median", "norm-bound": {"type": "norm-bound", "bound": 0.3}}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_feddyn_under_another_rule_than_the_mean_settles_where_its_start_leads_it(rule: str) -> None:
+    """What the coordinator adds up is then not what the clients keep: updates are zero far from any optimum."""
+    ends = [
+        ended("feddyn", "examples", sampled=4, steps=4, aggregation=RULES[rule], start=start) for start in (0.0, 4.0)
+    ]
+    assert float((ends[0] - ends[1]).abs().max()) > 0.1
+    plain = [
+        ended("fedavg", "examples", sampled=4, steps=4, aggregation=RULES[rule], start=start) for start in (0.0, 4.0)
+    ]
+    torch.testing.assert_close(plain[0], plain[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [name for name in AGGREGATIONS if not AGGREGATIONS[name].is_mean])
+def test_feddyn_is_refused_under_another_rule_than_the_mean(rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"'feddyn' sums whole updates, as its clients do, and .* = '{rule}'"):
+        from_mapping({"federation": {"algorithm": "feddyn", "aggregation": rule}})

@@ -311,6 +311,12 @@ _METHOD = (
         lambda run: bool(run.federation.algorithm.trusted) and not run.federation.aggregation.is_mean,
     ),
     Limit(
+        f"{_ALGORITHM} sums whole updates, as its clients do, and {_AGGREGATION} leaves out or shortens some: the run "
+        "would settle where its start leads it, away from any optimum, with updates of zero: use 'mean', or another "
+        "algorithm",
+        lambda run: run.federation.algorithm.is_of_whole_updates and not run.federation.aggregation.is_mean,
+    ),
+    Limit(
         f"{_ALGORITHM} adds up what its clients keep, by weights that stay, and {_WEIGHTING} changes them with the "
         "loss: use 'examples', 'uniform' or 'capped', or another algorithm",
         lambda run: run.federation.algorithm.keeps_control and run.federation.weighting.needs_loss,
