@@ -148,6 +148,7 @@ def test_trials_look_at_the_selection_set_alone(make: Make) -> None:
         ({"exclude": [{"seed": 7}]}, "seed 7"),
         ({"taks": []}, "did you mean 'tasks'"),
         ({"partitions": [{"name": "x", "aplha": 1}]}, "did you mean 'alpha'"),
+        ({"algorithms": [{"name": "x", "config": {"federation": {"budget_match": "time"}}}]}, "a partition of its own"),
         ({"tune": {"seed": 0, "candidates": {"training.learning_rate": [1]}}}, "must not be reported"),
         ({"tune": {"seed": 5, "candidates": {}}}, "at least one key"),
         ({"tune": {"seed": 5, "candidates": {"a.b": [1]}, "partition": "alpha 1"}}, "did you mean 'alpha 0.1'"),

@@ -18,8 +18,9 @@ from silotune.config import Config
 from silotune.data.embedded import finance
 from silotune.errors import AuditError, DataError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
+from silotune.experiment.budget import pooled_steps, said, steps_by_mode
 from silotune.experiment.estimate import estimate, least_memory
-from silotune.experiment.parts import MODES, budget, pooled_steps, steps_by_mode
+from silotune.experiment.parts import MODES
 from silotune.experiment.prepare import prepare
 from silotune.experiment.public import generate
 from silotune.experiment.run import resume_experiment, run_experiment
@@ -444,12 +445,30 @@ def test_an_update_that_diverged_and_stayed_finite_is_refused_for_its_size(confi
 
 def test_budget_is_what_the_parts_do(configuration: Make) -> None:
     prepared = prepare(configuration(training={"max_steps": None, "epochs": 1.5}, federation=ALL))
-    steps = pooled_steps(prepared)
+    steps = pooled_steps(prepared.config, tuple(prepared.sizes.values()))
     (central,) = MODES["centralized"](prepared)
     assert central.training.max_steps == steps
     assert len(central.clients["pooled"]) == 48
     assert [len(part.clients) for part in MODES["isolated"](prepared)] == [1, 1, 1]
-    assert f"{2 * steps} in total" in budget(prepared) and "share of these steps" in budget(prepared)
+    sentence = said(prepared.config, prepared.sizes)
+    assert f"{2 * steps} in total" in sentence and "share of these steps" in sentence
+
+
+@pytest.mark.parametrize("training", [{"max_steps": 2}, {"max_steps": None, "epochs": 1.5}])
+def test_at_equal_time_every_client_takes_the_steps_of_pooled_training(configuration: Make, training: dict) -> None:
+    equal_compute = prepare(configuration(training=training, federation=ALL))
+    pooled = pooled_steps(equal_compute.config, tuple(equal_compute.sizes.values()))
+    run = run_experiment(configuration(training=training, federation={**ALL, "budget_match": "time"}))
+    summary = run.read_json("summary")
+    steps = {mode: summary[mode]["cost"]["steps"] for mode in ("federated", "isolated", "centralized")}
+    assert steps == {"federated": 2 * 3 * pooled, "isolated": 2 * 3 * pooled, "centralized": 2 * pooled}
+    batch = equal_compute.config.training.batch_size
+    assert summary["centralized"]["cost"]["passes"] == pytest.approx(2 * pooled * batch / 48)
+    assert summary["federated"]["cost"]["passes"] == pytest.approx(3 * 2 * pooled * batch / 48)
+    rows = run.part("federated").read_rows("clients")
+    slowest = sum(max(row["seconds"] for row in rows if row["round"] == number) for number in (1, 2))
+    assert summary["federated"]["cost"]["slowest_seconds"] == pytest.approx(slowest)
+    assert summary["budget_match"] == "time" and "equal time" in summary["budget"]
 
 
 @pytest.mark.parametrize("training", [{}, {"max_steps": None, "epochs": 1.5, "schedule": "cosine"}])
@@ -475,9 +494,9 @@ def test_a_model_that_is_kept_untrained_is_warned_of_wherever_it_is_named(config
 def test_alone_nobody_rests(configuration: Make) -> None:
     """Where one of three clients takes part in a round, the three alone do three times as many steps."""
     prepared = prepare(configuration(federation={**ALL, "clients_per_round": 1}))
-    steps = steps_by_mode(prepared)
+    steps = steps_by_mode(prepared.config, tuple(prepared.sizes.values()))
     assert steps["isolated"] == 3 * steps["federated"] == 3 * steps["centralized"] == 2 * 6
-    assert "in every round, 12 in all, as each trains in every round" in budget(prepared)
+    assert "in every round, 12 in all, as each trains in every round" in said(prepared.config, prepared.sizes)
     assert estimate(prepared.config)["steps"] == 12 + 4 + 4
 
 

@@ -21,6 +21,10 @@ def shown(table: Table, width: int = 120) -> str:
     return console.export_text()
 
 
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
 def png_size(path: Path) -> tuple[int, int]:
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -58,9 +62,9 @@ def test_the_round_that_was_kept_is_named_below_the_table():
 def test_a_worst_institution_above_the_mean_is_explained():
     cost = {"joules": None, "co2_kg": None, "peak_memory_bytes": None, "energy_source": "unavailable"}
     alone = {**summary()["isolated"], "cost": cost, "own": {"a": 0.9, "b": 0.7}}
-    assert "may exceed the mean" in shown(report.cost_table(summary(isolated=alone)))
+    assert "may exceed the mean" in shown(report.served_table(summary(isolated=alone)))
     alone = {**alone, "own": {"a": 0.9, "b": 0.6}}
-    assert "may exceed the mean" not in shown(report.cost_table(summary(isolated=alone)))
+    assert "may exceed the mean" not in shown(report.served_table(summary(isolated=alone)))
 
 
 def test_modes_that_did_not_run_have_no_row():
@@ -165,17 +169,21 @@ def test_seconds_for_people(seconds, text):
 def test_costs_are_shown_and_estimates_marked():
     cost = {"joules": 1234.0, "co2_kg": 6e-5, "energy_source": "estimated", "peak_memory_bytes": 812_000_000}
     unknown = {**cost, "joules": None, "co2_kg": None, "energy_source": "unavailable"}
+    cost |= {"steps": 1200, "passes": 2.5, "core_seconds": 20.0, "slowest_seconds": 5.0}
     changes = {
         "federated": {"accuracy": 0.8, "ece": 0.0456, "own": {"a": 0.7, "b": 0.9, "c": None}, "cost": cost},
         "isolated": {"ece": {"mean": 0.2}, "own": {"a": 0.5}, "cost": {**cost, "energy_source": "measured"}},
         "centralized": {"accuracy": 0.8, "own": {}, "cost": unknown},
     }
-    rows = [line for line in shown(report.cost_table(summary(**changes)), width=80).splitlines() if "MB" in line]
-    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
-        ["each alone", "0.200", "50.0 %", "1.23 kJ", "60 mg", "812.0 MB"],
-        ["federated", "0.046", "70.0 %", "1.23 kJ est.", "60 mg est.", "812.0 MB"],
-        ["centralised", "-", "-", "-", "-", "812.0 MB"],
+    own = [cells(line) for line in shown(report.served_table(summary(**changes))).splitlines() if "│" in line]
+    assert own == [["each alone", "0.200", "50.0 %"], ["federated", "0.046", "70.0 %"], ["centralised", "-", "-"]]
+    took = [cells(line) for line in shown(report.cost_table(summary(**changes))).splitlines() if "MB" in line]
+    assert took == [
+        ["each alone", "1,200", "2.5", "20.0 s", "5.0 s", "1.23 kJ", "60 mg", "812.0 MB"],
+        ["federated", "1,200", "2.5", "20.0 s", "5.0 s", "1.23 kJ est.", "60 mg est.", "812.0 MB"],
+        ["centralised", "-", "-", "-", "-", "-", "-", "812.0 MB"],
     ]
+    assert "at equal time" in shown(report.cost_table(summary(budget_match="time")))
     assert report.scaled_text(0.0, "J") == "0 J" and report.scaled_text(2e-7, "g") == "0.2 µg"
 
 

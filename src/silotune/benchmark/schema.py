@@ -123,6 +123,12 @@ class Grid(Section):
             faults.append("modes must name at least one mode, each once")
         conditions = [*self.include, *self.exclude, *(override.when for override in self.overrides)]
         faults += self._unknown(conditions, names)
+        faults += [
+            f"algorithms: {choice.name!r} sets federation.budget_match, which the baselines of all algorithms depend "
+            "on: set it in [base.federation], or in the config of a partition of its own"
+            for choice in self.algorithms
+            if "budget_match" in choice.config.get("federation", {})
+        ]
         faults += self._tuning_faults(names["partition"])
         if faults:
             raise ValueError("\n".join(dict.fromkeys(faults)))

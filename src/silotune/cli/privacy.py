@@ -40,6 +40,7 @@ def plan(
     silotune privacy plan --examples 600 --set privacy.dp.epsilon=4 --set federation.rounds=50
     """
     from silotune.config import from_mapping, merge, read_toml
+    from silotune.experiment.budget import matched
     from silotune.experiment.privacy import as_json as as_mapping
     from silotune.experiment.privacy import plan_of, plan_of_config, statement, warnings
     from silotune.shipped import find
@@ -52,7 +53,7 @@ def plan(
     loaded = from_mapping(merge(document, settings or ()), source=config or "--set")
     with reserved_stdout(as_json):
         named = {f"site-{place}": size for place, size in enumerate(examples or (), start=1)}
-        made = plan_of(loaded, named) if named else plan_of_config(loaded)
+        made = plan_of(matched(loaded, tuple(named.values())), named) if named else plan_of_config(loaded)
     if made is None:
         raise ConfigError("privacy.dp = 'none' costs nothing and promises nothing: --set privacy.dp=example")
     if out is not None:

@@ -32,7 +32,7 @@ def quickstart(
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.report.pictures import draw_rounds, draw_skew
-    from silotune.report.runs import cost_table, read_summary, summary_table
+    from silotune.report.runs import read_summary, tables_of
     from silotune.shipped import shipped
 
     changes = [] if seed is None else [f"seed={seed}"]
@@ -46,8 +46,7 @@ def quickstart(
         print_json(compact(run, summary))
         return
     console = stdout()
-    console.print(summary_table(summary))
-    console.print(cost_table(summary))
+    console.print(*tables_of(summary), sep="\n")
     console.print(_answers(run, config.evaluation.max_new_tokens))
     for title, place in (("run folder", run.path), *zip(("by round", "by client"), pictures, strict=True)):
         say(f"{title + ':':<12}{place}")

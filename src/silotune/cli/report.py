@@ -35,7 +35,7 @@ def report(
 
 def _runs(folders: list[Path], *, as_json: bool) -> None:
     from silotune.record.runs import RunFolder
-    from silotune.report.runs import cost_table, promise_lines, read_summary, runs_json, runs_table, summary_table
+    from silotune.report.runs import promise_lines, read_summary, runs_json, runs_table, tables_of
 
     runs = [RunFolder.open(folder) for folder in folders]
     if as_json:
@@ -44,8 +44,7 @@ def _runs(folders: list[Path], *, as_json: bool) -> None:
         stdout().print(runs_table(runs))
     else:
         summary = read_summary(runs[0])
-        stdout().print(summary_table(summary))
-        stdout().print(cost_table(summary))
+        stdout().print(*tables_of(summary), sep="\n")
         for line in promise_lines(summary):
             say(line)
 

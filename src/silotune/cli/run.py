@@ -88,7 +88,7 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
     from silotune.report.pictures import draw_skew
-    from silotune.report.runs import cost_table, read_summary, summary_table, tasks_table
+    from silotune.report.runs import read_summary, tables_of
 
     summary = read_summary(folder)
     with reserved_stdout(as_json):
@@ -96,11 +96,7 @@ def _show(folder: RunFolder, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder.path), **summary})
         return
-    console = stdout()
-    console.print(summary_table(summary))
-    console.print(cost_table(summary))
-    if any("by_task" in part for part in summary.values() if isinstance(part, dict)):
-        console.print(tasks_table(summary))
+    stdout().print(*tables_of(summary), sep="\n")
     say(f"run folder: {folder.path}")
     if picture is not None:
         say(f"by client:  {picture}")

@@ -21,9 +21,9 @@ QUALITIES = (
     "gain", "win_rate", "margin",
 )  # fmt: skip
 SUMMED = (
-    "seconds", "evaluate_seconds", "core_seconds", "bytes_up", "bytes_down", "tokens", "joules", "co2_kg",
+    "seconds", "evaluate_seconds", "steps", "core_seconds", "bytes_up", "bytes_down", "tokens", "joules", "co2_kg",
 )  # fmt: skip
-HIGHEST = ("peak_memory_bytes", "gpu_peak_memory_bytes", "trainable_parameters")
+HIGHEST = ("slowest_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "trainable_parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class Observation:
             the metric of the institutions' own models over their own sets together; ``aggregation_error`` how far
             averaging LoRA's factors is from averaging their products, mean over the rounds; ``majority`` is the metric
             of always giving the most frequent answer, ``one_class`` the share of models that give one answer to all.
-        cost: What it cost, all institutions together; ``bytes`` is both ways; memory is the most of any, and so are
-            ``epsilon`` and ``delta`` of differential privacy.
+        cost: What it cost, all institutions together; ``bytes`` is both ways; ``passes`` over the examples are the
+            mean; memory is the most of any, and so are ``slowest_seconds``, and ``epsilon`` and ``delta`` of
+            differential privacy.
         energy_source: ``measured``, ``estimated`` or ``unavailable``.
         energy_method: How, in words.
         per_class: Class -> F1; of isolated institutions the mean.
@@ -112,6 +113,7 @@ def _observation(
     if cost["trainable_parameters"] is None:
         cost["trainable_parameters"] = _number(known.get("trainable"))
     cost.update({name: _highest([_spent(part, name) for part in parts]) for name in ("epsilon", "delta")})
+    cost["passes"] = mean_of_all([_cost(part, "passes") for part in parts])
     cost["bytes"] = _summed([cost["bytes_up"], cost["bytes_down"]])
     source = _energy_source(parts)
     if source == "unavailable":

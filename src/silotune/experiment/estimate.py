@@ -15,8 +15,9 @@ import torch
 from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.errors import ModelError
+from silotune.experiment.budget import steps_by_mode
 from silotune.experiment.engines import in_process
-from silotune.experiment.parts import MODES, steps_by_mode
+from silotune.experiment.parts import MODES
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.scoring import SetScorer
@@ -122,7 +123,7 @@ def _rehearse(prepared: Prepared) -> None:
 
 def _estimated(prepared: Prepared) -> dict[str, Any]:
     config, federation = prepared.config, prepared.config.federation
-    by_mode = steps_by_mode(prepared)
+    by_mode = steps_by_mode(config, tuple(prepared.sizes.values()))
     steps = sum(by_mode[mode] for mode in federation.modes)
     a_step = _measure(prepared)
     down, up = _message_bytes(prepared)

@@ -9,24 +9,22 @@ each mode get follow from the configuration.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from silotune.experiment.budget import pooled_steps
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import EVALUATE
 from silotune.federation.wire.run_setup import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
-from silotune.record.printable import counted
 from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
-from silotune.settings.sections import BudgetSection, FederationSection, Mode, TrainingSection
+from silotune.settings.sections import BudgetSection, FederationSection, TrainingSection
 from silotune.structs import Reply, Request, Tensors
 from silotune.training.encode import Encoded
-from silotune.training.local import steps_in_round
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ def _federated(prepared: Prepared) -> list[Part]:
 
 def _centralized(prepared: Prepared) -> list[Part]:
     pooled = [example for examples in prepared.clients.values() for example in examples]
-    settings = prepared.config.training.model_copy(update={"max_steps": pooled_steps(prepared)})
+    config, sizes = prepared.config, tuple(prepared.sizes.values())
+    settings = config.training.model_copy(update={"max_steps": pooled_steps(config, sizes)})
     name = next(iter(prepared.clients)) if len(prepared.clients) == 1 else "pooled"
     return [Part("centralized", ("centralized",), {name: pooled}, settings, text_bytes=prepared.text_bytes)]
 
@@ -73,41 +72,6 @@ MODES: Mapping[str, Callable[[Prepared], list[Part]]] = {
     "isolated": _isolated,
     "centralized": _centralized,
 }
-
-
-def pooled_steps(prepared: Prepared) -> int:
-    """Optimiser steps that all sampled clients of a round do together (mean over the clients when some rest)."""
-    steps = [steps_in_round(len(examples), prepared.config.training) for examples in prepared.clients.values()]
-    sampled = prepared.config.federation.clients_per_round or len(steps)
-    return max(1, math.ceil(sum(steps) * sampled / len(steps)))
-
-
-def steps_by_mode(prepared: Prepared) -> dict[Mode, int]:
-    """Optimiser steps of all institutions together over all rounds; isolated ones train in every round, so they may do
-    more."""
-    federation, training = prepared.config.federation, prepared.config.training
-    pooled = federation.rounds * pooled_steps(prepared)
-    alone = federation.rounds * sum(steps_in_round(len(own), training) for own in prepared.clients.values())
-    return {"federated": pooled, "centralized": pooled, "isolated": max(alone, 1)}
-
-
-def budget(prepared: Prepared) -> str:
-    """What "the same budget" means in this run, in one sentence."""
-    config = prepared.config
-    if not any(prepared.clients.values()):
-        return (
-            f"{counted(config.federation.rounds, 'round')}; each site does its own optimiser steps on its own examples"
-        )
-    rounds, per_round, steps = config.federation.rounds, pooled_steps(prepared), steps_by_mode(prepared)
-    more = steps["isolated"] > steps["federated"]
-    resting = f", {steps['isolated']} in all, as each trains in every round" if more else ""
-    return (
-        f"same examples, initial adapter, batch size and evaluation; {counted(rounds, 'round')}; "
-        f"federated: {per_round} optimiser steps a round over all sampled clients, {rounds * per_round} in total; "
-        f"centralised: the same {rounds * per_round} on the pooled examples; "
-        f"isolated: each institution does its own {'steps' if more else 'share of these steps'} on its own examples, "
-        f"in every round{resting}"
-    )
 
 
 def federation_of(prepared: Prepared, part: Part) -> FederationSection:

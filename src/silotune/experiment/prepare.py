@@ -13,6 +13,7 @@ from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.partition import counted_by, deal_alike, dealt_by, digest_of, find_faults, partition, skew
 from silotune.data.rows import Task
 from silotune.errors import ConfigError, DataError, unknown_choice
+from silotune.experiment.budget import matched
 from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
 from silotune.experiment.needs import check_packages
 from silotune.experiment.scoring import (
@@ -49,7 +50,7 @@ class Prepared:
     """What all modes of a run share.
 
     Attributes:
-        config: The run's configuration.
+        config: The run's configuration, with the steps of its budget.
         task: What the examples are examples of.
         clients: Encoded training examples by client.
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
@@ -79,6 +80,11 @@ class Prepared:
     forgetting: Forgetting | None
     skew: dict[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of training examples of each client; 0 where they are elsewhere."""
+        return {name: len(examples) for name, examples in self.clients.items()}
 
 
 def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
@@ -120,13 +126,13 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     initial = adapters.read(adapted)
     notes.extend(_factor_notes(config.federation, initial))
     notes.extend(filter(None, [*adapted.base.notes, adapted.fast.note]))
+    clients = {
+        name: _kept(name, [encoded[place] for place in spread(share, places)], share) for name, share in shares.items()
+    }
     return Prepared(
-        config=config,
+        config=matched(config, [len(examples) for examples in clients.values()]),
         task=task,
-        clients={
-            name: _kept(name, [encoded[place] for place in spread(share, places)], share)
-            for name, share in shares.items()
-        },
+        clients=clients,
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         threads=threads_of(adapted, config.training.threads),

@@ -11,6 +11,7 @@ from typing import Any
 
 from silotune.config import Config
 from silotune.data.mixture import load_examples
+from silotune.experiment.budget import matched
 from silotune.experiment.exposure import Exposed, sgd_warnings
 from silotune.experiment.parts import Part
 from silotune.experiment.prepare import client_shares
@@ -106,7 +107,8 @@ def _points(rounds: int) -> list[int]:
 def plan_of_config(config: Config) -> Plan | None:
     """The plan of a configuration; its data are read, its model is not loaded."""
     dataset = load_examples(config.data, seed=config.seed)
-    return plan_of(config, {name: len(share) for name, share in client_shares(config, dataset).items()})
+    sizes = {name: len(share) for name, share in client_shares(config, dataset).items()}
+    return plan_of(matched(config, tuple(sizes.values())), sizes)
 
 
 def central_of(config: Config, part: Part, run: str) -> CentralPrivacy | None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from silotune.config import Config
@@ -14,6 +14,7 @@ from silotune.evaluation.metrics import answers_one_class, best_and_worst, major
 from silotune.methods.algorithms import title_of
 from silotune.record.energy import Gauge, weakest
 from silotune.record.runs import RunFolder
+from silotune.settings.sections import TrainingSection
 from silotune.structs import ServerState, Spent
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
@@ -26,8 +27,8 @@ COMPARED: Mapping[str, tuple[str, ...]] = {
 
 
 SHOWN_COSTS = (
-    "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes", "gpu_peak_memory_bytes",
-    "trainable_parameters", "tokens",
+    "steps", "passes", "slowest_seconds", "core_seconds", "joules", "co2_kg", "energy_source", "peak_memory_bytes",
+    "gpu_peak_memory_bytes", "trainable_parameters", "tokens",
 )  # fmt: skip
 """The fields of a part's cost that the summary repeats."""
 
@@ -83,11 +84,15 @@ def own_of(by_client: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str,
     }
 
 
-def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gauge: Gauge) -> dict[str, Any]:
+def cost_of(
+    folder: RunFolder, result: Mapping[str, Any], training: TrainingSection, *, trainable: int, gauge: Gauge
+) -> dict[str, Any]:
     """What a run of rounds took, from its rows, so that a resumed run counts all its sessions.
 
     ``core_seconds`` and ``joules`` are the clients' training and the coordinator's aggregation and messages; scoring
-    stands apart under ``evaluation``. ``joules`` is null where any share of it is not known.
+    stands apart under ``evaluation``. ``joules`` is null where any share of it is not known. ``steps`` are all clients'
+    together, ``passes`` how often they went over their examples, on average; ``slowest_seconds`` is what the training
+    takes where every client has hardware of its own: of each round the time of its slowest client.
     """
     rounds, rows = folder.read_rows("metrics"), folder.read_rows("clients")
     costs = [row["cost"] for row in rounds]
@@ -96,7 +101,11 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
     clients = {name: _client_cost([row for row in rows if row["client"] == name]) for name in names}
     spent = sum((Spent(own["core_seconds"] or 0.0, own["joules"]) for own in clients.values()), coordinator)
     gpu = [cost["gpu_peak_memory_bytes"] for cost in costs if cost["gpu_peak_memory_bytes"] is not None]
+    steps, num_examples = sum(row["steps"] for row in rows), sum(_most_examples(rows).values())
     return {
+        "steps": steps,
+        "passes": steps * training.batch_size * training.gradient_accumulation / num_examples if num_examples else None,
+        "slowest_seconds": _slowest_seconds(rows),
         "seconds": result["seconds"],
         "core_seconds": spent.core_seconds if _are_known(rows) else None,
         "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
@@ -113,6 +122,24 @@ def cost_of(folder: RunFolder, result: Mapping[str, Any], *, trainable: int, gau
         "coordinator": coordinator,
         "evaluation": {"seconds": result["evaluate_seconds"], **dataclasses.asdict(evaluation)},
     }
+
+
+def _most_examples(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Client, or all that are hidden in a protected sum -> the most training examples it had in a round."""
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row["client"]] = max(found.get(row["client"], 0), row["num_examples"])
+    return found
+
+
+def _slowest_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The slowest client of each round, added up; None where a client withholds its time, or hides in a sum."""
+    if not _are_known(rows) or any("clients_in_sum" in row for row in rows):
+        return None
+    slowest: dict[int, float] = {}
+    for row in rows:
+        slowest[row["round"]] = max(slowest.get(row["round"], 0.0), row["seconds"])
+    return sum(slowest.values())
 
 
 def _spent(costs: Iterable[Mapping[str, Any]]) -> Spent:
@@ -144,6 +171,7 @@ def summarize(config: Config, folder: RunFolder, *, metric: str, budget: str) ->
         "lora": config.federation.lora.type,
         "seed": config.seed,
         "metric": metric,
+        "budget_match": config.federation.budget_match,
         "budget": budget,
     }
     parts = [mode for mode in ("federated", "centralized") if folder.part(mode).has("result")]
@@ -289,16 +317,23 @@ def _known_epsilon(spent: Mapping[str, Any]) -> float:
 
 
 def _summed(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The costs of several parts together: sums, but the most memory; null where one is not known."""
+    """The costs of several parts together; null where one is not known."""
     made: dict[str, Any] = {"energy_source": weakest(cost["energy_source"] for cost in costs)}
     for key in SHOWN_COSTS:
         values = [cost[key] for cost in costs]
-        if key == "trainable_parameters":
-            made[key] = values[0]
-        elif key != "energy_source":
-            together = max if key.endswith("memory_bytes") else sum
-            made[key] = None if None in values else together(values)
+        if key != "energy_source":
+            made[key] = None if None in values else _TOGETHER.get(key, sum)(values)
     return made
+
+
+_TOGETHER: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "trainable_parameters": max,
+    "peak_memory_bytes": max,
+    "gpu_peak_memory_bytes": max,
+    "slowest_seconds": max,
+    "passes": statistics.fmean,
+}
+"""How the costs of several institutions become one where they are not added up."""
 
 
 def _base(folder: RunFolder, parts: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[str, Any] | None:

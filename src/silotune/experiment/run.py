@@ -12,13 +12,13 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, plugins_of
 from silotune.errors import ConfigError, RunFolderError
-from silotune.experiment import personal, privacy, results, spending
+from silotune.experiment import budget, personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.needs import config_of
-from silotune.experiment.parts import MODES, Part, budget, federation_of, scored_by_clients
+from silotune.experiment.parts import MODES, Part, federation_of, scored_by_clients
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
@@ -229,7 +229,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
     notify("run_started", _introduction(prepared, folder))
     for note in torn:
         notify("note", {"text": note})
-    sizes = {name: len(examples) for name, examples in prepared.clients.items()}
+    sizes = prepared.sizes
     number = None if run.vouched is None else run.vouched.number
     planned = spending.declared(prepared.config, folder, sizes, run=number)
     notify("privacy", {"statement": planned})
@@ -239,7 +239,8 @@ def _work(run: _Run, observer: Observer | None) -> None:
         notify("note", {"text": note})
     for part in _parts(prepared):
         _run_part(run, part, folder.part(*part.names), notify, name=_identity(run, part))
-    summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=budget(prepared))
+    meant = budget.said(prepared.config, prepared.sizes)
+    summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=meant)
     kept = spending.settled(prepared.config, folder, [part.names for part in _parts(prepared)])
     if kept != planned:
         notify("privacy", {"statement": kept})
@@ -337,7 +338,7 @@ def _finish_part(
     if models is not None:
         result["personal"] = personal.scored(prepared, part, models, result["by_client"])
     trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
-    result["cost"] = results.cost_of(folder, result, trainable=trainable, gauge=meter.gauge)
+    result["cost"] = results.cost_of(folder, result, part.training, trainable=trainable, gauge=meter.gauge)
     card = model_card(config, part.mode, prepared.task, result)
     saved, adapter_config = adapters.exported(prepared.adapted, weights)
     folder.save_adapter(saved, adapter_config, card=card)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,51 +152,96 @@ def _with_interval(kind: Kind, figures: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, (value, figures.get("constant", ""))))
 
 
-def cost_table(summary: Mapping[str, Any]) -> Table:
-    """Calibration, the worst served institution and what each mode cost; estimates are marked ``est.``.
+_PARTS = (("isolated", "each alone"), ("federated", "federated"), ("centralized", "centralised"))
+
+
+def _costed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Mode, title and figures of each mode that a run had; a run of an older version knows no costs."""
+    for mode, title in _PARTS:
+        part = summary.get(mode) or {}
+        if part.get("cost"):
+            yield mode, title, part
+
+
+def served_table(summary: Mapping[str, Any]) -> Table:
+    """Calibration of each mode, and the figure of the institution served worst.
 
     Args:
         summary: The contents of ``summary.json``.
     """
     kind = KINDS[summary["metric"]]
-    title = "calibration, the institution served worst, and cost"
-    better = best_and_worst(kind.key)[0]
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    better, worse = best_and_worst(kind.key)
+    table = Table(title="calibration, and the institution served worst", title_justify="left", caption_justify="left")
     table.add_column("trained", no_wrap=True)
-    for heading in ("ECE", f"worst own {kind.title}", "energy", "CO2e", "memory"):
+    for heading in ("ECE", f"worst own {kind.title}"):
         table.add_column(heading, justify="right")
-    product, said = (summary.get("federated") or {}).get("aggregation_error"), list[str]()
+    for mode, title, part in _costed(summary):
+        error = part.get("ece")
+        error = error.get("mean") if isinstance(error, Mapping) else error
+        own = [value for value in part.get("own", {}).values() if value is not None]
+        worst = worse(own) if own else None
+        table.add_row(title, "-" if error is None else f"{error:.3f}", kind.text(worst))
+        mean = headline(summary, "mean", kind.key)
+        if mode == "isolated" and worst is not None and mean is not None and worst == better((worst, mean)):
+            table.caption = (
+                f"each alone: the worst own {kind.title} may exceed the mean above, which is on the common "
+                f"{summary['split']} split: own examples are like those that an institution's model was trained on"
+            )
+    return table
+
+
+def cost_table(summary: Mapping[str, Any]) -> Table:
+    """What each mode did and what that took; estimates are marked ``est.``.
+
+    Args:
+        summary: The contents of ``summary.json``.
+    """
+    match = summary.get("budget_match", "compute")
+    table = Table(title=f"what it took, at equal {match}", title_justify="left", caption_justify="left")
+    table.add_column("trained", no_wrap=True)
+    for heading in ("steps", "passes", "core time", "slowest", "energy", "CO2e", "memory"):
+        table.add_column(heading, justify="right")
+    for _, title, part in _costed(summary):
+        cost = part["cost"]
+        mark = " est." if cost["energy_source"] == "estimated" else ""
+        energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
+        steps, passes = cost.get("steps"), cost.get("passes")
+        table.add_row(
+            title,
+            "-" if steps is None else f"{steps:,}",
+            "-" if passes is None else f"{passes:.1f}",
+            seconds_text(cost.get("core_seconds")),
+            seconds_text(cost.get("slowest_seconds")),
+            energy + (mark if cost["joules"] is not None else ""),
+            carbon + (mark if cost["co2_kg"] is not None else ""),
+            bytes_text(cost["peak_memory_bytes"]),
+        )
+    said = [_COST_NOTE]
+    product = (summary.get("federated") or {}).get("aggregation_error")
     if product is not None:
         said.append(
             f"LoRA aggregation error {product:.2g}, mean over the rounds: how far averaging ({summary['lora']}) is "
             "from the mean of what the clients learnt"
         )
-    for mode, title in (("isolated", "each alone"), ("federated", "federated"), ("centralized", "centralised")):
-        part = summary.get(mode) or {}
-        if not part.get("cost"):
-            continue
-        cost, error = part["cost"], part.get("ece")
-        error = error.get("mean") if isinstance(error, Mapping) else error
-        own = [value for value in part.get("own", {}).values() if value is not None]
-        worst = best_and_worst(kind.key)[1](own) if own else None
-        mark = " est." if cost["energy_source"] == "estimated" else ""
-        energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
-        table.add_row(
-            title,
-            "-" if error is None else f"{error:.3f}",
-            kind.text(worst),
-            energy + (mark if cost["joules"] is not None else ""),
-            carbon + (mark if cost["co2_kg"] is not None else ""),
-            bytes_text(cost["peak_memory_bytes"]),
-        )
-        mean = headline(summary, "mean", kind.key)
-        if mode == "isolated" and worst is not None and mean is not None and worst == better((worst, mean)):
-            said.append(
-                f"each alone: the worst own {kind.title} may exceed the mean above, which is on the common "
-                f"{summary['split']} split: own examples are like those that an institution's model was trained on"
-            )
-    table.caption = "\n".join(said) or None
+    table.caption = "\n".join(said)
     return table
+
+
+_COST_NOTE = (
+    "steps of the optimiser, core time and energy: all institutions together; passes over their examples: on average; "
+    "slowest: the training time of the slowest institution, of each round where they train together"
+)
+
+
+def tables_of(summary: Mapping[str, Any]) -> list[Table]:
+    """All that is shown of one run, in order.
+
+    Args:
+        summary: The contents of ``summary.json``.
+    """
+    is_mixture = any("by_task" in part for part in summary.values() if isinstance(part, Mapping))
+    mixture = [tasks_table(summary)] if is_mixture else []
+    return [summary_table(summary), served_table(summary), cost_table(summary), *mixture]
 
 
 def _thousandfold(value: float | None) -> float | None:

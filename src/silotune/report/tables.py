@@ -245,12 +245,14 @@ def _classes(rows: Sequence[Row]) -> TextTable:
 
 def _costs(rows: Sequence[Row]) -> TextTable:
     heads = (
-        *_WHERE, "wall time", "core time", "peak memory", "GPU memory", "sent up", "sent down", "trained parameters",
-        "tokens", "energy", "CO2e",
+        *_WHERE, "wall time", "steps", "passes", "core time", "slowest institution", "peak memory",
+        "GPU memory", "sent up", "sent down", "trained parameters", "tokens", "energy", "CO2e",
     )  # fmt: skip
     note = (
-        "Mean over seeds of one run of this mode, all institutions together (memory: the most of any). Bytes are of "
-        "encoded messages; of the centralised mode, of the pooled text. Energy has its bootstrap 95 % interval over "
+        "Mean over seeds of one run of this mode, all institutions together (memory and slowest: the most of any; "
+        "passes over the examples: on average). Slowest: the training time of the slowest institution, of each round "
+        "where they train together. Bytes are of encoded messages; of the centralised mode, of the pooled text. "
+        "Energy has its bootstrap 95 % interval over "
         "seeds, and says how it was come by; what could not be measured is unavailable."
     )
     return TextTable("costs", "What it cost", note, heads, tuple(_cost_row(row) for row in rows), 6)
@@ -261,7 +263,10 @@ def _cost_row(row: Row) -> tuple[str, ...]:
     return (
         *_where(row),
         _known(seconds_text, costs.get("seconds")),
+        _number(costs.get("steps"), ",.0f"),
+        _number(costs.get("passes"), ".1f"),
         _known(seconds_text, costs.get("core_seconds")),
+        _known(seconds_text, costs.get("slowest_seconds")),
         _known(bytes_text, costs.get("peak_memory_bytes")),
         _known(bytes_text, costs.get("gpu_peak_memory_bytes")),
         _known(bytes_text, costs.get("bytes_up")),
@@ -345,7 +350,7 @@ CELL_HEADS = (
     "task", "model", "adapter", "algorithm", "partition", "seed", "mode", "status", "reason", "metric",
     "accuracy", "macro_f1", "perplexity", "loss", "unparsed", "ece", "own", "worst", "base", "majority", "one_class",
     "forgetting_base", "forgetting_tuned", "personal", "aggregation_error", "best_alone", "worst_alone", "seconds",
-    "evaluate_seconds",
+    "evaluate_seconds", "steps", "passes", "slowest_seconds",
     "core_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down",
     "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "epsilon", "delta",
     "folder",

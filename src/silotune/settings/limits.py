@@ -639,6 +639,12 @@ _WAYS = (
         ("sites",),
     ),
     Limit(
+        "federation.budget_match = 'time' gives every client the steps of pooled training, and sites' examples are not "
+        "pooled: leave it out, and set training.max_steps to what a site is to do in a round",
+        lambda run: run.federation.budget_match == "time",
+        ("sites",),
+    ),
+    Limit(
         "federation.attack: attacks are simulated in one process: leave it out, or use 'silotune run' with engine = "
         "'in_process'",
         lambda run: isinstance(run.federation.attack, Malicious),

@@ -34,6 +34,7 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
 Schedule = Literal["constant", "cosine"]
 Mode = Literal["federated", "isolated", "centralized"]
+BudgetMatch = Literal["compute", "time"]
 Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
 Scoring = Literal["likelihood", "generation"]
@@ -287,6 +288,11 @@ class FederationSection(Section):
     weighting: Weighting = Field(ByExamples(), description="what an update counts in a weighted mean")
     aggregation: Aggregation = Field(Mean(), description="how the updates of a round become one")
     rounds: Positive = Field(5, description="of every mode")
+    budget_match: BudgetMatch = Field(
+        "compute",
+        description="what the modes have in common: the optimiser steps of all institutions together, or the time, "
+        "where every institution trains at once on hardware of its own and takes the steps of pooled training",
+    )
     clients_per_round: Positive | None = Field(None, description="sampled each round; default: all")
     lora: LoraRule = Field(Factors(), description="of lora and qlora: what of the factors travels and is averaged")
     ranks: dict[str, Positive] = Field(
