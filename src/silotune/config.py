@@ -38,13 +38,15 @@ class Config(Sections):
     @model_validator(mode="before")
     @classmethod
     def _qlora_implies_int4(cls, document: Any) -> Any:
-        """Sets the precision to int4 where it is not given and the adapter needs an int4 base."""
+        """Sets the precision to int4 where it is left open and the adapter needs an int4 base."""
         adapter = document.get("adapter") if isinstance(document, Mapping) else None
         name = adapter.get(TYPE) if isinstance(adapter, Mapping) else getattr(adapter, TYPE, adapter)
         if name not in ADAPTERS.those("needs_int4"):
             return document
         model = document.get("model", {})
-        return {**document, "model": {"precision": "int4", **model}} if isinstance(model, Mapping) else document
+        if not isinstance(model, Mapping) or model.get("precision", "auto") != "auto":
+            return document
+        return {**document, "model": {**model, "precision": "int4"}}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

@@ -15,9 +15,9 @@ import torch
 import tiny
 from silotune.config import from_mapping
 from silotune.errors import ConfigError, MissingPackageError, ModelError
-from silotune.experiment.estimate import weights_bytes
+from silotune.models.fingerprint import check_memory, weights_bytes
 from silotune.models.head import Classes
-from silotune.models.load import Base, load_base, load_tokenizer, pick_device
+from silotune.models.load import Base, load_base, load_tokenizer, pick_device, settled
 from silotune.settings.adapters import Lora
 from silotune.settings.sections import ModelSection
 
@@ -175,6 +175,31 @@ def test_the_memory_of_weights_is_known_before_they_are_loaded(
     assert weights_bytes(section(tmp_path / "nowhere", precision=precision)) is None
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     assert weights_bytes(section(tmp_path, precision=precision)) is None
+
+
+@pytest.mark.parametrize(("can", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_left_open_is_what_the_processor_multiplies(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, can: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": can, "avx2": True, "cpu_name": "any"})
+    given = section(tiny_folder, precision="auto", device="cpu")
+    assert settled(given).precision == precision
+    assert load_base(given).model.dtype == getattr(torch, precision)
+    assert settled(section(tiny_folder)).precision == "float32"
+
+
+def test_a_base_that_no_memory_holds_is_refused_with_the_precision_that_fits(tiny_folder: Path) -> None:
+    given = section(tiny_folder, device="cpu")
+    needed = weights_bytes(given)
+    assert needed is not None
+    check_memory(given, needed)
+    check_memory(given, None)
+    with pytest.raises(ModelError, match="in float32, and this machine has .* set model.precision = 'bfloat16'"):
+        check_memory(given, needed - 1)
+    with pytest.raises(ModelError, match="set model.precision = 'int4'"):
+        check_memory(given, needed // 3)
+    with pytest.raises(ModelError, match="take a smaller model"):
+        check_memory(given, needed // 10)
 
 
 def test_the_tokenizer_alone(tiny_folder: Path) -> None:

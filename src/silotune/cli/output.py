@@ -28,10 +28,11 @@ class _PrintableConsole(Console):
     """A console that lets no text act on the terminal; rich's own styles, which are no text, still work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escapes everything that is shown: lines, cells of tables, titles, bars. A table in a pipe has no frame, and
-        what is said below it is not folded to the table's width."""
-        if isinstance(renderable, Table) and not self.is_terminal:
-            renderable.box, renderable.pad_edge = None, False
+        """Escapes everything that is shown: lines, cells of tables, titles, bars. What is said below a table is not
+        folded to the table's width, and a table in a pipe has no frame."""
+        if isinstance(renderable, Table):
+            if not self.is_terminal:
+                renderable.box, renderable.pad_edge = None, False
             said, renderable.caption = renderable.caption, None
             renderable = renderable if said is None else Group(renderable, said)
         for segment in super().render(renderable, options):

@@ -8,13 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from silotune import tensors as arithmetic
 from silotune.config import Config
-from silotune.errors import ModelError
 from silotune.experiment.budget import steps_by_mode
 from silotune.experiment.engines import in_process
 from silotune.experiment.parts import MODES
@@ -27,14 +26,13 @@ from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import pack
 from silotune.methods.schedule import outgoing, returned
 from silotune.models import adapters
-from silotune.models.fingerprint import folder_of
+from silotune.models.fingerprint import weights_bytes
 from silotune.models.load import pick_device
 from silotune.models.threads import operation_threads
 from silotune.record import environment
 from silotune.record.cost import Meter
 from silotune.record.environment import peak_memory_bytes
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import ModelSection
 from silotune.structs import Request, ServerState
 from silotune.training.local import RoundPlace, train_round
 
@@ -44,8 +42,6 @@ CALIBRATION_ROUNDS = 5
 """Rounds that are timed, after one that is not: on a busy machine a single one says little."""
 SCORING_SECONDS = 5.0
 """A set is scored again for its time, up to as many times, while all of it has taken less than this."""
-BYTES: Final = {"float32": 4.0, "bfloat16": 2.0, "int4": 0.5}
-"""Bytes of a value by ``model.precision``; for int4 a lower bound, since embedding, head and scales take more."""
 
 
 def least_memory(config: Config) -> dict[str, int]:
@@ -60,21 +56,6 @@ def least_memory(config: Config) -> dict[str, int]:
     if taken is None:
         return {}
     return {"gpu_memory_bytes" if pick_device(config.model.device).type == "cuda" else "memory_bytes": taken}
-
-
-def weights_bytes(section: ModelSection) -> int | None:
-    """Bytes of the weights in memory, at least; None where the files are not on this machine, or not safetensors."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        paths = sorted(folder_of(section).glob("*.safetensors"))
-        values = 0
-        for path in paths:
-            with safe_open(path, framework="pt") as file:
-                values += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (ModelError, SafetensorError, OSError):  # loading says what is wrong with them
-        return None
-    return int(values * BYTES[section.precision]) if paths else None
 
 
 def estimate(config: Config) -> dict[str, Any]:

@@ -33,9 +33,11 @@ from silotune.methods.algorithms import method
 from silotune.methods.ranks import client_ranks
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.models.fingerprint import check_memory
 from silotune.models.head import Classes
-from silotune.models.load import Base, load_base
+from silotune.models.load import Base, load_base, settled
 from silotune.models.threads import Threads, threads_of
+from silotune.record import environment
 from silotune.settings.attacks import AttackSettings, Malicious
 from silotune.settings.limits import RANK_TABLES
 from silotune.settings.lora_rules import LoraRuleSettings
@@ -50,7 +52,7 @@ class Prepared:
     """What all modes of a run share.
 
     Attributes:
-        config: The run's configuration, with the steps of its budget.
+        config: The run's configuration, with the precision that the machine has, and the steps of its budget.
         task: What the examples are examples of.
         clients: Encoded training examples by client.
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
@@ -98,6 +100,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
         SilotuneError: Whatever is wrong with data, model or their fit, in one line.
     """
     check_packages(config)
+    config = config.model_copy(update={"model": settled(config.model)})
     read = load_examples if sites is None else load_scored_examples
     dataset = read(config.data, seed=config.seed)
     task, train = dataset.task, dataset.splits["train"]
@@ -183,6 +186,7 @@ def _check_experts(adapted: Adapted, rule: LoraRuleSettings) -> None:
 
 def base_of(config: Config, task: Task) -> Base:
     """The base model of a run, with a head for the task's classes where the objective trains one."""
+    check_memory(config.model, environment.memory()["total"])
     has_head = config.training.objective.has_head
     return load_base(config.model, Classes(closed_labels(task), config.seed) if has_head else None)
 

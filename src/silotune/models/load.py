@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,6 +138,26 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def settled(section: ModelSection) -> ModelSection:
+    """The section with the precision that ``auto`` means on its device.
+
+    Raises:
+        ModelError: The device is not there.
+    """
+    if section.precision != "auto":
+        return section
+    multiplies = _MULTIPLIES_BFLOAT16[pick_device(section.device).type]
+    return section.model_copy(update={"precision": "bfloat16" if multiplies() else "float32"})
+
+
+_MULTIPLIES_BFLOAT16: Mapping[str, Callable[[], bool]] = {
+    "cpu": lambda: any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")),
+    "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+    "mps": lambda: False,
+}
+"""Whether a device multiplies bfloat16 by itself: one that does not converts every value, and is slower for it."""
+
+
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Loads the tokenizer alone (fast; for counting tokens and estimates).
 
@@ -186,6 +206,7 @@ def load_base(section: ModelSection, classes: Classes | None = None) -> Base:
             than ``max_length``.
         MissingPackageError: ``int4`` without bitsandbytes.
     """
+    section = settled(section)
     device = pick_device(section.device)
     if device.index is not None:
         torch.cuda.set_device(device)  # what is counted and made without a device is then of this one

@@ -29,7 +29,7 @@ from silotune.settings.privacy import (
     SumSettings,
 )
 
-Precision = Literal["float32", "bfloat16", "int4"]
+Precision = Literal["auto", "float32", "bfloat16", "int4"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
 Schedule = Literal["constant", "cosine"]
@@ -70,7 +70,11 @@ class ModelSection(Section):
 
     name: str = Field("nano", description="Hub id, local folder, or 'nano' (shipped)")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-    precision: Precision = Field("float32", description="weights of the base; int4 is bitsandbytes NF4")
+    precision: Precision = Field(
+        "float32",
+        description="weights of the base; int4 is bitsandbytes NF4, auto is bfloat16 where the device multiplies it "
+        "(AVX-512 BF16, AMX, a GPU from Ampere on), else float32",
+    )
     device: Device = Field(
         "auto",
         description="auto (which takes cuda, then mps, then cpu), cpu, mps, cuda, or cuda:1 for one of several GPUs",
