@@ -56,7 +56,6 @@ def test_the_facts_of_every_kind() -> None:
     assert those("sends_update") == {"train", *INPUTS}
     assert those("is_protected") == PROTECTED
     assert those("is_seen_alone") == {"train", "personalize", "evaluate"}
-    assert those("is_metered") == {"train", "personalize"}
     assert those("uses_examples") == {"train", "personalize", "evaluate", *INPUTS}
     assert {name for name, kind in KINDS.items() if kind.first_round == 0} == {"evaluate", "countersign"}
     assert {name: kind.cohort for name, kind in KINDS.items() if kind.cohort} == {

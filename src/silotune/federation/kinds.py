@@ -98,11 +98,6 @@ class Kind:
         return (self.trains or self.scores) and not self.is_protected
 
     @property
-    def is_metered(self) -> bool:
-        """Whether its reply says what the client spent."""
-        return self.trains and not self.is_protected
-
-    @property
     def uses_examples(self) -> bool:
         """Whether a site uses its examples for it; then it carries an adapter, and its body is or holds an order."""
         return self.trains or self.scores

@@ -73,11 +73,6 @@ def _lines(limit: Limit, run: Sections) -> Iterator[str]:
             yield limit.says.format(**sections, **case)
 
 
-def is_lora_aware(federation: FederationSection) -> bool:
-    """Whether clients do not all send the whole adapter at its rank, to be averaged factor by factor."""
-    return not federation.lora.is_plain or federation.has_ranks or federation.personalization.makes_models
-
-
 def is_linked(federation: FederationSection) -> bool:
     """Whether anything is compressed on its way, or a simulated clock runs."""
     plain = FederationSection()
