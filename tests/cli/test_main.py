@@ -144,6 +144,19 @@ def test_quiet_leaves_what_the_user_has_set(monkeypatch):
             logging.getLogger(name).setLevel(level)
 
 
+def test_the_bars_of_a_program_are_off_while_silotune_works_and_on_again_afterwards():
+    from transformers.utils import logging as bars
+
+    had_bars = bars.is_progress_bar_enabled()
+    bars.enable_progress_bar()
+    try:
+        with quiet.hushed():
+            assert not bars.is_progress_bar_enabled()
+        assert bars.is_progress_bar_enabled()
+    finally:
+        (bars.enable_progress_bar if had_bars else bars.disable_progress_bar)()
+
+
 def test_no_command_file_is_long():
     for path in Path(entry.__file__).parent.glob("*.py"):
         assert len(path.read_text().splitlines()) < 250, path

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from silotune.errors import FederationError
+from silotune.quiet import VARIABLES
 from silotune.record.files import explained
 from silotune.record.printable import one_line, printable
 
@@ -29,8 +30,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -75,7 +74,7 @@ class Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.arguments], stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
                 process_group=0,  # Ctrl-C in a terminal is for the parent, which ends its children in order
-                env={**os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
+                env={**VARIABLES, **os.environ, **ENVIRONMENT, _PARENT: str(os.getpid())},
             )  # fmt: skip
         finally:
             os.close(descriptor)
