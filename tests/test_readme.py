@@ -151,6 +151,23 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     assert {int(code) for code in re.findall(r"\| (\d+) \|", page)} == codes | {0, 130}
 
 
+@pytest.mark.end_to_end
+def test_the_python_of_the_page_about_python_runs(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One block after the other, with sizes for a test."""
+    real, sizes = silotune.run, [text for text in TINY if "partition" not in text]
+    small = (*sizes, f"model.name={str(tiny_folder)!r}", "model.max_length=128")
+    monkeypatch.setattr(silotune, "run", lambda config, changes=(), **more: real(config, [*changes, *small], **more))
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "python.md", "python"):
+        exec(compile(block, "docs/python.md", "exec"), known)
+    assert (tmp_path / "my-adapter" / "adapter_model.safetensors").is_file()
+    said = capsys.readouterr().out
+    assert "federated 1 of" in said and "unknown key 'ronds': did you mean 'rounds'?" in said
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[str, Path]:
     """What the README's Python prints, with sizes for a test, and the run folder that it makes."""
