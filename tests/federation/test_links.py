@@ -17,6 +17,7 @@ from silotune.federation.site.client import client_round
 from silotune.federation.site.state import Site
 from silotune.federation.wire.links import CHANGE, address, open_reply, open_request
 from silotune.federation.wire.messages import layout_of
+from silotune.lora import cut, padded, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.compress.pack import PACKED, packed_layout
 from silotune.record.runs import RunFolder
@@ -218,3 +219,20 @@ def test_scaffold_s_controls_travel_packed_too(model, start, tmp_path: Path) -> 
     )
     assert RunFolder(tmp_path).read_rows("metrics")[-1]["failures"] == []
     assert len(state.held) == 2 * len(start)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+@pytest.mark.parametrize("algorithm", ["feddyn", "scaffold"])
+def test_a_client_s_control_follows_what_arrives_of_a_rounded_update(model, start, algorithm: str, rank) -> None:
+    federation = FederationSection(algorithm=algorithm, upload={"values": "int4"})
+    training = TRAINING.model_copy(update={"optimizer": Sgd(), "optimizer_state": "reset"})
+    site = Site("a", EXAMPLES, model, settings=acting(training, section=federation))
+    site.initial = start
+    down = cut(method(federation).sent(start, {}), rank)
+    arrived = open_reply(
+        client_round(Request("train", 1, "a", down, ORDER), site), federation.upload, layout_of(down)
+    ).tensors
+    scale = {name: -federation.algorithm.alpha * arrived[name] for name in arrived} if algorithm == "feddyn" else {}
+    expected = padded(scale or arithmetic.taken_from("control", arrived), rank_of(start))
+    for name, tensor in site.state.control.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-8)

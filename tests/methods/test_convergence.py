@@ -11,17 +11,20 @@ import torch
 
 from silotune.config import from_mapping
 from silotune.errors import ConfigError
+from silotune.federation.wire.links import lost_of_reply, pack_reply
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import LocalWork
 from silotune.settings.aggregation import AGGREGATIONS
 from silotune.settings.algorithms import ALGORITHMS
+from silotune.settings.links import CompressionSection
 from silotune.settings.sections import FederationSection
-from silotune.structs import ClientUpdate, Tensors
-from silotune.tensors import taken_from
+from silotune.structs import ClientUpdate, SiteState, Tensors
+from silotune.tensors import subtract, taken_from
 
 CURVATURES = torch.tensor([[0.6, 1.0], [1.2, 0.7], [0.9, 1.5], [1.4, 0.8]], dtype=torch.float64)
 """Client k's loss is a_k (x - b_k)^2 / 2, by value [clients, values]."""
 TARGETS = torch.tensor([[2.0, -1.0], [-1.0, 0.5], [0.5, 3.0], [1.0, -2.0]], dtype=torch.float64)
+EXACT = CompressionSection()
 EXAMPLES = (1, 12, 3, 8)
 COUNTS: dict[str, Sequence[float]] = {"examples": EXAMPLES, "uniform": (1, 1, 1, 1), "capped": (1, 5, 3, 5)}
 WEIGHTINGS: dict[str, Any] = {"examples": "examples", "uniform": "uniform", "capped": {"type": "capped", "cap": 5}}
@@ -54,6 +57,7 @@ def ended(
     summed: bool = False,
     aggregation: Any = "mean",
     start: float = 0.0,
+    link: CompressionSection = EXACT,
 ) -> torch.Tensor:
     """The model after so many rounds; ``summed`` hands the round's weighted mean on as a protected sum does."""
     algorithm = {"type": name, **SETTINGS.get(name, {})}
@@ -61,7 +65,7 @@ def ended(
     zeros = {"w": torch.zeros(2, dtype=torch.float64)}
     weights, memory, own = {"w": torch.full_like(zeros["w"], start)}, dict[str, torch.Tensor](), [zeros] * 4
     draw = random.Random(1)
-    for _ in range(rounds):
+    for number in range(rounds):
         server = taken_from("control", made.sent(weights, memory))
         updates = []
         for client in sorted(draw.sample(range(4), sampled)):
@@ -73,6 +77,10 @@ def ended(
                 if made.correction.sends_change:
                     sent = {"w": delta, "control/w": renewed["w"] - own[client]["w"]}
                 own[client] = renewed
+                packed, _ = pack_reply(sent, link, SiteState(), seed=4 * number + client)
+                lost = lost_of_reply(sent, packed, link)
+                if lost:
+                    own[client], sent = made.correction.hears(renewed, lost), subtract(sent, lost)
             updates.append(ClientUpdate(str(client), sent, EXAMPLES[client], 1.0, steps))
         if summed:
             total = sum(update.num_examples for update in updates)
@@ -143,3 +151,11 @@ def test_feddyn_under_another_rule_than_the_mean_settles_where_its_start_leads_i
 def test_feddyn_is_refused_under_another_rule_than_the_mean(rule: str) -> None:
     with pytest.raises(ConfigError, match=f"'feddyn' sums whole updates, as its clients do, and .* = '{rule}'"):
         from_mapping({"federation": {"algorithm": "feddyn", "aggregation": rule}})
+
+
+@pytest.mark.parametrize("values", ["int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("name", CORRECTED)
+def test_rounding_on_the_way_up_leaves_the_end_at_the_optimum(name: str, values: str) -> None:
+    """A client keeps what has arrived, so that both sides add up the same."""
+    made = ended(name, "examples", sampled=4, steps=4, link=CompressionSection(values=values))
+    torch.testing.assert_close(made, optimum(EXAMPLES), rtol=0, atol=1e-5)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from silotune.methods.aggregate import CONTROL
 from silotune.structs import Tensors
-from silotune.tensors import add_scaled, scale, subtract
+from silotune.tensors import add_scaled, scale, subtract, taken_from
 
 Correction: TypeAlias = Callable[[Tensors, Tensors], Tensors]
 """``correction(weights, received)`` is added to the gradient before each local step."""
@@ -39,11 +40,14 @@ class Corrector:
             names; the coordinator's is empty where the method sends none.
         end: The client's own control after the round, from both and what was done; None where nothing is kept.
         sends_change: Whether the reply carries the change of the client's control.
+        hears: The client's own control once it is known what of a reply is lost for good on a link that rounds, from
+            that control and from what is lost: both sides then add up the same. None where nothing is kept.
     """
 
     begin: Callable[[Tensors, Tensors], Correction]
     end: Callable[[Tensors, Tensors, LocalWork], Tensors] | None = None
     sends_change: bool = False
+    hears: Callable[[Tensors, Tensors], Tensors] | None = None
 
 
 Anchored: TypeAlias = Callable[[Tensors], Corrector]
@@ -80,7 +84,12 @@ def control_variates(option: str) -> Corrector:
         shift = subtract(server, own)
         return lambda weights, received: beside(weights, shift)
 
-    return Corrector(begin, SCAFFOLD_OPTIONS[option], sends_change=True)
+    return Corrector(
+        begin,
+        SCAFFOLD_OPTIONS[option],
+        sends_change=True,
+        hears=lambda own, lost: subtract(own, taken_from(CONTROL, lost)),
+    )
 
 
 def _gradient_at_received(own: Tensors, server: Tensors, work: LocalWork) -> Tensors:
@@ -106,7 +115,11 @@ def dynamic_regulariser(alpha: float) -> Corrector:
     def begin(own: Tensors, server: Tensors) -> Correction:
         return lambda weights, received: subtract(scale(subtract(weights, received), alpha), beside(weights, own))
 
-    return Corrector(begin, lambda own, server, work: add_scaled(own, work.delta, -alpha))
+    return Corrector(
+        begin,
+        lambda own, server, work: add_scaled(own, work.delta, -alpha),
+        hears=lambda own, lost: add_scaled(own, lost, alpha),
+    )
 
 
 def towards(weight: float) -> Anchored:

@@ -22,7 +22,7 @@ from silotune.federation.site.state import Site, completed
 from silotune.federation.wire import links
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import Order, read_order
-from silotune.lora import cut, rank_of
+from silotune.lora import cut, padded, rank_of
 from silotune.methods.algorithms import method
 from silotune.methods.corrections import Corrector
 from silotune.methods.schedule import AdapterParts, outgoing, returned
@@ -62,7 +62,11 @@ def train(request: Request, site: Site) -> Reply:
     reply, before = _trained(replace(request, tensors=received), site), site.state
     seed = derive(order.seed, "compress", round_number=request.round_number, client=site.name)
     sent, left = links.pack_reply(reply.tensors, upload, before, seed=seed)
-    site.state = replace(before, residual=left, received=received if download.delta else {})
+    control = before.control
+    if made.correction is not None and made.correction.hears is not None:
+        lost = padded(links.lost_of_reply(reply.tensors, sent, upload), rank_of(control))
+        control = made.correction.hears(control, lost) if lost else control
+    site.state = replace(before, residual=left, control=control, received=received if download.delta else {})
     return replace(reply, tensors=sent)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from silotune.errors import MessageError
 from silotune.federation.wire.messages import Layout, layout_of
-from silotune.methods.compress.pack import is_exact, pack, pack_update, packed_layout, unpack
+from silotune.methods.compress.pack import is_exact, lost_for_good, pack, pack_update, packed_layout, unpack
 from silotune.settings.links import CompressionSection, DownloadSection
 from silotune.structs import Reply, Request, SiteState, Tensors
 from silotune.tensors import add, all_finite, put_under, subtract, taken_from
@@ -109,6 +109,11 @@ def pack_reply(
 ) -> tuple[Tensors, Tensors]:
     """A client's update as it is sent, and the rest that the client keeps."""
     return pack_update(update, state.residual, settings, layout=layout_of(update), seed=seed)
+
+
+def lost_of_reply(update: Tensors, packed: Tensors, settings: CompressionSection) -> Tensors:
+    """What of a client's update neither arrives nor is sent later; empty where all of it arrives at last."""
+    return lost_for_good(update, packed, settings, layout=layout_of(update))
 
 
 def open_reply(reply: Reply, settings: CompressionSection, expected: Layout) -> Reply:

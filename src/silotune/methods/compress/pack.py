@@ -134,6 +134,20 @@ def pack_update(
     return packed, left
 
 
+def lost_for_good(update: Tensors, packed: Tensors, settings: CompressionSection, *, layout: Layout) -> Tensors:
+    """What of an update neither arrives nor is sent later, by unbiased rounding; empty where there is no such thing.
+
+    Args:
+        update: What was meant.
+        packed: What ``pack_update`` made of it.
+        settings: The link's section.
+        layout: Of ``update``.
+    """
+    if is_exact(settings) or is_biased(settings):
+        return {}
+    return subtract(update, unpack(packed, settings, layout))
+
+
 def _packed_names(layout: Layout, settings: CompressionSection) -> list[str]:
     return [] if is_exact(settings) else sorted(name for name, (dtype, _) in layout.items() if dtype in FLOATS)
 
