@@ -116,6 +116,16 @@ def test_a_line_ends_where_its_file_says(silotune, below, tmp_path):
     assert [answer["prompt"] for answer in value["answers"]] == ["one\u2028two", "three"]
 
 
+def test_prompts_stand_in_tables_and_in_text_of_any_encoding(silotune, below, tmp_path):
+    (tmp_path / "a.csv").write_bytes("id;prompt\n1;Übel, müde\n".encode("cp1252"))
+    (tmp_path / "a.txt").write_bytes("Übel, müde\n".encode("utf-16"))
+    for name in ("a.csv", "a.txt"):
+        value = json.loads(silotune("generate", "nano", "--file", tmp_path / name, "--json").out)
+        assert [answer["prompt"] for answer in value["answers"]] == ["Übel, müde"]
+    (tmp_path / "b.csv").write_text("note\nx\n")
+    assert "has no 'prompt'" in silotune("generate", "nano", "--file", tmp_path / "b.csv").err
+
+
 @pytest.mark.parametrize(
     "row",
     ["nonsense private", '{"text": "private"}', '{"messages": [{"role": "user"}]}', '{"messages": []}', "3"],
@@ -123,7 +133,12 @@ def test_a_line_ends_where_its_file_says(silotune, below, tmp_path):
 def test_a_bad_row_is_named_by_number(silotune, below, tmp_path, row):
     (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n' + row + "\n")
     outcome = silotune("generate", "nano", "--file", tmp_path / "a.jsonl")
-    assert outcome.code == 3 and "line 2" in outcome.err and "private" not in outcome.err and not outcome.out
+    assert (
+        outcome.code == 3
+        and (" row 2" in outcome.err or " line 2" in outcome.err)
+        and "private" not in outcome.err
+        and not outcome.out
+    )
 
 
 def test_generate_without_a_prompt(silotune, below, tmp_path, monkeypatch):

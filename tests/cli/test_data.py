@@ -152,3 +152,30 @@ def test_a_guessed_task_is_printed_as_toml_however_long_its_lines(silotune: Call
     shown = silotune("data", "check", tmp_path / "a.csv").out
     assert "[data]" in shown and f'options = ["{labels[0]}", ' in shown
     assert tomllib.loads(shown[shown.index("[data]") :])["data"]["definition"]["options"] == labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"prompt": f"q {n}", "completion": "a", "label": n % 2 == 0} for n in range(40)], "only pairs"),
+        ([{"question": f"q {n}", "reply": f"a {n}"} for n in range(5)], "clients of at least 4 examples need"),
+    ],
+)
+def test_no_configuration_is_written_that_no_run_could_begin(
+    silotune: Callable[..., Any], tmp_path: Path, rows: list[dict[str, Any]], told: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = silotune("init", tmp_path / "a.jsonl", "--out", tmp_path / "c.toml")
+    assert outcome.code == 3 and told in outcome.err and not (tmp_path / "c.toml").exists()
+
+
+def test_judged_answers_with_pairs_to_score_are_learnt_by_kto(silotune: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    judged = [{"prompt": f"q {n}", "completion": "a", "label": n % 2 == 0} for n in range(40)]
+    pairs = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(9)]
+    for name, rows in {"north": judged, "test": pairs, "validation": pairs}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = silotune("init", folder, "--out", tmp_path / "c.toml")
+    assert outcome.code == 0, outcome.err
+    assert load_config(tmp_path / "c.toml").training.objective.type == "kto"

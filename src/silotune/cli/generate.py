@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,8 +13,12 @@ from silotune.cli.output import AsJson, ModeName, print_json, reserved_stdout, s
 from silotune.data.chats import Chat, asked_in
 from silotune.errors import DataError, ModelError
 
+if TYPE_CHECKING:
+    from silotune.data.files import Fault
+    from silotune.structs import Row
+
 Source = Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A run folder, a model folder or a model's name.")]
-File = Annotated[Path | None, typer.Option(help="Prompts: a text file, one a line; or .jsonl with 'prompt' or a chat.")]
+File = Annotated[Path | None, typer.Option(help="Prompts: a text file, one a line; or rows with 'prompt' or a chat.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens with this much probability.")]
@@ -122,24 +125,24 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Chat]:
 
 
 def _from_file(file: Path) -> list[Chat]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # with every kind of line end turned to \n
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {str(file)!r}: {error}") from None
-    read = _from_row if file.suffix == ".jsonl" else lambda line, where: (("user", line),)
-    found = [
-        read(line, f"{file} line {number}") for number, line in enumerate(text.split("\n"), start=1) if line.strip()
-    ]
+    """The prompts of a file of rows, or of a text with one a line."""
+    from silotune.data.files import read_lines, read_table, suffix_of
+
+    kind = suffix_of(file).removesuffix(".gz")
+    table = read_table(file) if kind in _OF_ROWS else read_lines(file)
+    found = [_from_row(row, file, number) for number, row in enumerate(table.entries, start=1)]
+    for note in table.notes:
+        say(f"note: {note}", is_error=True)
     if not found:
         raise DataError(f"{str(file)!r} holds no prompts")
     return found
 
 
-def _from_row(line: str, where: str) -> Chat:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
+_OF_ROWS: Final = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
+"""Files that hold more than a prompt a line."""
+
+
+def _from_row(row: Row | Fault, file: Path, number: int) -> Chat:
     if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object with 'prompt' or 'messages' (role, content)")
-    return asked_in(row, where)
+        raise DataError(f"{file}: {row}")
+    return asked_in(row, f"{file} row {number}")

@@ -78,6 +78,21 @@ def read_table(path: str | Path, settings: FileSettings | None = None) -> Table:
     reader = _READERS.get(kind)
     if reader is None or suffix_of(path) not in SUFFIXES:
         raise DataError(f"{path}: unknown kind of file {suffix_of(path)!r}; allowed: {', '.join(SUFFIXES)}")
+    return _read(path, kind, reader, settings)
+
+
+def read_lines(path: Path) -> Table:
+    """The lines of a text file that are not empty, each as a row with a ``prompt``.
+
+    Raises:
+        DataError: The file is missing, empty, unreadable, or no text.
+    """
+    return _read(path, ".txt", _read_prompts, None)
+
+
+def _read(
+    path: Path, kind: str, reader: Callable[[Path, bytes, FileSettings], Table], settings: FileSettings | None
+) -> Table:
     if not path.is_file():
         raise DataError(f"no file {str(path.absolute())!r}", beside=f"{path.parent} holds {listing(path.parent)}")
     try:
@@ -309,6 +324,11 @@ def _read_parquet(path: Path, data: bytes, settings: FileSettings) -> Table:
     except pyarrow.ArrowException:
         raise DataError(f"{path}: not a valid Parquet file") from None
     return Table(rows)
+
+
+def _read_prompts(path: Path, data: bytes, settings: FileSettings) -> Table:
+    text = decoded(data, settings.encoding, path)
+    return _table(text, [{"prompt": line} for line in re.split(r"\r\n|\n|\r", text.text) if line.strip()])
 
 
 def _read_text(path: Path, data: bytes, settings: FileSettings) -> Table:

@@ -127,7 +127,7 @@ def guess(rows: Sequence[Row]) -> Guess:
     fits = {name: _fits(name, tried) for name in _KNOWN}
     name = max(_KNOWN, key=lambda each: fits[each])
     if fits[name] * 2 > len(tried):
-        return Guess({"task": name}, "dpo" if name == "preference" else "sft")
+        return Guess({"task": name}, _objective(name, tried))
     columns = {column.name: column for column in columns_of(rows)}
     _refuse_chats(columns, tried)
     if list(columns) == ["text"]:
@@ -160,6 +160,12 @@ def _definition(text: str, answer: str, options: Sequence[str], own: OwnOptions 
         definition["options"] = list(options)
     shown = placeholders(definition["prompt"])[0]
     return definition if shown == text else {**definition, "columns": {shown: text}}
+
+
+def _objective(name: str, rows: Sequence[Row]) -> str:
+    if name != "preference":
+        return "sft"
+    return "kto" if all("rejected" not in row for row in rows) else "dpo"
 
 
 def _refuse_chats(columns: Mapping[str, Column], rows: Sequence[Row]) -> None:

@@ -9,10 +9,11 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, Final
 
-from silotune.config import from_mapping, merge, overlaid
+from silotune.config import Config, from_mapping, merge, overlaid
 from silotune.data.files import SUFFIXES, Table, listing, read_table, suffix_of
 from silotune.data.guess import Guess, guess_from
-from silotune.data.load import fitting, load
+from silotune.data.load import Dataset, fitting, load
+from silotune.data.partition import partition
 from silotune.data.rows import SPLITS
 from silotune.data.tasks import resolve
 from silotune.data.toml import written
@@ -66,8 +67,26 @@ def first_config(source: Path, out: Path, settings: Sequence[str] = ()) -> tuple
     }
     document = overlaid(document, given)
     config = from_mapping(anchored(document, out.absolute().parent), source=str(out))
-    notes += load(config.data, seed=config.seed).notes
+    notes += _loaded(config).notes
     return f"# Written by 'silotune init'. Every key: docs/configuration.md.\n\n{written(document)}", notes
+
+
+def _loaded(config: Config) -> Dataset:
+    """The examples of a run, which can be dealt to its clients and scored.
+
+    Raises:
+        DataError: They cannot.
+    """
+    dataset = load(config.data, seed=config.seed)
+    if dataset.clients is None:
+        partition(dataset.splits["train"], config.data.partition, seed=config.seed)
+    for split in ("validation", "test"):
+        if any(example.wanted is not None for example in dataset.splits[split]):
+            raise DataError(
+                "the answers are judged one by one: training.objective = 'kto' learns from them, but only pairs "
+                f"(prompt, chosen, rejected) can be scored: put a file {split}.jsonl with pairs into the folder"
+            )
+    return dataset
 
 
 def _files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
