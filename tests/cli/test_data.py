@@ -179,3 +179,16 @@ def test_judged_answers_with_pairs_to_score_are_learnt_by_kto(silotune: Callable
     outcome = silotune("init", folder, "--out", tmp_path / "c.toml")
     assert outcome.code == 0, outcome.err
     assert load_config(tmp_path / "c.toml").training.objective.type == "kto"
+
+
+def test_columns_without_end_and_names_that_act_on_a_terminal_are_told_in_part(
+    silotune: Callable[..., Any], tmp_path: Path
+) -> None:
+    names = ["text", "label", "a\nrow of ours \x1b[2J", f"{SECRET * 11}", *(f"c{number}" for number in range(200))]
+    rows = [{"text": note(number), "label": "ab"[number % 2], **dict.fromkeys(names[2:], "x")} for number in range(20)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = silotune("data", "check", file)
+    assert SECRET not in outcome.out + outcome.err and "\x1b" not in outcome.out
+    assert "... and 104 more" in outcome.out and "(a name of 66 characters)" in outcome.out
+    assert not any(line.startswith("row of ours") for line in outcome.out.splitlines())

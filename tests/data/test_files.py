@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from silotune.config import from_mapping
+from silotune.data import files
 from silotune.data.files import listing, read_table, suffix_of
 from silotune.data.load import read_examples, read_rows
 from silotune.data.tasks import TASKS
@@ -318,3 +320,48 @@ def test_a_sheet_says_what_it_does_not_read(tmp_path: Path) -> None:
     book.save(tmp_path / "b.xlsx")
     with pytest.raises(DataError, match=r"is empty below .*first of 2 sheets: put the one with the examples first"):
         read_table(tmp_path / "b.xlsx")
+
+
+def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    flood = b"text\n" + b"a" * (65 << 20)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(flood))
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("xl/workbook.xml", flood)
+    for name in ("a.csv.gz", "a.xlsx"):
+        with pytest.raises(DataError, match=f"{name}: unpacks to more than 64 MB, 100 times its size"):
+            read_rows(tmp_path / name)
+
+
+def test_a_file_beyond_the_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(path: Path) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "a.csv").touch()
+    monkeypatch.setattr(files, "_unpacked", too_large)
+    with pytest.raises(DataError, match=r"a.csv: does not fit into this machine's memory"):
+        read_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("place", "limit"), [("A2000", "_MOST_SHEET_ROWS"), ("XFD2", "_MOST_EMPTY_CELLS")])
+def test_a_sheet_with_a_cell_far_from_the_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, limit: str
+) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active["A1"], book.active[place] = "text", "a"
+    book.save(tmp_path / "a.xlsx")
+    monkeypatch.setattr(files, limit, 1000)
+    with pytest.raises(DataError, match="more than .* rows, or cells far to the right of the others"):
+        read_rows(tmp_path / "a.xlsx")
+
+
+def test_a_sheet_that_claims_to_be_larger_is_read_as_it_is(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["text", "label"])
+    book.active.append(["a", None])
+    book.save(tmp_path / "a.xlsx")
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as old, zipfile.ZipFile(tmp_path / "b.xlsx", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'ref="A1:B2"', b'ref="A1:XFD1048576"'))
+    assert read_rows(tmp_path / "b.xlsx") == read_rows(tmp_path / "a.xlsx") == [{"text": "a", "label": None}]

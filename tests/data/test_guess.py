@@ -177,3 +177,24 @@ def test_files_without_a_row_that_can_be_read_show_no_task_and_notes_stand_besid
 )
 def test_what_is_written_as_toml_is_read_back(document: dict[str, Any]) -> None:
     assert tomllib.loads(written(document)) == document
+
+
+def test_a_text_that_slipped_into_the_labels_is_no_option() -> None:
+    rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(TEXTS)]
+    slipped = [{"text": "oops", "label": text * 2} for text in TEXTS[:2]]
+    assert guess([*rows, *slipped]).data["definition"]["options"] == ["a", "b"]
+
+
+def test_a_file_without_a_row_of_names_shows_none_of_its_texts() -> None:
+    text = "A patient who is not to be named came at night with pains in the chest."
+    with pytest.raises(DataError, match="the first row looks like an example") as caught:
+        guess([{text: other, "wait": "urgent"} for other in TEXTS])
+    assert text not in str(caught.value)
+
+
+def test_columns_of_rows_that_share_none_are_told_in_one_pass_and_named_in_part() -> None:
+    rows = [{f"k{number}": "v"} for number in range(5000)]
+    found = columns_of(rows)
+    assert (len(found), found[0].filled, found[0].empty) == (5000, 1, 4999)
+    with pytest.raises(GuessError, match="k11 and 4988 more looks like an answer"):
+        guess(rows)

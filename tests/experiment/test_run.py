@@ -250,6 +250,25 @@ def test_an_exported_adapter_is_read_by_peft(finished, tmp_path: Path) -> None:
     assert torch.equal(theirs, ours)
 
 
+def test_a_run_folder_from_elsewhere_cannot_have_a_file_of_this_machine_exported(finished, tmp_path: Path) -> None:
+    run, _ = finished
+    secret = tmp_path / "secret"
+    secret.write_text("private")
+    folder = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    (folder.path / "federated" / "adapter" / "notes.txt").symlink_to(secret)
+    out = tmp_path / "out"
+    out.mkdir()
+    folder.part("federated").copy_adapter(out)
+    assert sorted(file.name for file in out.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    card = folder.path / "federated" / "adapter" / "README.md"
+    card.unlink()
+    card.symlink_to(secret)
+    with pytest.raises(RunFolderError, match="README.md' is not a file of its own"):
+        export(folder.path, tmp_path / "adapter", merge=False)
+
+
 def test_an_exported_adapter_says_in_which_words_it_speaks_and_where_answers_end(finished, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 

@@ -11,6 +11,7 @@ import typer
 
 from silotune.cli.output import AsJson, Settings, print_json, reserved_stdout, say, stdout
 from silotune.errors import ConfigError
+from silotune.record.printable import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,15 +131,25 @@ def _tell_faults(part: Mapping[str, Any]) -> None:
         say(f"{part['file']}: {count} {'row does' if count == 1 else 'rows do'} not fit: {reason}{where}")
 
 
+_MOST_COLUMNS = 100
+"""Columns that are shown; ``--json`` has all."""
+
+
 def _columns(part: Mapping[str, Any]) -> Table:
     from rich.table import Table
+
+    from silotune.data.guess import LONGEST_NAME
 
     table = Table(box=None, pad_edge=False)
     for heading in ("column", "holds", "filled", "empty", "different", "mean characters"):
         table.add_column(heading, justify="left" if heading in ("column", "holds") else "right")
-    for column in part["columns"]:
+    for column in part["columns"][:_MOST_COLUMNS]:
         figures = (column["filled"], column["empty"], column["distinct"], f"{column['characters']:.0f}")
-        table.add_row(column["name"], ", ".join(column["kinds"]), *map(str, figures))
+        length = len(column["name"])
+        name = one_line(column["name"]) if length <= LONGEST_NAME else f"(a name of {length} characters)"
+        table.add_row(name, ", ".join(column["kinds"]), *map(str, figures))
+    if len(part["columns"]) > _MOST_COLUMNS:
+        table.add_row(f"... and {len(part['columns']) - _MOST_COLUMNS} more")
     return table
 
 
@@ -153,7 +164,7 @@ def _files(found: Mapping[str, Any]) -> Table:
         tokens, doubles = part["tokens"], part["duplicates"]
         figures = [part["rows"], part["examples"], doubles["exact"], doubles["alike"]]
         figures += [tokens.get(name, "-") for name in ("median", "p95", "longest", "cut")]
-        table.add_row(Path(part["file"]).name, part["split"], part["client"] or "-", *map(str, figures))
+        table.add_row(one_line(Path(part["file"]).name), part["split"], part["client"] or "-", *map(str, figures))
     return table
 
 

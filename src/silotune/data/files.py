@@ -101,6 +101,8 @@ def _read(
         table = reader(path, data, settings or FileSettings())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or type(error).__name__}") from None
+    except MemoryError:
+        raise DataError(f"{path}: does not fit into this machine's memory: split it, or take fewer rows") from None
     if not table.entries:
         raise DataError(f"{path}: is empty")
     return table
@@ -121,16 +123,36 @@ def listing(folder: Path, *, most: int = 12) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+_MOST_TIMES, _ALWAYS_TAKEN = 100, 64 << 20
+"""A packed file may become so many times as long, and so many bytes in any case: tables of text become ten times as
+long, a file that is made to fill a memory a thousand times."""
+
+
 def _unpacked(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read()
-    if suffix_of(path).endswith(PACKED):
-        try:
-            return gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            remedy = "copy it anew" if data.startswith(b"\x1f\x8b") else f"leave {PACKED} out of its name"
-            raise DataError(f"{path}: not a valid gzip file, or cut off: {remedy}") from None
-    return data
+    if not suffix_of(path).endswith(PACKED):
+        return data
+    most = _most_unpacked(len(data))
+    try:
+        with gzip.GzipFile(fileobj=BytesIO(data)) as packed:
+            text = packed.read(most + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        remedy = "copy it anew" if data.startswith(b"\x1f\x8b") else f"leave {PACKED} out of its name"
+        raise DataError(f"{path}: not a valid gzip file, or cut off: {remedy}") from None
+    _check_unpacked(path, len(text), most)
+    return text
+
+
+def _most_unpacked(packed: int) -> int:
+    return max(_ALWAYS_TAKEN, _MOST_TIMES * packed)
+
+
+def _check_unpacked(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise DataError(
+            f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size: if that is meant, unpack it"
+        )
 
 
 def _read_jsonl(path: Path, data: bytes, settings: FileSettings) -> Table:
@@ -255,21 +277,21 @@ def _read_excel(path: Path, data: bytes, settings: FileSettings) -> Table:
 
     openpyxl = require("openpyxl", extra="xlsx")
     try:
+        with zipfile.ZipFile(BytesIO(data)) as packed:
+            _check_unpacked(path, sum(part.file_size for part in packed.infolist()), _most_unpacked(len(data)))
         book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
         sheets = book.worksheets
-        rows = [list(row) for row in sheets[0].iter_rows()] if sheets else []
-        rows = [row for row in rows if not all(_is_blank(cell.value) for cell in row)]
-        cells = [[_Cell(cell.value, cell.data_type, cell.number_format or "") for cell in row] for row in rows]
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, ParseError):
+        cells = _filled_rows(sheets[0], path) if sheets else []
+    except (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, ParseError):
         raise DataError(f"{path}: not a valid .xlsx file") from None
+    except (RuntimeError, NotImplementedError, EOFError, zlib.error):
+        raise DataError(f"{path}: not a valid .xlsx file, or protected by a password: save it without one") from None
     others = f"read the first of {len(sheets)} sheets"
     if len(cells) < 2:
         beside = f" ({others}: put the one with the examples first)" if len(sheets) > 1 else ""
         raise DataError(f"{path}: is empty below the row that names its columns{beside}")
     header, *rest = cells
     names = ["" if cell.value is None else str(cell.value) for cell in header]
-    while not names[-1].strip():
-        del names[-1]
     columns = _Columns(names, path)
     notes = [f"{path}: {others}"] if len(sheets) > 1 else []
     notes += [*columns.notes([[cell.value for cell in row] for row in rest]), *_formats(names, rest, path)]
@@ -288,6 +310,31 @@ class _Cell:
     def is_shown_as(self, pattern: str) -> bool:
         """Whether it is a number that is shown in such a format."""
         return self.kind == "n" and self.value is not None and re.search(pattern, self.format) is not None
+
+
+_MOST_SHEET_ROWS, _MOST_EMPTY_CELLS = 1 << 20, 1 << 24
+"""Rows of a sheet, as Excel has them, and empty cells before others, which a file need not hold to have."""
+
+
+def _filled_rows(sheet: Any, path: Path) -> list[list[_Cell]]:
+    """The rows of a sheet that hold something, each up to its last cell that does.
+
+    Raises:
+        DataError: It has more rows or empty cells than a sheet of examples can have.
+    """
+    sheet.reset_dimensions()  # the file's own word for it, whatever is there
+    rows, empty = [], 0
+    for number, row in enumerate(sheet.iter_rows(), start=1):
+        width = max((place for place, cell in enumerate(row, start=1) if not _is_blank(cell.value)), default=0)
+        empty += sum(cell.value is None for cell in row)
+        if number > _MOST_SHEET_ROWS or empty > _MOST_EMPTY_CELLS:
+            raise DataError(
+                f"{path}: its first sheet has more than {_MOST_SHEET_ROWS} rows, or cells far to the right of the "
+                "others: take these away, or save the sheet as CSV"
+            )
+        if width:
+            rows.append([_Cell(cell.value, cell.data_type, cell.number_format or "") for cell in row[:width]])
+    return rows
 
 
 _FORMATS: Final = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,10 @@ from silotune.structs import Row
 _KNOWN: Final = ("preference", "instruct")
 """Tasks that columns alone tell, looked at in this order; by 0 and 1 two tasks with labels mean different things."""
 _TRIED_ROWS: Final = 200
-_LONGEST_NAME: Final = 60
-_HEADERLESS: Final = "put a row with a short name for each column above it"
+LONGEST_NAME: Final = 60
+"""Characters of a column's name; a longer one is likely a row's text, in a file without names."""
+_LISTED_COLUMNS: Final = 12
+_AN_EXAMPLE: Final = "the first row looks like an example: put a row with a short name for each column above it"
 _MOST_OPTIONS, _LONGEST_OPTION, _LISTED_OPTIONS = 30, 40, 8
 _ANSWERS: Final = (
     *("label", "labels", "answer", "class", "category", "target", "sentiment", "urgency", "priority", "outcome"),
@@ -71,8 +74,13 @@ _REMEDY: Final = "name them in [data.definition] of a configuration ('silotune c
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
     """What each column holds, in the order of the columns."""
-    names = dict.fromkeys(composed(name) for row in rows for name in row)
-    return [_column(name, [_decoded(row.get(name)) for row in rows]) for name in names]
+    filled: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            own = filled.setdefault(composed(name), [])
+            if not _is_empty(value):
+                own.append(_decoded(value))
+    return [_column(name, values, len(rows) - len(values)) for name, values in filled.items()]
 
 
 def _decoded(value: Any) -> Any:
@@ -83,12 +91,11 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-def _column(name: str, values: Sequence[Any]) -> Column:
-    filled = [value for value in values if not _is_empty(value)]
+def _column(name: str, filled: Sequence[Any], empty: int) -> Column:
     kinds = sorted({_kind(value) for value in filled})
     written = [value if isinstance(value, str) else repr(value) for value in filled]
     length = sum(map(len, written)) / len(written) if written else 0.0
-    return Column(name, tuple(kinds), len(filled), len(values) - len(filled), len(set(written)), length)
+    return Column(name, tuple(kinds), len(filled), empty, len(set(written)), length)
 
 
 def _is_empty(value: Any) -> bool:
@@ -129,6 +136,8 @@ def guess(rows: Sequence[Row]) -> Guess:
     if fits[name] * 2 > len(tried):
         return Guess({"task": name}, _objective(name, tried))
     columns = {column.name: column for column in columns_of(rows)}
+    if any(len(name) > LONGEST_NAME for name in columns):
+        raise GuessError(f"{_AN_EXAMPLE}; if these are names", list(columns.values()))
     _refuse_chats(columns, tried)
     if list(columns) == ["text"]:
         return Guess({"task": "text"}, "pretrain")
@@ -139,8 +148,8 @@ def guess(rows: Sequence[Row]) -> Guess:
     if not texts:
         raise GuessError(_no_column(columns, "a question"), list(columns.values()))
     text = max(texts, key=lambda column: column.characters).name
-    if len(text) > _LONGEST_NAME or as_label(answer) in map(as_label, options):
-        raise DataError(f"the first row looks like an example: {_HEADERLESS}")
+    if as_label(answer) in map(as_label, options):
+        raise DataError(_AN_EXAMPLE)
     definition = _definition(text, answer, options, own)
     taken.add(text)
     fields = [name for name, each in columns.items() if name not in taken | {"label"} and _is_closed(each)]
@@ -183,9 +192,8 @@ def _refuse_chats(columns: Mapping[str, Column], rows: Sequence[Row]) -> None:
 
 
 def _no_column(columns: Mapping[str, Column], wanted: str) -> str:
-    if any(len(name) > _LONGEST_NAME for name in columns):
-        return f"no column looks like {wanted}, and the first row may be an example: {_HEADERLESS}"
-    return f"none of the columns {', '.join(columns)} looks like {wanted}"
+    more = f" and {len(columns) - _LISTED_COLUMNS} more" if len(columns) > _LISTED_COLUMNS else ""
+    return f"none of the columns {', '.join(islice(columns, _LISTED_COLUMNS))}{more} looks like {wanted}"
 
 
 def _fits(name: str, rows: Sequence[Row]) -> int:
@@ -224,12 +232,15 @@ def _is_closed(column: Column) -> bool:
 
 
 def _options(name: str, rows: Sequence[Row]) -> list[str]:
-    """The different values of a column; of several spellings that compare equal, the most frequent one."""
+    """The different values of a column; of several spellings that compare equal, the most frequent one.
+
+    A long one that stands there once is a row's text that slipped into the column, and no option.
+    """
     found = Counter(composed(plain_text(_decoded(row.get(name)), name)) for row in rows)
     spelt: dict[str, str] = {}
-    for value, _ in found.most_common():
+    for value, times in found.most_common():
         whole = whole_number(value)
-        if as_label(value):
+        if as_label(value) and (times > 1 or len(value) <= _LONGEST_OPTION):
             spelt.setdefault(as_label(value), whole if whole in found else value)
     return sorted(spelt.values())
 

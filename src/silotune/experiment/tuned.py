@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,8 +206,7 @@ def export(path: str | Path, out: str | Path, *, merge: bool, mode: str = "feder
             )
             (building / "README.md").write_text(card, encoding="utf-8")
         else:
-            for file in sorted((part.path / "adapter").iterdir()):
-                shutil.copyfile(file, building / file.name)
+            part.copy_adapter(building)
             _save_words(config, load_tokenizer(config.model), building)
     return target
 

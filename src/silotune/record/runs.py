@@ -262,6 +262,19 @@ class RunFolder:
         config = read_json(self.path / "adapter" / _ADAPTER_CONFIG)
         return read_tensors(self.path / "adapter" / _ADAPTER_WEIGHTS), config
 
+    def copy_adapter(self, out: Path) -> None:
+        """Copies the files that ``save_adapter`` writes, and nothing else that stands beside them.
+
+        Raises:
+            RunFolderError: One is missing, or is a link: a folder from elsewhere may name any file of this machine.
+        """
+        for name in (_ADAPTER_WEIGHTS, _ADAPTER_CONFIG, _ADAPTER_CARD):
+            place = self.path / "adapter" / name
+            if place.is_symlink() or not place.is_file():
+                raise RunFolderError(f"{str(place)!r} is not a file of its own: the adapter is not whole")
+            with explained(place):
+                shutil.copyfile(place, out / name)
+
 
 def is_run(path: str | Path) -> bool:
     """Whether ``path`` is a run folder, rather than a model's folder or name."""
