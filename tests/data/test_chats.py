@@ -264,3 +264,18 @@ def test_a_row_asks_by_its_chat_without_the_answer() -> None:
     for row in ({}, {"messages": []}, {"messages": [ANSWER]}, {"prompt": 3}):
         with pytest.raises(DataError, match="^x"):
             asked_in(row, "x")
+
+
+@pytest.mark.parametrize("depth", [100, 500, 5000])
+def test_a_tool_or_a_call_that_nests_without_end_is_refused_by_row(depth: int) -> None:
+    nested: Any = "a"
+    for _ in range(depth):
+        nested = [nested]
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    called = {**answered, "tool_calls": [{"name": "f", "arguments": {"p": nested}}]}
+    for row in (
+        {"messages": [asked, answered], "tools": [{"name": "f", "p": nested}]},
+        {"messages": [asked, called]},
+    ):
+        with pytest.raises(DataError, match="x: row 1: .* nests more than 64 deep"):
+            to_example(TASKS["instruct"], row, where="x", number=1)

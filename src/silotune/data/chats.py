@@ -147,6 +147,7 @@ def tools_of(row: Row, spot: str) -> Chat:
     functions = [_function(tool) for tool in given] if isinstance(given, list) else [None]
     if not all(functions):
         raise DataError(f"{spot}: field {TOOLS!r} is not a list of functions with a name")
+    _check_depth(given, f"{spot}: field {TOOLS!r}")
     described = [{"type": "function", "function": _without_nothing(function)} for function in functions]
     return ((TOOLS, _json(described, f"{spot}: field {TOOLS!r}")),)
 
@@ -237,6 +238,7 @@ def _call(call: Any, spot: str) -> dict[str, Any]:
     arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
     if not function or not isinstance(arguments, Mapping):
         raise DataError(f"{spot} {_CALL}")
+    _check_depth(arguments, spot)
     made = {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
@@ -266,6 +268,23 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+_MOST_DEPTH: Final = 64
+"""Lists and mappings within one another that describe a tool or a call of it."""
+
+
+def _check_depth(value: Any, spot: str) -> None:
+    """Refuses what nests deeper than a chat template can write."""
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        nested = [each.values() if isinstance(each, Mapping) else each for each in level if isinstance(each, _NESTS)]
+        level = [inner for each in nested for inner in each]
+    if level:
+        raise DataError(f"{spot} holds a tool, or a call of one, that nests more than {_MOST_DEPTH} deep")
+
+
+_NESTS: Final = (Mapping, list)
 
 
 def _json(value: Any, spot: str) -> str:
