@@ -98,7 +98,7 @@ def generate(
     Raises:
         SilotuneError: The run, its adapter or the model are not there, or the prompt is too long.
     """
-    turns = asked_in({"prompt": prompt}, "the prompt")
+    turns = asked_in({"prompt": prompt}, "silotune.generate")
     with hushed():
         adapted = tuned.load_tuned(source, mode=mode, base=base)
         return "".join(stream_answer(adapted, turns, sampling or Sampling()))

@@ -272,7 +272,7 @@ class RunFolder:
             place = self.path / "adapter" / name
             if place.is_symlink() or not place.is_file():
                 raise RunFolderError(f"{str(place)!r} is not a file of its own: the adapter is not whole")
-            with explained(place):
+            with explained(out / name):
                 shutil.copyfile(place, out / name)
 
 
