@@ -30,7 +30,7 @@ from silotune.deploy.node import _Node
 from silotune.deploy.processes import Child, holder, only_one, stop_holder
 from silotune.deploy.queue import ENDED, Jobs
 from silotune.deploy.queued_run import ending_of
-from silotune.deploy.site import notes_beyond, rounds_after
+from silotune.deploy.site import notes_beyond, told_by
 from silotune.deploy.submit import fetch_run, follow_run, submit_run
 from silotune.errors import ConfigError, FederationError, KitError, RunFolderError, SignatureError
 from silotune.experiment.site import Holdings, SiteDesk, setup_of
@@ -508,16 +508,25 @@ def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
         child.stop()
 
 
-def test_a_site_tells_of_the_rounds_that_it_trained(tmp_path: Path) -> None:
+LOG = "logs/trainer.log in the state folder"
+
+
+def test_a_site_tells_of_the_rounds_that_it_trained_and_of_those_that_it_did_not(tmp_path: Path) -> None:
     trail, key = Trail(tmp_path / "audit.jsonl", new_key(), actor="north"), {"run": "first"}
-    assert rounds_after(tmp_path / "audit.jsonl", 0) == ([], 0)
+    assert told_by(tmp_path / "audit.jsonl", 0) == ([], 0)
     trail.add("request", {"kind": "train", "round": 1, **key})
     sizes = {"bytes_down": 4000, "bytes_up": 3000}
     report = {"loss": 0.51234, "seconds": 2.0, "steps": 3}
     trail.add("reply", {"kind": "train", "round": 1, "body": report, **sizes, **key})
     trail.add("reply", {"kind": "evaluate", "round": 1, "body": {"loss": 0.5}, **key})
     trail.add("reply", {"kind": "train", "round": 2, "body": "0" * 64, **key})
+    trail.add("refusal", {"kind": "train", "round": 3, "rule": "hours", "reason": "it is night", **key})
+    trail.add("failure", {"kind": "train", "round": 4, "error": "ModelError", **key})
     trail.flush()
-    trained, seen = rounds_after(tmp_path / "audit.jsonl", 0)
-    assert trained == [{"run": "first", "round": 1, "loss": "0.512", "seconds": "2", **sizes}]
-    assert rounds_after(tmp_path / "audit.jsonl", seen) == ([], seen)
+    told, seen = told_by(tmp_path / "audit.jsonl", 0)
+    assert told == [
+        ("round_trained", {"run": "first", "round": 1, "loss": "0.512", "seconds": "2", **sizes}),
+        ("request_refused", {"run": "first", "round": 3, "kind": "train", "rule": "hours", "reason": "it is night"}),
+        ("request_failed", {"run": "first", "round": 4, "kind": "train", "error": "ModelError", "see": LOG}),
+    ]
+    assert told_by(tmp_path / "audit.jsonl", seen) == ([], seen)

@@ -127,6 +127,7 @@ def test_less_perplexity_and_more_of_all_else_is_better() -> None:
         best, worst = best_and_worst(metric)
         assert (worst(values), best(values)) == tuple(values)
         assert signed(metric, values[0]) < signed(metric, values[1])
+        assert signed(metric, math.nan) < signed(metric, values[0])
 
 
 def test_one_answer_to_all_is_known_for_what_it_is() -> None:

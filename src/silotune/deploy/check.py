@@ -212,7 +212,10 @@ def _as_tokens(kit: Kit, examples: Sequence[Example]) -> list[str]:
     tokens = token_lengths(examples, load_tokenizer(model), model.max_length)
     cut = f"{tokens['cut']} would be cut by a run with model.max_length = {model.max_length}"
     longest = [f"the longest has {tokens['longest']} tokens"] if "longest" in tokens else []
-    return [*longest, *([cut] if tokens["cut"] else []), *notes_on(tokens)]
+    notes = notes_on(tokens)
+    if tokens["refused"]:
+        raise _FaultError("; ".join(notes))
+    return [*longest, *([cut] if tokens["cut"] else []), *notes]
 
 
 def _unreadable(data: SiteData) -> dict[str, bool]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from silotune.deploy.kits import AUTH_KEY, NOTES, Kit, check_start, log_of, site_folder, site_settings, trainer_socket
 from silotune.deploy.processes import Child, follow_parent, holder, only_one, told_to_stop
@@ -47,9 +48,9 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
             while not stopped:
                 for fields in notes_beyond(known, folder / NOTES):
                     notify("run_opened", fields)
-                trained, seen = rounds_after(trail, seen)
-                for fields in trained:
-                    notify("round_trained", fields)
+                told, seen = told_by(trail, seen)
+                for event, fields in told:
+                    notify(event, fields)
                 for child in (trainer, node):
                     refusal = _refusal(kit) if child is node and child.code else ""
                     if refusal:
@@ -62,8 +63,9 @@ def start(kit: Kit, *, notify: Observer = lambda event, fields: None) -> None:
             trainer.stop(limit_seconds=5.0)
 
 
-def rounds_after(trail: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
-    """The rounds that a site has trained by its own audit trail, from a place in it; and the place to go on at.
+def told_by(trail: Path, seen: int) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """What a site's own audit trail says from a place in it, as events: rounds that it trained, and what it refused or
+    failed in; and the place to go on at.
 
     Loss and seconds are those that left: where a round goes into a protected sum none do, and it is not told.
     """
@@ -74,14 +76,33 @@ def rounds_after(trail: Path, seen: int) -> tuple[list[dict[str, Any]], int]:
         whole = file.read().rpartition(b"\n")[0]
     if not whole:
         return [], seen
-    replies = (entry["fields"] for entry in map(json.loads, whole.splitlines()) if entry["event"] == "reply")
-    trained = []
-    for fields in replies:
-        if isinstance(body := fields["body"], dict) and "steps" in body:  # the report of a training
-            figures = {name: f"{body[name]:.3g}" for name in ("loss", "seconds") if name in body}
-            sizes = {name: fields[name] for name in ("bytes_down", "bytes_up") if name in fields}
-            trained.append({"run": fields.get("run", ""), "round": fields["round"], **figures, **sizes})
-    return trained, seen + len(whole) + 1
+    entries = map(json.loads, whole.splitlines())
+    told = (_TELLS[entry["event"]](entry["fields"]) for entry in entries if entry["event"] in _TELLS)
+    return [event for event in told if event is not None], seen + len(whole) + 1
+
+
+def _trained(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    body = fields["body"]
+    if not isinstance(body, dict) or "steps" not in body:  # no report of a training
+        return None
+    figures = {name: f"{body[name]:.3g}" for name in ("loss", "seconds") if name in body}
+    sizes = {name: fields[name] for name in ("bytes_down", "bytes_up") if name in fields}
+    return "round_trained", {"run": fields.get("run", ""), "round": fields["round"], **figures, **sizes}
+
+
+def _not_done(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    asked = {name: fields[name] for name in ("run", "round", "kind") if name in fields}
+    if "error" in fields:
+        return "request_failed", {**asked, "error": fields["error"], "see": "logs/trainer.log in the state folder"}
+    return "request_refused", {**asked, "rule": fields["rule"], "reason": fields["reason"]}
+
+
+_TELLS: Final[Mapping[str, Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None]]] = {
+    "reply": _trained,
+    "refusal": _not_done,
+    "failure": _not_done,
+}
+"""Event of a site's trail -> what its terminal says of it."""
 
 
 def notes_beyond(known: set[tuple[str, str]], path: Path) -> list[dict[str, Any]]:

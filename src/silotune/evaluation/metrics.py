@@ -220,5 +220,7 @@ def best_and_worst(metric: str) -> tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def signed(metric: str, value: float) -> float:
-    """The value turned so that the higher is the better."""
+    """The value turned so that the higher is the better; what is no number is worse than any."""
+    if math.isnan(value):
+        return -math.inf
     return -value if lower_is_better(metric) else value
