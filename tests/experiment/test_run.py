@@ -16,6 +16,7 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.data.embedded import finance
+from silotune.data.mixture import load_examples
 from silotune.errors import AuditError, DataError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
 from silotune.experiment.budget import pooled_steps, said, steps_by_mode
@@ -24,6 +25,7 @@ from silotune.experiment.parts import MODES
 from silotune.experiment.prepare import prepare
 from silotune.experiment.public import generate
 from silotune.experiment.run import resume_experiment, run_experiment
+from silotune.experiment.scoring import scored_examples
 from silotune.experiment.tuned import evaluate, export, load_tuned, sample_prompts
 from silotune.federation.wire.messages import encode
 from silotune.models import threads
@@ -657,3 +659,12 @@ def test_kept_updates_and_a_key_of_one_s_own(configuration: Make, tmp_path: Path
     without = run_experiment(configuration(record={"audit": False, "name": "without"}))
     assert not list(without.path.rglob("audit*")) and not (without.path / "manifest.json").exists()
     assert resume_experiment(without.path) == without
+
+
+def test_classes_that_no_scored_example_is_of_are_named(configuration: Make) -> None:
+    config = configuration(evaluation={"max_examples": 1})
+    dataset = load_examples(config.data, seed=config.seed)
+    (example,), (note,) = scored_examples(config, dataset, "test")
+    absent = [repr(option) for option in dataset.task.options if option != example.answer]
+    assert note.startswith(f"test: no example is {', '.join(absent)} (2 of 3 classes)")
+    assert scored_examples(configuration(), dataset, "test")[1] == []

@@ -220,9 +220,18 @@ def _assignment(key: str, value: Any) -> str:
 
 
 def _for_trial(grid: Grid, document: dict[str, Any]) -> dict[str, Any]:
-    """The same run, scored on its selection set instead of the gold-standard set."""
+    """The same run, scored on its selection set instead of the gold-standard set.
+
+    Raises:
+        ConfigError: The two are the same, or the selection set is the test split.
+    """
     assert grid.tune is not None
-    selection = document.get("evaluation", {}).get("selection", "validation")
+    evaluation = document.get("evaluation", {})
+    selection = evaluation.get("selection", "validation")
+    if selection in ("test", evaluation.get("gold", "test")):
+        raise ConfigError(
+            f"evaluation.selection = {selection!r}: settings are not chosen on the set that is reported: give another"
+        )
     changes: dict[str, Any] = {"evaluation": {"gold": selection}}
     if grid.tune.rounds is not None:
         changes["federation"] = {"rounds": grid.tune.rounds}

@@ -84,7 +84,7 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
     with folder.lock():
         if source is not None:
             folder.keep_file(source)
-        chosen = _tuned(grid, changes, folder, work, tally)
+        chosen = tuned(grid, changes, folder, work, tally)
         planned = expand(grid, changes, chosen)
         cells = [each.cell for each in planned]
         folder.write(describe(grid, cells), cells)
@@ -153,7 +153,7 @@ def _kind(planned: Planned) -> str:
     return f"{planned.cell.model}\n{planned.cell.adapter}"
 
 
-def _tuned(grid: Grid, changes: Changes, folder: GridFolder, work: Work, tally: Tally) -> dict[Key, Setting]:
+def tuned(grid: Grid, changes: Changes, folder: GridFolder, work: Work, tally: Tally) -> dict[Key, Setting]:
     """Hyper-parameters by task, model and adapter, from the trials' figures on the selection set."""
     tried = trials(grid, changes)
     if not tried:

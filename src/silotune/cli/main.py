@@ -29,6 +29,7 @@ from silotune.cli.quickstart import quickstart
 from silotune.cli.report import report
 from silotune.cli.run import resume, run
 from silotune.cli.submitted import cancel, fetch, list_runs, logs, status, submit
+from silotune.cli.tune import tune
 from silotune.cli.tuned import evaluate, export
 from silotune.errors import ConfigError, SilotuneError
 from silotune.quiet import hush
@@ -41,7 +42,22 @@ _EPILOG = (
     "7 run folder; 8 package missing; 9 cells of a grid failed; 10 policy; 11 audit trail; 12 kit or key; "
     "13 privacy; 130 interrupted."
 )
-_COMMANDS = (quickstart, init, run, resume, benchmark, evaluate, generate, chat, export, report, doctor, tasks, plugins)
+_COMMANDS = (
+    quickstart,
+    init,
+    run,
+    resume,
+    tune,
+    benchmark,
+    evaluate,
+    generate,
+    chat,
+    export,
+    report,
+    doctor,
+    tasks,
+    plugins,
+)
 _DEPLOYED: Mapping[str, Callable[..., None]] = {
     "submit": submit,
     "list": list_runs,

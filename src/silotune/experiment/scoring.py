@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from silotune.config import Config
 from silotune.data.load import Dataset, read_examples
@@ -190,7 +190,24 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> tuple[Sequen
     if not examples:
         raise DataError(f"{name!r} holds no examples to evaluate on")
     most = min(config.evaluation.max_examples or len(examples), len(examples))
-    return [examples[place * len(examples) // most] for place in range(most)], notes  # from all: it may be sorted
+    picked = [examples[place * len(examples) // most] for place in range(most)]  # from all: it may be sorted
+    return picked, [*notes, *_absent(dataset.task, picked, name)]
+
+
+def _absent(task: Task, examples: Sequence[Example], name: str) -> list[str]:
+    """A note on classes that no scored example is of: whoever never gives them loses nothing by it."""
+    there = {example.answer for example in examples}
+    absent = [option for option in task.options if option not in there] if task.answer == "label" else []
+    if not absent:
+        return []
+    shown = ", ".join(map(repr, absent[:_LISTED_CLASSES])) + (", ..." if len(absent) > _LISTED_CLASSES else "")
+    return [
+        f"{name}: no example is {shown} ({len(absent)} of {len(task.options)} classes): figures of this set do not say "
+        "how well they are told apart"
+    ]
+
+
+_LISTED_CLASSES: Final = 5
 
 
 class SetScorer(Protocol):
