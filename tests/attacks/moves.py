@@ -282,7 +282,7 @@ MOVES: Mapping[str, Listed] = {
     ),
     "prompt-long": Listed("a prompt of 60,000 characters", with_setup("data", "prompt", value="x" * 60_000), "setup"),
     "states": Listed("a state of every round kept", with_config(record={"checkpoint_every": 10**9}), "bounds"),
-    "labels": Listed("4,096 labels to score with", with_options(*(f"{n}" for n in range(4096))), "bounds"),
+    "labels": Listed("2,048 labels to score with", with_options(*(f"{n}" for n in range(2048))), "bounds"),
     "labels-other": Listed("labels that the examples have not", with_options("yes", "no"), "tasks"),
     "labels-few": Listed(
         "fewer labels than the examples have, in the order", with_body("evaluate", labels=["positive"]), "form"

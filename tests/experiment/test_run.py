@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from silotune.data.embedded import finance
 from silotune.data.mixture import load_examples
 from silotune.errors import AuditError, DataError, FederationError, ModelError, RunFolderError
 from silotune.experiment.audit import verify_run
-from silotune.experiment.budget import pooled_steps, said, steps_by_mode
+from silotune.experiment.budget import matched, pooled_steps, said, steps_by_mode
 from silotune.experiment.estimate import estimate, least_memory
 from silotune.experiment.parts import MODES
 from silotune.experiment.prepare import prepare
@@ -33,7 +34,7 @@ from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key, private_bytes, write_secret
 from silotune.report.runs import summary_table
 from silotune.structs import Request
-from silotune.training.local import LocalResult
+from silotune.training.local import LocalResult, steps_in_round
 
 Make = Callable[..., Config]
 ALL = {"modes": ["federated", "isolated", "centralized"], "rounds": 2}
@@ -180,7 +181,7 @@ def test_generation_and_prompts(finished) -> None:
     )
     shared = [{"from": "human", "value": "shares fell"}, {"from": "gpt", "value": "an answer that is asked for anew"}]
     assert generate(run.path, shared) == generate(run.path, "shares fell")
-    with pytest.raises(DataError, match="the prompt: prompt: message 1 needs a role"):
+    with pytest.raises(DataError, match="silotune.generate: prompt: message 1 needs a role"):
         generate(run.path, [{"role": "SECRET", "content": "SECRET"}])
     prompts = sample_prompts(run.path, 3)
     assert len({answer for _, answer in prompts}) == 3
@@ -475,8 +476,19 @@ def test_budget_is_what_the_parts_do(configuration: Make) -> None:
     assert f"{2 * steps} in total" in sentence and "share of these steps" in sentence
 
 
-@pytest.mark.parametrize("training", [{"max_steps": 2}, {"max_steps": None, "epochs": 1.5}])
-def test_at_equal_time_every_client_takes_the_steps_of_pooled_training(configuration: Make, training: dict) -> None:
+def test_at_equal_time_epochs_become_the_steps_of_all_epochs_together(configuration: Make) -> None:
+    training = {"max_steps": None, "epochs": 1.5}
+    config = configuration(training=training, federation={**ALL, "budget_match": "time"})
+    sizes = (10, 20, 18)
+    each = [steps_in_round(size, config.training) for size in sizes]
+    found = matched(config, sizes)
+    assert found.training.max_steps == sum(each) == pooled_steps(found, sizes)
+    sampled = config.model_copy(update={"federation": config.federation.model_copy(update={"clients_per_round": 1})})
+    assert matched(sampled, sizes).training.max_steps == math.ceil(sum(each) / 3)
+
+
+def test_at_equal_time_every_client_takes_the_steps_of_pooled_training(configuration: Make) -> None:
+    training = {"max_steps": 1}
     equal_compute = prepare(configuration(training=training, federation=ALL))
     pooled = pooled_steps(equal_compute.config, tuple(equal_compute.sizes.values()))
     run = run_experiment(configuration(training=training, federation={**ALL, "budget_match": "time"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ import torch
 
 import tiny
 from silotune.errors import DataError
+from silotune.settings.objectives import Classify, Sft, SoftmaxOverOptions
 from silotune.training.batches import answer_batch, shared_prefix
 from silotune.training.encode import Encoded
+from silotune.training.objectives import OBJECTIVES, adjusted
 from silotune.training.scores import answer_losses, can_shorten, logits_at, option_scores, sees_branches
 
 EVERY = (*tiny.ARCHITECTURES, *tiny.WINDOWED)
@@ -201,3 +204,28 @@ def test_choice_refuses_examples_it_cannot_compare() -> None:
             option_scores(tiny.adapted(), examples)
     with pytest.raises(DataError, match="no supervised token"):
         tiny.objective("sft").check([Encoded((9,), ())])
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 0.5])
+def test_a_clients_own_shares_of_the_answers_are_added_to_their_scores_in_training(strength: float) -> None:
+    """Menon et al. 2021, equation 10, by hand: labels 0, 1, 2, 0 with one example more of each."""
+    model, examples = tiny.adapted("llama", targets="all-linear"), batch_of(WORDINGS["several ids"])
+    settings = SoftmaxOverOptions(logit_adjustment=strength)
+    given = adjusted(examples, settings, classes=0)
+    with torch.no_grad():
+        loss = OBJECTIVES[SoftmaxOverOptions].loss(model, given, settings)
+        scores = option_scores(model, examples)
+    shares = torch.tensor([3.0, 2.0, 2.0]) / 7
+    labels = torch.tensor([example.label for example in examples])
+    expected = torch.nn.functional.cross_entropy(scores + strength * shares.log(), labels, reduction="sum")
+    torch.testing.assert_close(loss.total, expected)
+    assert (given is examples) == (strength == 0)
+    with torch.no_grad():
+        assert torch.equal(option_scores(model, given), scores)  # what is scored is not adjusted
+
+
+def test_classes_of_a_head_that_a_client_has_none_of_are_counted_too() -> None:
+    examples = [Encoded((5, 6), (), (), 2)] * 3
+    (given, *_) = adjusted(examples, Classify(logit_adjustment=1.0), classes=4)
+    assert given.adjustment == pytest.approx([math.log(1 / 7), math.log(1 / 7), math.log(4 / 7), math.log(1 / 7)])
+    assert adjusted(examples, Sft(), classes=0) is examples

@@ -17,7 +17,7 @@ from silotune.settings.attacks import Malicious
 from silotune.settings.base import Section
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
-from silotune.settings.objectives import OBJECTIVES, Dpo
+from silotune.settings.objectives import OBJECTIVES, ClosedSettings, Dpo
 from silotune.settings.privacy import ByClient, Guarantee, SecureSum, SumSettings
 from silotune.settings.registry import Table
 from silotune.settings.sections import Engine, EvaluationSection, FederationSection, Sections
@@ -71,6 +71,11 @@ def _lines(limit: Limit, run: Sections) -> Iterator[str]:
         sections = {name: getattr(run, name) for name in SECTIONS}
         for case in limit.cases(run):
             yield limit.says.format(**sections, **case)
+
+
+def _is_adjusted(run: Sections) -> bool:
+    objective = run.training.objective
+    return isinstance(objective, ClosedSettings) and objective.logit_adjustment > 0
 
 
 def is_linked(federation: FederationSection) -> bool:
@@ -515,6 +520,11 @@ _GUARANTEES = (
     Limit(
         "training.objective.packing puts examples into one row: leave it out with privacy.dp = 'example'",
         _promised(lambda run, dp: dp.is_by_example and run.training.objective.packs),
+    ),
+    Limit(
+        "training.objective.logit_adjustment lets every example's loss depend on all the client's answers: leave it "
+        "out with privacy.dp = 'example'",
+        _promised(lambda run, dp: dp.is_by_example and _is_adjusted(run)),
     ),
     Limit(
         "federation.algorithm.option = 'I' sends an exact gradient: with privacy.dp = 'example' take 'II'",

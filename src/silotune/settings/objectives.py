@@ -54,20 +54,30 @@ class Sft(LanguageSettings):
     turns: Literal["all", "last"] = Field("all", description="which of an assistant's turns in a chat are learnt")
 
 
-class SoftmaxOverOptions(ObjectiveSettings):
-    """Softmax over the options, each scored by the likelihood of its tokens."""
+class ClosedSettings(ObjectiveSettings):
+    """Cross-entropy over a closed set of answers."""
 
-    type = "choice"
     learns_from = ("options",)
     is_by_example = True
 
+    logit_adjustment: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="strength at which the logarithm of a client's own shares of the answers is added to their scores "
+        "in training alone (Menon et al. 2021), so that clients with other shares learn the same function; 0 for none",
+    )
 
-class Classify(ObjectiveSettings):
+
+class SoftmaxOverOptions(ClosedSettings):
+    """Softmax over the options, each scored by the likelihood of its tokens."""
+
+    type = "choice"
+
+
+class Classify(ClosedSettings):
     """A head for classes on the model."""
 
     type = "classify"
-    learns_from = ("options",)
-    has_head = is_by_example = True
+    has_head = True
 
     wording: Literal["auto", "prompt", "text"] = Field(
         "auto", description="the whole prompt, or the row's text alone; auto: text for an encoder"

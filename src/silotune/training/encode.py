@@ -28,6 +28,7 @@ class Encoded:
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
         marks: Control marks that the example's text spells, which were read as text.
+        adjustment: What is added to the score of each option, or class, in training alone; empty for nothing.
         turn_words: Times that it spells words which the chat template puts around turns in place of marks.
     """
 
@@ -40,6 +41,7 @@ class Encoded:
     unsupervised: tuple[tuple[int, int], ...] = ()
     marks: int = 0
     turn_words: int = 0
+    adjustment: tuple[float, ...] = ()
 
     @property
     def is_even(self) -> bool:

@@ -28,7 +28,7 @@ from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
 from silotune.training.encode import Encoded
 from silotune.training.examplewise import losses_of
-from silotune.training.objectives import Objective, objective_of
+from silotune.training.objectives import Objective, adjusted, objective_of
 from silotune.training.private import DpSgd, poisson_groups, private_gradient, sampling_rate
 
 
@@ -113,6 +113,7 @@ def train_round(
         raise DataError("a client has no examples to train on")
     objective = objective_of(settings)
     objective.check(examples)
+    examples = adjusted(examples, settings.objective, classes=len(adapted.base.labels))
     began = time.perf_counter()
     adapters.write(adapted, received)
     steps = steps_in_round(len(examples), settings)

@@ -7,8 +7,10 @@ over the classes of a head that is trained with the adapter. ``dpo`` and ``kto``
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +20,7 @@ from silotune.models.adapters import Adapted
 from silotune.models.load import Base
 from silotune.settings.objectives import (
     Classify,
+    ClosedSettings,
     Dpo,
     Kto,
     LanguageSettings,
@@ -64,16 +67,40 @@ def _sft_loss(adapted: Adapted, examples: Sequence[Encoded], settings: LanguageS
     return Loss(losses.sum(), losses.numel())
 
 
+def adjusted(examples: Sequence[Encoded], settings: ObjectiveSettings, *, classes: int) -> Sequence[Encoded]:
+    """A client's examples with what its own shares of the answers add to their scores in training.
+
+    Menon et al. 2021 (Long-tail learning via logit adjustment), equation 10, with one example of each answer more than
+    there are, so that an answer that a client has none of keeps a finite score; for clients, FedLC (Zhang et al. 2022).
+
+    Args:
+        examples: The client's.
+        settings: Of the objective.
+        classes: Number of the classes of a head; 0 where each example has its options.
+    """
+    strength = settings.logit_adjustment if isinstance(settings, ClosedSettings) else 0.0
+    if not strength:
+        return examples
+    counts = Counter(example.label for example in examples)
+    number = classes or len(examples[0].options)
+    shares = [(counts[label] + 1) / (len(examples) + number) for label in range(number)]
+    added = tuple(strength * math.log(share) for share in shares)
+    return [replace(example, adjustment=added) for example in examples]
+
+
 def _choice_loss(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> Loss:
-    labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
-    scores = option_scores(adapted, examples)
-    return Loss(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"), len(examples))
+    return _closed_loss(option_scores(adapted, examples), examples)
 
 
 def _class_loss(adapted: Adapted, examples: Sequence[Encoded], settings: ObjectiveSettings) -> Loss:
-    labels = torch.tensor([example.label for example in examples], device=adapted.base.device)
-    losses = torch.nn.functional.cross_entropy(class_logits(adapted, examples), labels, reduction="sum")
-    return Loss(losses, len(examples))
+    return _closed_loss(class_logits(adapted, examples), examples)
+
+
+def _closed_loss(scores: torch.Tensor, examples: Sequence[Encoded]) -> Loss:
+    labels = torch.tensor([example.label for example in examples], device=scores.device)
+    if examples[0].adjustment:
+        scores = scores + torch.tensor(examples[0].adjustment, device=scores.device)
+    return Loss(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"), len(examples))
 
 
 def _labelled_examples(examples: Sequence[Encoded]) -> None:
