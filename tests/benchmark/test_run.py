@@ -187,13 +187,14 @@ def is_alive(process: int) -> bool:
 
 
 def test_three_kills_change_no_digit(document: dict[str, Any], make: Make, tmp_path: Path) -> None:
-    changes = {"partitions": [{"name": "alpha 0.1", "alpha": 0.1, "clients": 3}], "adapters": ["lora", "ia3"]}
+    partition = {"name": "alpha 0.1", "alpha": 0.1, "clients": 3}
+    changes = {"partitions": [partition], "adapters": ["lora", "ia3"], "seeds": [0]}
     settings = ["federation.rounds=4", "training.max_steps=2"]
     grid = make(**changes)
     whole = tmp_path / "whole"
     assert run_grid(grid, whole, Changes(settings=settings), Work()).failures == {}
     total = rows_written(whole)
-    assert total == 4 * 4 * (3 + 3 + 1) == len(expand(grid, NONE)) * 28
+    assert total == 2 * 4 * (3 + 3 + 1) == len(expand(grid, NONE)) * 28
     moments = random.Random()
     seed = moments.randrange(2**32)
     print(f"moments of the kills: seed {seed}")
@@ -203,7 +204,7 @@ def test_three_kills_change_no_digit(document: dict[str, Any], make: Make, tmp_p
     command = [sys.executable, "-m", "silotune.cli.main", "benchmark", str(file), "--out", str(tmp_path / "cut")]
     command += [word for setting in settings for word in ("--set", setting)]
     killed = 0
-    for rows in sorted(moments.sample(range(1, total - 30), 3)):
+    for rows in sorted(moments.sample(range(1, total - 14), 3)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         limit = time.monotonic() + 240
         while process.poll() is None and rows_written(tmp_path / "cut") < rows:
