@@ -31,7 +31,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "a.PARQUET")
     names = ("a.jsonl", "a.json", "a.csv", "a.PARQUET")
     assert [read_rows(tmp_path / name) for name in names] == [content] * 4
-    examples = [read_examples(tmp_path / name, TASKS["fpb"])[0] for name in names]
+    examples = [read_examples(tmp_path / name, TASKS["fpb"]) for name in names]
     assert [example.answer for example in examples[0]] == ["neutral", "positive"]
     assert all(own == examples[0] for own in examples)
 

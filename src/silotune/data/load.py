@@ -20,7 +20,7 @@ from silotune.seeds import derive
 from silotune.settings.sections import DataSection, FileSettings
 from silotune.structs import Example, Row
 
-__all__ = ["Dataset", "load", "load_scored", "read_examples", "read_rows"]
+__all__ = ["Dataset", "load", "load_scored", "read_examples", "read_noted", "read_rows", "read_whole"]
 
 CARVED: Final[Mapping[str, float]] = {"test": 0.2, "validation": 0.1}
 """Share of the training examples that is set aside as a split when the data have no such split."""
@@ -118,16 +118,22 @@ def load_scored(section: DataSection, *, seed: int) -> Dataset:
     return Dataset(task, {"train": (), **splits}, None, tuple(notes))
 
 
-def read_examples(
-    path: str | Path, task: Task, settings: FileSettings | None = None
-) -> tuple[tuple[Example, ...], list[str]]:
-    """As ``read_noted``, of one file that is read whole, such as a gold-standard set: no row of it is left out.
+def read_examples(path: str | Path, task: Task, settings: FileSettings | None = None) -> tuple[Example, ...]:
+    """The examples of one file, of which no row is left out.
+
+    Raises:
+        DataError: As ``read_whole``.
+    """
+    return read_whole(path, task, settings or FileSettings())[0]
+
+
+def read_whole(path: str | Path, task: Task, settings: FileSettings) -> tuple[tuple[Example, ...], list[str]]:
+    """As ``read_noted``, of a file that is read whole, such as a gold-standard set: no row of it is left out.
 
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
-    whole = (settings or FileSettings()).model_copy(update={"on_bad_row": "stop"})
-    return read_noted(path, task, whole)
+    return read_noted(path, task, settings.model_copy(update={"on_bad_row": "stop"}))
 
 
 def read_noted(path: str | Path, task: Task, settings: FileSettings) -> tuple[tuple[Example, ...], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from silotune.config import Config
-from silotune.data.load import Dataset, read_examples
+from silotune.data.load import Dataset, read_whole
 from silotune.data.rows import SPLITS, Task
 from silotune.errors import DataError
 from silotune.evaluation.evaluate import Answers, answers, figures
@@ -181,7 +181,7 @@ def scored_examples(config: Config, dataset: Dataset, name: str) -> tuple[Sequen
         examples: Sequence[Example] = dataset.splits[name]
         notes: list[str] = []
     elif Path(name).suffix:
-        examples, notes = read_examples(name, dataset.task, config.data)
+        examples, notes = read_whole(name, dataset.task, config.data)
     else:
         remedy = f": set data.{name} to a file of them" if name in SPLITS else ""
         if name == "validation":

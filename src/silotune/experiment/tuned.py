@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silotune.config import Config
-from silotune.data.load import Dataset, read_examples
+from silotune.data.load import Dataset, read_whole
 from silotune.data.mixture import load_examples, load_scored_examples
 from silotune.data.rows import Task, to_example
 from silotune.data.tasks import resolve
@@ -147,7 +147,7 @@ def _other_examples(
 ) -> tuple[str, tuple[Example, ...], list[str]]:
     """What examples that are no split are called in results, and the examples, of a file or of rows, with notes."""
     if isinstance(data, str | Path):
-        return (str(data), *read_examples(data, task, files))
+        return (str(data), *read_whole(data, task, files))
     name = "given rows"
     rows = enumerate(data, start=1)
     return name, tuple(to_example(task, row, where=name, number=number) for number, row in rows), []
