@@ -28,13 +28,14 @@ class _PrintableConsole(Console):
     """A console that lets no text act on the terminal; rich's own styles, which are no text, still work."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Escapes everything that is shown: lines, cells of tables, titles, bars. What is said below a table is not
-        folded to the table's width, and a table in a pipe has no frame."""
+        """Escapes everything that is shown: lines, cells of tables, titles, bars. What is said above and below a table
+        is not folded to the table's width, and a table in a pipe has no frame."""
         if isinstance(renderable, Table):
             if not self.is_terminal:
                 renderable.box, renderable.pad_edge = None, False
-            said, renderable.caption = renderable.caption, None
-            renderable = renderable if said is None else Group(renderable, said)
+            above, below, renderable.title, renderable.caption = renderable.title, renderable.caption, None, None
+            around = [part for part in (above, renderable, below) if part is not None]
+            renderable = Group(*around) if len(around) > 1 else renderable
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 

@@ -196,12 +196,13 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     Args:
         summary: The contents of ``summary.json``.
     """
-    match = summary.get("budget_match", "compute")
-    table = Table(title=f"what it took, at equal {match}", title_justify="left", caption_justify="left")
+    parts = list(_costed(summary))
+    matched = f", at equal {summary.get('budget_match', 'compute')}" if len(parts) > 1 else ""
+    table = Table(title=f"what it took{matched}", title_justify="left", caption_justify="left")
     table.add_column("trained", no_wrap=True)
     for heading in ("steps", "passes", "core time", "slowest", "energy", "CO2e", "memory"):
         table.add_column(heading, justify="right")
-    for _, title, part in _costed(summary):
+    for _, title, part in parts:
         cost = part["cost"]
         mark = " est." if cost["energy_source"] == "estimated" else ""
         energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
