@@ -180,10 +180,12 @@ def test_costs_are_shown_and_estimates_marked():
     took = [cells(line) for line in shown(report.cost_table(summary(**changes))).splitlines() if "MB" in line]
     assert took == [
         ["each alone", "1,200", "2.5", "20.0 s", "5.0 s", "1.23 kJ", "60 mg", "812.0 MB"],
-        ["federated", "1,200", "2.5", "20.0 s", "5.0 s", "1.23 kJ est.", "60 mg est.", "812.0 MB"],
+        ["federated", "1,200", "2.5", "20.0 s", "5.0 s", "1.23 kJ", "60 mg", "812.0 MB"],
         ["centralised", "-", "-", "-", "-", "-", "-", "812.0 MB"],
     ]
     assert "at equal time" in shown(report.cost_table(summary(**changes, budget_match="time")))
+    said = " ".join(shown(report.cost_table(summary(**changes))).split())
+    assert "energy, and so CO2e, is estimated and not measured: federated" in said
     one = {**summary(**changes), "isolated": None, "centralized": None}
     assert "what it took" in shown(report.cost_table(one)) and "at equal" not in shown(report.cost_table(one))
     assert report.scaled_text(0.0, "J") == "0 J" and report.scaled_text(2e-7, "g") == "0.2 µg"

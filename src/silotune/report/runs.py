@@ -191,20 +191,19 @@ def served_table(summary: Mapping[str, Any]) -> Table:
 
 
 def cost_table(summary: Mapping[str, Any]) -> Table:
-    """What each mode did and what that took; estimates are marked ``est.``.
+    """What each mode did and what that took; below it stands whose energy was estimated.
 
     Args:
         summary: The contents of ``summary.json``.
     """
     parts = list(_costed(summary))
     matched = f", at equal {summary.get('budget_match', 'compute')}" if len(parts) > 1 else ""
-    table = Table(title=f"what it took{matched}", title_justify="left", caption_justify="left")
+    table = Table(title=f"what it took{matched}", title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("trained", no_wrap=True)
-    for heading in ("steps", "passes", "core time", "slowest", "energy", "CO2e", "memory"):
+    for heading in ("steps", "passes", "CPU", "slowest", "energy", "CO2e", "memory"):
         table.add_column(heading, justify="right")
     for _, title, part in parts:
         cost = part["cost"]
-        mark = " est." if cost["energy_source"] == "estimated" else ""
         energy, carbon = scaled_text(cost["joules"], "J"), scaled_text(_thousandfold(cost["co2_kg"]), "g")
         steps, passes = cost.get("steps"), cost.get("passes")
         table.add_row(
@@ -213,11 +212,14 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
             "-" if passes is None else f"{passes:.1f}",
             seconds_text(cost.get("core_seconds")),
             seconds_text(cost.get("slowest_seconds")),
-            energy + (mark if cost["joules"] is not None else ""),
-            carbon + (mark if cost["co2_kg"] is not None else ""),
+            energy,
+            carbon,
             bytes_text(cost["peak_memory_bytes"]),
         )
     said = [_COST_NOTE]
+    guessed = [title for _, title, part in parts if part["cost"]["energy_source"] == "estimated"]
+    if guessed:
+        said.append(f"energy, and so CO2e, is estimated and not measured: {', '.join(guessed)}")
     product = (summary.get("federated") or {}).get("aggregation_error")
     if product is not None:
         said.append(
@@ -229,8 +231,8 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
 
 
 _COST_NOTE = (
-    "steps of the optimiser, core time and energy: all institutions together; passes over their examples: on average; "
-    "slowest: the training time of the slowest institution, of each round where they train together"
+    "steps of the optimiser, CPU time of all cores and energy: all institutions together; passes over their examples: "
+    "on average; slowest: the training time of the slowest institution, of each round where they train together"
 )
 
 
