@@ -193,6 +193,8 @@ def test_a_gold_standard_set_is_read_whole_or_not_at_all(tmp_path: Path) -> None
         read_examples(path, TASKS["fpb"], skip)
     examples, [note] = read_noted(path, TASKS["fpb"], skip)
     assert len(examples) == 3 and "left out 1 row" in note
+    with pytest.raises(DataError, match="mend them, or take them out$"):  # no setting leaves rows of this set out
+        read_examples(write(tmp_path / "gold.jsonl", rows(3) + BAD), TASKS["fpb"], skip)
 
 
 def test_a_wrong_split_is_a_row_that_does_not_fit(tmp_path: Path) -> None:

@@ -133,27 +133,43 @@ def read_whole(path: str | Path, task: Task, settings: FileSettings) -> tuple[tu
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task.
     """
-    return read_noted(path, task, settings.model_copy(update={"on_bad_row": "stop"}))
+    return read_noted(path, task, settings, is_whole=True)
 
 
-def read_noted(path: str | Path, task: Task, settings: FileSettings) -> tuple[tuple[Example, ...], list[str]]:
+def read_noted(
+    path: str | Path, task: Task, settings: FileSettings, *, is_whole: bool = False
+) -> tuple[tuple[Example, ...], list[str]]:
     """The examples of one file, and what a reader of results should know of how it was read.
+
+    Args:
+        path: The file.
+        task: What its rows are examples of.
+        settings: How it is read.
+        is_whole: No row may be left out, whatever the settings say.
 
     Raises:
         DataError: The file is missing, empty or broken, or a row does not fit the task and is not to be left out.
     """
     if task.answer == "mixture":
         raise DataError(f"{path}: a mixture of tasks has no rows of its own; name a split")
-    records, notes = _file_records(path, task, settings)
+    records, notes = _file_records(path, task, settings, is_whole=is_whole)
     return tuple(record.example for record in records), notes
 
 
 def _file_records(
-    path: str | Path, task: Task, settings: FileSettings, client: str = "", *, is_pooled: bool = False
+    path: str | Path,
+    task: Task,
+    settings: FileSettings,
+    client: str = "",
+    *,
+    is_pooled: bool = False,
+    is_whole: bool = False,
 ) -> tuple[list[_Record], list[str]]:
     """The records of a file, and notes on how it was read."""
     table = read_table(path, settings)
-    records, notes = _records(table.entries, task, str(path), settings, client=client, is_pooled=is_pooled)
+    records, notes = _records(
+        table.entries, task, str(path), settings, client=client, is_pooled=is_pooled, is_whole=is_whole
+    )
     return records, [*table.notes, *notes]
 
 
@@ -165,6 +181,7 @@ def _records(
     *,
     client: str = "",
     is_pooled: bool = False,
+    is_whole: bool = False,
 ) -> tuple[list[_Record], list[str]]:
     """The records of rows that fit, and a note on those that were left out.
 
@@ -172,8 +189,8 @@ def _records(
         DataError: A row does not fit, and ``data.on_bad_row`` says to stop; or none fits.
     """
     records, faults = _sorted_out(entries, task, where, client=client, is_pooled=is_pooled)
-    if faults and (settings.on_bad_row == "stop" or not records):
-        raise DataError(f"{where}: {_all_of(faults, len(records) + len(faults))}")
+    if faults and (is_whole or settings.on_bad_row == "stop" or not records):
+        raise DataError(f"{where}: {_all_of(faults, len(records) + len(faults), may_skip=not is_whole)}")
     return records, [f"{where}: left out {counted(faults)}"] if faults else []
 
 
@@ -227,7 +244,7 @@ _MOST_NAMED: Final = 10
 """Most rows, and most kinds of faults, that one message names."""
 
 
-def _all_of(faults: Sequence[Fault], total: int) -> str:
+def _all_of(faults: Sequence[Fault], total: int, *, may_skip: bool = True) -> str:
     """Every fault of a file in one line: the kinds with their counts, and the first rows."""
     if len(faults) == 1:
         return str(faults[0])
@@ -235,10 +252,8 @@ def _all_of(faults: Sequence[Fault], total: int) -> str:
         return f"none of {total} rows fits: {faults[0].reason}"
     first = "; ".join(map(str, faults[:_MOST_NAMED]))
     rest = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    return (
-        f"{first}{rest}. In all {counted(faults)} of {total} do not fit: mend them, or set data.on_bad_row = 'skip' "
-        "to leave such rows out"
-    )
+    otherwise = ", or set data.on_bad_row = 'skip' to leave such rows out" if may_skip else ", or take them out"
+    return f"{first}{rest}. In all {counted(faults)} of {total} do not fit: mend them{otherwise}"
 
 
 def counted(faults: Sequence[Fault]) -> str:
