@@ -170,3 +170,12 @@ def test_faults_of_cells_are_all_reported(make: Make) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration file"):
         load_grid(tmp_path / "none.toml")
+
+
+def test_a_cell_is_known_wherever_its_model_and_its_files_lie(make: Make) -> None:
+    def keys(*settings: str) -> set[str]:
+        return {planned.cell.portable for planned in expand(make(), Changes(settings=settings))}
+
+    assert keys("data.root=/a/data") == keys("data.root=/b/c/data") != keys("data.root=/a/other")
+    assert keys("model.name=/a/model") == keys("model.name=/b/model") != keys("model.name=/b/other")
+    assert keys("training.learning_rate=0.5") != keys()

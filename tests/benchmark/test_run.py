@@ -138,6 +138,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_cells_that_were_run_elsewhere_are_not_run_again(make: Make, tmp_path: Path) -> None:
+    grid, file = make(), tmp_path / "cells.csv"
+    cells = [planned.cell for planned in expand(grid, NONE)]
+    rows = [f"{cell.portable},{mode},done,accuracy,0.5" for cell in cells for mode in cell.modes]
+    file.write_text("\n".join(["key,mode,status,metric,accuracy", *rows]), encoding="utf-8")
+    tally = run_grid(grid, tmp_path / "grid", NONE, Work(), known=file)
+    assert (tally.computed, tally.skipped, tally.failures) == (0, len(cells), {})
+    assert not (tmp_path / "grid" / "cells").exists()
+    seen = observe(GridFolder.open(tmp_path / "grid"))
+    assert len(seen) == 3 * len(cells) and {each.quality["accuracy"] for each in seen} == {0.5}
+
+
 def test_a_worker_that_is_killed_is_a_failed_cell(tmp_path: Path) -> None:
     jobs = [Job(str(number), "a", tmp_path / "x", {}) for number in range(2)]
     messages = [(message.job.name, message.what) for message in run_jobs(jobs, workers=1, threads=1, start=die)]

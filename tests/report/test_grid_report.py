@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from finished_grid import LEVELS, Level, finished_grid, usual
+from silotune.errors import RunFolderError
 from silotune.evaluation.comparison import compare
 from silotune.evaluation.observations import observe
 from silotune.evaluation.statistics import describe
@@ -24,6 +26,7 @@ from silotune.report.figures import LONGEST_NAME, Picture, _front_line, apart, s
 from silotune.report.findings import findings
 from silotune.report.grid import GridReport, as_mapping, facts_of, write_report
 from silotune.report.pictures import panels
+from silotune.report.tables import cell_rows
 
 SMALL: Mapping[str, Any] = {"tasks": ("finance-news",), "adapters": ("lora",), "partitions": ("alpha 0.1",)}
 """Few pictures: each takes about half a second to draw."""
@@ -363,3 +366,20 @@ def test_epsilon_stands_beside_accuracy(tmp_path: Path) -> None:
     assert sum(",4.1,1e-05," in line for line in cells) == 1
     assert "a record is protected" in (folder.path / "report" / "index.html").read_text(encoding="utf-8")
     assert made.files
+
+
+def test_rows_of_cells_that_were_run_elsewhere_stand_for_their_runs(tmp_path: Path, undrawn: None) -> None:
+    there = finished_grid(tmp_path / "there", **SMALL, cost=estimated)
+    cells = [replace(cell, portable=f"{number:064x}") for number, cell in enumerate(there.cells())]
+    there.write(there.description(), cells)
+    write_report(there)
+    here = GridFolder.make(tmp_path / "here")
+    here.write(there.description(), cells)
+    here.add_known(there.path / "report" / "cells.csv")
+    assert compare(observe(here)) == compare(observe(there))
+    assert (facts_of(here).missing, facts_of(there).missing) == (0, 0)
+    again = cell_rows(here, observe(here))
+    assert [{**row} for row in again] == cell_rows(there, observe(there))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="is no cells.csv of a report of this version"):
+        here.add_known(tmp_path / "other.csv")

@@ -13,7 +13,7 @@ from typing import Any
 from silotune.benchmark.schema import AXES, Choice, Grid, PartitionChoice
 from silotune.config import Config, faulty, from_mapping, merge, overlaid
 from silotune.errors import ConfigError
-from silotune.record.grids import Cell, cell_folder, config_digest
+from silotune.record.grids import Cell, cell_folder, config_digest, portable_digest
 from silotune.settings.registry import TYPE
 
 Key = tuple[str, str, str]
@@ -182,11 +182,13 @@ def _planned(
     if is_trial:
         document = _for_trial(grid, document)
     config = from_mapping(document, source=f"cell {', '.join(str(value) for value in names.values())}")
-    digest = config_digest(config.model_dump(mode="json"))
+    resolved = config.model_dump(mode="json")
+    digest = config_digest(resolved)
     axes = {axis: str(names[axis]) for axis in AXES} | _replaced(config, changes)
     seed = int(names["seed"])
     folder = cell_folder("tuning" if is_trial else "cells", (*axes.values(), f"seed{seed}"), digest)
-    return Planned(Cell(**axes, seed=seed, modes=tuple(modes), folder=folder, digest=digest), config)
+    cell = Cell(**axes, seed=seed, modes=tuple(modes), folder=folder, digest=digest, portable=portable_digest(resolved))
+    return Planned(cell, config)
 
 
 def _document(

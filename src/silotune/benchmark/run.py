@@ -15,7 +15,7 @@ from silotune.benchmark.workers import Job, run_jobs
 from silotune.errors import RunFolderError
 from silotune.evaluation.metrics import signed
 from silotune.record.environment import cores
-from silotune.record.grids import Cell, GridFolder
+from silotune.record.grids import Cell, GridFolder, is_known
 
 _UNTUNED = "no hyper-parameters: every candidate failed, tuning.json says why"
 
@@ -60,7 +60,9 @@ class Tally:
     cell_seconds: float = 0.0
 
 
-def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Path | None = None) -> Tally:
+def run_grid(
+    grid: Grid, path: Path, changes: Changes, work: Work, *, source: Path | None = None, known: Path | None = None
+) -> Tally:
     """Runs the cells of a grid that have no result yet, and keeps what is needed to go on after a kill.
 
     Args:
@@ -69,6 +71,7 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
         changes: What the command line adds.
         work: How to work on it.
         source: The grid file, of which a copy is kept.
+        known: ``cells.csv`` of an earlier report, whose finished cells are not run again.
 
     Returns:
         How many cells were there, how many were computed, and why others failed.
@@ -84,6 +87,8 @@ def run_grid(grid: Grid, path: Path, changes: Changes, work: Work, *, source: Pa
     with folder.lock():
         if source is not None:
             folder.keep_file(source)
+        if known is not None:
+            folder.add_known(known)
         chosen = tuned(grid, changes, folder, work, tally)
         planned = expand(grid, changes, chosen)
         cells = [each.cell for each in planned]
@@ -124,9 +129,10 @@ def _counts(tally: Tally, work: Work) -> dict[str, Any]:
 def _run(planned: Sequence[Planned], folder: GridFolder, work: Work, tally: Tally, *, title: str) -> None:
     """Runs the cells without a result; failures go to the tally."""
     missing: dict[str, Planned] = {}
+    known = folder.known()
     for each in planned:
         try:
-            if not folder.is_done(each.cell):
+            if not folder.is_done(each.cell) and not is_known(each.cell, known):
                 missing[each.cell.folder] = each
         except RunFolderError as error:
             tally.failures[each.cell.folder] = str(error)

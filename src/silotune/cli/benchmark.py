@@ -24,6 +24,10 @@ def benchmark(
     out: Annotated[Path | None, typer.Option("--out", help="The grid folder; default: runs/NAME.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells side by side; cores are shared out.")] = 1,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what it would run and cost.")] = False,
+    known: Annotated[
+        Path | None,
+        typer.Option("--known", help="cells.csv of an earlier report: its finished cells are not run again."),
+    ] = None,
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of local data sets.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -44,7 +48,7 @@ def benchmark(
     if is_dry:
         _forecast(loaded, place, changes, jobs=jobs, as_json=as_json)
     else:
-        _run(loaded, source, place, changes, jobs=jobs, as_json=as_json)
+        _run(loaded, source, place, changes, jobs=jobs, known=known, as_json=as_json)
 
 
 def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: bool) -> None:
@@ -106,12 +110,15 @@ def _table(found: list[Forecast]) -> Table:
     return table
 
 
-def _run(grid: Grid, source: Path, place: Path, changes: Changes, *, jobs: int, as_json: bool) -> None:
+def _run(
+    grid: Grid, source: Path, place: Path, changes: Changes, *, jobs: int, known: Path | None, as_json: bool
+) -> None:
     from silotune.benchmark.run import Work, run_grid
     from silotune.cli.grid_progress import GridProgress
 
     with reserved_stdout(as_json), GridProgress(stdout(), is_silent=as_json, again=_again(place)) as watcher:
-        tally = run_grid(grid, place, changes, Work(jobs=jobs, watcher=watcher, start=hush), source=source)
+        work = Work(jobs=jobs, watcher=watcher, start=hush)
+        tally = run_grid(grid, place, changes, work, source=source, known=known)
     _show(place, tally, as_json=as_json)
 
 

@@ -5,6 +5,7 @@ What a run did not measure is None, and is shown as "unavailable"; nothing is pu
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, cast, get_args
 
 from silotune.evaluation.metrics import answers_one_class, best_and_worst, majority
 from silotune.record.energy import EnergySource, weakest
-from silotune.record.grids import Cell, GridFolder
+from silotune.record.grids import Cell, GridFolder, is_known
 from silotune.record.runs import RunFolder
 
 MODES = ("isolated", "federated", "centralized")
@@ -23,6 +24,11 @@ QUALITIES = (
 SUMMED = (
     "seconds", "evaluate_seconds", "steps", "core_seconds", "bytes_up", "bytes_down", "tokens", "joules", "co2_kg",
 )  # fmt: skip
+_FURTHER = (
+    "own", "worst", "base", "majority", "one_class", "forgetting_base", "forgetting_tuned", "personal",
+    "aggregation_error",
+)  # fmt: skip
+"""Further figures of ``Observation.quality``."""
 HIGHEST = ("slowest_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "trainable_parameters")
 
 
@@ -67,11 +73,37 @@ def observe(folder: GridFolder) -> list[Observation]:
     Raises:
         RunFolderError: A run folder is damaged.
     """
-    found = []
+    found, known = [], folder.known()
     for cell in folder.cells():
         if folder.is_done(cell):
             found += _of_cell(cell, folder.run(cell))
+        elif is_known(cell, known):
+            found += [_of_row(cell, mode, known[cell.portable, mode]) for mode in MODES if mode in cell.modes]
     return found
+
+
+def _of_row(cell: Cell, mode: str, row: Mapping[str, str]) -> Observation:
+    """What a report said of a cell that was run elsewhere; an empty field was not measured."""
+
+    def number(name: str) -> float | None:
+        return float(row[name]) if row.get(name) else None
+
+    quality = {name: number(name) for name in (*QUALITIES, *_FURTHER)}
+    cost = {name: number(name) for name in (*SUMMED, *HIGHEST, "passes", "epsilon", "delta")}
+    ends = {which: number(f"{which}_alone") for which in ("best", "worst")}
+    source = row.get("energy_source", "")
+    return Observation(
+        cell=cell,
+        mode=mode,
+        metric=row["metric"],
+        quality=quality,
+        cost={**cost, "bytes": _summed([cost["bytes_up"], cost["bytes_down"]])},
+        energy_source=cast(EnergySource, source if source in get_args(EnergySource) else "unavailable"),
+        energy_method=row.get("energy_method", ""),
+        per_class=json.loads(row.get("per_class") or "{}"),
+        by_client=json.loads(row.get("by_client") or "{}"),
+        spread={which: value for which, value in ends.items() if value is not None},
+    )
 
 
 def _of_cell(cell: Cell, run: RunFolder) -> list[Observation]:

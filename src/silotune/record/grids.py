@@ -9,11 +9,13 @@ longer names stay where they are and are not read.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from silotune.errors import RunFolderError
@@ -22,8 +24,8 @@ from silotune.record.files import append_line, explained, read_json, read_lines,
 from silotune.record.runs import RunFolder
 
 GRID, TUNING, FAILURES, SESSIONS = "grid.json", "tuning.json", "failures.json", "sessions.jsonl"
-GIVEN = "grid.toml"
-"""The grid file as it was given."""
+GIVEN, KNOWN = "grid.toml", "known.csv"
+"""The grid file as it was given; rows of cells that were run elsewhere."""
 _SHORT = 10
 
 
@@ -37,6 +39,7 @@ class Cell:
         modes: What the run trains; baselines that do not depend on the algorithm are trained once.
         folder: Its run folder, relative to the grid folder.
         digest: Of its resolved configuration, record and threads left out.
+        portable: The same without the folders of this machine; empty for a grid of an earlier version.
     """
 
     task: str
@@ -48,6 +51,7 @@ class Cell:
     modes: tuple[str, ...]
     folder: str
     digest: str
+    portable: str = ""
 
     @property
     def title(self) -> str:
@@ -61,6 +65,17 @@ def config_digest(config: Mapping[str, Any]) -> str:
     decisive = {**{key: value for key, value in config.items() if key != "record"}, "training": training}
     text = json.dumps(decisive, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def portable_digest(config: Mapping[str, Any]) -> str:
+    """The same of a configuration whose model and files are named as they are called, wherever they lie."""
+    model = {**config["model"], "name": PurePath(config["model"]["name"]).name}
+    named = {key: PurePath(value).name for key in _PLACES if (value := config["data"].get(key)) is not None}
+    return config_digest({**config, "model": model, "data": {**config["data"], **named}})
+
+
+_PLACES = ("root", "train", "validation", "test")
+"""Keys of ``[data]`` that name files of a machine."""
 
 
 def cell_folder(stage: str, names: Sequence[str], digest: str) -> str:
@@ -107,7 +122,7 @@ class GridFolder:
         with explained(place):
             is_unlisted = place.exists() and not (place / GRID).is_file()
             strangers = sorted(entry.name for entry in place.iterdir()) if is_unlisted else []
-            own = {"cells", "tuning", ".lock", GIVEN, GRID, TUNING, FAILURES, SESSIONS}
+            own = {"cells", "tuning", ".lock", GIVEN, KNOWN, GRID, TUNING, FAILURES, SESSIONS}
             strangers = [name for name in strangers if name not in own and not name.endswith(".tmp")]
             if strangers:
                 raise RunFolderError(
@@ -171,6 +186,24 @@ class GridFolder:
             )
         return has_ended(folder.path)
 
+    def add_known(self, source: Path) -> None:
+        """Keeps the finished cells' rows of a report's ``cells.csv``, to be read in place of their runs.
+
+        Raises:
+            RunFolderError: The file is none, or of a version that does not say what a cell was run with.
+        """
+        rows = {**self.known(), **_finished_rows(source)}
+        text = io.StringIO(newline="")
+        heads = dict.fromkeys(name for row in rows.values() for name in row)
+        writer = csv.DictWriter(text, heads, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
+        write_bytes(self.path / KNOWN, text.getvalue().encode())
+
+    def known(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Rows of cells that were run elsewhere, by what they were run with and mode."""
+        return _finished_rows(self.path / KNOWN) if (self.path / KNOWN).is_file() else {}
+
     def write_tuning(self, tuning: Mapping[str, Any]) -> None:
         """Writes which hyper-parameters were chosen, and on what figures."""
         write_json(self.path / TUNING, tuning)
@@ -204,3 +237,17 @@ class GridFolder:
         with explained(source):
             content = source.read_bytes()
         write_bytes(self.path / GIVEN, content)
+
+
+def is_known(cell: Cell, known: Mapping[tuple[str, str], Mapping[str, str]]) -> bool:
+    """Whether all modes of a cell stand among the rows of cells that were run elsewhere."""
+    return bool(cell.portable) and all((cell.portable, mode) in known for mode in cell.modes)
+
+
+def _finished_rows(source: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with explained(source):
+        content = source.read_text(encoding="utf-8")
+    reader = csv.DictReader(io.StringIO(content, newline=""))
+    if not {"key", "mode", "status", "metric"} <= set(reader.fieldnames or ()):
+        raise RunFolderError(f"{str(source)!r} is no cells.csv of a report of this version")
+    return {(row["key"], row["mode"]): row for row in reader if row["status"] == "done" and row["key"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from silotune.evaluation.comparison import POINTS, Claim, Comparison, Row, scale
 from silotune.evaluation.observations import Observation
 from silotune.evaluation.statistics import Sample
-from silotune.record.grids import Cell, GridFolder
+from silotune.record.grids import Cell, GridFolder, is_known
 from silotune.report.figures import MODE_TITLES
 from silotune.report.runs import KINDS, Kind, bytes_text, kinds_of, seconds_text
 
@@ -339,8 +340,11 @@ def _tuning(tuning: Mapping[str, Any] | None) -> TextTable:
 
 def _missing(folder: GridFolder) -> TextTable:
     failures = folder.failures()
+    known = folder.known()
     body = (
-        (cell.title, failures.get(cell.folder, "not run yet")) for cell in folder.cells() if not folder.is_done(cell)
+        (cell.title, failures.get(cell.folder, "not run yet"))
+        for cell in folder.cells()
+        if not folder.is_done(cell) and not is_known(cell, known)
     )
     note = "The same command tries them again."
     return TextTable("missing", "Cells without a result", note, ("cell", "why"), tuple(body), 2)
@@ -353,7 +357,7 @@ CELL_HEADS = (
     "evaluate_seconds", "steps", "passes", "slowest_seconds",
     "core_seconds", "peak_memory_bytes", "gpu_peak_memory_bytes", "bytes_up", "bytes_down",
     "trainable_parameters", "tokens", "joules", "co2_kg", "energy_source", "energy_method", "epsilon", "delta",
-    "folder",
+    "per_class", "by_client", "folder", "key",
 )  # fmt: skip
 
 
@@ -365,12 +369,14 @@ def cell_rows(folder: GridFolder, observations: Iterable[Observation]) -> list[d
     failures = folder.failures()
     rows: list[dict[str, Any]] = []
     for cell in folder.cells():
-        names = {name: getattr(cell, name) for name in CELL_HEADS[:6]} | {"folder": cell.folder}
+        names = {name: getattr(cell, name) for name in CELL_HEADS[:6]} | {"folder": cell.folder, "key": cell.portable}
         for seen in known.get(cell, ()):
             alone = {f"{name}_alone": value for name, value in seen.spread.items()}
             source = {"energy_source": seen.energy_source, "energy_method": seen.energy_method}
             state = {"mode": seen.mode, "status": "done", "metric": seen.metric}
-            rows.append({**names, **state, **seen.quality, **alone, **seen.cost, **source})
+            parts = {"per_class": seen.per_class, "by_client": seen.by_client}
+            parted = {name: json.dumps(values, ensure_ascii=False) for name, values in parts.items() if values}
+            rows.append({**names, **state, **seen.quality, **alone, **seen.cost, **source, **parted})
         if cell not in known:
             status = "failed" if cell.folder in failures else "missing"
             reason = failures.get(cell.folder, "")
