@@ -41,8 +41,8 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Puts a stand-in for ``run_grid`` in place; what it was called with."""
     calls: dict[str, Any] = {"failures": {}}
 
-    def run_grid(grid: Any, path: Path, changes: Any, work: Any, *, source: Path) -> Tally:
-        calls.update(grid=grid, path=path, changes=changes, work=work, source=source)
+    def run_grid(grid: Any, path: Path, changes: Any, work: Any, *, source: Path, known: Path | None) -> Tally:
+        calls.update(grid=grid, path=path, changes=changes, work=work, source=source, known=known)
         print("a library talks")
         cells = [each.cell for each in expand(grid, changes)]
         work.watcher.stage("cells", total=len(cells), done=1)
