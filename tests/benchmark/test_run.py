@@ -143,9 +143,12 @@ def test_cells_that_were_run_elsewhere_are_not_run_again(make: Make, tmp_path: P
     cells = [planned.cell for planned in expand(grid, NONE)]
     rows = [f"{cell.portable},{mode},done,accuracy,0.5" for cell in cells for mode in cell.modes]
     file.write_text("\n".join(["key,mode,status,metric,accuracy", *rows]), encoding="utf-8")
+    assert all(each.is_done for each in forecast(grid, tmp_path / "grid", NONE, known=file))
+    assert not (tmp_path / "grid").exists()
     tally = run_grid(grid, tmp_path / "grid", NONE, Work(), known=file)
     assert (tally.computed, tally.skipped, tally.failures) == (0, len(cells), {})
     assert not (tmp_path / "grid" / "cells").exists()
+    assert all(each.is_done for each in forecast(grid, tmp_path / "grid", NONE))
     seen = observe(GridFolder.open(tmp_path / "grid"))
     assert len(seen) == 3 * len(cells) and {each.quality["accuracy"] for each in seen} == {0.5}
 

@@ -95,7 +95,7 @@ def test_failed_cells_have_their_own_exit_code(
 def test_a_dry_run_shows_cells_and_totals(
     silotune: Callable[..., Any], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forecast(grid: Any, path: Path, changes: Any, *, threads: int | None) -> list[Forecast]:
+    def forecast(grid: Any, path: Path, changes: Any, *, threads: int | None, known: Path | None) -> list[Forecast]:
         times = {"seconds": 60.0, "seconds_least": 50.0, "seconds_most": 90.0, "load": 3.25}
         figures = {**times, "steps": 12, "bytes": 2e6, "memory_bytes": 1e9, "trainable": 5}
         planned = expand(grid, changes)

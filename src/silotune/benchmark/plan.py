@@ -11,7 +11,7 @@ from silotune.benchmark.expand import Changes, Planned, expand, trials
 from silotune.benchmark.run import known_choices
 from silotune.benchmark.schema import Grid
 from silotune.errors import SilotuneError
-from silotune.record.grids import GridFolder
+from silotune.record.grids import GridFolder, is_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,9 @@ class Forecast:
     problem: str = ""
 
 
-def forecast(grid: Grid, path: Path, changes: Changes, *, threads: int | None = None) -> Iterator[Forecast]:
+def forecast(
+    grid: Grid, path: Path, changes: Changes, *, threads: int | None = None, known: Path | None = None
+) -> Iterator[Forecast]:
     """A forecast for each run of the grid, from a trial of one run of each task, model, adapter and set of modes.
 
     Nothing is written.
@@ -44,6 +46,7 @@ def forecast(grid: Grid, path: Path, changes: Changes, *, threads: int | None = 
         path: Its folder, which need not exist.
         changes: What the command line adds.
         threads: CPU threads of the processes that will run it.
+        known: ``cells.csv`` of an earlier report, whose finished cells will not be run again.
 
     Raises:
         ConfigError: The configuration of a cell holds faults.
@@ -51,13 +54,14 @@ def forecast(grid: Grid, path: Path, changes: Changes, *, threads: int | None = 
     folder = GridFolder(path)
     tried = [trial.planned for trial in trials(grid, changes)]
     cells = expand(grid, changes, known_choices(grid, changes, folder))
-    known: dict[tuple[Any, ...], tuple[Mapping[str, Any], str]] = {}
+    elsewhere = folder.known(known)
+    calibrated: dict[tuple[Any, ...], tuple[Mapping[str, Any], str]] = {}
     for planned, is_trial in [*((each, True) for each in tried), *((each, False) for each in cells)]:
         kind = (planned.key, planned.cell.modes, planned.config.federation.rounds)
-        is_done = folder.is_done(planned.cell)
-        if kind not in known and not is_done:
-            known[kind] = _calibrated(planned, threads)
-        figures, problem = known.get(kind, ({}, ""))
+        is_done = folder.is_done(planned.cell) or is_known(planned.cell, elsewhere)
+        if kind not in calibrated and not is_done:
+            calibrated[kind] = _calibrated(planned, threads)
+        figures, problem = calibrated.get(kind, ({}, ""))
         yield Forecast(planned, is_trial, is_done, figures, problem)
 
 

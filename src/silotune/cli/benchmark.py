@@ -46,19 +46,19 @@ def benchmark(
     place = out or Path("runs") / loaded.name
     changes = Changes(data_root, tuple(settings or ()))
     if is_dry:
-        _forecast(loaded, place, changes, jobs=jobs, as_json=as_json)
+        _forecast(loaded, place, changes, jobs=jobs, known=known, as_json=as_json)
     else:
         _run(loaded, source, place, changes, jobs=jobs, known=known, as_json=as_json)
 
 
-def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, as_json: bool) -> None:
+def _forecast(grid: Grid, place: Path, changes: Changes, *, jobs: int, known: Path | None, as_json: bool) -> None:
     from silotune.benchmark.plan import forecast, totals
     from silotune.benchmark.run import Work
     from silotune.record.environment import cores
     from silotune.report.runs import bytes_text, seconds_text
 
     with reserved_stdout(as_json):
-        found = list(forecast(grid, place, changes, threads=Work(jobs=jobs).threads))
+        found = list(forecast(grid, place, changes, threads=Work(jobs=jobs).threads, known=known))
     total = totals(found, jobs=jobs)
     if as_json:
         print_json({"grid": grid.name, "folder": str(place), "cells": [_row(each) for each in found], "total": total})

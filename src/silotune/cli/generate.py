@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -126,20 +126,16 @@ def _prompts(prompt: str | None, file: Path | None) -> list[Chat]:
 
 def _from_file(file: Path) -> list[Chat]:
     """The prompts of a file of rows, or of a text with one a line."""
-    from silotune.data.files import read_lines, read_table, suffix_of
+    from silotune.data.files import PACKED, SUFFIXES, read_lines, read_table, suffix_of
 
-    kind = suffix_of(file).removesuffix(".gz")
-    table = read_table(file) if kind in _OF_ROWS else read_lines(file)
+    kind = suffix_of(file).removesuffix(PACKED)
+    table = read_table(file) if kind in SUFFIXES and kind != ".txt" else read_lines(file)
     found = [_from_row(row, file, number) for number, row in enumerate(table.entries, start=1)]
     for note in table.notes:
         say(f"note: {note}", is_error=True)
     if not found:
         raise DataError(f"{str(file)!r} holds no prompts")
     return found
-
-
-_OF_ROWS: Final = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
-"""Files that hold more than a prompt a line."""
 
 
 def _from_row(row: Row | Fault, file: Path, number: int) -> Chat:

@@ -192,7 +192,7 @@ class GridFolder:
         Raises:
             RunFolderError: The file is none, or of a version that does not say what a cell was run with.
         """
-        rows = {**self.known(), **_finished_rows(source)}
+        rows = self.known(source)
         text = io.StringIO(newline="")
         heads = dict.fromkeys(name for row in rows.values() for name in row)
         writer = csv.DictWriter(text, heads, lineterminator="\n")
@@ -200,9 +200,19 @@ class GridFolder:
         writer.writerows(rows.values())
         write_bytes(self.path / KNOWN, text.getvalue().encode())
 
-    def known(self) -> dict[tuple[str, str], dict[str, str]]:
-        """Rows of cells that were run elsewhere, by what they were run with and mode."""
-        return _finished_rows(self.path / KNOWN) if (self.path / KNOWN).is_file() else {}
+    def known(self, more: Path | None = None) -> dict[tuple[str, str], dict[str, str]]:
+        """Rows of cells that were run elsewhere, by what they were run with and mode; with those of another file.
+
+        Raises:
+            RunFolderError: As ``add_known``.
+        """
+        places = [place for place in (self.path / KNOWN,) if place.is_file()] + ([] if more is None else [more])
+        return {key: row for place in places for key, row in _finished_rows(place).items()}
+
+    def undone(self) -> list[Cell]:
+        """The cells without figures: neither run to their end, nor among the rows of cells that were run elsewhere."""
+        known = self.known()
+        return [cell for cell in self.cells() if not self.is_done(cell) and not is_known(cell, known)]
 
     def write_tuning(self, tuning: Mapping[str, Any]) -> None:
         """Writes which hyper-parameters were chosen, and on what figures."""

@@ -14,7 +14,7 @@ from silotune.evaluation.comparison import Comparison, compare
 from silotune.evaluation.observations import observe
 from silotune.record.environment import version_of
 from silotune.record.files import write_bytes
-from silotune.record.grids import GridFolder, is_known
+from silotune.record.grids import GridFolder
 from silotune.record.runs import RunFolder
 from silotune.report.figures import Picture, apart, pictures
 from silotune.report.findings import Facts, findings
@@ -78,8 +78,7 @@ def write_report(folder: GridFolder, out: Path | None = None) -> GridReport:
 
 def facts_of(folder: GridFolder) -> Facts:
     """What the findings need to know of a grid beside its figures."""
-    cells, failures, known = folder.cells(), folder.failures(), folder.known()
-    undone = [cell for cell in cells if not folder.is_done(cell) and not is_known(cell, known)]
+    cells, undone, failures = folder.cells(), folder.undone(), folder.failures()
     failed = sum(cell.folder in failures for cell in undone)
     return Facts(
         cells=len(cells),

@@ -10,7 +10,7 @@ from typing import Any
 from silotune.evaluation.comparison import POINTS, Claim, Comparison, Row, scale
 from silotune.evaluation.observations import Observation
 from silotune.evaluation.statistics import Sample
-from silotune.record.grids import Cell, GridFolder, is_known
+from silotune.record.grids import Cell, GridFolder
 from silotune.report.figures import MODE_TITLES
 from silotune.report.runs import KINDS, Kind, bytes_text, kinds_of, seconds_text
 
@@ -340,12 +340,7 @@ def _tuning(tuning: Mapping[str, Any] | None) -> TextTable:
 
 def _missing(folder: GridFolder) -> TextTable:
     failures = folder.failures()
-    known = folder.known()
-    body = (
-        (cell.title, failures.get(cell.folder, "not run yet"))
-        for cell in folder.cells()
-        if not folder.is_done(cell) and not is_known(cell, known)
-    )
+    body = ((cell.title, failures.get(cell.folder, "not run yet")) for cell in folder.undone())
     note = "The same command tries them again."
     return TextTable("missing", "Cells without a result", note, ("cell", "why"), tuple(body), 2)
 

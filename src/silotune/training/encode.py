@@ -28,8 +28,8 @@ class Encoded:
         answer_cut: Answer ids dropped on the right to fit (open answers and pairs only).
         unsupervised: Where in ``answer`` others speak, as (start, end): these ids are read and not learnt.
         marks: Control marks that the example's text spells, which were read as text.
-        adjustment: What is added to the score of each option, or class, in training alone; empty for nothing.
         turn_words: Times that it spells words which the chat template puts around turns in place of marks.
+        adjustment: What is added to the score of each option, or class, in training alone; empty for nothing.
     """
 
     prompt: tuple[int, ...]
