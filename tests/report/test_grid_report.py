@@ -380,6 +380,23 @@ def test_rows_of_cells_that_were_run_elsewhere_stand_for_their_runs(tmp_path: Pa
     assert (facts_of(here).missing, facts_of(there).missing) == (0, 0)
     again = cell_rows(here, observe(here))
     assert [{**row} for row in again] == cell_rows(there, observe(there))
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(RunFolderError, match="is no cells.csv of a report of this version"):
-        here.add_known(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a,b\n1,2\n", "is no cells.csv of a report of this version"),
+        ("\xff\xfe", "is no cells.csv of a report of this version"),
+        ("key,mode,status,metric,accuracy\nk,federated,done,accuracy,high\n", "row 1: accuracy is not what a report"),
+        ("key,mode,status,metric,accuracy\nk,federated,done,accuracy,nan\n", "row 1: accuracy is not what a report"),
+        ("key,mode,status,metric\nk,federated,done,luck\n", "row 1: metric is not what a report writes"),
+        ("key,mode,status,metric,by_client\nk,federated,done,accuracy,[1\n", "row 1: by_client is not what a report"),
+        ("key,mode,status,metric\nk,federated,done,accuracy,1\n", "row 1: a cell without a heading is not what"),
+    ],
+)
+def test_rows_that_no_report_writes_are_refused_before_anything_is_kept(tmp_path: Path, rows: str, said: str) -> None:
+    (tmp_path / "cells.csv").write_bytes(rows.encode("latin-1"))
+    folder = GridFolder.make(tmp_path / "grid")
+    with pytest.raises(RunFolderError, match=said) as caught:
+        folder.add_known(tmp_path / "cells.csv")
+    assert "\n" not in str(caught.value) and not (folder.path / "known.csv").exists()

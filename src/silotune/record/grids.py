@@ -13,15 +13,17 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, get_args
 
 from silotune.errors import RunFolderError
 from silotune.record.chain import has_ended
 from silotune.record.files import append_line, explained, read_json, read_lines, to_line, write_bytes, write_json
 from silotune.record.runs import RunFolder
+from silotune.settings.sections import Metric
 
 GRID, TUNING, FAILURES, SESSIONS = "grid.json", "tuning.json", "failures.json", "sessions.jsonl"
 GIVEN, KNOWN = "grid.toml", "known.csv"
@@ -255,9 +257,48 @@ def is_known(cell: Cell, known: Mapping[tuple[str, str], Mapping[str, str]]) -> 
 
 
 def _finished_rows(source: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with explained(source):
-        content = source.read_text(encoding="utf-8")
-    reader = csv.DictReader(io.StringIO(content, newline=""))
+    """The rows of a report's ``cells.csv`` that have figures, by what they were run with and mode.
+
+    Raises:
+        RunFolderError: The file is none, is of another version, or holds what no report writes.
+    """
+    try:
+        with explained(source):
+            content = source.read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(content, newline=""), restval="")
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error):
+        rows, reader = [], csv.DictReader(())
     if not {"key", "mode", "status", "metric"} <= set(reader.fieldnames or ()):
         raise RunFolderError(f"{str(source)!r} is no cells.csv of a report of this version")
-    return {(row["key"], row["mode"]): row for row in reader if row["status"] == "done" and row["key"]}
+    found = {}
+    for number, row in enumerate(rows, start=1):
+        if row["status"] == "done" and row["key"]:
+            odd = next((name for name, value in row.items() if not _is_of_report(name, value)), "")
+            if odd != "":
+                raise RunFolderError(
+                    f"{str(source)!r}: row {number}: {odd or 'a cell without a heading'} is not what a report writes: "
+                    "take the row out, and the cell is run again"
+                )
+            found[row["key"], row["mode"]] = row
+    return found
+
+
+_TEXTS = (
+    "task", "model", "adapter", "algorithm", "partition", "mode", "status", "reason", "energy_source",
+    "energy_method", "folder", "key",
+)  # fmt: skip
+"""Columns of ``cells.csv`` that hold words; ``_PARTED`` hold JSON, and all others numbers."""
+_PARTED = ("per_class", "by_client")
+
+
+def _is_of_report(name: str | None, value: Any) -> bool:
+    if name is None:  # cells beyond the heading
+        return False
+    if name == "metric":
+        return value in get_args(Metric)
+    try:
+        parts = json.loads(value or "{}") if name in _PARTED else {name: value or 0}
+        return name in _TEXTS or all(math.isfinite(float(part)) for part in parts.values())
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return False
