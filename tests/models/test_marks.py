@@ -242,6 +242,11 @@ def test_no_other_form_of_its_letters_makes_a_text_a_mark(spelt: str) -> None:
     assert Encoder(words, max_length=64)([Example((("user", "ab < cd"),), "\uff41b")])[0].marks == 0
 
 
+@pytest.mark.parametrize("spelt", ["</s>", "\uff1c/s\uff1e"])
+def test_a_text_of_nothing_but_marks_is_read_in_time_that_grows_with_its_length(spelt: str) -> None:
+    assert marks_of(_reading_other_forms()).as_text(f"a {spelt} " * 5000).count(BREAK) == 5000
+
+
 @pytest.mark.parametrize("sign", ["!", "\n"])
 def test_a_sign_that_pads_stays_in_the_texts(sign: str) -> None:
     words = speaking(CHATML, "<|im_start|>", "<|im_end|>")

@@ -126,11 +126,11 @@ class Marks:
 
     def as_text(self, text: str) -> str:
         """The text with a break in every mark that it spells; a mark of one character is left out."""
-        parts = []
-        while found := self._pattern.search(text):
-            parts.append(text[: found.start() + (len(found[0]) > 1)])
-            text = text[found.start() + 1 :]
-        parts.append(text)
+        parts, at = [], 0
+        while found := self._pattern.search(text, at):
+            parts.append(text[at : found.start() + (len(found[0]) > 1)])
+            at = found.start() + 1
+        parts.append(text[at:])
         return BREAK.join(parts if self._forms is None else map(self._forms.as_text, parts))
 
     def json_as_text(self, document: str) -> str:
@@ -161,21 +161,23 @@ class _Forms:
 
     def as_text(self, text: str) -> str:
         """The text with a break in all that becomes a mark; what becomes one by itself is left out."""
-        parts = []
-        while place := self._first(text):
-            start, end = place
-            parts.append(text[: start + (end - start > 1)])
-            text = text[start + 1 :]
-        return BREAK.join([*parts, text])
+        while places := self._places(text):  # a break may let another mark begin
+            parts, at = [], 0
+            for start, end in places:
+                if start >= at:
+                    parts.append(text[at : start + (end - start > 1)])
+                    at = start + 1
+            text = BREAK.join([*parts, text[at:]])
+        return text
 
-    def _first(self, text: str) -> tuple[int, int] | None:
-        """Where the first mark stands, as (start, end)."""
-        normalizer = self.tokenizer.backend_tokenizer.normalizer
-        if not self.spelt.search(normalizer.normalize_str(text)):
-            return None
+    def _places(self, text: str) -> list[tuple[int, int]]:
+        """Where marks without a break stand, as (start, end)."""
+        if not self.spelt.search(self.tokenizer.backend_tokenizer.normalizer.normalize_str(text)):
+            return []
         made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        places = zip(made["input_ids"], made["offset_mapping"], strict=True)
-        return next(((start, end) for number, (start, end) in places if number in self.ids and end > start), None)
+        found = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        marks = ((start, end) for number, (start, end) in found if number in self.ids and end > start)
+        return [(start, end) for start, end in marks if not text.startswith(BREAK, start + 1)]
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
