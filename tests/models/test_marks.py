@@ -247,6 +247,11 @@ def test_a_text_of_nothing_but_marks_is_read_in_time_that_grows_with_its_length(
     assert marks_of(_reading_other_forms()).as_text(f"a {spelt} " * 5000).count(BREAK) == 5000
 
 
+def test_a_sign_that_the_tokenizer_does_not_know_stays_beside_a_mark() -> None:
+    said = marks_of(_reading_other_forms()).as_text("\U0001f600\n\uff1c/s\uff1e\u4f60 \U0001f600")
+    assert said == f"\U0001f600\n\uff1c{BREAK}/s\uff1e\u4f60 \U0001f600"
+
+
 @pytest.mark.parametrize("sign", ["!", "\n"])
 def test_a_sign_that_pads_stays_in_the_texts(sign: str) -> None:
     words = speaking(CHATML, "<|im_start|>", "<|im_end|>")

@@ -171,13 +171,20 @@ class _Forms:
         return text
 
     def _places(self, text: str) -> list[tuple[int, int]]:
-        """Where marks without a break stand, as (start, end)."""
-        if not self.spelt.search(self.tokenizer.backend_tokenizer.normalizer.normalize_str(text)):
+        """Where marks without a break stand, as (start, end); a sign that the tokenizer does not know is none."""
+        if not self._spells(text):
             return []
         made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         found = zip(made["input_ids"], made["offset_mapping"], strict=True)
         marks = ((start, end) for number, (start, end) in found if number in self.ids and end > start)
-        return [(start, end) for start, end in marks if not text.startswith(BREAK, start + 1)]
+        return [
+            (start, end)
+            for start, end in marks
+            if not text.startswith(BREAK, start + 1) and self._spells(text[start:end])
+        ]
+
+    def _spells(self, text: str) -> bool:
+        return self.spelt.search(self.tokenizer.backend_tokenizer.normalizer.normalize_str(text)) is not None
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
