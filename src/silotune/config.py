@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError, model_validator
 
 from silotune.errors import ConfigError, unknown_choice
-from silotune.settings import plugins
+from silotune.settings import plugins, presets
 from silotune.settings.adapters import ADAPTERS
 from silotune.settings.base import Section
 from silotune.settings.limits import faults, limits
@@ -47,6 +47,11 @@ class Config(Sections):
         if not isinstance(model, Mapping) or model.get("precision", "auto") != "auto":
             return document
         return {**document, "model": {**model, "precision": "int4"}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills(cls, document: Any) -> Any:
+        return presets.filled(document) if isinstance(document, Mapping) else document
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

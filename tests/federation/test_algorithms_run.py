@@ -68,7 +68,7 @@ def examples_for(objective: str, model: Adapted) -> Sequence[Encoded]:
 
 def plan(settings: TrainingSection = SGD, *, rounds: int = 1, **federation: Any) -> Plan:
     acts = acting(settings, **{"rounds": 4, **federation})
-    return Plan(rounds=rounds, method=method(acts.federation), body=ORDER, seed=3, settings=acts)
+    return Plan(rounds=rounds, method=method(acts.federation, acts.training), body=ORDER, seed=3, settings=acts)
 
 
 def transport(model: Adapted, examples: Sequence[Encoded], plan: Plan) -> InProcess:

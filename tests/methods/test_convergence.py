@@ -17,7 +17,7 @@ from silotune.methods.corrections import LocalWork
 from silotune.settings.aggregation import AGGREGATIONS
 from silotune.settings.algorithms import ALGORITHMS
 from silotune.settings.links import CompressionSection
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import ClientUpdate, SiteState, Tensors
 from silotune.tensors import subtract, taken_from
 
@@ -35,6 +35,7 @@ SETTINGS = {
     "fedadam": {"server_learning_rate": 0.1, "server_tau": 0.5},
     "fedprox": {"proximal_mu": 0.1},
 }
+SERVER = TrainingSection(optimizer="sgd", learning_rate=1.0, clip_norm=0.0)
 CORRECTED = [name for name in ALGORITHMS if ALGORITHMS[name].keeps_control]
 
 
@@ -61,7 +62,7 @@ def ended(
 ) -> torch.Tensor:
     """The model after so many rounds; ``summed`` hands the round's weighted mean on as a protected sum does."""
     algorithm = {"type": name, **SETTINGS.get(name, {})}
-    made = method(FederationSection(algorithm=algorithm, weighting=weighting, aggregation=aggregation))
+    made = method(FederationSection(algorithm=algorithm, weighting=weighting, aggregation=aggregation), SERVER)
     zeros = {"w": torch.zeros(2, dtype=torch.float64)}
     weights, memory, own = {"w": torch.full_like(zeros["w"], start)}, dict[str, torch.Tensor](), [zeros] * 4
     draw = random.Random(1)

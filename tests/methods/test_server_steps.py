@@ -13,7 +13,7 @@ from silotune.methods.algorithms import Method, method
 from silotune.methods.corrections import LocalWork, control_variates, dynamic_regulariser
 from silotune.methods.server_step import adam_moment, adaptive_step, control_step, dynamic_step
 from silotune.settings.algorithms import ALGORITHMS
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import ClientUpdate, Tensors
 
 START = {"w": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)}
@@ -243,7 +243,7 @@ def test_terms_at_zero_are_zero() -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_travels_has_the_layout_of_the_memory_s_weights(name: str) -> None:
     """Before the first round and after one, a request names the same tensors: strict decoding knows what to expect."""
-    made = method(FederationSection(algorithm=name))
+    made = method(FederationSection(algorithm=name), TrainingSection())
     first = made.sent(START, {})
     delta = made.aggregate([ClientUpdate("c", {key: torch.ones_like(tensor) for key, tensor in first.items()}, 1)])
     weights, memory = made.step(START, delta, {}, 0.5)

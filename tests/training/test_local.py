@@ -13,11 +13,12 @@ import tiny
 from silotune import tensors as arithmetic
 from silotune.errors import DataError, MessageError, TrainingError
 from silotune.methods.corrections import proximal
+from silotune.methods.optimizers import learning_rate
 from silotune.models import adapters
 from silotune.settings.objectives import Sft
 from silotune.structs import SiteState
 from silotune.training.batches import shuffled
-from silotune.training.local import RoundPlace, learning_rate, steps_in_round, train_round
+from silotune.training.local import RoundPlace, steps_in_round, train_round
 from silotune.training.losses import Loss
 from silotune.training.objectives import OBJECTIVES
 
@@ -96,9 +97,9 @@ def test_clipping_bounds_the_gradient_and_spares_small_ones(model, start) -> Non
 
 def test_schedule_by_hand() -> None:
     cosine = tiny.training(schedule="cosine", learning_rate=2.0)
-    rates = [learning_rate(cosine, RoundPlace(0, number, 4)) for number in (1, 2, 3, 4)]
+    rates = [learning_rate(cosine, number, 4) for number in (1, 2, 3, 4)]
     assert rates == pytest.approx([2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)])
-    assert learning_rate(tiny.training(learning_rate=2.0), RoundPlace(0, 3, 4)) == 2.0
+    assert learning_rate(tiny.training(learning_rate=2.0), 3, 4) == 2.0
 
 
 def test_the_schedule_reaches_the_optimiser(model, start) -> None:

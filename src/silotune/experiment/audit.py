@@ -255,7 +255,7 @@ def _check_updates(folder: RunFolder, entries: Sequence[Entry], last: Entry | No
     if not kept or not all(kept):
         return 0
     config = _config_of(folder)
-    return replayed(folder, rounds, federation=config.federation, seed=config.seed, last=last)
+    return replayed(folder, rounds, federation=config.federation, training=config.training, seed=config.seed, last=last)
 
 
 def _config_of(folder: RunFolder) -> Config:

@@ -64,7 +64,8 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
         config: The whole configuration, without differential privacy.
         exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
     """
-    if not config.training.optimizer.is_plain or "federated" not in config.federation.modes:
+    shared, plain = config.federation.algorithm.shares_step, config.training.optimizer.is_plain
+    if not (shared or plain) or "federated" not in config.federation.modes:
         return []
     if exposed is not None and not exposed.ranks:
         return []
@@ -76,8 +77,9 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
             f"{' + '.join(map(str, exposed.ranks))} of modules that read the same input, and no more than its width of "
             f"{exposed.width}"
         )
+    given = f"federation.algorithm = {config.federation.algorithm.type!r}" if shared else "training.optimizer = 'sgd'"
     return [
-        "training.optimizer = 'sgd' without differential privacy: whoever sees updates of plain steps, or a sum of "
+        f"{given} without differential privacy: whoever sees updates of plain steps, or a sum of "
         f"them, can compute which distinct tokens they were made from, exactly, {few}. Local steps do not hide them, "
         "and privacy.protection hides whose they are, not what they are: privacy.dp does, and adamw makes them "
         "inexact, not safe"

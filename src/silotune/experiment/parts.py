@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from silotune.experiment.budget import pooled_steps
+from silotune.experiment.budget import lone_training, pooled_training
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import EVALUATE
@@ -54,15 +54,14 @@ def _federated(prepared: Prepared) -> list[Part]:
 
 def _centralized(prepared: Prepared) -> list[Part]:
     pooled = [example for examples in prepared.clients.values() for example in examples]
-    config, sizes = prepared.config, tuple(prepared.sizes.values())
-    settings = config.training.model_copy(update={"max_steps": pooled_steps(config, sizes)})
+    settings = pooled_training(prepared.config, tuple(prepared.sizes.values()))
     name = next(iter(prepared.clients)) if len(prepared.clients) == 1 else "pooled"
     return [Part("centralized", ("centralized",), {name: pooled}, settings, text_bytes=prepared.text_bytes)]
 
 
 def _isolated(prepared: Prepared) -> list[Part]:
     return [
-        Part("isolated", ("isolated", name), {name: examples}, prepared.config.training)
+        Part("isolated", ("isolated", name), {name: examples}, lone_training(prepared.config))
         for name, examples in prepared.clients.items()
     ]
 

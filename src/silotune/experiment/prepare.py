@@ -38,6 +38,7 @@ from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, settled
 from silotune.models.threads import Threads, threads_of
 from silotune.record import environment
+from silotune.settings import presets
 from silotune.settings.attacks import AttackSettings, Malicious
 from silotune.settings.limits import RANK_TABLES
 from silotune.settings.lora_rules import LoraRuleSettings
@@ -106,7 +107,8 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     task, train = dataset.task, dataset.splits["train"]
     shares = client_shares(config, dataset) if sites is None else {name: () for name in sites}
     faults = find_faults(train, shares) if train else ()
-    notes = [*dataset.notes, *faults, *_attack_notes(config.federation.attack)]
+    by_preset = presets.said(config.federation, config.training)
+    notes = [*by_preset, *dataset.notes, *faults, *_attack_notes(config.federation.attack)]
     for each in dataset.tasks or (task,):
         check_objective(config, each)
     if config.federation.clock is not None:

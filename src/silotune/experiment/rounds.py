@@ -41,7 +41,7 @@ def plan_of(
     clock, target = federation.clock, config.evaluation.target
     return Plan(
         rounds=federation.rounds,
-        method=method(federation),
+        method=method(federation, part.training),
         body=(order or Order(setup=settings.digest(), run=name, seed=config.seed)).body(),
         seed=config.seed,
         settings=settings,

@@ -45,6 +45,7 @@ from silotune.methods.server_step import (
     dynamic_step,
     momentum_step,
     plain_step,
+    training_step,
     yogi_moment,
 )
 from silotune.settings.aggregation import Uniform
@@ -58,6 +59,7 @@ from silotune.settings.algorithms import (
     FedDyn,
     FedNova,
     FedProx,
+    FedSgd,
     FedYogi,
     Scaffold,
 )
@@ -74,8 +76,9 @@ from silotune.settings.lora_rules import (
     Stack,
     Svd,
 )
+from silotune.settings.objectives import Sgd
 from silotune.settings.registry import implemented
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import put_under
 
@@ -164,6 +167,15 @@ def _feddyn(settings: FedDyn, rule: Rule) -> Method:
     return Method(beside_counts(rule), step, dynamic_regulariser(settings.alpha))
 
 
+def _fedsgd(settings: FedSgd, rule: Rule) -> Method:
+    """Its server step is that of ``[training]``: see ``method``."""
+    return Method(rule, _without_training)
+
+
+def _without_training(weights: Tensors, delta: Tensors, memory: Tensors, share: float) -> tuple[Tensors, Tensors]:
+    raise RuntimeError("a method that takes the steps of [training] was made without that section")
+
+
 ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
     FedAvg: _fedavg,
     FedProx: _fedprox,
@@ -174,6 +186,7 @@ ALGORITHMS: Mapping[type[AlgorithmSettings], Callable[[Any, Rule], Method]] = {
     FedAdam: _fedadam,
     FedNova: _fednova,
     FedDyn: _feddyn,
+    FedSgd: _fedsgd,
 }
 """Settings -> builder of the method that they are of, from an aggregation rule."""
 
@@ -183,10 +196,18 @@ PERSONAL_TERMS: Mapping[type[PersonalizationSettings], Callable[[Any], Anchored]
 """Settings -> what pulls a client's own model towards the global one, where it is trained in the rounds."""
 
 
-def method(section: FederationSection) -> Method:
-    """The method that a ``[federation]`` section names."""
+def method(section: FederationSection, training: TrainingSection | None = None) -> Method:
+    """The method that a ``[federation]`` section names.
+
+    Args:
+        section: The section.
+        training: Needed to step, by an algorithm whose server takes the steps of training; not to tell what travels.
+    """
     rule_of = implemented(AGGREGATIONS, section.aggregation)
     made = implemented(ALGORITHMS, section.algorithm)(section.algorithm, rule_of(section.aggregation))
+    if section.algorithm.shares_step and training is not None:
+        rate = section.algorithm.server_learning_rate
+        made = replace(made, step=training_step(training, rounds=section.rounds, server_learning_rate=rate))
     weighting = Uniform() if section.aggregation.counts_once else section.weighting
     weigh, rule = WEIGHTINGS[type(weighting)](weighting), LORA_RULES[type(section.lora)]
     term = PERSONAL_TERMS.get(type(section.personalization))
@@ -198,6 +219,15 @@ def method(section: FederationSection) -> Method:
         fold=rule.fold,
         personal=None if term is None else term(section.personalization),
     )
+
+
+def local_training(section: FederationSection, training: TrainingSection) -> TrainingSection:
+    """How clients take the local steps of the global model: where the server takes the step, the update of a plain one
+    of rate 1 is the gradient, neither clipped nor decayed."""
+    if not section.algorithm.shares_step:
+        return training
+    gradient = {"optimizer": Sgd(), "learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": 0.0}
+    return training.model_copy(update={**gradient, "schedule": "constant", "optimizer_state": "reset"})
 
 
 def title_of(section: FederationSection) -> str:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 
 from silotune.methods.aggregate import CONTROL, COUNTED
+from silotune.methods.optimizers import clip, kept_of, learning_rate, optimizer_of, restore
+from silotune.settings.sections import TrainingSection
 from silotune.structs import Tensors
 from silotune.tensors import add_scaled, combine, put_under, scale, subtract, taken_from, zeros_like
 
@@ -57,6 +59,40 @@ def adaptive_step(server_learning_rate: float, *, beta1: float, tau: float, seco
         return stepped, {**put_under("first", first), **put_under("second", second)}
 
     return step
+
+
+def training_step(training: TrainingSection, *, rounds: int, server_learning_rate: float) -> ServerStep:
+    """The step that pooled training takes, with the clients' mean gradient in place of its own.
+
+    FedSGD (McMahan et al. 2017, section 2) with any optimiser of ``[training]``: -delta is the gradient, which is
+    clipped, and the optimiser's moments are the memory. With all clients and weights by examples the mean of their
+    gradients is an unbiased estimate of the pooled one.
+
+    Args:
+        training: Optimiser, rate, schedule over the rounds, decay of weights and bound on the gradient's norm.
+        rounds: Of the run, for the schedule.
+        server_learning_rate: The rate is multiplied by it.
+    """
+
+    def step(weights: Tensors, delta: Tensors, memory: Tensors, share: float) -> tuple[Tensors, Tensors]:
+        moving = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in weights.items()}
+        for name, parameter in moving.items():
+            parameter.grad = -delta[name].to(parameter.dtype)
+        clip(moving, training.clip_norm)
+        counts = taken_from(_ROUND, memory)
+        done = int(counts[_DONE]) if counts else 0
+        rate = server_learning_rate * learning_rate(training, done + 1, rounds)
+        optimizer = optimizer_of(training, moving, rate)
+        restore(optimizer, moving, taken_from(_OPTIMIZER, memory))
+        optimizer.step()
+        stepped = {name: parameter.detach() for name, parameter in moving.items()}
+        remembered = put_under(_OPTIMIZER, kept_of(optimizer, moving))
+        return stepped, {**remembered, **put_under(_ROUND, {_DONE: torch.tensor(float(done + 1))})}
+
+    return step
+
+
+_OPTIMIZER, _ROUND, _DONE = "optimizer", "round", "done"
 
 
 def adagrad_moment() -> SecondMoment:

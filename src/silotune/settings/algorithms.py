@@ -24,6 +24,7 @@ class AlgorithmSettings(Choice):
         is_of_whole_updates: It sums updates without weights, so scaling late updates down would be wrong.
         needs_plain_steps: It is derived for plain steps of SGD.
         needs_no_momentum: It is derived for steps without momentum.
+        shares_step: A round is one step of ``[training]``: clients send a batch's gradient, and the server takes it.
         trusted: What clients send beside the update, which no robust rule checks; empty for nothing.
     """
 
@@ -34,6 +35,7 @@ class AlgorithmSettings(Choice):
     is_of_whole_updates: ClassVar[bool] = False
     needs_plain_steps: ClassVar[bool] = False
     needs_no_momentum: ClassVar[bool] = False
+    shares_step: ClassVar[bool] = False
     trusted: ClassVar[str] = ""
 
     server_learning_rate: PositiveNumber = Field(1.0, description="the update is scaled by it")
@@ -118,6 +120,15 @@ class FedAdam(AdaptiveSettings):
     server_beta2: Momentum = Field(0.99, description="decay of the squared update")
 
 
+class FedSgd(AlgorithmSettings):
+    """FedSGD (McMahan et al. 2017): a gradient of each client a round, and the server takes the step of [training]."""
+
+    type = "fedsgd"
+    linear = summable = shares_step = True
+
+    server_learning_rate: PositiveNumber = Field(1.0, description="training.learning_rate is multiplied by it")
+
+
 class FedNova(AlgorithmSettings):
     """FedNova (Wang et al. 2020): FedAvg over updates that are normalised by local steps."""
 
@@ -136,6 +147,6 @@ class FedDyn(AlgorithmSettings):
 
 
 ALGORITHMS = Table(
-    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn
+    "federation.algorithm", FedAvg, FedProx, Scaffold, FedAvgM, FedAdagrad, FedYogi, FedAdam, FedNova, FedDyn, FedSgd
 )
 Algorithm = Annotated[SerializeAsAny[AlgorithmSettings], ALGORITHMS]

@@ -18,6 +18,7 @@ from silotune.settings.base import Section
 from silotune.settings.links import DownloadSection
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES, ClosedSettings, Dpo
+from silotune.settings.presets import FEWEST_STEPS, STEPS
 from silotune.settings.privacy import ByClient, Guarantee, SecureSum, SumSettings
 from silotune.settings.registry import Table
 from silotune.settings.sections import Engine, EvaluationSection, FederationSection, Sections
@@ -304,6 +305,27 @@ _METHOD = (
         "federation.algorithm.option = 'I' takes a whole gradient for its control, and steps that are clipped never "
         "meet it: set training.clip_norm = 0 (now {training.clip_norm:g}), or take option 'II'",
         lambda run: run.federation.algorithm.sends_gradient and bool(run.training.clip_norm),
+    ),
+    Limit(
+        f"federation.preset = 'auto' takes one step a round, and {{federation.rounds}} steps learn no more than the "
+        f"commonest answer: set federation.rounds to {FEWEST_STEPS} or more, or leave it out ({STEPS})",
+        lambda run: (
+            run.federation.preset == "auto"
+            and run.federation.algorithm.shares_step
+            and run.federation.rounds < FEWEST_STEPS
+        ),
+    ),
+    Limit(
+        f"{_ALGORITHM} shares one step of the optimiser a round among its clients: set training.max_steps = 1",
+        lambda run: run.federation.algorithm.shares_step and run.training.max_steps != 1,
+    ),
+    Limit(
+        f"{_ALGORITHM} shares one step of the optimiser a round, taken at once: leave federation.clock.buffer out",
+        lambda run: run.federation.algorithm.shares_step and _is_buffered(run),
+    ),
+    Limit(
+        f"{_ALGORITHM} has the server take the step, whose moments are its own: leave training.optimizer_state out",
+        lambda run: run.federation.algorithm.shares_step and run.training.optimizer_state == "keep",
     ),
     Limit(
         f"{_ALGORITHM} sends {{federation.algorithm.trusted}}, from which {_AGGREGATION} does not protect: use "

@@ -34,6 +34,7 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheme = Literal["iid", "dirichlet", "field", "quantity", "file"]
 Schedule = Literal["constant", "cosine"]
 Mode = Literal["federated", "isolated", "centralized"]
+Preset = Literal["none", "auto"]
 BudgetMatch = Literal["compute", "time"]
 Engine = Literal["in_process", "ray"]
 Shortfall = Literal["stop", "wait", "skip"]
@@ -291,6 +292,10 @@ class FederationSection(Section):
     algorithm: Algorithm = Field(FedAvg(), description="server step and client correction; see docs/algorithms.md")
     weighting: Weighting = Field(ByExamples(), description="what an update counts in a weighted mean")
     aggregation: Aggregation = Field(Mean(), description="how the updates of a round become one")
+    preset: Preset = Field(
+        "none",
+        description="auto: what is left open of algorithm, rounds, steps, batch and rate is set as measured to work",
+    )
     rounds: Positive = Field(5, description="of every mode")
     budget_match: BudgetMatch = Field(
         "compute",

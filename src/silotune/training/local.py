@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from silotune import tensors as arithmetic
 from silotune.errors import DataError, TrainingError
 from silotune.methods.corrections import Correction
+from silotune.methods.optimizers import clip, kept_of, learning_rate, optimizer_of, restore
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
-from silotune.settings.objectives import AdamW, OptimizerSettings, Sgd
 from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
@@ -76,14 +76,6 @@ def steps_in_round(num_examples: int, settings: TrainingSection) -> int:
     return max(1, math.ceil(round(batches * settings.epochs, 9)))  # 100 * 0.07 is 7.000000000000001
 
 
-def learning_rate(settings: TrainingSection, place: RoundPlace) -> float:
-    """The round's learning rate: constant, or half a cosine from full in round 1 towards 0 after the last."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    done = (place.round_number - 1) / place.rounds
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def train_round(
     adapted: Adapted,
     received: Tensors,
@@ -121,9 +113,10 @@ def train_round(
         torch.manual_seed(place.seed)
         adapted.model.train()
         try:
-            optimizer = _optimizer(adapted, settings, learning_rate(settings, place))
-            if settings.optimizer_state == "keep":
-                _restore(optimizer, adapted, state)
+            rate = learning_rate(settings, place.round_number, place.rounds)
+            optimizer = optimizer_of(settings, adapted.parameters, rate)
+            if settings.optimizer_state == "keep" and state is not None:
+                restore(optimizer, adapted.parameters, state.optimizer)
             gradient, groups = _sampling(adapted, objective, examples, settings, place)
             mean_loss, tokens = _Loop(adapted, gradient, optimizer, settings, received, correction).run(groups, steps)
         except torch.OutOfMemoryError:
@@ -139,8 +132,9 @@ def train_round(
     delta = arithmetic.subtract(final, {name: received[name] for name in final})
     if not arithmetic.all_finite(delta):
         raise TrainingError("the adapter is no longer finite; lower training.learning_rate")
-    kept = _kept_state(optimizer, adapted) if settings.optimizer_state == "keep" else SiteState()
-    return LocalResult(delta, len(examples), mean_loss, steps, tokens, time.perf_counter() - began, state=kept)
+    kept = kept_of(optimizer, adapted.parameters) if settings.optimizer_state == "keep" else {}
+    state = SiteState(optimizer=kept)
+    return LocalResult(delta, len(examples), mean_loss, steps, tokens, time.perf_counter() - began, state=state)
 
 
 Group: TypeAlias = Sequence[Sequence[Encoded]]
@@ -184,8 +178,7 @@ def _plain_gradient(
             "no gradient reaches a tensor of the adapter, so it can learn nothing: look at adapter.targets"
         )
     torch._foreach_div_(gradients, float(count))
-    if settings.clip_norm:
-        torch.nn.utils.clip_grad_norm_(adapted.parameters.values(), settings.clip_norm)
+    clip(adapted.parameters, settings.clip_norm)
     return total, count
 
 
@@ -228,52 +221,6 @@ class _Loop:
         for name, term in self.correction(weights, received).items():
             parameter = self.adapted.parameters[name]
             parameter.grad = term if parameter.grad is None else parameter.grad.add_(term)
-
-
-Parameters: TypeAlias = list[torch.nn.Parameter]
-
-
-def _optimizer(adapted: Adapted, settings: TrainingSection, rate: float) -> torch.optim.Optimizer:
-    parameters = list(adapted.parameters.values())
-    return OPTIMIZERS[type(settings.optimizer)](settings.optimizer, parameters, rate, settings.weight_decay)
-
-
-def _adamw(settings: AdamW, parameters: Parameters, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    device = parameters[0].device.type
-    fused = device in ("cpu", "cuda") and all(item.is_floating_point() for item in parameters)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=fused)
-
-
-def _sgd(settings: Sgd, parameters: Parameters, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=weight_decay)
-
-
-OPTIMIZERS: Mapping[type[OptimizerSettings], Callable[[Any, Parameters, float, float], torch.optim.Optimizer]] = {
-    AdamW: _adamw,
-    Sgd: _sgd,
-}
-"""Settings -> builder of the optimiser that they are of, from parameters, learning rate and weight decay."""
-
-
-def _restore(optimizer: torch.optim.Optimizer, adapted: Adapted, state: SiteState | None) -> None:
-    """Puts kept optimiser tensors (named ``moment/parameter``) back to their parameters."""
-    if state is None:
-        return
-    for key, tensor in state.optimizer.items():
-        moment, _, name = key.partition("/")
-        parameter = adapted.parameters[name]
-        on_cpu = moment == "step" and not optimizer.defaults.get("fused")  # as torch's own load_state_dict
-        device = torch.device("cpu") if on_cpu else parameter.device
-        optimizer.state[parameter][moment] = tensor.clone().to(device)
-
-
-def _kept_state(optimizer: torch.optim.Optimizer, adapted: Adapted) -> SiteState:
-    kept: Tensors = {}
-    for name, parameter in adapted.parameters.items():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor):
-                kept[f"{moment}/{name}"] = value.detach().to("cpu", copy=True)
-    return SiteState(optimizer=kept)
 
 
 def _devices(adapted: Adapted) -> list[torch.device]:

@@ -11,7 +11,7 @@ from silotune.methods.schedule import outgoing, returned
 from silotune.record.chain import Entry
 from silotune.record.runs import RunFolder
 from silotune.seeds import derive
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import ClientUpdate, ServerState, Tensors
 from silotune.tensors import digest
 
@@ -21,6 +21,7 @@ def replayed(
     rounds: Sequence[tuple[Entry, Sequence[Entry]]],
     *,
     federation: FederationSection,
+    training: TrainingSection,
     seed: int,
     last: Entry | None,
 ) -> int:
@@ -30,6 +31,7 @@ def replayed(
         folder: Where the updates were kept.
         rounds: Each aggregation with the replies it is made of, from round 1 on without a gap.
         federation: The method.
+        training: The steps of it that the server takes, where it does.
         seed: The run's.
         last: The entry with the result; its global model must be that of its round.
 
@@ -39,7 +41,7 @@ def replayed(
     Raises:
         AuditError: An update is not the one that was logged, or a round aggregates to something else.
     """
-    made = method(federation)
+    made = method(federation, training)
     weights = folder.kept_tensors("round-0-weights")
     memory: Tensors = {}
     digests = {0: digest(weights)}

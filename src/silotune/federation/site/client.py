@@ -23,7 +23,7 @@ from silotune.federation.wire import links
 from silotune.federation.wire.messages import layout_of
 from silotune.federation.wire.orders import Order, read_order
 from silotune.lora import cut, padded, rank_of
-from silotune.methods.algorithms import method
+from silotune.methods.algorithms import local_training, method
 from silotune.methods.corrections import Corrector
 from silotune.methods.schedule import AdapterParts, outgoing, returned
 from silotune.models import adapters
@@ -107,7 +107,8 @@ def begin(request: Request, site: Site) -> Begun:
     resting = tuple(name for name in site.adapted.parameters if not parts.trains(name))
     noise = privacy.dp_sgd(settings.privacy, opened)
     first = _work(request, site, order, received, correction=made.correction, noise=noise)
-    works = [replace(first, resting=resting)]
+    local = local_training(settings.federation, settings.training)
+    works = [replace(first, settings=local, resting=resting)]
     if made.personal is not None:
         lone = replace(site, state=SiteState())
         start = {**received, **site.state.own}

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from silotune.errors import TrainingError
 from silotune.methods.aggregate import CONTROL
 from silotune.methods.corrections import Corrector, LocalWork
+from silotune.methods.optimizers import learning_rate
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.tensors import all_finite, put_under, subtract, taken_from, without, zeros_like
 from silotune.training.encode import Encoded
-from silotune.training.local import LocalResult, RoundPlace, learning_rate, mean_gradient, train_round
+from silotune.training.local import LocalResult, RoundPlace, mean_gradient, train_round
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def train_corrected(
     work = LocalWork(
         result.delta,
         result.steps,
-        learning_rate(settings, place),
+        learning_rate(settings, place.round_number, place.rounds),
         lambda: mean_gradient(adapted, weights, examples, settings=settings),
     )
     renewed = correction.end(own, server, work)
