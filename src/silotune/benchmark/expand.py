@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from silotune.benchmark.schema import AXES, Choice, Grid, PartitionChoice
@@ -56,10 +56,14 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What the command line changes in every cell: ``--data-root`` and ``--set``."""
+    """What the command line changes in every cell: ``--data-root``, ``--set`` and ``--models-root``.
+
+    Of a folder of models, a base named ``org/name`` or ``name`` is the folder ``name``.
+    """
 
     data_root: Path | None = None
     settings: Sequence[str] = ()
+    models_root: Path | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -201,6 +205,9 @@ def _document(
     document = merge(document, changes.settings)
     if changes.data_root is not None:
         document = overlaid(document, {"data": {"root": str(changes.data_root)}})
+    if changes.models_root is not None:
+        folder = changes.models_root / PurePath(document["model"]["name"]).name
+        document = overlaid(document, {"model": {"name": str(folder)}})
     return overlaid(document, {"seed": names["seed"], "federation": {"modes": list(modes)}})
 
 

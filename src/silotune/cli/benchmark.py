@@ -29,6 +29,10 @@ def benchmark(
         typer.Option("--known", help="cells.csv of an earlier report: its finished cells are not run again."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of local data sets.")] = None,
+    models_root: Annotated[
+        Path | None,
+        typer.Option("--models-root", help="Folder of local base models: org/NAME is taken from its folder NAME."),
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +48,7 @@ def benchmark(
     source = find_grid(grid)
     loaded = load_grid(source)
     place = out or Path("runs") / loaded.name
-    changes = Changes(data_root, tuple(settings or ()))
+    changes = Changes(data_root, tuple(settings or ()), models_root)
     if is_dry:
         _forecast(loaded, place, changes, jobs=jobs, known=known, as_json=as_json)
     else:
