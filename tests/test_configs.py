@@ -42,6 +42,7 @@ def test_none_is_overlooked() -> None:
         "real-encoder",
         "real-encoder-sampled",
         "real-nano",
+        "study",
     }
     assert len(RUNS) + len(GRIDS) == len(CONFIGS)
     assert [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix != ".toml"] == []
@@ -69,13 +70,18 @@ def test_config_is_valid_and_its_partition_field_exists(path: Path) -> None:
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_cell_of_a_grid_is_valid(path: Path) -> None:
     grid = load_grid(path)
-    changes = Changes(data_root=Path("data") if path.stem.startswith("real-") or path.stem.endswith("-local") else None)
+    changes = Changes(
+        data_root=Path("data") if path.stem.startswith(("real-", "study")) or path.stem.endswith("-local") else None
+    )
     planned = expand(grid, changes)
     assert len(grid.seeds) >= 3 and grid.name == path.stem
     for each in [*planned, *(trial.planned for trial in trials(grid, changes))]:
         check(each.config)
-    tuned = grid.tune is not None or path.stem == "flowertune-finance"  # whose rate is part of the protocol
-    assert tuned and {each.config.evaluation.gold for each in planned} == {"test"}
+    given = path.stem == "flowertune-finance"  # whose rate is part of the protocol
+    by_preset = all(each.config.federation.preset == "auto" for each in planned)  # whose rates were chosen before
+    assert (grid.tune is not None or given or by_preset) and {each.config.evaluation.gold for each in planned} == {
+        "test"
+    }
 
 
 def test_the_grids_have_the_cells_that_they_promise() -> None:
@@ -83,7 +89,7 @@ def test_the_grids_have_the_cells_that_they_promise() -> None:
     assert counts == {
         "embedded": 2 * 3 * 2 * 3, "cross-domain": 4 * 3 * 3 * 2 * 3, "cross-domain-local": 4 * 2 * 2 * 3,
         "real-encoder": 2 * 2 * 2 * 2 * 3, "real-encoder-sampled": 2 * 3, "real-nano": (2 + 1) * 3,
-        "flowertune-finance": 3 * 3,
+        "flowertune-finance": 3 * 3, "study": 4 * 2 * 2 * 3 + 2 * 3 * 2 * 3 + 2 * 3 * 2,
     }  # fmt: skip
 
 

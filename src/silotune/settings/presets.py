@@ -25,6 +25,8 @@ STEP_EXAMPLES: Final = 16
 """Examples of a pooled step; clients share them out."""
 RATES: Final = {"lora": 1e-3, "qlora": 1e-3, "ia3": 1e-2}
 """Adapter -> learning rate, chosen on validation examples."""
+HEAD_RATES: Final = {**RATES, "lora": 2e-3, "qlora": 2e-3}
+"""The same where a new head is trained along."""
 _ROUNDS, _LOCAL_STEPS = 8, 4
 """Of plain averaging, where no step can be shared."""
 
@@ -47,7 +49,9 @@ def filled(document: Mapping[str, Any]) -> dict[str, Any]:
     }
     if _said(document, "training", "epochs") is None:
         values["training", "max_steps"] = 1 if shares else _LOCAL_STEPS
-    rate = RATES.get(str(_name(_said(document, "adapter", TYPE) or _whole(document, "adapter") or ADAPTERS.default)))
+    adapter = _said(document, "adapter", TYPE) or _whole(document, "adapter") or ADAPTERS.default
+    has_head = _objective(document) in OBJECTIVES.those("has_head")
+    rate = (HEAD_RATES if has_head else RATES).get(str(adapter))
     if rate is not None:
         values["training", "learning_rate"] = rate
     if isinstance(rounds, int) and rounds > _ROUNDS:
@@ -91,9 +95,12 @@ def _batch(document: Mapping[str, Any]) -> int:
         return STEP_EXAMPLES
     partition = _said(document, "data", "partition")
     clients = _said(document, "federation", "clients_per_round") or _of(partition, "clients")
-    objective = _name(_said(document, "training", "objective"))
-    least = 2 if objective in OBJECTIVES.those("needs_several") else 1
+    least = 2 if _objective(document) in OBJECTIVES.those("needs_several") else 1
     return max(least, round(STEP_EXAMPLES / clients)) if isinstance(clients, int) and clients > 0 else max(least, 2)
+
+
+def _objective(document: Mapping[str, Any]) -> Any:
+    return _name(_said(document, "training", "objective"))
 
 
 def _put(document: Mapping[str, Any], values: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
