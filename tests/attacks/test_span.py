@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-import torch
 
 import tiny
 from silotune import tensors as arithmetic
+from silotune.evaluation.leakage import span
 from silotune.experiment.exposure import Exposed, exposed_by
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
@@ -21,7 +21,6 @@ from silotune.training.encode import Encoded
 from silotune.training.local import RoundPlace, train_round
 
 RANK, WIDTH = 4, 32
-TOLERANCE = 1e-3
 TEXTS = ((270, 281, 292, 303), (281, 305, 40), (270, 66, 307))
 """Of three institutions: eight distinct tokens, and the last one of each carries no loss."""
 
@@ -40,15 +39,10 @@ def update(model: Adapted, start: Tensors, text: Sequence[int], *, optimizer: st
 
 
 def found(model: Adapted, updates: Sequence[Tensors]) -> set[int]:
-    """Tokens whose normed embedding lies in the span of the first block's updates of the factors that read it."""
-    rows = [value for each in updates for name, value in each.items() if ".layers.0." in name and ".lora_A." in name]
-    _, values, directions = torch.linalg.svd(torch.cat(rows).double(), full_matrices=False)
-    span = directions[: int((values > 1e-6 * values[0]).sum())]
-    body = model.base.model.model
-    with torch.no_grad():
-        inputs = body.layers[0].input_layernorm(body.embed_tokens.weight).double()
-    left = inputs - inputs @ span.T @ span
-    return set(torch.nonzero(left.norm(dim=1) < TOLERANCE * inputs.norm(dim=1)).flatten().tolist())
+    """Tokens that the audit's own attack names."""
+    made = span.attack(model, updates)
+    assert made is not None
+    return set(made.tokens)
 
 
 def summed(model: Adapted, start: Tensors, *, optimizer: str, number: int = 1) -> Tensors:

@@ -1,4 +1,4 @@
-"""``silotune audit``: verify, read and export the audit trail of a run or a site."""
+"""``silotune audit``: verify, read and export the audit trail of a run or a site, and attack a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silotune.cli.output import AsJson, print_json, say
+from silotune.cli.output import AsJson, print_json, reserved_stdout, say
 from silotune.errors import ConfigError, unknown_choice
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a 
 
 def audit_app() -> typer.Typer:
     """The group's commands."""
-    app = typer.Typer(help="Verify, show and export audit trails, offline.", no_args_is_help=True)
-    for command in (verify, show, export):
+    app = typer.Typer(
+        help="Verify, show and export audit trails, offline; attack a run to see what it gives away.",
+        no_args_is_help=True,
+    )
+    for command in (verify, show, export, leakage):
         app.command(command.__name__)(command)
     return app
 
@@ -141,6 +144,55 @@ def export(
         return
     say(str(out))
     say(verdict)
+
+
+def leakage(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; default: leakage in the run folder.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="An Ed25519 key that signs the report; default: record.audit_key.")
+    ] = None,
+    shadows: Annotated[
+        int | None,
+        typer.Option("--shadows", min=0, max=64, help="Models trained for LiRA, an even number; 0 for none."),
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=1, help="Most members attacked at each client.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a run with what it left of itself, and write what came out beside what chance would give.
+
+    Ends with exit code 13 where the canaries prove more than the epsilon that the run claims.
+    """
+    from silotune.record.runs import RunFolder
+
+    if shadows is not None and shadows % 2:
+        raise ConfigError(f"--shadows {shadows}: they are trained on pairs of halves; give an even number")
+    run = RunFolder.open(folder)
+    from silotune.experiment.leakage_report import FOLDER
+
+    place = out or run.path / FOLDER
+    if place.exists():
+        raise ConfigError(f"{str(place)!r} is there already: give another folder with --out")
+    changes = {"shadows": shadows, "max_examples": examples}
+    with reserved_stdout(as_json):
+        from silotune.experiment.leakage import audit_run, check_claim, key_of, signed
+        from silotune.experiment.leakage_report import lines_of, write_report
+
+        signer = key_of(run, key)
+        made = audit_run(folder, changes={name: value for name, value in changes.items() if value is not None})
+        report = signed(made, signer)
+        write_report(report, place)
+    if as_json:
+        print_json(report)
+    else:
+        for line in lines_of(report):
+            say(line)
+        say(f"report: {place}" + ("" if signer else " (not signed: give --key)"))
+    check_claim(report)
 
 
 def _keys(kit: Path | None, given: Sequence[str]) -> Mapping[str, Sequence[str]] | None:

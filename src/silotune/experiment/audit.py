@@ -61,7 +61,7 @@ def can_go_on(folder: RunFolder, record: RecordSection) -> bool:
     return record.audit_key is not None or (folder.path / KEY_FILE).exists()
 
 
-def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
+def open_audit(folder: RunFolder, record: RecordSection, *, keep_models: bool = False) -> Audit:
     """The trail of a part of a run, new or continued.
 
     Raises:
@@ -83,7 +83,7 @@ def open_audit(folder: RunFolder, record: RecordSection) -> Audit:
         except AuditError as error:
             raise AuditError(f"{str(place)!r} cannot be continued: {error}") from None
     write_bytes(folder.path / PUBLIC_FILE, f"{key.public}\n".encode())
-    return Audit(trail, folder, keep_updates=record.keep_updates)
+    return Audit(trail, folder, keep_updates=record.keep_updates, keep_models=keep_models)
 
 
 def check_goes_on(audit: Audit, state: ServerState) -> None:

@@ -57,6 +57,47 @@ def exposed_by(trained: Tensors) -> Exposed:
     return Exposed(tuple(rank for rank, _ in largest), largest[0][1])
 
 
+def exposure_lines(config: Config, exposed: Exposed | None) -> list[str]:
+    """The forecast of what updates of a run show of the tokens that they are made from, and what changes it.
+
+    Args:
+        config: The whole configuration.
+        exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
+    """
+    if "federated" not in config.federation.modes:
+        return []
+    if exposed is not None and not exposed.ranks:
+        return ["exposure: nothing that is trained reads the model's inputs, so updates do not lie in their span"]
+    said = f"exposure: {_visible(config, exposed)}"
+    if config.privacy.dp.is_promised:
+        return [f"{said} if no noise were added; the noise of privacy.dp is what hides them, so test how well it does"]
+    if config.training.optimizer.is_plain:
+        return [f"{said}, exactly; {_REMEDY}"]
+    return [
+        f"{said}; {config.training.optimizer.type} makes them inexact, and what is left ranks words better than their "
+        "frequency does: 'silotune audit leakage' says by how much"
+    ]
+
+
+_REMEDY = (
+    "what changes it: training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a smaller adapter.rank "
+    "or fewer rounds, larger batches of more distinct tokens"
+)
+
+
+def _visible(config: Config, exposed: Exposed | None) -> str:
+    """How many distinct tokens an update, or a sum of them, can show: rounds times ranks of one input."""
+    rounds = config.federation.rounds
+    times = f"{rounds} round{'' if rounds == 1 else 's'} x rank"
+    if exposed is None:
+        return f"whoever sees updates can tell distinct tokens while they are fewer than {times} of what reads them"
+    return (
+        f"whoever sees updates can tell distinct tokens while they are fewer than {exposed.tokens(rounds)} "
+        f"({times} {' + '.join(map(str, exposed.ranks))} of modules that read the same input, at most its width of "
+        f"{exposed.width})"
+    )
+
+
 def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
     """The warning that updates of plain gradient steps without noise give back what they were made from.
 

@@ -15,6 +15,7 @@ from silotune.data.rows import Task
 from silotune.errors import ConfigError, DataError, unknown_choice
 from silotune.experiment.budget import matched
 from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
+from silotune.experiment.held_back import HeldBack, hold_back
 from silotune.experiment.needs import check_packages
 from silotune.experiment.scoring import (
     Forgetting,
@@ -56,6 +57,7 @@ class Prepared:
         config: The run's configuration, with the precision that the machine has, and the steps of its budget.
         task: What the examples are examples of.
         clients: Encoded training examples by client.
+        held: What was held back of each client's examples.
         text_bytes: UTF-8 bytes of the clients' examples: what pooling the data would send.
         adapted: The resident model.
         threads: How the run uses its CPU threads.
@@ -72,6 +74,7 @@ class Prepared:
     config: Config
     task: Task
     clients: Mapping[str, Sequence[Encoded]]
+    held: Mapping[str, HeldBack]
     text_bytes: int
     adapted: Adapted
     threads: Threads
@@ -131,13 +134,22 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     initial = adapters.read(adapted)
     notes.extend(_factor_notes(config.federation, initial))
     notes.extend(filter(None, [*adapted.base.notes, adapted.fast.note]))
-    clients = {
-        name: _kept(name, [encoded[place] for place in spread(share, places)], share) for name, share in shares.items()
+    held = {
+        name: hold_back(
+            _kept(name, [encoded[place] for place in spread(share, places)], share),
+            config,
+            client=name,
+            tokenizer=adapted.base.tokenizer,
+        )
+        for name, share in shares.items()
     }
+    clients = {name: each.trained for name, each in held.items()}
+    notes.extend(_held_notes(held))
     return Prepared(
         config=matched(config, [len(examples) for examples in clients.values()]),
         task=task,
         clients=clients,
+        held=held,
         text_bytes=sum(_text_bytes(example) for example in train),
         adapted=adapted,
         threads=threads_of(adapted, config.training.threads),
@@ -249,6 +261,19 @@ def _kept(name: str, encoded: list[Encoded], share: Sequence[int]) -> list[Encod
             f"client {name!r}: the two answers of all its pairs are the same up to model.max_length; raise it"
         )
     return encoded
+
+
+def _held_notes(held: Mapping[str, HeldBack]) -> list[str]:
+    """What was held back of the clients' examples, in one line."""
+    reserved = sum(len(each.reserve) for each in held.values())
+    canaries, inside = (sum(map(count, held.values())) for count in (lambda each: len(each.canaries), _inserted))
+    told = [f"{reserved} examples are trained on by nobody (audit.reserve)"] if reserved else []
+    told += [f"{canaries} became canaries, {inside} of them trained on (privacy.canaries)"] if canaries else []
+    return [f"held back: {', '.join(told)}"] if told else []
+
+
+def _inserted(held: HeldBack) -> int:
+    return sum(held.was_in)
 
 
 def _attack_notes(attack: AttackSettings) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from silotune import tensors as arithmetic
 from silotune.config import Config, plugins_of
 from silotune.errors import ConfigError, RunFolderError
-from silotune.experiment import budget, personal, privacy, results, spending
+from silotune.experiment import budget, leakage, leakage_report, personal, privacy, results, spending
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
@@ -194,6 +194,8 @@ def _run(run: _Run, observer: Observer | None) -> RunFolder:
         for part in _parts(run.prepared):
             if _keeps_trail(part, run.prepared.config):
                 _seal(run, part, observer)
+    if (report := leakage_report.read_report(run.folder.path / leakage_report.FOLDER)) is not None:
+        leakage.check_claim(report)
     return run.folder
 
 
@@ -239,6 +241,8 @@ def _work(run: _Run, observer: Observer | None) -> None:
         notify("note", {"text": note})
     for part in _parts(prepared):
         _run_part(run, part, folder.part(*part.names), notify, name=_identity(run, part))
+    if prepared.config.audit.leakage and not folder.is_of_sites():
+        notify("note", {"text": _attack(prepared, folder)})
     meant = budget.said(prepared.config, prepared.sizes)
     summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=meant)
     kept = spending.settled(prepared.config, folder, [part.names for part in _parts(prepared)])
@@ -253,6 +257,14 @@ def _work(run: _Run, observer: Observer | None) -> None:
     summary["peak_memory_bytes"] = run.meter.memory.ever_bytes()
     folder.write_json("summary", summary)
     notify("run_finished", {"summary": summary})
+
+
+def _attack(prepared: Prepared, folder: RunFolder) -> str:
+    """Attacks what the run left of itself, writes the report to its folder, and says where."""
+    report = leakage.audited(prepared, folder, prepared.config.audit)
+    place = folder.path / leakage_report.FOLDER
+    leakage_report.write_report(leakage.signed(report, leakage.key_of(folder, None)), place)
+    return f"leakage audit: {len(report['figures'])} figures in {str(place)!r}"
 
 
 def _identity(run: _Run, part: Part) -> str:
@@ -319,7 +331,8 @@ def _finish_part(
     def told(event: str, fields: Mapping[str, Any]) -> None:
         notify(event, {**who, **fields})
 
-    audit = open_audit(folder, config.record) if _keeps_trail(part, config) else None
+    keep_models = config.audit.leakage
+    audit = open_audit(folder, config.record, keep_models=keep_models) if _keeps_trail(part, config) else None
     if audit is not None:
         check_goes_on(audit, state)
         audit = replace(audit, keys=run.keys, promise=tuple(spending.planned_of(run.folder)))

@@ -14,6 +14,7 @@ from silotune.data.rows import Task, with_columns
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
+from silotune.experiment.held_back import hold_back
 from silotune.experiment.prepare import adapted_of, client_shares
 from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
@@ -143,8 +144,9 @@ class SiteDesk:
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         notes = [*notes, *notes_of(encoded, places, "train", truncate=config.data.truncate)]
         own = [encoded[place] for place in spread(range(len(examples)), places)]
+        held = hold_back(own, config, client=self._holdings.name, tokenizer=adapted.base.tokenizer)
         site = self._equip(
-            Site(self._holdings.name, own, adapted, initial=initial, settings=run_settings(config)), config
+            Site(self._holdings.name, held.trained, adapted, initial=initial, settings=run_settings(config)), config
         )
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1

@@ -499,6 +499,26 @@ _LINKS = (
     ),
 )
 
+_AUDITS = (
+    Limit(
+        "audit.leakage attacks what institutions sent: add 'federated' to federation.modes",
+        lambda run: run.audit.leakage and "federated" not in run.federation.modes,
+    ),
+    Limit(
+        "audit.leakage needs the models of all rounds, which are kept beside the trail: set record.audit = true",
+        lambda run: run.audit.leakage and not run.record.audit,
+    ),
+    Limit(
+        f"privacy.canaries needs a loss of every example by itself, and {_OBJECTIVE} has none; those that have: "
+        f"{', '.join(OBJECTIVES.those('is_by_example'))}",
+        lambda run: run.privacy.canaries > 0 and not run.training.objective.is_by_example,
+    ),
+    Limit(
+        f"privacy.canaries gives an example another answer, and {_OBJECTIVE} compares two: leave it out",
+        lambda run: run.privacy.canaries > 0 and run.training.objective.learns_from == ("preference",),
+    ),
+)
+
 _GUARANTEES = (
     Limit(
         f"{_DP} needs privacy.dp.epsilon, privacy.dp.noise_multiplier or both",
@@ -739,6 +759,7 @@ _WAYS = (
 LIMITS: Mapping[str, tuple[Limit, ...]] = {
     "model and data": _MODEL_AND_DATA,
     "links": _LINKS,
+    "audits": _AUDITS,
     "guarantees": _GUARANTEES,
     "factors": _FACTORS,
     "objectives": _OBJECTIVES,

@@ -347,6 +347,11 @@ class PrivacySection(Section):
 
     protection: Protection = Field(NoProtection(), description="what the coordinator may see of one update")
     dp: DifferentialPrivacy = Field(NoGuarantee(), description="differential privacy: what is promised, and by whom")
+    canaries: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0,
+        description="of each client's examples so many get an end that nobody would write and are trained on or left "
+        "out by the throw of a coin, so that 'audit leakage' can prove a least epsilon",
+    )
 
     def without_ledger(self) -> PrivacySection:
         """The section without the place of a ledger."""
@@ -461,6 +466,23 @@ class RecordSection(Section):
     )
 
 
+class AuditSection(Section):
+    """Attacks on the run's own updates and models when it ends: what they give away of its examples."""
+
+    depends = {name: Needs("leakage", (True,)) for name in ("reserve", "shadows", "max_examples")}
+
+    leakage: bool = Field(False, description="attack the run at its end, and write the report to its folder")
+    reserve: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.2, description="share of each client's examples that nothing is trained on: what members are compared with"
+    )
+    shadows: Annotated[int, Field(ge=0, le=64, multiple_of=2)] = Field(
+        2, description="models that are trained on halves of the examples for LiRA, an even number; 0 for none"
+    )
+    max_examples: Positive = Field(
+        400, description="most members, and most examples of the reserve, that are attacked at each client"
+    )
+
+
 class Sections(Section):
     """All sections of a run, which need not go together (`limits`)."""
 
@@ -473,3 +495,4 @@ class Sections(Section):
     privacy: PrivacySection = PrivacySection()
     evaluation: EvaluationSection = EvaluationSection()
     record: RecordSection = RecordSection()
+    audit: AuditSection = AuditSection()

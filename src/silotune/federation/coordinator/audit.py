@@ -40,6 +40,7 @@ class Audit:
         run: Folder of the run of rounds.
         keys: Client -> its public signing keys; the replies of clients named here must be signed.
         keep_updates: Keep every update, so that the aggregation can be done again.
+        keep_models: Keep the global model of every round, which every client has seen.
         promise: What the run guarantees, in lines.
     """
 
@@ -47,7 +48,13 @@ class Audit:
     run: RunFolder
     keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     keep_updates: bool = False
+    keep_models: bool = False
     promise: tuple[str, ...] = ()
+
+
+def model_name(number: int) -> str:
+    """Under which name the global model after a round is kept; 0 is what the first round began with."""
+    return f"round-{number}-weights"
 
 
 def outgoing(audit: Audit | None, requests: Mapping[str, Request]) -> dict[str, Request]:
@@ -111,8 +118,8 @@ def begins(audit: Audit | None, state: ServerState, settings: Mapping[str, Any])
         fields |= {"settings": sha256(settings), "python": platform.python_version()}
         fields |= {"promise": list(audit.promise)} if audit.promise else {}
         fields |= {name: job[name] for name in ("run", "config_sha256", "charter_sha256") if job.get(name)}
-        if audit.keep_updates:
-            audit.run.keep_tensors("round-0-weights", state.weights)
+        if audit.keep_updates or audit.keep_models:
+            audit.run.keep_tensors(model_name(0), state.weights)
     audit.trail.add("started" if audit.trail.entries == 0 else "resumed", fields)
 
 
@@ -121,6 +128,8 @@ def aggregates(audit: Audit | None, number: int, clients: Sequence[str], weights
     if audit is not None:
         fields = {"round": number, "clients": list(clients), "share": share, "weights": digest(weights)}
         audit.trail.add("aggregation", fields)
+        if audit.keep_models:
+            audit.run.keep_tensors(model_name(number), weights)
 
 
 def falls_short(audit: Audit | None, number: int, *, skipped: bool) -> None:

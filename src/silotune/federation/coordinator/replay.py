@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from silotune.errors import AuditError
+from silotune.federation.coordinator.audit import model_name
 from silotune.methods.algorithms import advance, method
 from silotune.methods.products import Products
 from silotune.methods.schedule import outgoing, returned
@@ -42,7 +43,7 @@ def replayed(
         AuditError: An update is not the one that was logged, or a round aggregates to something else.
     """
     made = method(federation, training)
-    weights = folder.kept_tensors("round-0-weights")
+    weights = folder.kept_tensors(model_name(0))
     memory: Tensors = {}
     digests = {0: digest(weights)}
     for entry, replies in rounds:
