@@ -50,20 +50,24 @@ def test_the_facts_of_every_kind() -> None:
     def those(fact: str) -> set[str]:
         return {name for name, kind in KINDS.items() if getattr(kind, fact)}
 
-    assert KINDS.keys() == {"train", "personalize", "evaluate", "countersign", *PROTECTED}
+    assert KINDS.keys() == {"train", "personalize", "evaluate", "leakage", "countersign", *PROTECTED}
     assert those("trains") == {"train", "personalize", *INPUTS}
     assert those("scores") == {"evaluate"}
+    assert those("audits") == {"leakage"}
+    assert those("ends_run") == {"countersign"}
     assert those("sends_update") == {"train", *INPUTS}
     assert those("is_protected") == PROTECTED
-    assert those("is_seen_alone") == {"train", "personalize", "evaluate"}
-    assert those("uses_examples") == {"train", "personalize", "evaluate", *INPUTS}
-    assert {name for name, kind in KINDS.items() if kind.first_round == 0} == {"evaluate", "countersign"}
+    assert those("is_seen_alone") == {"train", "personalize", "evaluate", "leakage"}
+    assert those("uses_examples") == {"train", "personalize", "evaluate", "leakage", *INPUTS}
+    assert {name for name, kind in KINDS.items() if kind.first_round == 0} == {
+        "evaluate", "leakage", "countersign",
+    }  # fmt: skip
     assert {name: kind.cohort for name, kind in KINDS.items() if kind.cohort} == {
         "secure_sum.keys": ("terms", "cohort"), "secure_sum.shares": ("keys",), "secure_sum.accept": ("arrived",),
         "secure_sum.input": ("arrived",), "secure_sum.check": ("survivors",), "he.input": ("clients",),
     }  # fmt: skip
     assert {name: kind.message for name, kind in KINDS.items() if kind.message != "query"} == {
-        "train": "train", "evaluate": "evaluate",
+        "train": "train", "evaluate": "evaluate", "leakage": "evaluate",
     }  # fmt: skip
 
 

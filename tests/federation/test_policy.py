@@ -12,7 +12,17 @@ from silotune.errors import MessageError, PolicyError
 from silotune.evaluation.metrics import calibration, classification, language_modelling, preference
 from silotune.federation.kinds import EPSILON_RULES
 from silotune.federation.site.guard import NOT_FIGURES
-from silotune.federation.site.policy import COSTS, PRIVACY, RULES, Asked, Policy, check_upload, read_policy, released
+from silotune.federation.site.policy import (
+    COSTS,
+    LEAKS,
+    PRIVACY,
+    RULES,
+    Asked,
+    Policy,
+    check_upload,
+    read_policy,
+    released,
+)
 from silotune.federation.site.policy import check as checked
 from silotune.federation.wire.messages import TrainReport
 from silotune.record.signatures import new_key
@@ -40,16 +50,20 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "most_steps": (10, {"steps": 10}, {"steps": 11}),
     "least_threshold": (0.75, {"threshold": 0.75}, {"threshold": 0.7}),
     "least_colluding": (2, {"colluding": 2}, {"colluding": 1}),
+    "leakage_audit": ("required", {"audits_leakage": True}, {"audits_leakage": True, "kind": "countersign"}),
+    "largest_membership_advantage": (
+        0.1, {"audits_leakage": True, "leaked": 0.1}, {"audits_leakage": True, "leaked": 0.11},
+    ),
 }  # fmt: skip
 ALWAYS_KNOWN = (
     "working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding", "most_steps",
 )  # fmt: skip
-EVERY = {**RULES, **COSTS, **PRIVACY}
+EVERY = {**RULES, **COSTS, **LEAKS, **PRIVACY}
 
 
 def check(policy: Policy, asked: Asked) -> None:
     """All tables, as admission asks them one after the other."""
-    for table in (RULES, COSTS, PRIVACY):
+    for table in (RULES, COSTS, LEAKS, PRIVACY):
         checked(policy, asked, rules=table)
 
 
@@ -58,7 +72,7 @@ def asked(**changes: Any) -> Asked:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert CASES.keys() == EVERY.keys() and len(EVERY) == len(RULES) + len(COSTS) + len(PRIVACY)
+    assert CASES.keys() == EVERY.keys() and len(EVERY) == sum(map(len, (RULES, COSTS, LEAKS, PRIVACY)))
     elsewhere = {"format", "metrics", "smallest_count", "largest_upload_bytes", "delta"}
     elsewhere |= {"most_models", "most_scorings", "most_seconds", "plugins"}
     assert Policy.model_fields.keys() == EVERY.keys() | elsewhere
@@ -88,6 +102,18 @@ def test_exact_figures_are_bounded_by_no_epsilon(name: str) -> None:
     with pytest.raises(PolicyError, match=f"'{name}': exact figures on this site's examples have no finite epsilon"):
         check(policy, asked(kind="evaluate"))
     check(policy, asked(kind="countersign"))
+
+
+def test_a_model_that_gives_away_too_much_ends_training_and_is_not_signed() -> None:
+    policy = Policy(leakage_audit="required", largest_membership_advantage=0.1)
+    for kind in ("train", "countersign"):
+        with pytest.raises(PolicyError, match="the membership advantage of the run's model is 0.3, at most 0.1"):
+            check(policy, asked(kind=kind, audits_leakage=True, leaked=0.3))
+        check(policy, asked(kind=kind, audits_leakage=True, leaked=0.05))
+    check(policy, asked(kind="leakage", audits_leakage=True, leaked=0.3))  # a better model may be measured again
+    check(policy, asked(kind="train", audits_leakage=True))
+    with pytest.raises(PolicyError, match="the final model was not measured"):
+        check(policy, asked(kind="countersign", audits_leakage=True))
 
 
 def test_rules_of_the_adapter_do_not_hold_up_what_carries_none() -> None:

@@ -27,6 +27,8 @@ _POLICY_EXAMPLES = {
     "delta": "1e-6",
     "largest_upload_bytes": "200000000",
     "metrics": '["loss", "accuracy", "macro_f1"]',
+    "leakage_audit": '"required"',
+    "largest_membership_advantage": "0.1",
     "charter": '"64 hexadecimal digits, as sha256sum prints them"',
     "plugins": '["silotune-nesterov"]',
 }

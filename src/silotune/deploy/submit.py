@@ -27,7 +27,7 @@ from silotune.deploy.queue import ENDED, Jobs, JobState
 from silotune.errors import ConfigError, FederationError, ModelError, SignatureError, unknown_choice
 from silotune.experiment.site import setup_of
 from silotune.experiment.start import adapter_folder
-from silotune.federation.kinds import COUNTERSIGN, EVALUATE, steps_of
+from silotune.federation.kinds import COUNTERSIGN, EVALUATE, LEAKAGE, steps_of
 from silotune.federation.wire.run_setup import check_scorable
 from silotune.federation.wire.signed_job import Job, SignedJob, sign_job
 from silotune.models.fingerprint import folder_of
@@ -106,7 +106,8 @@ def kinds_of(config: Config) -> tuple[str, ...]:
     scores = (EVALUATE,) if config.evaluation.per_client else ()
     if scores:
         check_scorable(tuple(resolve(config.data).options))
-    return (*steps_of(config.privacy.protection.type), *scores, COUNTERSIGN)
+    audits = (LEAKAGE,) if config.audit.leakage else ()
+    return (*steps_of(config.privacy.protection.type), *scores, *audits, COUNTERSIGN)
 
 
 def resume_run(kit: Kit, name: str, *, submitter: Kit | None = None) -> JobState:

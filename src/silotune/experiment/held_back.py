@@ -45,6 +45,13 @@ class HeldBack:
         return [*self.members, *inserted]
 
 
+def sampled(count: int, most: int, *, seed: int, purpose: str) -> list[int]:
+    """At most ``most`` of so many places, drawn by the run's seed, in order."""
+    places = list(range(count))
+    random.Random(derive(seed, purpose)).shuffle(places)  # noqa: S311
+    return sorted(places[:most])
+
+
 def hold_back(
     examples: Sequence[Encoded], config: Config, *, client: str, tokenizer: PreTrainedTokenizerBase
 ) -> HeldBack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from silotune.errors import PrivacyError, RunFolderError
 from silotune.evaluation.leakage import canaries, extraction, labels, membership, span
 from silotune.evaluation.leakage.membership import Advantage
 from silotune.experiment.exposure import exposed_by, exposure_lines
+from silotune.experiment.held_back import sampled
 from silotune.experiment.needs import config_of
 from silotune.experiment.parts import Part, federation_of
 from silotune.experiment.prepare import Prepared, prepare
@@ -157,9 +157,7 @@ class Evidence:
 
     def sample(self, examples: Sequence[Encoded], purpose: str) -> list[int]:
         """Places of at most ``audit.max_examples`` of them."""
-        places = list(range(len(examples)))
-        random.Random(derive(self.config.seed, purpose)).shuffle(places)  # noqa: S311
-        return sorted(places[: self.settings.max_examples])
+        return sampled(len(examples), self.settings.max_examples, seed=self.config.seed, purpose=purpose)
 
     @cached_property
     def members(self) -> list[tuple[str, int, Encoded]]:
@@ -654,27 +652,12 @@ def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> di
         else:
             figures += attack.run(evidence)
     adapters.write(prepared.adapted, prepared.initial)
-    part = folder.part("federated")
     return {
-        "format": 1,
-        "run": folder.path.name,
-        "round": evidence.rounds,
-        "time": time.time(),
+        **_identity(prepared, folder, digest(evidence.final), evidence.rounds),
         "seconds": time.perf_counter() - began,
-        "seed": prepared.config.seed,
-        "protection": protection_of(prepared.config),
-        "adversaries": dict(ADVERSARIES),
         "figures": [asdict(figure) for figure in figures],
         "not_tried": [*missing, *_NEVER],
-        "forecast": exposure_lines(prepared.config, exposed_by(trained_of(prepared))),
         "worst": _worst(evidence),
-        "hashes": {
-            "config": sha256(prepared.config.model_dump(mode="json")),
-            "data": prepared.skew.get("data_sha256", ""),
-            "adapter": digest(evidence.final),
-            "trail": file_sha256(part.path / FILE) if (part.path / FILE).is_file() else "",
-        },
-        "versions": versions(),
     }
 
 
@@ -706,6 +689,71 @@ def _worst(evidence: Evidence) -> dict[str, Any] | None:
     client, row, _ = evidence.members[place]
     above = float((outside >= inside[place]).mean())
     return {"client": client, "row": row + 1, "share_of_reserve_above": above, "of": len(members)}
+
+
+def gathered(prepared: Prepared, folder: RunFolder, by_site: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The report of a run over sites, unsigned: the figures that the sites measured on their own examples.
+
+    Args:
+        prepared: What the coordinator has: no example of a site.
+        folder: The run folder.
+        by_site: Site -> what it said, or why it said nothing.
+    """
+    figures, missing = [], []
+    for site, said in by_site.items():
+        if said.get("auc") is None:
+            why = said.get("failed") or "the site withholds its figures"
+            missing.append({"attack": f"membership at {site}", "adversary": PUBLIC, "why": str(why)})
+            continue
+        low, high = said["auc_interval"] or (said["auc"], said["auc"])
+        figures.append(
+            Figure(
+                "membership",
+                PUBLIC,
+                f"by ratio, at {site}",
+                "AUC",
+                said["auc"],
+                (low, high),
+                0.5,
+                "guessing",
+                f"Whoever has the final adapter can tell an example of {site} that was trained on from one that was "
+                f"not with an AUC of {said['auc']:.3f} ({low:.3f} to {high:.3f}), as {site} measured; guessing has "
+                "0.5.",
+                dict(said),
+            )  # fmt: skip
+        )
+    away = "its examples are at the sites: whether it worked can be told there alone"
+    missing += [
+        {"attack": name, "adversary": attack.adversary, "why": away}
+        for name, attack in ATTACKS.items()
+        if name != "membership"
+    ]
+    part = folder.part("federated")
+    identity = _identity(prepared, folder, digest(part.load_adapter()[0]), int(part.read_json("result")["rounds"]))
+    return {**identity, "seconds": 0.0, "figures": [asdict(figure) for figure in figures], "worst": None,
+            "not_tried": [*missing, *_NEVER]}  # fmt: skip
+
+
+def _identity(prepared: Prepared, folder: RunFolder, adapter: str, rounds: int) -> dict[str, Any]:
+    """What a report says of the run that it is about."""
+    config, trail = prepared.config, folder.part("federated").path / FILE
+    return {
+        "format": 1,
+        "run": folder.path.name,
+        "round": rounds,
+        "time": time.time(),
+        "seed": config.seed,
+        "protection": protection_of(config),
+        "adversaries": dict(ADVERSARIES),
+        "forecast": exposure_lines(config, exposed_by(trained_of(prepared))),
+        "hashes": {
+            "config": sha256(config.model_dump(mode="json")),
+            "data": prepared.skew.get("data_sha256", ""),
+            "adapter": adapter,
+            "trail": file_sha256(trail) if trail.is_file() else "",
+        },
+        "versions": versions(),
+    }
 
 
 def protection_of(config: Config) -> str:

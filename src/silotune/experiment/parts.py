@@ -16,7 +16,7 @@ from typing import Any
 from silotune.experiment.budget import lone_training, pooled_training
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
-from silotune.federation.kinds import EVALUATE
+from silotune.federation.kinds import EVALUATE, LEAKAGE
 from silotune.federation.wire.run_setup import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import plain
@@ -93,6 +93,17 @@ def settings_of(prepared: Prepared, part: Part) -> RunSettings:
     scored."""
     config, federation = prepared.config, federation_of(prepared, part)
     return RunSettings(part.training, federation, config.privacy, config.evaluation, tuple(prepared.gold.labels))
+
+
+def leaked_by_clients(
+    plan: Plan, transport: Transport, weights: Tensors, round_number: int
+) -> dict[str, Mapping[str, Any]]:
+    """What the model gives away of each client's examples, as the client measures it; it stands in the trail, too."""
+    requests = {name: Request(LEAKAGE, round_number, name, weights, plan.body) for name in transport.clients()}
+    replies = exchange(plan, transport, requests)
+    return {
+        reply.client: dict(reply.body) if isinstance(reply, Reply) else {"failed": reply.reason} for reply in replies
+    }
 
 
 def scored_by_clients(

@@ -18,7 +18,7 @@ from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
 from silotune.experiment.exposure import exposed_by
 from silotune.experiment.needs import config_of
-from silotune.experiment.parts import MODES, Part, federation_of, scored_by_clients
+from silotune.experiment.parts import MODES, Part, federation_of, leaked_by_clients, scored_by_clients
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
@@ -41,6 +41,8 @@ from silotune.structs import Observer, ServerState, Tensors
 
 FEDERATED = ("federated",)
 """Place of the part that keeps a trail, in the run folder."""
+_BY_SITE = "leakage_by_site"
+"""What the sites measured of the final model, by their names."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
         notify("note", {"text": note})
     for part in _parts(prepared):
         _run_part(run, part, folder.part(*part.names), notify, name=_identity(run, part))
-    if prepared.config.audit.leakage and not folder.is_of_sites():
+    if prepared.config.audit.leakage:
         notify("note", {"text": _attack(prepared, folder)})
     meant = budget.said(prepared.config, prepared.sizes)
     summary = results.summarize(prepared.config, folder, metric=prepared.task.metric, budget=meant)
@@ -261,7 +263,10 @@ def _work(run: _Run, observer: Observer | None) -> None:
 
 def _attack(prepared: Prepared, folder: RunFolder) -> str:
     """Attacks what the run left of itself, writes the report to its folder, and says where."""
-    report = leakage.audited(prepared, folder, prepared.config.audit)
+    if folder.is_of_sites():
+        report = leakage.gathered(prepared, folder, folder.part(*FEDERATED).read_json(_BY_SITE))
+    else:
+        report = leakage.audited(prepared, folder, prepared.config.audit)
     place = folder.path / leakage_report.FOLDER
     leakage_report.write_report(leakage.signed(report, leakage.key_of(folder, None)), place)
     return f"leakage audit: {len(report['figures'])} figures in {str(place)!r}"
@@ -343,6 +348,8 @@ def _finish_part(
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:
         folder.write_json("per_client", scored_by_clients(plan, transport, weights, state.round_number))
+    if part.mode == "federated" and config.audit.leakage and not any(prepared.sizes.values()):
+        folder.write_json(_BY_SITE, leaked_by_clients(plan, transport, weights, state.round_number))
     result = _scored_result(prepared, part, folder, state, weights)
     if (spent := spending.spent_of(config, folder, state.privacy, run=name)) is not None:
         planned = spending.planned_epsilon(run.folder) if part.sends_updates else None

@@ -14,7 +14,7 @@ from silotune.data.rows import Task, with_columns
 from silotune.data.tasks import resolve
 from silotune.errors import DataError, ModelError, unknown_choice
 from silotune.experiment.examples import check_objective, encoded_apart, notes_of, spread
-from silotune.experiment.held_back import hold_back
+from silotune.experiment.held_back import hold_back, sampled
 from silotune.experiment.prepare import adapted_of, client_shares
 from silotune.experiment.scoring import encoder_for
 from silotune.federation.site.layouts import expected_of
@@ -28,6 +28,7 @@ from silotune.models.threads import threads_of
 from silotune.record.environment import cores
 from silotune.settings.sections import FileSettings, ModelSection, TaskSection
 from silotune.structs import Example, Tensors
+from silotune.training.encode import Encoded
 from silotune.transports.trainer_host import Opened
 
 
@@ -146,7 +147,16 @@ class SiteDesk:
         own = [encoded[place] for place in spread(range(len(examples)), places)]
         held = hold_back(own, config, client=self._holdings.name, tokenizer=adapted.base.tokenizer)
         site = self._equip(
-            Site(self._holdings.name, held.trained, adapted, initial=initial, settings=run_settings(config)), config
+            Site(
+                self._holdings.name,
+                held.trained,
+                adapted,
+                initial=initial,
+                settings=run_settings(config),
+                members=_attacked(held.members, config, "members"),
+                reserve=_attacked(held.reserve, config, "reserve"),
+            ),
+            config,
         )
         expected = expected_of(config.federation, initial, rank=self._rank(config, initial))
         keep = config.record.checkpoint_every + 1
@@ -209,6 +219,12 @@ class SiteDesk:
             held.needs, held.adapted, held.initial, held.loads = needs, made, adapters.read(made), held.loads + 1
         held.use_threads(held.adapted, self._holdings.threads or config.training.threads)
         return held.adapted, held.initial
+
+
+def _attacked(examples: Sequence[Encoded], config: Config, purpose: str) -> list[Encoded]:
+    """Those of a site's examples by which it measures what a model gives away; none where the run asks for none."""
+    most = config.audit.max_examples if config.audit.leakage else 0
+    return [examples[place] for place in sampled(len(examples), most, seed=config.seed, purpose=purpose)]
 
 
 def task_at(own: Holdings, task: Task, definition: TaskSection | None) -> Task:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from silotune.errors import MessageError, unknown_choice
 
 TRAIN, EVALUATE, COUNTERSIGN, PERSONALIZE = "train", "evaluate", "countersign", "personalize"
+LEAKAGE = "leakage"
 EPSILON_RULES = ("largest_epsilon_run", "largest_epsilon_total")
 """Rules of a site's policy that refuse because the owner's privacy budget is spent."""
 
@@ -66,6 +67,8 @@ class Kind:
         returns: The layout of a reply's tensors, ``(Request, FederationSection) -> Layout``.
         trains: What a site sends back is learnt from its examples.
         scores: Exact figures on its examples are sent back.
+        audits: What a model gives away of its examples is measured, and figures of that are sent back.
+        ends_run: What is sent back vouches for the end of the run.
         sends_update: A change of the model is sent back.
         protection: The protection whose sum it is a step of, so that what is sent back is seen only within the sum;
             empty where each reply is seen alone.
@@ -81,6 +84,8 @@ class Kind:
     returns: Callable[..., Any] = nothing
     trains: bool = False
     scores: bool = False
+    audits: bool = False
+    ends_run: bool = False
     sends_update: bool = False
     protection: str = ""
     cohort: tuple[str, ...] = ()
@@ -95,12 +100,12 @@ class Kind:
     @property
     def is_seen_alone(self) -> bool:
         """Whether its reply shows the coordinator this site's own update or figures."""
-        return (self.trains or self.scores) and not self.is_protected
+        return (self.trains or self.scores or self.audits) and not self.is_protected
 
     @property
     def uses_examples(self) -> bool:
         """Whether a site uses its examples for it; then it carries an adapter, and its body is or holds an order."""
-        return self.trains or self.scores
+        return self.trains or self.scores or self.audits
 
 
 def _of_masks(step: str, report: str, *, within: str = "site.secure_sum", **facts: Any) -> Kind:
@@ -144,7 +149,15 @@ KINDS: Mapping[str, Kind] = {
         first_round=0,
         message="evaluate",
     ),
-    COUNTERSIGN: Kind(At("site.client", "countersign"), EMPTY, first_round=0),
+    LEAKAGE: Kind(
+        At("site.leakage", "measure"),
+        Body("coordinator.forms", "Leakage"),
+        carries=At("site.layouts", "whole"),
+        audits=True,
+        first_round=0,
+        message="evaluate",
+    ),
+    COUNTERSIGN: Kind(At("site.client", "countersign"), EMPTY, first_round=0, ends_run=True),
     "secure_sum.keys": _of_masks("advertise_keys", "SignedKeys", cohort=("terms", "cohort")),
     "secure_sum.shares": _of_masks("share_keys", "SharesReport", cohort=("keys",)),
     "secure_sum.accept": _of_masks("accept_shares", "AcceptReport", cohort=("arrived",)),

@@ -87,6 +87,15 @@ class PairScores(Scores):
     margin: Nats | None
 
 
+class Leakage(Scores):
+    """What a model gives away of a site's examples, as the site measured it; figures may be withheld."""
+
+    others: Annotated[Positive, Field(le=MOST_COUNTED)]
+    auc: Share | None
+    auc_interval: tuple[Share, Share] | None
+    advantage: Change | None
+
+
 def read(reply: Reply, settings: RunSettings) -> Section:
     """The body of a reply in the form of its kind.
 

@@ -158,7 +158,8 @@ def _admitted(arrived: Arrived, gate: Gate, open_run: Callable[[], Ready], polic
     opened = open_run()
     opened.served.begin(signed.job.id)
     request = decode_request(arrived.payload, opened.expected.get(header.kind, {}))
-    asked = _with_costs(asked, opened.facts(request))
+    asked = replace(_with_costs(asked, opened.facts(request)), leaked=opened.served.leaked)
+    rules.check(policy, asked, rules=rules.LEAKS)
     rules.check(policy, asked, rules=rules.COSTS)
     asked = _with_epsilons(asked, opened.epsilons(request, policy.delta))
     rules.check(policy, asked, rules=rules.PRIVACY)
@@ -283,6 +284,7 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
         base_sha256=gate.base_sha256,
         participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,
+        audits_leakage=config.audit.leakage and config.audit.reserve > 0,
         generates=KINDS[header.kind].scores and config.evaluation.scoring == "generation",
         submitter=signed.submitter,
         charter_sha256=job.charter_sha256,

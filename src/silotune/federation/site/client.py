@@ -45,7 +45,7 @@ def client_round(request: Request, site: Site) -> Reply:
         SilotuneError: What the work itself raises.
     """
     kind = kind_named(request.kind)
-    if site.protection is not None and site.protection.is_required and kind.is_seen_alone:
+    if site.protection is not None and site.protection.is_required and kind.is_seen_alone and not kind.audits:
         raise ProtectionError(f"this site takes part in protected sums only: {request.kind!r} is refused")
     reply: Reply = kind.answer(request, site)
     return reply

@@ -27,6 +27,7 @@ from silotune.tensors import digest, num_bytes
 
 NOT_FIGURES = (
     "num_examples", "steps", "tokens", "seconds", "core_seconds", "joules", "energy_source", "scoring",
+    "others",
 )  # fmt: skip
 """Fields of a reply's body that an aggregate or the accounts need; the policy's ``metrics`` does not decide on them."""
 

@@ -1,7 +1,7 @@
 """The site policy: what a data holder allows, whatever a coordinator asks. It refuses when in doubt.
 
 ``policy.toml`` belongs to the site and lies outside every job. If the file is missing, broken or holds an unknown key,
-everything is refused; a rule refuses, too, if the fact that it needs is not known. Rules are functions in three
+everything is refused; a rule refuses, too, if the fact that it needs is not known. Rules are functions in four
 tables, under the name of their key: rules about what is asked, which are checked before the site opens anything of its
 own; rules about what serving it would cost; and rules about its privacy loss, which takes long to compute.
 """
@@ -34,6 +34,7 @@ COUNTS = ("num_examples", "support", "confusion")
 RATES = (
     "accuracy", "macro_f1", "unparsed", "ece", "preference_accuracy", "start_accuracy", "gain", "win_rate",
     "accuracy_interval", "macro_f1_interval", "preference_accuracy_interval", "gain_interval", "win_rate_interval",
+    "auc", "auc_interval", "advantage",
 )  # fmt: skip
 """Figures that are a share of the examples, or made of such shares."""
 BY_CLASS = ("per_class", "confusion", "reliability", "by_task")
@@ -157,6 +158,16 @@ class Policy(Section):
     )
     most_steps: _Count = Field(100_000, description="optimiser steps of one round")
     most_seconds: PositiveNumber = Field(86400.0, description="of one round or scoring; then it is broken off")
+    leakage_audit: Literal["optional", "required"] = Field(
+        "optional",
+        description="required: runs must set audit.leakage, and no end of a run is signed whose model was not measured "
+        "on this site's examples",
+    )
+    largest_membership_advantage: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="most that a model may give away of who was trained on, 2 AUC - 1 at the upper end of its "
+        "interval: above it the site trains no more for the run and does not sign its end",
+    )
     charter: Sha256 | None = Field(None, description="SHA-256 of the charter that a run must name")
     plugins: tuple[str, ...] = Field((), description="packages whose plug-ins a run may use; no others are imported")
 
@@ -196,6 +207,8 @@ class Asked:
         steps: Optimiser steps of the round; None where nothing is trained.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
         epsilon_total: The same for all runs of the site.
+        audits_leakage: The run measures what its final model gives away at this site.
+        leaked: Membership advantage of the model of the run that was measured last; None where none was.
         submitter: Public key whose signature of the job was checked.
         charter_sha256: Of the charter that the job names.
         charter_until: Last day of that charter; None where the site does not hold it.
@@ -215,6 +228,8 @@ class Asked:
     steps: int | None = None
     epsilon_run: float | None = None
     epsilon_total: float | None = None
+    audits_leakage: bool = False
+    leaked: float | None = None
     submitter: str | None = None
     charter_sha256: str | None = None
     charter_until: date | None = None
@@ -319,6 +334,32 @@ RULES: Mapping[str, _Rule] = {
     ),
 }
 """Key of ``policy.toml`` -> what refuses a request before anything of the site's is opened, as one line, or None."""
+
+
+def _leakage_audit(policy: Policy, asked: Asked) -> str | None:
+    return _unmeasured(asked) if policy.leakage_audit == "required" else None
+
+
+def _advantage(policy: Policy, asked: Asked) -> str | None:
+    most = policy.largest_membership_advantage
+    if most is None or asked.does.audits:
+        return None
+    if asked.leaked is None:
+        return _unmeasured(asked)
+    return _at_most("the membership advantage of the run's model", asked.leaked, most)
+
+
+def _unmeasured(asked: Asked) -> str | None:
+    """Why nothing is known, or will be, of what a run's final model gives away; None where it is, or will be."""
+    if not asked.audits_leakage:
+        return "the run does not measure what its model gives away: audit.leakage = true, with audit.reserve above 0"
+    if asked.does.ends_run and asked.leaked is None:
+        return "the final model was not measured on this site's examples"
+    return None
+
+
+LEAKS: Mapping[str, _Rule] = {"leakage_audit": _leakage_audit, "largest_membership_advantage": _advantage}
+"""The same for what the run's model was found to give away at this site."""
 COSTS: Mapping[str, _Rule] = {
     "smallest_adapter": lambda policy, asked: (
         _at_least("the adapter's number of values", asked.adapter_values, policy.smallest_adapter)

@@ -14,7 +14,7 @@ from silotune.errors import PolicyError
 from silotune.record.files import append_line, read_lines, to_line
 
 FILE = "served.jsonl"
-RUN, OPENED, TRAINED, SCORED = "run", "opened", "trained", "scored"
+RUN, OPENED, TRAINED, SCORED, LEAKED = "run", "opened", "trained", "scored", "leaked"
 
 
 class Served:
@@ -55,6 +55,15 @@ class Served:
     def note_opened(self, sum_name: str, over: str) -> None:
         """Writes a sum down before it is opened."""
         self._note(OPENED, sum_name, over)
+
+    def note_leaked(self, model: str, advantage: float) -> None:
+        """Writes down what a model, by its digest, was found to give away."""
+        self._note(LEAKED, model, f"{advantage:.6f}")
+
+    @property
+    def leaked(self) -> float | None:
+        """The membership advantage of the model that was measured last; None where none was."""
+        return next((float(what) for act, _, what in reversed(self._acts) if act == LEAKED), None)
 
     def note(self, act: str, of: str, what: str, *, most: int, rule: str) -> None:
         """Writes down what is about to be trained or scored; what is known already does not count again.

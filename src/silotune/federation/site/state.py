@@ -66,7 +66,8 @@ class Site:
     drawn from the run's seed: a coordinator need not send what no client ever trains. ``settings``
     are those that the run was opened with; no request is served
     under other settings. ``metrics`` are the figures that may enter a sum, None
-    for all.
+    for all. ``members`` are trained on and ``reserve`` is not: what a
+    model gives away is measured by the two.
     """
 
     name: str
@@ -80,3 +81,5 @@ class Site:
     initial: Tensors = field(default_factory=dict)
     settings: RunSettings = RunSettings()
     metrics: tuple[str, ...] | None = None
+    members: Sequence[Encoded] = ()
+    reserve: Sequence[Encoded] = ()

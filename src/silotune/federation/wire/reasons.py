@@ -56,6 +56,8 @@ RULES: Mapping[str, str] = {
     "secure_aggregation": "updates of this site leave only inside a secure sum",
     "least_threshold": "the sum's threshold is too low for the site",
     "least_colluding": "the sum's noise is not enough without the shares of as many sites as the site's policy asks",
+    "leakage_audit": "the site asks that the run measures what its model gives away, and it has not been measured",
+    "largest_membership_advantage": "the run's model gives away more of the site's examples than its policy allows",
     "largest_epsilon_run": "the site's privacy budget for one run does not allow it",
     "largest_epsilon_total": "the site's privacy budget over all runs does not allow it",
     "largest_upload_bytes": "the reply would be larger than the site allows",
