@@ -32,6 +32,7 @@ def site_app() -> typer.Typer:
     app.command("status")(_site_status)
     app.command("stop")(_site_stop)
     app.command("check")(_site_check)
+    app.command("audit")(_site_audit)
     return app
 
 
@@ -143,6 +144,37 @@ def _site_check(kit: KitFolder, as_json: AsJson = False) -> None:
             say(f"{'ok   ' if item.ok else 'FAULT'} {item.name}: {item.said}")
     if not all(item.ok for item in found):
         raise typer.Exit(12)
+
+
+def _site_audit(
+    kit: KitFolder,
+    run: Annotated[str, typer.Option("--run", help="Name of the run.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the signed figures to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what this site measured of a run's final model on its own examples, signed with the site's key.
+
+    Ends with exit code 10 where that is more than the site's policy allows.
+    """
+    from silotune.deploy.kits import read_kit
+    from silotune.deploy.site_audit import check_site_report, site_report, write_site_report
+
+    report = site_report(read_kit(kit), run)
+    if out is not None:
+        write_site_report(report, out)
+    if as_json:
+        print_json(report)
+    else:
+        figures, most = report["figures"], report["largest_membership_advantage"]
+        known = "withheld" if figures.get("auc") is None else f"{figures['auc']:.3f}"
+        say(
+            f"{report['run']} at {report['site']}: round {report['round']}, entry {report['entry']} of the site's trail"
+        )
+        say(f"AUC as it left: {known}, of {figures['num_examples']} members and {figures['others']} of the reserve")
+        bound = "no bound in the policy" if most is None else f"at most {most:g} allowed"
+        say(f"membership advantage at the upper end of its interval: {report['advantage']:.3f} ({bound})")
+        say(f"signed by {report['key']}" + (f": {out}" if out else ""))
+    check_site_report(report)
 
 
 def _say(event: str, fields: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ def plan(
     """
     from silotune.config import from_mapping, merge, read_toml
     from silotune.experiment.budget import matched
+    from silotune.experiment.exposure import exposure_lines
     from silotune.experiment.privacy import as_json as as_mapping
     from silotune.experiment.privacy import plan_of, plan_of_config, statement, warnings
     from silotune.shipped import find
@@ -60,7 +61,8 @@ def plan(
         from silotune.report.privacy import draw_epsilon
 
         draw_epsilon(as_mapping(made), out)
-    lines, notes = statement(loaded.privacy, made), warnings(loaded, made.sizes)
+    lines = statement(loaded.privacy, made)
+    notes = [*warnings(loaded, made.sizes), *exposure_lines(loaded, None)]
     if as_json:
         print_json({**as_mapping(made), "statement": list(lines), "notes": notes, "picture": out})
         return

@@ -16,7 +16,7 @@ from silotune import tensors as arithmetic
 from silotune.config import Config
 from silotune.experiment.budget import steps_by_mode
 from silotune.experiment.engines import in_process
-from silotune.experiment.parts import MODES
+from silotune.experiment.parts import MODES, forecast_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.scoring import SetScorer
@@ -127,7 +127,7 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
         "seconds_least": least,
         "seconds_most": most,
         "fast_paths": list(prepared.adapted.fast.names()),
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *forecast_of(prepared)],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from silotune.config import Config
@@ -57,18 +58,19 @@ def exposed_by(trained: Tensors) -> Exposed:
     return Exposed(tuple(rank for rank, _ in largest), largest[0][1])
 
 
-def exposure_lines(config: Config, exposed: Exposed | None) -> list[str]:
+def exposure_lines(config: Config, exposed: Exposed | None, held: Mapping[str, int] | None = None) -> list[str]:
     """The forecast of what updates of a run show of the tokens that they are made from, and what changes it.
 
     Args:
         config: The whole configuration.
         exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
+        held: Client -> distinct tokens of its examples, where they are here.
     """
     if "federated" not in config.federation.modes:
         return []
     if exposed is not None and not exposed.ranks:
         return ["exposure: nothing that is trained reads the model's inputs, so updates do not lie in their span"]
-    said = f"exposure: {_visible(config, exposed)}"
+    said = f"exposure: {_visible(config, exposed)}{_holders(exposed, config.federation.rounds, held or {})}"
     if config.privacy.dp.is_promised:
         return [f"{said} if no noise were added; the noise of privacy.dp is what hides them, so test how well it does"]
     if config.training.optimizer.is_plain:
@@ -83,6 +85,15 @@ _REMEDY = (
     "what changes it: training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a smaller adapter.rank "
     "or fewer rounds, larger batches of more distinct tokens"
 )
+
+
+def _holders(exposed: Exposed | None, rounds: int, held: Mapping[str, int]) -> str:
+    """How many clients hold fewer distinct tokens than can be told; empty where nothing is known of either."""
+    known = {name: count for name, count in held.items() if count}
+    if exposed is None or not known:
+        return ""
+    few = sum(count < exposed.tokens(rounds) for count in known.values())
+    return f"; all that a client holds is fewer at {few} of {len(known)}, and batches of the others may be"
 
 
 def _visible(config: Config, exposed: Exposed | None) -> str:

@@ -19,10 +19,9 @@ from silotune.config import Config
 from silotune.errors import PrivacyError, RunFolderError
 from silotune.evaluation.leakage import canaries, extraction, labels, membership, span
 from silotune.evaluation.leakage.membership import Advantage
-from silotune.experiment.exposure import exposed_by, exposure_lines
 from silotune.experiment.held_back import sampled
 from silotune.experiment.needs import config_of
-from silotune.experiment.parts import Part, federation_of
+from silotune.experiment.parts import exposed_of, forecast_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.scoring import MixtureScorer, Scorer
 from silotune.experiment.start import check_same_data
@@ -560,19 +559,10 @@ def _both(*needs: Callable[[Evidence], str]) -> Callable[[Evidence], str]:
 
 def _needs_reader(evidence: Evidence) -> str:
     """Whether the adapter has a factor that is trained and reads what the model reads."""
-    trained = trained_of(evidence.prepared)
-    if evidence.config.adapter.is_whole or exposed_by(trained).ranks:
+    exposed = exposed_of(evidence.prepared)
+    if exposed is None or exposed.ranks:
         return ""
     return "nothing that is trained reads the model's inputs, so their span is not in an update"
-
-
-def trained_of(prepared: Prepared) -> Tensors:
-    """The adapter's tensors that move in any round of the federated mode."""
-    from silotune.methods.algorithms import method
-
-    part = Part("federated", ("federated",), prepared.clients, prepared.config.training)
-    both = [method(federation_of(prepared, part)).schedule(number) for number in (1, 2)]
-    return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
 ATTACKS: Mapping[str, Attack] = {
@@ -745,7 +735,7 @@ def _identity(prepared: Prepared, folder: RunFolder, adapter: str, rounds: int) 
         "seed": config.seed,
         "protection": protection_of(config),
         "adversaries": dict(ADVERSARIES),
-        "forecast": exposure_lines(config, exposed_by(trained_of(prepared))),
+        "forecast": forecast_of(prepared),
         "hashes": {
             "config": sha256(config.model_dump(mode="json")),
             "data": prepared.skew.get("data_sha256", ""),

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.experiment.budget import lone_training, pooled_training
+from silotune.experiment.exposure import Exposed, exposed_by, exposure_lines
 from silotune.experiment.prepare import Prepared
 from silotune.federation.coordinator.rounds import Plan, exchange
 from silotune.federation.kinds import EVALUATE, LEAKAGE
 from silotune.federation.wire.run_setup import RunSettings, check_scorable
 from silotune.federation.wire.transport import Transport
-from silotune.methods.algorithms import plain
+from silotune.methods.algorithms import method, plain
 from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
 from silotune.settings.sections import BudgetSection, FederationSection, TrainingSection
@@ -86,6 +87,28 @@ def federation_of(prepared: Prepared, part: Part) -> FederationSection:
         "attack": NoAttack(),
     }
     return plain(federation).model_copy(update=alone)
+
+
+def trained_of(prepared: Prepared, section: FederationSection) -> Tensors:
+    """The adapter's tensors that move in any round."""
+    both = [method(section).schedule(number) for number in (1, 2)]
+    return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
+
+
+def exposed_of(prepared: Prepared) -> Exposed | None:
+    """What updates of the federated mode show of what the model reads; None where all weights are trained."""
+    if prepared.config.adapter.is_whole:
+        return None
+    return exposed_by(trained_of(prepared, prepared.config.federation))
+
+
+def forecast_of(prepared: Prepared) -> list[str]:
+    """What the run's updates can show, beside how many distinct tokens its clients hold."""
+    held = {
+        name: len({token for example in examples for token in (*example.prompt, *example.answer)})
+        for name, examples in prepared.clients.items()
+    }
+    return exposure_lines(prepared.config, exposed_of(prepared), held)
 
 
 def settings_of(prepared: Prepared, part: Part) -> RunSettings:

@@ -16,9 +16,16 @@ from silotune.experiment import budget, leakage, leakage_report, personal, priva
 from silotune.experiment.audit import can_go_on, check_goes_on, forget_key, open_audit
 from silotune.experiment.card import model_card
 from silotune.experiment.engines import ENGINES, Engine
-from silotune.experiment.exposure import exposed_by
 from silotune.experiment.needs import config_of
-from silotune.experiment.parts import MODES, Part, federation_of, leaked_by_clients, scored_by_clients
+from silotune.experiment.parts import (
+    MODES,
+    Part,
+    exposed_of,
+    federation_of,
+    leaked_by_clients,
+    scored_by_clients,
+    trained_of,
+)
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.start import check_same_data
@@ -28,7 +35,6 @@ from silotune.federation.wire.orders import Order
 from silotune.federation.wire.signed_job import SignedJob
 from silotune.federation.wire.transport import Transport
 from silotune.lora import without_residuals
-from silotune.methods.algorithms import method
 from silotune.models import adapters
 from silotune.models.load import pick_device
 from silotune.models.threads import operation_threads
@@ -36,7 +42,6 @@ from silotune.record.chain import has_ended
 from silotune.record.cost import Meter
 from silotune.record.energy import open_gauge
 from silotune.record.runs import RunFolder
-from silotune.settings.sections import FederationSection
 from silotune.structs import Observer, ServerState, Tensors
 
 FEDERATED = ("federated",)
@@ -237,9 +242,7 @@ def _work(run: _Run, observer: Observer | None) -> None:
     number = None if run.vouched is None else run.vouched.number
     planned = spending.declared(prepared.config, folder, sizes, run=number)
     notify("privacy", {"statement": planned})
-    trained = _trained(prepared, prepared.config.federation)
-    exposed = None if prepared.config.adapter.is_whole else exposed_by(trained)
-    for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes, exposed=exposed)):
+    for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes, exposed=exposed_of(prepared))):
         notify("note", {"text": note})
     for part in _parts(prepared):
         _run_part(run, part, folder.part(*part.names), notify, name=_identity(run, part))
@@ -357,7 +360,7 @@ def _finish_part(
     models = personal.made(prepared, part, plan, transport, weights, told)
     if models is not None:
         result["personal"] = personal.scored(prepared, part, models, result["by_client"])
-    trainable = arithmetic.count(_trained(prepared, federation_of(prepared, part)))
+    trainable = arithmetic.count(trained_of(prepared, federation_of(prepared, part)))
     result["cost"] = results.cost_of(folder, result, part.training, trainable=trainable, gauge=meter.gauge)
     card = model_card(config, part.mode, prepared.task, result)
     saved, adapter_config = adapters.exported(prepared.adapted, weights)
@@ -383,12 +386,6 @@ def _scored_result(
     if not part.sends_updates:
         result.update(bytes_up=part.text_bytes, bytes_down=0)
     return result
-
-
-def _trained(prepared: Prepared, section: FederationSection) -> Tensors:
-    """The adapter's tensors that move in any round."""
-    both = [method(section).schedule(number) for number in (1, 2)]
-    return {name: value for name, value in prepared.initial.items() if any(parts.trains(name) for parts in both)}
 
 
 def _vouched_plan(run: _Run, part: Part, audit: Audit | None) -> Plan:

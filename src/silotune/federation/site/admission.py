@@ -20,7 +20,7 @@ from silotune.errors import AuditError, ConfigError, PolicyError
 from silotune.federation.kinds import KINDS, kind_named
 from silotune.federation.site import policy as rules
 from silotune.federation.site.policy import Asked, Policy
-from silotune.federation.site.served import SCORED, TRAINED, Served
+from silotune.federation.site.served import MEASURED, SCORED, TRAINED, Served
 from silotune.federation.wire.messages import Expected, Header, decode_request, read_header
 from silotune.federation.wire.orders import Order, read_order
 from silotune.federation.wire.run_setup import Setup, check_plugins, check_scorable, differing, read_setup, setup_object
@@ -346,6 +346,8 @@ def _note_served(request: Request, served: Served, policy: Policy) -> None:
     if kind.trains:
         place = f"{request.kind}:{request.round_number}"
         served.note(TRAINED, place, model, most=policy.most_models, rule="most_models")
+    if kind.audits:
+        served.note(MEASURED, "run", model, most=policy.most_scorings, rule="most_scorings")
     if kind.scores:
         body = {name: value for name, value in request.body.items() if name != JOB}
         what = sha256({"model": model, "body": body})

@@ -14,7 +14,9 @@ from silotune.errors import PolicyError
 from silotune.record.files import append_line, read_lines, to_line
 
 FILE = "served.jsonl"
-RUN, OPENED, TRAINED, SCORED, LEAKED = "run", "opened", "trained", "scored", "leaked"
+RUN, OPENED, TRAINED, SCORED, MEASURED, LEAKED = (
+    "run", "opened", "trained", "scored", "measured", "leaked"
+)  # fmt: skip
 
 
 class Served:
@@ -65,11 +67,16 @@ class Served:
         """The membership advantage of the model that was measured last; None where none was."""
         return next((float(what) for act, _, what in reversed(self._acts) if act == LEAKED), None)
 
+    @property
+    def leaked_model(self) -> str:
+        """The digest of that model; empty where none was."""
+        return next((of for act, of, _ in reversed(self._acts) if act == LEAKED), "")
+
     def note(self, act: str, of: str, what: str, *, most: int, rule: str) -> None:
         """Writes down what is about to be trained or scored; what is known already does not count again.
 
         Args:
-            act: ``TRAINED`` or ``SCORED``.
+            act: ``TRAINED``, ``SCORED`` or ``MEASURED``.
             of: The round, or the run.
             what: Digest of what is asked.
             most: How many different digests are allowed.
