@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from silotune.config import Config
+from silotune.methods.algorithms import local_training
 from silotune.structs import Tensors
 
 
@@ -73,7 +74,7 @@ def exposure_lines(config: Config, exposed: Exposed | None, held: Mapping[str, i
     said = f"exposure: {_visible(config, exposed)}{_holders(exposed, config.federation.rounds, held or {})}"
     if config.privacy.dp.is_promised:
         return [f"{said} if no noise were added; the noise of privacy.dp is what hides them, so test how well it does"]
-    if config.training.optimizer.is_plain:
+    if local_training(config.federation, config.training).optimizer.is_plain:
         return [f"{said}, exactly; {_REMEDY}"]
     return [
         f"{said}; {config.training.optimizer.type} makes them inexact, and what is left ranks words better than their "
@@ -82,8 +83,8 @@ def exposure_lines(config: Config, exposed: Exposed | None, held: Mapping[str, i
 
 
 _REMEDY = (
-    "what changes it: training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a smaller adapter.rank "
-    "or fewer rounds, larger batches of more distinct tokens"
+    "what changes it: local steps with training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a smaller "
+    "adapter.rank or fewer rounds, larger batches of more distinct tokens"
 )
 
 
@@ -116,8 +117,8 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
         config: The whole configuration, without differential privacy.
         exposed: What its updates show; None where the adapter is not known, or where all weights are trained.
     """
-    shared, plain = config.federation.algorithm.shares_step, config.training.optimizer.is_plain
-    if not (shared or plain) or "federated" not in config.federation.modes:
+    is_plain = local_training(config.federation, config.training).optimizer.is_plain
+    if not is_plain or "federated" not in config.federation.modes:
         return []
     if exposed is not None and not exposed.ranks:
         return []
@@ -129,7 +130,8 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
             f"{' + '.join(map(str, exposed.ranks))} of modules that read the same input, and no more than its width of "
             f"{exposed.width}"
         )
-    given = f"federation.algorithm = {config.federation.algorithm.type!r}" if shared else "training.optimizer = 'sgd'"
+    algorithm = config.federation.algorithm
+    given = f"federation.algorithm = {algorithm.type!r}" if algorithm.shares_step else "training.optimizer = 'sgd'"
     return [
         f"{given} without differential privacy: whoever sees updates of plain steps, or a sum of "
         f"them, can compute which distinct tokens they were made from, exactly, {few}. Local steps do not hide them, "

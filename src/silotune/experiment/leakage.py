@@ -27,6 +27,7 @@ from silotune.experiment.scoring import MixtureScorer, Scorer
 from silotune.experiment.start import check_same_data
 from silotune.federation.coordinator.audit import model_name
 from silotune.federation.coordinator.course import updates_of
+from silotune.methods.algorithms import local_training
 from silotune.models import adapters
 from silotune.models.load import rows_of
 from silotune.models.threads import operation_threads
@@ -252,7 +253,7 @@ def _span_of_updates(evidence: Evidence) -> Iterator[Figure]:
         if found is not None:
             about = f"of {client} in {counted(len(updates), 'round')}"
             yield _span_figure(found, present, evidence, attack="span", adversary=SERVER, about=about)
-        if not evidence.config.training.optimizer.is_plain:
+        if not local_training(evidence.config.federation, evidence.config.training).optimizer.is_plain:
             continue
         for update in updates:
             received = evidence.models.get(update.round_number - 1)
@@ -484,7 +485,8 @@ def _extraction(evidence: Evidence) -> Iterator[Figure]:
 
 def _labels(evidence: Evidence) -> Iterator[Figure]:
     """How many examples of each class a client's update came from; exact for one plain step that was not clipped."""
-    classes, training = len(evidence.prepared.adapted.base.labels), evidence.config.training
+    classes = len(evidence.prepared.adapted.base.labels)
+    training = local_training(evidence.config.federation, evidence.config.training)
     for client, updates in evidence.updates.items():
         update = updates[0]
         signal, received = labels.class_signal(update.delta, classes), evidence.models.get(update.round_number - 1)
