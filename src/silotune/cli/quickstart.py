@@ -32,6 +32,7 @@ def quickstart(
     from silotune.config import load_config
     from silotune.experiment.run import run_experiment
     from silotune.report.pictures import draw_rounds, draw_skew
+    from silotune.report.run_page import write_run_page
     from silotune.report.runs import read_summary, tables_of
     from silotune.shipped import shipped
 
@@ -42,13 +43,15 @@ def quickstart(
     summary = read_summary(run)
     with reserved_stdout(as_json):
         pictures = [draw_rounds(run, run.path / "accuracy.png"), draw_skew(run, run.path / "skew.png")]
+        page = write_run_page(run.path)
     if as_json:
         print_json(compact(run, summary))
         return
     console = stdout()
     console.print(*tables_of(summary), sep="\n")
     console.print(_answers(run, config.evaluation.max_new_tokens))
-    for title, place in (("run folder", run.path), *zip(("by round", "by client"), pictures, strict=True)):
+    places = (run.path, page, *pictures)
+    for title, place in zip(("run folder", "report", "by round", "by client"), places, strict=True):
         say(f"{title + ':':<12}{place}")
     write_text(_next_steps(run.path))
 

@@ -88,16 +88,19 @@ def watched(work: Callable[[Observer | None], RunFolder], *, is_silent: bool) ->
 def _show(folder: RunFolder, as_json: bool) -> None:
     from silotune.experiment.tuned import next_command
     from silotune.report.pictures import draw_skew
+    from silotune.report.run_page import write_run_page
     from silotune.report.runs import read_summary, tables_of
 
     summary = read_summary(folder)
     with reserved_stdout(as_json):
         picture = None if folder.is_of_sites() else draw_skew(folder, folder.path / "skew.png")
+        page = write_run_page(folder.path)
     if as_json:
         print_json({"folder": str(folder.path), **summary})
         return
     stdout().print(*tables_of(summary), sep="\n")
     say(f"run folder: {folder.path}")
+    say(f"report:     {page}")
     if picture is not None:
         say(f"by client:  {picture}")
     say(f"try it:     {next_command(folder.path)}")

@@ -19,11 +19,11 @@ from silotune.record.runs import RunFolder
 from silotune.report.figures import Picture, apart, pictures
 from silotune.report.findings import Facts, findings
 from silotune.report.privacy import epsilon_pictures
+from silotune.report.rendering import rendered
 from silotune.report.runs import seconds_text
 from silotune.report.tables import CELL_HEADS, TextTable, cell_rows, tables
 
 PAGE, TEXT, CELLS, FIGURES = "index.html", "report.md", "cells.csv", "figures"
-_TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "modes": ("Alone, together, pooled", ("results", "summary-claims", "claims")),
     "privacy": ("What is promised", ("privacy",)),
@@ -66,8 +66,8 @@ def write_report(folder: GridFolder, out: Path | None = None) -> GridReport:
     embedded = [(picture.section, _embedded(picture, drawn[picture.name]["svg"])) for picture in found]
     view = _view(folder, said, made, embedded)
     files = {
-        PAGE: _rendered("grid.html.jinja", view).encode(),
-        TEXT: _rendered("grid.md.jinja", view).encode(),
+        PAGE: rendered("grid.html.jinja", view).encode(),
+        TEXT: rendered("grid.md.jinja", view).encode(),
         CELLS: _csv(cell_rows(folder, comparison.observations)),
     }
     files |= {f"{FIGURES}/{name}.{form}": content for name, forms in drawn.items() for form, content in forms.items()}
@@ -195,21 +195,6 @@ def _inside_seconds(runs: Sequence[RunFolder]) -> float | None:
             elif row["event"] == "mode_finished" and began is not None:
                 total, began = total + row["time"] - began, None
     return total
-
-
-def _rendered(name: str, view: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
-    return environment.get_template(name).render(**view)
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:
