@@ -16,6 +16,7 @@ from silotune.cli.audit import audit_app
 from silotune.cli.benchmark import benchmark
 from silotune.cli.charter import charter_app
 from silotune.cli.configs import configs_app
+from silotune.cli.dashboard import dashboard
 from silotune.cli.data import data_app, init
 from silotune.cli.demo import demo_app
 from silotune.cli.deployed import coordinator_app, site_app
@@ -54,6 +55,7 @@ _COMMANDS = (
     chat,
     export,
     report,
+    dashboard,
     doctor,
     tasks,
     plugins,

@@ -112,6 +112,19 @@ def read_request(content: bytes, *, source: str) -> tuple[str, str, str]:
     return names.pop(), lines[0], lines[1]
 
 
+def validity(content: bytes, *, source: str) -> tuple[datetime, datetime]:
+    """Since when and until when a certificate in PEM holds.
+
+    Raises:
+        KitError: It is no certificate.
+    """
+    try:
+        read = x509.load_pem_x509_certificate(content)
+    except ValueError:
+        raise KitError(f"{source!r} is not a certificate: unpack the kit again") from None
+    return read.not_valid_before_utc, read.not_valid_after_utc
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, *, days: int
 ) -> x509.CertificateBuilder:

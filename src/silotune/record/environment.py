@@ -22,6 +22,7 @@ EXTRAS = {
     "he": ("tenseal",),
     "zstd": ("zstandard",),
     "xlsx": ("openpyxl",),
+    "dashboard": ("starlette", "uvicorn"),
     "deploy": ("flwr",),
     "ray": ("ray",),
     "bench": ("trl", "flwr", "psutil"),

@@ -84,6 +84,22 @@ class Rows:
                 self._place, rest = size, b""
         return lines
 
+    def new_rows(self) -> tuple[bool, list[dict[str, Any]]]:
+        """As ``new_lines``, each line as a row; those that are none are empty, and told in ``faults``.
+
+        Raises:
+            RunFolderError: The file may not be read.
+        """
+        is_other, lines = self.new_lines()
+        try:  # all at once, which takes half the time
+            rows = json.loads(b"[" + b",".join(lines) + b"]")
+        except (ValueError, RecursionError):
+            rows = []
+        if len(rows) == len(lines) and all(type(row) is dict for row in rows):
+            self.number += len(lines)
+            return is_other, rows
+        return is_other, [self.parsed(line) for line in lines]
+
     def parsed(self, line: bytes) -> dict[str, Any]:
         """A line as a row; an empty one, and a fault, where it is none."""
         self.number += 1

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _SHOWN_METRICS = ("accuracy", "perplexity", "preference_accuracy")
 def number(row: Mapping[str, Any], key: str) -> float | None:
     """A finite number; None where there is none."""
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if type(value) is not float and type(value) is not int:  # True is no number
         return None
     try:
         return float(value) if math.isfinite(value) else None
@@ -49,7 +50,11 @@ def whole(row: Mapping[str, Any], key: str) -> int | None:
 def word(value: Any) -> str:
     """A name or a short text, safe to show; empty where there is none."""
     text = value if isinstance(value, str) else "" if value is None or isinstance(value, (dict, list)) else str(value)
-    return one_line(text if len(text) <= _LONGEST_WORD else text[: _LONGEST_WORD - 1] + "…")
+    return _shown(text if len(text) <= _LONGEST_WORD else text[: _LONGEST_WORD - 1] + "…")
+
+
+_shown = lru_cache(maxsize=4096)(one_line)
+"""The names of a run's institutions come in every row."""
 
 
 def inner(value: Any, *keys: str) -> dict[str, Any]:
@@ -170,18 +175,18 @@ class Part:
     def refresh(self) -> bool:
         """Folds what is new; tells whether there was any."""
         changed = self.result.refresh()
-        anew, lines = self._metrics.new_lines()
+        anew, rows = self._metrics.new_rows()
         if anew:
             self.rounds.clear()
             self.failures.clear()
-        for line in lines:
-            self._take_round(self._metrics.parsed(line))
-        is_other, more = self._clients.new_lines()
+        for row in rows:
+            self._take_round(row)
+        is_other, more = self._clients.new_rows()
         if is_other:
             self.clients.clear()
-        for line in more:
-            self._take_client(self._clients.parsed(line))
-        return bool(changed or anew or lines or is_other or more)
+        for row in more:
+            self._take_client(row)
+        return bool(changed or anew or rows or is_other or more)
 
     def _take_round(self, row: Mapping[str, Any]) -> None:
         place = whole(row, "round")
