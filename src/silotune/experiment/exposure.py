@@ -83,8 +83,8 @@ def exposure_lines(config: Config, exposed: Exposed | None, held: Mapping[str, i
 
 
 _REMEDY = (
-    "what changes it: local steps with training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a smaller "
-    "adapter.rank or fewer rounds, larger batches of more distinct tokens"
+    "what changes it: local steps with training.optimizer = 'adamw' (inexact, not hidden), privacy.dp (noise), a "
+    "smaller adapter.rank or fewer rounds, larger batches of more distinct tokens"
 )
 
 
