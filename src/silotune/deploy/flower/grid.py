@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,16 +62,21 @@ SPARE_BYTES = 16 << 20
 """Bytes that a reply may have beyond the bound of its request."""
 
 
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients of a Unix socket, which would each read all certificates of the system; it trusts nobody."""
+
+
 def _through(client: Any, socket: Path) -> Any:
     """Makes a client of Flower's, which knows TCP only, use the Unix socket."""
     client._client.close()
-    client._client = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=_SECONDS)
+    transport = httpx.HTTPTransport(uds=str(socket), verify=_NO_TLS)
+    client._client = httpx.Client(transport=transport, timeout=_SECONDS)
     return client
 
 
 def _control(socket: Path) -> ControlHttpClient:
     version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
-    return _through(ControlHttpClient(_BASE, interceptors=[version]), socket)
+    return _through(ControlHttpClient(_BASE, interceptors=[version], verify=_NO_TLS), socket)
 
 
 def _runtime(socket: Path, token: str = "", *, retry_seconds: float = RETRY_SECONDS) -> RuntimeHttpClient:
@@ -81,7 +87,7 @@ def _runtime(socket: Path, token: str = "", *, retry_seconds: float = RETRY_SECO
     if retry is not None:  # Flower's own client retries for ever
         retry.wait_gen_factory = lambda: exponential(max_delay=2)
         retry.max_time = retry_seconds
-    return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, retry_invoker=retry), socket)
+    return _through(RuntimeHttpClient(_BASE, interceptors=interceptors, verify=_NO_TLS, retry_invoker=retry), socket)
 
 
 def wait_for_link(socket: Path, *, limit_seconds: float) -> None:

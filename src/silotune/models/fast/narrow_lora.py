@@ -11,7 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear
+
+from silotune.models.late import import_bitsandbytes
+
+import_bitsandbytes()  # before peft does: every run imports this module first of all that import peft
+from peft.tuners.lora import Linear  # noqa: E402
 
 MOST_VALUES = 3 << 14
 """Values of a base matrix up to which one product is the faster way (``benchmarks/narrow_lora.py``)."""
