@@ -36,7 +36,7 @@ def test_what_was_made_printable_stays_as_it_is(text: str) -> None:
     printable(text).encode()
 
 
-@given(st.text())  # without halves of pairs: two of them that stand side by side are one character in JSON
+@given(st.text(st.characters(exclude_categories=["Cs"])))  # two halves of pairs side by side are one character in JSON
 def test_json_that_was_made_printable_says_the_same(text: str) -> None:
     for shown in (json.dumps({text: text}, ensure_ascii=False), json.dumps([text], ensure_ascii=False, indent=2)):
         assert json.loads(printable(shown)) == json.loads(shown)

@@ -138,6 +138,25 @@ def test_system_errors_become_one_line_and_leave_nothing(tmp_path, monkeypatch, 
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
+def test_a_file_and_the_entry_of_its_folder_are_handed_to_the_disk(tmp_path, monkeypatch):
+    """The file before it takes its name, the folder after it: else a power cut leaves a name with nothing in it."""
+    path, seen = tmp_path / "summary.json", []
+
+    def sync(descriptor: int) -> None:
+        seen.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    files.write_json(path, 1)
+    (temporary, was_there), folder = seen
+    assert temporary.startswith(f"{tmp_path}/.summary.json.") and not was_there
+    assert folder == (str(tmp_path), True)
+    seen.clear()
+    new = tmp_path / "new.jsonl"
+    files.append_line(new, b"{}\n")
+    files.append_line(new, b"{}\n")
+    assert [name for name, _ in seen] == [str(new), str(tmp_path), str(new)]
+
+
 def test_a_failed_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     files.append_line(path, files.to_line({"round": 0}))
