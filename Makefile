@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+# The processes that tests start would read every module anew, and pytest rewrite every test, where this were set.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup quickstart test lint types unit end-to-end fuzz docs site clean
 
