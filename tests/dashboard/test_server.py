@@ -95,6 +95,24 @@ def test_a_run_with_the_name_of_a_script_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in visitor.get(address).text
 
 
+@pytest.mark.parametrize("name", ["a?b#c", "100%41", "ö ü", "a&b=c", "back\\slash"])
+def test_a_run_of_any_name_has_a_page(tmp_path: Path, name: str) -> None:
+    begun(tmp_path, "run").path.rename(tmp_path / name)
+    visitor = client(tmp_path)
+    (address,) = re.findall(r'href="(/run/[^"]*)"', visitor.get("/").text)
+    answer = visitor.get(address)
+    assert answer.status_code == 200 and "/live?page=/run/" in answer.text
+    (live,) = re.findall(r'data-live="([^"]*)"', answer.text)
+    assert httpx.URL(live).params["page"] == f"/run/{name}" or "back" in name
+
+
+def test_a_part_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    secret = begun(tmp_path, "secret")
+    run = RunFolder.create(tmp_path / "runs", "own", config={})
+    (run.path / "federated").symlink_to(secret.path / "federated")
+    assert "25.0 %" not in client(tmp_path / "runs").get("/run/own").text
+
+
 def test_every_answer_has_strict_headers_and_only_reading_is_allowed(tmp_path: Path) -> None:
     begun(tmp_path, "run")
     visitor = client(tmp_path)
@@ -135,6 +153,8 @@ def test_beyond_this_machine_nothing_is_shown_without_the_token(tmp_path: Path) 
     answer = visitor.get(f"/run/run?token={TOKEN}")
     assert (answer.status_code, answer.headers["location"]) == (303, "/run/run")
     cookie = answer.headers["set-cookie"].lower()
+    away = visitor.get(f"http://server.example:8642//evil.example/?token={TOKEN}")
+    assert away.headers["location"] == "/evil.example/"
     assert "httponly" in cookie and "samesite=strict" in cookie
     assert visitor.get("/run/run").status_code == 200, "by the cookie"
 
@@ -171,6 +191,7 @@ def test_only_the_sections_that_changed_are_sent(tmp_path: Path) -> None:
 
 def test_a_new_run_comes_into_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("silotune.dashboard.board.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("silotune.dashboard.board.LOOK_REST", 0)
     begun(tmp_path, "run")
     first, second = asyncio.run(_sent(pages(tmp_path), "/", lambda: begun(tmp_path, "later") and None))
     assert "/run/later" not in first["runs"] and "/run/later" in second["runs"]
@@ -178,6 +199,7 @@ def test_a_new_run_comes_into_the_list(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_that_goes_away_ends_the_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("silotune.dashboard.board.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("silotune.dashboard.board.LOOK_REST", 0)
     begun(tmp_path, "run")
     begun(tmp_path, "other")
     shown = pages(tmp_path)
@@ -214,7 +236,9 @@ def test_a_grid_shows_its_cells_and_what_they_claim_so_far(tmp_path: Path) -> No
 
 def test_a_damaged_grid_is_told_in_one_line(tmp_path: Path) -> None:
     finished_grid(tmp_path / "grid", seeds=(0,))
-    for content in ("{", "[]", '{"cells": [{"task": 1}]}', '{"cells": 3}'):
+    cell = {name: [name] for name in ("task", "model", "adapter", "algorithm", "partition", "seed", "modes", "digest")}
+    odd = json.dumps({"cells": [{**cell, "folder": "cells/x"}]})
+    for content in ("{", "[]", '{"cells": [{"task": 1}]}', '{"cells": 3}', odd):
         (tmp_path / "grid" / "grid.json").write_text(content)
         page = pages(tmp_path).at("/grid/grid", waits=True)
         assert page is not None and 'class="faults"' in page.sections["head"], content

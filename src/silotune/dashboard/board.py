@@ -20,6 +20,8 @@ DEEPEST, MOST_FOUND, MOST_LOOKED_AT = 3, 2000, 20_000
 """How far below the folder runs are looked for, how many are shown, and how many folders are looked into."""
 LOOK_SECONDS, REST_SECONDS = 1.0, 2.0
 """How often new folders are looked for, and how often a run that has ended is looked at."""
+LOOK_REST = 20
+"""Where looking takes long, as below a home folder, it is done for a twentieth of the time."""
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class Board:
     runs: dict[str, WatchedRun] = field(default_factory=dict)
     grids: dict[str, WatchedGrid] = field(default_factory=dict)
     version: int = 0
-    _looked: float = 0.0
+    _next_look: float = 0.0
     _rested: float = 0.0
 
     @classmethod
@@ -67,9 +69,10 @@ class Board:
     def refresh(self, only: str | None = None) -> None:
         """Reads what is new, of one run or of all; those that have ended are looked at less often."""
         now = time.monotonic()
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked = now
+        if now >= self._next_look:
             self._look()
+            took = time.monotonic() - now
+            self._next_look = now + max(LOOK_SECONDS, LOOK_REST * took)
         is_due = now - self._rested >= REST_SECONDS
         if only is not None:
             self.version += only in self.runs and self.runs[only].refresh()

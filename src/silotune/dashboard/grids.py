@@ -73,7 +73,10 @@ class WatchedGrid:
         folder = GridFolder.open(self.path)
         stamp = tuple(_stamp(self.path / name) for name in ("grid.json", "failures.json"))
         if self._seen[:2] != stamp:
-            self.cells = folder.cells()
+            cells = folder.cells()
+            if not all(isinstance(text, str) for cell in cells for text in (cell.folder, cell.title)):
+                raise TypeError
+            self.cells = cells
             self.title = one_line(str(folder.description().get("title") or self.path.name))
             self.failures = {one_line(str(name)): one_line(str(why)) for name, why in folder.failures().items()}
         done = frozenset(cell.folder for cell in self.cells if cell.folder in self.done or _is_done(folder, cell))

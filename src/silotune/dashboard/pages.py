@@ -169,7 +169,6 @@ class Pages:
                 "sections": page.sections,
                 "live": f"/live?page={quote(path)}",
                 "has_deployment": self.deployment is not None,
-                "is_single": bool(self.board.single),
                 "folder": str(self.board.folder),
                 "version": version_of("silotune") or "source tree",
             },

@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from silotune.dashboard.pages import Pages
 from silotune.errors import ConfigError, require
@@ -69,7 +70,7 @@ def make_app(pages: Pages, *, token: str = "", tick_seconds: float = TICK_SECOND
     listeners: set[object] = set()
 
     async def show(request: Request) -> Response:
-        return await _page(pages, request.url.path)
+        return await _page(pages, request.scope["path"])
 
     async def live(request: Request) -> Response:
         return await _live(pages, request, listeners, tick_seconds)
@@ -178,7 +179,8 @@ class _Guard:
             return PlainTextResponse("This page is served to its own machine only\n", status_code=403)
         given = request.query_params.get("token", "")
         if given and self._is_token(given):
-            answer = RedirectResponse(request.url.path, status_code=303)
+            # one slash alone, for two would lead to another host
+            answer = RedirectResponse("/" + quote(scope["path"].lstrip("/")), status_code=303)
             answer.set_cookie(COOKIE, given, httponly=True, samesite="strict", path="/")
             return answer
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

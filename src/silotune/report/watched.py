@@ -396,10 +396,10 @@ class WatchedRun:
         for mode in self.modes or ("federated", "centralized"):
             if mode == "isolated":
                 place = self.path / mode
-                found = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+                found = sorted(each.name for each in place.iterdir() if _is_own(each)) if _is_own(place) else []
                 for name in found[:MOST_PARTS]:
                     self.parts.setdefault(_key(mode, name), Part(place / name, mode, word(name)))
-            elif mode not in self.parts and (self.path / mode).is_dir():
+            elif mode not in self.parts and _is_own(self.path / mode):
                 self.parts[mode] = Part(self.path / mode, mode)
 
     def _refresh_events(self) -> bool:
@@ -434,6 +434,11 @@ class WatchedRun:
 _MODES = ("federated", "isolated", "centralized")
 _FREQUENT = (b'{"event": "client_finished"', b'{"event": "round_finished"', b'{"event": "sum_opened"')
 """Events of each round, which the rows of the parts say, too: they are counted and not read, but for the newest one."""
+
+
+def _is_own(place: Path) -> bool:
+    """Whether it is a folder of the run, and no link to another place."""
+    return place.is_dir() and not place.is_symlink()
 
 
 def _key(mode: str, client: str) -> str:
