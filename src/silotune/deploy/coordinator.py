@@ -138,6 +138,7 @@ class _Keeper:
 
     def _look_at_job(self, name: str, child: Child) -> None:
         if child.is_running:
+            child.shorten_log()
             if self._jobs.read(name).status == "cancelled":
                 child.stop()
             else:

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class Child:
     Attributes:
         name: In logs and errors.
         arguments: Of ``python -m``.
-        log: What it prints; the last ten million bytes stay.
+        log: What it prints; beyond ten million bytes it goes into a file ``.old`` in place of the one before.
         process: None before the first start.
         starts: How often it was started.
     """
@@ -67,8 +68,7 @@ class Child:
         """Starts it; secrets are in files of the kit, never in arguments."""
         with explained(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self.log.exists() and self.log.stat().st_size > _MOST_BYTES_OF_LOG:
-                self.log.replace(self.log.with_suffix(".old"))
+            self.shorten_log()
             descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.process = subprocess.Popen(
@@ -82,11 +82,28 @@ class Child:
         self._next = time.monotonic() + min(30.0, 0.5 * 2 ** min(self.starts, 10))
 
     def keep_up(self) -> bool:
-        """Starts it again when it has ended, after a pause that grows; True when it was started."""
+        """Starts it again when it has ended, after a pause that grows; True when it was started. Shortens its log."""
+        self.shorten_log()
         if self.is_running or time.monotonic() < self._next:
             return False
         self.start()
         return True
+
+    def shorten_log(self) -> None:
+        """Puts a log that has grown long aside and begins it anew, while the process goes on writing at its end.
+
+        On a full disk what was said is lost, and the room is free: a log must not end a process.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size <= _MOST_BYTES_OF_LOG:
+                return
+            old = self.log.with_suffix(".old")
+            try:
+                shutil.copyfile(self.log, old)
+                old.chmod(0o600)
+            except OSError:
+                old.unlink(missing_ok=True)
+            os.truncate(self.log, 0)
 
     def stop(self, *, limit_seconds: float = STOP_SECONDS) -> None:
         """Asks it to end, and kills it when it has not within the limit."""
