@@ -319,3 +319,18 @@ def test_only_texts_that_are_long_enough_are_continued() -> None:
     made = extraction.beginnings([short, label, document])
     assert [len(each.answer) for each in made] == [5, 20]
     assert made[1].prompt == (1, *range(20))
+
+
+def test_rounds_that_fill_every_direction_are_read_one_by_one() -> None:
+    """Two texts of one token for each direction: together they leave no direction free, each alone does."""
+    model = tiny.adapted(rank=8, alpha=16, targets=["q_proj", "k_proj", "v_proj"])
+    start = adapters.read(model)
+    texts = [Encoded((270 + 16 * number,), tuple(range(271 + 16 * number, 287 + 16 * number))) for number in range(2)]
+    settings = tiny.training(optimizer="sgd", learning_rate=0.01, objective="sft", batch_size=1, max_steps=1)
+    updates = [train_round(model, start, [text], settings=settings, place=RoundPlace(1)).delta for text in texts]
+    adapters.write(model, start)
+    together, apart = span.attack(model, updates, weights=start), span.attack_rounds(model, updates, weights=start)
+    assert together is not None
+    assert apart is not None
+    assert len(together.tokens) < len(apart.tokens)
+    assert apart.tokens == all_tokens(texts) - {302}

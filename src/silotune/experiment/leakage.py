@@ -248,7 +248,7 @@ def _span_of_updates(evidence: Evidence) -> Iterator[Figure]:
         if inputs is None:
             first, _ = span.readers_of(prepared.adapted, deltas[0])
             inputs = None if first is None else span.token_inputs(prepared.adapted, first)
-        found = span.attack(prepared.adapted, deltas, weights=prepared.initial, inputs=inputs)
+        found = span.attack_rounds(prepared.adapted, deltas, weights=prepared.initial, inputs=inputs)
         present = _inputs([example for update in updates for example in evidence.used(client, update)])
         if found is not None:
             about = f"of {client} in {counted(len(updates), 'round')}"
@@ -311,10 +311,23 @@ def _span_of_final(evidence: Evidence) -> Iterator[Figure]:
 def _span_of_all(evidence: Evidence, changes: Sequence[Tensors], adversary: str, about: str) -> Iterator[Figure]:
     prepared = evidence.prepared
     adapters.write(prepared.adapted, prepared.initial)
-    found = span.attack(prepared.adapted, changes, weights=prepared.initial) if changes and changes[0] else None
+    if not changes or not changes[0]:
+        return
+    first, _ = span.readers_of(prepared.adapted, changes[0])
+    inputs = None if first is None else span.token_inputs(prepared.adapted, first)
+    found = span.attack_rounds(prepared.adapted, changes, weights=prepared.initial, inputs=inputs)
     if found is not None:
-        present = _inputs([example for examples in prepared.clients.values() for example in examples])
-        yield _span_figure(found, present, evidence, attack="span", adversary=adversary, about=about)
+        yield _span_figure(found, _read_in_all(evidence), evidence, attack="span", adversary=adversary, about=about)
+
+
+def _read_in_all(evidence: Evidence) -> set[int]:
+    """The distinct tokens that all clients' steps read in all rounds; of rounds of some clients, those of all."""
+    training, found = evidence.config.training, set[int]()
+    for client, examples in evidence.prepared.clients.items():
+        steps = steps_in_round(len(examples), training)
+        for number in range(1, evidence.rounds + 1):
+            found |= _inputs(evidence.used(client, Update(number, steps, {})))
+    return found
 
 
 def _membership(evidence: Evidence) -> Iterator[Figure]:
@@ -639,10 +652,10 @@ def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> di
     missing: list[dict[str, str]] = []
     for name, attack in ATTACKS.items():
         lacks = attack.lacks(evidence)
-        if lacks:
-            missing.append({"attack": name, "adversary": attack.adversary, "why": lacks})
-        else:
-            figures += attack.run(evidence)
+        made = [] if lacks else list(attack.run(evidence))
+        figures += made
+        if not made:
+            missing.append({"attack": name, "adversary": attack.adversary, "why": lacks or _NOTHING})
     adapters.write(prepared.adapted, prepared.initial)
     return {
         **_identity(prepared, folder, digest(evidence.final), evidence.rounds),
@@ -653,6 +666,7 @@ def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> di
     }
 
 
+_NOTHING = "its part of the examples was too few for an interval, or the updates hold nothing that it reads"
 _NEVER = (
     {
         "attack": "texts from gradients by optimisation",

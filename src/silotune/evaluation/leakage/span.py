@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -263,6 +263,35 @@ def attack(
     if in_order and second is not None and tokens:
         texts, tried = _in_order(adapted, updates, second, sorted(tokens), size=size, longest=longest)
     return Found(len(span), tokens, presence, texts, tried)
+
+
+def attack_rounds(
+    adapted: Adapted, updates: Sequence[Tensors], *, weights: Tensors, inputs: torch.Tensor | None = None
+) -> Found | None:
+    """Finds the tokens of updates of several rounds, each by itself and all together.
+
+    A round of few tokens is read alone, where all rounds together fill every direction; rounds of more tokens than
+    ranks are read together. So the tokens are those that any stretch of rounds from the first, or any single round,
+    gives.
+
+    Args:
+        adapted: The model, with the adapter that the first update was made from.
+        updates: Round by round.
+        weights: What the first was added to.
+        inputs: What `token_inputs` gave for this model, where it is there already.
+    """
+    whole = attack(adapted, updates, weights=weights, inputs=inputs)
+    if whole is None:
+        return None
+    recent = range(min(len(updates), _MOST_ROUNDS))
+    stretches = [updates[: place + 1] for place in recent] + [updates[place : place + 1] for place in recent]
+    parts = [attack(adapted, each, weights=weights, inputs=inputs) for each in stretches if len(each) < len(updates)]
+    tokens = whole.tokens.union(*(part.tokens for part in parts if part is not None))
+    return replace(whole, tokens=tokens)
+
+
+_MOST_ROUNDS = 24
+"""Rounds that are read by themselves: each takes the time of an attack."""
 
 
 def _presence(rows: torch.Tensor, inputs: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
