@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -24,9 +24,10 @@ def learning_rate(settings: TrainingSection, round_number: int, rounds: int) -> 
 
 
 def optimizer_of(settings: TrainingSection, parameters: Parameters, rate: float) -> torch.optim.Optimizer:
-    """The optimiser that ``training.optimizer`` names, at this learning rate."""
+    """The optimiser that ``training.optimizer`` names, at this learning rate; without tensors it has nothing to do."""
     build = OPTIMIZERS[type(settings.optimizer)]
-    return build(settings.optimizer, list(parameters.values()), rate, settings.weight_decay)
+    moving = list(parameters.values()) or [torch.nn.Parameter(torch.zeros(0))]
+    return build(settings.optimizer, moving, rate, settings.weight_decay)
 
 
 def _adamw(
@@ -52,10 +53,21 @@ OPTIMIZERS: Mapping[
 """Settings -> builder of the optimiser that they are of, from parameters, learning rate and weight decay."""
 
 
-def clip(parameters: Parameters, bound: float) -> None:
-    """Scales the gradients down to this norm as a whole; 0 for no bound."""
-    if bound:
-        torch.nn.utils.clip_grad_norm_(parameters.values(), bound)
+def clip(parameters: Iterable[torch.nn.Parameter], most: float, norm: torch.Tensor | None = None) -> None:
+    """Scales gradients down by how far a norm exceeds the most that it may be; 0 for no bound.
+
+    Args:
+        parameters: Whose gradients.
+        most: ``training.clip_norm``.
+        norm: Of the gradient that they are a part of; None where they are all of it.
+    """
+    moving = [parameter for parameter in parameters if parameter.grad is not None]
+    if not most or not moving:
+        return
+    if norm is None:
+        torch.nn.utils.clip_grad_norm_(moving, most)
+    else:
+        torch.nn.utils.clip_grads_with_norm_(moving, most, norm.to(moving[0].device))
 
 
 def restore(optimizer: torch.optim.Optimizer, parameters: Parameters, kept: Tensors) -> None:

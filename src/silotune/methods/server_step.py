@@ -78,7 +78,7 @@ def training_step(training: TrainingSection, *, rounds: int, server_learning_rat
         moving = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in weights.items()}
         for name, parameter in moving.items():
             parameter.grad = -delta[name].to(parameter.dtype)
-        clip(moving, training.clip_norm)
+        clip(moving.values(), training.clip_norm)
         counts = taken_from(_ROUND, memory)
         done = int(counts[_DONE]) if counts else 0
         rate = server_learning_rate * learning_rate(training, done + 1, rounds)

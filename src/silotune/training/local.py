@@ -178,7 +178,7 @@ def _plain_gradient(
             "no gradient reaches a tensor of the adapter, so it can learn nothing: look at adapter.targets"
         )
     torch._foreach_div_(gradients, float(count))
-    clip(adapted.parameters, settings.clip_norm)
+    clip(adapted.parameters.values(), settings.clip_norm)
     return total, count
 
 
