@@ -41,7 +41,7 @@ def pytest_collection_finish() -> None:
 def no_waiting_for_the_disk() -> Iterator[None]:
     """A sync in this process only looks at its descriptor: what it is for, a power cut, no test can make.
 
-    A fifth of the time of the unit tests that write grids went there. Processes that tests start and kill wait for their disks.
+    A fifth of the time of the unit tests that write grids went there. Processes that tests start wait for disks.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
