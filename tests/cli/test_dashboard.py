@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_bad_input_is_one_line(silotune: Callable[..., Any], tmp_path: Path, arg
     given = [each.replace("FOLDER", str(tmp_path / "empty")).replace("RUN", str(run)) for each in arguments]
     said = silotune("dashboard", *given)
     assert said.code != 0 and told in said.err and said.err.count("\n") == 1 and said.err.startswith("error: ")
+
+
+def test_without_its_packages_it_says_how_to_get_them(
+    silotune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished_run(tmp_path, "demo").path
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    said = silotune("dashboard", run)
+    assert "pip install 'silotune[dashboard]'" in said.err and said.err.count("\n") == 1 and said.out == ""
+    assert silotune("dashboard", run, "--save", tmp_path / "page.html").code == 0, "a file needs no server"
 
 
 def test_a_kit_shows_its_sites_and_certificates(silotune: Callable[..., Any], tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def _save(pages: Pages, out: Path) -> None:
 
 
 def _serve(pages: Pages, host: str, port: int, token_file: Path | None) -> None:
+    for package in ("starlette", "uvicorn"):
+        require(package, extra="dashboard")
     from silotune.dashboard.server import is_loopback, listen, serve
 
     token = _token(token_file) if token_file is not None else ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from silotune.dashboard.pages import Pages
-from silotune.errors import ConfigError, require
+from silotune.errors import ConfigError
 from silotune.report.rendering import TEMPLATES
 
 if TYPE_CHECKING:
@@ -58,11 +58,7 @@ def make_app(pages: Pages, *, token: str = "", tick_seconds: float = TICK_SECOND
         pages: What it shows.
         token: What a visitor must know; empty where none is asked for, and then only names of this machine are served.
         tick_seconds: How often an open page's folders are looked at.
-
-    Raises:
-        MissingPackageError: Starlette is not installed.
     """
-    require("starlette", extra="dashboard")
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.routing import Route
@@ -227,12 +223,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(pages: Pages, listening: socket.socket, *, token: str = "") -> None:
-    """Serves until the process is told to stop.
+    """Serves until the process is told to stop; needs the extra ``dashboard``."""
+    import uvicorn
 
-    Raises:
-        MissingPackageError: Starlette or uvicorn is not installed.
-    """
-    uvicorn = require("uvicorn", extra="dashboard")
     settings = uvicorn.Config(
         make_app(pages, token=token), log_level="error", access_log=False, server_header=False, proxy_headers=False,
         lifespan="off", timeout_graceful_shutdown=1,
