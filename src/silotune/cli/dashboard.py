@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,8 @@ def _serve(pages: Pages, host: str, port: int, token_file: Path | None) -> None:
     if is_open and not token:
         token = secrets.token_urlsafe(_TOKEN_BYTES)
     listening = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
+    named = os.uname().nodename if host in ("0.0.0.0", "::") else host
+    shown = f"[{named}]" if ":" in named else named
     ending = f"?token={token}" if token and token_file is None else ""
     say(f"open http://{shown}:{listening.getsockname()[1]}/{ending}")
     if is_open:

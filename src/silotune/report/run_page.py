@@ -89,7 +89,7 @@ def facts(run: WatchedRun) -> dict[str, Any]:
         "state_text": _STATES[run.state],
         "round": "-" if last is None else f"{last} of {rounds}" if rounds else str(last),
         "part": "" if part is None else _title(part),
-        "left": "-" if left is None else f"about {seconds_text(left)}",
+        "left": "-" if left is None else seconds_text(left),
         "figure": "-" if part is None else kind_text(part, kept_figure if kept_figure is not None else figure),
         "figure_title": "" if part is None else kind_title(part),
         "task": task,
