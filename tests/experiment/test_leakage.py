@@ -197,3 +197,22 @@ def test_a_broken_report_is_one_line(tmp_path: Path) -> None:
 
 def test_every_attack_says_who_it_is_and_what_it_is() -> None:
     assert all(attack.title and attack.adversary for attack in ATTACKS.values())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"federation": {"lora": "exact-residual"}},
+        {"federation": {"lora": "sb"}},
+        {"training": {"objective": "classify", "clip_norm": 0, "learning_rate": 0.01}},
+    ],
+    ids=["saved in another form", "a core", "a head"],
+)
+def test_runs_of_every_form_are_attacked(configuration: Make, sections: dict[str, Any]) -> None:
+    rest = {"audit": {"leakage": True, "shadows": 0, "reserve": 0.4}, "privacy": {"canaries": 4}}
+    report = read_report(
+        run_experiment(configuration(**merged(**sections, **rest, record={"keep_updates": True}))).path / FOLDER
+    )
+    assert report is not None
+    assert figures(report, "membership")
+    assert bool(figures(report, "labels")) is ("training" in sections)

@@ -53,9 +53,16 @@ def sampled(count: int, most: int, *, seed: int, purpose: str) -> list[int]:
 
 
 def hold_back(
-    examples: Sequence[Encoded], config: Config, *, client: str, tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Encoded], config: Config, *, client: str, tokenizer: PreTrainedTokenizerBase, classes: int = 0
 ) -> HeldBack:
     """Parts a client's examples by the run's seed, the same in every round and in an audit afterwards.
+
+    Args:
+        examples: The client's.
+        config: The run's.
+        client: Its name.
+        tokenizer: Of the base, whose ids canaries are made of.
+        classes: Of a classifier, whose canaries have other labels; 0 for a language model.
 
     Raises:
         DataError: Too few would be left to train on.
@@ -80,7 +87,10 @@ def hold_back(
         tuple(examples[place] for place in aside),
         tuple(
             with_odd_end(
-                examples[place], seed=derive(config.seed, "canary", round_number=place, client=client), vocabulary=words
+                examples[place],
+                seed=derive(config.seed, "canary", round_number=place, client=client),
+                vocabulary=words,
+                classes=classes,
             )
             for place in odd
         ),

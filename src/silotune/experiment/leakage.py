@@ -289,11 +289,16 @@ def _order_figure(
 def _changes(models: Mapping[int, Tensors]) -> list[Tensors]:
     """What each round changed in the global model, where its tensors have the same shapes."""
     numbers = sorted(models)
-    made = []
-    for before, after in zip(numbers, numbers[1:], strict=False):
-        shared = {name for name in models[before] if name in models[after]}
-        made.append({name: models[after][name] - models[before][name] for name in models[after] if name in shared})
-    return made
+    return [_change(models[before], models[after]) for before, after in zip(numbers, numbers[1:], strict=False)]
+
+
+def _change(before: Tensors, after: Tensors) -> Tensors:
+    """What was added to the tensors that both have in one shape; residuals that grow are left out."""
+    return {
+        name: value - before[name]
+        for name, value in after.items()
+        if name in before and value.shape == before[name].shape
+    }
 
 
 def _span_of_models(evidence: Evidence) -> Iterator[Figure]:
@@ -302,9 +307,7 @@ def _span_of_models(evidence: Evidence) -> Iterator[Figure]:
 
 
 def _span_of_final(evidence: Evidence) -> Iterator[Figure]:
-    initial = evidence.prepared.initial
-    shared = {name: value for name, value in evidence.final.items() if name in initial}
-    change = {name: value - initial[name] for name, value in shared.items() if value.shape == initial[name].shape}
+    change = _change(evidence.prepared.initial, evidence.final)
     return _span_of_all(evidence, [change], PUBLIC, "of all clients in all rounds")
 
 
@@ -619,7 +622,7 @@ def evidence_of(prepared: Prepared, folder: RunFolder, settings: AuditSection) -
             f"{str(folder.path)!r} has no result of the federated mode: 'silotune resume' finishes the run"
         )
     result = part.read_json("result")
-    final = part.load_adapter()[0]
+    final = _final(part, prepared)
     models, updates = {}, dict[str, list[Update]]()
     for number in range(int(result["rounds"]) + 1):
         if (part.path / "updates" / f"{model_name(number)}.safetensors").is_file():
@@ -636,6 +639,24 @@ def evidence_of(prepared: Prepared, folder: RunFolder, settings: AuditSection) -
                     updates.setdefault(str(reply.fields["client"]), []).append(made)
     claimed = (result.get("privacy") or {}).get("epsilon") if prepared.config.privacy.dp.is_promised else None
     return Evidence(prepared, final, models, updates, settings, claimed, int(result["rounds"]))
+
+
+def _final(part: RunFolder, prepared: Prepared) -> Tensors:
+    """The trained tensors that the result was saved from: those of the checkpoint, as a saved adapter may be in another
+    form; where the checkpoint was removed, the saved adapter.
+
+    Raises:
+        RunFolderError: There is no checkpoint, and the saved adapter is in another form.
+    """
+    checkpoint = part.load_checkpoint()
+    if checkpoint is not None:
+        state = checkpoint[0]
+        keeps_best = prepared.config.evaluation.keep == "best" and state.best_weights
+        return state.best_weights if keeps_best else state.weights
+    saved, initial = part.load_adapter()[0], prepared.initial
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in initial.items()}:
+        raise RunFolderError(f"{str(part.path)!r}: its checkpoint is gone, and its adapter was saved in another form")
+    return saved
 
 
 def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> dict[str, Any]:
@@ -658,7 +679,7 @@ def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> di
             missing.append({"attack": name, "adversary": attack.adversary, "why": lacks or _NOTHING})
     adapters.write(prepared.adapted, prepared.initial)
     return {
-        **_identity(prepared, folder, digest(evidence.final), evidence.rounds),
+        **_identity(prepared, folder),
         "seconds": time.perf_counter() - began,
         "figures": [asdict(figure) for figure in figures],
         "not_tried": [*missing, *_NEVER],
@@ -734,19 +755,23 @@ def gathered(prepared: Prepared, folder: RunFolder, by_site: Mapping[str, Mappin
         for name, attack in ATTACKS.items()
         if name != "membership"
     ]
-    part = folder.part("federated")
-    identity = _identity(prepared, folder, digest(part.load_adapter()[0]), int(part.read_json("result")["rounds"]))
-    return {**identity, "seconds": 0.0, "figures": [asdict(figure) for figure in figures], "worst": None,
-            "not_tried": [*missing, *_NEVER]}  # fmt: skip
+    return {
+        **_identity(prepared, folder),
+        "seconds": 0.0,
+        "figures": [asdict(figure) for figure in figures],
+        "not_tried": [*missing, *_NEVER],
+        "worst": None,
+    }
 
 
-def _identity(prepared: Prepared, folder: RunFolder, adapter: str, rounds: int) -> dict[str, Any]:
+def _identity(prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
     """What a report says of the run that it is about."""
-    config, trail = prepared.config, folder.part("federated").path / FILE
+    config, part = prepared.config, folder.part("federated")
+    trail = part.path / FILE
     return {
         "format": 1,
         "run": folder.path.name,
-        "round": rounds,
+        "round": int(part.read_json("result")["rounds"]),
         "time": time.time(),
         "seed": config.seed,
         "protection": protection_of(config),
@@ -755,8 +780,8 @@ def _identity(prepared: Prepared, folder: RunFolder, adapter: str, rounds: int) 
         "hashes": {
             "config": sha256(config.model_dump(mode="json")),
             "data": prepared.skew.get("data_sha256", ""),
-            "adapter": adapter,
-            "trail": file_sha256(trail) if trail.is_file() else "",
+            "adapter": digest(part.load_adapter()[0]),
+            "trail when attacked": file_sha256(trail) if trail.is_file() else "",
         },
         "versions": versions(),
     }

@@ -140,6 +140,7 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
             config,
             client=name,
             tokenizer=adapted.base.tokenizer,
+            classes=len(adapted.base.labels),
         )
         for name, share in shares.items()
     }

@@ -145,7 +145,9 @@ class SiteDesk:
         encoded, places = encoded_apart(encoder_for(config, adapted.base), examples)
         notes = [*notes, *notes_of(encoded, places, "train", truncate=config.data.truncate)]
         own = [encoded[place] for place in spread(range(len(examples)), places)]
-        held = hold_back(own, config, client=self._holdings.name, tokenizer=adapted.base.tokenizer)
+        base = adapted.base
+        classes = len(base.labels)
+        held = hold_back(own, config, client=self._holdings.name, tokenizer=base.tokenizer, classes=classes)
         site = self._equip(
             Site(
                 self._holdings.name,

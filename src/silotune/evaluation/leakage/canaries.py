@@ -37,21 +37,23 @@ class Audited:
     most: float
 
 
-def with_odd_end(example: Encoded, *, seed: int, vocabulary: Sequence[int]) -> Encoded:
+def with_odd_end(example: Encoded, *, seed: int, vocabulary: Sequence[int], classes: int = 0) -> Encoded:
     """The example as a canary: another option than the right one, or an answer of ids drawn at random.
 
     Args:
         example: Of the client's own.
         seed: The canary's own.
         vocabulary: Ids to draw from.
+        classes: Of a classifier, whose examples have no answer; 0 for a language model.
     """
     draw = random.Random(seed)  # noqa: S311
+    if classes:
+        return replace(example, label=draw.choice([place for place in range(classes) if place != example.label]))
     choices = [place for place in range(len(example.options)) if place != example.label]
     if example.label >= 0 and choices:
         label = draw.choice(choices)
         end = example.answer[len(example.options[example.label]) :]
-        answer = (*example.options[label], *end) if example.answer else ()
-        return replace(example, label=label, answer=answer, unsupervised=())
+        return replace(example, label=label, answer=(*example.options[label], *end), unsupervised=())
     length = min(len(example.answer), _LONGEST_END)
     drawn = tuple(draw.choice(vocabulary) for _ in range(max(1, length - 1)))
     return replace(example, answer=(*drawn, *example.answer[-1:]), unsupervised=())
