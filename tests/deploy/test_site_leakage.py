@@ -59,7 +59,7 @@ def run(deployed: Deployed, tiny_folder: Path, tmp_path_factory: pytest.TempPath
 def test_only_figures_leave_and_the_forbidding_site_does_not_sign(deployed: Deployed, run: RunFolder) -> None:
     report = read_report(run.path / FOLDER)
     assert report is not None
-    assert [figure["about"] for figure in report["figures"]] == [f"by ratio, at {name}" for name in NAMES]
+    assert [figure["about"] for figure in report["figures"]] == [f"at {name}" for name in NAMES]
     assert report["worst"] is None
     found = verify_run(run.path, is_uncountersigned_allowed=True)
     assert set(found.chain.countersigned) == set(NAMES[:2])

@@ -344,18 +344,22 @@ def _membership(evidence: Evidence) -> Iterator[Figure]:
         found = membership.advantage(values[:count], values[count:])
         if found is not None:
             yield _membership_figure(found, PUBLIC, f"by {name}")
-        if name == "ratio":
-            yield from _by_client(evidence, values)
+        if name in _PLAIN:
+            yield from _by_client(evidence, values, name)
 
 
-def _by_client(evidence: Evidence, values: Sequence[float]) -> Iterator[Figure]:
+_PLAIN = ("loss", "ratio")
+"""Scores that take no more than losses: made by client and by round, too."""
+
+
+def _by_client(evidence: Evidence, values: Sequence[float], score: str) -> Iterator[Figure]:
     count = len(evidence.members)
     for client in evidence.prepared.held:
         inside = [value for value, (who, _, _) in zip(values, evidence.members, strict=False) if who == client]
         outside = [value for value, (who, _) in zip(values[count:], evidence.others, strict=True) if who == client]
         found = membership.advantage(inside, outside)
         if found is not None:
-            yield _membership_figure(found, PUBLIC, f"by ratio, at {client}")
+            yield _membership_figure(found, PUBLIC, f"by {score}, at {client}")
 
 
 def _scored(evidence: Evidence, weights: Tensors, *, has_shadows: bool) -> dict[str, list[float]]:
@@ -400,7 +404,7 @@ def _membership_figure(found: Advantage, adversary: str, about: str) -> Figure:
 
 
 def _membership_by_round(evidence: Evidence) -> Iterator[Figure]:
-    """The gain over the base, at the model of every round."""
+    """The loss, and the gain over the base, at the model of every round."""
     examples = [*(example for _, _, example in evidence.members), *(example for _, example in evidence.others)]
     base = evidence.losses(evidence.prepared.initial, examples)
     count = len(evidence.members)
@@ -408,10 +412,11 @@ def _membership_by_round(evidence: Evidence) -> Iterator[Figure]:
         if number == 0:
             continue
         tuned = evidence.losses(evidence.models[number], examples)
-        values = membership.SCORES["ratio"]({"loss": tuned, "base": base})
-        found = membership.advantage(values[:count], values[count:])
-        if found is not None:
-            yield _membership_figure(found, MEMBER, f"by ratio, after round {number}")
+        for name in _PLAIN:
+            values = membership.SCORES[name]({"loss": tuned, "base": base})
+            found = membership.advantage(values[:count], values[count:])
+            if found is not None:
+                yield _membership_figure(found, MEMBER, f"by {name}, after round {number}")
 
 
 def _words_alone(evidence: Evidence) -> Iterator[Figure]:
@@ -737,7 +742,7 @@ def gathered(prepared: Prepared, folder: RunFolder, by_site: Mapping[str, Mappin
             Figure(
                 "membership",
                 PUBLIC,
-                f"by ratio, at {site}",
+                f"at {site}",
                 "AUC",
                 said["auc"],
                 (low, high),
