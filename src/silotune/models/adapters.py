@@ -20,6 +20,7 @@ import torch
 from silotune.errors import MessageError, ModelError, unknown_choice
 from silotune.lora import residuals, without_residuals
 from silotune.models import lora_layers
+from silotune.models.elsewhere import Elsewhere
 from silotune.models.fast.paths import PLAIN, Fast, put_on
 from silotune.models.load import Base
 from silotune.seeds import derive
@@ -62,6 +63,11 @@ class Adapted:
         total = sum(parameter.numel() for parameter in self.base.model.parameters())
         own = sum(parameter.numel() for parameter in self.parameters.values())
         return total - own - lora_layers.num_frozen(self.model) if self.config else total
+
+    @cached_property
+    def elsewhere(self) -> Elsewhere | None:
+        """What stands for blocks that a compute server has; None for a whole model. Looked up once."""
+        return next((module for module in self.base.model.modules() if isinstance(module, Elsewhere)), None)
 
     @cached_property
     def is_checkpointed(self) -> bool:

@@ -193,7 +193,7 @@ def _apart(
         for start, end in examples:
             visible[row, start:end, shared + start : shared + end] = causal[: end - start, : end - start]
             position_ids[row, start:end] = torch.arange(shared, shared + end - start)
-    return {"mask": _additive(visible, dtype).unsqueeze(1).to(device), "position_ids": position_ids.to(device)}
+    return {"mask": additive(visible, dtype).unsqueeze(1).to(device), "position_ids": position_ids.to(device)}
 
 
 def _prefix(examples: Sequence[Encoded], shared: int, device: torch.device) -> torch.Tensor | None:
@@ -309,10 +309,11 @@ def _tree_mask(trees: Sequence[_Tree], length: int, shared: int, dtype: torch.dt
     for row, tree in enumerate(trees):
         for start, end in tree.spans:
             visible[row, start:end, shared + tree.prompt_length : shared + start] = False
-    return _additive(visible, dtype).unsqueeze(1)
+    return additive(visible, dtype).unsqueeze(1)
 
 
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask that a model adds to its attention scores, from which ids each id sees."""
     return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -23,6 +23,7 @@ from silotune.methods.corrections import Correction
 from silotune.methods.optimizers import clip, kept_of, learning_rate, optimizer_of, restore
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
+from silotune.models.elsewhere import Elsewhere
 from silotune.settings.sections import TrainingSection
 from silotune.structs import SiteState, Tensors
 from silotune.training.batches import shuffled
@@ -172,14 +173,40 @@ def _plain_gradient(
         loss = objective.loss(adapted, batch, settings.objective)
         loss.total.backward()
         total, count = total + float(loss.total.detach()), count + loss.count
+    averaged(adapted, count)
+    whole = None if adapted.elsewhere is None else _stepped_elsewhere(adapted, adapted.elsewhere, count)
+    clip(adapted.parameters.values(), settings.clip_norm, whole)
+    return total, count
+
+
+def averaged(adapted: Adapted, count: int) -> None:
+    """Divides the gradients of an adapter, or of one party's part of it, by the number of terms they are summed over.
+
+    Raises:
+        TrainingError: There is no gradient.
+    """
     gradients = [parameter.grad for parameter in adapted.parameters.values() if parameter.grad is not None]
-    if not gradients:
+    if not gradients and adapted.parameters:
         raise TrainingError(
             "no gradient reaches a tensor of the adapter, so it can learn nothing: look at adapter.targets"
         )
-    torch._foreach_div_(gradients, float(count))
-    clip(adapted.parameters.values(), settings.clip_norm)
-    return total, count
+    if gradients:
+        torch._foreach_div_(gradients, float(count))
+
+
+def norms_of(adapted: Adapted, names: Iterable[str]) -> torch.Tensor:
+    """Norm of the gradient of each of these tensors that has one [tensors]."""
+    gradients = [adapted.parameters[name].grad for name in names if name in adapted.parameters]
+    found = [gradient for gradient in gradients if gradient is not None]
+    return torch.stack(list(torch._foreach_norm(found))).float().cpu() if found else torch.zeros(0)
+
+
+def _stepped_elsewhere(adapted: Adapted, there: Elsewhere, count: int) -> torch.Tensor | None:
+    """Has the compute server take its step; the norm of the whole gradient, where it is bounded as one."""
+    names = list(adapted.parameters)
+    before = [name for name in names if name in there.before]
+    behind = [name for name in names if name not in there.before]
+    return there.link.step(there.turn, count, norms_of(adapted, before), norms_of(adapted, behind))
 
 
 @dataclass(frozen=True)

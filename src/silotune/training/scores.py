@@ -16,6 +16,7 @@ import torch
 
 from silotune.errors import DataError
 from silotune.models.adapters import Adapted
+from silotune.models.elsewhere import Form, row_lengths
 from silotune.models.fast import attention
 from silotune.models.fast.last_layer import last_layer, needed_only
 from silotune.models.fast.paths import longest_alike
@@ -73,6 +74,8 @@ def _forward(adapted: Adapted, positions: torch.Tensor, ids: torch.Tensor, **inp
         hidden = given[0]  # [examples, length, width]
         return (hidden.reshape(-1, hidden.shape[-1])[positions], *given[1:])
 
+    if adapted.elsewhere is not None:
+        adapted.elsewhere.form = _form(positions, ids, **inputs)
     is_short = adapted.fast.last_layer and can_shorten(adapted, ids.shape[1])
     layer = last_layer(adapted.base.model) if is_short else None
     head = adapted.model.get_output_embeddings() if adapted.fast.head else None  # type: ignore[operator]
@@ -84,6 +87,19 @@ def _forward(adapted: Adapted, positions: torch.Tensor, ids: torch.Tensor, **inp
         if handle is not None:
             handle.remove()
     return logits if handle is not None else logits.reshape(-1, logits.shape[-1])[positions]
+
+
+def _form(
+    positions: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    **inputs: Any,
+) -> Form:
+    """What the blocks that are elsewhere must know of a batch."""
+    visible = None if attention_mask is None else attention_mask.squeeze(1) == 0
+    return Form(row_lengths(positions, ids.shape), ids.shape[1], visible=visible, position_ids=position_ids)
 
 
 def autocast(adapted: Adapted) -> AbstractContextManager[Any]:
@@ -137,6 +153,8 @@ def class_logits(adapted: Adapted, examples: Sequence[Encoded]) -> torch.Tensor:
     transformers reads a decoder at its last id that is no padding, and an encoder as its architecture says.
     """
     ids, mask = class_batch(examples, pad_id=adapted.base.pad_id, device=adapted.base.device)
+    if adapted.elsewhere is not None:
+        adapted.elsewhere.form = Form(tuple(mask.sum(1).tolist()), ids.shape[1], hides_padding=True)
     with autocast(adapted):
         logits: torch.Tensor = adapted.model(input_ids=ids, attention_mask=mask).logits
     return logits.float()
