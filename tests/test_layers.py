@@ -28,6 +28,7 @@ ROOMS = {
     "wire": ("kinds",),
     "coordinator": ("kinds", "wire"),
     "site": ("kinds", "wire"),
+    "compute": ("kinds", "wire"),
     "simulation": ("kinds", "wire", "coordinator", "site"),
 }
 """Rooms of federation/ -> the others that a module there may import: neither side sees into the other one."""

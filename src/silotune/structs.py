@@ -306,7 +306,10 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One line of a run's metrics: the round, what was measured, and what it cost."""
+    """One line of a run's metrics: the round, what was measured, and what it cost.
+
+    ``crossings`` says what went between clients and a compute server, which trains a part of the model.
+    """
 
     round_number: int
     metrics: Mapping[str, Any]
@@ -321,3 +324,4 @@ class RoundRecord:
     epsilon: float | None = None
     aggregation_error: float | None = None
     simulated_seconds: float | None = None
+    crossings: Mapping[str, Any] = field(default_factory=dict)

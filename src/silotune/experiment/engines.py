@@ -14,6 +14,7 @@ from silotune.errors import require
 from silotune.experiment.parts import Part, settings_of
 from silotune.experiment.prepare import Prepared
 from silotune.experiment.site import Holdings, Resident, SiteDesk, setup_of
+from silotune.experiment.split import split_in_process, split_of
 from silotune.federation.coordinator.privacy import LEDGER
 from silotune.federation.simulation.attack import Attacked, Simulated, attackers, with_flipped_labels
 from silotune.federation.simulation.clocked import Clocked
@@ -56,6 +57,10 @@ def in_process(prepared: Prepared, part: Part, meter: Meter, folder: RunFolder) 
         if name in keys:
             sites[name].served = Served(folder.path / SERVED / f"{sha256(name)[:16]}.jsonl")
         sites[name].protection = keys.get(name)
+    split = split_of(prepared, part)
+    if split is not None:
+        yield split_in_process(prepared, part, split, sites)
+        return
     sampled = part.clients_per_round or len(sites)
     workers = workers_for(adapted, sampled, side_by_side=prepared.threads.side_by_side, asked=federation.workers)
     encodes = federation.encode and part.sends_updates

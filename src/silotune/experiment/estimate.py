@@ -20,6 +20,7 @@ from silotune.experiment.parts import MODES, forecast_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.scoring import SetScorer
+from silotune.experiment.split import computing
 from silotune.federation.coordinator.rounds import run_rounds
 from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
@@ -97,6 +98,7 @@ def _rehearse(prepared: Prepared) -> None:
         folder = RunFolder(Path(place))
         with in_process(trial, part, meter, folder) as transport:
             plan = replace(plan_of(trial, part, meter), rounds=1, below_minimum="stop", score=None, select=None)
+            plan = computing(plan, trial, part, transport)
             after = run_rounds(plan, transport, ServerState(round_number=0, weights=trial.initial), folder)
         folder.save_adapter(*adapters.exported(trial.adapted, after.weights), card="")
     adapters.write(trial.adapted, trial.initial)

@@ -37,6 +37,7 @@ from silotune.models.adapters import Adapted
 from silotune.models.fingerprint import check_memory
 from silotune.models.head import Classes
 from silotune.models.load import Base, load_base, settled
+from silotune.models.split import cut_of
 from silotune.models.threads import Threads, threads_of
 from silotune.record import environment
 from silotune.settings import presets
@@ -131,6 +132,8 @@ def prepare(config: Config, *, sites: Sequence[str] | None = None) -> Prepared:
     notes.extend(filter(None, [*read_so, *cut, *notes_of(encoded, places, "train", truncate=config.data.truncate)]))
     field = dealt_by(config.data.partition)
     own_shares = deal_alike(gold_examples, train, shares, seed=config.seed, field=field) if train else {}
+    if config.federation.split is not None:
+        cut_of(adapted, config.federation.split)  # a model that cannot be cut there
     initial = adapters.read(adapted)
     notes.extend(_factor_notes(config.federation, initial))
     notes.extend(filter(None, [*adapted.base.notes, adapted.fast.note]))

@@ -28,6 +28,7 @@ from silotune.experiment.parts import (
 )
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
+from silotune.experiment.split import computing
 from silotune.experiment.start import check_same_data
 from silotune.federation.coordinator.audit import Audit, close, concludes, countersign, uncountersigned
 from silotune.federation.coordinator.rounds import Plan, run_rounds
@@ -346,7 +347,7 @@ def _finish_part(
         audit = replace(audit, keys=run.keys, promise=tuple(spending.planned_of(run.folder)))
     sampled = part.clients_per_round or len(part.clients)
     told("mode_started", {"rounds": config.federation.rounds, "clients_per_round": sampled})
-    plan = _vouched_plan(run, part, audit)
+    plan = computing(_vouched_plan(run, part, audit), prepared, part, transport)
     state = run_rounds(plan, transport, state, folder, notify=told)
     weights = state.best_weights if config.evaluation.keep == "best" and state.best_weights else state.weights
     if part.mode == "federated" and config.evaluation.per_client:

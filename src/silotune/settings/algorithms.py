@@ -25,6 +25,7 @@ class AlgorithmSettings(Choice):
         needs_plain_steps: It is derived for plain steps of SGD.
         needs_no_momentum: It is derived for steps without momentum.
         shares_step: A round is one step of ``[training]``: clients send a batch's gradient, and the server takes it.
+        is_of_server_alone: Clients train plainly, and send nothing but their updates; only the server's step is its own.
         trusted: What clients send beside the update, which no robust rule checks; empty for nothing.
     """
 
@@ -36,6 +37,7 @@ class AlgorithmSettings(Choice):
     needs_plain_steps: ClassVar[bool] = False
     needs_no_momentum: ClassVar[bool] = False
     shares_step: ClassVar[bool] = False
+    is_of_server_alone: ClassVar[bool] = False
     trusted: ClassVar[str] = ""
 
     server_learning_rate: PositiveNumber = Field(1.0, description="the update is scaled by it")
@@ -50,7 +52,7 @@ class FedAvg(AlgorithmSettings):
     """FedAvg (McMahan et al. 2017): the mean update is added."""
 
     type = "fedavg"
-    linear = summable = keeps_product = True
+    linear = summable = keeps_product = is_of_server_alone = True
 
 
 class FedProx(AlgorithmSettings):
@@ -83,7 +85,7 @@ class FedAvgM(AlgorithmSettings):
     """FedAvgM (Hsu et al. 2019): FedAvg with momentum at the server."""
 
     type = "fedavgm"
-    linear = summable = True
+    linear = summable = is_of_server_alone = True
 
     server_momentum: Momentum = Field(0.9, description="share of the last step")
 
@@ -91,7 +93,7 @@ class FedAvgM(AlgorithmSettings):
 class AdaptiveSettings(AlgorithmSettings):
     """Adaptive server steps (Reddi et al. 2021): each value moves by about the learning rate in each step."""
 
-    linear = summable = True
+    linear = summable = is_of_server_alone = True
 
     server_learning_rate: PositiveNumber = Field(0.01, description="about the length of a step in every value")
     server_beta1: Momentum = Field(0.9, description="decay of the mean update")

@@ -183,6 +183,56 @@ def _has_simulated_pace(run: Sections) -> bool:
     return clock != plain
 
 
+def _is_split(run: Sections) -> bool:
+    return run.federation.split is not None
+
+
+def _trains_server_alone(run: Sections) -> bool:
+    """Whether one part of the compute server's is all that trains."""
+    split = run.federation.split
+    return split is not None and split.train == "server" and split.schedule != "hierarchical"
+
+
+def _is_fedavg(run: Sections) -> bool:
+    algorithm = run.federation.algorithm
+    return algorithm.type == "fedavg" and algorithm.server_learning_rate == 1
+
+
+_NOT_SPLIT: tuple[tuple[str, str, Callable[[Sections], bool]], ...] = (
+    ("federation.lora", "leave it at 'factors'", lambda run: not run.federation.lora.is_plain),
+    ("federation.ranks, memory_mb or policies", "leave them out", lambda run: run.federation.has_ranks),
+    (
+        "federation.personalization",
+        "leave it at 'none'",
+        lambda run: run.federation.personalization.makes_models,
+    ),
+    (
+        "federation.algorithm",
+        "use one that corrects no gradients, such as 'fedavg' or 'fedadam'",
+        lambda run: not run.federation.algorithm.is_of_server_alone,
+    ),
+    (
+        "federation.upload, download or clock",
+        "leave it out; federation.split.compress is for what crosses the cut",
+        lambda run: is_linked(run.federation),
+    ),
+    ("federation.attack", "leave it out", lambda run: isinstance(run.federation.attack, Malicious)),
+    ("training.optimizer_state = 'keep'", "take 'reset'", lambda run: run.training.optimizer_state == "keep"),
+    ("record.keep_updates", "leave it out", lambda run: run.record.keep_updates),
+    ("evaluation.per_client", "leave it out", lambda run: run.evaluation.per_client),
+    (
+        "model.gradient_checkpointing",
+        "leave it out: what a party does not have, it does not hold in memory",
+        lambda run: run.model.gradient_checkpointing,
+    ),
+)
+"""What cannot be done in split training, what to do instead, and whether a run asks for it."""
+
+
+def _not_split(run: Sections) -> Iterable[Mapping[str, object]]:
+    return [{"what": what, "do": do} for what, do, is_asked in _NOT_SPLIT if is_asked(run)]
+
+
 _RULE = "federation.lora = {federation.lora.type!r}"
 _ALGORITHM = "federation.algorithm = {federation.algorithm.type!r}"
 _AGGREGATION = "federation.aggregation = {federation.aggregation.type!r}"
@@ -679,6 +729,65 @@ _PROTECTIONS = (
     ),
 )
 
+_SPLIT = (
+    Limit(
+        "federation.split trains the federated mode alone: name 'federated' in federation.modes",
+        lambda run: _is_split(run) and "federated" not in run.federation.modes,
+    ),
+    Limit(
+        "federation.split cuts an adapter between clients and the compute server, and adapter.type = {adapter.type!r} "
+        "is none: take 'lora' or 'ia3'",
+        lambda run: _is_split(run) and run.adapter.is_whole,
+    ),
+    Limit(
+        "federation.split: the two parts of a quantised base cannot be told apart: set model.precision = 'float32' or "
+        "'bfloat16'",
+        lambda run: _is_split(run) and run.model.precision == "int4",
+    ),
+    Limit(
+        f"{_OBJECTIVE} compares with the model that training began with, whose middle a client of federation.split "
+        "has not: use 'sft', 'choice', 'classify' or 'pretrain'",
+        lambda run: _is_split(run) and run.training.objective.compares,
+    ),
+    Limit(
+        "federation.split averages the clients' own tensors plainly, and {what} changes what is averaged or what "
+        "trains: {do}",
+        _is_split,
+        cases=_not_split,
+    ),
+    Limit(
+        "federation.split.schedule = {federation.split.schedule!r} trains one part of the server's, which is not an "
+        f"average: {_ALGORITHM} would move the clients' part alone; use 'fedavg' with server_learning_rate = 1, or "
+        "schedule = 'hierarchical'",
+        lambda run: (
+            run.federation.split is not None
+            and run.federation.split.schedule != "hierarchical"
+            and not _is_fedavg(run)
+        ),
+    ),
+    Limit(
+        f"{_DP} needs the gradient or update of the whole model at one party, which federation.split parts: leave one "
+        "of them out",
+        lambda run: _is_split(run) and run.privacy.dp.is_promised,
+    ),
+    Limit(
+        f"{_PROTECTION} hides whole updates, and with federation.split a part of each is at the compute server: leave "
+        "one of them out",
+        lambda run: _is_split(run) and run.privacy.protection.is_sum,
+    ),
+    Limit(
+        "federation.split.train = 'server' with schedule = {federation.split.schedule!r} has no clients' tensors to "
+        f"average: {_AGGREGATION} would do nothing; leave it at 'mean'",
+        lambda run: _trains_server_alone(run) and not run.federation.aggregation.is_mean,
+    ),
+    Limit(
+        "federation.split: clients and compute server are in one process so far: use 'silotune run' with "
+        "federation.engine = 'in_process'",
+        _is_split,
+        ("ray", "sites"),
+    ),
+)
+
 _WAYS = (
     Limit(
         "federation.modes: must name 'federated' to be submitted: sites' examples are not pooled",
@@ -765,6 +874,7 @@ LIMITS: Mapping[str, tuple[Limit, ...]] = {
     "objectives": _OBJECTIVES,
     "method": _METHOD,
     "protections": _PROTECTIONS,
+    "split": _SPLIT,
     "ways": _WAYS,
 }
 """Everything that does not go together, by subject."""

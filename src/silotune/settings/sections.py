@@ -28,6 +28,7 @@ from silotune.settings.privacy import (
     SecureSum,
     SumSettings,
 )
+from silotune.settings.split import SplitSection
 
 Precision = Literal["auto", "float32", "bfloat16", "int4"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -330,6 +331,9 @@ class FederationSection(Section):
     upload: CompressionSection = CompressionSection()
     download: DownloadSection = DownloadSection()
     clock: ClockSection | None = Field(None, description="simulated time; none without the section")
+    split: SplitSection | None = Field(
+        None, description="training split between clients and a compute server; none without the section"
+    )
     budget: BudgetSection = BudgetSection()
     attack: Attack = Field(
         NoAttack(),

@@ -60,6 +60,7 @@ class InProcess:
         encode: Pass messages through the encoder; otherwise bytes are those of the tensors alone.
         workers: How many clients work at one time; they share this process's torch threads.
         links: How tensors are compressed: ``upload`` and ``download`` of the section; default: not at all.
+        left: Told of a client when it has answered, and whether that is a reply and no failure.
     """
 
     def __init__(
@@ -69,10 +70,12 @@ class InProcess:
         encode: bool = True,
         workers: int = 1,
         links: FederationSection | None = None,
+        left: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._sites = dict(sites)
         self._encode = encode
         self._links = links or FederationSection()
+        self._left = left
         resident = next(iter(self._sites.values())).adapted
         self._models = [resident, *(adapters.replicate(resident) for _ in range(workers - 1))]
 
@@ -103,6 +106,12 @@ class InProcess:
 
     def _answered(self, request: Request, site: Site) -> Reply | Failure:
         """A site's reply to a request, or its failure; errors are never raised."""
+        answer = self._served(request, site)
+        if self._left is not None:
+            self._left(site.name, isinstance(answer, Reply))
+        return answer
+
+    def _served(self, request: Request, site: Site) -> Reply | Failure:
         serve: Callable[[Request, Site, FederationSection], Reply] = _encoded if self._encode else _direct
         try:
             return serve(request, site, self._links)

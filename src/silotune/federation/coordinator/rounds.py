@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from silotune.errors import BudgetError, FederationError, ProtectionError
 from silotune.federation.coordinator import audit as audit_trail
@@ -51,6 +51,34 @@ from silotune.structs import (
 from silotune.tensors import same_bits
 
 
+class ComputesPart(Protocol):
+    """A compute server that trains a part of the model together with the clients, as the coordinator sees it."""
+
+    def begin(self, number: int, weights: Tensors, clients: Sequence[str]) -> None:
+        """A round begins, or begins again, from the global model's tensors."""
+        ...
+
+    def completed(self, update: ClientUpdate) -> ClientUpdate:
+        """A client's update with what the server's part has moved for it alone, if anything."""
+        ...
+
+    def end(self) -> Tensors:
+        """The server's tensors after the round; empty where they are in the updates."""
+        ...
+
+    def figures(self) -> Mapping[str, Any]:
+        """Messages, bytes and errors of the round by crossing."""
+        ...
+
+    def bytes_up(self) -> int:
+        """Bytes that clients sent to this server in the round."""
+        ...
+
+    def bytes_down(self) -> int:
+        """Bytes that it sent to them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run of rounds is to do.
@@ -81,6 +109,7 @@ class Plan:
         reported: What bounds an epsilon that a client reports; None where no client may report one.
         audit: The trail to keep, and the keys of clients; None for no trail.
         protected: Collects updates so that only their sum is seen; None to ask each client for its own.
+        compute: Trains a part of the model with the clients; None where they train all of it.
     """
 
     rounds: int
@@ -108,6 +137,7 @@ class Plan:
     reported: Reported | None = None
     audit: Audit | None = None
     protected: Collector | None = None
+    compute: ComputesPart | None = None
 
 
 def run_rounds(
@@ -204,6 +234,8 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     down = outgoing(plan.method.sent(state.weights, state.memory), parts)
     expected = {name: returned(cut(down, plan.ranks.get(name)), parts) for name in clients}
     incoming = Incoming(number, clients, plan.staleness_exponent, plan.audit)
+    if plan.compute is not None:
+        plan.compute.begin(number, state.weights, clients)
 
     shape = returned(down, parts)
     send = partial(exchange, plan, transport, shapes=expected if plan.protected is None else {})
@@ -216,6 +248,8 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
     share = incoming.usable() / len(transport.clients())
     seed = derive(plan.seed, "adapter-init", round_number=number)
     weights, memory, error = advance(plan.method, state, delta, products=products, share=share, seed=seed)
+    if plan.compute is not None:
+        weights |= plan.compute.end()
     audit_trail.aggregates(plan.audit, number, [row["client"] for row in incoming.rows], weights, share=share)
     train_seconds, trained = time.perf_counter() - began, plan.meter.coordinator()
     metrics, evaluate_seconds = _scored(plan, weights) if _due(plan, number, plan.every) else ({}, 0.0)
@@ -228,12 +262,13 @@ def _one_round(plan: Plan, transport: Transport, state: ServerState, run: RunFol
         incoming.mean_loss(),
         train_seconds,
         evaluate_seconds,
-        incoming.bytes_up(),
-        incoming.bytes_down(),
+        incoming.bytes_up() + (plan.compute.bytes_up() if plan.compute else 0),
+        incoming.bytes_down() + (plan.compute.bytes_down() if plan.compute else 0),
         _cost(plan, begun, trained, plan.meter.coordinator()),
         kept.get("epsilon"),
         error,
         incoming.seconds,
+        plan.compute.figures() if plan.compute else {},
     )
     run.append("clients", *incoming.rows)
     _write(record, plan, run, notify)
@@ -277,7 +312,8 @@ def _asked(
     if plan.protected is not None:
         return incoming.watched(plan.protected(asking)), {}
     requests, held = _addressed(plan, state, asking)
-    updates = incoming.watched(incoming.updates(asking.send(requests), asking.notify))
+    updates = incoming.updates(asking.send(requests), asking.notify)
+    updates = incoming.watched(updates if plan.compute is None else map(plan.compute.completed, updates))
     # under a guarantee nothing may be known of one client's product
     return (products.watch(updates) if plan.privacy is None else updates), held
 
@@ -404,6 +440,7 @@ def _write(record: RoundRecord, plan: Plan, run: RunFolder, notify: Observer) ->
         **({} if record.simulated_seconds is None else {"simulated_seconds": record.simulated_seconds}),
         "aggregation_error": record.aggregation_error,
         "cost": dict(record.cost),
+        **({"crossings": dict(record.crossings)} if record.crossings else {}),
         **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "clients": list(record.clients),
         "failures": [_failure_row(item) for item in record.failures],

@@ -27,6 +27,7 @@ from silotune.methods.algorithms import local_training, method
 from silotune.methods.corrections import Corrector
 from silotune.methods.schedule import AdapterParts, outgoing, returned
 from silotune.models import adapters
+from silotune.models.elsewhere import Turn
 from silotune.record.cost import Account
 from silotune.seeds import derive
 from silotune.structs import Reply, Request, SiteState, Tensors
@@ -140,6 +141,8 @@ def release(begun: Begun, results: Sequence[LocalResult], account: Account, site
 
 def _trained(request: Request, site: Site) -> Reply:
     begun = begin(request, site)
+    if site.adapted.elsewhere is not None:
+        site.adapted.elsewhere.turn = Turn(site.name, request.round_number)
     with site.meter.client() as account:
         results = one_by_one(site.adapted, begun.works)
     return release(begun, results, account, site)

@@ -25,13 +25,14 @@ class Format:
 
     Attributes:
         size: (values, block) to the exact number of bytes.
-        encode: (vector float32 [values], block, generator) to bytes [size] as uint8.
+        encode: (vector float32 [values], block, generator) to bytes [size] as uint8; without a generator int8 and int4
+            round to the nearest level.
         decode: (bytes [size], values, block) to float32 [values].
         is_biased: The mean of what arrives is not what was meant, so what was left out must be sent later.
     """
 
     size: Callable[[int, int], int]
-    encode: Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
+    encode: Callable[[torch.Tensor, int, torch.Generator | None], torch.Tensor]
     decode: Callable[[torch.Tensor, int, int], torch.Tensor]
     is_biased: bool = False
 
@@ -39,7 +40,7 @@ class Format:
 def _floating(dtype: torch.dtype) -> Format:
     """Each value rounded to the nearest of a narrower type; exact for float32."""
 
-    def encode(vector: torch.Tensor, block: int, generator: torch.Generator) -> torch.Tensor:
+    def encode(vector: torch.Tensor, block: int, generator: torch.Generator | None) -> torch.Tensor:
         made = vector.to(dtype)
         if not bool(torch.isfinite(made).all()) and bool(torch.isfinite(vector).all()):
             raise MessageError(f"a value does not fit {dtype}: send bfloat16, which has the range of float32")
@@ -58,11 +59,11 @@ def _levels(largest: int, pack: Callable[[np.ndarray], np.ndarray], unpack: Call
     def size(count: int, block: int) -> int:
         return SCALE_BYTES * _num_blocks(count, block) + -(-count * bits // 8)
 
-    def encode(vector: torch.Tensor, block: int, generator: torch.Generator) -> torch.Tensor:
+    def encode(vector: torch.Tensor, block: int, generator: torch.Generator | None) -> torch.Tensor:
         blocks = _blocks(vector, block)
         scales = _rounded_up(blocks.abs().amax(dim=1) / largest)  # [blocks]
         steps = blocks / torch.where(scales > 0, scales.float(), 1.0)[:, None]
-        chance = torch.rand(steps.shape, generator=generator)
+        chance = torch.rand(steps.shape, generator=generator) if generator is not None else 0.5
         whole = (steps + chance).floor_().clamp_(-largest, largest)
         numbers = whole.reshape(-1)[: vector.numel()].to(torch.int8).numpy()
         return torch.cat([scales.view(torch.uint8), torch.from_numpy(pack(numbers))])
@@ -91,7 +92,7 @@ def _sign_size(count: int, block: int) -> int:
     return SCALE_BYTES * _num_blocks(count, block) + -(-count // 8)
 
 
-def _encode_sign(vector: torch.Tensor, block: int, generator: torch.Generator) -> torch.Tensor:
+def _encode_sign(vector: torch.Tensor, block: int, generator: torch.Generator | None) -> torch.Tensor:
     sums = _blocks(vector, block).abs().sum(dim=1)  # what fills the last block up is zero
     members = torch.full_like(sums, block)
     members[-1:] -= len(sums) * block - vector.numel()
