@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from silotune.errors import ModelError
 from silotune.models.adapters import Adapted, attach, on, read, write
 from silotune.models.elsewhere import Form, Turn, row_lengths

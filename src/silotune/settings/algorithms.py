@@ -25,7 +25,7 @@ class AlgorithmSettings(Choice):
         needs_plain_steps: It is derived for plain steps of SGD.
         needs_no_momentum: It is derived for steps without momentum.
         shares_step: A round is one step of ``[training]``: clients send a batch's gradient, and the server takes it.
-        is_of_server_alone: Clients train plainly, and send nothing but their updates; only the server's step is its own.
+        is_of_server_alone: Clients train plainly and send updates alone; what is its own is the server's step.
         trusted: What clients send beside the update, which no robust rule checks; empty for nothing.
     """
 

@@ -230,7 +230,7 @@ _NOT_SPLIT: tuple[tuple[str, str, Callable[[Sections], bool]], ...] = (
 
 
 def _not_split(run: Sections) -> Iterable[Mapping[str, object]]:
-    return [{"what": what, "do": do} for what, do, is_asked in _NOT_SPLIT if is_asked(run)]
+    return [{"what": what, "why": instead} for what, instead, is_asked in _NOT_SPLIT if is_asked(run)]
 
 
 _RULE = "federation.lora = {federation.lora.type!r}"
@@ -751,7 +751,7 @@ _SPLIT = (
     ),
     Limit(
         "federation.split averages the clients' own tensors plainly, and {what} changes what is averaged or what "
-        "trains: {do}",
+        "trains: {why}",
         _is_split,
         cases=_not_split,
     ),
@@ -760,9 +760,7 @@ _SPLIT = (
         f"average: {_ALGORITHM} would move the clients' part alone; use 'fedavg' with server_learning_rate = 1, or "
         "schedule = 'hierarchical'",
         lambda run: (
-            run.federation.split is not None
-            and run.federation.split.schedule != "hierarchical"
-            and not _is_fedavg(run)
+            run.federation.split is not None and run.federation.split.schedule != "hierarchical" and not _is_fedavg(run)
         ),
     ),
     Limit(

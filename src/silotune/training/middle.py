@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from silotune.errors import MessageError
 from silotune.models import adapters
 from silotune.models.adapters import Adapted
 from silotune.models.elsewhere import Form
@@ -66,10 +67,16 @@ class Middle:
         return self._made.detach()
 
     def backward(self, gradient: torch.Tensor, *, is_wanted: bool) -> torch.Tensor | None:
-        """The gradient of the last pass's input for that of its output [tokens, width]; None if it is not wanted."""
-        assert self._made is not None, "a pass forward comes first"
-        assert self._came is not None
+        """The gradient of the last pass's input for that of its output [tokens, width]; None if it is not wanted.
+
+        Raises:
+            MessageError: There is no such pass, or it was of another number of tokens.
+        """
         made, came = self._made, self._came
+        if made is None or came is None:
+            raise MessageError("gradients of a batch came that the server does not hold")
+        if len(gradient) != len(made):
+            raise MessageError(f"gradients of {len(gradient)} tokens came for a batch of {len(made)}")
         self._made = self._came = None
         made.backward(gradient.to(device=made.device, dtype=made.dtype))
         return came.grad if is_wanted else None

@@ -1,4 +1,4 @@
-"""Carries requests to clients in this process that train a part of the model each, with a compute server beside them."""
+"""Carries requests to clients in this process that train a part of the model each, beside a compute server."""
 
 from __future__ import annotations
 

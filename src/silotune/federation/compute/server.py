@@ -40,7 +40,7 @@ from silotune.models.elsewhere import Form
 from silotune.models.threads import operation_threads
 from silotune.seeds import derive
 from silotune.settings.sections import TrainingSection
-from silotune.settings.split import SplitSection, SplitSchedule
+from silotune.settings.split import SplitSchedule, SplitSection
 from silotune.structs import ClientUpdate, Request, Tensors
 from silotune.tensors import subtract
 from silotune.training.local import RoundPlace, averaged, clip, learning_rate, norms_of, optimizer_of
@@ -302,13 +302,13 @@ class Together(Schedule):
         states = torch.cat([states for states, _ in batches])
         form = joined([form for _, form in batches])
         made = self.part.forward(states, form, round_number=self.number, client="all")
-        return made.split(self._tokens)
+        return torch.split(made, self._tokens)
 
     def _backward(self, gradients: Sequence[tuple[torch.Tensor, bool]]) -> Sequence[Any]:
         given = torch.cat([gradient for gradient, _ in gradients])
         are_wanted = [is_wanted for _, is_wanted in gradients]
         made = self.part.middle.backward(given, is_wanted=any(are_wanted))
-        parts = [None] * len(gradients) if made is None else made.split(self._tokens)
+        parts = [None] * len(gradients) if made is None else torch.split(made, self._tokens)
         return [part if is_wanted else None for part, is_wanted in zip(parts, are_wanted, strict=True)]
 
     def _step(self, counts: Sequence[int]) -> Sequence[Any]:
@@ -354,9 +354,7 @@ class ComputeServer:
 
     def begin(self, number: int, weights: Tensors, clients: Sequence[str]) -> None:
         """A round begins, or begins again, from the global model's tensors."""
-        self._tally.count.clear()
-        self._tally.sent.clear()
-        self._tally.errors.clear()
+        self._tally.clear()
         self._schedule.begin(number, {name: weights[name] for name in self._names}, clients)
 
     def completed(self, update: ClientUpdate) -> ClientUpdate:
@@ -400,13 +398,20 @@ class ComputeServer:
     def _forward(self, request: Request) -> Tensors:
         form = form_of(request, self._most_positions)
         states = self._codec.opened(request.tensors[VALUES], form.tokens)
-        return {VALUES: self._codec.packed(self._schedule.forward(request.client, states, form))}
+        made = self._schedule.forward(request.client, states, form)
+        return {VALUES: self._packed(made, "activations_down")}
 
     def _backward(self, request: Request) -> Tensors:
         body = read_body(GradientBody, request)
         gradient = self._codec.opened(request.tensors[VALUES], body.tokens)
         made = self._schedule.backward(request.client, gradient, is_wanted=body.is_wanted)
-        return {} if made is None else {VALUES: self._codec.packed(made)}
+        return {} if made is None else {VALUES: self._packed(made, "gradients_down")}
+
+    def _packed(self, states: torch.Tensor, crossing: str) -> torch.Tensor:
+        """States as bytes; how much their compression leaves out is noted."""
+        values = self._codec.packed(states)
+        self._tally.note(crossing, self._codec.error(states, values))
+        return values
 
     def _step(self, request: Request) -> Tensors:
         body, tensors = read_body(StepBody, request), request.tensors

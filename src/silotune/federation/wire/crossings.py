@@ -127,13 +127,21 @@ class Tally:
     errors: dict[str, list[float]] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
-    def add(self, crossing: str, size: int, error: float | None = None) -> None:
-        """Counts one message, and what its compression left out where it carries states."""
+    def add(self, crossing: str, size: int) -> None:
+        """Counts one message."""
         with self._lock:
             self.count[crossing] = self.count.get(crossing, 0) + 1
             self.sent[crossing] = self.sent.get(crossing, 0) + size
-            if error is not None:
-                self.errors.setdefault(crossing, []).append(error)
+
+    def note(self, crossing: str, error: float) -> None:
+        """Notes how much the compression of a message's states has left out."""
+        with self._lock:
+            self.errors.setdefault(crossing, []).append(error)
+
+    def clear(self) -> None:
+        """Forgets a round."""
+        with self._lock:
+            self.count, self.sent, self.errors = {}, {}, {}
 
     def bytes(self, *crossings: str) -> int:
         """Bytes of these crossings."""
@@ -184,24 +192,26 @@ class OverMessages:
         values = self._codec.packed(states)
         body = {"lengths": list(form.lengths), "length": form.length, "hides_padding": form.hides_padding}
         tensors = {VALUES: values, **_of_form(form)}
-        reply = self._asked(FORWARD, turn, tensors, body, self._codec.layout(form.tokens))
-        self._counted("activations", reply[0], len(reply[1]), self._codec.error(states, values))
-        return self._codec.opened(reply[2].tensors[VALUES], form.tokens)
+        sent, data, reply = self._asked(FORWARD, turn, tensors, body, self._codec.layout(form.tokens))
+        self._counted("activations", sent, len(data))
+        self.tally.note("activations_up", self._codec.error(states, values))
+        return self._codec.opened(reply.tensors[VALUES], form.tokens)
 
     def backward(self, turn: Turn, gradient: torch.Tensor, *, is_wanted: bool) -> torch.Tensor | None:
         """The gradient of what was sent last, for that of what came back [tokens, width]; None if it is not wanted."""
         values, tokens = self._codec.packed(gradient), len(gradient)
         expected = self._codec.layout(tokens) if is_wanted else {}
         body = {"tokens": tokens, "is_wanted": is_wanted}
-        reply = self._asked(BACKWARD, turn, {VALUES: values}, body, expected)
-        self._counted("gradients", reply[0], len(reply[1]), self._codec.error(gradient, values))
-        return self._codec.opened(reply[2].tensors[VALUES], tokens) if is_wanted else None
+        sent, data, reply = self._asked(BACKWARD, turn, {VALUES: values}, body, expected)
+        self._counted("gradients", sent, len(data))
+        self.tally.note("gradients_up", self._codec.error(gradient, values))
+        return self._codec.opened(reply.tensors[VALUES], tokens) if is_wanted else None
 
     def step(self, turn: Turn, count: int, before: torch.Tensor, behind: torch.Tensor) -> torch.Tensor | None:
         """Has the server take its step; the norm of the whole gradient, where it is bounded as one."""
         body = {"count": count, "before": len(before), "behind": len(behind)}
         sent, data, reply = self._asked(STEP, turn, {BEFORE: before, BEHIND: behind}, body, {NORM: ("F32", (1,))})
-        self._counted("steps", sent, len(data), None)
+        self._counted("steps", sent, len(data))
         norm = reply.tensors[NORM][0]
         return norm if norm >= 0 else None
 
@@ -217,8 +227,8 @@ class OverMessages:
         read_body(Section, reply)
         return len(data), came, reply
 
-    def _counted(self, what: str, sent: int, came: int, error: float | None) -> None:
-        self.tally.add(f"{what}_up", sent, error)
+    def _counted(self, what: str, sent: int, came: int) -> None:
+        self.tally.add(f"{what}_up", sent)
         self.tally.add(f"{what}_down", came)
 
 
