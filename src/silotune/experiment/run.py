@@ -28,7 +28,7 @@ from silotune.experiment.parts import (
 )
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
-from silotune.experiment.split import computing
+from silotune.experiment.split import computing, seen_by_compute_server
 from silotune.experiment.start import check_same_data
 from silotune.federation.coordinator.audit import Audit, close, concludes, countersign, uncountersigned
 from silotune.federation.coordinator.rounds import Plan, run_rounds
@@ -241,7 +241,8 @@ def _work(run: _Run, observer: Observer | None) -> None:
         notify("note", {"text": note})
     sizes = prepared.sizes
     number = None if run.vouched is None else run.vouched.number
-    planned = spending.declared(prepared.config, folder, sizes, run=number)
+    seen = seen_by_compute_server(prepared, folder)
+    planned = spending.declared(prepared.config, folder, sizes, run=number, beside=seen)
     notify("privacy", {"statement": planned})
     for note in (*prepared.notes, *privacy.warnings(prepared.config, sizes, exposed=exposed_of(prepared))):
         notify("note", {"text": note})

@@ -22,14 +22,22 @@ FILE = "privacy"
 """Name of the run folder's file: the run's identity in ledgers, the statement, the plan, in the end what was spent."""
 
 
-def declared(config: Config, folder: RunFolder, sizes: Mapping[str, int], *, run: str | None = None) -> list[str]:
+def declared(
+    config: Config,
+    folder: RunFolder,
+    sizes: Mapping[str, int],
+    *,
+    run: str | None = None,
+    beside: Sequence[str] = (),
+) -> list[str]:
     """The promise of a run; it is written once, with the plan, and a resumed run goes on under the same identity.
 
-    ``run`` is that identity where a submitter has signed it; else one is drawn.
+    ``run`` is that identity where a submitter has signed it; else one is drawn. ``beside`` is what else the statement
+    says, such as what a compute server sees.
     """
     if not folder.has(FILE):
         plan = plan_of(config, sizes)
-        made = {"run": run or uuid.uuid4().hex, "statement": statement(config.privacy, plan)}
+        made = {"run": run or uuid.uuid4().hex, "statement": [*statement(config.privacy, plan), *beside]}
         folder.write_json(FILE, {**made, **({} if plan is None else {"plan": as_json(plan)})})
     return planned_of(folder)
 

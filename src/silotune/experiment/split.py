@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from silotune.errors import ConfigError
+from silotune.evaluation.inversion import lines_of, tested
 from silotune.experiment.parts import Part, settings_of
 from silotune.experiment.prepare import Prepared
 from silotune.federation.compute.server import ComputeServer
@@ -16,9 +17,13 @@ from silotune.federation.wire.crossings import OverMessages, Tally
 from silotune.federation.wire.transport import Transport
 from silotune.methods.schedule import AdapterParts
 from silotune.models.split import Cut, client_part, cut_of, server_part
+from silotune.record.runs import RunFolder
 from silotune.settings.split import SplitSection
 from silotune.training.middle import Middle
 from silotune.transports.split import SplitInProcess
+
+TEST = "inversion"
+"""Name of the run folder's file: what was read off what crosses the cut."""
 
 
 def split_of(prepared: Prepared, part: Part) -> SplitSection | None:
@@ -56,6 +61,21 @@ def computing(plan: Plan, prepared: Prepared, part: Part, transport: Transport) 
         return plan
     parts = _at_clients(cut_of(prepared.adapted, split), split)
     return replace(plan, method=replace(plan.method, schedule=lambda number: parts), compute=transport.compute)
+
+
+def seen_by_compute_server(prepared: Prepared, folder: RunFolder) -> list[str]:
+    """What the compute server of a run can read, in sentences for its privacy statement; none where nothing is split.
+
+    It is tested once, before training, on the clients' own examples; the run folder keeps the figures.
+    """
+    config = prepared.config
+    if config.federation.split is None:
+        return []
+    if not folder.has(TEST):
+        examples = [example for own in prepared.clients.values() for example in own]
+        found = tested(prepared.adapted, config.federation.split, examples, config.training)
+        folder.write_json(TEST, found.as_json(config.federation.split))
+    return lines_of(folder.read_json(TEST))
 
 
 def _at_clients(cut: Cut, split: SplitSection) -> AdapterParts:

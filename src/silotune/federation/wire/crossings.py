@@ -26,10 +26,10 @@ from silotune.federation.wire.messages import (
     layout_of,
     read_body,
 )
-from silotune.methods.compress.formats import FORMATS, Format
+from silotune.methods.compress.formats import Format
+from silotune.methods.compress.tokens import format_of
 from silotune.models.elsewhere import Form, Turn
 from silotune.settings.base import Section
-from silotune.settings.links import ValueFormat
 from silotune.settings.split import Crossed
 from silotune.structs import Reply, Request, Tensors
 
@@ -37,7 +37,6 @@ FORWARD, BACKWARD, STEP = "split.forward", "split.backward", "split.step"
 VALUES, VISIBLE, POSITIONS, BEFORE, BEHIND, NORM = "values", "visible", "position_ids", "before", "behind", "norm"
 MOST_TOKENS = 1 << 22
 """Most real tokens of a batch, and most places of its rows together, that a message may have."""
-_VALUES: Mapping[Crossed, ValueFormat] = {"none": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 Count = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
@@ -79,7 +78,7 @@ class Codec:
 
     @property
     def _format(self) -> Format:
-        return FORMATS[_VALUES[self.compress]]
+        return format_of(self.compress)
 
     def layout(self, tokens: int) -> Layout:
         """Of a message with the states of so many tokens."""
