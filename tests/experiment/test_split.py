@@ -102,7 +102,17 @@ def test_only_the_servers_part_moves_where_the_clients_rest(make: Make) -> None:
 
 @pytest.mark.end_to_end
 def test_an_estimate_rehearses_the_split_run(make: Make) -> None:
-    assert estimate(make({"schedule": "client-batch"}))["parameters"] > 0
+    config = make({"schedule": "client-batch", "compress": "bf16"}, federation={"rounds": 1})
+    told = estimate(config)
+    parted = told["split"]
+    assert parted["client_parameters"] + parted["server_parameters"] == told["parameters"]
+    assert parted["server_parameters"] * 2 < told["parameters"]
+    assert any("a round of split training sends" in note for note in told["notes"])
+    row = run_experiment(config).part("federated").read_rows("metrics")[1]
+    crossed = sum(each["bytes"] for each in row["crossings"].values())
+    whole_round = told["bytes_per_round"]
+    assert whole_round == pytest.approx(row["bytes_up"] + row["bytes_down"], rel=0.25)
+    assert crossed < row["bytes_up"] + row["bytes_down"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tiny
 from silotune.errors import ModelError
 from silotune.models.adapters import Adapted, attach, on, read, write
 from silotune.models.elsewhere import Form, Turn, row_lengths
-from silotune.models.split import FAMILIES, client_part, cut_of, server_part
+from silotune.models.split import FAMILIES, client_part, cut_of, server_part, shares_of
 from silotune.settings.objectives import OBJECTIVES
 from silotune.settings.split import SplitSection
 from silotune.structs import Tensors
@@ -190,3 +190,14 @@ def test_an_adapter_without_tensors_in_the_servers_blocks_is_refused() -> None:
     whole = deep("llama", targets=["model.layers.0.self_attn.q_proj"])
     with pytest.raises(ModelError, match="no tensor in the compute server's blocks 1 to 3"):
         cut_of(whole, SplitSection())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_each_party_has_is_the_arithmetic_by_hand(tied: bool) -> None:
+    whole = deep("llama", tied=tied)
+    width, inner, rows, heads = 32, 48, 320, 8 * 2
+    block = 2 * width * width + 2 * width * heads + 3 * width * inner + 2 * width
+    made = shares_of(whole, SplitSection(first=1, last=1))
+    assert made.server == 3 * block
+    assert made.client == 2 * block + width + (1 if tied else 2) * rows * width
+    assert made.client_work == pytest.approx((2 * block + rows * width) / (5 * block + rows * width))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from silotune.experiment.parts import MODES, forecast_of
 from silotune.experiment.prepare import Prepared, prepare
 from silotune.experiment.rounds import plan_of
 from silotune.experiment.scoring import SetScorer
-from silotune.experiment.split import computing
+from silotune.experiment.split import arithmetic_of, computing, note_of
 from silotune.federation.coordinator.rounds import run_rounds
 from silotune.federation.wire.messages import encode
 from silotune.methods.algorithms import method
@@ -69,7 +70,8 @@ def estimate(config: Config) -> dict[str, Any]:
         ``parameters``, ``trainable``, ``clients``, ``steps`` (all modes), ``bytes_per_round``, ``memory_bytes``
         (peak of this process after the steps), ``gpu_memory_bytes``, ``seconds_per_step``, ``seconds``,
         ``seconds_least`` and ``seconds_most``, ``load`` (processes that wanted to run in the last minute, before the
-        steps; None where the system does not say), and ``fast_paths``: the shortcuts that hold for the model.
+        steps; None where the system does not say), and ``fast_paths``: the shortcuts that hold for the model; with
+        ``federation.split`` also ``split``, what each party holds, computes and sends.
 
     Raises:
         SilotuneError: The configuration, its data or its model do not work, or a round of it fails; no run folder is
@@ -78,12 +80,15 @@ def estimate(config: Config) -> dict[str, Any]:
     load = environment.load()
     prepared = prepare(config)
     with operation_threads(prepared.threads.an_operation):
-        _rehearse(prepared)
-        return {**_estimated(prepared), "load": load}
+        crossed = _rehearse(prepared)
+        return {**_estimated(prepared, crossed), "load": load}
 
 
-def _rehearse(prepared: Prepared) -> None:
+def _rehearse(prepared: Prepared) -> Mapping[str, Any]:
     """One round with a step for each client, and what becomes of its model, in a folder that is thrown away.
+
+    Returns:
+        What crossed between clients and a compute server; empty without one.
 
     Raises:
         SilotuneError: What a run would end with.
@@ -101,10 +106,12 @@ def _rehearse(prepared: Prepared) -> None:
             plan = computing(plan, trial, part, transport)
             after = run_rounds(plan, transport, ServerState(round_number=0, weights=trial.initial), folder)
         folder.save_adapter(*adapters.exported(trial.adapted, after.weights), card="")
+        crossed: Mapping[str, Any] = folder.read_rows("metrics")[-1].get("crossings", {})
     adapters.write(trial.adapted, trial.initial)
+    return crossed
 
 
-def _estimated(prepared: Prepared) -> dict[str, Any]:
+def _estimated(prepared: Prepared, crossed: Mapping[str, Any]) -> dict[str, Any]:
     config, federation = prepared.config, prepared.config.federation
     by_mode = steps_by_mode(config, tuple(prepared.sizes.values()))
     steps = sum(by_mode[mode] for mode in federation.modes)
@@ -116,12 +123,14 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
         times.append((_selections(config, len(prepared.clients)), _measured(prepared.selection, prepared)))
     median, least, most = (sum(count * of(taken) for count, taken in times) for of in (statistics.median, min, max))
     cuda = prepared.adapted.base.device.type == "cuda"
+    parted = arithmetic_of(prepared, crossed) if crossed else {}
+    per_client = parted["bytes_per_round"] if parted else down + up
     return {
         "parameters": prepared.adapted.num_base_parameters,
         "trainable": arithmetic.count(prepared.initial),
         "clients": len(prepared.clients),
         "steps": steps,
-        "bytes_per_round": (down + up) * taking_part,
+        "bytes_per_round": per_client * taking_part,
         "memory_bytes": peak_memory_bytes(),
         "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
         "seconds_per_step": statistics.median(a_step),
@@ -129,7 +138,8 @@ def _estimated(prepared: Prepared) -> dict[str, Any]:
         "seconds_least": least,
         "seconds_most": most,
         "fast_paths": list(prepared.adapted.fast.names()),
-        "notes": [*prepared.notes, *forecast_of(prepared)],
+        **({"split": parted} if parted else {}),
+        "notes": [*prepared.notes, *forecast_of(prepared), *([note_of(parted)] if parted else [])],
     }
 
 

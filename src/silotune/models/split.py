@@ -131,6 +131,38 @@ def blocks_of(model: PreTrainedModel, name: str) -> torch.nn.ModuleList:
     return found
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What each party has of a base model.
+
+    Attributes:
+        client: Values at a client: embedding, its blocks, norm and head; a tied head counts once.
+        server: Values at the compute server.
+        client_work: The client's share of the multiplications for a token; looking up an embedding takes none.
+    """
+
+    client: int
+    server: int
+    client_work: float
+
+
+def shares_of(adapted: Adapted, section: SplitSection) -> Shares:
+    """What each party has of a base model, its adapter not counted."""
+    cut = cut_of(adapted, section)
+    model = adapted.base.model
+    trained = {id(parameter) for parameter in adapted.parameters.values()}
+
+    def values(*modules: torch.nn.Module) -> int:
+        found = {id(each): each.numel() for module in modules for each in module.parameters()}
+        return sum(count for key, count in found.items() if key not in trained)
+
+    blocks = list(blocks_of(model, adapted.base.name))
+    whole, server = values(model), values(*blocks[cut.first : cut.blocks - cut.last])
+    heads = values(*_ends(adapted.base)) if _ends(adapted.base) else values(model.get_input_embeddings())
+    work = values(*blocks) + heads
+    return Shares(whole - server, server, (work - server) / work)
+
+
 def client_part(adapted: Adapted, section: SplitSection, link: Link) -> Adapted:
     """The client's part of a model: in place of the server's blocks it has the link.
 
