@@ -186,6 +186,7 @@ def test_a_run_that_cannot_be_is_refused_with_every_fault(coordinator: Kit, subm
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "federation.attack": {"federation": {"attack": "scaled"}},
     "federation.clock": {"federation": {"clock": {"latency_seconds": 1}}},
+    "federation.split": {"federation": {"split": {"first": 1}}},
     "federation.personalization": {"federation": {"personalization": "ditto"}},
     "federation.ranks: unknown site 'bank-c'": {"federation": {"ranks": {"bank-c": 1}}},
     "privacy.dp.ledger": {"privacy": {"dp": {"type": "local", "epsilon": 8, "ledger": "x"}}},

@@ -290,6 +290,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "privacy.dp.ledger": {"privacy": {"dp": {"type": "local", "epsilon": 8, "ledger": "/tmp/ledger"}}},
     "federation.policies": {"federation": {"policies": {"bank-a": "/etc/passwd"}}},
     "federation.clock": {"federation": {"clock": {"trace": "/etc/passwd"}}},
+    "federation.split": {"federation": {"split": {"first": 1}}},
     "evaluation.gold": {"evaluation": {"gold": "/etc/passwd"}},
     "evaluation.forgetting": {"evaluation": {"forgetting": "/etc/passwd"}},
     "record.folder": {"record": {"folder": "/tmp/elsewhere"}},

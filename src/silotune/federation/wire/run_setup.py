@@ -51,7 +51,8 @@ class Setup(Section):
 def without_places(config: Config) -> Config:
     """The configuration without all that names a file, a folder, a model or a service, and what is the coordinator's
     own business: how it scores, records, its simulated clock, and the adapter that training begins from, whose tensors
-    travel in the first round. A site brings its own base model and its own examples.
+    travel in the first round. A site brings its own base model and its own examples, and takes part in no split
+    training: what it would send is as good as its text.
     """
     data, definition = config.data, config.data.definition
     nowhere: dict[str, Any] = {name: DataSection.model_fields[name].default for name in _OF_DATA}
@@ -65,7 +66,9 @@ def without_places(config: Config) -> Config:
             "model": config.model.model_copy(update=of_model),
             "adapter": config.adapter.without_start(),
             "data": data.model_copy(update=nowhere),
-            "federation": config.federation.model_copy(update={"clock": None, "policies": {}, "engine": "in_process"}),
+            "federation": config.federation.model_copy(
+                update={"clock": None, "split": None, "policies": {}, "engine": "in_process"}
+            ),
             "privacy": config.privacy.without_ledger(),
             "evaluation": EvaluationSection(**{name: getattr(config.evaluation, name) for name in _OF_SCORING}),
             "record": RecordSection(checkpoint_every=config.record.checkpoint_every),
