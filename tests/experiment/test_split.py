@@ -11,6 +11,7 @@ import pytest
 import tiny
 from silotune.config import Config
 from silotune.errors import ConfigError, ModelError
+from silotune.evaluation import inversion
 from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate
 from silotune.experiment.prepare import prepare
@@ -36,11 +37,12 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(configuration: Make, deep_folder: Path) -> Make:
+def make(configuration: Make, deep_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A run on it; ``split`` gives the section's keys, None for none."""
+    monkeypatch.setattr(inversion, "PUBLIC_TOKENS", 256)
 
     def made(split: Mapping[str, Any] | None, **sections: Any) -> Config:
-        federation = {**sections.pop("federation", {}), **({} if split is None else {"split": dict(split)})}
+        federation = {**({} if split is None else {"split": dict(split)}), **sections.pop("federation", {})}
         model = {"name": str(deep_folder), "fast": "off", **sections.pop("model", {})}
         adapter = {"targets": "all-linear", **sections.pop("adapter", {})}
         data = {"num_train": 24, "num_validation": 6, "num_test": 6, **sections.pop("data", {})}
@@ -88,6 +90,8 @@ def test_a_run_resumes_with_the_same_bits_and_says_what_crossed(make: Make, sche
     assert set(told) == {f"{what}_{way}" for what in ("activations", "gradients", "steps") for way in ("up", "down")}
     assert 0 < told["activations_up"]["error_mean"] < 0.02
     verify_run(whole.path)
+    said = whole.read_json("privacy")["statement"]
+    assert any(line.startswith("split training moves compute, not trust") for line in said)
 
 
 @pytest.mark.end_to_end
@@ -127,6 +131,10 @@ def test_an_estimate_rehearses_the_split_run(make: Make) -> None:
         ({"federation": {"modes": ["isolated"]}}, "name 'federated' in federation.modes"),
         ({"federation": {"upload": {"values": "int8"}}}, "federation.split.compress is for what crosses the cut"),
         ({"training": {"objective": "dpo"}}, "whose middle a client of federation.split has not"),
+        (
+            {"training": {"objective": "classify"}, "federation": {"split": {"train": "server"}}},
+            "the head of training.objective = 'classify'",
+        ),
         ({"training": {"optimizer_state": "keep"}}, "take 'reset'"),
         ({"evaluation": {"per_client": True}}, "evaluation.per_client changes what is averaged"),
     ],

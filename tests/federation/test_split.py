@@ -182,6 +182,21 @@ def test_a_client_that_leaves_is_waited_for_no_more() -> None:
     assert faults == ["b: the line is cut"]
 
 
+def test_a_client_that_leaves_between_forward_and_backward_does_not_stop_the_others() -> None:
+    def work(name: str, client: Adapted) -> None:
+        if name == "a":
+            client.elsewhere.turn = Turn(name, 1)
+            tiny.loss("sft", client, EXAMPLES[:2], OBJECTIVES["sft"]())
+            raise FederationError("the loss is not finite")
+        batch(client, name, EXAMPLES[2:5])
+
+    model = whole()
+    moved, faults = together(model, ["a", "b"], work)
+    assert faults == ["a: the loss is not finite"]
+    alone, _ = together(model, ["b"], work)
+    tiny.assert_close(moved, alone, 1e-5)
+
+
 def test_clients_at_different_points_of_a_step_are_refused_and_none_hangs() -> None:
     def work(name: str, client: Adapted) -> None:
         if name == "a":

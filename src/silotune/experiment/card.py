@@ -14,6 +14,7 @@ from silotune.federation.coordinator.protection import SEES
 from silotune.methods.algorithms import title_of
 from silotune.record.printable import counted
 from silotune.settings.adapters import AdapterSettings, Lora
+from silotune.settings.sections import FederationSection
 
 
 def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any], *, is_merged: bool = False) -> str:
@@ -31,7 +32,7 @@ def model_card(config: Config, mode: str, task: Task, result: Mapping[str, Any],
     figures = "\n".join(
         f"- {name}: {result['metrics'][name]:.4f}" for name in COMPARED[task.metric] if name in result["metrics"]
     )
-    rule = f" (federation.lora: {federation.lora.type})" if mode == "federated" else ""
+    rule = f" (federation.lora: {federation.lora.type}{_split_text(federation)})" if mode == "federated" else ""
     classes = task.options if training.objective.has_head else ()
     trained = title_of(federation) if mode == "federated" else "plain training"
     title = (
@@ -74,6 +75,14 @@ On {result["num_examples"]} examples of `{result["split"]}`, model of round {rou
 
 {_privacy(config, mode, result)}
 """
+
+
+def _split_text(federation: FederationSection) -> str:
+    """How the model was cut between clients and a compute server; empty where it was not."""
+    split = federation.split
+    if split is None:
+        return ""
+    return f"; split training, {split.schedule}: {split.first} first and {split.last} last blocks at the clients"
 
 
 def _constant(result: Mapping[str, Any]) -> str:

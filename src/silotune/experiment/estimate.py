@@ -98,7 +98,8 @@ def _rehearse(prepared: Prepared) -> Mapping[str, Any]:
         "privacy": prepared.config.privacy.without_ledger(),
     }
     trial = replace(prepared, config=prepared.config.model_copy(update=once))
-    part, meter = MODES[trial.config.federation.modes[0]](trial)[0], Meter()
+    federation = trial.config.federation
+    part, meter = MODES["federated" if federation.split else federation.modes[0]](trial)[0], Meter()
     with TemporaryDirectory() as place:
         folder = RunFolder(Path(place))
         with in_process(trial, part, meter, folder) as transport:

@@ -750,6 +750,15 @@ _SPLIT = (
         lambda run: _is_split(run) and run.training.objective.compares,
     ),
     Limit(
+        f"federation.split.train = 'server' would leave the head of {_OBJECTIVE}, which is the clients', as it was "
+        "drawn: set federation.split.train = 'both'",
+        lambda run: (
+            run.federation.split is not None
+            and run.federation.split.train == "server"
+            and run.training.objective.has_head
+        ),
+    ),
+    Limit(
         "federation.split averages the clients' own tensors plainly, and {what} changes what is averaged or what "
         "trains: {why}",
         _is_split,

@@ -233,7 +233,7 @@ class Together(Schedule):
         self._clients: list[str] = []
         self._given: dict[str, tuple[str, Any]] = {}
         self._made: dict[str, Any] = {}
-        self._tokens: list[int] = []
+        self._tokens: dict[str, int] = {}
         self._threads = torch.get_num_threads()
 
     def begin(self, number: int, tensors: Tensors, clients: Sequence[str]) -> None:
@@ -281,6 +281,7 @@ class Together(Schedule):
             return
         given = {client: self._given[client] for client in self._clients}
         self._given = {}
+        made: Mapping[str, Any]
         try:
             with operation_threads(self._threads):
                 made = self._worked(given)
@@ -289,39 +290,45 @@ class Together(Schedule):
         self._made.update(made)
         self._meeting.notify_all()
 
-    def _worked(self, given: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    def _worked(self, given: Mapping[str, tuple[str, Any]]) -> Mapping[str, Any]:
         kinds = {kind for kind, _ in given.values()}
         if len(kinds) > 1:
             raise MessageError("the clients of a round are not at the same point of a step")
-        values = [value for _, value in given.values()]
-        made = _TOGETHER[kinds.pop()](self, values)
-        return dict(zip(given, made, strict=True))
+        return _TOGETHER[kinds.pop()](self, {client: value for client, (_, value) in given.items()})
 
-    def _forward(self, batches: Sequence[tuple[torch.Tensor, Form]]) -> Sequence[Any]:
-        self._tokens = [form.tokens for _, form in batches]
-        states = torch.cat([states for states, _ in batches])
-        form = joined([form for _, form in batches])
-        made = self.part.forward(states, form, round_number=self.number, client="all")
-        return torch.split(made, self._tokens)
+    def _forward(self, batches: Mapping[str, tuple[torch.Tensor, Form]]) -> Mapping[str, Any]:
+        self._tokens = {client: form.tokens for client, (_, form) in batches.items()}
+        states = torch.cat([states for states, _ in batches.values()])
+        form = joined([form for _, form in batches.values()])
+        return self._parted(self.part.forward(states, form, round_number=self.number, client="all"))
 
-    def _backward(self, gradients: Sequence[tuple[torch.Tensor, bool]]) -> Sequence[Any]:
-        given = torch.cat([gradient for gradient, _ in gradients])
-        are_wanted = [is_wanted for _, is_wanted in gradients]
-        made = self.part.middle.backward(given, is_wanted=any(are_wanted))
-        parts = [None] * len(gradients) if made is None else torch.split(made, self._tokens)
-        return [part if is_wanted else None for part, is_wanted in zip(parts, are_wanted, strict=True)]
+    def _backward(self, gradients: Mapping[str, tuple[torch.Tensor, bool]]) -> Mapping[str, Any]:
+        for client, (gradient, _) in gradients.items():
+            if len(gradient) != self._tokens.get(client):
+                raise MessageError(f"gradients of {len(gradient)} tokens came that are not those of the last batch")
+        width = self.part.middle.width
+        nothing = {client: torch.zeros(count, width) for client, count in self._tokens.items()}  # of who has left
+        given = {**nothing, **{client: gradient for client, (gradient, _) in gradients.items()}}
+        are_wanted = {client: is_wanted for client, (_, is_wanted) in gradients.items()}
+        made = self.part.middle.backward(torch.cat(list(given.values())), is_wanted=any(are_wanted.values()))
+        parts = {} if made is None else self._parted(made)
+        return {client: parts[client] if is_wanted else None for client, is_wanted in are_wanted.items()}
 
-    def _step(self, counts: Sequence[int]) -> Sequence[Any]:
-        self.part.step_alone(sum(counts))
-        return [None] * len(counts)
+    def _parted(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each client's share of the states of the last pass."""
+        return dict(zip(self._tokens, torch.split(states, list(self._tokens.values())), strict=True))
+
+    def _step(self, counts: Mapping[str, int]) -> Mapping[str, Any]:
+        self.part.step_alone(sum(counts.values()))
+        return dict.fromkeys(counts)
 
 
-_TOGETHER: Mapping[str, Callable[[Together, Sequence[Any]], Sequence[Any]]] = {
+_TOGETHER: Mapping[str, Callable[[Together, Any], Mapping[str, Any]]] = {
     FORWARD: Together._forward,
     BACKWARD: Together._backward,
     STEP: Together._step,
 }
-"""Kind of message -> what is made of those of all clients, in their order."""
+"""Kind of message -> what is made for each client of what all clients gave, in their order."""
 
 SCHEDULES: Mapping[SplitSchedule, type[Schedule]] = {
     "serial": InTurns,
