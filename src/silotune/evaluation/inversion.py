@@ -105,8 +105,9 @@ def tested(adapted: Adapted, split: SplitSection, examples: Sequence[Encoded], t
             figures = {"probe": _share(probe, ids), "cosine": _share(_read(seen, table), ids)}
             found.append({"first": cut, "noise": noise, **figures})
     common = int(counts.max()) / len(ids)
-    prices = _prices(adapted, split, examples[: training.batch_size], training, float(own[split.first].std()))
-    return Tested(tuple(found), common, len(ids), prices, _labels(adapted, split, examples, training))
+    parts = _Parts.of(adapted, split)
+    prices = _prices(parts, split, examples[: training.batch_size], training, float(own[split.first].std()))
+    return Tested(tuple(found), common, len(ids), prices, _labels(parts, split, examples, training))
 
 
 def lines_of(test: Mapping[str, Any]) -> list[str]:
@@ -219,47 +220,69 @@ def _changes(split: SplitSection, noise: float, deviation: float) -> Changes:
 class _Tap:
     """A link that keeps the gradients it carries, and changes what crosses."""
 
-    def __init__(self, middle: Middle, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, middle: Middle) -> None:
         self._middle = middle
-        self._change = change
+        self.change: Changes = _unchanged
         self.gradients: list[torch.Tensor] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tap:
+        """The same."""
+        return self
+
     def forward(self, turn: Turn, states: torch.Tensor, form: Form) -> torch.Tensor:
-        return self._change(self._middle.forward(self._change(states), form))
+        return self.change(self._middle.forward(self.change(states), form))
 
     def backward(self, turn: Turn, gradient: torch.Tensor, *, is_wanted: bool) -> torch.Tensor | None:
         self.gradients.append(gradient.detach().float().cpu())
-        return self._middle.backward(gradient, is_wanted=True)
+        return self._middle.backward(gradient, is_wanted=is_wanted)
 
     def step(self, turn: Turn, count: int, before: torch.Tensor, behind: torch.Tensor) -> torch.Tensor | None:
         raise NotImplementedError  # no step is taken in a test
 
 
+def _unchanged(states: torch.Tensor) -> torch.Tensor:
+    return states
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Both parts of a model, and the link between them."""
+
+    client: Adapted
+    middle: Middle
+    tap: _Tap
+
+    @classmethod
+    def of(cls, adapted: Adapted, split: SplitSection) -> _Parts:
+        middle = Middle(server_part(adapted, split))
+        tap = _Tap(middle)
+        return cls(client_part(adapted, split, tap), middle, tap)
+
+    def gradient(self, batch: Sequence[Encoded], training: TrainingSection, change: Changes) -> torch.Tensor:
+        """The gradient of a batch's loss [values] where what crosses is changed."""
+        self.tap.change, self.tap.gradients = change, []
+        parameters = [*self.middle.parameters, *self.client.parameters.values()]
+        objective_of(training).loss(self.client, batch, training.objective).total.backward()
+        made = torch.cat([each.grad.flatten().float().cpu() for each in parameters if each.grad is not None])
+        for each in parameters:
+            each.grad = None
+        return made
+
+
 def _prices(
-    adapted: Adapted, split: SplitSection, batch: Sequence[Encoded], training: TrainingSection, deviation: float
+    parts: _Parts, split: SplitSection, batch: Sequence[Encoded], training: TrainingSection, deviation: float
 ) -> tuple[dict[str, float], ...]:
     """What noise on the states does to the gradient of a batch: its cosine to the exact one."""
-    exact = _gradient(adapted, split, batch, training, lambda states: states)
+    exact = parts.gradient(batch, training, _unchanged)
     found = []
     for noise in NOISES:
-        made = _gradient(adapted, split, batch, training, _changes(split, noise, deviation))
+        made = parts.gradient(batch, training, _changes(split, noise, deviation))
         found.append({"noise": noise, "cosine": float(torch.nn.functional.cosine_similarity(exact, made, dim=0))})
     return tuple(found)
 
 
-def _gradient(
-    adapted: Adapted, split: SplitSection, batch: Sequence[Encoded], training: TrainingSection, change: Changes
-) -> torch.Tensor:
-    """The gradient of a batch's loss [values] where what crosses is changed."""
-    middle = Middle(server_part(adapted, split))
-    client = client_part(adapted, split, _Tap(middle, change))
-    objective_of(training).loss(client, batch, training.objective).total.backward()
-    parameters = [*middle.parameters, *client.parameters.values()]
-    return torch.cat([each.grad.flatten().float().cpu() for each in parameters if each.grad is not None])
-
-
 def _labels(
-    adapted: Adapted, split: SplitSection, examples: Sequence[Encoded], training: TrainingSection
+    parts: _Parts, split: SplitSection, examples: Sequence[Encoded], training: TrainingSection
 ) -> dict[str, float]:
     """How many labels of examples can be read off the gradients at the last cut by one who knows those of others."""
     wanted = min(2 * LABELLED, len(examples)) // 2 * 2
@@ -267,13 +290,11 @@ def _labels(
     labels = torch.tensor([example.label for example in picked])
     if wanted < 4 or int(labels.min()) < 0 or len(set(labels.tolist())) < 2:  # open answers have none
         return {}
-    tap = _Tap(Middle(server_part(adapted, split)), lambda states: as_received(states, split.compress))
-    client = client_part(adapted, split, tap)
-    objective = objective_of(training)
+    features = []
     for example in picked:
-        objective.loss(client, [example], training.objective).total.backward()
-    features = torch.stack([torch.nn.functional.normalize(each.sum(0), dim=0) for each in tap.gradients])
-    known, guessed = features[0::2], features[1::2]
+        parts.gradient([example], training, lambda states: as_received(states, split.compress))
+        features.append(torch.nn.functional.normalize(torch.cat(parts.tap.gradients).sum(0), dim=0))
+    known, guessed = torch.stack(features[0::2]), torch.stack(features[1::2])
     one_hot = torch.nn.functional.one_hot(labels).float()
     read = (guessed @ _fitted(known, one_hot[0::2])).argmax(dim=1)
     true = labels[1::2]
