@@ -36,6 +36,7 @@ from silotune.federation.wire.crossings import (
     read_crossing,
 )
 from silotune.federation.wire.messages import read_body
+from silotune.methods.optimizers import clip, learning_rate, optimizer_of
 from silotune.models.elsewhere import Form
 from silotune.models.threads import operation_threads
 from silotune.seeds import derive
@@ -43,7 +44,7 @@ from silotune.settings.sections import TrainingSection
 from silotune.settings.split import SplitSchedule, SplitSection
 from silotune.structs import ClientUpdate, Request, Tensors
 from silotune.tensors import subtract
-from silotune.training.local import RoundPlace, averaged, clip, learning_rate, norms_of, optimizer_of
+from silotune.training.local import averaged, norms_of
 from silotune.training.middle import Middle, joined
 
 ALONE = torch.tensor([-1.0])
@@ -73,8 +74,8 @@ class Part:
     def begin(self, tensors: Tensors, round_number: int) -> None:
         """Sets the part to these tensors, with a new optimiser."""
         self.middle.write(tensors)
-        rate = learning_rate(self.training, RoundPlace(self.seed, round_number, self.rounds))
-        self.optimizer = optimizer_of(self.middle.part, self.training, rate)
+        rate = learning_rate(self.training, round_number, self.rounds)
+        self.optimizer = optimizer_of(self.training, self.middle.part.parameters, rate)
         self.optimizer.zero_grad(set_to_none=True)
         self.passes = 0
 
