@@ -40,6 +40,9 @@ FASTER = 5.0
 TUNED_CPUS = 1
 WIDE = 32_000
 """Vocabulary of Llama 2 and Mistral; later models have four to eight times as much."""
+STUDY_STEP = ("--shape", "smollm2", "--batch-size", "4", "--threads", "1")
+STUDY_EXAMPLES = 40
+"""Ten steps of four texts."""
 SHORT_STEPS = 4
 """Of a round where clients meet often, beside the ten of FlowerTune's template."""
 WIDE_RATE, WIDE_STEPS = 3e-4, SHORT_STEPS
@@ -129,17 +132,27 @@ def _end_to_end_results(
 
 def step(bench: Bench) -> list[Result]:
     """A local training step on closed-ended and on open data, both sides in one process."""
+    return _steps(bench, "step", {"fpb-like": 2.5, "instruct": 1.2})
+
+
+def step_smollm2(bench: Bench) -> list[Result]:
+    """The same on SmolLM2-135M's shape, as the study of real language models trains it: four texts, one thread."""
+    few = replace(bench, step_examples=min(bench.step_examples, STUDY_EXAMPLES))
+    return _steps(few, "step-smollm2", {"fpb-like": 1.0, "instruct": 1.0}, *STUDY_STEP)
+
+
+def _steps(bench: Bench, part: str, bounds: Mapping[str, float], *more: str) -> list[Result]:
     results = []
-    for kind, bound in (("fpb-like", 2.5), ("instruct", 1.2)):
-        output = _new(bench, "step") / f"{kind}.json"
-        sizes = ["--examples", str(bench.step_examples), "--repetitions", str(bench.repetitions)]
+    for kind, bound in bounds.items():
+        output = _new(bench, part) / f"{kind}.json"
+        sizes = ["--examples", str(bench.step_examples), "--repetitions", str(bench.repetitions), *more]
         run_child([sys.executable, str(HERE / "steps.py"), kind, str(output), *sizes], output.with_suffix(".log"))
         sides = json.loads(output.read_text(encoding="utf-8"))
-        bench.say(f"step {kind}: done")
+        bench.say(f"{part} {kind}: done")
         means = tuple(sides["peer"]), tuple(sides["silotune"])
         medians = tuple(sides["peer_median"]), tuple(sides["silotune_median"])
-        results.append(Result("step", f"{kind}, median step, seconds", *medians, speed_up(*medians), bound))
-        results.append(Result("step", f"{kind}, mean step, seconds", *means, speed_up(*means), bound))
+        results.append(Result(part, f"{kind}, median step, seconds", *medians, speed_up(*medians), bound))
+        results.append(Result(part, f"{kind}, mean step, seconds", *means, speed_up(*means), bound))
     return results
 
 
@@ -191,6 +204,7 @@ PARTS: Mapping[str, Callable[[Bench], list[Result]]] = {
     "end-to-end-tuned": end_to_end_tuned,
     "end-to-end-32k": end_to_end_32k,
     "step": step,
+    "step-smollm2": step_smollm2,
     "overhead": overhead,
     "memory": memory,
 }

@@ -23,6 +23,25 @@ WARM_UP = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a Llama with random weights."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+
+
+SHAPES: Mapping[str, Shape] = {
+    "llama-32k": Shape(288, 768, 6, 6, 6, VOCABULARY),
+    "smollm2": Shape(576, 1536, 30, 9, 3, 49_152),
+}
+"""Name -> a small model with a real vocabulary, and SmolLM2-135M's shape."""
+
+
+@dataclass(frozen=True, slots=True)
 class Repetition:
     """Seconds of each counted step of both sides, and the mean training loss of both."""
 
@@ -55,23 +74,23 @@ def _words(draw: random.Random, count: int) -> str:
     return " ".join(f"w{draw.randrange(100, VOCABULARY)}" for _ in range(count))
 
 
-def make_model(folder: Path) -> None:
-    """Writes a randomly initialised Llama (6 layers, 288 wide, vocabulary 32,000) and a tokenizer of whole words."""
+def make_model(folder: Path, shape: Shape) -> None:
+    """Writes a randomly initialised Llama of this shape and a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, VOCABULARY)}}
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, shape.vocabulary)}}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=288,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -164,14 +183,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("output", type=Path, help="JSON file to write")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-32k")
+    parser.add_argument("--threads", type=int, help="of both sides; default: as torch decides")
     parser.add_argument("--examples", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
     folder = arguments.output.resolve().parent
-    model = folder / "llama-32k"
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    model = folder / arguments.shape
     if not model.is_dir():
-        make_model(model)
+        make_model(model, SHAPES[arguments.shape])
     settings = Settings(model=str(model), batch_size=arguments.batch_size, learning_rate=1e-3, max_length=448)
     found = compare(
         settings, arguments.kind, examples=arguments.examples, repetitions=arguments.repetitions, folder=folder
