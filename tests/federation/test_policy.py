@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "least_participants": (3, {"participants": 3}, {"participants": 2}),
     "least_cohort": (4, {"cohort": 4}, {"cohort": 3}),
     "secure_aggregation": (True, {"kind": "evaluate"}, {}),
+    "plain_gradients": (False, {}, {"shows_gradients": True}),
     "largest_epsilon_run": (2.0, {"epsilon_run": 2.0}, {"epsilon_run": 2.1}),
     "largest_epsilon_total": (8.0, {"epsilon_total": 8.0}, {"epsilon_total": 8.1}),
     "generation": (False, {}, {"kind": "evaluate", "generates": True}),
@@ -56,7 +57,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 ALWAYS_KNOWN = (
-    "working_hours", "secure_aggregation", "generation", "least_threshold", "least_colluding", "most_steps",
+    "working_hours", "secure_aggregation", "plain_gradients", "generation", "least_threshold", "least_colluding",
+    "most_steps",
 )  # fmt: skip
 EVERY = {**RULES, **COSTS, **LEAKS, **PRIVACY}
 

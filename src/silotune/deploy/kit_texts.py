@@ -70,7 +70,13 @@ def coordinator_readme(plan: FederationPlan) -> str:
 def policy_toml(site: str, *, submitters: Sequence[str], charter: str | None) -> str:
     """The policy that a site begins with: it names every rule, and sets those that the kit can set."""
     given = {"submitters": json.dumps(list(submitters)), **({"charter": json.dumps(charter)} if charter else {})}
-    given |= {"format": "1", "generation": "false", "secure_aggregation": "false", "smallest_count": "5"}
+    given |= {
+        "format": "1",
+        "generation": "false",
+        "secure_aggregation": "false",
+        "plain_gradients": "true",
+        "smallest_count": "5",
+    }
     given |= {name: f"{Policy.model_fields[name].default:g}" for name in ("most_models", "most_scorings")}
     given |= {name: f"{Policy.model_fields[name].default:.0f}" for name in ("most_steps", "most_seconds")}
     lines = [

@@ -25,6 +25,7 @@ from silotune.federation.wire.messages import Expected, Header, decode_request, 
 from silotune.federation.wire.orders import Order, read_order
 from silotune.federation.wire.run_setup import Setup, check_plugins, check_scorable, differing, read_setup, setup_object
 from silotune.federation.wire.signed_job import JOB, Job, SignedJob
+from silotune.methods.algorithms import local_training
 from silotune.record.audit import Head
 from silotune.record.plain_json import sha256
 from silotune.settings.base import exactly
@@ -285,12 +286,19 @@ def _asked(header: Header, signed: SignedJob, setup: Setup, gate: Gate, members:
         participants=len(set(job.participants) & set(members.sites)),
         cohort=cohort,
         audits_leakage=config.audit.leakage and config.audit.reserve > 0,
+        shows_gradients=_shows_gradients(config),
         generates=KINDS[header.kind].scores and config.evaluation.scoring == "generation",
         submitter=signed.submitter,
         charter_sha256=job.charter_sha256,
         charter_until=charter[1] if charter is not None and charter[0] == job.charter_sha256 else None,
     )
     return _with_terms(asked, header.body.get("terms"))
+
+
+def _shows_gradients(config: Config) -> bool:
+    """Whether a run's updates are plain gradient steps that a site adds no noise to."""
+    is_plain = local_training(config.federation, config.training).optimizer.is_plain
+    return is_plain and not config.privacy.dp.costs_sites
 
 
 def _check_cohort(job: Job, config: Config, cohort: int | None) -> None:

@@ -129,6 +129,11 @@ class Policy(Section):
         strict=True,
         description="true: no update leaves but inside a protected sum (secure_sum, or he of all values)",
     )
+    plain_gradients: bool = Field(
+        True,
+        strict=True,
+        description="false: no plain gradient leaves without noise of this site's, as words can be read off it exactly",
+    )
     least_threshold: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         2 / 3, description="least share of a secure sum's sites that must stay to its end"
     )
@@ -203,6 +208,7 @@ class Asked:
         cohort: Number of sites that are left in the protected sum that the request belongs to, as the request says.
         threshold: Share of a secure sum's sites that must stay to its end; None where no sum begins.
         colluding: Sites whose shares of a sum's noise do not count; None where no sum with noise begins.
+        shows_gradients: The update is plain gradient steps, and this site adds no noise to it.
         generates: Text is to be written from the site's prompts.
         steps: Optimiser steps of the round; None where nothing is trained.
         epsilon_run: Privacy loss of this run at this site once the request is served; None where nothing bounds it.
@@ -224,6 +230,7 @@ class Asked:
     cohort: int | None = None
     threshold: float | None = None
     colluding: int | None = None
+    shows_gradients: bool = False
     generates: bool = False
     steps: int | None = None
     epsilon_run: float | None = None
@@ -303,6 +310,15 @@ def _epsilon(asked: Asked, what: str, given: float | None, limit: float | None) 
     return _at_most(what, given, limit) if asked.does.trains else None
 
 
+def _plain_gradients(policy: Policy, asked: Asked) -> str | None:
+    if policy.plain_gradients or not asked.shows_gradients or not asked.does.trains:
+        return None
+    return (
+        "updates of plain gradient steps ('sgd', 'fedsgd') do not leave this site without noise of its own: take AdamW "
+        "with local steps, or privacy.dp"
+    )
+
+
 RULES: Mapping[str, _Rule] = {
     "submitters": _submitters,
     "working_hours": _working_hours,
@@ -321,6 +337,7 @@ RULES: Mapping[str, _Rule] = {
         else None
     ),
     "secure_aggregation": _secure_aggregation,
+    "plain_gradients": _plain_gradients,
     "least_threshold": lambda policy, asked: (
         None if asked.threshold is None else _at_least("the sum's threshold", asked.threshold, policy.least_threshold)
     ),
