@@ -54,6 +54,7 @@ RULES: Mapping[str, str] = {
     "least_participants": "the run has too few participants for the site",
     "least_cohort": "the sum has too few sites for this one",
     "secure_aggregation": "updates of this site leave only inside a secure sum",
+    "plain_gradients": "plain gradients leave this site only with noise of its own",
     "least_threshold": "the sum's threshold is too low for the site",
     "least_colluding": "the sum's noise is not enough without the shares of as many sites as the site's policy asks",
     "leakage_audit": "the site asks that the run measures what its model gives away, and it has not been measured",
