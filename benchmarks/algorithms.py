@@ -42,6 +42,13 @@ ALGORITHMS: Mapping[str, Sequence[str]] = {
     "fedadam": ("federation.algorithm=fedadam", "federation.algorithm.server_learning_rate=0.01"),
     "fednova": ("federation.algorithm=fednova",),
     "feddyn": ("federation.algorithm=feddyn", "federation.algorithm.alpha=1.0"),
+    "fedsgd": (
+        "federation.algorithm=fedsgd",
+        "training.max_steps=1",
+        "training.batch_size=2",
+        "federation.rounds=64",
+        "evaluation.every=16",
+    ),
     "fedavg, SGD": ("federation.algorithm=fedavg", "training.optimizer=sgd", "training.learning_rate=1.0"),
     "scaffold I, SGD": (
         "federation.algorithm=scaffold",

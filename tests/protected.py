@@ -129,7 +129,7 @@ def run(
     is_noised = settings.dp.is_in_shares
     sizes = {name: len(site.examples) for name, site in net.sites.items()}
     plan = Plan(
-        rounds=rounds, method=method(section), body={**ORDER, "run": "r"}, seed=3, settings=acts,
+        rounds=rounds, method=method(section, TRAINING), body={**ORDER, "run": "r"}, seed=3, settings=acts,
         protected=PROTECTIONS[type(settings.protection)](settings, net.keys), below_minimum=section.below_minimum,
         privacy=central_privacy(settings, section, sizes, run="r") if is_noised else None,
     )  # fmt: skip

@@ -161,8 +161,8 @@ def test_reports_of_grids_and_runs_are_not_mixed(silotune: Callable[..., Any], t
     folder = finished_grid(tmp_path / "grid", tasks=("medical",), adapters=("lora",), partitions=("alpha 0.1",))
     both = silotune("report", folder.path, tmp_path)
     assert both.code == 2 and "give one folder" in both.err
-    out = silotune("report", tmp_path, "--out", tmp_path / "x")
-    assert out.code == 2 and "--out goes with a grid folder" in out.err
+    out = silotune("report", tmp_path, tmp_path, "--out", tmp_path / "x")
+    assert out.code == 2 and "--out goes with one folder" in out.err
 
 
 def test_a_copied_grid_says_how_to_run_it(

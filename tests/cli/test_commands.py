@@ -17,9 +17,9 @@ from silotune.record.runs import RunFolder
 
 
 def test_run_shows_a_line_a_round_and_the_table(silotune, below):
-    outcome = silotune("run", "fpb", "--set", "seed=7", "--set", "federation.rounds=2")
+    outcome = silotune("run", "fpb", "--set", "seed=7", "--set", "federation.rounds=60")
     assert outcome.code == 0
-    assert below["config"].seed == 7 and below["config"].federation.rounds == 2
+    assert below["config"].seed == 7 and below["config"].federation.rounds == 60
     assert "federated round 2/2: loss 0.500, accuracy 70.0 %, 1.5 s" in outcome.out
     assert "each alone bank-1 finished: accuracy 60.0 %" in outcome.out
     assert "note: 3 prompts were cut [left]" in outcome.out
@@ -260,7 +260,7 @@ def test_doctor_shows_the_machine(silotune, below):
 
 
 def test_doctor_estimates_a_configuration(silotune, below):
-    outcome = silotune("doctor", "fpb", "--set", "federation.rounds=2")
+    outcome = silotune("doctor", "fpb", "--set", "federation.rounds=60")
     assert (
         outcome.code == 0 and "1,000" in outcome.out and "1 min 40 s" in outcome.out and "note: a note" in outcome.out
     )

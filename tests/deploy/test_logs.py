@@ -28,7 +28,7 @@ def test_a_long_log_is_put_aside_while_its_process_writes_on(child: Child) -> No
     for text in ("a first long line", "a second"):
         writer.stdin.write(f"{text}\n")
         writer.stdin.flush()
-        while text not in child.log.read_text():
+        while f"{text}\n" not in child.log.read_text():
             assert writer.poll() is None
         child.shorten_log()
     writer.stdin.close()

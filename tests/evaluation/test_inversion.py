@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from silotune.evaluation import inversion
-from silotune.evaluation.inversion import Tested, lines_of
+from silotune.evaluation.inversion import Inverted, lines_of
 from silotune.models.adapters import Adapted, attach, on
 from silotune.settings.split import SplitSection
 from silotune.training.encode import Encoded
@@ -30,13 +30,13 @@ def deep() -> Adapted:
     return on(attach(base, tiny.adapter(targets="all-linear"), seed=0), tiny.USUAL.only("head"))
 
 
-def found(adapted: Adapted, examples: Sequence[Encoded], **section: Any) -> Tested:
+def found(adapted: Adapted, examples: Sequence[Encoded], **section: Any) -> Inverted:
     training = tiny.training(objective="choice" if examples[0].options else "sft")
     return inversion.tested(adapted, SplitSection(**section), examples, training)
 
 
 @pytest.fixture(scope="module")
-def made(deep: Adapted) -> Tested:
+def made(deep: Adapted) -> Inverted:
     before, state = dict(deep.model.state_dict()), torch.get_rng_state()
     tests = found(deep, tiny.examples_for("choice", 24))
     tiny.assert_same_bits(before, dict(deep.model.state_dict()))  # the model and the generators are as they were
@@ -45,7 +45,7 @@ def made(deep: Adapted) -> Tested:
     return tests
 
 
-def test_states_that_are_nearly_the_embedding_are_read_and_noise_that_stops_it_stops_training(made: Tested) -> None:
+def test_states_that_are_nearly_the_embedding_are_read_and_noise_that_stops_it_stops_training(made: Inverted) -> None:
     by_noise = {row["noise"]: row["probe"] for row in made.cuts if row["first"] == 1}
     assert by_noise[0.0] > 0.93 > 0.6 > by_noise[2.0]
     assert {row["first"] for row in made.cuts} == {1, 2}
@@ -54,7 +54,7 @@ def test_states_that_are_nearly_the_embedding_are_read_and_noise_that_stops_it_s
     assert 0 <= made.labels["probe"] <= 1 and made.labels["examples"] == 12
 
 
-def test_the_statement_says_the_share_that_was_read(made: Tested) -> None:
+def test_the_statement_says_the_share_that_was_read(made: Inverted) -> None:
     told = made.as_json(SplitSection())
     said = lines_of(told)
     assert said[0].startswith("split training moves compute, not trust") and "compress = 'int8'" in said[0]

@@ -75,7 +75,15 @@ def test_a_residual_is_as_wide_as_its_module_at_most() -> None:
 def test_only_known_kinds_carry_tensors() -> None:
     found = expected_of(section(lora="sb"), CORE)
     assert found.keys() == KINDS.keys()
-    for name in found.keys() - {"train", "personalize", "evaluate", "secure_sum.input", "he.input", "he.open"}:
+    for name in found.keys() - {
+        "train",
+        "personalize",
+        "evaluate",
+        "leakage",
+        "secure_sum.input",
+        "he.input",
+        "he.open",
+    }:
         none = found[name]
         assert callable(none) and none(Header("request", name, 1, "a", {}), layout_of(CORE)) == {}
     header = Header("request", "secure_sum.input", 1, "a", {})

@@ -24,7 +24,7 @@ from silotune.record.chain import check_witness, read_chain, sites_of
 from silotune.record.plain_json import canonical
 from silotune.record.runs import RunFolder
 from silotune.record.signatures import new_key
-from silotune.settings.sections import FederationSection
+from silotune.settings.sections import FederationSection, TrainingSection
 from silotune.structs import ClientUpdate, Reply, Request, ServerState
 from silotune.tensors import digest
 
@@ -195,7 +195,9 @@ def test_a_round_that_falls_short_stands_in_the_trail(tmp_path: Path, below_mini
     rounds = list(updates_of(found.entries))
     assert [len(replies) for _, replies in rounds] == [2] * len(rounds)
     folder, last = RunFolder(tmp_path / "run"), found.entries[-2]
-    assert replayed(folder, rounds, federation=FederationSection(), seed=7, last=last) == len(rounds)
+    assert replayed(
+        folder, rounds, federation=FederationSection(), training=TrainingSection(), seed=7, last=last
+    ) == len(rounds)
 
 
 def test_the_sites_of_a_trail_are_those_that_were_asked_and_the_result_says_their_keys(tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ def kept(tmp_path: Path) -> tuple[Federation, list, ServerState]:
 def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     _, rounds, state = kept(tmp_path)
     folder, last = RunFolder(tmp_path / "run"), read_chain(tmp_path / "run" / FILE)[-2]
-    assert replayed(folder, rounds, federation=FederationSection(), seed=0, last=last) == 2
+    assert replayed(folder, rounds, federation=FederationSection(), training=TrainingSection(), seed=0, last=last) == 2
     entry, replies = rounds[0]
     updates = [
         ClientUpdate(name, folder.kept_tensors(reply.fields["file"]), 10 + place)
@@ -363,11 +365,16 @@ def test_kept_updates_aggregate_to_what_the_trail_says(tmp_path: Path) -> None:
     assert list(folder.kept_tensors("round-0-weights")) == ["w", "b"]
     with pytest.raises(AuditError, match="round 1 does not aggregate to the weights it says"):
         replayed(
-            folder, rounds, federation=FederationSection(algorithm={"server_learning_rate": 0.5}), seed=0, last=last
+            folder,
+            rounds,
+            federation=FederationSection(algorithm={"server_learning_rate": 0.5}),
+            training=TrainingSection(),
+            seed=0,
+            last=last,
         )
     other = replace(last, fields={**last.fields, "weights": "0" * 64})
     with pytest.raises(AuditError, match="entry 13: the model is not what the updates aggregate to"):
-        replayed(folder, rounds, federation=FederationSection(), seed=0, last=other)
+        replayed(folder, rounds, federation=FederationSection(), training=TrainingSection(), seed=0, last=other)
 
 
 def test_a_kept_update_that_was_changed_is_named(tmp_path: Path) -> None:
@@ -375,7 +382,7 @@ def test_a_kept_update_that_was_changed_is_named(tmp_path: Path) -> None:
     folder, reply = RunFolder(tmp_path / "run"), rounds[1][1][1]
     folder.keep_tensors(reply.fields["file"], {name: tensor + 1 for name, tensor in START.items()})
     with pytest.raises(AuditError, match=f"entry {reply.index}: the kept update of 'bank-b' is not the one"):
-        replayed(folder, rounds, federation=FederationSection(), seed=0, last=None)
+        replayed(folder, rounds, federation=FederationSection(), training=TrainingSection(), seed=0, last=None)
 
 
 def test_a_site_s_signature_cannot_be_put_under_another_reply(tmp_path: Path) -> None:

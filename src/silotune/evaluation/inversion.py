@@ -45,7 +45,7 @@ Changes: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Tested:
+class Inverted:
     """What the tests found.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tested:
         }
 
 
-def tested(adapted: Adapted, split: SplitSection, examples: Sequence[Encoded], training: TrainingSection) -> Tested:
+def tested(adapted: Adapted, split: SplitSection, examples: Sequence[Encoded], training: TrainingSection) -> Inverted:
     """Tests what a compute server would read of these examples.
 
     Args:
@@ -107,7 +107,7 @@ def tested(adapted: Adapted, split: SplitSection, examples: Sequence[Encoded], t
     common = int(counts.max()) / len(ids)
     parts = _Parts.of(adapted, split)
     prices = _prices(parts, split, examples[: training.batch_size], training, float(own[split.first].std()))
-    return Tested(tuple(found), common, len(ids), prices, _labels(parts, split, examples, training))
+    return Inverted(tuple(found), common, len(ids), prices, _labels(parts, split, examples, training))
 
 
 def lines_of(test: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from silotune.federation.wire.transport import Transport
 from silotune.methods.algorithms import method, plain
 from silotune.settings.attacks import NoAttack
 from silotune.settings.links import CompressionSection, DownloadSection
+from silotune.settings.privacy import NoProtection
 from silotune.settings.sections import BudgetSection, FederationSection, TrainingSection
 from silotune.structs import Reply, Request, Tensors
 from silotune.training.encode import Encoded
@@ -113,9 +114,11 @@ def forecast_of(prepared: Prepared) -> list[str]:
 
 def settings_of(prepared: Prepared, part: Part) -> RunSettings:
     """The settings that the clients of a part act by; they score their own examples as the gold-standard set is
-    scored."""
+    scored. Where nothing travels, there is no sum to hide an update in."""
     config, federation = prepared.config, federation_of(prepared, part)
-    return RunSettings(part.training, federation, config.privacy, config.evaluation, tuple(prepared.gold.labels))
+    alone = config.privacy.model_copy(update={"protection": NoProtection()})
+    privacy = config.privacy if part.sends_updates else alone
+    return RunSettings(part.training, federation, privacy, config.evaluation, tuple(prepared.gold.labels))
 
 
 def leaked_by_clients(
