@@ -361,14 +361,18 @@ def test_an_epsilon_is_not_counted_of_more_steps_than_are_allowed(tmp_path: Path
     [
         {"training": {"optimizer": "sgd"}},
         {"training": {"max_steps": 1}, "federation": {"rounds": 3, "algorithm": "fedsgd"}},
-        {"training": {"optimizer": "sgd"}, "privacy": {"dp": {"type": "client", "epsilon": 8}}},
+        {
+            "training": {"optimizer": "sgd"},
+            "privacy": {"dp": {"type": "client", "epsilon": 8}},
+            "federation": {"rounds": 3, "weighting": "uniform"},
+        },
     ],
     ids=["plain steps", "shared steps", "noise that the coordinator adds"],
 )
 def test_gradients_without_noise_of_the_sites_do_not_leave_where_its_policy_says_so(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = CONFIG.model_validate({"federation": {"rounds": 3}, "evaluation": {"per_client": True}, **changes})
+    config = Config.model_validate({"federation": {"rounds": 3}, **changes})
     setup, signed = setup_of(config), job(setup_sha256=sha256(setup_of(config)))
     sites = Federation(tmp_path, policy="plain_gradients = false")
     request = sites.request(body=under(order_body(config), signed))
