@@ -21,6 +21,7 @@ from silotune.cli.data import data_app, init
 from silotune.cli.demo import demo_app
 from silotune.cli.deployed import coordinator_app, site_app
 from silotune.cli.doctor import doctor
+from silotune.cli.dossier import dossier_app
 from silotune.cli.generate import chat, generate
 from silotune.cli.listings import plugins, tasks
 from silotune.cli.output import say
@@ -77,6 +78,7 @@ _GROUPS = {
     "provision": provision_app,
     "charter": charter_app,
     "audit": audit_app,
+    "dossier": dossier_app,
     "privacy": privacy_app,
 }
 

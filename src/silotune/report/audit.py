@@ -90,13 +90,22 @@ def write_audit(folder: Path, out: Path) -> str:
     """
     entries = read_chain(trail_of(folder))
     try:
-        verdict = _verdict(verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True))
+        verdict = verdict_of(folder)
     except SilotuneError as error:
         fault = one_line(f"DOES NOT VERIFY: {error}")
         write_bytes(out, FORMATS[out.suffix](entries, fault))
         raise AuditError(f"{out} was written; its trail {fault}") from None
     write_bytes(out, FORMATS[out.suffix](entries, verdict))
     return verdict
+
+
+def verdict_of(folder: Path) -> str:
+    """What verifying the trail of a folder says.
+
+    Raises:
+        AuditError: It does not verify.
+    """
+    return _verdict(verify_run(folder, is_open_allowed=True, is_uncountersigned_allowed=True))
 
 
 def _verdict(found: Checked) -> str:
