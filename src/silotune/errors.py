@@ -14,7 +14,7 @@
     ├── MissingPackageError      8   an optional package that the request needs
     ├── GridError                9   a grid: one or more of its cells have no result
     ├── PolicyError             10   a site's policy forbids what is asked; names the rule
-    ├── AuditError              11   an audit trail that does not verify; names the first bad entry
+    ├── AuditError              11   an audit trail or a dossier that does not verify; names the first fault
     ├── KitError                12   a kit, key, certificate or charter that is missing or does not fit
     │   └── SignatureError      12   a key that cannot be used, or a signature that is not one
     └── PrivacyError            13   a guarantee that cannot be given

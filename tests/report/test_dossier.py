@@ -49,6 +49,9 @@ def test_operations_of_fine_tuning_are_six_a_weight_and_token(tmp_path: Path) ->
     folder.append("events", {"event": "run_started", "num_parameters": 2_000_000})
     fact = facts_of(Sources(folder.path))["flops"]
     assert (fact.value, fact.source) == ("1.2e+10", "summary.json and events.jsonl")
+    assert facts_of(Sources(folder.path), 4.8e10)["share"].value == "0.25"
+    with pytest.raises(ConfigError, match="--base-flops nan: give a number above 0"):
+        write_dossier(folder.path, tmp_path / "out", KEY, base_flops=float("nan"))
 
 
 def test_each_institution_has_a_sheet_with_its_counts(run: Path, tmp_path: Path) -> None:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from silotune.cli.groups import with_default
 from silotune.cli.output import AsJson, print_json, say
-
-
-class _WritesByDefault(TyperGroup):
-    """Takes ``dossier RUN OUT`` for ``dossier write RUN OUT``."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the arguments name; without one, to write."""
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["write", *args])
 
 
 def dossier_app() -> typer.Typer:
     """The group's commands."""
     app = typer.Typer(
-        cls=_WritesByDefault,
-        help="Write the papers of a run for a data-protection officer, signed (dossier RUN OUT), or verify them.",
+        cls=with_default("write"),
+        help="Write the papers of a run for a data-protection officer, signed, or verify them; 'write' is the default.",
         no_args_is_help=True,
     )
     for command in (write, verify):
@@ -37,14 +29,18 @@ def write(
     key: Annotated[
         Path | None, typer.Option("--key", help="An Ed25519 key that signs; default: one made for it, and forgotten.")
     ] = None,
+    base_flops: Annotated[
+        float | None,
+        typer.Option("--base-flops", help="Operations that the base's own training took, as its maker says."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write model card, datasheets, DPIA, AI Act skeletons and bills of materials, signed; `write` may be left out."""
+    """Write model card, datasheets, DPIA, AI Act skeletons and bills of materials, signed."""
     from silotune.record.signatures import new_key, read_key
     from silotune.report.dossier import write_dossier
 
     signer = new_key() if key is None else read_key(key)
-    files = write_dossier(run, out, signer)
+    files = write_dossier(run, out, signer, base_flops=base_flops)
     if as_json:
         print_json({"folder": str(out), "files": files, "key": signer.public})
         return

@@ -5,29 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperGroup
 
+from silotune.cli.groups import with_default
 from silotune.cli.output import AsJson, print_json, say
 
 Folder = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of this federation's provisioning.")]
 Request = Annotated[Path | None, typer.Option("--csr", help="The site's own request; its kit holds no private key.")]
 
 
-class _CreateIsDefault(TyperGroup):
-    """``provision federation.toml`` is ``provision create federation.toml``."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["create", *args])
-
-
 def provision_app() -> typer.Typer:
     """The group's commands."""
     app = typer.Typer(
-        cls=_CreateIsDefault,
+        cls=with_default("create"),
         help="Make and change the certificates, keys and kits of a federation; 'create' may be left out.",
         no_args_is_help=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,13 +44,14 @@ class Shown:
     links: Sequence[tuple[str, str]] = ()
 
 
-def write_dossier(run: Path, out: Path, key: SigningKey) -> list[str]:
+def write_dossier(run: Path, out: Path, key: SigningKey, *, base_flops: float | None = None) -> list[str]:
     """Writes the papers of a run and signs them.
 
     Args:
         run: The folder of a finished run; it is only read.
         out: A folder that is not there yet, or is empty.
         key: Signs.
+        base_flops: Operations that the base's own training took, which no file of a run says.
 
     Returns:
         Names of what was written in it.
@@ -57,8 +59,10 @@ def write_dossier(run: Path, out: Path, key: SigningKey) -> list[str]:
     Raises:
         RunFolderError: It is no run folder, the run is not finished, a file of it is broken, or ``out`` cannot be
             written.
-        ConfigError: ``out`` is there and holds something, or lies in the run folder.
+        ConfigError: ``out`` is there and holds something, or lies in the run folder; ``base_flops`` is not above 0.
     """
+    if base_flops is not None and not (math.isfinite(base_flops) and base_flops > 0):
+        raise ConfigError(f"--base-flops {base_flops}: give a number above 0, such as 6e20, or leave it out")
     folder = RunFolder.open(run).path
     with explained(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -66,7 +70,7 @@ def write_dossier(run: Path, out: Path, key: SigningKey) -> list[str]:
         if out.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{str(out)!r} lies in the run folder, which is only read: give a folder outside")
     sources = Sources(folder)
-    facts = facts_of(sources)
+    facts = facts_of(sources, base_flops)
     name = word(folder.resolve().name)
     with new_folder(out) as building:
         links = []

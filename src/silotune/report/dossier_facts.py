@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from silotune.experiment.audit import trail_of
 from silotune.record.audit import FILE
 from silotune.record.chain import read_chain
 from silotune.record.files import explained
-from silotune.record.printable import one_line
+from silotune.record.printable import counted, one_line
 from silotune.report.audit import verdict_of
 from silotune.report.watched import inner, number, whole, word
 
 UNKNOWN = "not known to silotune"
 _LARGEST = 1 << 26
 _MOST_LINES = 50
+_GIVEN = "--base-flops, given by whoever wrote this"
 _FLOPS_PER_WEIGHT_AND_TOKEN = 6
 """Of a forward and a backward pass (Kaplan et al. 2020)."""
 
@@ -98,8 +99,12 @@ def _text(value: Any) -> str:
     return word(value)
 
 
-def facts_of(sources: Sources) -> Mapping[str, Fact]:
+def facts_of(sources: Sources, base_flops: float | None = None) -> Mapping[str, Fact]:
     """Name -> fact, of the run as a whole.
+
+    Args:
+        sources: The run's files.
+        base_flops: Operations that the base's own training took; None where nobody said it.
 
     Raises:
         RunFolderError: The run is not finished, or a file of it is broken.
@@ -112,7 +117,7 @@ def facts_of(sources: Sources) -> Mapping[str, Fact]:
     made = {name: sources.fact(label, "summary.json", summary.get(name)) for name, label in _SUMMARY.items()}
     for name, (label, *path) in _CONFIG.items():
         made[name] = sources.fact(label, "config.json", inner(config, *path[:-1]).get(path[-1]))
-    made |= _figures(sources, summary) | _privacy(sources) | _compute(sources, summary) | _leakage(sources)
+    made |= _figures(sources, summary) | _privacy(sources) | _compute(sources, summary, base_flops) | _leakage(sources)
     partition = sources.document("partition.json")
     made["examples"] = sources.fact("training examples", "partition.json", whole(partition, "num_examples"))
     clients = inner(partition, "clients")
@@ -123,7 +128,7 @@ def facts_of(sources: Sources) -> Mapping[str, Fact]:
         made[name] = sources.fact(label, "versions.json", versions.get(name))
     adapter = sources.folder / "federated" / "adapter" / "adapter_model.safetensors"
     made["adapter_sha256"] = _file_fact(sources, "SHA-256 of the adapter", adapter)
-    return made | _audit(sources)
+    return made | _ledgers(sources) | _audit(sources)
 
 
 _SUMMARY = {
@@ -168,14 +173,29 @@ def _privacy(sources: Sources) -> dict[str, Fact]:
     }
 
 
-def _compute(sources: Sources, summary: Mapping[str, Any]) -> dict[str, Fact]:
-    """What fine-tuning took; no file says what the base's own training took, so the share of it stays unknown."""
+def _ledgers(sources: Sources) -> dict[str, Fact]:
+    """How many ledgers of privacy there are; each of them is among the sources, by hash."""
+    part = sources.folder / "federated"
+    with explained(part):
+        places = [part / "ledger.jsonl", *sorted((part / "ledger").glob("*.jsonl"))]
+    known = [each for each in (_file_fact(sources, "", place) for place in places) if each.is_known]
+    value = f"{counted(len(known), 'file')}, with SHA-256 on the first page" if known else UNKNOWN
+    return {"ledger": Fact("privacy ledgers", value, "federated" if known else "", "")}
+
+
+def _compute(sources: Sources, summary: Mapping[str, Any], base_flops: float | None) -> dict[str, Fact]:
+    """What fine-tuning took; no file says what the base's own training took, so without being told the share of it
+    stays unknown."""
     cost, started = inner(summary, "federated", "cost"), sources.document("events.jsonl")
     tokens, weights = number(cost, "tokens"), number(started, "num_parameters")
     flops = None if not tokens or not weights else _FLOPS_PER_WEIGHT_AND_TOKEN * tokens * weights
     both = [sources.fact("", name, flops) for name in ("summary.json", "events.jsonl")]
     source, sha256 = " and ".join(each.source for each in both), " and ".join(each.sha256 for each in both)
     value, source, sha256 = (UNKNOWN, "", "") if flops is None else (f"{flops:.6g}", source, sha256)
+    given = Fact("", UNKNOWN, "", "") if base_flops is None else Fact("", f"{base_flops:.6g}", _GIVEN, "")
+    share = Fact("", UNKNOWN, "", "")
+    if flops is not None and base_flops is not None:
+        share = Fact("", f"{flops / base_flops:.3g}", f"{source}, and {_GIVEN}", sha256)
     return {
         "tokens": sources.fact("tokens trained on", "summary.json", whole(cost, "tokens")),
         "joules": sources.fact("energy", "summary.json", number(cost, "joules"), unit="J"),
@@ -183,8 +203,8 @@ def _compute(sources: Sources, summary: Mapping[str, Any]) -> dict[str, Fact]:
         "parameters": sources.fact("weights of the base", "events.jsonl", whole(started, "num_parameters")),
         "trainable": sources.fact("weights that were trained", "events.jsonl", whole(started, "trainable")),
         "flops": Fact("operations of fine-tuning, as 6 x weights x tokens", value, source, sha256),
-        "base_flops": Fact("operations of the base's own training", UNKNOWN, "", ""),
-        "share": Fact("share of the base's training compute that fine-tuning took", UNKNOWN, "", ""),
+        "base_flops": replace(given, label="operations of the base's own training"),
+        "share": replace(share, label="share of the base's training compute that fine-tuning took"),
     }
 
 

@@ -39,7 +39,7 @@ _MODEL_CARD = (
     ),
 )
 _EVIDENCE = (
-    Part("Privacy ledger", _PRIVACY),
+    Part("Privacy ledger", ("ledger", *_PRIVACY)),
     Part("Audit trail", ("audit_on", "audit")),
     Part("Charter and policies", ("charter", "policies")),
     Part(
@@ -130,7 +130,7 @@ _ANNEX_XI = (
     Part(
         "Section 1, 2. Computational resources and energy",
         (*_COMPUTE, "seconds", "joules", "co2"),
-        "The share is fine-tuning's operations by those of the base's own training, which no file of a run names.",
+        "The share is fine-tuning's operations by those of the base's own training, which no file of a run says.",
     ),
     Part(
         "Section 2. Models with systemic risk",
