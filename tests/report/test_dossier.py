@@ -54,6 +54,14 @@ def test_operations_of_fine_tuning_are_six_a_weight_and_token(tmp_path: Path) ->
         write_dossier(folder.path, tmp_path / "out", KEY, base_flops=float("nan"))
 
 
+def test_choices_are_read_where_a_configuration_of_today_has_them(tmp_path: Path) -> None:
+    config = {"privacy": {"dp": {"type": "client"}, "protection": {"type": "secure-sum"}}}
+    run = RunFolder.create(tmp_path, "own", config=config)
+    run.write_json("summary", {"metric": "accuracy"})
+    facts = facts_of(Sources(run.path))
+    assert (facts["dp"].value, facts["protection"].value) == ("client", "secure-sum")
+
+
 def test_each_institution_has_a_sheet_with_its_counts(run: Path, tmp_path: Path) -> None:
     sheets = sorted(written(run, tmp_path / "out").glob("datasheet-*.html"))
     assert len(sheets) == 4

@@ -144,7 +144,6 @@ _CONFIG = {
     "rounds": ("rounds planned", "federation", "rounds"),
     "dp": ("differential privacy", "privacy", "dp", "type"),
     "protection": ("protection of updates in a round", "privacy", "protection", "type"),
-    "encryption": ("encryption of sums", "privacy", "protection", "encryption"),
     "audit_on": ("audit trail asked for", "record", "audit"),
     "learning_rate": ("learning rate", "training", "learning_rate"),
     "batch_size": ("batch size", "training", "batch_size"),

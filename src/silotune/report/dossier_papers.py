@@ -25,7 +25,7 @@ class Part:
 _COMPUTE = ("tokens", "parameters", "trainable", "flops", "base_flops", "share")
 _RESULTS = ("metric", "split", "figure", "interval", "base_figure", "notes")
 _METHOD = ("adapter", "algorithm", "lora", "rounds", "learning_rate", "batch_size", "budget", "seed")
-_PRIVACY = ("dp", "epsilon", "delta", "protection", "encryption", "promise")
+_PRIVACY = ("dp", "epsilon", "delta", "protection", "promise")
 _SOFTWARE = ("python", "platform", "machine")
 
 _MODEL_CARD = (
@@ -72,7 +72,7 @@ _DPIA = (
     ),
     Part(
         "Measures",
-        ("dp", "epsilon", "delta", "protection", "encryption", "audit", "charter"),
+        ("dp", "epsilon", "delta", "protection", "audit", "charter"),
         judgements=("Which further technical and organisational measures are in place?",),
     ),
     Part(
@@ -148,7 +148,7 @@ _HIPAA = (
     Part("(d) Person or entity authentication", ("charter", "audit"), judgements=("How persons and sites are known.",)),
     Part(
         "(e) Transmission security",
-        ("protection", "encryption", "bytes_up", "bytes_down"),
+        ("protection", "bytes_up", "bytes_down"),
         "Differential privacy and protected sums are no encryption of a transport.",
         ("How the transport between sites and coordinator is encrypted, and by which certificates.",),
     ),
