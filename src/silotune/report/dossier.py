@@ -28,7 +28,8 @@ INDEX, ML_BOM, SBOM = "index.html", "ml-bom.cdx.json", "sbom.cdx.json"
 MOST_INSTITUTIONS = 10_000
 NOTICE = (
     "These papers are no legal advice and no assessment: software filled in what the run's own files say. "
-    f"What no file says is marked '{UNKNOWN}'; whatever is to be judged is left to a person."
+    f"What no file says is marked '{UNKNOWN}'; whatever is to be judged is left to a person. "
+    "Points of laws and templates are named in short: hold them against their own texts."
 )
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
