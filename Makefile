@@ -36,7 +36,7 @@ unit: $(READY)  ## the fast tier on two cores, layer test included
 	$(BIN)/python -m pytest -m 'not end_to_end' --numprocesses=2 --dist=loadfile --cov=silotune --cov-report=
 
 end-to-end: $(READY)  ## real processes, real kills, the wheel, the README
-	$(BIN)/python -m pytest -m end_to_end --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov=silotune --cov-append --cov-report=
+	$(BIN)/python -m pytest -m end_to_end --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov=silotune --cov-append --cov-report=
 	$(BIN)/coverage report --fail-under=90
 
 fuzz: $(READY)  ## five minutes of wrong messages to a site and a coordinator
