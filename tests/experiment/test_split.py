@@ -14,6 +14,7 @@ from silotune.errors import ConfigError, ModelError
 from silotune.evaluation import inversion
 from silotune.experiment.audit import verify_run
 from silotune.experiment.estimate import estimate
+from silotune.experiment.leakage_report import FOLDER, read_report
 from silotune.experiment.prepare import prepare
 from silotune.experiment.run import resume_experiment, run_experiment
 from silotune.record.runs import RunFolder
@@ -66,6 +67,18 @@ def test_copies_that_are_averaged_are_the_whole_federated_run_to_the_bit(
     tiny.assert_same_bits(adapter_of(whole), adapter_of(split))
     losses = [[row["train_loss"] for row in run.part("federated").read_rows("metrics")] for run in (whole, split)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(("split", "told"), [(None, "sends no activations"), ({}, "the compute server sees them")])
+def test_the_leakage_report_says_whether_activations_were_sent(
+    make: Make, split: Mapping[str, Any] | None, told: str
+) -> None:
+    federation = {"modes": ["federated"], "rounds": 1}
+    run = run_experiment(make(split, federation=federation, audit={"leakage": True, "shadows": 0}))
+    report = read_report(run.path / FOLDER)
+    assert report is not None
+    assert [told in item["why"] for item in report["not_tried"] if item["attack"].startswith("activations")] == [True]
 
 
 @pytest.mark.end_to_end

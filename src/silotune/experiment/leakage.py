@@ -177,6 +177,21 @@ class Evidence:
             for place in self.sample(held.reserve, f"reserve of {client}")
         ]
 
+    @cached_property
+    def every(self) -> list[Encoded]:
+        """The members that are attacked, then those of the reserve."""
+        return [*(example for _, _, example in self.members), *(example for _, example in self.others)]
+
+    @cached_property
+    def of_base(self) -> list[float]:
+        """Losses of ``every`` at the adapter that training began with."""
+        return self.losses(self.prepared.initial, self.every)
+
+    @cached_property
+    def of_final(self) -> list[float]:
+        """The same at the final adapter."""
+        return self.losses(self.final, self.every)
+
     def losses(self, weights: Tensors, examples: Sequence[Encoded]) -> list[float]:
         """Loss of each example at an adapter."""
         config = self.config
@@ -335,10 +350,10 @@ def _read_in_all(evidence: Evidence) -> set[int]:
 
 def _membership(evidence: Evidence) -> Iterator[Figure]:
     """Every score on the final model, over all clients and by client."""
-    scored = _scored(evidence, evidence.final, has_shadows=True)
+    scored = _scored(evidence)
     count = len(evidence.members)
     for name, score in membership.SCORES.items():
-        if name not in ("loss", "ratio") and {"min-k": "min_k"}.get(name, name) not in scored:
+        if name not in (*_PLAIN, *scored):
             continue
         values = score(scored)
         found = membership.advantage(values[:count], values[count:])
@@ -362,14 +377,14 @@ def _by_client(evidence: Evidence, values: Sequence[float], score: str) -> Itera
             yield _membership_figure(found, PUBLIC, f"by {score}, at {client}")
 
 
-def _scored(evidence: Evidence, weights: Tensors, *, has_shadows: bool) -> dict[str, list[float]]:
-    """The figures of every member, then of every example of the reserve, that scores are made of."""
-    examples = [*(example for _, _, example in evidence.members), *(example for _, example in evidence.others)]
-    scored = {"loss": evidence.losses(weights, examples), "base": evidence.losses(evidence.prepared.initial, examples)}
+def _scored(evidence: Evidence) -> dict[str, list[float]]:
+    """The figures of every member, then of every example of the reserve, that scores of the final model are made of."""
+    examples = evidence.every
+    scored = {"loss": evidence.of_final, "base": evidence.of_base}
     if not evidence.config.training.objective.has_head and all(example.answer for example in examples):
         batch = evidence.config.evaluation.batch_size
-        scored["min_k"] = membership.min_k(evidence.prepared.adapted, weights, examples, batch_size=batch)
-    if has_shadows and evidence.settings.shadows and len(examples) >= 4:
+        scored["min-k"] = membership.min_k(evidence.prepared.adapted, evidence.final, examples, batch_size=batch)
+    if evidence.settings.shadows and len(examples) >= 4:
         was_in = membership.balanced_halves(len(examples), evidence.settings.shadows, seed=evidence.config.seed)
         shadows = [_shadow(evidence, examples, chosen, number) for number, chosen in enumerate(was_in)]
         scored["lira"] = membership.likelihood_ratio(scored["loss"], shadows, was_in)
@@ -405,15 +420,13 @@ def _membership_figure(found: Advantage, adversary: str, about: str) -> Figure:
 
 def _membership_by_round(evidence: Evidence) -> Iterator[Figure]:
     """The loss, and the gain over the base, at the model of every round."""
-    examples = [*(example for _, _, example in evidence.members), *(example for _, example in evidence.others)]
-    base = evidence.losses(evidence.prepared.initial, examples)
     count = len(evidence.members)
     for number in sorted(evidence.models):
         if number == 0:
             continue
-        tuned = evidence.losses(evidence.models[number], examples)
+        tuned = evidence.losses(evidence.models[number], evidence.every)
         for name in _PLAIN:
-            values = membership.SCORES[name]({"loss": tuned, "base": base})
+            values = membership.SCORES[name]({"loss": tuned, "base": evidence.of_base})
             found = membership.advantage(values[:count], values[count:])
             if found is not None:
                 yield _membership_figure(found, MEMBER, f"by {name}, after round {number}")
@@ -687,40 +700,40 @@ def audited(prepared: Prepared, folder: RunFolder, settings: AuditSection) -> di
         **_identity(prepared, folder),
         "seconds": time.perf_counter() - began,
         "figures": [asdict(figure) for figure in figures],
-        "not_tried": [*missing, *_NEVER],
+        "not_tried": [*missing, *_never(prepared.config)],
         "worst": _worst(evidence),
     }
 
 
 _NOTHING = "its part of the examples was too few for an interval, or the updates hold nothing that it reads"
-_NEVER = (
-    {
-        "attack": "texts from gradients by optimisation",
-        "adversary": SERVER,
-        "why": "not part of this audit: where the span attack finds nothing, optimising inputs (LAMP, TIGER) may",
-    },
-    {
-        "attack": "activations of split training",
-        "adversary": SERVER,
-        "why": "the run sends no activations",
-    },
-)
+
+
+def _never(config: Config) -> list[dict[str, str]]:
+    """What this audit makes of no run, and why."""
+    crossing = "the run sends no activations"
+    if config.federation.split is not None:
+        crossing = "the compute server sees them: inversion.json of the run says what a test read of them"
+    return [
+        {
+            "attack": "texts from gradients by optimisation",
+            "adversary": SERVER,
+            "why": "not part of this audit: where the span attack finds nothing, optimising inputs (LAMP, TIGER) may",
+        },
+        {"attack": "activations of split training", "adversary": SERVER, "why": crossing},
+    ]
 
 
 def _worst(evidence: Evidence) -> dict[str, Any] | None:
     """The member that the final model gives away most, by its client and row; None without a reserve."""
     if _needs_reserve(evidence):
         return None
-    members, others = [example for _, _, example in evidence.members], [example for _, example in evidence.others]
-    every = [*members, *others]
-    gains = membership.SCORES["ratio"](
-        {"loss": evidence.losses(evidence.final, every), "base": evidence.losses(evidence.prepared.initial, every)}
-    )
-    inside, outside = np.asarray(gains[: len(members)]), np.asarray(gains[len(members) :])
+    count = len(evidence.members)
+    gains = membership.SCORES["ratio"]({"loss": evidence.of_final, "base": evidence.of_base})
+    inside, outside = np.asarray(gains[:count]), np.asarray(gains[count:])
     place = int(inside.argmax())
     client, row, _ = evidence.members[place]
     above = float((outside >= inside[place]).mean())
-    return {"client": client, "row": row + 1, "share_of_reserve_above": above, "of": len(members)}
+    return {"client": client, "row": row + 1, "share_of_reserve_above": above, "of": count}
 
 
 def gathered(prepared: Prepared, folder: RunFolder, by_site: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -764,7 +777,7 @@ def gathered(prepared: Prepared, folder: RunFolder, by_site: Mapping[str, Mappin
         **_identity(prepared, folder),
         "seconds": 0.0,
         "figures": [asdict(figure) for figure in figures],
-        "not_tried": [*missing, *_NEVER],
+        "not_tried": [*missing, *_never(prepared.config)],
         "worst": None,
     }
 

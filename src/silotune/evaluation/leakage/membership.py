@@ -178,7 +178,7 @@ Score = Callable[[Scored], list[float]]
 SCORES: Mapping[str, Score] = {
     "loss": lambda scored: [-value for value in scored["loss"]],
     "ratio": lambda scored: [base - tuned for base, tuned in zip(scored["base"], scored["loss"], strict=True)],
-    "min-k": lambda scored: list(scored["min_k"]),
+    "min-k": lambda scored: list(scored["min-k"]),
     "lira": lambda scored: list(scored["lira"]),
 }
 """Name of a score -> what makes it of an example's figures: the loss, the gain over the base, Min-K%++, LiRA."""

@@ -9,7 +9,7 @@ clients and rounds stay within that span; rounds are stacked, so that few ranks 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,6 +136,15 @@ def token_inputs(adapted: Adapted, reader: Reader, *, position: int = 0) -> torc
         reader: The layers.
         position: Place of the token in its text, for models that add positions to what they read.
     """
+    ids = torch.arange(vocabulary_of(adapted.base.model), device=adapted.base.device)[:, None]
+    places = {"position_ids": torch.tensor([[position]], device=adapted.base.device)} if position else {}
+    return _read_last(adapted, reader, ids.split(_BATCH), **places)
+
+
+def _read_last(
+    adapted: Adapted, reader: Reader, batches: Iterable[torch.Tensor], **places: torch.Tensor
+) -> torch.Tensor:
+    """What the layers read at the last place of each text [texts, width], in float64; no pass goes on behind them."""
     module = adapted.model.get_submodule(reader.modules[0])
     found: list[torch.Tensor] = []
 
@@ -145,15 +154,10 @@ def token_inputs(adapted: Adapted, reader: Reader, *, position: int = 0) -> torc
 
     handle = module.register_forward_pre_hook(keep)
     try:
-        rows = vocabulary_of(adapted.base.model)
-        places = {"position_ids": torch.tensor([[position]], device=adapted.base.device)} if position else {}
         with torch.no_grad():
-            for start in range(0, rows, _BATCH):
-                ids = torch.arange(start, min(start + _BATCH, rows), device=adapted.base.device)[:, None]
-                try:
+            for ids in batches:
+                with suppress(_Read):
                     adapted.model(input_ids=ids, use_cache=False, **places)
-                except _Read:
-                    continue
     finally:
         handle.remove()
     return torch.cat(found)
@@ -334,26 +338,8 @@ def _width(adapted: Adapted, update: Tensors, reader: Reader) -> int:
 
 def _ends(adapted: Adapted, reader: Reader, texts: Sequence[tuple[int, ...]], span: torch.Tensor) -> torch.Tensor:
     """How much of what the layers read at the end of each text is outside the span [texts]; all are equally long."""
-    module = adapted.model.get_submodule(reader.modules[0])
-    found: list[torch.Tensor] = []
-
-    def keep(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        found.append(given[0][:, -1].detach().double().cpu())
-        raise _Read
-
-    handle = module.register_forward_pre_hook(keep)
-    batch = max(1, _BATCH // len(texts[0]))
-    try:
-        with torch.no_grad():
-            for start in range(0, len(texts), batch):
-                ids = torch.tensor(texts[start : start + batch], device=adapted.base.device)
-                try:
-                    adapted.model(input_ids=ids, use_cache=False)
-                except _Read:
-                    continue
-    finally:
-        handle.remove()
-    return outside(torch.cat(found), span)
+    ids = torch.tensor(texts, device=adapted.base.device)
+    return outside(_read_last(adapted, reader, ids.split(max(1, _BATCH // len(texts[0])))), span)
 
 
 def rouge_l(found: Sequence[int], true: Sequence[int]) -> float:
