@@ -22,6 +22,7 @@ from silotune.settings.registry import (
     TYPE,
     brought_by,
     depends_of,
+    name_of,
     overlay,
     section_of,
     table_at,
@@ -39,9 +40,7 @@ class Config(Sections):
     @classmethod
     def _qlora_implies_int4(cls, document: Any) -> Any:
         """Sets the precision to int4 where it is left open and the adapter needs an int4 base."""
-        adapter = document.get("adapter") if isinstance(document, Mapping) else None
-        name = adapter.get(TYPE) if isinstance(adapter, Mapping) else getattr(adapter, TYPE, adapter)
-        if name not in ADAPTERS.those("needs_int4"):
+        if not isinstance(document, Mapping) or name_of(document.get("adapter")) not in ADAPTERS.those("needs_int4"):
             return document
         model = document.get("model", {})
         if not isinstance(model, Mapping) or model.get("precision", "auto") != "auto":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from silotune.config import Config
 from silotune.methods.algorithms import local_training
+from silotune.record.printable import counted
 from silotune.structs import Tensors
 
 
@@ -99,14 +100,15 @@ def _holders(exposed: Exposed | None, rounds: int, held: Mapping[str, int]) -> s
 
 def _visible(config: Config, exposed: Exposed | None) -> str:
     """How many distinct tokens an update, or a sum of them, can show: rounds times ranks of one input."""
-    rounds = config.federation.rounds
-    times = f"{rounds} round{'' if rounds == 1 else 's'} x rank"
+    rounds, who = config.federation.rounds, "whoever sees updates can tell distinct tokens while they are fewer than"
     if exposed is None:
-        return f"whoever sees updates can tell distinct tokens while they are fewer than {times} of what reads them"
+        return f"{who} {counted(rounds, 'round')} x rank of what reads them"
+    return f"{who} {exposed.tokens(rounds)} ({_directions(exposed, rounds)}, at most its width of {exposed.width})"
+
+
+def _directions(exposed: Exposed, rounds: int) -> str:
     return (
-        f"whoever sees updates can tell distinct tokens while they are fewer than {exposed.tokens(rounds)} "
-        f"({times} {' + '.join(map(str, exposed.ranks))} of modules that read the same input, at most its width of "
-        f"{exposed.width})"
+        f"{counted(rounds, 'round')} x rank {' + '.join(map(str, exposed.ranks))} of modules that read the same input"
     )
 
 
@@ -126,9 +128,8 @@ def sgd_warnings(config: Config, exposed: Exposed | None) -> list[str]:
     few = "as far as their rank goes"
     if exposed is not None:
         few = (
-            f"while those are fewer than {exposed.tokens(rounds)}: {rounds} round{'' if rounds == 1 else 's'} x rank "
-            f"{' + '.join(map(str, exposed.ranks))} of modules that read the same input, and no more than its width of "
-            f"{exposed.width}"
+            f"while those are fewer than {exposed.tokens(rounds)}: {_directions(exposed, rounds)}, and no more than "
+            f"its width of {exposed.width}"
         )
     algorithm = config.federation.algorithm
     given = f"federation.algorithm = {algorithm.type!r}" if algorithm.shares_step else "training.optimizer = 'sgd'"

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from silotune.settings.adapters import ADAPTERS
 from silotune.settings.lora_rules import LORA_RULES
 from silotune.settings.objectives import OBJECTIVES
-from silotune.settings.registry import TYPE
+from silotune.settings.registry import name_of
 from silotune.settings.sections import FederationSection, TrainingSection
 
 STEPS: Final = 100
@@ -49,9 +49,8 @@ def filled(document: Mapping[str, Any]) -> dict[str, Any]:
     }
     if _said(document, "training", "epochs") is None:
         values["training", "max_steps"] = 1 if shares else _LOCAL_STEPS
-    adapter = _said(document, "adapter", TYPE) or _whole(document, "adapter") or ADAPTERS.default
     has_head = _objective(document) in OBJECTIVES.those("has_head")
-    rate = (HEAD_RATES if has_head else RATES).get(str(adapter))
+    rate = (HEAD_RATES if has_head else RATES).get(str(name_of(document.get("adapter")) or ADAPTERS.default))
     if rate is not None:
         values["training", "learning_rate"] = rate
     if isinstance(rounds, int) and rounds > _ROUNDS:
@@ -76,8 +75,8 @@ def said(federation: FederationSection, training: TrainingSection) -> list[str]:
 
 def _can_share(document: Mapping[str, Any]) -> bool:
     """Whether clients may share each step: nothing that is set needs local steps, or another algorithm."""
-    algorithm = _name(_said(document, "federation", "algorithm"))
-    rule = _name(_said(document, "federation", "lora"))
+    algorithm = name_of(_said(document, "federation", "algorithm"))
+    rule = name_of(_said(document, "federation", "lora"))
     clock = _said(document, "federation", "clock")
     return (
         algorithm in (None, "fedsgd")
@@ -100,7 +99,7 @@ def _batch(document: Mapping[str, Any]) -> int:
 
 
 def _objective(document: Mapping[str, Any]) -> Any:
-    return _name(_said(document, "training", "objective"))
+    return name_of(_said(document, "training", "objective"))
 
 
 def _put(document: Mapping[str, Any], values: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
@@ -114,11 +113,6 @@ def _put(document: Mapping[str, Any], values: Mapping[tuple[str, str], Any]) -> 
     return result
 
 
-def _whole(document: Mapping[str, Any], section: str) -> Any:
-    value = document.get(section)
-    return value if isinstance(value, str) else None
-
-
 def _said(document: Mapping[str, Any], section: str, key: str) -> Any:
     """What a document says of a key; None where it leaves it open."""
     return _of(document.get(section), key)
@@ -128,10 +122,5 @@ def _of(section: Any, key: str) -> Any:
     if isinstance(section, Mapping):
         return section.get(key)
     if isinstance(section, BaseModel):
-        return getattr(section, key, None) if key in section.model_fields_set or key == TYPE else None
+        return getattr(section, key) if key in section.model_fields_set else None
     return None
-
-
-def _name(choice: Any) -> Any:
-    """The name of a choice that stands as a name or as a table."""
-    return choice if isinstance(choice, str) or choice is None else _of(choice, TYPE)

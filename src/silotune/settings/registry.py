@@ -46,6 +46,14 @@ class Choice(Section):
         return {TYPE: self.type, **fields(self)}
 
 
+def name_of(given: Any) -> Any:
+    """The name of a choice as a document or a section gives it: as a plain name, a table or the choice itself.
+
+    None where it is left open; whatever is no choice comes back as it is, for its field to refuse.
+    """
+    return given.get(TYPE) if isinstance(given, Mapping) else getattr(given, TYPE, given)
+
+
 ChoiceType = TypeVar("ChoiceType", bound=Choice)
 Made = TypeVar("Made")
 
