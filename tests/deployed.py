@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 
 import kits
 from line import line
@@ -51,7 +52,16 @@ def document(model: Path, folder: Path, **sections: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def quickly() -> Iterator[pytest.MonkeyPatch]:
+def without_waiting() -> Iterator[None]:
+    """Inside, this process is a coordinator's that asks again at once whether its sites have answered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+        yield
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
     """Inside, nobody collects the garbage of a whole test process or generates the same examples for each site."""
     known: dict[str, Any] = {}
 
@@ -64,7 +74,7 @@ def quickly() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silotune.transports.trainer_host.gc.collect", lambda: 0)
         patch.setattr("silotune.experiment.site.load_examples", remembered)
-        yield patch
+        yield
 
 
 class OneAtATime(TrainerHost):

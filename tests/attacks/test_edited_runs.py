@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deployed import NAMES, Deployed, document, quickly
+from deployed import NAMES, Deployed, document, quickly, without_waiting
 from silotune.cli import main as entry
 from silotune.config import from_mapping
 from silotune.errors import AuditError
@@ -42,9 +41,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Dep
 @pytest.fixture(scope="module")
 def whole(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Path]:
     """The finished run; nobody may change it."""
-    with quickly() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    with quickly(), without_waiting():
         yield deployed.run(from_mapping(document(tiny_folder, tmp_path_factory.mktemp("runs")))).path
 
 
@@ -312,9 +309,7 @@ def test_whatever_lies_beside_is_told_as_not_covered(deployed: Deployed, run: Pa
 def test_no_countersignature_can_be_taken_out_unseen(deployed: Deployed, tiny_folder: Path, tmp_path: Path) -> None:
     """Nor that of a site that no round drew: the end of the trail names all who are to sign it."""
     drawn_one = {"rounds": 1, "clients_per_round": 1}
-    with quickly() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    with quickly(), without_waiting():
         made = document(tiny_folder, tmp_path, federation=drawn_one, record={"name": "drawn"})
         run = deployed.run(from_mapping(made)).path
     assert set(checked(deployed, run).chain.countersigned) == set(NAMES)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
 from attacks.hostile import packed
-from deployed import Deployed, document, over_tls, quickly
+from deployed import Deployed, document, over_tls, quickly, without_waiting
 from silotune.config import from_mapping
 from silotune.deploy.kits import site_folder
 from silotune.experiment.audit import verify_run
@@ -181,14 +180,6 @@ def check(run: RunFolder, without: RunFolder, lies: Mapping[str, tuple[Lie, str]
     assert blamed == [LIAR] * len(lies)
 
 
-@contextmanager
-def in_memory() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-        yield
-
-
 @pytest.fixture(scope="module")
 def without(deployed: Deployed, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The same run without the liar, whose trainer does nothing and says so."""
@@ -196,7 +187,7 @@ def without(deployed: Deployed, tiny_folder: Path, tmp_path_factory: pytest.Temp
     honest, refuses = host.answer, Frame({"status": "failure", "stage": "train", "reason": "generation"})
     host.answer = lambda frame: refuses  # type: ignore[method-assign]
     try:
-        with in_memory():
+        with without_waiting():
             folder = tmp_path_factory.mktemp("without")
             return deployed.run(from_mapping(asked(tiny_folder, folder, "without", len(LIES))))
     finally:
@@ -208,7 +199,7 @@ def test_a_site_that_lies_in_every_way_fails_alone(
 ) -> None:
     liar = Liar(deployed, [lie for lie, _ in LIES.values()])
     try:
-        with in_memory():
+        with without_waiting():
             run = deployed.run(from_mapping(asked(tiny_folder, tmp_path, "lies", len(LIES))))
     finally:
         liar.host.answer = liar.honest  # type: ignore[method-assign]
@@ -222,7 +213,7 @@ def test_a_lie_that_a_site_signs_stands_in_no_file_of_the_run(
     """Nor in the trail, but as that site's failure in the coordinator's own words; the others' figures are there."""
     kind, changes, said = SIGNED_LIES[name]
     made = asked(tiny_folder, tmp_path, f"signed-{name.replace(' ', '-').replace(',', '')}".replace("'", ""), 1)
-    with signing(kind, changes), in_memory():
+    with signing(kind, changes), without_waiting():
         run = deployed.run(from_mapping({**made, "evaluation": {"bootstrap_samples": 0, "per_client": True}}))
     entries = read_chain(run.part("federated").path / "audit.jsonl")
     booked = [entry.fields for entry in entries if entry.event == "failure"]

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
-from deployed import Deployed, document, over_tls, quickly
+from deployed import Deployed, document, over_tls, quickly, without_waiting
 from lies import (
     LIES,
     complains_of_one_and_keeps_to_it,
@@ -101,9 +100,7 @@ def lying(lies: Sequence[Lie]) -> Iterator[pytest.MonkeyPatch]:
 
 
 def in_memory(deployed: Deployed, asked: Mapping[str, Any], lies: Sequence[Lie], *, name: str) -> RunFolder:
-    with lying(lies) as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    with lying(lies), without_waiting():
         return deployed.run(from_mapping({**asked, "record": {"name": name, "energy": False}}))
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 from typer.testing import CliRunner
 
-from deployed import NAMES, Deployed, document, quickly
+from deployed import NAMES, Deployed, document, quickly, without_waiting
 from silotune.cli.main import build_app
 from silotune.config import Config, from_mapping
 from silotune.deploy.kits import site_folder
@@ -30,9 +29,7 @@ FORBIDS = 'leakage_audit = "required"\nlargest_membership_advantage = 0.0'
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    with quickly() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    with quickly(), without_waiting():
         yield
 
 

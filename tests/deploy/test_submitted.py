@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 import tiny
-from deployed import NAMES, Deployed, document, quickly
+from deployed import NAMES, Deployed, document, quickly, without_waiting
 from silotune.config import Config, from_mapping
 from silotune.deploy.kits import site_folder
 from silotune.deploy.submit import submit_run
@@ -48,9 +47,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    with quickly() as patch:
-        patch.setattr("silotune.transports.flower.POLL_SECONDS", 0.0)
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    with quickly(), without_waiting():
         yield
 
 
